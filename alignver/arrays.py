@@ -1,0 +1,266 @@
+"""Arrays of any namespace: what is accepted, what is refused and why.
+
+This is the only module that imports ``array_api_compat`` or touches CuPy. Everything above it gets validated real
+arrays of float64 in the caller's own namespace and on the caller's own device, together with the epsilon of the dtype
+that they were computed in. Validation comes before any LAPACK call: several libraries hang, or answer without a
+warning, on NaN.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from types import ModuleType
+from typing import Any, TypeAlias
+
+import array_api_compat
+import numpy as np
+
+from alignver.errors import InvalidInput
+
+__all__ = [
+    "EPS",
+    "Array",
+    "Entries",
+    "as_matrix",
+    "as_vector",
+    "blocks",
+    "digest",
+    "host",
+    "is_operator",
+    "like",
+    "namespace",
+    "same_place",
+]
+
+Array: TypeAlias = Any
+"""An array of a namespace that follows the array API standard; the standard has no runtime type for it."""
+
+EPS = {
+    "bfloat16": 2.0**-7,
+    "float16": 2.0**-10,
+    "float32": 2.0**-23,
+    "float64": 2.0**-52,
+}
+"""Machine epsilon (the spacing above 1, twice the unit roundoff u) of every accepted floating dtype; IEEE 754, and for
+bfloat16 its 8 significand bits."""
+
+_INTEGERS = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+_EXACT_INTEGER = 2**53  # every integer of at most this magnitude is a float64
+_BLOCK_BYTES = 1 << 26  # temporaries of elementwise passes over a large matrix stay below this
+
+
+@dataclasses.dataclass(frozen=True)
+class Entries:
+    """A validated array, and what it was before it was widened to float64.
+
+    Attributes
+    ----------
+    array : Array
+        float64, finite, in the namespace and on the device of the input; never a copy of a float64 input.
+    dtype : str
+        The dtype that the entries were computed in (of the input, or the caller's word for it).
+    eps : float
+        Its machine epsilon.
+    handed_eps : float
+        Epsilon of the dtype that the array came in: all that a library it is handed to can know.
+    """
+
+    array: Array
+    dtype: str
+    eps: float
+    handed_eps: float
+
+
+def namespace(array: Array) -> ModuleType:
+    """Return the array API namespace of ``array``."""
+    xp: ModuleType = array_api_compat.array_namespace(array)
+    return xp
+
+
+def as_matrix(value: Any, name: str, *, computed_in: str | None = None) -> Entries:
+    """Validate a real matrix: 2-d, not empty, finite, of a real dtype; widen it to float64 exactly.
+
+    ``computed_in`` names the dtype that the entries were computed in when it is not the one they are stored in (a
+    float32 Jacobian kept as float64). Raises :class:`~alignver.errors.InvalidInput` naming ``name``.
+
+    Examples
+    --------
+    >>> as_matrix([[1, 2], [3, 4]], "A").array
+    array([[1., 2.],
+           [3., 4.]])
+    >>> as_matrix([[1.0, float("nan")]], "A")
+    Traceback (most recent call last):
+        ...
+    alignver.errors.InvalidInput: A: got nan at (0, 1); needs finite entries
+    """
+    return _validated(value, name, 2, computed_in)
+
+
+def as_vector(value: Any, name: str, *, computed_in: str | None = None) -> Entries:
+    """Validate a real vector, as :func:`as_matrix` does; an (N, 1) or (1, N) matrix is refused, not guessed at."""
+    return _validated(value, name, 1, computed_in)
+
+
+def is_operator(value: Any) -> bool:
+    """Whether ``value`` is a linear operator: ``shape``, ``matvec`` and ``rmatvec``, and not an array."""
+    return not array_api_compat.is_array_api_obj(value) and all(
+        hasattr(value, attribute) for attribute in ("shape", "matvec", "rmatvec")
+    )
+
+
+def _validated(value: Any, name: str, ndim: int, computed_in: str | None) -> Entries:
+    array = _native(value, name)
+    dtype = _dtype_name(array)
+    kind = {1: "vector", 2: "matrix"}[ndim]
+    if dtype not in EPS and dtype not in _INTEGERS and dtype != "bool":
+        raise InvalidInput(
+            name, f"dtype {dtype}", "real numbers: float16, bfloat16, float32, float64, integers or bool"
+        )
+    if array.ndim != ndim:
+        shape = tuple(array.shape)
+        raise InvalidInput(
+            name, f"{array.ndim} dimensions, shape {shape}", f"a {kind}, {ndim} dimension{'s' * (ndim > 1)}"
+        )
+    if 0 in tuple(array.shape):
+        raise InvalidInput(name, f"shape {tuple(array.shape)}", f"a {kind} that is not empty")
+    if computed_in is not None and computed_in not in EPS:
+        raise InvalidInput("computed_in", repr(computed_in), "one of " + ", ".join(sorted(EPS)))
+    if dtype in EPS:
+        _require_finite(array, name)
+    elif dtype != "bool":
+        _require_exact(array, name)
+    xp = namespace(array)
+    if dtype == "bool":  # the standard casts bool through integers
+        array = xp.astype(array, xp.uint8)
+    wide = array if dtype == "float64" else xp.astype(array, xp.float64)
+    stored = dtype if dtype in EPS else "float64"
+    # Widening never gains digits: the coarser of the two dtypes tells how many the entries have.
+    source = max((stored, computed_in or stored), key=EPS.__getitem__)
+    return Entries(wide, source, EPS[source], EPS[stored])
+
+
+def _native(value: Any, name: str) -> Array:
+    """Return ``value`` as an array of a supported namespace, without changing one that already is."""
+    if hasattr(value, "tocsr") or getattr(getattr(value, "layout", None), "__repr__", str)() in _TORCH_SPARSE:
+        raise InvalidInput(
+            name, f"a sparse {type(value).__name__}", "a dense array (.toarray() or .to_dense()), or an operator"
+        )
+    if isinstance(value, np.ma.MaskedArray):
+        raise InvalidInput(name, "a masked array", "an array without a mask (.filled(...) or .compressed())")
+    if array_api_compat.is_torch_array(value):
+        return _native_torch(value, name)
+    if array_api_compat.is_jax_array(value) or array_api_compat.is_lazy_array(value):
+        kind = f"{type(value).__module__.partition('.')[0]} array"
+        raise InvalidInput(name, f"a {kind}", "an eager, mutable array: numpy.asarray(...) makes one")
+    if array_api_compat.is_numpy_array(value):
+        if not value.dtype.isnative:
+            value = value.astype(value.dtype.newbyteorder("="))
+        return value.view(np.ndarray) if type(value) is not np.ndarray else value
+    if array_api_compat.is_array_api_obj(value):
+        return value
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InvalidInput(
+            name, f"{type(value).__name__} that is no array ({error})", "rows of equal length"
+        ) from error
+
+
+_TORCH_SPARSE = {f"torch.sparse_{kind}" for kind in ("coo", "csr", "csc", "bsr", "bsc")}
+
+
+def _native_torch(value: Any, name: str) -> Array:
+    if value.is_meta:
+        raise InvalidInput(name, "a meta tensor, which has no entries", "a tensor with data")
+    if value.is_quantized:
+        raise InvalidInput(name, "a quantized tensor", "real entries: .dequantize()")
+    return value.detach()
+
+
+def _dtype_name(array: Array) -> str:
+    return str(array.dtype).rpartition(".")[2]
+
+
+def _require_finite(array: Array, name: str) -> None:
+    xp = namespace(array)
+    for start, block in blocks(array, axis=0):
+        finite = xp.isfinite(block)
+        if not bool(xp.all(finite)):
+            flat = int(xp.argmax(xp.astype(xp.reshape(~finite, (-1,)), xp.uint8)))
+            index = np.unravel_index(flat, tuple(block.shape))
+            where = (start + int(index[0]), *(int(k) for k in index[1:]))
+            bad = float(block[tuple(int(k) for k in index)])
+            place = where[0] if len(where) == 1 else where
+            raise InvalidInput(name, f"{bad} at {place}", "finite entries")
+
+
+def _require_exact(array: Array, name: str) -> None:
+    """Refuse integers that float64 cannot hold: widening them would change the matrix that the verdict is about."""
+    xp = namespace(array)
+    low, high = int(xp.min(array)), int(xp.max(array))
+    if max(-low, high) > _EXACT_INTEGER:
+        extreme = high if high > -low else low
+        raise InvalidInput(
+            name, f"the integer {extreme}", "integers of at most 2**53 in magnitude, which float64 holds exactly"
+        )
+
+
+def blocks(array: Array, axis: int, *, least: int = 1) -> list[tuple[int, Array]]:
+    """Cut an array into slices along ``axis`` (views, in order) of bounded size: (start, slice) pairs."""
+    length = int(array.shape[axis])
+    width = max(1, int(np.prod(array.shape, dtype=np.int64)) // max(1, length)) * 8
+    step = max(least, _BLOCK_BYTES // width, 1)
+    cut = [slice(None)] * array.ndim
+    pieces = []
+    for start in range(0, length, step):
+        cut[axis] = slice(start, min(start + step, length))
+        pieces.append((start, array[tuple(cut)]))
+    return pieces
+
+
+def same_place(first: Array, second: Array, names: tuple[str, str]) -> None:
+    """Require two arrays of one namespace and one device: nothing is moved behind the caller's back."""
+    xp, other = namespace(first), namespace(second)
+    if xp is not other:
+        libraries = [module.__name__.rpartition(".")[2] for module in (xp, other)]
+        raise InvalidInput(
+            names[1], f"a {libraries[1]} array beside a {libraries[0]} {names[0]}", f"the library of {names[0]}"
+        )
+    here, there = array_api_compat.device(first), array_api_compat.device(second)
+    if here != there:
+        raise InvalidInput(names[1], f"device {there} beside {names[0]} on {here}", f"the device of {names[0]}")
+
+
+def host(array: Array) -> np.ndarray[Any, np.dtype[Any]]:
+    """Copy a (small) array to NumPy: decisions are made there."""
+    if isinstance(array, np.ndarray):
+        return array
+    if array_api_compat.is_cupy_array(array):
+        return np.asarray(array.get())
+    return np.asarray(array_api_compat.to_device(array, "cpu") if array_api_compat.is_torch_array(array) else array)
+
+
+def like(values: Any, reference: Array) -> Array:
+    """Return host ``values`` as a float64 array in the namespace and on the device of ``reference``."""
+    xp = namespace(reference)
+    return xp.asarray(values, dtype=xp.float64, device=array_api_compat.device(reference))
+
+
+def digest(array: Array) -> str:
+    """Return the SHA-256 of dtype, shape and the entries in row-major order, as 64 hexadecimal digits.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> digest(np.eye(2)) == digest(np.asfortranarray(np.eye(2)))
+    True
+    >>> digest(np.eye(2)) == digest(np.eye(2, dtype=np.float32))
+    False
+    """
+    content = hashlib.sha256()
+    entries = host(array)
+    content.update(f"{entries.dtype.str} {entries.shape}".encode())
+    for _, block in blocks(entries, axis=0) if entries.ndim else [(0, entries)]:
+        content.update(np.ascontiguousarray(block).tobytes())
+    return content.hexdigest()

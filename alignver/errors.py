@@ -1,0 +1,44 @@
+"""The three ways in which alignver says no by raising; a mathematical failure is a verdict, never an exception."""
+
+from __future__ import annotations
+
+import typing
+
+if typing.TYPE_CHECKING:
+    from alignver.results import CheckResult
+
+__all__ = ["InvalidInput", "MissingDependency", "VerificationFailed"]
+
+
+class InvalidInput(ValueError):
+    """An argument that no verdict can be about: the message names it, what it got and what it needs."""
+
+    def __init__(self, argument: str, got: str, need: str) -> None:
+        self.argument = argument
+        self.got = got
+        self.need = need
+        super().__init__(f"{argument}: got {got}; needs {need}")
+
+    def __reduce__(self) -> tuple[type[InvalidInput], tuple[str, str, str]]:
+        return type(self), (self.argument, self.got, self.need)
+
+
+class MissingDependency(ImportError):
+    """An optional library that this call needs and that is not installed: the message says how to get it."""
+
+    def __init__(self, library: str, purpose: str, extra: str) -> None:
+        self.library = library
+        self.purpose = purpose
+        self.extra = extra
+        super().__init__(f"{purpose} needs {library}, which is not installed: pip install 'alignver[{extra}]'")
+
+    def __reduce__(self) -> tuple[type[MissingDependency], tuple[str, str, str]]:
+        return type(self), (self.library, self.purpose, self.extra)
+
+
+class VerificationFailed(Exception):
+    """A result that was required to hold and does not; ``.result`` carries it whole."""
+
+    def __init__(self, result: CheckResult) -> None:
+        self.result = result
+        super().__init__(str(result))

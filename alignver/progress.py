@@ -1,0 +1,77 @@
+"""Progress of long work, told to whoever listens: the libraries below report steps, the CLI draws the bar.
+
+Nothing here prints. A listener is installed with :func:`listening`; without one every call is a no-op, so that library
+code can report freely at no cost to people who did not ask.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Iterable, Iterator, Sized
+from typing import Protocol, TypeVar
+
+__all__ = ["Listener", "listening", "stage", "track"]
+
+T = TypeVar("T")
+
+
+class Listener(Protocol):
+    """What a display of progress implements."""
+
+    def start(self, label: str, total: int | None) -> object:
+        """Open a task of ``total`` steps (None: unknown) and return a handle for it."""
+
+    def advance(self, handle: object) -> None:
+        """Count one step of the task."""
+
+    def finish(self, handle: object) -> None:
+        """Close the task."""
+
+
+_listener: contextvars.ContextVar[Listener | None] = contextvars.ContextVar("alignver_progress", default=None)
+
+
+@contextlib.contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Send the progress of everything called inside the block to ``listener``."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def track(steps: Iterable[T], label: str) -> Iterator[T]:
+    """Iterate over ``steps`` and report each one as it is finished.
+
+    Examples
+    --------
+    >>> list(track([1, 2, 3], "counting"))
+    [1, 2, 3]
+    """
+    listener = _listener.get()
+    if listener is None:
+        yield from steps
+        return
+    handle = listener.start(label, len(steps) if isinstance(steps, Sized) else None)
+    try:
+        for step in steps:
+            yield step
+            listener.advance(handle)
+    finally:
+        listener.finish(handle)
+
+
+@contextlib.contextmanager
+def stage(label: str) -> Iterator[None]:
+    """Report one indivisible piece of work (an SVD, say) that has a beginning and an end but no steps."""
+    listener = _listener.get()
+    if listener is None:
+        yield
+        return
+    handle = listener.start(label, None)
+    try:
+        yield
+    finally:
+        listener.finish(handle)

@@ -1,0 +1,94 @@
+"""What every test folder shares: hypothesis profiles, the array backends, and the documents whose code is run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser
+
+# deadline=None: the machines that run this are shared, and a slow example is no failure.
+hypothesis.settings.register_profile("dev", max_examples=25, deadline=None)
+hypothesis.settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True)
+hypothesis.settings.register_profile("nightly", max_examples=2000, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+pytest_collect_file = Sybil(
+    parsers=[PythonCodeBlockParser(doctest_optionflags=0)],
+    patterns=["README.md", "docs/*.md"],
+).pytest()
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A namespace and a device that every numerical function is tested on."""
+
+    name: str
+    convert: Callable[[Any], Any]
+
+    def __call__(self, values: Any, dtype: str = "float64") -> Any:
+        return self.convert(np.ascontiguousarray(np.asarray(values, dtype=dtype)))
+
+
+def _strict(values: Any) -> Any:
+    import array_api_strict
+
+    return array_api_strict.asarray(values)
+
+
+def _torch(values: Any) -> Any:
+    import torch
+
+    return torch.from_numpy(values.copy())
+
+
+def _cuda(values: Any) -> Any:
+    import torch
+
+    return torch.from_numpy(values.copy()).cuda()
+
+
+def _cupy(values: Any) -> Any:
+    import cupy
+
+    return cupy.asarray(values)
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _has_cupy() -> bool:
+    try:
+        import cupy
+    except ImportError:
+        return False
+    return cupy.cuda.runtime.getDeviceCount() > 0
+
+
+BACKENDS = [Backend("numpy", np.asarray), Backend("torch", _torch), Backend("strict", _strict)]
+
+
+def _parameters() -> list[Any]:
+    # Where no GPU is, the CuPy path is exercised by array-api-strict, which stands for any conforming namespace.
+    gpu = [Backend("cuda", _cuda)] * _has_cuda() + [Backend("cupy", _cupy)] * _has_cupy()
+    return [*BACKENDS, *(pytest.param(backend, marks=pytest.mark.gpu) for backend in gpu)]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run every test that takes ``backend`` on each array library and device that is here."""
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", _parameters(), ids=lambda backend: backend.name)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)
