@@ -1,0 +1,192 @@
+"""QR with column pivoting (Businger and Golub): LAPACK's on NumPy, a blocked one in standard calls elsewhere.
+
+PyTorch and CuPy have none. The blocked algorithm is that of Quintana-Orti, Sun and Bischof (1998): inside a panel only
+the pivot row is brought up to date, the trailing matrix is updated once a panel by a matrix product. The partial column
+norms are downdated with the guard of Drmac and Bujanovic (2008); a panel ends when the guard trips, and the norms are
+computed afresh after every panel.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from alignver.arrays import Array, host, like, namespace
+from alignver.linalg.norms import norm
+from alignver.linalg.profile import RangeProfile, descending_tails
+from alignver.linalg.reduction import Reduced
+from alignver.progress import stage
+
+__all__ = ["pivoted_qr", "qr_profile"]
+
+_PANEL = 32  # columns of a panel: LAPACK's default block size for geqp3
+_GUARD = math.sqrt(
+    2.0**-52
+)  # a downdated norm keeps half of its digits above this (Drmac & Bujanovic 2008, LAPACK's tol3z)
+
+
+def pivoted_qr(matrix: Array, rhs: Array) -> tuple[Array, Array, tuple[int, ...]]:
+    """Factor A P = Q R with |r_11| >= |r_22| >= ... and return R, Q^T B and the permutation.
+
+    Parameters
+    ----------
+    matrix : (m, n) float64
+    rhs : (m, k) float64
+        B; Q itself is Q^T I transposed, and rarely needed.
+
+    Returns
+    -------
+    r : (min(m, n), n) float64
+        Upper trapezoidal.
+    qtb : (m, k) float64
+        Q^T B for the full m x m Q: rows from min(m, n) on belong to the complement of what A's columns span.
+    pivots : tuple of int
+        ``matrix[:, pivots] = Q R``.
+
+    Examples
+    --------
+    >>> a = np.array([[1.0, 10.0], [2.0, 20.0], [0.0, 1.0]])
+    >>> r, qtb, pivots = pivoted_qr(a, a)
+    >>> pivots
+    (1, 0)
+    >>> bool(np.allclose(r, qtb[:2, list(pivots)]))
+    True
+    """
+    with stage("QR with column pivoting"):
+        if isinstance(matrix, np.ndarray):
+            return _lapack(matrix, rhs)
+        return _blocked(matrix, rhs)
+
+
+def qr_profile(reduced: Reduced) -> RangeProfile:
+    """Return the profile whose levels are the trailing norms ||R_22||_F and whose directions are the columns of Q.
+
+    rank(tau) is the first r with ||R_22|| <= tau: the matrix is within tau of one of rank r, hence s_{r+1} <= tau.
+    NUMERICAL, as the SVD's profile; never below the SVD's rank, and above it where pivoting overestimates.
+    """
+    p = int(reduced.matrix.shape[0])
+    y = reduced.target
+    size = 0.0 if y is None else float(np.hypot(norm(y), reduced.leftover))
+    xp = namespace(reduced.matrix)
+    unit = like(np.zeros((p, 1)), reduced.matrix) if y is None or size == 0.0 else xp.reshape(y / size, (p, 1))
+    r, qty, _ = pivoted_qr(reduced.matrix, unit)
+    levels = trailing_norms(host(r))
+    if y is None or size == 0.0:
+        return RangeProfile(levels, np.zeros(levels.size + 1))
+    coordinates = host(qty)[:, 0]
+    outside = math.hypot(*coordinates[levels.size :], reduced.leftover / size)
+    return RangeProfile(levels, descending_tails(coordinates[: levels.size], outside))
+
+
+def trailing_norms(r: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return ||R[k:, k:]||_F for k = 0, 1, ...: row norms of the triangle summed from the bottom."""
+    rows = np.array([norm(r[k, k:]) for k in range(r.shape[0])])
+    tails: np.ndarray[Any, np.dtype[np.float64]] = np.array([norm(rows[k:]) for k in range(rows.size)])
+    return np.maximum.accumulate(tails[::-1])[::-1]
+
+
+def _lapack(matrix: Array, rhs: Array) -> tuple[Array, Array, tuple[int, ...]]:
+    from scipy import linalg
+    from scipy.linalg import lapack
+
+    (factored, tau), r, pivots = linalg.qr(matrix, mode="raw", pivoting=True, check_finite=False)
+    lwork = int(lapack.dormqr("L", "T", factored[:, : tau.size], tau, rhs, -1)[1][0])
+    qtb, _, info = lapack.dormqr("L", "T", factored[:, : tau.size], tau, rhs, lwork)
+    if info != 0:
+        raise RuntimeError(f"dormqr: info={info}")
+    return r[: min(matrix.shape)], qtb, tuple(int(p) for p in pivots)
+
+
+def _blocked(matrix: Array, rhs: Array) -> tuple[Array, Array, tuple[int, ...]]:
+    """Businger-Golub in standard calls, on copies; see the module's text for the algorithm."""
+    xp = namespace(matrix)
+    m, n = (int(size) for size in matrix.shape)
+    a, b = xp.asarray(matrix, copy=True), xp.asarray(rhs, copy=True)
+    pivots = list(range(n))
+    k0, steps = 0, min(m, n)
+    while k0 < steps:
+        k0 += _panel(a, b, pivots, k0, min(_PANEL, steps - k0))
+    return xp.triu(a)[:steps, :], b, tuple(pivots)
+
+
+def _panel(a: Array, b: Array, pivots: list[int], k0: int, width: int) -> int:
+    """Factor up to ``width`` columns from k0 on, in place; return how many were."""
+    xp = namespace(a)
+    m, n = (int(size) for size in a.shape)
+    # Column norms of the part that is left, afresh: host copies, since every pivot is a decision.
+    exact = host(xp.linalg.vector_norm(a[k0:, k0:], axis=0))
+    norms = exact.copy()
+    reflectors = like(np.zeros((m - k0, width)), a)
+    updates = like(np.zeros((n - k0, width)), a)
+    trailing = xp.asarray(a[k0:, k0:], copy=True)  # as it was when the panel began, columns swapped along
+    for j in range(width):
+        p = j + int(np.argmax(norms[j:]))
+        if p != j:
+            for target in (a[:, k0:], trailing):
+                _swap(target, j, p, axis=1)
+            _swap(updates, j, p, axis=0)
+            pivots[k0 + j], pivots[k0 + p] = pivots[k0 + p], pivots[k0 + j]
+            for host_norms in (norms, exact):
+                host_norms[[j, p]] = host_norms[[p, j]]
+        column = trailing[j:, j] - reflectors[j:, :j] @ updates[j, :j]
+        v, tau, beta = _householder(column)
+        reflectors[j:, j] = v
+        if tau != 0.0:
+            products = xp.matrix_transpose(trailing[j:, j + 1 :]) @ v
+            overlap = xp.matrix_transpose(reflectors[j:, :j]) @ v
+            updates[j + 1 :, j] = tau * (products - updates[j + 1 :, :j] @ overlap)
+            b[k0 + j :, :] -= tau * xp.reshape(v, (-1, 1)) @ (xp.reshape(v, (1, -1)) @ b[k0 + j :, :])
+        row = trailing[j, j + 1 :] - updates[j + 1 :, : j + 1] @ reflectors[j, : j + 1]
+        a[k0 + j, k0 + j] = beta
+        a[k0 + j + 1 :, k0 + j] = 0.0
+        a[k0 + j, k0 + j + 1 :] = row
+        if _downdate(norms, exact, host(row), j) and j + 1 < width:
+            width = j + 1
+            break
+    tail = xp.matrix_transpose(updates[width:, :width])
+    a[k0 + width :, k0 + width :] = trailing[width:, width:] - reflectors[width:, :width] @ tail
+    return width
+
+
+def _swap(array: Array, i: int, j: int, *, axis: int) -> None:
+    xp = namespace(array)
+    if axis == 0:
+        kept = xp.asarray(array[i, :], copy=True)
+        array[i, :] = array[j, :]
+        array[j, :] = kept
+    else:
+        kept = xp.asarray(array[:, i], copy=True)
+        array[:, i] = array[:, j]
+        array[:, j] = kept
+
+
+def _householder(x: Array) -> tuple[Array, float, float]:
+    """Return v with v_1 = 1, tau and beta: (I - tau v v^T) x = beta e_1."""
+    xp = namespace(x)
+    alpha = float(x[0])
+    below = norm(x[1:]) if int(x.shape[0]) > 1 else 0.0
+    v = xp.asarray(x, copy=True)
+    if below == 0.0:
+        v[1:] = 0.0
+        v[0] = 1.0
+        return v, 0.0, alpha
+    beta = -math.copysign(math.hypot(alpha, below), alpha)
+    v = v / (alpha - beta)
+    v[0] = 1.0
+    return v, (beta - alpha) / beta, beta
+
+
+def _downdate(norms: Any, exact: Any, row: Any, j: int) -> bool:
+    """Take the new row of R out of the partial norms; whether one of them has lost too many digits to go on."""
+    rest = slice(j + 1, norms.size)
+    present = norms[rest] > 0.0
+    ratio = np.zeros(norms.size - j - 1)
+    np.divide(np.abs(row), norms[rest], out=ratio, where=present)
+    shrink = np.maximum((1.0 - ratio) * (1.0 + ratio), 0.0)
+    kept = np.zeros_like(shrink)
+    np.divide(norms[rest], exact[rest], out=kept, where=exact[rest] > 0.0)
+    lost = bool(np.any(present & (shrink * kept**2 <= _GUARD)))
+    norms[rest] *= np.sqrt(shrink)
+    return lost
