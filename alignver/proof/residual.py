@@ -1,0 +1,183 @@
+"""Non-membership proved in floats: a residual that a matrix of full column rank cannot absorb."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+from scipy.linalg import lapack
+
+from alignver.proof.ball import Ball
+from alignver.proof.gram import FullRank, row_rank_by_gram, scale_rows
+from alignver.proof.inverse import row_rank_by_inverse
+from alignver.proof.rounding import (
+    OMEGA,
+    FloatArray,
+    add_up,
+    div_up,
+    frobenius_up,
+    gamma,
+    mul_up,
+    norm_down,
+    norm_up,
+    scale_down,
+    scale_up,
+    sub_down,
+)
+
+__all__ = ["Distance", "distance_bound", "distance_from"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Distance:
+    """A verified lower bound of the distance from y to the column space, over the ball.
+
+    Attributes
+    ----------
+    proved : bool
+        The distance is positive for every matrix of the ball.
+    distance : float
+        The bound, in the units of y; 0 where there is none.
+    reason : str
+        Why there is no proof.
+    constants : mapping
+        The numbers behind it.
+    beta : array or None
+        The coefficients whose residual was used, for the matrix as given.
+    full : FullRank or None
+        The proof of full column rank.
+    """
+
+    proved: bool
+    distance: float
+    reason: str
+    constants: Mapping[str, float | int] = dataclasses.field(default_factory=dict)
+    beta: FloatArray | None = None
+    full: FullRank | None = None
+
+
+def distance_bound(J: FloatArray, y: FloatArray, beta: FloatArray, s_min: float, delta: float = 0.0) -> float:
+    r"""Return a verified lower bound of :math:`\mathrm{dist}(y, \mathrm{Col}(J + E))` over :math:`\|E\|_2 \le \delta`.
+
+    Centre. Let P project onto Col J and :math:`r = y - J\beta`. Then :math:`\mathrm{dist}(y, \mathrm{Col}\, J) =
+    \|(I - P) r\| \ge \|r\| - \|P r\|` and :math:`P r = (J^+)^T J^T r`, so with full column rank
+
+    .. math:: \mathrm{dist} \ge \|r\| - \|J^T r\| / s_{\min}(J).
+
+    Ball. For J + E the residual of the same :math:`\beta` is :math:`r' = r - E\beta`, and
+    :math:`(J + E)^T r' = J^T r + E^T r - (J + E)^T E \beta`, so
+
+    .. math:: \mathrm{dist} \ge \|r\| - \delta\|\beta\|
+              - \frac{\|J^T r\| + \delta\|r\| + (\|J\| + \delta)\,\delta\,\|\beta\|}{s_{\min}(J) - \delta}.
+
+    Rounding. The computed residual :math:`\hat r` is off by e with
+    :math:`\|e\| \le \gamma_{d+2} (\|y\| + \|J\|_F \|\beta\|) + N(d+2)\omega` (an inner product of d + 1 terms per entry), and
+    :math:`\|J^T r\| \le \|fl(J^T \hat r)\| + \gamma_N \|J\|_F \|\hat r\| + d N \omega + \|J\|_F \|e\|`; all norms are rounded
+    outward.
+
+    Parameters
+    ----------
+    J : (N, d) float64
+    y, beta : (N,) and (d,) float64
+        ``beta`` may be anything; only the size of the bound depends on it.
+    s_min : float
+        A verified lower bound of the smallest singular value of J (full column rank).
+    delta : float
+        Radius of the ball in the spectral norm.
+
+    Returns
+    -------
+    float
+        A lower bound with PROOF; 0 where it is not positive.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> J = np.array([[1.0], [1.0]])
+    >>> 1.41 < distance_bound(J, np.array([1.0, -1.0]), np.zeros(1), 1.414) <= 2**0.5
+    True
+    """
+    n, d = J.shape
+    with np.errstate(all="ignore"):
+        computed = y - J @ beta
+        gradient = J.T @ computed
+    size, beta_size = frobenius_up(J), norm_up(beta)
+    error = add_up(
+        mul_up(gamma(d + 2), add_up(norm_up(y), mul_up(size, beta_size))),
+        mul_up(float(n), float(d + 2), OMEGA),
+    )
+    length = max(0.0, sub_down(norm_down(computed), error))
+    longest = add_up(norm_up(computed), error)
+    slope = add_up(
+        norm_up(gradient),
+        mul_up(gamma(n), size, norm_up(computed)),
+        mul_up(float(d), float(n), OMEGA),
+        mul_up(size, error),
+    )
+    moved = mul_up(delta, beta_size)
+    absorbed = div_up(
+        add_up(slope, mul_up(delta, longest), mul_up(add_up(size, delta), moved)), sub_down(s_min, delta)
+    )
+    bound = sub_down(length, moved, absorbed)
+    return bound if bound > 0.0 else 0.0  # NaN too
+
+
+def distance_from(J: FloatArray, y: FloatArray, ball: Ball | None = None) -> Distance:
+    """Prove that ``y`` lies outside the column space of every matrix of a ball around ``J`` (N, d), N > d.
+
+    Columns are scaled by powers of two, which keeps the column space; y is scaled as a whole. Full column rank comes from
+    the Gram matrix or, failing that, from a right inverse of J^T. :func:`distance_bound` does the rest.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> distance_from(np.array([[1.0], [1.0]]), np.array([1.0, 2.0])).proved
+    True
+    """
+    n, d = J.shape
+    if n <= d:
+        return Distance(False, 0.0, f"{n} rows in {d} columns cannot have full column rank with room left")
+    scaled = scale_rows(np.ascontiguousarray(J.T), always=True)
+    largest = float(np.abs(y).max())
+    if scaled is None or not largest > 0.0:
+        return Distance(False, 0.0, "a column is zero" if scaled is None else "y is zero")
+    power = int(np.frexp(largest)[1])
+    with np.errstate(all="ignore"):
+        target = np.ldexp(y, -power)
+    lost = _underflow(scaled.matrix, scaled.lost)
+    full = row_rank_by_gram(scaled.matrix)
+    if not full.proved or not full.scaled_s_min > 0.0:
+        full = row_rank_by_inverse(scaled.matrix)
+    if not full.proved:
+        return Distance(False, 0.0, f"full column rank not proved: {full.reason}")
+    assert full.exponents is not None
+    exponents = scaled.exponents + full.exponents
+    matrix = np.ascontiguousarray((scaled.matrix * np.ldexp(1.0, full.exponents)[:, None]).T)
+    delta = mul_up(2.0, scale_up(lost, max(0, int(full.exponents.max()))))  # two scalings, each may underflow
+    if ball is not None:
+        delta = add_up(delta, ball.transposed().scaled(exponents).radius((d, n)))
+    beta = _least_squares(matrix, target)
+    bound = distance_bound(matrix, target, beta, full.scaled_s_min, delta)
+    bound = max(0.0, sub_down(bound, _underflow(target, mul_up(float(n), OMEGA))))
+    with np.errstate(all="ignore"):
+        original = np.ldexp(beta, exponents + power)
+    constants = {"s_min": full.scaled_s_min, "radius": delta, "distance": scale_down(bound, power)}
+    if not bound > 0.0:
+        reason = "the residual does not exceed what full column rank, rounding and the ball can absorb"
+        return Distance(False, 0.0, reason, constants, full=full)
+    whole = dataclasses.replace(full, exponents=exponents)
+    return Distance(True, constants["distance"], "", constants, original, whole)
+
+
+def _underflow(scaled: FloatArray, lost: float) -> float:
+    """Return ``lost`` if scaling may have underflowed (some entry is tiny, or has become zero), else zero."""
+    size = np.abs(scaled)
+    return lost if bool(np.any(size < 2.0**-900)) else 0.0
+
+
+def _least_squares(J: FloatArray, y: FloatArray) -> FloatArray:
+    """Return the least-squares solution, rounded and unverified; zeros where LAPACK refuses."""
+    _factor, solution, info = lapack.dgels(J, y)
+    beta: FloatArray = np.asarray(solution[: J.shape[1]], dtype=np.float64)
+    return beta if info == 0 and bool(np.all(np.isfinite(beta))) else np.zeros(J.shape[1])

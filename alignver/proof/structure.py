@@ -1,0 +1,136 @@
+"""Reasons that can be seen: zero rows, and rows that are multiples of each other with targets that are not.
+
+Each is a vector w with at most two entries, both of them floats, such that w^T J = 0 exactly and w^T y != 0 exactly.
+Search is by hashing, near O(N d); what it finds is then verified in integer arithmetic.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from fractions import Fraction
+
+import numpy as np
+
+from alignver.proof.dyadic import mantissas
+from alignver.proof.rounding import FloatArray
+
+__all__ = ["Conflict", "find_conflict", "zero_lines"]
+
+_MOST_PAIRS = 4096  # exact comparisons at most: beyond them the exact route is the better tool
+
+
+@dataclasses.dataclass(frozen=True)
+class Conflict:
+    """A left null vector with one or two non-zero entries that the target is not orthogonal to.
+
+    Attributes
+    ----------
+    kind : str
+        ``"zero row"``, ``"equal rows"`` or ``"proportional rows"``.
+    rows : tuple of int
+        Where w is not zero.
+    weights : tuple of float
+        w there.
+    reason : str
+        A sentence about it.
+    """
+
+    kind: str
+    rows: tuple[int, ...]
+    weights: tuple[float, ...]
+    reason: str
+
+
+def zero_lines(A: FloatArray, axis: int) -> list[int]:
+    """Return the indices of the rows (``axis=1``) or columns (``axis=0``) that are exactly zero."""
+    return [int(i) for i in np.flatnonzero(~np.any(A, axis=axis))]
+
+
+def find_conflict(J: FloatArray, y: FloatArray) -> Conflict | None:
+    """Find a zero row with a non-zero target, or two proportional rows whose targets are not in proportion.
+
+    Parameters
+    ----------
+    J : (N, d) float64
+    y : (N,) float64
+
+    Returns
+    -------
+    Conflict or None
+        A Conflict is a PROOF that y is not in the column space of J; None says nothing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> find_conflict(np.array([[1.0, 2.0], [3.0, 6.0]]), np.array([1.0, 4.0])).rows
+    (0, 1)
+    """
+    with np.errstate(all="ignore"):
+        largest = np.maximum(J.max(axis=1), -J.min(axis=1))
+    zeros = largest == 0
+    bad = np.flatnonzero(zeros & (y != 0))
+    if bad.size:
+        i = int(bad[0])
+        return Conflict("zero row", (i,), (1.0,), f"row {i} of J is zero and its target is {float(y[i]):g}")
+    return _proportional(J, y, largest, np.flatnonzero(~zeros))
+
+
+def _proportional(J: FloatArray, y: FloatArray, largest: FloatArray, rows: np.ndarray) -> Conflict | None:
+    if rows.size < 2:
+        return None
+    # The quotient of two random functionals of a row does not change when the row is multiplied by a number.
+    probe = np.random.default_rng(0x5EED).standard_normal((J.shape[1], 2))
+    with np.errstate(all="ignore"):
+        if float(largest.max()) > 2.0**900 or float(largest[rows].min()) < 2.0**-900:
+            values = np.ldexp(J, -np.frexp(largest)[1][:, None]) @ probe
+        else:
+            values = J @ probe
+        keys = (values[:, 0] / values[:, 1])[rows]
+    order = np.argsort(keys, kind="stable")
+    rows, keys = rows[order], keys[order]
+    tolerance = 2.0**-30
+    with np.errstate(all="ignore"):
+        close = np.abs(np.diff(keys)) <= tolerance * np.maximum(1e-3, np.abs(keys[1:]))
+    tried = 0
+    first = 0
+    for k in np.flatnonzero(close):
+        if tried >= _MOST_PAIRS:
+            break
+        # Compare with the first row of the run of close keys, and with the neighbour.
+        if k == 0 or not close[k - 1]:
+            first = int(k)
+        for a in {first, int(k)}:
+            tried += 1
+            conflict = _conflicting(J, y, int(rows[a]), int(rows[k + 1]))
+            if conflict is not None:
+                return conflict
+    return None
+
+
+def _conflicting(J: FloatArray, y: FloatArray, i: int, j: int) -> Conflict | None:
+    """Verify in integers that rows i and j are proportional and their targets are not."""
+    i, j = min(i, j), max(i, j)
+    if bool(np.array_equal(J[i], J[j])):
+        if y[i] == y[j]:
+            return None
+        reason = (
+            f"rows {i} and {j} of J are equal and their targets differ ({float(y[i]):g}, {float(y[j]):g})"
+        )
+        return Conflict("equal rows", (i, j), (1.0, -1.0), reason)
+    if not bool(np.array_equal(J[i] != 0, J[j] != 0)):
+        return None
+    k = int(np.argmax(np.abs(J[i])))
+    a, b = float(J[i, k]), float(J[j, k])  # w = b e_i - a e_j
+    if Fraction(b) * Fraction(float(y[i])) == Fraction(a) * Fraction(float(y[j])):
+        return None  # in proportion, if the rows are
+    (ma, mb), (ea, eb) = (column.tolist() for column in mantissas(np.array([a, b])))
+    left, left_exponents = mantissas(J[i])
+    right, right_exponents = mantissas(J[j])
+    # m_b 2^eb m_i 2^ei == m_a 2^ea m_j 2^ej; products of odd integers are odd, so both parts must agree.
+    nonzero = left != 0
+    if not bool(np.all((left_exponents + eb == right_exponents + ea)[nonzero])):
+        return None
+    if any(mb * p != ma * q for p, q in zip(left.tolist(), right.tolist(), strict=True)):
+        return None
+    reason = f"row {j} of J is exactly {b / a:g} times row {i}, and its target is not ({float(y[i]):g}, {float(y[j]):g})"
+    return Conflict("proportional rows", (i, j), (b, -a), reason)
