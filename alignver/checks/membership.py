@@ -1,0 +1,302 @@
+"""Is y in the column space of J? With proof where one is found; numerically by three methods that have to agree."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from alignver.arrays import Entries, as_matrix, as_vector, is_operator, same_place
+from alignver.checks import band as bands
+from alignver.checks import proving
+from alignver.checks.band import Band
+from alignver.checks.operators import operator_membership
+from alignver.errors import InvalidInput
+from alignver.linalg import rank_rules
+from alignver.linalg.lstsq import least_squares
+from alignver.linalg.norms import extreme_scale, largest_singular_value, norm, row_sum_norm
+from alignver.linalg.pivoted_qr import qr_profile
+from alignver.linalg.profile import RangeProfile
+from alignver.linalg.rank_rules import Scale
+from alignver.linalg.reduction import reduce
+from alignver.linalg.svd import svd_profile
+from alignver.proof import Ball, prove_membership
+from alignver.results import Bound, CheckResult, Rigor, Verdict
+
+__all__ = ["check_membership"]
+
+METHODS = ("auto", "svd", "qr", "lstsq", "exact")
+STATEMENT = "Membership of y in the column space of J"
+_LSTSQ_ENTRIES = 1 << 22  # 'auto' adds the explicit solution up to this size: it holds a second copy of J
+
+
+def check_membership(
+    J: Any,
+    y: Any,
+    *,
+    method: str = "auto",
+    rule: str = "golub",
+    certify: bool = True,
+    tolerance: float | None = None,
+    residual_tolerance: float | None = None,
+    computed_in: str | None = None,
+    ball: Ball | None = None,
+) -> CheckResult:
+    """Check whether y lies in the column space of J.
+
+    With the singular triplets (s_k, u_k, v_k) of J and P_tau the projector on span{u_k : s_k > tau},
+
+        rho(tau) = ||(I - P_tau) y|| / ||y||,
+
+    y is a member at (tau, eps_y) if rho(tau) <= eps_y. Numerical HOLDS and FAILS are given only where they stand over a
+    factor of ten in both tolerances; the result says over which interval of tolerances they do. Before that a proof is
+    looked for, about the matrix of exactly the given entries, or every matrix in a ball around it.
+
+    Parameters
+    ----------
+    J : (N, d) array, or operator with shape, matvec and rmatvec
+        Real, finite; NumPy, CuPy, PyTorch or any array API namespace. Decisions are made in float64.
+    y : (N,) array
+        In the namespace and on the device of J.
+    method : {"auto", "svd", "qr", "lstsq", "exact"}
+        ``auto``: a proof, from cheap to dear; and numerically: svd decides, qr and (where a second copy of J is
+        affordable) lstsq have to agree. ``svd``: projection onto the singular vectors. ``qr``: column-pivoted QR, tau
+        against ||R_22||. ``lstsq``: an explicit b, its residual measured with J itself (LSMR for an operator).
+        ``exact``: a proof in rational arithmetic, whatever it takes.
+    rule : str
+        The rank rule that sets tau: a name of :data:`alignver.linalg.rank_rules.RULES`.
+    certify : bool
+        Whether ``auto`` looks for a proof; svd, qr and lstsq are numerical by name.
+    tolerance : float, optional
+        tau itself, in the units of the singular values, instead of the rule's.
+    residual_tolerance : float, optional
+        eps_y; by default the square root of the coarser epsilon of J and y.
+    computed_in : str, optional
+        The dtype that J was computed in. Saying so makes the entries rounded values: eps is that dtype's, and a proof
+        has to cover every matrix within the tolerance.
+    ball : alignver.Ball, optional
+        Ask about every matrix in it: HOLDS means for all, FAILS for none of them.
+
+    Returns
+    -------
+    CheckResult
+        PROOF, with a certificate that :func:`alignver.recheck` accepts, or NUMERICAL. ``measured`` has rank, residual,
+        the interval, the singular values near tau, what every rank rule and what each library would say, each method's
+        answer, and what every step towards a proof found.
+
+    Raises
+    ------
+    InvalidInput
+        For anything that no verdict can be about: NaN, Inf, empty, ragged, complex, object or sparse input, shapes,
+        namespaces or devices that disagree, unknown names.
+
+    References
+    ----------
+    Kawaguchi, Zhang, Deng (2022), Definition 2 asks this of J = d vec(f_X)/d theta and y = vec(Y_l).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> J = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    >>> check_membership(J, np.array([2.0, 3.0, 5.0])).verdict
+    <Verdict.HOLDS: 'HOLDS'>
+    >>> check_membership(J, np.array([2.0, 3.0, 6.0])).verdict
+    <Verdict.FAILS: 'FAILS'>
+    """
+    began = time.perf_counter()
+    if method not in METHODS:
+        raise InvalidInput("method", repr(method), "one of " + ", ".join(METHODS))
+    rank_rules.find(rule)
+    if tolerance is not None:
+        tolerance = rank_rules.checked_tolerance(tolerance, "tolerance")
+    given = (
+        {}
+        if residual_tolerance is None
+        else {"limit": rank_rules.checked_tolerance(residual_tolerance, "residual_tolerance")}
+    )
+    if is_operator(J):
+        target = as_vector(y, "y")
+        return operator_membership(
+            J, target, method=method, rule=rule, tolerance=tolerance, computed_in=computed_in, **given
+        )
+    matrix, target = as_matrix(J, "J", computed_in=computed_in), as_vector(y, "y")
+    if matrix.array.shape[0] != target.array.shape[0]:
+        raise InvalidInput(
+            "y", f"{target.array.shape[0]} entries beside {matrix.array.shape[0]} rows of J", "an entry per row of J"
+        )
+    same_place(matrix.array, target.array, ("J", "y"))
+    limit = given.get("limit", bands.residual_tolerance(max(matrix.eps, target.eps)))
+    if method == "exact" or (method == "auto" and certify):
+        covered = proving.meaning(matrix, rule, tolerance, computed_in, ball)
+        decision = proving.prove(prove_membership, (matrix.array, target.array), method, covered)
+        numerical = None
+        if proving.numerics_wanted(decision, method, matrix.array.shape):
+            numerical = _numerically(matrix, target, method, rule, tolerance, limit)
+        asked = method == "exact" or ball is not None
+        result = proving.combine(
+            decision, numerical, covered, asked=asked, subject="J", name="membership", statement=STATEMENT
+        )
+    elif ball is not None:
+        raise InvalidInput(
+            "ball", f"a ball with method={method!r}, certify={certify}", "method='auto' and certify=True"
+        )
+    else:
+        result = _numerically(matrix, target, method, rule, tolerance, limit)
+    return dataclasses.replace(result, cost={"seconds": time.perf_counter() - began})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Answer:
+    """What one method says: its verdict, the rank and residual at tau, and what it rests on."""
+
+    verdict: Verdict
+    rank: int
+    residual: float
+    more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def plain(self) -> dict[str, Any]:
+        return {"verdict": self.verdict.value, "rank": self.rank, "residual": self.residual, **self.more}
+
+
+def _numerically(J: Entries, y: Entries, method: str, rule: str, given: float | None, limit: float) -> CheckResult:
+    # Powers of two take J and y into the range where squares neither overflow nor underflow; they change no digit.
+    unit, y_unit = extreme_scale(J.array), extreme_scale(y.array)
+    matrix = J.array if unit == 1.0 else J.array / unit
+    target = y.array if y_unit == 1.0 else y.array / y_unit
+    rows, columns = (int(size) for size in matrix.shape)
+    wanted = _methods(method, rows * columns)
+
+    reduced = reduce(matrix, target) if {"svd", "qr"} & set(wanted) else None
+    profiles: dict[str, RangeProfile] = {}
+    if reduced is not None and "svd" in wanted:
+        profiles["svd"] = svd_profile(reduced)
+    if reduced is not None and "qr" in wanted:
+        profiles["qr"] = qr_profile(reduced)
+    solver = least_squares(matrix, target) if "lstsq" in wanted else None
+
+    if "svd" in profiles:
+        spectral = float(profiles["svd"].levels[0])
+    elif solver is not None:
+        spectral = float(solver.s[0])
+    else:
+        assert reduced is not None
+        spectral = largest_singular_value(reduced.matrix)
+    scale = Scale(rows, columns, spectral, row_sum_norm(matrix), J.eps, J.handed_eps)
+    tau = rank_rules.tolerance(rule, scale, None if given is None else given / unit)
+    band = Band(tau, bands.floor(spectral, rows, columns), limit)
+
+    answers: dict[str, _Answer] = {}
+    for name, profile in profiles.items():
+        verdict = band.membership(profile.rho(band.low), profile.rho(band.high))
+        answers[name] = _Answer(verdict, profile.rank(tau.value), profile.rho(tau.value))
+    if solver is not None:
+        at = {where: solver.solve(t) for where, t in (("low", band.low), ("tau", tau.value), ("high", band.high))}
+        verdict = band.membership(at["low"].residual, at["high"].residual)
+        size = at["tau"].size * (y_unit / unit)
+        answers["lstsq"] = _Answer(verdict, at["tau"].rank, at["tau"].residual, {"solution_norm": size})
+
+    leading = wanted[0]
+    lead = answers[leading]
+    disagreeing = [
+        name for name, answer in answers.items() if {answer.verdict, lead.verdict} == {Verdict.HOLDS, Verdict.FAILS}
+    ]
+    verdict = Verdict.UNDECIDED if disagreeing else lead.verdict
+    leading_profile = profiles.get(leading)
+    measured: dict[str, Any] = {
+        "rows": rows,
+        "columns": columns,
+        "dtype": J.dtype,
+        "method": leading,
+        "rank": lead.rank,
+        "residual": lead.residual,
+        "residual_tolerance": limit,
+        "target_norm": norm(target) * y_unit,
+        "largest_singular_value": spectral * unit,
+        "methods": {name: answer.plain() for name, answer in answers.items()},
+        "rules": rank_rules.compare(scale, profiles.get("svd"), profiles.get("qr"), unit),
+    }
+    if leading_profile is not None:
+        turn = leading_profile.turns_at(limit)
+        measured |= {
+            "turns_at": None if turn is None else turn * unit,
+            "levels_near_tolerance": [level * unit for level in leading_profile.near(tau.value)],
+            "smallest_level": float(leading_profile.levels[-1]) * unit,
+        }
+    tau = dataclasses.replace(tau, value=tau.value * unit)
+    return CheckResult(
+        name="membership",
+        statement=STATEMENT,
+        verdict=verdict,
+        rigor=Rigor.NUMERICAL,
+        reason=_reason(verdict, disagreeing, leading, lead, measured, tau.value),
+        evidence=_evidence(verdict, measured, tau.value, tau.rule, band.floor * unit, answers, wanted),
+        measured=measured,
+        bounds=(Bound("residual", lead.residual, "<=" if verdict is Verdict.HOLDS else ">", limit),)
+        if verdict is not Verdict.UNDECIDED
+        else (),
+        tolerance=tau,
+    )
+
+
+def _methods(method: str, entries: int) -> tuple[str, ...]:
+    if method != "auto":
+        return (method,)
+    return ("svd", "qr", "lstsq") if entries <= _LSTSQ_ENTRIES else ("svd", "qr")
+
+
+def _reason(
+    verdict: Verdict, disagreeing: list[str], leading: str, lead: _Answer, measured: Mapping[str, Any], tau: float
+) -> str:
+    if disagreeing:
+        opposite = " and ".join(disagreeing)
+        return f"the methods disagree: {leading} says {lead.verdict}, {opposite} the opposite; no verdict to rely on"
+    where = f"rank {lead.rank} of at most {min(measured['rows'], measured['columns'])} at tolerance {tau:.1e}"
+    if verdict is Verdict.HOLDS:
+        return f"y is in the column space up to a residual of {lead.residual:.1e} ||y||; {where}"
+    if verdict is Verdict.FAILS:
+        return f"y is not in the column space: {lead.residual:.1e} ||y|| of it lies outside; {where}"
+    return (
+        f"residual {lead.residual:.1e} ||y||, {where}; the verdict does not stand over a factor of ten: "
+        "a tolerance and a residual tolerance that you can defend would decide"
+    )
+
+
+def _evidence(
+    verdict: Verdict,
+    measured: Mapping[str, Any],
+    tau: float,
+    rule: str,
+    floor: float,
+    answers: Mapping[str, _Answer],
+    wanted: tuple[str, ...],
+) -> tuple[str, ...]:
+    shape = f"{measured['rows']} x {measured['columns']}"
+    lines = [f"J is {shape}, computed in {measured['dtype']}; tolerance by the rule {rule}"]
+    if "turns_at" in measured:
+        lines.append(_interval(measured["turns_at"], floor, measured["residual_tolerance"], tau))
+    if tau < floor:
+        lines.append(f"the tolerance is below {floor:.1e}, what a float64 decomposition of this matrix resolves")
+    if len(answers) > 1:
+        same = {answer.verdict for answer in answers.values()} == {verdict}
+        said = ", ".join(
+            f"{name} {answer.verdict} (residual {answer.residual:.1e})" for name, answer in answers.items()
+        )
+        lines.append(f"{', '.join(answers)} agree" if same else f"by method: {said}")
+    if wanted == ("svd", "qr"):
+        lines.append("lstsq was not run: it would hold a second copy of J; the method lstsq by name runs it")
+    return tuple(lines)
+
+
+def _interval(turn: float | None, floor: float, limit: float, tau: float) -> str:
+    if turn is None:
+        return f"HOLDS at every tolerance: the residual never exceeds {limit:.1e}"
+    if turn == 0.0 or math.isclose(turn, 0.0):
+        return f"FAILS at every tolerance: the residual always exceeds {limit:.1e}"
+    low = (
+        f"HOLDS for every tolerance below {turn:.1e}"
+        if turn > floor
+        else f"would hold only below {turn:.1e}, which is rounding"
+    )
+    return f"{low}, FAILS from there on (residual tolerance {limit:.1e})"

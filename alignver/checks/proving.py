@@ -1,0 +1,109 @@
+"""How a proof and the numerical evidence make one result: what was proved, about what, and what the tolerance says."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+from alignver.arrays import Entries
+from alignver.errors import InvalidInput
+from alignver.linalg.norms import norm
+from alignver.linalg.rank_rules import Scale, tolerance
+from alignver.proof import Ball, Decision
+from alignver.results import CheckResult, Rigor, Verdict
+
+__all__ = ["combine", "meaning", "numerics_wanted", "prove"]
+
+EXACT_SECONDS = 20.0
+"""Estimated time that ``auto`` spends on exact arithmetic at most; ``exact`` has no limit."""
+
+_CHEAP_FLOPS = 2e10  # numerical evidence beside a proof: about a second of dense linear algebra
+
+
+def prove(prover: Callable[..., Decision], arrays: tuple[Any, ...], method: str, ball: Ball | None) -> Decision:
+    """Run a ladder of :mod:`alignver.proof` as the method asks: within a budget, or exactly whatever it takes."""
+    if ball is not None and method == "exact":
+        raise InvalidInput("method", "'exact' with a ball", "'auto': exact arithmetic speaks of one matrix only")
+    exact = "force" if method == "exact" else "auto"
+    return prover(*arrays, ball=ball, exact=exact, budget_seconds=EXACT_SECONDS)
+
+
+def meaning(matrix: Entries, rule: str, given: float | None, computed_in: str | None, ball: Ball | None) -> Ball | None:
+    """Return the ball that a proof has to cover: the caller's, or the tolerance's where the entries were rounded.
+
+    Without ``computed_in`` the entries are taken at their word: the statement is about the matrix of exactly these
+    floats.
+    With it they are results of a rounded computation, and a statement about the last bits of each would be about the
+    rounding; so a proof has to cover every matrix within the tolerance, with ||A||_F for s_1 (never smaller).
+    """
+    if ball is not None or computed_in is None:
+        return ball
+    rows, columns = (int(size) for size in matrix.array.shape)
+    size = norm(matrix.array)
+    scale = Scale(rows, columns, size, math.sqrt(columns) * size, matrix.eps, matrix.handed_eps)
+    return Ball(norm=tolerance(rule, scale, given).value)
+
+
+def numerics_wanted(decision: Decision, method: str, shape: tuple[int, int]) -> bool:
+    """Whether to look at the numerical evidence too: where nothing was proved, and beside a proof where it is cheap."""
+    if method == "exact":
+        return False
+    least, most = sorted(shape)
+    cheap = 4.0 * least**2 * most + 20.0 * least**3 <= _CHEAP_FLOPS  # a QR first, then an SVD of its triangle
+    return decision.verdict is Verdict.UNDECIDED or cheap
+
+
+def combine(
+    decision: Decision, numerical: CheckResult | None, ball: Ball | None, *, asked: bool, subject: str, **identity: Any
+) -> CheckResult:
+    """Make one result of a decision and the numerical evidence.
+
+    A proof gives the verdict; the numerical one stays in the evidence, and where they differ the report says what each
+    is about. Without a proof the numerical verdict stands, unless the caller asked about a ball or for exact
+    arithmetic: then it is UNDECIDED.
+    """
+    about = _about(ball, subject)
+    measured = dict(numerical.measured) if numerical is not None else {}
+    proof = {"verdict": decision.verdict.value, "step": decision.step, "about": about, "tried": decision.tried}
+    measured["proof"] = {**proof, **decision.measured}
+    if numerical is None:
+        evidence: tuple[str, ...] = ()
+    else:
+        measured["numerical"] = {"verdict": numerical.verdict.value, "reason": numerical.reason}
+        evidence = (f"numerically {numerical.verdict}: {numerical.reason}", *numerical.evidence)
+    if decision.verdict is not Verdict.UNDECIDED:
+        lines = [f"proved about {about}, by the step {decision.step}", *evidence]
+        if numerical is not None and {numerical.verdict, decision.verdict} == {Verdict.HOLDS, Verdict.FAILS}:
+            lines.append(
+                f"the two differ because the proof takes every digit of {subject} at its word; where the digits carry "
+                "rounding, say in which dtype it was computed, and the numerical verdict counts"
+            )
+        rigor, reason = Rigor.PROOF, decision.reason
+    elif numerical is not None and not asked:
+        return dataclasses.replace(
+            numerical, evidence=(*numerical.evidence, f"no proof: {decision.reason}"), measured=measured
+        )
+    else:
+        lines = [*evidence, *decision.tried]
+        rigor, reason = Rigor.PROOF, f"nothing was proved about {about}: {decision.reason}"
+    return CheckResult(
+        verdict=decision.verdict,
+        rigor=rigor,
+        reason=reason,
+        evidence=tuple(lines),
+        measured=measured,
+        witness=decision.witness,
+        certificate=decision.certificate,
+        tolerance=numerical.tolerance if numerical is not None else None,
+        **identity,
+    )
+
+
+def _about(ball: Ball | None, subject: str) -> str:
+    if ball is None or ball.is_point:
+        return f"the matrix {subject} of exactly these entries"
+    if ball.norm is not None:
+        return f"every matrix within {ball.norm:.1e} of {subject} (spectral norm)"
+    return f"every matrix that differs from {subject} by at most the given bound in each entry"

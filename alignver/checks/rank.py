@@ -1,0 +1,209 @@
+"""Has A the rank that is claimed? With proof where one is found, and beside it what every rule would say."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import time
+from typing import Any
+
+from alignver.arrays import Entries, as_matrix, is_operator
+from alignver.checks import band as bands
+from alignver.checks import proving
+from alignver.checks.band import Band
+from alignver.errors import InvalidInput
+from alignver.linalg import rank_rules
+from alignver.linalg.norms import extreme_scale, largest_singular_value, row_sum_norm
+from alignver.linalg.pivoted_qr import qr_profile
+from alignver.linalg.profile import RangeProfile
+from alignver.linalg.rank_rules import Scale
+from alignver.linalg.reduction import reduce
+from alignver.linalg.svd import svd_profile
+from alignver.proof import Ball, prove_rank
+from alignver.results import CheckResult, Rigor, Verdict
+
+__all__ = ["check_rank"]
+
+METHODS = ("auto", "svd", "qr", "exact")
+
+
+def check_rank(
+    A: Any,
+    *,
+    rank: int | None = None,
+    method: str = "auto",
+    rule: str = "golub",
+    certify: bool = True,
+    tolerance: float | None = None,
+    computed_in: str | None = None,
+    ball: Ball | None = None,
+) -> CheckResult:
+    """Check whether A has the rank that is claimed: full rank min(N, d) unless ``rank`` says otherwise.
+
+    The numerical rank at tau is the number of singular values above tau (``svd``), or the least r with
+    ||R_22||_F <= tau in a QR with column pivoting (``qr``); a numerical verdict is given only where it is the same from
+    tau/10 to 10 tau. Before that a proof is looked for, about the matrix of exactly the given entries, or a ball around
+    it.
+
+    Parameters
+    ----------
+    A : (N, d) array
+        Real, finite; NumPy, CuPy, PyTorch or any array API namespace. Decisions are made in float64.
+    rank : int, optional
+        The claim; between 0 and min(N, d).
+    method : {"auto", "svd", "qr", "exact"}
+        ``auto``: a proof, from cheap to dear; and numerically svd decides and qr must not contradict it. ``exact``: a
+        proof in rational arithmetic, whatever it takes.
+    rule, certify, tolerance, computed_in, ball
+        As in :func:`~alignver.checks.membership.check_membership`.
+
+    Returns
+    -------
+    CheckResult
+        PROOF, with a certificate, or NUMERICAL. ``measured["rules"]`` has every rule's tolerance and rank side by side.
+
+    Raises
+    ------
+    InvalidInput
+        For NaN, Inf, empty, ragged, complex, object or sparse input, a rank out of range, unknown names.
+
+    References
+    ----------
+    Press et al. (2007) and Golub & Van Loan (1996), as used for Table 2 of Kawaguchi, Zhang, Deng (2022).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> check_rank(np.array([[1.0, 2.0], [3.0, 4.0]])).verdict
+    <Verdict.HOLDS: 'HOLDS'>
+    >>> result = check_rank(np.outer(np.arange(1.0, 40.0), np.arange(1.0, 50.0)))
+    >>> result.verdict, result.measured["rank"]
+    (<Verdict.FAILS: 'FAILS'>, 1)
+    """
+    began = time.perf_counter()
+    if method not in METHODS:
+        raise InvalidInput("method", repr(method), "one of " + ", ".join(METHODS))
+    rank_rules.find(rule)
+    if tolerance is not None:
+        tolerance = rank_rules.checked_tolerance(tolerance, "tolerance")
+    if is_operator(A):
+        raise InvalidInput("A", "an operator", "a matrix: no product tells a rank")
+    matrix = as_matrix(A, "A", computed_in=computed_in)
+    most = min(int(size) for size in matrix.array.shape)
+    if rank is None:
+        rank = most
+    claimed = _claim(rank, most)
+    if method == "exact" or (method == "auto" and certify):
+        covered = proving.meaning(matrix, rule, tolerance, computed_in, ball)
+        decision = proving.prove(prove_rank, (matrix.array, claimed), method, covered)
+        numerical = None
+        if proving.numerics_wanted(decision, method, matrix.array.shape):
+            numerical = _numerically(matrix, claimed, method, rule, tolerance)
+        asked = method == "exact" or ball is not None
+        statement = _statement(claimed, most)
+        result = proving.combine(
+            decision, numerical, covered, asked=asked, subject="A", name="rank", statement=statement
+        )
+    elif ball is not None:
+        raise InvalidInput(
+            "ball", f"a ball with method={method!r}, certify={certify}", "method='auto' and certify=True"
+        )
+    else:
+        result = _numerically(matrix, claimed, method, rule, tolerance)
+    return dataclasses.replace(result, cost={"seconds": time.perf_counter() - began})
+
+
+def _statement(claimed: int, most: int) -> str:
+    return f"A has rank {claimed}" + (" (full)" if claimed == most else "")
+
+
+def _claim(rank: Any, most: int) -> int:
+    try:
+        claimed = operator.index(rank)
+    except TypeError:
+        claimed = -1
+    if isinstance(rank, bool) or not 0 <= claimed <= most:
+        raise InvalidInput("rank", repr(rank), f"an integer from 0 to min(N, d) = {most}")
+    return claimed
+
+
+def _numerically(A: Entries, claimed: int, method: str, rule: str, given: float | None) -> CheckResult:
+    unit = extreme_scale(A.array)
+    matrix = A.array if unit == 1.0 else A.array / unit
+    rows, columns = (int(size) for size in matrix.shape)
+    reduced = reduce(matrix, None)
+    profiles: dict[str, RangeProfile] = {}
+    if method in ("auto", "svd"):
+        profiles["svd"] = svd_profile(reduced)
+    if method in ("auto", "qr"):
+        profiles["qr"] = qr_profile(reduced)
+    spectral = float(profiles["svd"].levels[0]) if "svd" in profiles else largest_singular_value(reduced.matrix)
+    scale = Scale(rows, columns, spectral, row_sum_norm(matrix), A.eps, A.handed_eps)
+    tau = rank_rules.tolerance(rule, scale, None if given is None else given / unit)
+    band = Band(tau, bands.floor(spectral, rows, columns))
+
+    leading, profile = next(iter(profiles.items()))
+    verdicts = {name: band.rank(each, claimed) for name, each in profiles.items()}
+    opposed = set(verdicts.values()) >= {Verdict.HOLDS, Verdict.FAILS}
+    verdict = Verdict.UNDECIDED if opposed else verdicts[leading]
+    counted = profile.rank(tau.value)
+    least, most = profile.rank(band.high), profile.rank(band.low)
+    gap = _gap(profile, counted, unit)
+    return CheckResult(
+        name="rank",
+        statement=_statement(claimed, min(rows, columns)),
+        verdict=verdict,
+        rigor=Rigor.NUMERICAL,
+        reason=_reason(verdict, opposed, counted, claimed, (least, most), tau.value * unit),
+        evidence=(
+            f"A is {rows} x {columns}, computed in {A.dtype}; tolerance by the rule {tau.rule}",
+            *gap,
+            *([f"{' and '.join(profiles)} agree"] if len(set(verdicts.values())) == 1 and len(verdicts) > 1 else []),
+            *([f"{name} says {each}" for name, each in verdicts.items()] if len(set(verdicts.values())) > 1 else []),
+        ),
+        measured={
+            "rows": rows,
+            "columns": columns,
+            "dtype": A.dtype,
+            "method": leading,
+            "rank": counted,
+            "claimed": claimed,
+            "rank_at_ten_times_tolerance": least,
+            "rank_at_tenth_of_tolerance": most,
+            "largest_singular_value": spectral * unit,
+            "smallest_level": float(profile.levels[-1]) * unit,
+            "levels_near_tolerance": [level * unit for level in profile.near(tau.value)],
+            "methods": {
+                name: {"verdict": verdicts[name].value, "rank": each.rank(tau.value)} for name, each in profiles.items()
+            },
+            "rules": rank_rules.compare(scale, profiles.get("svd"), profiles.get("qr"), unit),
+        },
+        tolerance=dataclasses.replace(tau, value=tau.value * unit),
+    )
+
+
+def _gap(profile: RangeProfile, counted: int, unit: float) -> tuple[str, ...]:
+    """Say what lies on both sides of the cut: a wide gap is what makes a numerical rank believable."""
+    inside = float(profile.levels[counted - 1]) * unit if counted else None
+    outside = float(profile.levels[counted]) * unit if counted < profile.levels.size else None
+    if inside is None:
+        return ("no level lies above the tolerance",)
+    if outside is None:
+        return (f"the smallest level is {inside:.1e}",)
+    return (f"level {counted} is {inside:.1e}, level {counted + 1} is {outside:.1e}",)
+
+
+def _reason(verdict: Verdict, opposed: bool, counted: int, claimed: int, ends: tuple[int, int], tau: float) -> str:
+    if opposed:
+        return f"svd and qr contradict each other at tolerance {tau:.1e}; no verdict to rely on"
+    if verdict is Verdict.UNDECIDED:
+        return (
+            f"rank {counted} at tolerance {tau:.1e}, but {ends[0]} at ten times it and {ends[1]} at a tenth: "
+            "a tolerance that you can defend would decide"
+        )
+    stands = (
+        "the same at ten times the tolerance and at a tenth"
+        if ends[0] == ends[1]
+        else f"between {ends[0]} and {ends[1]} nearby"
+    )
+    return f"rank {counted} at tolerance {tau:.1e}, {stands}"

@@ -1,0 +1,93 @@
+"""check_rank: exactly known ranks, rules side by side, and UNDECIDED where the count moves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import alignver as av
+from alignver.results import Verdict
+from tests.bad_input import BAD_MATRICES
+from tests.matrices import integer_rank, kahan, with_singular_values
+
+
+def check(A, **options):
+    return av.check_rank(A, certify=False, **options)
+
+
+@pytest.mark.parametrize("method", ["auto", "svd", "qr"])
+@pytest.mark.parametrize("shape", [(30, 50), (50, 30), (40, 40)], ids=str)
+@pytest.mark.parametrize("rank", [1, 17, 30])
+def test_known_ranks(backend, rng, method, shape, rank):
+    A = backend(integer_rank(rank, shape, rng))
+    assert check(A, rank=rank, method=method).verdict is Verdict.HOLDS
+    for wrong in {rank - 1, min(rank + 1, 30)} - {rank}:
+        assert check(A, rank=wrong, method=method).verdict is Verdict.FAILS
+    result = check(A, method=method)
+    assert result.measured["rank"] == rank
+    assert result.measured["claimed"] == min(shape)
+
+
+def test_float32_matrix_is_judged_by_its_own_epsilon(backend, rng):
+    product = (rng.standard_normal((30, 5)) @ rng.standard_normal((5, 40))).astype(np.float32)
+    assert check(backend(product, "float32"), rank=5).verdict is Verdict.HOLDS
+
+
+def test_moving_count_is_undecided(rng):
+    A = with_singular_values([1.0, 1e-6, 3e-9], (3, 5), rng)
+    assert check(A, tolerance=1e-3, rank=1).verdict is Verdict.HOLDS
+    assert check(A, tolerance=2e-6, rank=1).verdict is Verdict.UNDECIDED
+    assert check(A, tolerance=2e-6, rank=2).verdict is Verdict.UNDECIDED
+    assert check(A, tolerance=2e-6, rank=3).verdict is Verdict.FAILS
+    assert "at ten times it" in check(A, tolerance=2e-6).reason or check(A, tolerance=2e-6).verdict is Verdict.FAILS
+
+
+def test_zero_and_identity(backend):
+    assert check(backend(np.zeros((3, 4))), rank=0).verdict is Verdict.HOLDS
+    assert check(backend(np.eye(4))).verdict is Verdict.HOLDS
+    assert check(backend([[5.0]])).verdict is Verdict.HOLDS
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e300])
+def test_scale_does_not_matter(backend, rng, scale):
+    assert check(backend(integer_rank(3, (9, 9), rng) * scale), rank=3).verdict is Verdict.HOLDS
+
+
+def test_kahan_misleads_nobody():
+    """Its last pivot is far larger than its last singular value; the SVD decides, and a contradiction is UNDECIDED."""
+    A = kahan(90)
+    s = np.linalg.svd(A, compute_uv=False)
+    result = check(A)
+    assert result.measured["methods"]["svd"]["rank"] == np.count_nonzero(s > s[0] * 90 * 2.0**-52)
+
+
+def test_rules_side_by_side(rng):
+    A = with_singular_values(10.0 ** -np.linspace(0, 18, 60), (60, 80), rng)
+    rows = {row["rule"]: row["rank"] for row in check(A).measured["rules"]}
+    assert rows["golub"] <= rows["julia"] <= rows["scipy-lstsq"]
+    assert rows["golub"] <= rows["press"]
+
+
+@pytest.mark.parametrize("name", BAD_MATRICES)
+def test_bad_A(name):
+    value, words = BAD_MATRICES[name]()
+    with pytest.raises(av.InvalidInput, match=words) as refusal:
+        av.check_rank(value)
+    assert refusal.value.argument == "A"
+
+
+@pytest.mark.parametrize("rank", [-1, 4, 2.5, "2", True, np.nan])
+def test_bad_rank(rank):
+    with pytest.raises(av.InvalidInput, match="rank"):
+        av.check_rank(np.eye(3), rank=rank)
+
+
+def test_numpy_integers_are_ranks():
+    assert check(np.eye(3), rank=np.int64(3)).verdict is Verdict.HOLDS
+
+
+def test_an_operator_has_no_rank():
+    from scipy.sparse.linalg import aslinearoperator
+
+    with pytest.raises(av.InvalidInput, match="operator"):
+        av.check_rank(aslinearoperator(np.eye(3)))
