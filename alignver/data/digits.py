@@ -1,0 +1,108 @@
+"""The Semeion handwritten digits, shipped inside the package."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import zipfile
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from alignver.data.dataset import Dataset
+from alignver.errors import InvalidInput
+
+__all__ = ["semeion"]
+
+_SOURCE = (
+    "Semeion Handwritten Digit, Semeion Research Center of Sciences of Communication, Rome, Italy (1994); "
+    "UCI Machine Learning Repository, dataset 178"
+)
+_LICENCE = "CC BY 4.0"
+_SHAPE = (1593, 16, 16)
+
+
+def semeion(folder: str | os.PathLike[str] | None = None) -> Dataset:
+    """Load the Semeion handwritten digits: 1593 binary images of 16 x 16 pixels, in their original order.
+
+    1593 digits written by about 80 persons, scanned, stretched to 16 x 16 and thresholded. The copy inside the package
+    is the data of the UCI Machine Learning Repository (Semeion Research Center of Sciences of Communication, Rome;
+    licence CC BY 4.0) with its numbers unchanged, re-encoded from text to two uint8 arrays. There is no fixed split;
+    the paper draws 1000 images for training (Appendix B.1).
+
+    Parameters
+    ----------
+    folder : path, optional
+        Read ``semeion.npz`` (arrays x and y) or UCI's ``semeion.data`` (text: 256 pixels and 10 one-hot columns, the
+        file that torchvision downloads) from there instead.
+
+    Returns
+    -------
+    Dataset
+        x (1593, 16, 16) uint8 in {0, 1}, y (1593,) uint8 in 0..9.
+
+    Raises
+    ------
+    InvalidInput
+        The folder has neither file, or the file is not what it should be.
+
+    Examples
+    --------
+    >>> digits = semeion()
+    >>> digits.x.shape, digits.licence
+    ((1593, 16, 16), 'CC BY 4.0')
+    """
+    if folder is None:
+        return Dataset("Semeion", *_read_npz(pathlib.Path(__file__).with_name("semeion.npz")), _SOURCE, _LICENCE)
+    for name, read in (("semeion.npz", _read_npz), ("semeion.data", _read_text)):
+        path = pathlib.Path(folder) / name
+        if path.is_file():
+            return Dataset("Semeion", *read(path), _SOURCE, _LICENCE)
+    raise InvalidInput(
+        "folder", f"folder={os.fspath(folder)!r} with no Semeion file", "semeion.npz or semeion.data in it"
+    )
+
+
+Arrays = tuple[npt.NDArray[Any], npt.NDArray[Any]]
+
+
+def _read_npz(path: pathlib.Path) -> Arrays:
+    try:
+        # numpy leaves a file that it opened itself open when the archive is broken.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            x, y = archive["x"], archive["y"]
+    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise InvalidInput(
+            "folder", f"an unreadable {path.name} ({error})", "an npz file with arrays x and y"
+        ) from error
+    return _checked(x, y, path)
+
+
+def _read_text(path: pathlib.Path) -> Arrays:
+    try:
+        table = np.loadtxt(path, dtype=np.float64, ndmin=2)
+    except (OSError, ValueError) as error:
+        raise InvalidInput(
+            "folder", f"an unreadable {path.name} ({error})", "UCI's text file, 266 numbers a line"
+        ) from error
+    if table.shape != (_SHAPE[0], 266):
+        raise InvalidInput(
+            "folder", f"{path.name} of {table.shape[0]} x {table.shape[1]} numbers", "1593 x 266 numbers"
+        )
+    if not np.all((table == 0.0) | (table == 1.0)) or not np.all(table[:, 256:].sum(axis=1) == 1.0):
+        raise InvalidInput("folder", f"{path.name} with other entries", "pixels in {0, 1} and one-hot labels")
+    return _checked(
+        table[:, :256].reshape(_SHAPE).astype(np.uint8), table[:, 256:].argmax(axis=1).astype(np.uint8), path
+    )
+
+
+def _checked(x: npt.NDArray[Any], y: npt.NDArray[Any], path: pathlib.Path) -> Arrays:
+    if x.shape != _SHAPE or y.shape != _SHAPE[:1] or x.dtype != np.uint8 or y.dtype != np.uint8:
+        got = f"{path.name} with x {x.shape} {x.dtype} and y {y.shape} {y.dtype}"
+        raise InvalidInput("folder", got, "x (1593, 16, 16) uint8 and y (1593,) uint8")
+    if x.max() > 1 or y.max() > 9:
+        raise InvalidInput(
+            "folder", f"{path.name} with entries up to {x.max()} and {y.max()}", "x in {0, 1}, y in 0..9"
+        )
+    return x, y

@@ -1,0 +1,14 @@
+"""Torch models: from a module and its data to arrays, without leaving a trace on the module.
+
+Nothing is imported here but torch itself, so that a missing torch is named once, with the remedy; take what you need
+from the submodules, or from ``alignver``.
+"""
+
+from alignver.errors import MissingDependency
+
+try:
+    import torch as _torch  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise MissingDependency("torch", "checking a model", "torch") from error

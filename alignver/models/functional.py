@@ -1,0 +1,111 @@
+"""A model as a function of theta: (theta, x) -> f(x, theta), with the module itself left alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from alignver.errors import InvalidInput
+from alignver.models.precision import dtype_name
+from alignver.models.slots import Slots, slots
+
+__all__ = ["Functional", "Theta", "functional"]
+
+Theta = Mapping[str, torch.Tensor]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Functional:
+    """A model bound to copies of its parameters and buffers in one dtype.
+
+    Attributes
+    ----------
+    model : torch.nn.Module
+        Runs, but is not changed: every tensor of it is swapped for one of those below during a call.
+    slots : Slots
+        The columns of the Jacobian.
+    theta : mapping of str to torch.Tensor
+        The slots' values, own copies in the dtype of computation.
+    held : mapping of str to torch.Tensor
+        Frozen parameters and buffers, own copies; floating ones in the dtype of computation.
+    dtype : torch.dtype
+        The dtype of computation.
+    places : mapping of str to str
+        Where each tensor goes: every attribute of every module once, with the first name of what it holds.
+    """
+
+    model: nn.Module
+    slots: Slots
+    theta: Theta
+    held: Theta
+    dtype: torch.dtype
+    places: Mapping[str, str]
+
+    def __call__(self, theta: Theta, x: torch.Tensor) -> torch.Tensor:
+        """Run the model at ``theta`` on a batch of inputs; what comes out is not looked at."""
+        values = {**self.held, **theta}
+        tensors = {place: values[name] for place, name in self.places.items()}
+        # With tie_weights=True torch swaps a module that has two names twice, and puts the wrong tensors back.
+        out: torch.Tensor = functional_call(self.model, tensors, (x,), tie_weights=False)
+        return out
+
+    def batch(self, x: torch.Tensor) -> torch.Tensor:
+        """Copy a batch of inputs in the dtype of computation: a forward pass may write to its input."""
+        if not x.is_floating_point():
+            return x.clone()
+        return x.to(self.dtype, copy=True)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(iter(self.theta.values())).device
+
+
+def functional(model: nn.Module, dtype: torch.dtype, *, include_frozen: bool = False) -> Functional:
+    """Bind a model to copies of its parameters and buffers in ``dtype``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 1)
+    >>> f = functional(model, torch.float64)
+    >>> f(f.theta, torch.ones(3, 2, dtype=torch.float64)).dtype
+    torch.float64
+    >>> model.weight.dtype
+    torch.float32
+    """
+    found = slots(model, include_frozen=include_frozen)
+    theta = {name: _own(value, dtype) for name, value in zip(found.names, found.parameters)}
+    held = {name: _own(value, dtype) for name, value in found.fixed.items()}
+    held.update({name: _own(value, dtype) for name, value in model.named_buffers()})
+    return Functional(model, found, theta, held, dtype, _places(model))
+
+
+def require_same_dtype(x: torch.Tensor, dtype: torch.dtype) -> None:
+    """Refuse floating inputs that would have to be rounded (or silently widened) to the model's own dtype."""
+    if x.is_floating_point() and x.dtype != dtype and dtype != torch.float64:
+        got = f"dtype {dtype_name(x.dtype)} beside a model computing in {dtype_name(dtype)}"
+        need = f"X in {dtype_name(dtype)}, or dtype='float64', to which both go exactly"
+        raise InvalidInput("X", got, need)
+
+
+def _places(model: nn.Module) -> dict[str, str]:
+    """Map every attribute that holds a parameter or a buffer, once however often its module occurs, to a first name."""
+    first: dict[int, str] = {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        first.setdefault(id(tensor), name)
+    places = {}
+    for prefix, module in model.named_modules():
+        for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None:
+                places[f"{prefix}.{key}" if prefix else key] = first[id(tensor)]
+    return places
+
+
+def _own(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    own = value.detach().clone()  # of an inference tensor too, clone makes one that autograd can work with
+    return own.to(dtype) if own.is_floating_point() else own

@@ -1,0 +1,194 @@
+"""A model comes out of every check as it went in."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["unchanged"]
+
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
+_CONTAINERS = (list, dict, set)
+
+
+@contextlib.contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Make sure that a model leaves the block as it entered it, and torch's random state too.
+
+    Held: the identity of every Parameter, buffer and submodule; the bytes of parameters, buffers and gradients;
+    ``requires_grad``; the training mode of every module; hooks; other attributes of the modules (torch itself
+    replaces the weight list of an RNN during a functional call); the random state of the CPU and of every CUDA device
+    in use.
+
+    Plain attributes and the random state are put back in silence: a forward pass may cache and draw. Anything else that
+    changed is put back and then reported.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model to guard.
+
+    Raises
+    ------
+    AssertionError
+        Something of the model changed: an internal error of alignver. It is put back before. An exception that is
+        already on its way out of the block is not replaced.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 1)
+    >>> with unchanged(model):
+    ...     _ = model.eval()
+    Traceback (most recent call last):
+        ...
+    AssertionError: alignver changed the model (now put back): training mode of Linear
+    """
+    before = _Snapshot(model)
+    try:
+        yield
+    except BaseException:
+        before.put_back()
+        raise
+    changes = before.put_back()
+    if changes:
+        raise AssertionError("alignver changed the model (now put back): " + ", ".join(changes))
+
+
+class _Snapshot:
+    """Everything of a model that a check may not change, and the means to put it back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.random = torch.get_rng_state()
+        self.random_cuda = torch.cuda.get_rng_state_all() if _cuda_in_use() else []
+        self.modules = [_Module(name or type(model).__name__, module) for name, module in model.named_modules()]
+        tensors: dict[int, _Tensor] = {}
+        for kind, pairs in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
+            for name, tensor in pairs:
+                tensors.setdefault(id(tensor), _Tensor(f"{kind} {name}", tensor))
+        self.tensors = list(tensors.values())
+
+    def put_back(self) -> list[str]:
+        """Restore everything; return what had changed, in words."""
+        changes = [change for module in self.modules for change in module.put_back()]
+        changes += [change for tensor in self.tensors for change in tensor.put_back()]
+        torch.set_rng_state(self.random)
+        if self.random_cuda:
+            torch.cuda.set_rng_state_all(self.random_cuda)
+        return changes
+
+
+class _Module:
+    """The attributes of one module, by identity; what is inside its own lists and dictionaries too."""
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self.name = name
+        self.module = module
+        self.attributes = dict(vars(module))
+        self.contents = {key: value.copy() for key, value in self.attributes.items() if isinstance(value, _CONTAINERS)}
+        self.tensors = [_Tensor("", value) for value in self.attributes.values() if isinstance(value, torch.Tensor)]
+
+    def put_back(self) -> list[str]:
+        changes = []
+        now = vars(self.module)
+        for key in [key for key in now if key not in self.attributes]:
+            del now[key]
+        for key, value in self.attributes.items():
+            moved = now.get(key, self) is not value
+            content = self.contents.get(key)
+            differs = content is not None and not _same_items(value, content)
+            if moved:
+                now[key] = value
+            if differs:
+                _refill(value, content)
+            if moved or differs:
+                changes += self._words(key)
+        for tensor in self.tensors:
+            tensor.put_back()
+        return changes
+
+    def _words(self, key: str) -> list[str]:
+        if key == "training":
+            return [f"training mode of {self.name}"]
+        if key in _REGISTRIES or key.endswith("_hooks"):
+            return [f"{key.strip('_')} of {self.name}"]
+        return []  # a cached value: put back in silence
+
+
+class _Tensor:
+    """One parameter or buffer: its bytes, its gradient, its flags."""
+
+    def __init__(self, name: str, tensor: torch.Tensor) -> None:
+        self.name = name
+        self.tensor = tensor
+        self.data = tensor.data
+        self.values = _copy(tensor)
+        self.grad = tensor.grad if tensor.is_leaf else None
+        self.grad_was = None if self.grad is None else (self.grad.data, _copy(self.grad))
+        self.requires_grad = tensor.requires_grad
+        self.hooks = dict(tensor._backward_hooks or {})
+
+    def put_back(self) -> list[str]:
+        tensor, changes = self.tensor, []
+        if tensor.dtype != self.values.dtype or not _same_bytes(tensor, self.values):
+            changes.append(f"values of {self.name}")
+            with torch.no_grad():
+                self.data.copy_(self.values)
+                tensor.data = self.data
+        if tensor.requires_grad != self.requires_grad:
+            changes.append(f"requires_grad of {self.name}")
+            tensor.requires_grad_(self.requires_grad)
+        if (tensor.grad if tensor.is_leaf else None) is not self.grad:
+            changes.append(f"gradient of {self.name}")
+            tensor.grad = self.grad
+        if self.grad is not None and self.grad_was is not None and not _same_bytes(self.grad, self.grad_was[1]):
+            changes.append(f"gradient of {self.name}")
+            data, values = self.grad_was
+            self.grad.data = data.copy_(values)
+        if not _same_items(dict(tensor._backward_hooks or {}), self.hooks):
+            changes.append(f"hooks of {self.name}")
+            if tensor._backward_hooks is not None:
+                _refill(tensor._backward_hooks, self.hooks)
+        return changes
+
+
+def _cuda_in_use() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        return tensor.detach().clone()
+
+
+def _same_bytes(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Compare bit patterns: NaN equals itself, and -0.0 is not 0.0."""
+    if first.shape != second.shape or first.dtype != second.dtype or first.device != second.device:
+        return False
+    if first.is_meta or first.is_sparse or first.is_quantized:
+        return True  # refused before anything is computed
+    flat, other = (t.detach().contiguous().reshape(-1) for t in (first, second))
+    return torch.equal(flat.view(torch.uint8), other.view(torch.uint8))
+
+
+def _same_items(first: Any, second: Any) -> bool:
+    """Whether two containers hold the same objects (by identity, in the same order where they have one)."""
+    if len(first) != len(second):
+        return False
+    if isinstance(first, dict):
+        return list(first) == list(second) and all(first[key] is second[key] for key in first)
+    if isinstance(first, set):
+        return {id(item) for item in first} == {id(item) for item in second}
+    return all(a is b for a, b in zip(first, second))
+
+
+def _refill(container: Any, content: Any) -> None:
+    container.clear()
+    if isinstance(container, list):
+        container.extend(content)
+    else:
+        container.update(content)

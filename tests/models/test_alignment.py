@@ -1,0 +1,203 @@
+"""From a module and its data to a verdict."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from alignver.checks.membership import check_membership
+from alignver.errors import InvalidInput
+from alignver.models import alignment
+from alignver.models.alignment import check_alignment
+from alignver.models.conflicts import conflicts, equal_rows
+from alignver.models.jacobian import jacobian
+from alignver.results import CheckResult, Rigor, Verdict
+
+from . import zoo
+from .reference import fingerprint
+
+
+def line(n: int = 6) -> np.ndarray:
+    return np.linspace(-1.0, 1.0, n)[:, None]
+
+
+def test_a_line_fits_lines_and_nothing_else():
+    model, x = nn.Linear(1, 1), line()
+    assert check_alignment(model, x, 3 * x - 1, loss="squared").verdict is Verdict.HOLDS
+    assert check_alignment(model, x, x**2, loss="squared").verdict is Verdict.FAILS
+
+
+def test_the_result_says_what_was_checked():
+    model, x = zoo.build("mlp")
+    before = fingerprint(model)
+    result = check_alignment(model, x, [0, 1, 0, 1, 1], loss="cross_entropy")
+    assert fingerprint(model) == before
+    assert (result.name, result.statement) == ("alignment", "Data-architecture alignment (Definition 2)")
+    for key, value in {"n": 5, "m_y": 2, "d": 194, "loss": "cross_entropy", "dtype": "float64"}.items():
+        assert result.measured[key] == value
+    assert result.measured["computed_in"] == "float64"
+    assert (
+        "J: 5 samples, 2 outputs, 194 parameters; float64; torch.func, reverse mode, 5 samples at once"
+        in result.evidence
+    )
+    assert result.cost["seconds"] > 0
+    assert CheckResult.from_dict(result.to_dict()) == result
+
+
+def test_what_the_membership_check_is_asked(monkeypatch):
+    model, x = zoo.build("mlp")
+    asked = []
+
+    def spy(J, y, **options):
+        asked.append((J, y, options))
+        return check_membership(J, y, **options)
+
+    monkeypatch.setattr(alignment, "check_membership", spy)
+    Y = torch.tensor([[0, 1], [1, 1], [0, 0], [1, 0], [1, 1]])
+    check_alignment(model, x, Y, loss="binary_cross_entropy", method="svd", rule="press", residual_tolerance=1e-6)
+    J, y, options = asked[-1]
+    assert torch.equal(J, jacobian(model, x))
+    assert isinstance(y, torch.Tensor)
+    assert y.tolist() == [-1, 1, -1, 1, 1, 1, 1, -1, -1, 1]  # column after column
+    assert options == {
+        "method": "svd",
+        "rule": "press",
+        "certify": True,
+        "tolerance": None,
+        "residual_tolerance": 1e-6,
+        "computed_in": "float64",
+    }
+    check_alignment(model, x, Y, loss="binary_cross_entropy", dtype="same")
+    assert asked[-1][2]["computed_in"] == "float32"
+    assert asked[-1][0].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "name", ["gru", "tied embedding", "batch norm in eval mode", "control flow on data", "caching"]
+)
+def test_models_of_many_kinds(name):
+    model, x = zoo.build(name)
+    m_y = {"tied embedding": 7, "caching": 1}.get(name, 2)
+    Y = np.arange(len(x) * m_y, dtype=np.float64).reshape(len(x), m_y) % 3
+    before = fingerprint(model)
+    result = check_alignment(model, x, Y, loss="squared")
+    assert fingerprint(model) == before
+    assert result.measured["m_y"] == m_y
+    assert isinstance(result.verdict, Verdict)
+
+
+@pytest.mark.parametrize("scale", [-2.0, 0.25])
+def test_the_verdict_does_not_depend_on_the_order_of_samples_or_the_scale_of_targets(scale):
+    model, x = zoo.build("mlp")
+    y = np.arange(10.0).reshape(5, 2)
+    turned = torch.randperm(5, generator=torch.Generator().manual_seed(0))
+    assert check_alignment(model, x, y, loss="squared").verdict is Verdict.HOLDS
+    assert check_alignment(model, x[turned], scale * y[turned.numpy()], loss="squared").verdict is Verdict.HOLDS
+
+
+def test_equal_inputs_with_different_labels():
+    model, _ = zoo.build("mlp")
+    x = np.array([[1.0, 2, 3], [4, 5, 6], [1, 2, 3], [0.0, 1, 0], [4, 5, 6], [-0.0, 1, 0], [1, 2, 3]])
+    Y = [0, 1, 1, 0, 1, 0, 0]
+    result = check_alignment(model, x, Y, loss="cross_entropy")
+    assert result.verdict is Verdict.FAILS
+    assert result.rigor is Rigor.PROOF
+    assert result.reason == (
+        "samples 0 and 2 have equal inputs and different labels (0, 1): no theta fits both; "
+        "so do 1 other pair (2 and 6)"
+    )
+    assert result.measured["conflicts"] == {"count": 2, "pairs": ((0, 2), (2, 6))}
+    binary = check_alignment(zoo.build("one output, no axis")[0], x, Y, loss="binary_cross_entropy")
+    assert "different labels (0, 1)" in str(binary)
+    squared = check_alignment(zoo.build("one output, no axis")[0], x[:3], [0.5, 0.0, -2.0], loss="squared")
+    assert "samples 0 and 2 have equal inputs and different targets (0.5, -2): no theta fits both" in squared.reason
+    rows = check_alignment(model, x[:3], [[1, 0], [0, 0], [1, 1]], loss="squared")
+    assert "samples 0 and 2 have equal inputs and different targets: no theta fits both" in rows.reason
+
+
+def test_equal_inputs_with_equal_labels_are_no_conflict():
+    model, x = zoo.build("mlp")
+    result = check_alignment(model, torch.cat([x, x]), [0, 1, 0, 1, 1] * 2, loss="cross_entropy")
+    assert result.verdict is Verdict.HOLDS
+    assert result.measured["conflicts"] == {"count": 0, "pairs": ()}
+
+
+def test_rows_of_equal_inputs_are_equal_to_the_last_bit(monkeypatch):
+    model, x = zoo.build("mlp")
+    seen = []
+    monkeypatch.setattr(alignment, "check_membership", lambda J, y, **o: seen.append(J) or check_membership(J, y, **o))
+    check_alignment(model, torch.cat([x, x]), np.zeros((10, 2)) + 1, loss="squared", chunk_size=3)
+    J = seen[-1].reshape(2, 10, -1)
+    assert torch.equal(J[:, :5], J[:, 5:])
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", "list"])
+def test_targets_of_every_kind(kind):
+    model, x = zoo.build("mlp")
+    Y = np.array([0, 1, 0, 1, 1])
+    given_as = {"numpy": Y, "torch": torch.from_numpy(Y), "list": Y.tolist()}[kind]
+    assert check_alignment(model, x.numpy(), given_as, loss="cross_entropy").verdict is Verdict.HOLDS
+
+
+def test_bfloat16_and_half_targets_and_models():
+    model, x = zoo.build("mlp")
+    for dtype in (torch.bfloat16, torch.float16):
+        result = check_alignment(model.to(dtype), x.to(dtype), torch.ones(5, 2, dtype=dtype), loss="squared")
+        assert result.measured["computed_in"] == "float64"
+
+
+BAD = {
+    "an unknown loss": ({"loss": "mse"}, r"loss='mse'.*'squared'"),
+    "an unknown method": ({"method": "guess"}, r"method"),
+    "an unknown rule": ({"rule": "thumb"}, r"rule"),
+    "a tolerance below zero": ({"tolerance": -1.0}, r"tolerance"),
+    "a residual tolerance of nan": ({"residual_tolerance": float("nan")}, r"residual_tolerance"),
+    "too few targets": ({"Y": [0, 1]}, r"Y: got 2 rows beside 5 samples in X"),
+    "no rows": ({"Y": 3}, r"Y: got int without rows"),
+    "no targets": ({"Y": None}, r"Y: got NoneType without rows"),
+    "a label out of range": ({"Y": [0, 1, 2, 0, 1]}, r"Y=2 at 2; needs labels 0\.\.1"),
+    "sparse targets": ({"Y": torch.eye(5).to_sparse()}, r"dense tensor"),
+    "meta targets": ({"Y": torch.ones(5, device="meta")}, r"meta"),
+    "complex targets": ({"Y": torch.ones(5, 2) * 1j}, r"complex64"),
+    "an option for the Jacobian": ({"chunk_size": -1}, r"chunk_size=-1"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_arguments_are_refused_before_the_long_work(name, monkeypatch):
+    model, x = zoo.build("mlp")
+    monkeypatch.setattr("alignver.models.engines.vectorised", lambda *a: pytest.fail("the long work began"))
+    monkeypatch.setattr("alignver.models.engines.loop", lambda *a: pytest.fail("the long work began"))
+    change, words = BAD[name]
+    arguments = {"Y": [0, 1, 0, 1, 1], "loss": "cross_entropy"} | change
+    Y = arguments.pop("Y")
+    with pytest.raises(InvalidInput, match=words):
+        check_alignment(model, x, Y, **arguments)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=14))
+def test_conflicts_are_those_of_a_double_loop(samples):
+    x = np.array([[float(a), 1.0] for a, _ in samples])
+    targets = np.array([[float(b)] for _, b in samples])
+    wanted = [
+        (i, j)
+        for i in range(len(samples))
+        for j in range(i + 1, len(samples))
+        if samples[i][0] == samples[j][0] and samples[i][1] != samples[j][1]
+    ]
+    found = conflicts(equal_rows(x), targets)
+    assert found.count == len(wanted)
+    assert list(found.pairs) == wanted[:20]
+
+
+def test_conflicts_of_many_samples_take_no_time():
+    n = 20000
+    targets = np.zeros((n, 1))
+    targets[-1] = 1.0
+    found = conflicts(equal_rows(np.zeros((n, 3))), targets)
+    assert found.count == n - 1
+    assert found.pairs == tuple((i, n - 1) for i in range(20))

@@ -1,0 +1,287 @@
+"""Models and inputs that no check can be about: refused by name, with the remedy, and left as they were."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+from torch import nn
+
+from alignver.errors import InvalidInput
+from alignver.models.alignment import check_alignment
+from alignver.models.jacobian import jacobian, outputs
+
+from .reference import fingerprint
+
+
+def check(model, X):
+    return check_alignment(model, X, np.zeros((4, 3 if isinstance(model, Root) else 2)), loss="squared")
+
+
+ENTRY_POINTS = [jacobian, outputs, check]
+
+
+class Wrap(nn.Module):
+    """A linear layer with a given function after it."""
+
+    def __init__(self, after, inside: int = 3, outside: int = 2) -> None:
+        super().__init__()
+        self.layer = nn.Linear(inside, outside)
+        self.after = after
+
+    def forward(self, x: torch.Tensor) -> object:
+        return self.after(self.layer(x))
+
+
+class WritesParameter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            self.a.add_(1.0)
+        return x * self.a
+
+
+class WritesBuffer(nn.Module):
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+        self.a = nn.Parameter(torch.ones(3))
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.in_place:
+            self.count.add_(1.0)
+        else:
+            self.count = self.count + 1.0
+        return x * self.a
+
+
+class Hidden(nn.Module):
+    """Reaches its weight past the module: through a closure made at construction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        weight = self.layer.weight
+        self.after = lambda x: x @ weight.to(x.dtype).T
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) + self.after(x)
+
+
+class NoGradient(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return self.layer(x)
+
+
+class Root(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sqrt(self.scale)
+
+
+def _nan_parameter() -> nn.Module:
+    model = nn.Sequential(nn.Linear(3, 2))
+    with torch.no_grad():
+        model[0].bias[1] = float("nan")
+    return model
+
+
+def _nan_buffer() -> nn.Module:
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).eval()
+    model[1].running_var[0] = float("inf")
+    return model
+
+
+def _mixed_devices() -> nn.Module:
+    # The meta device stands for a second one: refused first, for having no values.
+    return nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2, device="meta"))
+
+
+def _frozen() -> nn.Module:
+    return nn.Linear(3, 2).requires_grad_(False)
+
+
+MODELS = {
+    "no module": (lambda: lambda x: x, r"model: got a function; needs a torch.nn.Module"),
+    "a class": (lambda: nn.Linear, r"model: got a type"),
+    "None": (lambda: None, r"model: got a NoneType"),
+    "data parallel": (lambda: nn.DataParallel(nn.Linear(3, 2)), r"DataParallel.*model\.module"),
+    "batch norm in train mode": (
+        lambda: nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)),
+        r"BatchNorm1d '1' in train mode.*model\.eval\(\)",
+    ),
+    "batch norm without statistics": (
+        lambda: nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, track_running_stats=False)).eval(),
+        r"BatchNorm1d '1' without running statistics",
+    ),
+    "instance norm in train mode": (
+        lambda: nn.Sequential(nn.InstanceNorm1d(2, affine=True, track_running_stats=True)),
+        r"InstanceNorm1d '0' in train mode.*model\.eval\(\)",
+    ),
+    "dropout": (lambda: nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.1)), r"Dropout '1' in train mode.*model\.eval\(\)"),
+    "rrelu": (lambda: nn.Sequential(nn.Linear(3, 2), nn.RReLU()), r"RReLU '1' in train mode"),
+    "recurrent dropout": (lambda: nn.LSTM(3, 2, num_layers=2, dropout=0.5), r"LSTM in train mode"),
+    "functional dropout": (
+        lambda: Wrap(lambda x: nn.functional.dropout(x, 0.5)),
+        r"Wrap, which answers differently the second time.*deterministic",
+    ),
+    "noise": (lambda: Wrap(lambda x: x + torch.randn_like(x)), r"Wrap, which answers differently the second time"),
+    "no parameter": (lambda: nn.ReLU(), r"ReLU with no trainable parameter; needs at least one$"),
+    "meta": (lambda: nn.Linear(3, 2, device="meta"), r"parameter 'weight' on the meta device.*load its weights"),
+    "partly meta": (_mixed_devices, r"parameter '1.weight' on the meta device"),
+    "lazy": (lambda: nn.LazyLinear(2), r"parameter 'weight' without a shape yet.*model\(X\)"),
+    "mixed dtypes": (
+        lambda: nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2).double()),
+        r"'0.weight' of float32 and parameter '1.weight' of float64.*model\.double\(\)",
+    ),
+    "complex": (
+        lambda: nn.Linear(3, 2, dtype=torch.complex64),
+        r"parameter 'weight' that is sparse, quantized or complex",
+    ),
+    "nan parameter": (_nan_parameter, r"parameter '0.bias' with NaN or Inf"),
+    "inf buffer": (_nan_buffer, r"buffer '1.running_var' with NaN or Inf"),
+    "a tuple": (lambda: Wrap(lambda x: (x, x)), r"Wrap, which returns a tuple; needs .*one tensor"),
+    "a dict": (lambda: Wrap(lambda x: {"logits": x}), r"Wrap, which returns a dict"),
+    "None out": (lambda: Wrap(lambda x: None), r"Wrap, which returns a NoneType"),
+    "an array": (lambda: Wrap(lambda x: x.detach().numpy()), r"Wrap, which returns a ndarray"),
+    "integers out": (lambda: Wrap(lambda x: x.argmax(1)), r"Wrap with outputs of int64"),
+    "complex out": (lambda: Wrap(lambda x: x + 1j), r"Wrap with outputs of complex"),
+    "three axes": (lambda: Wrap(lambda x: x.unsqueeze(2)), r"outputs of shape \(4, 2, 1\) for 4 samples.*flatten"),
+    "a scalar": (lambda: Wrap(lambda x: x.sum()), r"outputs of shape \(\) for 4 samples"),
+    "too few rows": (lambda: Wrap(lambda x: x[:2]), r"outputs of shape \(2, 2\) for 4 samples"),
+    "nan out": (lambda: Wrap(lambda x: x / 0.0 - x / 0.0), r"Wrap with NaN or Inf outputs"),
+    "coupled by the batch": (
+        lambda: Wrap(lambda x: x - x.mean(0)),
+        r"output for a sample depends on the others in its batch",
+    ),
+    "coupled by a softmax over samples": (lambda: Wrap(lambda x: x.softmax(0)), r"depends on the others"),
+    "wrong inputs": (
+        lambda: nn.Linear(5, 2),
+        r"X: got inputs of shape \(4, 3\) on which Linear raised RuntimeError: mat1",
+    ),
+    "no single samples": (
+        lambda: Wrap(lambda x: x.reshape(4, 2)),
+        r"raised RuntimeError.*takes a single sample, shape",
+    ),
+    "writes a parameter": (WritesParameter, r"WritesParameter, whose forward writes to 'a' in place"),
+    "writes a buffer": (lambda: WritesBuffer(True), r"WritesBuffer, whose forward writes to 'count' in place"),
+    "replaces a buffer": (lambda: WritesBuffer(False), r"WritesBuffer, whose forward writes to 'count'"),
+}
+
+DERIVATIVES = {
+    "a frozen model": (_frozen, r"Linear with no trainable parameter.*include_frozen=True"),
+    "a closure": (Hidden, r"Hidden, whose forward reaches 'layer.weight' past the module's attributes"),
+    "no gradient": (NoGradient, r"NoGradient, whose outputs have no gradient"),
+    "an infinite derivative": (Root, r"derivative of output 0 by parameter 'scale' that is NaN or Inf, at sample 0"),
+}
+
+
+@pytest.mark.parametrize("entry", ENTRY_POINTS, ids=["jacobian", "outputs", "check_alignment"])
+@pytest.mark.parametrize("name", MODELS)
+def test_models_that_are_refused(name, entry):
+    build, words = MODELS[name]
+    model = build()
+    x = torch.arange(12.0).reshape(4, 3) ** 2 + 1.0
+    safe = isinstance(model, nn.Module) and not any(p.is_meta or nn.parameter.is_lazy(p) for p in model.parameters())
+    before = fingerprint(model) if safe else None
+    with pytest.raises(InvalidInput, match=words):
+        entry(model, x)
+    assert before is None or fingerprint(model) == before
+
+
+@pytest.mark.parametrize("entry", ENTRY_POINTS[::2], ids=["jacobian", "check_alignment"])
+@pytest.mark.parametrize("name", DERIVATIVES)
+def test_models_whose_derivatives_are_refused(name, entry):
+    build, words = DERIVATIVES[name]
+    model = build()
+    before = fingerprint(model)
+    with pytest.raises(InvalidInput, match=words):
+        entry(model, torch.arange(12.0).reshape(4, 3) + 1.0)
+    assert fingerprint(model) == before
+
+
+def test_a_scripted_model_is_refused():
+    class Scripted(torch.jit.ScriptModule):
+        pass
+
+    with pytest.raises(InvalidInput, match=r"ScriptModule|Scripted.*scripted or traced from"):
+        jacobian(Scripted(), torch.ones(4, 3))
+
+
+INPUTS = {
+    "nan": (lambda: np.array([[1.0, 2.0, 3.0], [1.0, np.nan, 3.0]]), r"X: got nan at \(1, 1\)"),
+    "inf": (lambda: torch.tensor([[1.0, 2.0, -float("inf")]]), r"X: got -inf at \(0, 2\)"),
+    "no samples": (lambda: np.ones((0, 3)), r"shape \(0, 3\)"),
+    "no features": (lambda: torch.ones(4, 0), r"shape \(4, 0\)"),
+    "0-d": (lambda: np.array(1.0), r"shape \(\)"),
+    "a number": (lambda: 3.0, r"shape \(\)"),
+    "ragged": (lambda: [[1.0, 2.0, 3.0], [1.0]], r"samples of equal shape"),
+    "complex": (lambda: np.ones((4, 3), dtype=complex), r"dtype complex128"),
+    "object": (lambda: np.array([[None, 1, 2]], dtype=object), r"dtype object"),
+    "strings": (lambda: np.array([["a", "b", "c"]]), r"dtype"),
+    "text": (lambda: "X.npy", r"a str"),
+    "None": (lambda: None, r"a NoneType"),
+    "a dict": (lambda: {"x": [1.0]}, r"a dict"),
+    "longdouble": (lambda: np.ones((4, 3), dtype=np.longdouble), r"float64"),
+    "masked": (lambda: np.ma.masked_array(np.ones((4, 3)), mask=np.eye(4, 3)), r"masked"),
+    "scipy sparse": (lambda: sparse.csr_array(np.eye(3)), r"toarray"),
+    "torch sparse": (lambda: torch.eye(3).to_sparse(), r"to_dense"),
+    "meta": (lambda: torch.ones(4, 3, device="meta"), r"meta tensor"),
+    "integers": (lambda: np.ones((4, 3), dtype=np.int64), r"X is of integers.*astype"),
+    "wrong shape": (lambda: np.ones((4, 3, 5)), r"raised RuntimeError"),
+}
+
+
+@pytest.mark.parametrize("entry", ENTRY_POINTS, ids=["jacobian", "outputs", "check_alignment"])
+@pytest.mark.parametrize("name", INPUTS)
+def test_inputs_that_are_refused(name, entry):
+    build, words = INPUTS[name]
+    X = build()
+    if entry is ENTRY_POINTS[2]:
+        rows = X.shape[0] if getattr(X, "ndim", 0) else 1
+
+        def entry(model, X):
+            return check_alignment(model, X, np.zeros((rows, 2)), loss="squared")
+
+    with pytest.raises(InvalidInput, match=words):
+        entry(nn.Linear(3, 2), X)
+
+
+def test_inputs_of_another_dtype_are_refused_in_the_models_own():
+    with pytest.raises(InvalidInput, match=r"X: got dtype float64 beside a model computing in float32"):
+        jacobian(nn.Linear(3, 2), np.ones((4, 3)), dtype="same")
+
+
+def test_dropout_and_batch_norm_in_eval_mode_are_fine():
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Dropout(0.5), nn.Linear(2, 1)).eval()
+    assert jacobian(model, torch.ones(4, 3)).shape == (4, 6 + 2 + 4 + 2 + 1)
+
+
+def test_a_zero_dropout_in_train_mode_is_fine():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.0))
+    assert jacobian(model, torch.ones(4, 3)).shape == (8, 8)
+
+
+def test_a_hook_that_masks_gradients_is_no_part_of_the_function():
+    model = nn.Linear(3, 2)
+    model.weight.register_hook(torch.zeros_like)
+    assert torch.equal(jacobian(model, torch.ones(4, 3)), jacobian(_twin(model), torch.ones(4, 3)))
+
+
+def _twin(model: nn.Linear) -> nn.Linear:
+    twin = nn.Linear(3, 2)
+    twin.load_state_dict(model.state_dict())
+    return twin
