@@ -1,0 +1,1 @@
+"""The command line: ``alignver check`` and ``alignver verify``. NumPy and torch are imported when needed."""

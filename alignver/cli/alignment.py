@@ -1,0 +1,115 @@
+"""``alignver check alignment``: can the user's own network fit the data at its parameters (Definition 2)?"""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated
+
+import typer
+
+from alignver.cli import options
+from alignver.cli.exits import Exit
+from alignver.cli.session import Session
+
+__all__ = ["JacobianDtype", "Loss", "alignment"]
+
+
+class Loss(enum.StrEnum):
+    """The losses that Definition 2's modified targets are known for."""
+
+    SQUARED = "squared"
+    BINARY_CROSS_ENTROPY = "binary_cross_entropy"
+    CROSS_ENTROPY = "cross_entropy"
+
+
+class JacobianDtype(enum.StrEnum):
+    """The precision in which the Jacobian is computed."""
+
+    FLOAT64 = "float64"
+    SAME = "same"
+
+
+def alignment(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="FILE.py:FUNCTION or package.module:FUNCTION; FUNCTION() returns a torch.nn.Module. "
+            "The code is imported and run.",
+        ),
+    ],
+    data: Annotated[str, typer.Option(metavar="FILE.npz", help="The samples: a .npz file with X and Y.")],
+    loss: Annotated[Loss, typer.Option(metavar="LOSS", help="squared, binary_cross_entropy or cross_entropy.")],
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Parameters to load: a .safetensors file.", show_default=False),
+    ] = None,
+    method: options.Method = "auto",
+    rule: options.Rule = "golub",
+    tolerance: options.Tolerance = None,
+    residual_tolerance: options.ResidualTolerance = None,
+    certify: options.Certify = True,
+    device: options.Device = "cpu",
+    dtype: Annotated[
+        JacobianDtype,
+        typer.Option(
+            help="Precision of the Jacobian: float64 widens the model exactly, same keeps its own.",
+            rich_help_panel="Computation",
+        ),
+    ] = JacobianDtype.FLOAT64,
+    seed: options.Seed = 0,
+    chunk_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Rows of the Jacobian made at a time; fewer need less memory.",
+            show_default="all that fit",
+            rich_help_panel="Computation",
+        ),
+    ] = None,
+    certificate: options.Certificate = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> int:
+    """Is the data aligned with the architecture (Definition 2) at the model's parameters?
+
+    MODEL is Python code of yours, which is imported and run.
+
+    [bold]Examples[/bold]
+
+      alignver check alignment net.py:build --data train.npz --loss cross_entropy
+      alignver check alignment package.net:build --data t.npz --loss squared --seed 3
+    """
+    session = Session(
+        "check alignment", json=json, quiet=quiet, verbose=verbose, device=device, dtype=dtype.value, seed=seed
+    )
+
+    def body() -> Exit:
+        with session.working():
+            from alignver.cli import certificates, files, torchside
+
+            certificates.free(certificate)
+            samples = files.read_npz(data, "--data", ("X", "Y"))
+            net, identity = torchside.load(model, weights, device=device, seed=seed)
+            from alignver.models.alignment import check_alignment
+
+            with files.blamed({"X": f"{data}:X", "Y": f"{data}:Y", "model": model}):
+                result = check_alignment(
+                    net,
+                    samples["X"],
+                    samples["Y"],
+                    loss=loss.value,
+                    method=method,
+                    rule=rule,
+                    certify=certify,
+                    tolerance=tolerance,
+                    residual_tolerance=residual_tolerance,
+                    dtype=dtype.value,
+                    chunk_size=chunk_size,
+                )
+            notes = certificates.save(result, certificate, {}, session)
+        return session.finish(result, inputs={**samples, **identity}, notes=notes)
+
+    return session.conduct(body)

@@ -1,0 +1,65 @@
+"""Certificates on disk: where one may be written, and how the report says to check it again."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from alignver.cli.session import Session
+from alignver.errors import InvalidInput
+from alignver.results import CheckResult, Rigor, Summarised
+
+__all__ = ["free", "save"]
+
+
+def free(target: str | None) -> None:
+    """Refuse, before any work is done, a place that a certificate cannot go to."""
+    if target is None:
+        return
+    folder = Path(target)
+    need = "a new folder, or one with a certificate to replace"
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise InvalidInput("--certificate", f"{target}, a file or a link", need)
+    if folder.is_dir():
+        names = {entry.name for entry in folder.iterdir()}
+        if names and not ("certificate.json" in names and names <= {"certificate.json", "data.npz"}):
+            raise InvalidInput("--certificate", f"{target}, a folder with other things in it", need)
+
+
+def save(result: CheckResult, target: str | None, files: Mapping[str, str], session: Session) -> tuple[str, ...]:
+    """Save the result's certificate and return the line of the report that says how to check it again."""
+    if target is None:
+        return ()
+    writer = getattr(result.certificate, "save", None)
+    if writer is None:
+        why = "the verdict is numerical, not a proof" if result.rigor is not Rigor.PROOF else "the proof has none"
+        session.note(f"no certificate was saved in {target}: {why}")
+        return ()
+    try:
+        writer(target)
+    except OSError as error:
+        raise InvalidInput(
+            "--certificate", f"{target} ({error.strerror or error})", "a folder that can be written"
+        ) from error
+    saved = f"certificate {target} ({_size(Path(target))})"
+    if not files:  # it is about matrices that were made on the way
+        return (f"{saved}: {_claim(result)}",)
+    inputs = "".join(f" --input {shlex.quote(f'{name}={file}')}" for name, file in files.items())
+    return (f"{saved}; re-check with: alignver verify {shlex.quote(target)}{inputs}",)
+
+
+def _claim(result: CheckResult) -> str:
+    certificate = result.certificate
+    summary = certificate.summary() if isinstance(certificate, Summarised) else certificate or {}
+    return str(summary.get("claim", "re-check it with alignver.recheck"))
+
+
+def _size(place: Path) -> str:
+    files = [place] if place.is_file() else [file for file in place.rglob("*") if file.is_file()]
+    size = float(sum(file.stat().st_size for file in files))
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

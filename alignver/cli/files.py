@@ -1,0 +1,256 @@
+"""Arrays from files: told apart by content, never unpickled, checked before anything is read into memory.
+
+Every refusal is an :class:`~alignver.errors.InvalidInput` that names the argument, the file and what helps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from alignver.errors import InvalidInput
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["MAPPED_FROM", "blamed", "named", "read_matrix", "read_npz", "read_vector", "regular"]
+
+MAPPED_FROM = 1 << 26
+"""Size in bytes from which a .npy file is mapped into memory instead of read."""
+
+_OPTIONS = {"rule", "method", "tolerance", "residual_tolerance", "computed_in", "rank", "loss", "dtype", "device"}
+
+_NEED = "a .npy, .npz, .csv or .txt file of numbers"
+_TEXT = {".csv", ".tsv", ".txt", ".dat"}
+_FOREIGN = (
+    (b"\x80", "a Python pickle, which is never opened since it can run code"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (b"MATLAB 5.0", "a MATLAB file"),
+    (b"\x1f\x8b", "a gzip file"),
+    (b"%%MatrixMarket", "a Matrix Market file"),
+    (b"PAR1", "a Parquet file"),
+)
+
+
+def named(argument: str, path: str | Path) -> str:
+    """Return how messages name an argument that comes from a file."""
+    return f"{argument} ({path})"
+
+
+@contextlib.contextmanager
+def blamed(files: Mapping[str, str]) -> Iterator[None]:
+    """Name the files, and the options, in what the library refuses: it knows its own arguments only."""
+    try:
+        yield
+    except InvalidInput as error:
+        argument = error.argument
+        if argument in files:
+            raise InvalidInput(named(argument, files[argument]), error.got, error.need) from error
+        if argument in _OPTIONS:
+            raise InvalidInput(f"--{argument.replace('_', '-')}", error.got, error.need) from error
+        if argument == "inputs":
+            raise InvalidInput("--input", error.got, error.need) from error
+        raise
+
+
+def read_matrix(spec: str, argument: str) -> np.ndarray[Any, Any]:
+    """Return the array in a file; a text file gives a matrix. What is in it, the check itself validates."""
+    return _read(spec, argument, 2)
+
+
+def read_vector(spec: str, argument: str) -> np.ndarray[Any, Any]:
+    """Return the array in a file; a text file of one row or one column gives a vector."""
+    return _read(spec, argument, 1)
+
+
+def read_npz(path: str, argument: str, keys: tuple[str, ...]) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the named arrays of a .npz file."""
+    file = regular(path, argument)
+    if not zipfile.is_zipfile(file):
+        raise InvalidInput(
+            named(argument, path), "no .npz file", f"a .npz file with {' and '.join(keys)}: {_savez(keys)}"
+        )
+    return {key: _member(file, path, argument, key, _savez(keys)) for key in keys}
+
+
+def regular(path: str, argument: str) -> Path:
+    """Return the path of a file that is there, is a file, is readable and is not empty."""
+    name = named(argument, path)
+    file = Path(path)
+    try:
+        about = file.stat()
+        if stat.S_ISDIR(about.st_mode):
+            raise InvalidInput(name, "a folder", "a file")
+        if not stat.S_ISREG(about.st_mode):
+            raise InvalidInput(name, "no regular file", "a file on disk: a pipe cannot be read twice")
+        if about.st_size == 0:
+            raise InvalidInput(name, "an empty file", "a file with an array in it")
+        with file.open("rb"):
+            pass
+    except FileNotFoundError:
+        raise InvalidInput(name, "no such file", _instead(file)) from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, InvalidInput):
+            raise
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise InvalidInput(name, f"a file that cannot be read: {reason}", "a readable file") from error
+    return file
+
+
+def _instead(file: Path) -> str:
+    """Say which file may have been meant."""
+    try:
+        there = [Path(name) for name in sorted(os.listdir(file.parent))]
+        alike = [entry.name for entry in there if entry.stem == file.stem or entry.suffix == file.suffix]
+        near = difflib.get_close_matches(file.name, alike, n=1, cutoff=0.7)
+    except OSError:
+        return f"an existing file; there is no folder {file.parent}"
+    return "an existing file" + (f"; did you mean {file.parent / near[0]}?" if near else "")
+
+
+def _read(spec: str, argument: str, ndim: int) -> np.ndarray[Any, Any]:
+    path, key = spec, None
+    if not os.path.exists(spec) and ".npz:" in spec:
+        path, _, key = spec.rpartition(":")
+    file = regular(path, argument)
+    name = named(argument, path)
+    with file.open("rb") as stream:
+        start = stream.read(16)
+        if start.startswith(b"\x93NUMPY"):
+            return _read_npy(file, stream, name)
+    if start.startswith(b"PK"):
+        return _member(file, path, argument, key, "numpy.savez(file, name=array)")
+    for magic, kind in _FOREIGN:
+        if start.startswith(magic):
+            raise InvalidInput(name, kind, f"{_NEED}: numpy.save(file, array) makes one")
+    if file.suffix.lower() in {".npy", ".npz"}:
+        raise InvalidInput(name, f"a {file.suffix} file that does not begin like one", f"{_NEED}; it may be damaged")
+    if file.suffix.lower() not in _TEXT:
+        raise InvalidInput(
+            name, f"a file of type {file.suffix or 'unknown'}", f"{_NEED}: numpy.save(file, array) makes one"
+        )
+    return _read_text(file, name, ndim)
+
+
+def _header(stream: IO[bytes], size: int, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return shape and dtype of the .npy data in ``stream``, of ``size`` bytes in all, if all of it is there."""
+    from numpy.lib import format as npy
+
+    try:
+        version = npy.read_magic(stream)
+        reader = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
+        if reader is None:
+            raise InvalidInput(
+                name, f"a .npy file of format {version[0]}.{version[1]}", "format 1.0 or 2.0: save it again"
+            )
+        shape, _, dtype = reader(stream)
+    except InvalidInput:
+        raise
+    except Exception as error:  # numpy, tokenize, zlib and zipfile raise many kinds here: every one means the same
+        raise InvalidInput(
+            name, f"a damaged .npy header ({_first_line(error)})", "an intact file: save it again"
+        ) from error
+    if dtype.hasobject:
+        raise InvalidInput(
+            name,
+            f"dtype {dtype}, pickled Python objects, which are never opened since they can run code",
+            "an array of numbers: array.astype(float) before saving",
+        )
+    length = dtype.itemsize
+    for axis in shape:
+        length *= axis
+    here = size - stream.tell()
+    if here < length:
+        raise InvalidInput(
+            name, f"a truncated file: {here} of {length} bytes of entries", "the whole file: save or copy it again"
+        )
+    if here > length:
+        raise InvalidInput(name, f"{here - length} bytes after the array of shape {shape}", "a file with one array")
+    return shape, dtype
+
+
+def _read_npy(file: Path, stream: IO[bytes], name: str) -> np.ndarray[Any, Any]:
+    import numpy as np
+
+    size = file.stat().st_size
+    stream.seek(0)
+    shape, _ = _header(stream, size, name)
+    mapped = size >= MAPPED_FROM and 0 not in shape
+    array: np.ndarray[Any, Any] = np.load(file, mmap_mode="r" if mapped else None, allow_pickle=False)
+    return array
+
+
+def _member(file: Path, path: str, argument: str, key: str | None, remedy: str) -> np.ndarray[Any, Any]:
+    """Return one array of a .npz file: ``key``, or the only one there is."""
+    from numpy.lib import format as npy
+
+    name = named(argument, path if key is None else f"{path}:{key}")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = [entry.removesuffix(".npy") for entry in archive.namelist() if entry.endswith(".npy")]
+            if not names:
+                raise InvalidInput(name, "a zip file without arrays", f"{_NEED}: {remedy}")
+            if key is None and len(names) > 1:
+                raise InvalidInput(name, f"the arrays {', '.join(names)}", f"one of them: {path}:{names[0]}")
+            chosen = names[0] if key is None else key
+            if chosen not in names:
+                raise InvalidInput(name, f"the arrays {', '.join(names)}", f"the array {chosen}: {remedy}")
+            entry = archive.getinfo(f"{chosen}.npy")
+            with archive.open(entry) as stream:
+                _header(stream, entry.file_size, name)
+            with archive.open(entry) as stream:
+                array: np.ndarray[Any, Any] = npy.read_array(stream, allow_pickle=False)
+                return array
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+        # RuntimeError: the archive is encrypted; NotImplementedError: a compression that NumPy never writes.
+        raise InvalidInput(name, f"a damaged .npz file ({_first_line(error)})", f"an intact file: {remedy}") from error
+
+
+def _read_text(file: Path, name: str, ndim: int) -> np.ndarray[Any, Any]:
+    import numpy as np
+
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidInput(name, "bytes that are no text", f"{_NEED}; text in UTF-8") from error
+    rows = [row for row in (line.partition("#")[0].strip() for line in text.splitlines()) if row]
+    if not rows:
+        raise InvalidInput(name, "no numbers", "rows of numbers")
+    delimiter = next((mark for mark in (",", ";", "\t") if mark in rows[0]), None)
+    try:
+        array = np.loadtxt(rows, delimiter=delimiter, dtype=np.float64, ndmin=2)
+    except ValueError as error:
+        raise InvalidInput(
+            name, f"text that is no table ({_first_line(error)})", _table_remedy(rows, delimiter)
+        ) from error
+    if ndim == 1 and 1 in array.shape:  # text has no 1-d arrays: here a lone row or column is one
+        return array.reshape(-1)
+    return array
+
+
+def _table_remedy(rows: list[str], delimiter: str | None) -> str:
+    def numbers(row: str) -> bool:
+        try:
+            return bool([float(cell) for cell in row.split(delimiter)])
+        except ValueError:
+            return False
+
+    if len(rows) > 1 and not numbers(rows[0]) and numbers(rows[1]):
+        return "numbers only: begin the line of column names with #, or take it out"
+    return "rows of equally many real numbers, separated by commas, semicolons, tabs or blanks"
+
+
+def _savez(keys: tuple[str, ...]) -> str:
+    return f"numpy.savez(file, {', '.join(f'{key}={key}' for key in keys)})"
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error.args[0] if error.args and isinstance(error.args[0], str) else error).strip()
+    return (text.splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,115 @@
+"""The ``alignver`` command: its tree of commands, and the end of every run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from alignver.cli import check, verify
+from alignver.cli.exits import Exit, explain, say
+
+__all__ = ["app", "run"]
+
+_EPILOG = """
+[bold]Exit codes[/bold]: 0 holds, 1 fails, 2 usage or bad input, 3 undecided, 70 internal error, 130 interrupted.
+"""
+
+
+class _InOrder(TyperGroup):
+    """Commands in the order in which a person meets them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return ["check", *(name for name in super().list_commands(ctx) if name != "check")]
+
+
+app = typer.Typer(
+    name="alignver",
+    cls=_InOrder,
+    epilog=_EPILOG,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(check.app)
+app.command("verify")(verify.verify)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from alignver._version import __version__
+
+        print(f"alignver {__version__}")
+        raise typer.Exit(Exit.HOLDS)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Verdicts with proof about neural networks, and about the matrices behind them.
+
+    [bold]Examples[/bold]
+
+      alignver check
+      alignver check membership J.npy y.npy --certificate proof
+      alignver check alignment net.py:build --data train.npz --loss cross_entropy
+      alignver verify proof --input J=J.npy --input y=y.npy
+    """
+    if context.invoked_subcommand is None:
+        # Help is what was wanted, but 0 would read as a verdict.
+        with contextlib.redirect_stdout(sys.stderr):
+            typer.echo(context.get_help(), err=True)
+        raise typer.Exit(Exit.BAD_INPUT)
+
+
+# What typer raises on wrong usage: it re-exports none of the base classes, and their home depends on its version.
+_UsageError: Any = typer.BadParameter.__mro__[1]
+_ClickException: Any = typer.BadParameter.__mro__[2]
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code; the entry point of ``alignver`` and ``python -m alignver``."""
+    _usable_streams()
+    sys.exit(_guarded(sys.argv[1:] if arguments is None else arguments))
+
+
+def _guarded(arguments: list[str]) -> int:
+    try:
+        code = typer.main.get_command(app).main(arguments, prog_name="alignver", standalone_mode=False)
+        sys.stdout.flush()
+        return Exit.HOLDS if code is None else int(code)
+    except _UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "alignver"
+        say(f"{_sentence(error.format_message())}\n  try: {command} --help")
+        return Exit.BAD_INPUT
+    except _ClickException as error:
+        say(_sentence(error.format_message()))
+        return Exit.BAD_INPUT
+    except typer.Abort:
+        return explain(KeyboardInterrupt())
+    except (Exception, KeyboardInterrupt) as error:
+        return explain(error, verbose=bool({"-v", "--verbose"} & set(arguments)))
+
+
+def _sentence(message: str) -> str:
+    """Return a message in the voice of the rest: no capital, no full stop."""
+    return (message[:1].lower() + message[1:]).rstrip().removesuffix(".")
+
+
+def _usable_streams() -> None:
+    """Make stdout and stderr take any character, and exist."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")

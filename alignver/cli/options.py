@@ -1,0 +1,137 @@
+"""The options that several commands share, each described once."""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "Backend",
+    "Certificate",
+    "Certify",
+    "ComputedIn",
+    "Device",
+    "Dtype",
+    "DtypeName",
+    "Json",
+    "Method",
+    "Quiet",
+    "ResidualTolerance",
+    "Rule",
+    "Seed",
+    "Tolerance",
+    "Verbose",
+]
+
+_OUTPUT = "Output"
+_DECISION = "Decision"
+_COMPUTATION = "Computation"
+
+
+class Backend(enum.StrEnum):
+    """The array library that does the linear algebra."""
+
+    NUMPY = "numpy"
+    TORCH = "torch"
+    CUPY = "cupy"
+
+
+class DtypeName(enum.StrEnum):
+    """The floating-point types that a model can be run in."""
+
+    FLOAT64 = "float64"
+    FLOAT32 = "float32"
+
+
+def _seed(value: int) -> int:
+    if not 0 <= value < 2**63:
+        raise typer.BadParameter(f"{value} is not in the range from 0 to 2**63 - 1")
+    return value
+
+
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="One JSON document on stdout and nothing else there; on bad input stdout stays empty.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="The verdict line only, and no progress.", rich_help_panel=_OUTPUT)
+]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose", "-v", help="Every table, the provenance, and tracebacks of errors.", rich_help_panel=_OUTPUT
+    ),
+]
+Certificate = Annotated[
+    str | None,
+    typer.Option(
+        "--certificate",
+        metavar="DIR",
+        help="Save the certificate of a proof here; 'alignver verify' checks it again.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+Method = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="auto, svd, qr, lstsq or exact.", rich_help_panel=_DECISION),
+]
+Rule = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Rank rule that decides: golub, press, golub-inf, golub-qr, ... The report shows them all.",
+        rich_help_panel=_DECISION,
+    ),
+]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(
+        metavar="TAU",
+        help="Singular values up to this count as zero; overrides the rule.",
+        show_default=False,
+        rich_help_panel=_DECISION,
+    ),
+]
+ResidualTolerance = Annotated[
+    float | None,
+    typer.Option(
+        metavar="EPS",
+        help="Largest relative residual of a member.",
+        show_default=False,
+        rich_help_panel=_DECISION,
+    ),
+]
+ComputedIn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DTYPE",
+        help="The dtype that the entries were computed in, where they are stored in a finer one.",
+        rich_help_panel=_DECISION,
+    ),
+]
+Certify = Annotated[
+    bool,
+    typer.Option(
+        "--certify/--no-certify",
+        help="Try to prove the verdict, or stay with floating-point evidence.",
+        rich_help_panel=_DECISION,
+    ),
+]
+BackendOption = Annotated[
+    Backend, typer.Option(help="Array library that does the linear algebra.", rich_help_panel=_COMPUTATION)
+]
+Device = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="Where to compute: cpu, cuda, cuda:1, ...", rich_help_panel=_COMPUTATION),
+]
+Dtype = Annotated[DtypeName, typer.Option(help="Precision of the computation.", rich_help_panel=_COMPUTATION)]
+Seed = Annotated[
+    int,
+    typer.Option(metavar="N", callback=_seed, help="Seed of everything that is random.", rich_help_panel=_COMPUTATION),
+]

@@ -1,0 +1,116 @@
+"""A progress bar for work that lasts: on a terminal, after two seconds, and gone when the work is done."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import IO
+
+from rich.console import Console, RenderableType
+from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress_bar import ProgressBar
+from rich.text import Text
+
+from alignver.progress import listening
+
+__all__ = ["PATIENCE", "Display", "shown"]
+
+PATIENCE = 2.0
+"""Seconds of silence before a bar appears."""
+
+
+class _Bar(ProgressColumn):
+    """A bar for tasks whose steps are counted; nothing for the others, which have a spinner and a clock."""
+
+    def render(self, task: Task) -> RenderableType:
+        return Text() if task.total is None else ProgressBar(total=task.total, completed=task.completed, width=24)
+
+
+class _Left(ProgressColumn):
+    """Steps done, and the time left once there is a pace to tell it from."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        if task.total is None:
+            return Text()
+        steps = f"{task.completed:.0f}/{task.total:.0f}"
+        left = task.time_remaining
+        return Text(steps if left is None else f"{steps}, {_clock(left)} left", style="cyan")
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Display:
+    """A :class:`~alignver.progress.Listener` that draws on a console, once the work has lasted ``patience`` seconds."""
+
+    def __init__(self, console: Console, label: str, *, patience: float = PATIENCE) -> None:
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            _Bar(),
+            _Left(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._lock = threading.Lock()
+        self._closed = False
+        self._whole = self._progress.add_task(label, total=None)
+        self._open: list[TaskID] = []
+        self._timer = threading.Timer(patience, self._appear)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _appear(self) -> None:
+        with self._lock:
+            if not self._closed:
+                self._progress.start()
+
+    def start(self, label: str, total: int | None) -> TaskID:
+        """Add a line for the task; the line of the whole gives way to it."""
+        task = self._progress.add_task(label, total=total)
+        self._open.append(task)
+        self._progress.update(self._whole, visible=False)
+        return task
+
+    def advance(self, handle: object) -> None:
+        """Move the task's bar by a step."""
+        self._progress.advance(TaskID(handle))  # type: ignore[arg-type]
+
+    def finish(self, handle: object) -> None:
+        """Take the task's line away."""
+        task = TaskID(handle)  # type: ignore[arg-type]
+        self._progress.remove_task(task)
+        self._open.remove(task)
+        if not self._open:
+            self._progress.update(self._whole, visible=True)
+
+    def close(self) -> None:
+        """Stop drawing and clear what was drawn."""
+        self._timer.cancel()
+        with self._lock:
+            self._closed = True
+            self._progress.stop()
+
+
+@contextlib.contextmanager
+def shown(file: IO[str], label: str, *, patience: float = PATIENCE) -> Iterator[None]:
+    """Show the progress of what is called inside the block on ``file`` if that is a terminal; do nothing otherwise."""
+    console = Console(file=file, highlight=False)
+    if not file.isatty() or console.is_dumb_terminal:
+        yield
+        return
+    display = Display(console, label, patience=patience)
+    try:
+        with listening(display):
+            yield
+    finally:
+        display.close()

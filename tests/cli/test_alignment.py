@@ -1,0 +1,127 @@
+"""``alignver check alignment`` on a user's own code, with all that code can do wrong."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from alignver.cli import torchside
+from alignver.errors import InvalidInput
+
+torch = pytest.importorskip("torch")
+NET = """
+import torch
+
+def build():
+    print("building")
+    return torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.Softplus(), torch.nn.Linear(16, 1)).double()
+
+def wrong():
+    return "a string"
+
+def raises():
+    raise RuntimeError("no weights here")
+
+def _hidden():
+    pass
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for module in ("my_net", "syntax", "exits", "needs"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    (tmp_path / "my_net.py").write_text(NET)
+    (tmp_path / "syntax.py").write_text("def build(:\n")
+    (tmp_path / "exits.py").write_text("import sys\nsys.exit(3)\n")
+    (tmp_path / "needs.py").write_text("import not_installed_anywhere\n")
+    random = np.random.default_rng(0)
+    np.savez(tmp_path / "data.npz", X=random.standard_normal((6, 2)), Y=random.standard_normal((6, 1)))
+    np.savez(tmp_path / "no_labels.npz", X=np.ones((3, 2)))
+    return tmp_path
+
+
+@pytest.mark.parametrize("model", ["my_net.py:build", "my_net:build", "./my_net.py:build"])
+def test_a_model_of_the_users_own(here, project, monkeypatch, model):
+    pytest.importorskip("alignver.models.alignment")
+    monkeypatch.chdir(project)
+    run = here("check", "alignment", model, "--data", "data.npz", "--loss", "squared", "--json")
+    document = run.document()
+    assert (run.code, document["verdict"]) == (0, "HOLDS")
+    assert "building" in run.err
+    assert set(document["provenance"]["inputs"]) == {"X", "Y", "model"}
+    assert document["provenance"]["inputs"]["model"]["file"] == "my_net.py"
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("my_net.py", ["FILE.py:FUNCTION"]),
+        ("my_net.py:bild", ["without a function 'bild'", "build", "wrong"]),
+        ("missing.py:build", ["no such file"]),
+        ("missing_module:build", ["no module"]),
+        ("syntax.py:build", ["SyntaxError", "line 1"]),
+        ("exits.py:build", ["SystemExit", "line 2"]),
+        ("needs.py:build", ["not_installed_anywhere", "line 1"]),
+        ("my_net.py:wrong", ["returns a str", "torch.nn.Module"]),
+        ("my_net.py:raises", ["RuntimeError: no weights here", "line 12 of my_net.py"]),
+    ],
+)
+def test_code_that_does_not_work(here, project, monkeypatch, model, words):
+    monkeypatch.chdir(project)
+    run = here("check", "alignment", model, "--data", "data.npz", "--loss", "squared")
+    assert (run.code, run.out) == (2, "")
+    assert "Traceback" not in run.err
+    for word in words:
+        assert word in run.err
+    assert "_hidden" not in run.err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--data", "no_labels.npz", "--loss", "squared"], ["the array Y", "numpy.savez"]),
+        (["--data", "my_net.py", "--loss", "squared"], ["no .npz file"]),
+        (["--data", "data.npz", "--loss", "hinge"], ["--loss", "cross_entropy"]),
+        (["--data", "data.npz"], ["--loss"]),
+        (["--data", "data.npz", "--loss", "squared", "--device", "cuda:99"], ["--device"]),
+        (["--data", "data.npz", "--loss", "squared", "--device", "abacus"], ["--device", "abacus"]),
+        (["--data", "data.npz", "--loss", "squared", "--weights", "data.npz"], ["no .safetensors file", "pickles"]),
+        (["--data", "data.npz", "--loss", "squared", "--weights", "gone.safetensors"], ["no such file"]),
+    ],
+)
+def test_options_that_cannot_be(here, project, monkeypatch, options, words):
+    monkeypatch.chdir(project)
+    run = here("check", "alignment", "my_net.py:build", *options)
+    assert (run.code, run.out) == (2, "")
+    for word in words:
+        assert word in run.err
+
+
+def test_weights_are_loaded_strictly(project):
+    safetensors = pytest.importorskip("safetensors.torch")
+    model, _ = torchside.load("my_net.py:build", None, device="cpu", seed=1)
+    state = model.state_dict()
+    safetensors.save_file(state, "net.safetensors")
+    loaded, identity = torchside.load("my_net.py:build", "net.safetensors", device="cpu", seed=2)
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, state[name])
+    assert identity["weights"]["file"] == "net.safetensors"
+    safetensors.save_file({"0.weight": state["0.weight"]}, "part.safetensors")
+    with pytest.raises(InvalidInput, match=r"without 0\.bias, 2\.bias, 2\.weight"):
+        torchside.load("my_net.py:build", "part.safetensors", device="cpu", seed=0)
+    safetensors.save_file({**state, "0.bias": torch.zeros(3)}, "shape.safetensors")
+    with pytest.raises(InvalidInput, match="other shapes"):
+        torchside.load("my_net.py:build", "shape.safetensors", device="cpu", seed=0)
+
+
+def test_the_seed_makes_the_model(project):
+    first, _ = torchside.load("my_net.py:build", None, device="cpu", seed=1)
+    again, _ = torchside.load("my_net.py:build", None, device="cpu", seed=1)
+    other, _ = torchside.load("my_net.py:build", None, device="cpu", seed=2)
+    assert torch.equal(first[0].weight, again[0].weight)
+    assert not torch.equal(first[0].weight, other[0].weight)

@@ -1,0 +1,229 @@
+"""Everything a person can get wrong: exit code 2, one message that names the thing and the remedy, an empty stdout."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+
+from alignver.cli import files as loading
+from alignver.errors import InvalidInput
+
+
+def npy(array):
+    return lambda path: np.save(path, array, allow_pickle=True)
+
+
+def raw(content):
+    return lambda path: path.write_bytes(content)
+
+
+def truncated(path):
+    np.save(path, np.eye(50))
+    path.write_bytes(path.read_bytes()[:900])
+
+
+def doubled(path):
+    with path.open("wb") as stream:
+        np.save(stream, np.eye(2))
+        np.save(stream, np.eye(2))
+
+
+def bomb(path):
+    """A header that promises far more than there is."""
+    with path.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, {"descr": "<f8", "fortran_order": False, "shape": (10**9, 10**6)})
+        stream.write(b"\0" * 64)
+
+
+def damaged_npz(path):
+    np.savez(path, A=np.arange(1000.0).reshape(10, 100))
+    content = bytearray(path.read_bytes())
+    content[300:400] = bytes(100)
+    path.write_bytes(content)
+
+
+def short_npz(path):
+    np.savez(path, A=np.eye(30))
+    path.write_bytes(path.read_bytes()[:400])
+
+
+def lying_npz(path):
+    with zipfile.ZipFile(path, "w") as archive, archive.open("A.npy", "w") as stream:
+        np.lib.format.write_array_header_1_0(stream, {"descr": "<f8", "fortran_order": False, "shape": (10**9, 10**6)})
+
+
+BAD = {
+    "nan.npy": (npy(np.array([[1.0, np.nan]])), ["nan", "(0, 1)", "finite"]),
+    "inf.npy": (npy(np.array([[np.inf, 1.0]])), ["inf", "finite"]),
+    "empty_shape.npy": (npy(np.zeros((0, 3))), ["(0, 3)", "not empty"]),
+    "zero_d.npy": (npy(np.array(1.0)), ["0 dimensions"]),
+    "one_d.npy": (npy(np.ones(3)), ["1 dimension", "matrix"]),
+    "three_d.npy": (npy(np.ones((2, 2, 2))), ["3 dimensions"]),
+    "complex.npy": (npy(np.eye(2) * 1j), ["complex128"]),
+    "strings.npy": (npy(np.array([["a", "b"]])), ["<U1"]),
+    "object.npy": (npy(np.array([[1, None]], dtype=object)), ["pickled", "never opened", "astype(float)"]),
+    "structured.npy": (npy(np.zeros(3, dtype=[("a", "f8"), ("b", "i4")])), ["dtype"]),
+    "big_integers.npy": (npy(np.array([[2**60, 1]])), ["2**53"]),
+    "truncated.npy": (truncated, ["truncated", "772 of 20000 bytes"]),
+    "doubled.npy": (doubled, ["after the array", "one array"]),
+    "bomb.npy": (bomb, ["truncated"]),
+    "header.npy": (raw(b"\x93NUMPY\x01\x00\x10\x00{'descr': import "), ["damaged .npy header"]),
+    "version.npy": (raw(b"\x93NUMPY\x09\x00\x10\x00" + b" " * 16), ["9.0", "save it again"]),
+    "empty.npy": (raw(b""), ["an empty file"]),
+    "text.npy": (raw(b"1 2 3\n"), ["does not begin like one"]),
+    "pickled.npy": (raw(pickle.dumps(np.eye(2), protocol=4)), ["pickle", "run code"]),
+    "pickled.pkl": (raw(pickle.dumps([1, 2], protocol=4)), ["pickle"]),
+    "damaged.npz": (damaged_npz, ["damaged .npz", "intact"]),
+    "short.npz": (short_npz, ["damaged .npz"]),
+    "lying.npz": (lying_npz, ["truncated"]),
+    "several.npz": (lambda path: np.savez(path, P=np.eye(2), Q=np.eye(2)), ["P, Q", "several.npz:P"]),
+    "none.npz": (lambda path: zipfile.ZipFile(path, "w").close(), ["without arrays"]),
+    "object.npz": (lambda path: np.savez(path, A=np.array([None])), ["pickled"]),
+    "ragged.csv": (raw(b"1,2,3\n4,5\n"), ["no table", "equally many"]),
+    "names.csv": (raw(b"a,b\n1,2\n"), ["column names", "#"]),
+    "words.txt": (raw(b"one two\nthree four\n"), ["no table"]),
+    "complex.txt": (raw(b"1+2j 3\n"), ["no table", "real"]),
+    "nan.csv": (raw(b"1,nan\n"), ["nan", "finite"]),
+    "blank.csv": (raw(b"\n# nothing\n\n"), ["no numbers"]),
+    "binary.txt": (raw(b"\xff\xfe\x00\x81"), ["no text"]),
+    "matrix.h5": (raw(b"\x89HDF\r\n\x1a\n" + b"\0" * 64), ["HDF5", "numpy.save"]),
+    "matrix.mat": (raw(b"MATLAB 5.0 MAT-file" + b"\0" * 64), ["MATLAB"]),
+    "matrix.mtx": (raw(b"%%MatrixMarket matrix\n"), ["Matrix Market"]),
+    "matrix.json": (raw(b"[[1]]"), ["type .json"]),
+    "folder.npy": (lambda path: path.mkdir(), ["a folder"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_is_refused_by_name(here, tmp_path, name):
+    make, words = BAD[name]
+    path = tmp_path / name
+    make(path)
+    run = here("check", "rank", str(path), "--json")
+    assert (run.code, run.out) == (2, "")
+    assert "Traceback" not in run.err
+    assert run.err.startswith("alignver: A (")
+    for word in (str(path), "needs", *words):
+        assert word in run.err
+
+
+def test_a_missing_file_suggests_its_neighbour(alignver):
+    run = alignver("check", "membership", "J.npz", "Y.npy")
+    assert (run.code, run.out) == (2, "")
+    assert run.err == "alignver: J (J.npz): got no such file; needs an existing file; did you mean J.npy?\n"
+
+
+def test_a_missing_folder_is_named(here):
+    assert "no folder nowhere" in here("check", "rank", "nowhere/A.npy").err
+
+
+def test_an_unreadable_file(here, monkeypatch, tmp_path):
+    def refuse(self, *args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    np.save(tmp_path / "A.npy", np.eye(2))
+    monkeypatch.setattr(loading.Path, "open", refuse)
+    run = here("check", "rank", str(tmp_path / "A.npy"))
+    assert run.code == 2
+    assert "permission denied" in run.err
+
+
+def test_a_pipe_is_refused_rather_than_waited_for(here, tmp_path):
+    import os
+
+    os.mkfifo(tmp_path / "pipe.npy")
+    assert "pipe" in here("check", "rank", str(tmp_path / "pipe.npy")).err
+
+
+def test_the_key_of_an_npz_that_is_not_there(here):
+    run = here("check", "rank", "both.npz:K")
+    assert run.code == 2
+    assert "the arrays J, y" in run.err
+
+
+def test_shapes_that_disagree_name_both(here):
+    run = here("check", "membership", "J.npy", "off.txt")
+    assert run.code == 2
+    assert "off.txt" in run.err or "J.npy" in run.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["chekc"], ["no such command"]),
+        (["check", "membership", "J.npy"], ["missing argument", "--help"]),
+        (["check", "rank", "J.npy", "--bogus"], ["no such option"]),
+        (["check", "rank", "J.npy", "--rank", "three"], ["--rank", "integer"]),
+        (["check", "rank", "J.npy", "--backend", "jax"], ["--backend", "numpy"]),
+        (["check", "rank", "J.npy", "--device", "cuda"], ["--device", "cpu"]),
+        (["check", "rank", "J.npy", "--rule", "gloub"], ["--rule", "golub"]),
+        (["check", "rank", "J.npy", "--method", "lu"], ["--method", "svd"]),
+        (["check", "rank", "J.npy", "--tolerance", "-1"], ["--tolerance"]),
+        (["check", "rank", "J.npy", "--tolerance", "nan"], ["--tolerance"]),
+        (["check", "rank", "J.npy", "--computed-in", "float8"], ["--computed-in", "float32"]),
+        (["check", "--seed", "-1"], ["--seed", "range"]),
+        (["check", "--json", "rank", "J.npy"], ["after the command", "alignver check rank ... --json"]),
+        (["check", "rank", "J.npy", "--certificate", "J.npy"], ["--certificate", "a file"]),
+        (["verify", "nowhere"], ["nowhere"]),
+        (["verify", "nowhere", "--input", "J"], ["NAME=FILE"]),
+        (["verify", "nowhere", "--input", "J=a.npy", "--input", "J=b.npy"], ["twice"]),
+    ],
+)
+def test_wrong_usage(here, arguments, words):
+    run = here(*arguments)
+    assert (run.code, run.out) == (2, "")
+    assert "Traceback" not in run.err
+    for word in words:
+        assert word in run.err
+
+
+def test_no_command_shows_help_and_is_no_verdict(alignver):
+    run = alignver()
+    assert (run.code, run.out) == (2, "")
+    assert "Usage" in run.err
+
+
+def test_version(alignver):
+    from alignver import __version__
+
+    run = alignver("--version")
+    assert (run.code, run.out, run.err) == (0, f"alignver {__version__}\n", "")
+
+
+def test_a_large_file_is_mapped_not_read(tmp_path, monkeypatch):
+    np.save(tmp_path / "A.npy", np.eye(3))
+    assert not isinstance(loading.read_matrix(str(tmp_path / "A.npy"), "A"), np.memmap)
+    monkeypatch.setattr(loading, "MAPPED_FROM", 100)
+    array = loading.read_matrix(str(tmp_path / "A.npy"), "A")
+    assert isinstance(array, np.memmap)
+    assert not array.flags.writeable
+
+
+@pytest.mark.parametrize(
+    "text", ["1,2\n3,4\n", "1;2\n3;4", "1\t2\n3\t4\n", "1 2\n3 4\n", "\ufeff1, 2\n3, 4\n", "# a b\n1 2\n\n3 4 # end\n"]
+)
+def test_tables_as_people_write_them(tmp_path, text):
+    file = tmp_path / "A.csv"
+    file.write_text(text, encoding="utf-8")
+    np.testing.assert_array_equal(loading.read_matrix(str(file), "A"), [[1.0, 2.0], [3.0, 4.0]])
+
+
+def test_a_text_file_is_a_vector_only_where_a_vector_is_asked_for(tmp_path):
+    for text in ("1\n2\n3\n", "1 2 3\n"):
+        (tmp_path / "v.txt").write_text(text)
+        assert loading.read_vector(str(tmp_path / "v.txt"), "y").shape == (3,)
+        assert loading.read_matrix(str(tmp_path / "v.txt"), "A").ndim == 2
+
+
+def test_big_endian_and_fortran_order_are_read_as_they_are(tmp_path):
+    array = np.asfortranarray(np.arange(6.0).reshape(2, 3)).astype(">f8")
+    np.save(tmp_path / "A.npy", array)
+    np.testing.assert_array_equal(loading.read_matrix(str(tmp_path / "A.npy"), "A"), array)
+
+
+def test_blame_leaves_other_arguments_alone():
+    with pytest.raises(InvalidInput, match=r"^Z: got a; needs b$"), loading.blamed({"J": "J.npy"}):
+        raise InvalidInput("Z", "a", "b")

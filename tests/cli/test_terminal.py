@@ -1,0 +1,68 @@
+"""What a terminal shows: colour, width, and nothing of it elsewhere."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import termios
+
+import pytest
+
+from tests.cli.conftest import COMMAND, TIMEOUT, environment
+
+
+def on_terminal(files, *arguments: str, columns: int = 80, **changes: str) -> tuple[int, str]:
+    """Run the command with stdout and stderr on a pseudo-terminal of that width."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    process = subprocess.Popen(
+        [*COMMAND, *arguments], cwd=files, env=environment(**changes), stdout=theirs, stderr=theirs, stdin=theirs
+    )
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            chunk = os.read(ours, 65536)
+        except OSError:  # Linux says EIO when the last writer has closed
+            break
+        if not chunk:
+            break
+        shown += chunk
+    os.close(ours)
+    return process.wait(TIMEOUT), shown.decode().replace("\r\n", "\n")
+
+
+def plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "colour"),
+    [(["check", "rank", "J.npy"], "32"), (["check", "membership", "one.csv", "off.txt"], "31")],
+)
+def test_the_verdict_is_coloured(files, arguments, colour):
+    _, shown = on_terminal(files, *arguments)
+    assert re.search(rf"\x1b\[1;{colour}m(HOLDS|FAILS)", shown)
+
+
+@pytest.mark.parametrize("changes", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_no_colour_where_none_is_wanted(files, changes):
+    _, shown = on_terminal(files, "check", "rank", "J.npy", **changes)
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", shown)
+    assert "HOLDS" in shown
+
+
+@pytest.mark.parametrize("columns", [50, 80, 132])
+def test_lines_fit_the_terminal(files, columns):
+    code, shown = on_terminal(files, "check", "membership", "one.csv", "off.txt", columns=columns)
+    assert code == 1
+    assert max(map(len, plain(shown).splitlines())) <= columns
+
+
+def test_quick_work_shows_no_progress(files):
+    _, shown = on_terminal(files, "check", "rank", "J.npy")
+    assert "\x1b[?25l" not in shown  # the cursor was never hidden

@@ -1,0 +1,67 @@
+"""The bar appears on a terminal, late, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import io
+import time
+
+from rich.console import Console
+
+from alignver.progress import stage, track
+from alignver.report import progress
+
+
+def terminal() -> Console:
+    return Console(file=io.StringIO(), force_terminal=True, width=80, _environ={})
+
+
+def written(console: Console) -> str:
+    stream = console.file
+    assert isinstance(stream, io.StringIO)
+    return stream.getvalue()
+
+
+def test_nothing_where_there_is_no_terminal():
+    stream = io.StringIO()
+    with progress.shown(stream, "work", patience=0.0), stage("inner"):
+        time.sleep(0.05)
+    assert stream.getvalue() == ""
+
+
+def test_quick_work_shows_nothing(monkeypatch):
+    console = terminal()
+    display = progress.Display(console, "work")
+    handle = display.start("steps", 3)
+    display.advance(handle)
+    display.finish(handle)
+    display.close()
+    assert written(console) == ""
+
+
+def test_long_work_shows_its_steps_and_the_time_left():
+    console = terminal()
+    display = progress.Display(console, "work", patience=0.0)
+    with progress.listening(display):
+        for _ in track(range(4), "rows of J"):
+            time.sleep(0.12)
+        with stage("one big SVD"):
+            time.sleep(0.25)
+        time.sleep(0.25)
+    display.close()
+    page = written(console)
+    for words in ("rows of J", "/4", "left", "one big SVD", "work"):
+        assert words in page
+    assert page.rstrip().endswith("\x1b[2K")  # the line is cleared
+    assert "\x1b[?25h" in page  # and the cursor is back
+
+
+def test_closing_before_the_bar_appears_keeps_it_away():
+    console = terminal()
+    display = progress.Display(console, "work", patience=0.05)
+    display.close()
+    time.sleep(0.1)
+    assert written(console) == ""
+
+
+def test_clock():
+    assert [progress._clock(seconds) for seconds in (4, 75, 3723)] == ["0:04", "1:15", "1:02:03"]

@@ -1,0 +1,122 @@
+"""The text report says what str(result) says, and adds colour, folding and tables."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from alignver.report import tables, text
+from alignver.results import Bound, CheckResult, Rigor, Tolerance, Verdict
+
+RULES = (
+    {"rule": "press", "tolerance": 3e-13, "rank": 5, "shipped_by": ""},
+    {"rule": "golub", "tolerance": 2e-11, "rank": 4, "shipped_by": "NumPy, PyTorch"},
+)
+
+
+def result(**changes):
+    fields = {
+        "name": "rank",
+        "statement": "A has rank 5 (full)",
+        "verdict": Verdict.FAILS,
+        "rigor": Rigor.NUMERICAL,
+        "reason": "rank 4 at tolerance 2e-11, so that one of the rows is a combination of the four others; take it out",
+        "evidence": ("A is 5 x 9",),
+        "bounds": (Bound("residual", 0.5, "<=", 1.5e-8),),
+        "tolerance": Tolerance("golub", 2e-11, "s_1 eps max(N, d)", "a book", 2.0**-52),
+        "cost": {"seconds": 0.25},
+    }
+    return CheckResult(**{**fields, **changes})
+
+
+def shown(value: CheckResult, width: int, **options) -> str:
+    stream = io.StringIO()
+    text.put(Console(file=stream, width=width, highlight=False), text.render(value, width, **options))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("verdict", list(Verdict))
+def test_what_is_piped_is_what_str_says(verdict):
+    value = result(verdict=verdict)
+    assert shown(value, 4000) == f"{value}\n"
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_every_width_has_the_same_words(width):
+    value = result(measured={"rules": RULES, "methods": {"svd": {"verdict": "FAILS"}, "qr": {"verdict": "HOLDS"}}})
+    page = shown(value, width)
+    assert max(map(len, page.splitlines())) <= width
+    assert str(value).split() == [word for word in shown(result(), width).split() if word]
+    for word in ("press", "golub", "svd", "PyTorch"):
+        assert word in page
+
+
+def test_the_verdict_keeps_its_column():
+    columns = {
+        shown(result(verdict=verdict, rigor=rigor), 80).splitlines()[0].index(str(verdict))
+        for verdict in Verdict
+        for rigor in (Rigor.NUMERICAL, Rigor.STATISTICAL)
+    }
+    assert len(columns) == 1
+
+
+def test_a_long_statement_pushes_the_verdict_to_a_line_of_its_own():
+    page = shown(result(statement="x" * 75), 80).splitlines()
+    assert page[0] == "x" * 75
+    assert page[1].split() == ["FAILS", "numerical"]
+
+
+def test_rules_that_agree_take_one_line_and_a_table_when_asked():
+    value = result(measured={"rules": [{**row, "rank": 5} for row in RULES]})
+    assert "rank rules: all 2 give rank 5" in shown(value, 80)
+    assert "> golub" not in shown(value, 80)
+    assert "> golub" in shown(value, 80, verbosity=1)
+
+
+def test_one_rule_alone_is_not_called_all():
+    page = shown(result(measured={"rules": RULES[:1]}), 80)
+    assert "rank rule press: rank 5 at tolerance 3e-13" in page
+
+
+def test_rules_that_differ_are_shown():
+    page = shown(result(measured={"rules": RULES}), 80)
+    assert "> golub" in page
+    assert "NumPy, PyTorch" in page
+
+
+def test_quiet_is_one_line_and_notes_come_before_the_cost():
+    assert len(shown(result(), 80, verbosity=-1).splitlines()) == 1
+    lines = shown(result(), 80, notes=("a note",)).splitlines()
+    assert lines[-2:] == ["  a note", "  0.2 s"]
+
+
+def test_verbose_shows_bounds_tolerance_and_numbers():
+    page = shown(result(measured={"rank": 4, "levels_near_tolerance": [1.0]}), 80, verbosity=1)
+    for words in ("not met", "s_1 eps max(N, d)", "measured", "rank"):
+        assert words in page
+    assert "levels" not in page
+
+
+def test_a_command_to_copy_is_never_folded():
+    note = "certificate out; re-check with: alignver verify out" + " --input J=folder/J.npy" * 5
+    assert note in shown(result(), 80, notes=(note,))
+
+
+def test_markup_in_a_name_is_text():
+    assert "[red]file[/red]" in shown(result(reason="no [red]file[/red]"), 80)
+
+
+def test_no_colour_when_piped():
+    stream = io.StringIO()
+    out = text.console(stream)
+    out.print(text.render(result(measured={"rules": RULES}), out.width, verbosity=1))
+    assert "\x1b" not in stream.getvalue()
+    assert out.width > 1000
+
+
+def test_numbers_in_tables():
+    assert tables.number(float("inf")) == "inf"
+    assert tables.number("svd") == "svd"
+    assert tables.numbers_table({"rows": (1, 2)}) is None
