@@ -1,0 +1,45 @@
+"""Sphinx configuration: MyST pages, numpydoc docstrings, and the examples run while the site is built."""
+
+from __future__ import annotations
+
+from alignver import __version__
+
+project = "alignver"
+author = "the alignver developers"
+release = version = __version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
+]
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
+myst_heading_anchors = 3
+napoleon_google_docstring = False
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+autosummary_generate = True
+intersphinx_mapping: dict[str, tuple[str, None]] = {}  # no network while building
+copybutton_exclude = ".linenos, .gp, .go"
+
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "gallery",
+    "filename_pattern": r"/.*\.py",
+    "abort_on_example_error": True,
+    "min_reported_time": 3600,
+    "show_memory": False,
+    "show_signature": False,
+    "download_all_examples": False,
+}
+
+html_theme = "furo"
+html_title = f"alignver {release}"
+html_show_copyright = False
+exclude_patterns = ["_build", "gallery/**/*.ipynb", "gallery/**/*.py", "gallery/**/*.json"]
+suppress_warnings = ["config.cache"]  # sphinx-gallery's configuration holds a function

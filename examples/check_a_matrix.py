@@ -1,0 +1,36 @@
+"""
+Is my target in the column space?
+=================================
+
+A matrix, a target, and a verdict: proved where the entries are exact, with the tolerances over which it stands where
+they were computed.
+"""
+
+import numpy as np
+
+import alignver as av
+
+
+def main() -> None:
+    rng = np.random.default_rng(0)
+    factors = rng.integers(-3, 4, (60, 12)).astype(float), rng.integers(-3, 4, (12, 200)).astype(float)
+    J = factors[0] @ factors[1]  # 60 x 200, rank 12
+
+    # Integers are exact in floating point, so a proof about these entries is a proof about what was meant.
+    result = av.check_membership(J, J @ rng.integers(-9, 10, 200))
+    print(result)
+    print()
+
+    # A product with real numbers is rounded. Saying so asks about every matrix within the tolerance.
+    result = av.check_membership(J, J @ rng.standard_normal(200) + rng.standard_normal(60), computed_in="float64")
+    print(result)
+    print()
+
+    # Everything in the report is also data.
+    print("rank:", result.measured["rank"], " residual:", round(result.measured["residual"], 3))
+    for row in result.measured["rules"]:
+        print(f"  {row['rule']:<12} tolerance {row['tolerance']:.1e}  rank {row['rank']}  {row['shipped_by']}")
+
+
+if __name__ == "__main__":
+    main()

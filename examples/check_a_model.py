@@ -1,0 +1,34 @@
+"""
+Can this network fit these targets?
+===================================
+
+Data-architecture alignment (Definition 2) of two torch models on the same twelve points: one whose Jacobian spans every
+target, and a linear one whose four columns cannot.
+"""
+
+import torch
+from torch import nn
+
+import alignver as av
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    X = torch.randn(12, 3)
+    Y = (X.sum(dim=1) > 0).long()
+
+    network = nn.Sequential(nn.Linear(3, 16), nn.Softplus(), nn.Linear(16, 2))
+    print(av.check_alignment(network, X, Y, loss="cross_entropy"))
+    print()
+
+    linear = nn.Linear(3, 1)
+    result = av.check_alignment(linear, X, Y.to(torch.float32), loss="binary_cross_entropy")
+    print(result)
+
+    J = av.jacobian(linear, X)
+    print()
+    print("the Jacobian behind the second verdict:", tuple(J.shape), J.dtype)
+
+
+if __name__ == "__main__":
+    main()
