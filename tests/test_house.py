@@ -18,6 +18,7 @@ LAYERS = [
     {"arrays"},
     {"linalg"},
     {"proof"},
+    {"phi"},
     {"theory"},
     {"checks"},
     {"report", "data"},

@@ -72,9 +72,7 @@ class Ball:
     def check_shape(self, shape: tuple[int, ...], name: str) -> None:
         """Raise :class:`InvalidInput` unless an entrywise array has the matrix's ``shape``."""
         if isinstance(self.entrywise, np.ndarray) and self.entrywise.shape != shape:
-            raise InvalidInput(
-                "ball.entrywise", f"shape {self.entrywise.shape}", f"the shape {shape} of {name}"
-            )
+            raise InvalidInput("ball.entrywise", f"shape {self.entrywise.shape}", f"the shape {shape} of {name}")
 
     def transposed(self) -> Ball:
         """Return the ball around the transposed matrix."""
@@ -82,7 +80,8 @@ class Ball:
 
     def scaled(self, exponents: npt.NDArray[np.int64]) -> Ball:
         """Return a ball that contains ``diag(2**exponents) E`` for every E in this one."""
-        # A radius capped at 1.7e308 instead of infinity is as useless to every proof: scaled rows are far below it.
+        # A radius capped at 1.7e308 instead of infinity is as useless to every proof: scaled rows are far
+        # below it.
         top = int(exponents.max())
         if self.norm is not None:
             return Ball(norm=min(scale_up(self.norm, top), 1.7e308))

@@ -1,4 +1,6 @@
-"""Certificates: what a proof leaves behind, sealed, so that anyone can check it without trusting who produced it."""
+"""Certificates: what a proof leaves behind, sealed, so that anyone can check it without trusting who produced
+it.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,8 @@ class Certificate:
     method : str
         How it is proved, hence how it is re-checked.
     inputs : mapping
-        For every input ``{"sha256", "shape", "dtype"}``: the digest of its float64 entries in row-major order.
+        For every input ``{"sha256", "shape", "dtype"}``: the digest of its float64 entries in row-major
+        order.
     data : mapping of str to array
         Factors, vectors and big integers (see :func:`pack`): float64, int64 or uint8.
     constants : mapping
@@ -116,11 +119,12 @@ class Certificate:
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write the certificate as a directory: ``certificate.json`` and, where there are arrays, ``data.npz``.
+        """Write the certificate as a directory: ``certificate.json`` and, where there are arrays,
+        ``data.npz``.
 
-        The directory appears whole or not at all; an earlier certificate at ``path`` is replaced, anything else is
-        refused with :class:`InvalidInput`. What is stored: solutions, null vectors, index sets, and the right inverse where
-        a ball needs it. What is recomputed: Gram matrices and Cholesky factors.
+        The directory appears whole or not at all; an earlier certificate at ``path`` is replaced, anything
+        else is refused with :class:`InvalidInput`. What is stored: solutions, null vectors, index sets, and
+        the right inverse where a ball needs it. What is recomputed: Gram matrices and Cholesky factors.
         """
         from alignver.proof.storage import write
 
@@ -137,7 +141,8 @@ def describe(certificate: Certificate) -> str:
     if isinstance(ball, Mapping):
         value = ball.get("value")
         size = "the given radii" if value is None else f"{value:g}" if isinstance(value, float) else "?"
-        within = f", for every matrix within {size} ({'spectral norm' if ball.get('kind') == 'norm' else 'entrywise'})"
+        kind = "spectral norm" if ball.get("kind") == "norm" else "entrywise"
+        within = f", for every matrix within {size} ({kind})"
     template = CLAIMS.get(certificate.claim, "?") if isinstance(certificate.claim, str) else "?"
     return template.format(J="J", A="A", rank=constants.get("rank", "?")) + within
 
@@ -188,7 +193,9 @@ def _sha256(array: npt.NDArray[Any]) -> str:
 
 
 def digest_input(array: npt.NDArray[np.float64]) -> dict[str, Any]:
-    """Return the record of an input: SHA-256 of dtype, shape and row-major bytes, then shape and dtype in clear."""
+    """Return the record of an input: SHA-256 of dtype, shape and row-major bytes, then shape and dtype in
+    clear.
+    """
     return _record(array)
 
 
@@ -232,9 +239,7 @@ def make(
 def check_array(name: str, array: npt.NDArray[Any]) -> None:
     """Raise :class:`InvalidInput` unless ``array`` may be part of a certificate."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise InvalidInput(
-            "certificate data", f"the name {str(name)[:80]!r}", "letters, digits and underscores"
-        )
+        raise InvalidInput("certificate data", f"the name {str(name)[:80]!r}", "letters, digits and underscores")
     if not isinstance(array, np.ndarray) or array.dtype.str not in DTYPES:
         kind = array.dtype.str if isinstance(array, np.ndarray) else type(array).__name__
         raise InvalidInput(f"certificate data {name}", kind, "an array of " + ", ".join(DTYPES))
@@ -258,20 +263,16 @@ def pack(name: str, integers: Sequence[int]) -> dict[str, npt.NDArray[Any]]:
 
 
 def unpack(data: Mapping[str, npt.NDArray[Any]], name: str) -> list[int]:
-    """Return the integers that :func:`pack` stored under ``name``; :class:`InvalidInput` where they do not add up."""
+    """Return the integers that :func:`pack` stored under ``name``; :class:`InvalidInput` where they do not
+    add up.
+    """
     content, lengths = data.get(f"{name}_bytes"), data.get(f"{name}_lengths")
     if content is None or lengths is None or content.dtype != np.uint8 or lengths.dtype != np.int64:
-        raise InvalidInput(
-            f"certificate data {name}", "no packed integers", f"{name}_bytes and {name}_lengths"
-        )
+        raise InvalidInput(f"certificate data {name}", "no packed integers", f"{name}_bytes and {name}_lengths")
     if content.ndim != 1 or lengths.ndim != 1 or bool(np.any((lengths < 1) | (lengths > content.size))):
-        raise InvalidInput(
-            f"certificate data {name}", "lengths out of range", "one positive length an integer"
-        )
+        raise InvalidInput(f"certificate data {name}", "lengths out of range", "one positive length an integer")
     if sum(lengths.tolist()) != content.size:
-        raise InvalidInput(
-            f"certificate data {name}", "lengths that do not add up", "as many bytes as the lengths say"
-        )
+        raise InvalidInput(f"certificate data {name}", "lengths that do not add up", "as many bytes as the lengths say")
     raw, values, start = content.tobytes(), [], 0
     for length in lengths.tolist():
         values.append(int.from_bytes(raw[start : start + length], "little", signed=True))

@@ -24,6 +24,8 @@ __all__ = [
     "certify_null_space",
     "certify_null_vector",
     "certify_primes",
+    "certify_reduced",
+    "certify_repeats",
     "certify_solution",
     "scaling_is_exact",
 ]
@@ -43,7 +45,9 @@ def _ball(ball: Ball | None) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]
 
 
 def scaling_is_exact(matrix: FloatArray, exponents: npt.NDArray[np.int64]) -> bool:
-    """Whether scaling the rows by powers of two loses nothing to underflow: what a re-check with a ball insists on."""
+    """Whether scaling the rows by powers of two loses nothing to underflow: what a re-check with a ball
+    insists on.
+    """
     with np.errstate(all="ignore"):
         return bool(np.all(np.ldexp(np.ldexp(matrix, exponents[:, None]), -exponents[:, None]) == matrix))
 
@@ -76,9 +80,7 @@ def certify_distance(inputs: Inputs, found: Distance, ball: Ball | None) -> Cert
         data |= {"scaling": full.exponents, "beta": found.beta}
         if full.factor is not None:
             data["right_inverse"] = full.factor
-    return make(
-        "non-membership", "residual", inputs, data, {**constants, **full.constants, **found.constants}
-    )
+    return make("non-membership", "residual", inputs, data, {**constants, **full.constants, **found.constants})
 
 
 def certify_conflict(inputs: Inputs, conflict: Conflict) -> Certificate:
@@ -95,7 +97,9 @@ def certify_conflict(inputs: Inputs, conflict: Conflict) -> Certificate:
 
 
 def certify_null_vector(inputs: Inputs, w: Combination, exponents: npt.NDArray[np.int64]) -> Certificate:
-    """Non-membership from a rational null vector (Fredholm's alternative); ``exponents`` are those of all rows."""
+    """Non-membership from a rational null vector (Fredholm's alternative); ``exponents`` are those of all
+    rows.
+    """
     support = np.array(w.support, dtype=np.int64)
     data = {"support": support, "exponents": exponents[support], **pack("w", w.numerators)}
     return make("non-membership", "null vector", inputs, data, {"found": "exact"})
@@ -143,3 +147,25 @@ def certify_primes(claim: str, inputs: Inputs, most: int, used: Sequence[int], r
     """An upper bound of the rank from ranks modulo primes whose product exceeds every larger minor."""
     data = {"primes": np.array(used, dtype=np.int64)}
     return make(claim, "primes", inputs, data, {"most": most, "rank": rank})
+
+
+def certify_reduced(inputs: Inputs, repeated: Mapping[int, int], full: FullRank) -> Certificate:
+    """Membership from full rank of the rows that remain when zero and repeated rows with the same targets are
+    left out.
+    """
+    data = {
+        "dropped": np.array(list(repeated), dtype=np.int64),
+        "repeats": np.array(list(repeated.values()), dtype=np.int64),
+    }
+    return make("membership", "reduced", inputs, data, {"s_min": full.s_min})
+
+
+def certify_repeats(claim: str, inputs: Inputs, repeated: Mapping[int, int], *, left: bool, rank: int) -> Certificate:
+    """An upper bound of the rank from zero and repeated lines: null vectors with entries 1 and -1."""
+    shared = sorted({line for line in repeated.values() if line >= 0})
+    vectors = [
+        Combination((own, *shared), (1, *(-1 if line == other else 0 for other in shared)), 1)
+        for own, line in repeated.items()
+    ]
+    exponents = np.zeros(inputs["A"].shape[0 if left else 1], dtype=np.int64)
+    return certify_null_space(claim, inputs, vectors, shared, exponents, left=left, rank=rank)

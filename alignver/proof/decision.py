@@ -23,7 +23,8 @@ class Decision:
     verdict : Verdict
         HOLDS and FAILS are proofs, each with a certificate; everything else is UNDECIDED.
     step : str
-        The step that decided: ``"structure"``, ``"gram"``, ``"right inverse"``, ``"residual"`` or ``"exact"``.
+        The step that decided: ``"structure"``, ``"gram"``, ``"right inverse"``, ``"residual"`` or
+        ``"exact"``.
     reason : str
         One sentence; for UNDECIDED, what would decide it.
     certificate : Certificate or None
@@ -80,6 +81,4 @@ class Trail:
 
     def undecided(self, reason: str) -> Decision:
         """Return UNDECIDED."""
-        return Decision(
-            Verdict.UNDECIDED, "none", reason, None, None, tuple(self.tried), plain(self.measured)
-        )
+        return Decision(Verdict.UNDECIDED, "none", reason, None, None, tuple(self.tried), plain(self.measured))

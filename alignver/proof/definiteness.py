@@ -19,15 +19,16 @@ def rump_shift(n: int, trace: float, largest: float) -> float:
               + 8 n (n + 2 + \max_i \tilde a_{ii})\, \omega
 
     Derivation. Row by row, :math:`L L^T = \tilde A + E` with
-    :math:`|E_{ij}| \le \gamma_{n+2} |l_i|^T |l_j|`, :math:`l_i` the i-th row of L (Higham 2002, Theorem 10.3, has
-    :math:`\gamma_{n+1}`; one more factor pays for a pivot's rounded reciprocal). Its diagonal says
-    :math:`\|l_i\|^2 \le \tilde a_{ii} + \gamma \|l_i\|^2`, so :math:`\|l_i\|^2 \le \tilde a_{ii} / (1 - \gamma)`, and by
-    Cauchy and Schwarz :math:`|E_{ij}| \le \frac{\gamma}{1-\gamma} \sqrt{\tilde a_{ii} \tilde a_{jj}}`: a rank-one matrix
-    whose norm is its trace. With :math:`\gamma = \gamma_{n+2}`,
-    :math:`\gamma/(1-\gamma) = (n+2)u / (1 - 2(n+2)u)`. Underflow: the at most n products behind an entry lose at most
-    :math:`\omega` each, and so does the quotient, which is multiplied back by :math:`l_{jj} \le 1 + 2 \max \tilde a`;
-    summed over a row, with a factor left over for their own rounding, that is the second term. Source of the theorem:
-    S. M. Rump, *Verification of positive definiteness*, BIT Numerical Mathematics 46 (2006) 433-452.
+    :math:`|E_{ij}| \le \gamma_{n+2} |l_i|^T |l_j|`, :math:`l_i` the i-th row of L (Higham 2002, Theorem 10.3,
+    has :math:`\gamma_{n+1}`; one more factor pays for a pivot's rounded reciprocal). Its diagonal says
+    :math:`\|l_i\|^2 \le \tilde a_{ii} + \gamma \|l_i\|^2`, so :math:`\|l_i\|^2 \le \tilde a_{ii} / (1 -
+    \gamma)`, and by Cauchy and Schwarz :math:`|E_{ij}| \le \frac{\gamma}{1-\gamma} \sqrt{\tilde a_{ii} \tilde
+    a_{jj}}`: a rank-one matrix whose norm is its trace. With :math:`\gamma = \gamma_{n+2}`,
+    :math:`\gamma/(1-\gamma) = (n+2)u / (1 - 2(n+2)u)`. Underflow: the at most n products behind an entry lose
+    at most :math:`\omega` each, and so does the quotient, which is multiplied back by :math:`l_{jj} \le 1 + 2
+    \max \tilde a`; summed over a row, with a factor left over for their own rounding, that is the second
+    term. Source of the theorem: S. M. Rump, *Verification of positive definiteness*, BIT Numerical
+    Mathematics 46 (2006) 433-452.
 
     Parameters
     ----------
@@ -54,10 +55,12 @@ def rump_shift(n: int, trace: float, largest: float) -> float:
 
 
 def factor_shifted(A: FloatArray, shift: float) -> FloatArray | None:
-    r"""Return the Cholesky factor of a matrix whose diagonal is at most that of :math:`A - \text{shift} \cdot I`, or None.
+    r"""Return the Cholesky factor of a matrix whose diagonal is at most that of :math:`A - \text{shift} \cdot
+    I`, or None.
 
-    Only the lower triangle of ``A`` is read; the factor (Fortran order, upper triangle undefined) has a positive finite
-    diagonal, hence finite entries: an infinite or NaN entry would have reached the diagonal of its row.
+    Only the lower triangle of ``A`` is read; the factor (Fortran order, upper triangle undefined) has a
+    positive finite diagonal, hence finite entries: an infinite or NaN entry would have reached the diagonal
+    of its row.
     """
     n = A.shape[0]
     work = np.array(A, dtype=np.float64, order="C", copy=True)
@@ -65,7 +68,8 @@ def factor_shifted(A: FloatArray, shift: float) -> FloatArray | None:
     if not bool(np.all((diagonal > 0) & (diagonal < np.inf))):
         return None
     work.flat[:: n + 1] = diagonal
-    # The transpose of a C-ordered matrix is Fortran-ordered: factor its upper triangle, which is A's lower one.
+    # The transpose of a C-ordered matrix is Fortran-ordered: factor its upper triangle, which is A's lower
+    # one.
     factor, info = lapack.dpotrf(work.T, lower=0, clean=0, overwrite_a=1)
     pivots = np.diagonal(factor)
     if info != 0 or not bool(np.all((pivots > 0) & (pivots < np.inf))):
@@ -81,11 +85,13 @@ def _bounds(A: FloatArray) -> tuple[float, float]:
 
 
 def is_positive_definite(A: FloatArray, *, error: float = 0.0, shift: float = 0.0) -> bool:
-    r"""Prove that :math:`\lambda_{\min}(A + E) > \text{shift}` for every symmetric E with :math:`\|E\|_2 \le` ``error``.
+    r"""Prove that :math:`\lambda_{\min}(A + E) > \text{shift}` for every symmetric E with :math:`\|E\|_2 \le`
+    ``error``.
 
     The Cholesky factorization of a matrix with A's off-diagonal entries and a diagonal of at most
-    :math:`a_{ii} - (c + \text{error} + \text{shift})`, c from :func:`rump_shift`, runs to completion with positive finite
-    pivots. Then :math:`L L^T \succ 0` is within c of it, so :math:`\lambda_{\min}(A) > \text{error} + \text{shift}`.
+    :math:`a_{ii} - (c + \text{error} + \text{shift})`, c from :func:`rump_shift`, runs to completion with
+    positive finite pivots. Then :math:`L L^T \succ 0` is within c of it, so :math:`\lambda_{\min}(A) >
+    \text{error} + \text{shift}`.
 
     Parameters
     ----------
@@ -129,10 +135,11 @@ def estimate_smallest(L: FloatArray, steps: int = 5) -> float:
 
 
 def smallest_eigenvalue(A: FloatArray, *, error: float = 0.0, steps: int = 12) -> float:
-    r"""Return a verified lower bound of :math:`\lambda_{\min}(A + E)`, :math:`\|E\|_2 \le` ``error``, by bisection.
+    r"""Return a verified lower bound of :math:`\lambda_{\min}(A + E)`, :math:`\|E\|_2 \le` ``error``, by
+    bisection.
 
-    Every shift that :func:`is_positive_definite` accepts is a bound; the bisection starts from an inverse iteration with
-    the factor and ends after ``steps`` factorizations or when two digits are settled.
+    Every shift that :func:`is_positive_definite` accepts is a bound; the bisection starts from an inverse
+    iteration with the factor and ends after ``steps`` factorizations or when two digits are settled.
 
     Parameters
     ----------
@@ -144,7 +151,8 @@ def smallest_eigenvalue(A: FloatArray, *, error: float = 0.0, steps: int = 12) -
     Returns
     -------
     float
-        A lower bound >= 0 with PROOF of ``lambda_min > bound``; ``-inf`` where definiteness itself could not be proved.
+        A lower bound >= 0 with PROOF of ``lambda_min > bound``; ``-inf`` where definiteness itself could not
+        be proved.
 
     Examples
     --------

@@ -61,7 +61,9 @@ class IntegerMatrix:
         return len(self.rows), len(self.rows[0])
 
     def minor_bits(self, size: int) -> int:
-        r"""Bound the bits of every minor of order ``size``: Hadamard's :math:`\prod \|a_i\|` over the largest rows."""
+        r"""Bound the bits of every minor of order ``size``: Hadamard's :math:`\prod \|a_i\|` over the largest
+        rows.
+        """
         width = 0.5 * math.log2(max(2, self.shape[1]))
         return math.ceil(sum(sorted((float(b) + width for b in self.bits), reverse=True)[:size])) + 1
 
@@ -88,7 +90,8 @@ def _layout(
 def bytes_needed(A: FloatArray) -> int:
     """Estimate the memory of :func:`to_integers` and of working with the result, before any of it is spent.
 
-    A Python integer takes 28 bytes and 4 for every 30 bits, its place in a list 8; FLINT's copies about as much again.
+    A Python integer takes 28 bytes and 4 for every 30 bits, its place in a list 8; FLINT's copies about as
+    much again.
     """
     sample = A if A.size <= 1 << 22 else A[:: max(1, A.size >> 22)]
     _m, shifts, _rows, _columns = _layout(sample)
@@ -111,8 +114,7 @@ def to_integers(A: FloatArray) -> IntegerMatrix:
         integers = (m << shifts).tolist()
     else:
         integers = [
-            [a << s for a, s in zip(ms, ss, strict=True)]
-            for ms, ss in zip(m.tolist(), shifts.tolist(), strict=True)
+            [a << s for a, s in zip(ms, ss, strict=True)] for ms, ss in zip(m.tolist(), shifts.tolist(), strict=True)
         ]
     return IntegerMatrix(integers, rows, columns, lengths.max(axis=1))
 

@@ -1,4 +1,6 @@
-"""Exact answers about matrices of floats: rank modulo a prime, rational solutions, rational null vectors (python-flint)."""
+"""Exact answers about matrices of floats: rank modulo a prime, rational solutions, rational null vectors
+(python-flint).
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,9 @@ class Combination:
 
 
 def primes() -> Iterator[int]:
-    """Yield the primes below 2^62, from the largest down: FLINT's word-sized arithmetic is at its fastest there."""
+    """Yield the primes below 2^62, from the largest down: FLINT's word-sized arithmetic is at its fastest
+    there.
+    """
     flint = _flint()
     candidate = 2**62 - 57
     while True:
@@ -84,8 +88,8 @@ def primes() -> Iterator[int]:
 def profile(matrix: IntegerMatrix, prime: int) -> Profile:
     """Return row and column sets of a minor that is not zero modulo ``prime``, of the largest possible order.
 
-    A minor that does not vanish modulo a prime does not vanish: the rank of the matrix is at least ``len(rows)``. It can be
-    larger, since a prime may divide every larger minor.
+    A minor that does not vanish modulo a prime does not vanish: the rank of the matrix is at least
+    ``len(rows)``. It can be larger, since a prime may divide every larger minor.
 
     Examples
     --------
@@ -118,7 +122,9 @@ def _pivots(reduced: Any) -> tuple[int, ...]:
 
 
 def _solve(square: list[list[int]], right: list[int]) -> tuple[list[int], int]:
-    """Solve a non-singular integer system exactly by p-adic lifting (J. D. Dixon, Numer. Math. 40 (1982) 137-141)."""
+    """Solve a non-singular integer system exactly by p-adic lifting (J. D. Dixon, Numer. Math. 40 (1982)
+    137-141).
+    """
     flint = _flint()
     solution = flint.fmpz_mat(square).solve(flint.fmpz_mat([[b] for b in right]))
     numerators, denominator = solution.numer_denom()
@@ -133,18 +139,17 @@ def _times(rows: Sequence[Sequence[int]], vector: Sequence[int]) -> list[int]:
 
 
 def solve(matrix: IntegerMatrix, target: Sequence[int], minor: Profile) -> tuple[Combination | None, int]:
-    """Return x on the minor's columns with ``matrix x = target`` exactly, or None and the first row that it misses.
+    """Return x on the minor's columns with ``matrix x = target`` exactly, or None and the first row that it
+    misses.
 
-    x solves the minor's rows; whether it solves the others is then checked in exact arithmetic. Where it does not, and the
-    rank is that of the minor, no solution exists.
+    x solves the minor's rows; whether it solves the others is then checked in exact arithmetic. Where it does
+    not, and the rank is that of the minor, no solution exists.
     """
     columns, rows = minor.columns, minor.rows
     if not columns:
         missed = next((i for i, b in enumerate(target) if b), -1)
         return (Combination((), (), 1), -1) if missed < 0 else (None, missed)
-    numerators, denominator = _solve(
-        [[matrix.rows[i][j] for j in columns] for i in rows], [target[i] for i in rows]
-    )
+    numerators, denominator = _solve([[matrix.rows[i][j] for j in columns] for i in rows], [target[i] for i in rows])
     product = _times([[row[j] for j in columns] for row in matrix.rows], numerators)
     for i, (value, wanted) in enumerate(zip(product, target, strict=True)):
         if value != denominator * wanted:
@@ -171,7 +176,8 @@ def null_vector(
 
 
 def left_null_vector(matrix: IntegerMatrix, row: int, minor: Profile) -> Combination | None:
-    """Return w with ``w^T matrix = 0`` exactly, non-zero at ``row`` and otherwise on the minor's rows; or None.
+    """Return w with ``w^T matrix = 0`` exactly, non-zero at ``row`` and otherwise on the minor's rows; or
+    None.
 
     None means that the rank exceeds the minor's order: the prime was an unlucky one.
     """
@@ -179,10 +185,11 @@ def left_null_vector(matrix: IntegerMatrix, row: int, minor: Profile) -> Combina
 
 
 def null_vectors(matrix: IntegerMatrix, minor: Profile, *, left: bool) -> list[Combination] | None:
-    """Return a null vector for every row (``left``) or column outside the minor, or None if one does not exist.
+    """Return a null vector for every row (``left``) or column outside the minor, or None if one does not
+    exist.
 
-    Each is non-zero at its own line (first in its support) and zero at the other lines outside the minor, so they are
-    independent: the rank is at most ``len(minor.rows)``. All are solved for at once.
+    Each is non-zero at its own line (first in its support) and zero at the other lines outside the minor, so
+    they are independent: the rank is at most ``len(minor.rows)``. All are solved for at once.
     """
     flint = _flint()
     columns: Sequence[Sequence[int]] = list(zip(*matrix.rows, strict=True)) if left else matrix.rows
@@ -208,10 +215,11 @@ def null_vectors(matrix: IntegerMatrix, minor: Profile, *, left: bool) -> list[C
 
 
 def vanishing_primes(matrix: IntegerMatrix, rank: int, start: Iterator[int]) -> list[int] | None:
-    """Return primes, whose product exceeds every minor of order rank + 1, modulo each of which the rank is <= ``rank``.
+    """Return primes, whose product exceeds every minor of order rank + 1, modulo each of which the rank is <=
+    ``rank``.
 
-    Then every such minor is divisible by a number larger than itself, hence zero, and the rank is at most ``rank``. None if
-    some prime finds a larger rank.
+    Then every such minor is divisible by a number larger than itself, hence zero, and the rank is at most
+    ``rank``. None if some prime finds a larger rank.
     """
     flint = _flint()
     needed = matrix.minor_bits(rank + 1) + 1
@@ -228,12 +236,16 @@ def vanishing_primes(matrix: IntegerMatrix, rank: int, start: Iterator[int]) -> 
 
 
 def seconds_for_rank(n: int, d: int, rank: int) -> float:
-    """Estimate the time of one rank modulo a word-sized prime (fitted on one core of a 2020s x86 server, times two)."""
+    """Estimate the time of one rank modulo a word-sized prime (fitted on one core of a 2020s x86 server,
+    times two).
+    """
     return 1e-4 + 1e-6 * n * d + 5e-10 * n * d * max(1, min(rank, n, d))
 
 
 def seconds_for_solve(matrix: IntegerMatrix, rank: int) -> float:
-    """Estimate the time of one exact solve of order ``rank``: p-adic steps times the work of one (fitted likewise)."""
+    """Estimate the time of one exact solve of order ``rank``: p-adic steps times the work of one (fitted
+    likewise).
+    """
     bits = float(matrix.bits.mean()) if len(matrix.bits) else 0.0
     steps = 2.0 * matrix.minor_bits(rank) / 60.0
     return 1e-3 + 6e-10 * rank**3 + 1.6e-8 * steps * rank**2 * (1.0 + bits / 64.0)

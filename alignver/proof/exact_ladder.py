@@ -59,7 +59,9 @@ def _admitted(A: FloatArray, trail: Trail, budget: Budget) -> IntegerMatrix | No
 
 
 def membership_exactly(inputs: dict[str, FloatArray], trail: Trail, budget: Budget) -> Decision | None:
-    """Decide membership of the exact target in the column space of the exact matrix; None if the budget forbids it."""
+    """Decide membership of the exact target in the column space of the exact matrix; None if the budget
+    forbids it.
+    """
     J, y = inputs["J"], inputs["y"]
     matrix = _admitted(J, trail, budget)
     if matrix is None:
@@ -69,10 +71,11 @@ def membership_exactly(inputs: dict[str, FloatArray], trail: Trail, budget: Budg
         for prime in itertools.islice(exact.primes(), _PRIMES):
             minor = exact.profile(matrix, prime)
             if minor.rank == J.shape[0]:
-                reason = f"J has full row rank {minor.rank} (exactly: modulo the prime {prime}), so every y is in its column space"
-                return trail.decided(
-                    Verdict.HOLDS, "exact", reason, certify_minor("membership", inputs, minor)
+                reason = (
+                    f"J has full row rank {minor.rank} (it has modulo the prime {prime}), "
+                    "so every y is in its column space"
                 )
+                return trail.decided(Verdict.HOLDS, "exact", reason, certify_minor("membership", inputs, minor))
             if budget.refuses(
                 trail,
                 2.0 * exact.seconds_for_solve(matrix, minor.rank),
@@ -83,9 +86,7 @@ def membership_exactly(inputs: dict[str, FloatArray], trail: Trail, budget: Budg
             if beta is not None:
                 exponents = scale - matrix.column_exponents
                 reason = f"J beta = y holds exactly for a rational beta with {len(beta.support)} entries"
-                return trail.decided(
-                    Verdict.HOLDS, "exact", reason, certify_solution(inputs, beta, exponents)
-                )
+                return trail.decided(Verdict.HOLDS, "exact", reason, certify_solution(inputs, beta, exponents))
             w = exact.left_null_vector(matrix, missed, minor)
             if w is not None and sum(a * target[i] for i, a in zip(w.support, w.numerators, strict=True)) != 0:
                 return _refuted(inputs, w, matrix, missed, trail)
@@ -99,7 +100,10 @@ def _refuted(
     kept = [(i, a) for i, a in zip(w.support, w.numerators, strict=True) if a]
     w = Combination(tuple(i for i, _ in kept), tuple(a for _, a in kept), 1)
     bits = max(abs(a).bit_length() for a in w.numerators)
-    reason = f"row {missed} of J is exactly a combination of {len(kept) - 1} others, and its target is not that of theirs"
+    reason = (
+        f"row {missed} of J is exactly a combination of {len(kept) - 1} others, "
+        "and its target is not that combination of theirs"
+    )
     witness = {"kind": "null vector", "rows": w.support[:_SHOWN], "size": len(kept), "bits": bits}
     certificate = certify_null_vector(inputs, w, -matrix.row_exponents)
     return trail.decided(Verdict.FAILS, "exact", reason, certificate, witness)
@@ -116,9 +120,7 @@ def rank_exactly(inputs: dict[str, FloatArray], rank: int, trail: Trail, budget:
             minor = exact.profile(matrix, prime)
             trail.measured["rank_lower"] = max(minor.rank, trail.measured.get("rank_lower", 0))
             if minor.rank > rank:
-                reason = (
-                    f"the rank is at least {minor.rank}, more than {rank}: a minor is not zero modulo {prime}"
-                )
+                reason = f"the rank is at least {minor.rank}, more than {rank}: a minor is not zero modulo {prime}"
                 witness = {
                     "kind": "minor",
                     "order": minor.rank,
@@ -130,9 +132,7 @@ def rank_exactly(inputs: dict[str, FloatArray], rank: int, trail: Trail, budget:
                 )
             if minor.rank == min(A.shape):
                 reason = f"the rank is {rank}: a minor of that order is not zero modulo {prime}"
-                return trail.decided(
-                    Verdict.HOLDS, "exact", reason, certify_minor("rank", inputs, minor, rank)
-                )
+                return trail.decided(Verdict.HOLDS, "exact", reason, certify_minor("rank", inputs, minor, rank))
             decision, refused = _from_above(inputs, rank, matrix, minor, trail, budget)
             if decision is not None or refused:
                 return decision
@@ -148,7 +148,9 @@ def _from_above(
     trail: Trail,
     budget: Budget,
 ) -> tuple[Decision | None, bool]:
-    """Prove that the rank is at most the minor's order, by whatever is cheaper; (None, True) if the budget forbids both."""
+    """Prove that the rank is at most the minor's order, by whatever is cheaper; (None, True) if the budget
+    forbids both.
+    """
     n, d = matrix.shape
     most = minor.rank
     left = n - most <= d - most
@@ -177,9 +179,7 @@ def _from_above(
         how = f"no larger minor survives {len(used)} primes"
     trail.measured["rank"] = most
     if most == rank:
-        return trail.decided(
-            Verdict.HOLDS, "exact", f"the rank is exactly {rank} ({how})", certificate
-        ), False
+        return trail.decided(Verdict.HOLDS, "exact", f"the rank is exactly {rank} ({how})", certificate), False
     reason = f"the rank is exactly {most}, less than {rank} ({how})"
     witness = {
         "kind": "rank",

@@ -1,4 +1,6 @@
-"""Full row rank proved by an approximate right inverse: for matrices too ill-conditioned for their Gram matrix."""
+"""Full row rank proved by an approximate right inverse: for matrices too ill-conditioned for their Gram
+matrix.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,15 @@ from alignver.proof.rounding import (
 __all__ = ["right_inverse", "right_residual", "row_rank_by_inverse"]
 
 _SLACK = 1.0 + 2.0**-40
-"""Covers the rounding of a few dozen operations on non-negative floats: (1 + u)^k <= 1 + 2^-40 for k <= 2^12."""
+"""Covers the rounding of a few dozen operations on non-negative floats: (1 + u)^k <= 1 + 2^-40 for k <= 2^12.
+
+"""
 
 
 def right_inverse(A: FloatArray) -> FloatArray | None:
-    """Return an approximate right inverse (d, N) of ``A`` (N, d), N <= d, from the QR factorization of A^T; or None."""
+    """Return an approximate right inverse (d, N) of ``A`` (N, d), N <= d, from the QR factorization of A^T;
+    or None.
+    """
     n = A.shape[0]
     packed, tau, _work, info = lapack.dgeqrf(np.array(A.T, order="F", copy=True), overwrite_a=1)
     pivots = np.abs(np.diagonal(packed[:n]))
@@ -53,12 +59,13 @@ def right_inverse(A: FloatArray) -> FloatArray | None:
 def right_residual(A: FloatArray, X: FloatArray) -> tuple[float, FloatArray]:
     r"""Bound the right residual: an upper bound of :math:`\|I - A X\|_F` and the computed residual matrix.
 
-    A and the columns of X are cut into heads of k bits and tails, :math:`A = A_1 + A_2`, :math:`X = X_1 + X_2`. With
-    :math:`d\, 2^{2k} \le 2^{53}` the product :math:`A_1 X_1` is exact: its terms and all their partial sums are integers
-    below :math:`2^{53}` times one power of two. Only :math:`A_2 X + A_1 X_2` is rounded, by at most
-    :math:`\gamma_d (\|A_2\| \|x\| + \|A_1\| \|x_2\|)` per column, about :math:`2^{-k}` of a plain product's bound. (The
-    splitting is that of K. Ozaki, T. Ogita, S. Oishi, S. M. Rump, *Error-free transformations of matrix multiplication*,
-    Numerical Algorithms 59 (2012) 95-118.) The three additions err by at most u times their results.
+    A and the columns of X are cut into heads of k bits and tails, :math:`A = A_1 + A_2`, :math:`X = X_1 +
+    X_2`. With :math:`d\, 2^{2k} \le 2^{53}` the product :math:`A_1 X_1` is exact: its terms and all their
+    partial sums are integers below :math:`2^{53}` times one power of two. Only :math:`A_2 X + A_1 X_2` is
+    rounded, by at most :math:`\gamma_d (\|A_2\| \|x\| + \|A_1\| \|x_2\|)` per column, about :math:`2^{-k}` of
+    a plain product's bound. (The splitting is that of K. Ozaki, T. Ogita, S. Oishi, S. M. Rump, *Error-free
+    transformations of matrix multiplication*, Numerical Algorithms 59 (2012) 95-118.) The three additions err
+    by at most u times their results.
 
     Parameters
     ----------
@@ -105,7 +112,9 @@ def right_residual(A: FloatArray, X: FloatArray) -> tuple[float, FloatArray]:
 
 
 def _norm_up(X: FloatArray) -> float:
-    """Bound the spectral norm: the smaller of the Frobenius norm and sqrt(norm_1 norm_inf) (Higham 2002, table 6.2)."""
+    """Bound the spectral norm: the smaller of the Frobenius norm and sqrt(norm_1 norm_inf) (Higham 2002,
+    table 6.2).
+    """
     size = np.abs(X)
     slack = add_up(1.0, gamma(max(X.shape) + 2))
     sides = float(size.sum(axis=0).max()) * float(size.sum(axis=1).max())
@@ -119,8 +128,9 @@ def row_rank_by_inverse(A: FloatArray, ball: Ball | None = None) -> FullRank:
     Lemma. If :math:`\|I - A X\| = \varepsilon < 1` then A X is nonsingular, so A has full row rank, and
     :math:`s_{\min}(A) \ge (1 - \varepsilon) / \|X\|_2`. Proof: for a unit vector z,
     :math:`1 - \varepsilon \le \|(A X)^T z\| = \|X^T A^T z\| \le \|X\| \|A^T z\|`. A perturbation E adds
-    :math:`\|E X\| \le \|E\| \|X\|` to :math:`\varepsilon`. Reaches condition numbers of 1e12 and a little beyond, once
-    rows are scaled by powers of two: X is rounded to double, which alone moves A X by about u times the condition number.
+    :math:`\|E X\| \le \|E\| \|X\|` to :math:`\varepsilon`. Reaches condition numbers of 1e12 and a little
+    beyond, once rows are scaled by powers of two: X is rounded to double, which alone moves A X by about u
+    times the condition number.
 
     Parameters
     ----------
@@ -178,10 +188,12 @@ def _conclude(X: FloatArray, epsilon: float, size: float, radius: float, scaled:
 
 
 def _unscaled(X: FloatArray, epsilon: float, scaled: Scaled) -> float:
-    r"""Bound the smallest singular value of A itself, from the right inverse X of D A; 0 where D varies too much.
+    r"""Bound the smallest singular value of A itself, from the right inverse X of D A; 0 where D varies too
+    much.
 
     X D is a right inverse of A: :math:`I - A X D = D^{-1} (I - D A X) D`, of norm at most
-    :math:`\varepsilon\, 2^{\max e - \min e}` for :math:`D = \mathrm{diag}(2^{e_i})`, and the lemma applies to it.
+    :math:`\varepsilon\, 2^{\max e - \min e}` for :math:`D = \mathrm{diag}(2^{e_i})`, and the lemma applies to
+    it.
     """
     exponents = scaled.exponents
     spread = int(exponents.max()) - int(exponents.min())

@@ -58,10 +58,11 @@ class Distance:
 
 
 def distance_bound(J: FloatArray, y: FloatArray, beta: FloatArray, s_min: float, delta: float = 0.0) -> float:
-    r"""Return a verified lower bound of :math:`\mathrm{dist}(y, \mathrm{Col}(J + E))` over :math:`\|E\|_2 \le \delta`.
+    r"""Return a verified lower bound of :math:`\mathrm{dist}(y, \mathrm{Col}(J + E))` over :math:`\|E\|_2 \le
+    \delta`.
 
-    Centre. Let P project onto Col J and :math:`r = y - J\beta`. Then :math:`\mathrm{dist}(y, \mathrm{Col}\, J) =
-    \|(I - P) r\| \ge \|r\| - \|P r\|` and :math:`P r = (J^+)^T J^T r`, so with full column rank
+    Centre. Let P project onto Col J and :math:`r = y - J\beta`. Then :math:`\mathrm{dist}(y, \mathrm{Col}\,
+    J) = \|(I - P) r\| \ge \|r\| - \|P r\|` and :math:`P r = (J^+)^T J^T r`, so with full column rank
 
     .. math:: \mathrm{dist} \ge \|r\| - \|J^T r\| / s_{\min}(J).
 
@@ -72,9 +73,9 @@ def distance_bound(J: FloatArray, y: FloatArray, beta: FloatArray, s_min: float,
               - \frac{\|J^T r\| + \delta\|r\| + (\|J\| + \delta)\,\delta\,\|\beta\|}{s_{\min}(J) - \delta}.
 
     Rounding. The computed residual :math:`\hat r` is off by e with
-    :math:`\|e\| \le \gamma_{d+2} (\|y\| + \|J\|_F \|\beta\|) + N(d+2)\omega` (an inner product of d + 1 terms per entry), and
-    :math:`\|J^T r\| \le \|fl(J^T \hat r)\| + \gamma_N \|J\|_F \|\hat r\| + d N \omega + \|J\|_F \|e\|`; all norms are rounded
-    outward.
+    :math:`\|e\| \le \gamma_{d+2} (\|y\| + \|J\|_F \|\beta\|) + N(d+2)\omega` (an inner product of d + 1 terms
+    per entry), and :math:`\|J^T r\| \le \|fl(J^T \hat r)\| + \gamma_N \|J\|_F \|\hat r\| + d N \omega +
+    \|J\|_F \|e\|`; all norms are rounded outward.
 
     Parameters
     ----------
@@ -116,9 +117,7 @@ def distance_bound(J: FloatArray, y: FloatArray, beta: FloatArray, s_min: float,
         mul_up(size, error),
     )
     moved = mul_up(delta, beta_size)
-    absorbed = div_up(
-        add_up(slope, mul_up(delta, longest), mul_up(add_up(size, delta), moved)), sub_down(s_min, delta)
-    )
+    absorbed = div_up(add_up(slope, mul_up(delta, longest), mul_up(add_up(size, delta), moved)), sub_down(s_min, delta))
     bound = sub_down(length, moved, absorbed)
     return bound if bound > 0.0 else 0.0  # NaN too
 
@@ -126,8 +125,9 @@ def distance_bound(J: FloatArray, y: FloatArray, beta: FloatArray, s_min: float,
 def distance_from(J: FloatArray, y: FloatArray, ball: Ball | None = None) -> Distance:
     """Prove that ``y`` lies outside the column space of every matrix of a ball around ``J`` (N, d), N > d.
 
-    Columns are scaled by powers of two, which keeps the column space; y is scaled as a whole. Full column rank comes from
-    the Gram matrix or, failing that, from a right inverse of J^T. :func:`distance_bound` does the rest.
+    Columns are scaled by powers of two, which keeps the column space; y is scaled as a whole. Full column
+    rank comes from the Gram matrix or, failing that, from a right inverse of J^T. :func:`distance_bound` does
+    the rest.
 
     Examples
     --------

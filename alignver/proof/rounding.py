@@ -2,16 +2,17 @@
 
 What is assumed of the machine, and nothing else:
 
-* IEEE 754 binary64, rounding to nearest (ties either way); ``fl(x op y) = (x op y)(1 + d) + e``, ``|d| <= u = 2^-53``;
-* ``|e| <= OMEGA = 2^-1022`` and ``d e = 0``. Gradual underflow has ``|e| <= 2^-1075``, and only for products and
-  quotients; the wider value keeps every bound true where a thread flushes subnormal results, or inputs below one, to zero;
-* a matrix product computes every entry as an inner product of all its terms, summed in any order, blocked or not, with
-  or without fused multiply-add. Strassen-like products, TF32, bfloat16 and split-float modes break this;
-* triangular solves inside LAPACK's Cholesky are substitutions, where dividing by a pivot may be multiplying by its rounded
-  reciprocal (inverting whole diagonal blocks would break this).
+* IEEE 754 binary64, rounding to nearest (ties either way): ``fl(x op y) = (x op y)(1 + d) + e`` with
+  ``|d| <= u = 2^-53``, ``|e| <= OMEGA = 2^-1022`` and ``d e = 0``. Gradual underflow has ``|e| <= 2^-1075``,
+  and only for products and quotients; the wider value keeps every bound true where a thread of the BLAS
+  flushes subnormal results, or operands, to zero;
+* a matrix product computes every entry as an inner product of all its terms, summed in any order, blocked or
+  not, with or without fused multiply-add. Strassen-like products, TF32 and split-float modes break this;
+* triangular solves inside LAPACK's Cholesky are substitutions, where dividing by a pivot may be multiplying
+  by its rounded reciprocal. Inverting whole diagonal blocks would break this.
 
-Scalars are Python floats, each operation pushed outward by one ulp with :func:`math.nextafter`: the exact value of a
-correctly rounded operation lies between the two neighbours of its result.
+Scalars are Python floats, each operation pushed outward by one ulp with :func:`math.nextafter`: the exact
+value of a correctly rounded operation lies between the two neighbours of its result.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ U = 2.0**-53
 """Unit roundoff of binary64 in rounding to nearest: half the spacing of the floats in [1, 2) (IEEE 754)."""
 
 OMEGA = 2.0**-1022
-"""Smallest normal binary64 number: bounds what one operation can lose to underflow, flushed to zero or not."""
+"""Smallest normal binary64 number: bounds what one operation can lose to underflow, flushed to zero or not.
+
+"""
 
 
 def _up(x: float) -> float:
@@ -114,12 +117,16 @@ def sqrt_up(x: float) -> float:
 
 
 def sqrt_down(x: float) -> float:
-    """Return a non-negative float that is at most the square root of ``x``; zero for NaN and negative numbers."""
+    """Return a non-negative float that is at most the square root of ``x``; zero for NaN and negative
+    numbers.
+    """
     return max(0.0, _down(math.sqrt(x))) if 0.0 <= x < math.inf else 0.0
 
 
 def scale_up(x: float, exponent: int) -> float:
-    """Return a float that is at least ``x * 2**exponent`` for ``x >= 0``: exact unless it under- or overflows."""
+    """Return a float that is at least ``x * 2**exponent`` for ``x >= 0``: exact unless it under- or
+    overflows.
+    """
     if not x > 0.0:
         return x
     if x == math.inf or math.frexp(x)[1] + exponent > 1024:
@@ -129,7 +136,9 @@ def scale_up(x: float, exponent: int) -> float:
 
 
 def scale_down(x: float, exponent: int) -> float:
-    """Return a non-negative float that is at most ``x * 2**exponent`` for ``x >= 0``; zero for infinity and NaN."""
+    """Return a non-negative float that is at most ``x * 2**exponent`` for ``x >= 0``; zero for infinity and
+    NaN.
+    """
     if not 0.0 < x < math.inf or math.frexp(x)[1] + exponent > 1024:
         return 0.0
     scaled = math.ldexp(x, exponent)
@@ -139,9 +148,10 @@ def scale_down(x: float, exponent: int) -> float:
 def gamma(k: int) -> float:
     """Return an upper bound of ``gamma_k = k u / (1 - k u)``, infinity where that is not small.
 
-    A product of ``k`` factors ``1 + d_i``, ``|d_i| <= u`` (or their reciprocals), is ``1 + t`` with ``|t| <= gamma_k``:
-    N. J. Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd ed., SIAM 2002, Lemma 3.1. An inner product of k
-    terms, in any order, therefore errs by at most ``gamma_k |x|^T |y|`` (section 3.1, eq. (3.5)) plus underflow.
+    A product of ``k`` factors ``1 + d_i``, ``|d_i| <= u`` (or their reciprocals), is ``1 + t`` with ``|t| <=
+    gamma_k``: N. J. Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd ed., SIAM 2002, Lemma 3.1.
+    An inner product of k terms, in any order, therefore errs by at most ``gamma_k |x|^T |y|`` (section 3.1,
+    eq. (3.5)) plus underflow.
 
     Examples
     --------
@@ -159,7 +169,8 @@ def gamma(k: int) -> float:
 def assumptions_hold() -> bool:
     """Whether this thread rounds to nearest with gradual underflow, tried on a few numbers.
 
-    A process where a library has set another rounding mode, or flushes subnormals to zero, gets no floating-point proof.
+    A process where a library has set another rounding mode, or flushes subnormals to zero, gets no
+    floating-point proof.
     """
     one = np.ones(1)
     half_ulp, tiny = np.full(1, U), np.full(1, OMEGA)

@@ -96,9 +96,7 @@ def _npz(data: Mapping[str, npt.NDArray[Any]]) -> bytes:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, array in sorted(data.items()):
             member = io.BytesIO()
-            np.lib.format.write_array(
-                member, np.ascontiguousarray(array).reshape(array.shape), allow_pickle=False
-            )
+            np.lib.format.write_array(member, np.ascontiguousarray(array).reshape(array.shape), allow_pickle=False)
             archive.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getvalue())
     return buffer.getvalue()
 
@@ -106,8 +104,9 @@ def _npz(data: Mapping[str, npt.NDArray[Any]]) -> bytes:
 def load_certificate(path: str | Path) -> Certificate:
     """Read a certificate from the directory that :meth:`Certificate.save` wrote, trusting nothing in it.
 
-    Sizes are checked before anything is parsed, archive members must be stored uncompressed and as long as their headers
-    say, numbers must be finite, nothing is ever unpickled, and both files must be byte for byte what was sealed.
+    Sizes are checked before anything is parsed, archive members must be stored uncompressed and as long as
+    their headers say, numbers must be finite, nothing is ever unpickled, and both files must be byte for byte
+    what was sealed.
 
     Raises
     ------
@@ -148,13 +147,9 @@ def load_certificate(path: str | Path) -> Certificate:
         same = canonical(document) == text
         sealed = certificate.sealed and certificate.header()["data"] == document["data"]
     except (TypeError, ValueError, KeyError, OverflowError, RecursionError) as error:
-        _refuse(
-            f"content of the wrong kind ({type(error).__name__})", "the content that Certificate.save writes"
-        )
+        _refuse(f"content of the wrong kind ({type(error).__name__})", "the content that Certificate.save writes")
     recorded = document["data_file"]
-    actual = (
-        None if content is None else {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-    )
+    actual = None if content is None else {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     if not (same and sealed and recorded == actual):
         raise Tampered(
             "certificate", f"{folder}, changed since it was sealed", "the files exactly as they were written"
@@ -187,11 +182,7 @@ def _parse(text: bytes) -> dict[str, Any]:
         _refuse(f"{_JSON} that is not strict JSON ({type(error).__name__})", "one JSON object in ASCII")
     if not isinstance(document, dict) or set(document) != _FIELDS:
         _refuse("fields other than " + ", ".join(sorted(_FIELDS)), "exactly these")
-    if (
-        document["format"] != "alignver certificate"
-        or document["version"] != 1
-        or document["version"] is True
-    ):
+    if document["format"] != "alignver certificate" or document["version"] != 1 or document["version"] is True:
         _refuse("another format or version", "version 1")
     if not isinstance(document["claim"], str) or document["claim"] not in CLAIMS:
         _refuse(f"the claim {str(document['claim'])[:80]!r}", "one of " + ", ".join(CLAIMS))
@@ -222,9 +213,7 @@ def _arrays(content: bytes) -> dict[str, npt.NDArray[Any]]:
                 )
             arrays = {}
             for member in members:
-                plainly = (
-                    member.compress_type == zipfile.ZIP_STORED and member.file_size == member.compress_size
-                )
+                plainly = member.compress_type == zipfile.ZIP_STORED and member.file_size == member.compress_size
                 if not plainly or member.flag_bits & 1 or not member.filename.endswith(".npy"):
                     _refuse(f"{_DATA} with a compressed, encrypted or foreign member", "stored .npy members")
                 if member.file_size > len(content):

@@ -1,21 +1,24 @@
 """Reasons that can be seen: zero rows, and rows that are multiples of each other with targets that are not.
 
-Each is a vector w with at most two entries, both of them floats, such that w^T J = 0 exactly and w^T y != 0 exactly.
-Search is by hashing, near O(N d); what it finds is then verified in integer arithmetic.
+Each is a vector w with at most two entries, both of them floats, such that w^T J = 0 exactly and w^T y != 0
+exactly. Search is by hashing, near O(N d); what it finds is then verified in integer arithmetic.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
+import numpy.typing as npt
 
 from alignver.proof.dyadic import mantissas
 from alignver.proof.rounding import FloatArray
 
-__all__ = ["Conflict", "find_conflict", "zero_lines"]
+__all__ = ["Conflict", "find_conflict", "redundant_rows"]
 
+_CLOSE = 2.0**-30  # far above what rounding does to a quotient, far below the gap between unrelated ones
 _MOST_PAIRS = 4096  # exact comparisons at most: beyond them the exact route is the better tool
 
 
@@ -39,11 +42,6 @@ class Conflict:
     rows: tuple[int, ...]
     weights: tuple[float, ...]
     reason: str
-
-
-def zero_lines(A: FloatArray, axis: int) -> list[int]:
-    """Return the indices of the rows (``axis=1``) or columns (``axis=0``) that are exactly zero."""
-    return [int(i) for i in np.flatnonzero(~np.any(A, axis=axis))]
 
 
 def find_conflict(J: FloatArray, y: FloatArray) -> Conflict | None:
@@ -72,13 +70,45 @@ def find_conflict(J: FloatArray, y: FloatArray) -> Conflict | None:
     if bad.size:
         i = int(bad[0])
         return Conflict("zero row", (i,), (1.0,), f"row {i} of J is zero and its target is {float(y[i]):g}")
-    return _proportional(J, y, largest, np.flatnonzero(~zeros))
+    for i, j in _close_pairs(J, largest, np.flatnonzero(~zeros)):
+        conflict = _conflicting(J, y, i, j)
+        if conflict is not None:
+            return conflict
+    return None
 
 
-def _proportional(J: FloatArray, y: FloatArray, largest: FloatArray, rows: np.ndarray) -> Conflict | None:
+def redundant_rows(A: FloatArray) -> dict[int, int]:
+    """Map rows that add nothing to the rank to what they repeat: an equal row that is kept, or -1 for a zero
+    row.
+
+    Equality is exact. Rows that a hash misses are kept, so the map may be incomplete, never wrong.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> redundant_rows(np.array([[1.0, 2.0], [0.0, 0.0], [1.0, 2.0]]))
+    {1: -1, 2: 0}
+    """
+    with np.errstate(all="ignore"):
+        largest = np.maximum(A.max(axis=1), -A.min(axis=1))
+    zeros = largest == 0
+    found = {int(i): -1 for i in np.flatnonzero(zeros)}
+    for i, j in _close_pairs(A, largest, np.flatnonzero(~zeros)):
+        first, second = min(i, j), max(i, j)
+        if second not in found and bool(np.array_equal(A[first], A[second])):
+            found[second] = found.get(first, first)
+    return found
+
+
+def _close_pairs(J: FloatArray, largest: FloatArray, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Yield pairs of non-zero rows that may be proportional.
+
+    The quotient of two random functionals of a row does not change when the row is multiplied by a number:
+    rows whose quotients are close are compared with the first row of their run, and with their neighbour in
+    it.
+    """
     if rows.size < 2:
-        return None
-    # The quotient of two random functionals of a row does not change when the row is multiplied by a number.
+        return
     probe = np.random.default_rng(0x5EED).standard_normal((J.shape[1], 2))
     with np.errstate(all="ignore"):
         if float(largest.max()) > 2.0**900 or float(largest[rows].min()) < 2.0**-900:
@@ -86,25 +116,15 @@ def _proportional(J: FloatArray, y: FloatArray, largest: FloatArray, rows: np.nd
         else:
             values = J @ probe
         keys = (values[:, 0] / values[:, 1])[rows]
-    order = np.argsort(keys, kind="stable")
-    rows, keys = rows[order], keys[order]
-    tolerance = 2.0**-30
-    with np.errstate(all="ignore"):
-        close = np.abs(np.diff(keys)) <= tolerance * np.maximum(1e-3, np.abs(keys[1:]))
-    tried = 0
+        order = np.argsort(keys, kind="stable")
+        rows, keys = rows[order], keys[order]
+        close = np.abs(np.diff(keys)) <= _CLOSE * np.maximum(1e-3, np.abs(keys[1:]))
     first = 0
-    for k in np.flatnonzero(close):
-        if tried >= _MOST_PAIRS:
-            break
-        # Compare with the first row of the run of close keys, and with the neighbour.
+    for k in np.flatnonzero(close)[:_MOST_PAIRS].tolist():
         if k == 0 or not close[k - 1]:
-            first = int(k)
-        for a in {first, int(k)}:
-            tried += 1
-            conflict = _conflicting(J, y, int(rows[a]), int(rows[k + 1]))
-            if conflict is not None:
-                return conflict
-    return None
+            first = k
+        for a in {first, k}:
+            yield int(rows[a]), int(rows[k + 1])
 
 
 def _conflicting(J: FloatArray, y: FloatArray, i: int, j: int) -> Conflict | None:
@@ -113,9 +133,7 @@ def _conflicting(J: FloatArray, y: FloatArray, i: int, j: int) -> Conflict | Non
     if bool(np.array_equal(J[i], J[j])):
         if y[i] == y[j]:
             return None
-        reason = (
-            f"rows {i} and {j} of J are equal and their targets differ ({float(y[i]):g}, {float(y[j]):g})"
-        )
+        reason = f"rows {i} and {j} of J are equal and their targets differ ({float(y[i]):g}, {float(y[j]):g})"
         return Conflict("equal rows", (i, j), (1.0, -1.0), reason)
     if not bool(np.array_equal(J[i] != 0, J[j] != 0)):
         return None
@@ -132,5 +150,6 @@ def _conflicting(J: FloatArray, y: FloatArray, i: int, j: int) -> Conflict | Non
         return None
     if any(mb * p != ma * q for p, q in zip(left.tolist(), right.tolist(), strict=True)):
         return None
-    reason = f"row {j} of J is exactly {b / a:g} times row {i}, and its target is not ({float(y[i]):g}, {float(y[j]):g})"
+    targets = f"({float(y[i]):g}, {float(y[j]):g})"
+    reason = f"row {j} of J is exactly {b / a:g} times row {i}, and its target is not {targets}"
     return Conflict("proportional rows", (i, j), (b, -a), reason)

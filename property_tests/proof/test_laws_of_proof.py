@@ -142,7 +142,10 @@ def test_rump_shift_never_proves_what_is_not_definite(A: np.ndarray) -> None:
             shifted[i][i] -= Fraction(bound)
         entries = [flint.fmpq(v.numerator, v.denominator) for row in shifted for v in row]
         n = len(shifted)
-        minors = [flint.fmpq_mat(k, k, [entries[i * n + j] for i in range(k) for j in range(k)]).det() for k in range(1, n + 1)]
+        minors = [
+            flint.fmpq_mat(k, k, [entries[i * n + j] for i in range(k) for j in range(k)]).det()
+            for k in range(1, n + 1)
+        ]
         assert all(minor > 0 for minor in minors), "lambda_min does not exceed its bound"
 
 
@@ -218,7 +221,9 @@ def test_right_inverse_lemma(A: np.ndarray, noise: float) -> None:
 
 
 @given(seeds, st.integers(1, 6), st.integers(1, 5), st.floats(-12, 0), st.booleans())
-def test_the_distance_bound_holds_throughout_the_ball(seed: int, d: int, more: int, exponent: float, near: bool) -> None:
+def test_the_distance_bound_holds_throughout_the_ball(
+    seed: int, d: int, more: int, exponent: float, near: bool
+) -> None:
     rng = np.random.default_rng(seed)
     J = rng.standard_normal((d + more, d))
     y = J @ rng.standard_normal(d) + (1e-6 if near else 1.0) * rng.standard_normal(d + more)
@@ -227,7 +232,12 @@ def test_the_distance_bound_holds_throughout_the_ball(seed: int, d: int, more: i
     beta = np.linalg.lstsq(J, y, rcond=None)[0] if rng.random() < 0.8 else rng.standard_normal(d)
     bound = distance_bound(J, y, beta, s_min, delta)
     residual = y - J @ beta
-    directions = [np.outer(residual, beta), -np.outer(residual, beta), rng.standard_normal(J.shape), np.outer(y, rng.standard_normal(d))]
+    directions = [
+        np.outer(residual, beta),
+        -np.outer(residual, beta),
+        rng.standard_normal(J.shape),
+        np.outer(y, rng.standard_normal(d)),
+    ]
     for E in directions:
         size = np.linalg.norm(E, 2)
         assume(size > 0)
@@ -257,13 +267,19 @@ def test_big_integers_survive_packing(values: list[int]) -> None:
 
 plain_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | doubles | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", min_size=1, max_size=4), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", min_size=1, max_size=4), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
 
 @given(
-    st.dictionaries(st.text("abcXYZ", min_size=1, max_size=5), arrays(np.float64, st.integers(0, 5), elements=doubles), max_size=3),
+    st.dictionaries(
+        st.text("abcXYZ", min_size=1, max_size=5),
+        arrays(np.float64, st.integers(0, 5), elements=doubles),
+        max_size=3,
+    ),
     st.dictionaries(st.text("abc", min_size=1, max_size=5), plain_values, max_size=3),
 )
 def test_certificates_round_trip_through_files(data: dict[str, np.ndarray], constants: dict[str, object]) -> None:
@@ -304,7 +320,9 @@ def test_any_bytes_at_all_are_refused_as_a_certificate(content: bytes) -> None:
 
 
 @given(problems(), st.floats(-16, 1))
-def test_a_proof_for_a_ball_holds_at_its_centre_and_beside_it(problem: tuple[np.ndarray, np.ndarray], exponent: float) -> None:
+def test_a_proof_for_a_ball_holds_at_its_centre_and_beside_it(
+    problem: tuple[np.ndarray, np.ndarray], exponent: float
+) -> None:
     J, y = problem
     with np.errstate(all="ignore"):
         scale = float(np.linalg.norm(J))

@@ -149,8 +149,8 @@ def zero(rng: np.random.Generator, n: int, d: int) -> np.ndarray:
 
 
 FAMILIES: tuple[Callable[[np.random.Generator, int, int], np.ndarray], ...] = (
-    low_rank, big_integers, gaussian, duplicated, one_ulp, hilbert, vandermonde, kahan, laeuchli, pascal, wilkinson, graded,
-    wild_rows, wild_columns, wild_entries, denormal, huge, sparse, rounded_thirds, zero,
+    low_rank, big_integers, gaussian, duplicated, one_ulp, hilbert, vandermonde, kahan, laeuchli, pascal,
+    wilkinson, graded, wild_rows, wild_columns, wild_entries, denormal, huge, sparse, rounded_thirds, zero,
 )  # fmt: skip
 
 

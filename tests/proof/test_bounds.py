@@ -113,10 +113,14 @@ def test_rump_shift_covers_a_factorization_multiplied_out() -> None:
     for n in (2, 10, 40):
         A = np.cov(rng.standard_normal((n, 3 * n)))
         L = np.linalg.cholesky(A)
+        exact = [[Fraction(float(value)) for value in row] for row in L]
         wrong = [
-            [sum((Fraction(float(L[i, k])) * Fraction(float(L[j, k])) for k in range(j + 1)), Fraction(0)) - Fraction(float(A[i, j]))
-             for j in range(i + 1)] for i in range(n)
-        ]  # fmt: skip
+            [
+                sum((exact[i][k] * exact[j][k] for k in range(j + 1)), Fraction(0)) - Fraction(float(A[i, j]))
+                for j in range(i + 1)
+            ]
+            for i in range(n)
+        ]
         size = math.sqrt(float(sum((1 if i == j else 2) * wrong[i][j] ** 2 for i in range(n) for j in range(i + 1))))
         assert size < rump_shift(n, float(np.trace(A)), float(A.diagonal().max()))
 
@@ -159,7 +163,8 @@ def test_right_residual_covers_the_exact_residual() -> None:
                 for i in range(n):
                     for j in range(n):
                         total = sum(
-                            (Fraction(float(a)) * Fraction(float(x)) for a, x in zip(A[i], Y[:, j])), Fraction(0)
+                            (Fraction(float(a)) * Fraction(float(x)) for a, x in zip(A[i], Y[:, j])),
+                            Fraction(0),
                         )
                         exact += ((1 if i == j else 0) - total) ** 2
                 assert Fraction(bound) ** 2 >= exact

@@ -30,7 +30,11 @@ def test_it_is_short_and_stands_alone() -> None:
     assert "alignver" not in program()
 
 
-CHECKED = [n for n in MADE if certificate_of(n)[0].claim.endswith("membership") and "ball" not in certificate_of(n)[0].constants]
+CHECKED = [
+    n
+    for n in MADE
+    if certificate_of(n)[0].claim.endswith("membership") and "ball" not in certificate_of(n)[0].constants
+]
 
 
 @pytest.mark.parametrize("name", CHECKED)

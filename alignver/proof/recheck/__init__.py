@@ -1,9 +1,9 @@
 """Checking certificates with code that shares nothing with what produced them.
 
-The producers bound rounding errors a priori, factor with LAPACK and lift p-adically with FLINT. Here, whatever can be is
-settled in exact arithmetic: minors by elimination modulo small primes of this package's own choice, solutions and null
-vectors as sums of integers. Only balls need floating point, and then the bounds are a posteriori: a product is multiplied
-out and compared, so no theorem about Cholesky is relied on.
+The producers bound rounding errors a priori, factor with LAPACK and lift p-adically with FLINT. Here,
+whatever can be is settled in exact arithmetic: minors by elimination modulo small primes of this package's
+own choice, solutions and null vectors as sums of integers. Only balls need floating point, and then the
+bounds are a posteriori: a product is multiplied out and compared, so no theorem about Cholesky is relied on.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ _METHODS: dict[str, Callable[[Certificate, Mapping[str, Any]], str]] = {
     "residual": floats.outside,
     "minor": modular.minor,
     "primes": modular.primes,
+    "reduced": modular.reduced,
     "solution": integers.solution,
     "null vector": integers.null_vector,
     "null space": integers.null_space,
@@ -40,20 +41,23 @@ _METHODS: dict[str, Callable[[Certificate, Mapping[str, Any]], str]] = {
 
 
 def recheck(certificate: Certificate | str | Path, **inputs: Any) -> CheckResult:
-    """Check that a certificate proves its claim about the given inputs, by other means than it was produced with.
+    """Check that a certificate proves its claim about the given inputs, by other means than it was produced
+    with.
 
     Parameters
     ----------
     certificate : Certificate or path
         A path is read with :func:`~alignver.proof.storage.load_certificate`.
     **inputs : array
-        The matrices that the claim is about, by the names that the certificate lists: ``J`` and ``y``, or ``A``.
+        The matrices that the claim is about, by the names that the certificate lists: ``J`` and ``y``, or
+        ``A``.
 
     Returns
     -------
     CheckResult
-        HOLDS with PROOF: the certificate proves its claim about these inputs. FAILS: it does not (an input that is not the
-        one sealed in, a broken seal, a proof that does not go through); that says nothing about the claim itself.
+        HOLDS with PROOF: the certificate proves its claim about these inputs. FAILS: it does not (an input
+        that is not the one sealed in, a broken seal, a proof that does not go through); that says nothing
+        about the claim itself.
 
     Raises
     ------
@@ -107,9 +111,7 @@ def _check(certificate: Certificate, arrays: dict[str, Any]) -> str:
         raise NotProved("the seal is broken: the certificate was changed after it was made")
     method = _METHODS.get(certificate.method) if isinstance(certificate.method, str) else None
     if method is None or certificate.claim not in _INPUTS:
-        raise NotProved(
-            f"unknown claim or method: {str(certificate.claim)[:40]!r}, {str(certificate.method)[:40]!r}"
-        )
+        raise NotProved(f"unknown claim or method: {str(certificate.claim)[:40]!r}, {str(certificate.method)[:40]!r}")
     for name, array in arrays.items():
         record = certificate.inputs.get(name)
         if record is None or dict(record) != _plain_record(array):
@@ -130,9 +132,7 @@ def _check(certificate: Certificate, arrays: dict[str, Any]) -> str:
     ) as error:
         if isinstance(error, InvalidInput):
             raise
-        raise NotProved(
-            f"the certificate lacks what its method needs ({type(error).__name__}: {error})"
-        ) from error
+        raise NotProved(f"the certificate lacks what its method needs ({type(error).__name__}: {error})") from error
 
 
 def _plain_record(array: Any) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""Full rank and distance re-checked in floating point with a-posteriori bounds, or exactly where there is no ball.
+"""Full rank and distance re-checked in floating point with a-posteriori bounds, or exactly where there is no
+ball.
 
-Independent of the producers: an approximate Cholesky factor is multiplied out and compared with what it should be, so how it
-was computed does not matter; right inverses are multiplied out in integer arithmetic; norms come from math.fsum, which is
-correctly rounded. Products satisfy |fl(x^T y) - x^T y| <= n u |x|^T |y| + n 2^-1022 for any order of summation (C.-P.
-Jeannerod, S. M. Rump, SIAM J. Matrix Anal. Appl. 34 (2013) 338-344); one term more is charged for fused operations.
+Independent of the producers: an approximate Cholesky factor is multiplied out and compared with what it
+should be, so how it was computed does not matter; right inverses are multiplied out in integer arithmetic;
+norms come from math.fsum, which is correctly rounded. Products satisfy |fl(x^T y) - x^T y| <= n u |x|^T |y| +
+n 2^-1022 for any order of summation (C.-P. Jeannerod, S. M. Rump, SIAM J. Matrix Anal. Appl. 34 (2013)
+338-344); one term more is charged for fused operations.
 """
 
 from __future__ import annotations
@@ -69,7 +71,11 @@ def _some_columns(certificate: Certificate, wide: Any) -> Any:
 
 def _scaling(certificate: Certificate, rows: int) -> Any:
     exponents = certificate.data["scaling"]
-    if exponents.dtype != np.int64 or exponents.shape != (rows,) or bool(np.any((exponents > 2200) | (exponents < -2200))):
+    if (
+        exponents.dtype != np.int64
+        or exponents.shape != (rows,)
+        or bool(np.any((exponents > 2200) | (exponents < -2200)))
+    ):
         raise NotProved("the scaling is none")
     return exponents
 
@@ -124,19 +130,18 @@ def _length_fast(x: Any) -> float:
 def _singular_floor(certificate: Certificate, wide: Any) -> tuple[float, str]:
     """Return a lower bound of the smallest singular value of the scaled matrix, and how it was reached."""
     if "right_inverse" in certificate.data:
-        return _inverse_floor(
-            _scaled(certificate, wide), certificate.data["right_inverse"]
-        ), "by an exact product"
+        return _inverse_floor(_scaled(certificate, wide), certificate.data["right_inverse"]), "by an exact product"
     floor = _definite_floor(_scaled(certificate, wide), max(float(certificate.constants["shift"]), 0.0))
     return math.sqrt(floor) * (1.0 - 2.0**-50), "a factorization of A A^T was multiplied out"
 
 
 def _definite_floor(A: Any, target: float) -> float:
-    """Return a positive lower bound, >= target where possible, of the smallest eigenvalue of A A^T, else NotProved.
+    """Return a positive lower bound, >= target where possible, of the smallest eigenvalue of A A^T, else
+    NotProved.
 
-    With C any lower triangular matrix, A A^T = C C^T + s I + F + E, F the computed rest and E what rounding can have done:
-    |E| <= (d+1) u |a_i||a_j| for the Gram matrix, (n+1) u |c_i||c_j| for C C^T, u |F| for the differences. As C C^T is never
-    negative, lambda_min >= s - ||F|| - ||E||.
+    With C any lower triangular matrix, A A^T = C C^T + s I + F + E, F the computed rest and E what rounding
+    can have done: |E| <= (d+1) u |a_i||a_j| for the Gram matrix, (n+1) u |c_i||c_j| for C C^T, u |F| for the
+    differences. As C C^T is never negative, lambda_min >= s - ||F|| - ||E||.
     """
     n, d = A.shape
     gram = A @ A.T
@@ -165,7 +170,9 @@ def _definite_floor(A: Any, target: float) -> float:
 
 
 def _inverse_floor(A: Any, X: Any) -> float:
-    """Return (1 - ||I - A X||_F) / ||X|| with the residual in exact integer arithmetic, rounded down; or NotProved."""
+    """Return (1 - ||I - A X||_F) / ||X|| with the residual in exact integer arithmetic, rounded down; or
+    NotProved.
+    """
     n = A.shape[0]
     if X.shape != (A.shape[1], n) or X.dtype != np.float64:
         raise NotProved("the right inverse has another shape")
@@ -176,9 +183,7 @@ def _inverse_floor(A: Any, X: Any) -> float:
     if exponent > 0:
         raise NotProved("the right inverse is none")
     one = 1 << -exponent
-    square = sum(
-        (value - (one if i == j else 0)) ** 2 for i, row in enumerate(product) for j, value in enumerate(row)
-    )
+    square = sum((value - (one if i == j else 0)) ** 2 for i, row in enumerate(product) for j, value in enumerate(row))
     epsilon = Fraction(math.isqrt(square) + 1, one)
     if epsilon >= 1:
         raise NotProved("the right inverse is too coarse")
@@ -199,9 +204,7 @@ def _integers(M: Any) -> tuple[list[list[int]], int]:
         raise NotProved("a matrix with no common scale")
     shifts = np.where(nonzero, exponents - low, 0).tolist()
     mantissas = np.ldexp(fraction, 53).astype(np.int64).tolist()
-    return [
-        [m << s for m, s in zip(ms, ss, strict=True)] for ms, ss in zip(mantissas, shifts, strict=True)
-    ], low - 53
+    return [[m << s for m, s in zip(ms, ss, strict=True)] for ms, ss in zip(mantissas, shifts, strict=True)], low - 53
 
 
 def _multiply(left: list[list[int]], right: list[list[int]]) -> list[list[int]]:
@@ -217,8 +220,9 @@ def _multiply(left: list[list[int]], right: list[list[int]]) -> list[list[int]]:
 def outside(certificate: Certificate, inputs: Mapping[str, Any]) -> str:
     """The distance from y to the column space is positive throughout the ball; without one, exactly.
 
-    Without a ball: rank [J y] = d + 1 exceeds what d columns can have. With a ball of radius delta and any beta,
-    r = y - J beta: dist >= ||r|| - delta ||beta|| - (||J^T r|| + delta ||r|| + (||J|| + delta) delta ||beta||) / (s - delta).
+    Without a ball: rank [J y] = d + 1 exceeds what d columns can have. With a ball of radius delta and any
+    beta, r = y - J beta: dist >= ||r|| - delta ||beta|| - (||J^T r|| + delta ||r|| + (||J|| + delta) delta
+    ||beta||) / (s - delta).
     """
     if certificate.claim != "non-membership":
         raise NotProved("a distance proves non-membership only")
@@ -246,13 +250,11 @@ def outside(certificate: Certificate, inputs: Mapping[str, Any]) -> str:
     )  # any beta will do: what is lost here changes the bound, not its truth
     residual = target - matrix @ coefficients
     # Entrywise: |computed - exact| <= (d + 2) u (|y| + |J| |beta|) + (d + 2) 2^-1022.
-    error = (d + 2) * _U * _ROOM * (np.abs(target) + np.abs(matrix) @ np.abs(coefficients)) * (
-        1 + 2 * d * _U
-    ) + (d + 2) * _TINY
+    error = (d + 2) * _U * _ROOM * (np.abs(target) + np.abs(matrix) @ np.abs(coefficients)) * (1 + 2 * d * _U) + (
+        d + 2
+    ) * _TINY
     gradient = matrix.T @ residual
-    slope = np.abs(gradient) + _ROOM * (np.abs(matrix).T @ (error + (n + 2) * _U * np.abs(residual))) * (
-        1 + 2 * n * _U
-    )
+    slope = np.abs(gradient) + _ROOM * (np.abs(matrix).T @ (error + (n + 2) * _U * np.abs(residual))) * (1 + 2 * n * _U)
     length, longest = np.maximum(np.abs(residual) - error, 0.0), np.abs(residual) + error
     shortest = _length(length) * (1.0 - 2.0**-28)  # _length exceeds the norm by less than 2^-28 of it
     moved = delta * _length(coefficients)

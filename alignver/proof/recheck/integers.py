@@ -1,4 +1,6 @@
-"""Solutions and null vectors checked as identities between integers: Python's own arithmetic, no library, no rounding."""
+"""Solutions and null vectors checked as identities between integers: Python's own arithmetic, no library, no
+rounding.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +98,9 @@ def null_vector(certificate: Certificate, inputs: Mapping[str, Any]) -> str:
 
 
 def null_space(certificate: Certificate, inputs: Mapping[str, Any]) -> str:
-    """Null vectors, each with an index of its own where it is not zero and all others are: the rank is at most the rest."""
+    """Null vectors, each with an index of its own where it is not zero and all others are: the rank is at
+    most the rest.
+    """
     if certificate.constants.get("ball") is not None:
         raise NotProved("null vectors say nothing about a ball")
     A = inputs["A"]
@@ -117,10 +121,6 @@ def null_space(certificate: Certificate, inputs: Mapping[str, Any]) -> str:
             raise NotProved("a null vector is zero at its own index")
         support = [index for index, value in zip([line, *shared], vector, strict=True) if value]
         values = [value for value in vector if value]
-        if any(
-            value for value, _ in combination(_split(lines[support]), values, [exponents[i] for i in support])
-        ):
+        if any(value for value, _ in combination(_split(lines[support]), values, [exponents[i] for i in support])):
             raise NotProved(f"null vector {k} is none")
-    return (
-        conclude_upper(certificate, A, lines.shape[0] - len(own)) + f" ({len(own)} independent null vectors)"
-    )
+    return conclude_upper(certificate, A, lines.shape[0] - len(own)) + f" ({len(own)} independent null vectors)"

@@ -1,8 +1,8 @@
 """Rank bounds by elimination modulo small primes, exact in plain float64 arithmetic.
 
-An odd prime p makes every dyadic rational m 2^e a residue, since 2 has an inverse. A minor that is not zero modulo p is not
-zero. Residues are integers below 2^21 held in float64: products of blocks stay below 2^53, so BLAS adds integers exactly in
-any order, and no rounding occurs anywhere.
+An odd prime p makes every dyadic rational m 2^e a residue, since 2 has an inverse. A minor that is not zero
+modulo p is not zero. Residues are integers below 2^21 held in float64: products of blocks stay below 2^53, so
+BLAS adds integers exactly in any order, and no rounding occurs anywhere.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from alignver.proof.certificate import Certificate
 from alignver.proof.recheck.failure import NotProved
 
-__all__ = ["minor", "primes", "rank_modulo", "require_rank_at_least", "shape", "small_primes"]
+__all__ = ["minor", "primes", "rank_modulo", "reduced", "require_rank_at_least", "shape", "small_primes"]
 
 _TOP = 2**21
 _BLOCK = 48
@@ -36,7 +36,9 @@ def _reduce(M: Any, p: int) -> Any:
 
 
 def residues(A: Any, p: int) -> Any:
-    """Return the residues of the dyadic rationals in ``A`` modulo the odd prime ``p``, as integers in float64."""
+    """Return the residues of the dyadic rationals in ``A`` modulo the odd prime ``p``, as integers in
+    float64.
+    """
     fraction, exponent = np.frexp(A)
     integers = np.ldexp(fraction, 53).astype(np.int64) % p
     low = int(exponent.min()) - 53
@@ -45,7 +47,9 @@ def residues(A: Any, p: int) -> Any:
 
 
 def product(A: Any, B: Any, p: int) -> Any:
-    """Return A B modulo p for reduced A and B: sums of at most 2^12 products below (p/2 + 1)^2 < 2^40.1 are exact."""
+    """Return A B modulo p for reduced A and B: sums of at most 2^12 products below (p/2 + 1)^2 < 2^40.1 are
+    exact.
+    """
     total = np.zeros((A.shape[0], B.shape[1]))
     for start in range(0, A.shape[1], 2048):
         total = _reduce(total + A[:, start : start + 2048] @ B[start : start + 2048], p)
@@ -55,8 +59,8 @@ def product(A: Any, B: Any, p: int) -> Any:
 def rank_modulo(M: Any, p: int, *, full: bool = False) -> int:
     """Return the rank modulo ``p`` of reduced residues, by blocked elimination with row exchanges.
 
-    With ``full`` the matrix is square and the answer stops at the first sign of singularity (returning less than its order).
-    Columns of a block without a pivot are skipped.
+    With ``full`` the matrix is square and the answer stops at the first sign of singularity (returning less
+    than its order). Columns of a block without a pivot are skipped.
     """
     M = np.array(M, dtype=np.float64)
     n, d = M.shape
@@ -72,7 +76,8 @@ def rank_modulo(M: Any, p: int, *, full: bool = False) -> int:
         if not found:
             continue
         rest = M[top:, stop:][order]
-        # Forward substitution with the unit lower triangle of the pivots, then one product for everything below.
+        # Forward substitution with the unit lower triangle of the pivots, then one product for everything
+        # below.
         for k in range(1, found):
             rest[k] = _reduce(rest[k] - lower[k, :k] @ rest[:k], p)
         rest[found:] = _reduce(rest[found:] - lower[found:] @ rest[:found], p)
@@ -82,7 +87,9 @@ def rank_modulo(M: Any, p: int, *, full: bool = False) -> int:
 
 
 def _panel(panel: Any, p: int) -> tuple[int, Any, Any, list[int]]:
-    """Eliminate a panel; return the number of pivots, the row order, multipliers (rows x pivots) and pivot columns."""
+    """Eliminate a panel; return the number of pivots, the row order, multipliers (rows x pivots) and pivot
+    columns.
+    """
     rows = panel.shape[0]
     order = np.arange(rows)
     lower = np.zeros((rows, panel.shape[1]))
@@ -102,19 +109,18 @@ def _panel(panel: Any, p: int) -> tuple[int, Any, Any, list[int]]:
         inverse = inverse - p if inverse > p // 2 else inverse
         multipliers = _reduce(panel[k + 1 :, column] * inverse, p)
         lower[k + 1 :, k] = multipliers
-        panel[k + 1 :, column:] = _reduce(
-            panel[k + 1 :, column:] - multipliers[:, None] * panel[k, column:], p
-        )
+        panel[k + 1 :, column:] = _reduce(panel[k + 1 :, column:] - multipliers[:, None] * panel[k, column:], p)
         panel[k + 1 :, column] = 0.0
         used.append(column)
     return len(used), order, lower[:, : len(used)], used
 
 
 def require_rank_at_least(A: Any, rank: int, what: str) -> int:
-    """Return a prime modulo which ``A`` has rank at least ``rank``, so that it has over the rationals; else NotProved.
+    """Return a prime modulo which ``A`` has rank at least ``rank``, so that it has over the rationals; else
+    NotProved.
 
-    A is compressed to a square matrix by random residues on the left and right: the rank of L A R is at most that of A, for
-    any L and R.
+    A is compressed to a square matrix by random residues on the left and right: the rank of L A R is at most
+    that of A, for any L and R.
     """
     if rank > min(A.shape):
         raise NotProved(f"{what} cannot have rank {rank}: its shape is {A.shape}")
@@ -129,9 +135,7 @@ def require_rank_at_least(A: Any, rank: int, what: str) -> int:
             M = product(_reduce(source.integers(0, p, (rank, M.shape[0])).astype(np.float64), p), M, p)
         if rank_modulo(M, p, full=True) == rank:
             return p
-    raise NotProved(
-        f"{what} has rank below {rank} modulo {_TRIES} primes: that it is {rank} is not established"
-    )
+    raise NotProved(f"{what} has rank below {rank} modulo {_TRIES} primes: that it is {rank} is not established")
 
 
 def _without_ball(certificate: Certificate) -> None:
@@ -173,7 +177,9 @@ def conclude_lower(certificate: Certificate, A: Any, order: int) -> str:
 
 
 def conclude_upper(certificate: Certificate, A: Any, most: int) -> str:
-    """Return the claim's sentence if ``rank <= most`` proves it, with a lower bound of its own where the claim needs one."""
+    """Return the claim's sentence if ``rank <= most`` proves it, with a lower bound of its own where the
+    claim needs one.
+    """
     if certificate.claim == "not-rank" and most < _rank(certificate):
         return f"the rank is at most {most}, less than {_rank(certificate)}"
     if certificate.claim == "rank" and most == _rank(certificate):
@@ -189,6 +195,31 @@ def _rank(certificate: Certificate) -> int:
     return rank
 
 
+def reduced(certificate: Certificate, inputs: Mapping[str, Any]) -> str:
+    """Rows that are zero, or equal to a kept row, with targets to match, ask for nothing; the kept rows are
+    independent.
+    """
+    _without_ball(certificate)
+    J, y = inputs["J"], inputs["y"]
+    dropped, repeats = certificate.data["dropped"], certificate.data["repeats"]
+    if dropped.dtype != np.int64 or repeats.dtype != np.int64 or dropped.ndim != 1 or dropped.shape != repeats.shape:
+        raise NotProved("the repeated rows are no sets of indices")
+    kept = np.ones(len(y), dtype=bool)
+    for i in dropped.tolist():
+        if not (0 <= i < len(y) and kept[i]):
+            raise NotProved("the repeated rows are no sets of indices")
+        kept[i] = False
+    for i, j in zip(dropped.tolist(), repeats.tolist(), strict=True):
+        zero = j == -1 and not np.any(J[i]) and y[i] == 0
+        if not (zero or (0 <= j < len(y) and kept[j] and np.array_equal(J[i], J[j]) and y[i] == y[j])):
+            raise NotProved(f"row {i} does not repeat row {j} with its target")
+    rest = J[kept]
+    if certificate.claim != "membership":
+        raise NotProved("repeated rows prove membership only")
+    p = require_rank_at_least(rest, rest.shape[0], "the matrix without repeated rows")
+    return f"the {rest.shape[0]} rows that are left without repetitions are independent (modulo {p})"
+
+
 def shape(certificate: Certificate, inputs: Mapping[str, Any]) -> str:
     """A rank never exceeds the smaller side; true of every matrix of the shape, so of any ball."""
     side = min(inputs["A"].shape)
@@ -200,8 +231,8 @@ def shape(certificate: Certificate, inputs: Mapping[str, Any]) -> str:
 def primes(certificate: Certificate, inputs: Mapping[str, Any]) -> str:
     """Ranks of at most r modulo primes whose product exceeds every minor of order r + 1 as an integer.
 
-    Rows are scaled by powers of two to integers here; by Hadamard's inequality a minor of order r + 1 is below
-    the product of the r + 1 largest row norms.
+    Rows are scaled by powers of two to integers here; by Hadamard's inequality a minor of order r + 1 is
+    below the product of the r + 1 largest row norms.
     """
     _without_ball(certificate)
     A = inputs["A"]
@@ -210,7 +241,8 @@ def primes(certificate: Certificate, inputs: Mapping[str, Any]) -> str:
         raise NotProved("the bound of the rank is no number")
     fraction, exponent = np.frexp(A)
     nonzero = A != 0
-    # Row i is an integer row times 2^k, k the smallest exponent of a last bit: its norm is below 2^(top - k) sqrt(d).
+    # Row i is an integer row times 2^k, k the smallest exponent of a last bit: its norm is below 2^(top - k)
+    # sqrt(d).
     tops, bottoms = _exponents(fraction, exponent, nonzero)
     columns = np.where(np.any(nonzero, axis=0), np.min(np.where(nonzero, bottoms, 1 << 40), axis=0), 0)
     span = []
