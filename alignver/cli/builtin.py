@@ -45,7 +45,7 @@ def _problems() -> list[Any]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "torch":
             raise
-        raise MissingDependency("torch", "the built-in problems", "torch") from error
+        raise MissingDependency("torch", "running the built-in problems", "torch") from error
     return list(problems())
 
 
