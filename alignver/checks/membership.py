@@ -128,22 +128,19 @@ def check_membership(
         )
     same_place(matrix.array, target.array, ("J", "y"))
     limit = given.get("limit", bands.residual_tolerance(max(matrix.eps, target.eps)))
-    if method == "exact" or (method == "auto" and certify):
-        covered = proving.meaning(matrix, rule, tolerance, computed_in, ball)
-        decision = proving.prove(prove_membership, (matrix.array, target.array), method, covered)
-        numerical = None
-        if proving.numerics_wanted(decision, method, matrix.array.shape):
-            numerical = _numerically(matrix, target, method, rule, tolerance, limit)
-        asked = method == "exact" or ball is not None
-        result = proving.combine(
-            decision, numerical, covered, asked=asked, subject="J", name="membership", statement=STATEMENT
-        )
-    elif ball is not None:
-        raise InvalidInput(
-            "ball", f"a ball with method={method!r}, certify={certify}", "method='auto' and certify=True"
-        )
-    else:
-        result = _numerically(matrix, target, method, rule, tolerance, limit)
+    result = proving.answer(
+        prove_membership,
+        (matrix.array, target.array),
+        lambda: _numerically(matrix, target, method, rule, tolerance, limit),
+        method=method,
+        certify=certify,
+        ball=ball,
+        covered=lambda: proving.meaning(matrix, rule, tolerance, computed_in, ball),
+        shape=matrix.array.shape,
+        subject="J",
+        name="membership",
+        statement=STATEMENT,
+    )
     return dataclasses.replace(result, cost={"seconds": time.perf_counter() - began})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from alignver.linalg.rank_rules import Scale, tolerance
 from alignver.proof import Ball, Decision
 from alignver.results import CheckResult, Rigor, Verdict
 
-__all__ = ["combine", "meaning", "numerics_wanted", "prove"]
+__all__ = ["answer", "meaning"]
 
 EXACT_SECONDS = 20.0
 """Estimated time that ``auto`` spends on exact arithmetic at most; ``exact`` has no limit."""
@@ -22,12 +23,52 @@ EXACT_SECONDS = 20.0
 _CHEAP_FLOPS = 2e10  # numerical evidence beside a proof: about a second of dense linear algebra
 
 
-def prove(prover: Callable[..., Decision], arrays: tuple[Any, ...], method: str, ball: Ball | None) -> Decision:
-    """Run a ladder of :mod:`alignver.proof` as the method asks: within a budget, or exactly whatever it takes."""
-    if ball is not None and method == "exact":
-        raise InvalidInput("method", "'exact' with a ball", "'auto': exact arithmetic speaks of one matrix only")
+def answer(
+    prover: Callable[..., Decision],
+    arguments: tuple[Any, ...],
+    numerically: Callable[[], CheckResult],
+    *,
+    method: str,
+    certify: bool,
+    ball: Ball | None,
+    covered: Callable[[], Ball | None],
+    shape: tuple[int, int],
+    subject: str,
+    name: str,
+    statement: str,
+) -> CheckResult:
+    """Answer by proof and numerical evidence as the method asks for them.
+
+    Parameters
+    ----------
+    prover : callable
+        A ladder of :mod:`alignver.proof`; gets ``arguments``.
+    numerically : callable
+        Computes the numerical result, where it is wanted.
+    method, certify, ball
+        As the caller of the check gave them.
+    covered : callable
+        Gives the ball that a proof has to cover (:func:`meaning`).
+    shape, subject
+        Of the matrix, and its name in the sentences.
+    name, statement
+        Of the result.
+    """
+    if method != "exact" and not (method == "auto" and certify):
+        if ball is not None:
+            got = f"a ball with method={method!r}, certify={certify}"
+            raise InvalidInput("ball", got, "method='auto' and certify=True")
+        return numerically()
+    around = covered()
+    if around is not None and method == "exact":
+        need = "'auto': exact arithmetic speaks of one matrix, a ball or a rounded computation of many"
+        raise InvalidInput("method", "'exact' about a ball, or about entries with computed_in", need)
     exact = "force" if method == "exact" else "auto"
-    return prover(*arrays, ball=ball, exact=exact, budget_seconds=EXACT_SECONDS)
+    decision = prover(*arguments, ball=around, exact=exact, budget_seconds=EXACT_SECONDS)
+    numerical = numerically() if _numerics_wanted(decision, method, shape) else None
+    asked = method == "exact" or ball is not None
+    result = _combine(decision, numerical, around, asked=asked, subject=subject)
+    return dataclasses.replace(result, name=name, statement=statement)
 
 
 def meaning(matrix: Entries, rule: str, given: float | None, computed_in: str | None, ball: Ball | None) -> Ball | None:
@@ -43,10 +84,10 @@ def meaning(matrix: Entries, rule: str, given: float | None, computed_in: str | 
     rows, columns = (int(size) for size in matrix.array.shape)
     size = norm(matrix.array)
     scale = Scale(rows, columns, size, math.sqrt(columns) * size, matrix.eps, matrix.handed_eps)
-    return Ball(norm=tolerance(rule, scale, given).value)
+    return Ball(norm=min(tolerance(rule, scale, given).value, sys.float_info.max))
 
 
-def numerics_wanted(decision: Decision, method: str, shape: tuple[int, int]) -> bool:
+def _numerics_wanted(decision: Decision, method: str, shape: tuple[int, int]) -> bool:
     """Whether to look at the numerical evidence too: where nothing was proved, and beside a proof where it is cheap."""
     if method == "exact":
         return False
@@ -55,8 +96,8 @@ def numerics_wanted(decision: Decision, method: str, shape: tuple[int, int]) -> 
     return decision.verdict is Verdict.UNDECIDED or cheap
 
 
-def combine(
-    decision: Decision, numerical: CheckResult | None, ball: Ball | None, *, asked: bool, subject: str, **identity: Any
+def _combine(
+    decision: Decision, numerical: CheckResult | None, ball: Ball | None, *, asked: bool, subject: str
 ) -> CheckResult:
     """Make one result of a decision and the numerical evidence.
 
@@ -97,7 +138,8 @@ def combine(
         witness=decision.witness,
         certificate=decision.certificate,
         tolerance=numerical.tolerance if numerical is not None else None,
-        **identity,
+        name="",
+        statement="",
     )
 
 

@@ -93,23 +93,19 @@ def check_rank(
     if rank is None:
         rank = most
     claimed = _claim(rank, most)
-    if method == "exact" or (method == "auto" and certify):
-        covered = proving.meaning(matrix, rule, tolerance, computed_in, ball)
-        decision = proving.prove(prove_rank, (matrix.array, claimed), method, covered)
-        numerical = None
-        if proving.numerics_wanted(decision, method, matrix.array.shape):
-            numerical = _numerically(matrix, claimed, method, rule, tolerance)
-        asked = method == "exact" or ball is not None
-        statement = _statement(claimed, most)
-        result = proving.combine(
-            decision, numerical, covered, asked=asked, subject="A", name="rank", statement=statement
-        )
-    elif ball is not None:
-        raise InvalidInput(
-            "ball", f"a ball with method={method!r}, certify={certify}", "method='auto' and certify=True"
-        )
-    else:
-        result = _numerically(matrix, claimed, method, rule, tolerance)
+    result = proving.answer(
+        prove_rank,
+        (matrix.array, claimed),
+        lambda: _numerically(matrix, claimed, method, rule, tolerance),
+        method=method,
+        certify=certify,
+        ball=ball,
+        covered=lambda: proving.meaning(matrix, rule, tolerance, computed_in, ball),
+        shape=matrix.array.shape,
+        subject="A",
+        name="rank",
+        statement=_statement(claimed, most),
+    )
     return dataclasses.replace(result, cost={"seconds": time.perf_counter() - began})
 
 
