@@ -16,22 +16,27 @@ from typing import TYPE_CHECKING, Any
 from alignver._version import __version__
 
 if TYPE_CHECKING:
+    from alignver.checks.exploration import check_safe_exploration
     from alignver.checks.membership import check_membership
     from alignver.checks.rank import check_rank
     from alignver.errors import InvalidInput, MissingDependency, VerificationFailed
     from alignver.models.alignment import check_alignment
+    from alignver.models.analytic import check_analytic
+    from alignver.models.gram import gram
     from alignver.models.jacobian import jacobian
-    from alignver.proof import Ball, Certificate, load_certificate, recheck
+    from alignver.models.operator import JacobianOperator
+    from alignver.models.structure import check_common_structure
+    from alignver.phi.recheck import recheck
+    from alignver.proof import Ball, Certificate, load_certificate
     from alignver.results import Bound, CheckResult, Report, Rigor, Tolerance, Verdict
 
 _HOMES = {
     "Ball": "alignver.proof",
-    "Certificate": "alignver.proof",
-    "load_certificate": "alignver.proof",
-    "recheck": "alignver.proof",
     "Bound": "alignver.results",
+    "Certificate": "alignver.proof",
     "CheckResult": "alignver.results",
     "InvalidInput": "alignver.errors",
+    "JacobianOperator": "alignver.models.operator",
     "MissingDependency": "alignver.errors",
     "Report": "alignver.results",
     "Rigor": "alignver.results",
@@ -39,9 +44,15 @@ _HOMES = {
     "Verdict": "alignver.results",
     "VerificationFailed": "alignver.errors",
     "check_alignment": "alignver.models.alignment",
+    "check_analytic": "alignver.models.analytic",
+    "check_common_structure": "alignver.models.structure",
     "check_membership": "alignver.checks.membership",
     "check_rank": "alignver.checks.rank",
+    "check_safe_exploration": "alignver.checks.exploration",
+    "gram": "alignver.models.gram",
     "jacobian": "alignver.models.jacobian",
+    "load_certificate": "alignver.proof",
+    "recheck": "alignver.phi.recheck",
 }
 
 __all__ = [
@@ -50,6 +61,7 @@ __all__ = [
     "Certificate",
     "CheckResult",
     "InvalidInput",
+    "JacobianOperator",
     "MissingDependency",
     "Report",
     "Rigor",
@@ -58,8 +70,12 @@ __all__ = [
     "VerificationFailed",
     "__version__",
     "check_alignment",
+    "check_analytic",
+    "check_common_structure",
     "check_membership",
     "check_rank",
+    "check_safe_exploration",
+    "gram",
     "jacobian",
     "load_certificate",
     "recheck",

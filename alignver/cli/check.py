@@ -7,8 +7,10 @@ import typer
 from alignver.cli import options
 from alignver.cli.alignment import alignment
 from alignver.cli.builtin import builtin
+from alignver.cli.exploration import exploration
 from alignver.cli.membership import membership
 from alignver.cli.rank import rank
+from alignver.cli.structure import structure
 
 __all__ = ["app"]
 
@@ -50,5 +52,5 @@ def _given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-for _command in (membership, rank, alignment):
+for _command in (membership, rank, exploration, alignment, structure):
     app.command(_command.__name__)(_command)

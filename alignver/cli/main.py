@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from alignver.cli import check, verify
+from alignver.cli import check, reproduce, verify
 from alignver.cli.exits import Exit, explain, say
 
 __all__ = ["app", "run"]
@@ -37,6 +37,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(check.app)
+app.add_typer(reproduce.app)
 app.command("verify")(verify.verify)
 
 

@@ -43,7 +43,7 @@ def verify(
     def body() -> Exit:
         with session.working():
             from alignver.cli import files
-            from alignver.proof import recheck
+            from alignver.phi.recheck import recheck
 
             named = _split(inputs or [])
             read = {"y": files.read_vector}  # the one vector among the inputs that claims have

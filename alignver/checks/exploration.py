@@ -1,0 +1,235 @@
+"""Is the last hidden layer wide enough (Assumption 4)? Proved at sizes where phi itself cannot be formed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+import os
+import time
+from typing import Any
+
+import numpy as np
+
+from alignver.arrays import as_matrix, as_vector, host
+from alignver.checks import exploration_gates, exploration_words
+from alignver.checks.exploration_words import STATEMENT, Setting
+from alignver.errors import InvalidInput
+from alignver.linalg import rank_rules
+from alignver.phi.certify import certify_staircase
+from alignver.phi.refute import by_columns, by_count, by_equal_rows
+from alignver.phi.rows import open_rows
+from alignver.phi.staircase import find_staircase
+from alignver.phi.survey import directions, survey
+from alignver.proof.rounding import FloatArray, assumptions_hold
+from alignver.results import CheckResult, Rigor, Verdict
+
+__all__ = ["check_safe_exploration"]
+
+METHODS = ("auto", "staircase", "gram", "dense")
+
+
+def check_safe_exploration(
+    Z: Any,
+    *,
+    width: int | None = None,
+    q: Any = None,
+    method: str = "auto",
+    rule: str = "golub",
+    delta: float | None = None,
+    delta_is_estimate: bool = False,
+    certify: bool = True,
+    add_constant: bool = False,
+    weights: Any = None,
+    tries: int = 8,
+    seed: int = 0,
+    folder: str | os.PathLike[str] | None = None,
+) -> CheckResult:
+    r"""Check whether some gates q of the given width make the feature matrix phi of full row rank.
+
+    .. math:: \exists q \in \mathbb{R}^{m \times h}: \mathrm{rank}\, \phi(q) = n, \qquad
+              \phi(q)_{i*} = (\tilde\sigma(z_i^\top q_1) z_i^\top, \ldots, \tilde\sigma(z_i^\top q_h) z_i^\top)
+
+    with the logistic gate. ``staircase`` builds such a q, at the smallest width there can be, out of blocks that are
+    proved one by one; ``gram`` proves it of a given or sampled q by a Cholesky factorization of
+    :math:`(S S^\top) \circ (Z Z^\top)`; ``dense`` decides numerically from the singular values of phi.
+
+    Parameters
+    ----------
+    Z : (n, m) array, numpy.memmap, or iterable of row blocks
+        The outputs of layer H - 2 with the constant 1 as last column. float32 stays float32 where it is.
+    width : int, optional
+        h. None: the smallest width that can be proved (or the columns of ``q``).
+    q : (m, h) array, optional
+        The gates; None leaves the choice to the method.
+    method : {"auto", "staircase", "gram", "dense"}
+        ``auto``: staircase, or for a given q gram, and dense where that proves nothing and phi is small.
+    rule : str
+        Rank rule that decides for ``dense``; the proved bound of s_min(phi) is compared with every rule.
+    delta : float, optional
+        Bound of each row's error (2-norm). The proof then holds for every Z within it.
+    delta_is_estimate : bool
+        ``delta`` is an estimate and no bound: the verdict is NUMERICAL.
+    certify : bool
+        False: no certificate, and the verdict is NUMERICAL.
+    add_constant : bool
+        Append the constant column.
+    weights : (h,) array, optional
+        Weights w of the last layer: the statement is about :math:`\phi(q) (\mathrm{diag}(w) \otimes I)`.
+    tries : int
+        Directions that the staircase may try.
+    seed : int
+        Of directions and of a sampled q.
+    folder : path, optional
+        Where blocks of an iterable and tiles of the Cholesky factor go; tiles stay there and are taken up again.
+
+    Returns
+    -------
+    CheckResult
+        HOLDS with PROOF and certificate; FAILS with PROOF and a witness (too few columns, equal rows, the rank of Z);
+        UNDECIDED; or NUMERICAL.
+
+    Raises
+    ------
+    InvalidInput
+        NaN or Inf (named by row), no constant column, a width below 1, q or weights of the wrong shape, unknown names.
+
+    References
+    ----------
+    Assumption 4 and Table 2 of Kawaguchi, Zhang, Deng (2022). The staircase and its proof:
+    :mod:`alignver.phi.staircase`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Z = np.column_stack([np.random.default_rng(0).standard_normal((40, 4)), np.ones(40)])
+    >>> result = check_safe_exploration(Z)
+    >>> result.verdict, result.rigor, result.measured["width"]
+    (<Verdict.HOLDS: 'HOLDS'>, <Rigor.PROOF: 'PROOF'>, 8)
+    >>> check_safe_exploration(Z, width=7).reason
+    'width 7 times 5 features is 35 columns, fewer than 40 samples'
+    """
+    began = time.perf_counter()
+    if method not in METHODS:
+        raise InvalidInput("method", repr(method), "one of " + ", ".join(METHODS))
+    if method == "staircase" and q is not None:
+        raise InvalidInput(
+            "q", "gates with method='staircase'", "method='gram' or 'dense': the staircase makes its own"
+        )
+    rank_rules.find(rule)
+    width = None if width is None else _count(width, "width")
+    tries = _count(tries, "tries")
+    radius = _radius(delta)
+    rows = open_rows(Z, add_constant=add_constant, folder=folder)
+    try:
+        gates = _gates(q, rows.m, width)
+        width = width if gates is None else int(gates.shape[1])
+        w = _weights(weights, width)
+        setting = Setting(rows, width, rule, radius, w, tries, seed)
+        if method in ("gram", "dense") or gates is not None:
+            result = exploration_gates.check(setting, gates, method, folder)
+        else:
+            result = _staircase(setting)
+    finally:
+        rows.close()
+    if result.rigor is Rigor.PROOF and result.verdict is Verdict.HOLDS and (delta_is_estimate or not certify):
+        why = "delta is an estimate" if delta_is_estimate else "no certificate was asked for"
+        result = dataclasses.replace(
+            result, rigor=Rigor.NUMERICAL, certificate=None, evidence=(*result.evidence, f"numerical: {why}")
+        )
+    return dataclasses.replace(result, cost=_cost(began))
+
+
+def _staircase(setting: Setting) -> CheckResult:
+    if setting.weights is not None and not setting.weights.all():
+        used = setting.weights[setting.weights != 0.0]
+        if not used.size:
+            raise InvalidInput("weights", "nothing but zeros", "at least one weight that is not zero")
+        idle = int(setting.weights.size - used.size)
+        setting = dataclasses.replace(setting, weights=used, width=int(used.size), idle=idle)
+    rows, width = setting.rows, setting.width
+    found = survey(rows, directions(rows, setting.tries, setting.seed))
+    least = -(-rows.n // rows.m)
+    if width is not None:
+        refuted = by_count(rows.n, rows.m, width, found.record, rows.added)
+        if refuted is not None:
+            return exploration_words.refutation(setting, refuted)
+    if not setting.delta:  # what refutes Z says nothing about its neighbours
+        refuted = by_equal_rows(rows, found, rows.n if width is None else width)
+        if refuted is not None:
+            return exploration_words.refutation(setting, refuted)
+    if not assumptions_hold():
+        return _undecided(setting, least, "this thread does not round to nearest with gradual underflow")
+    # One direction first: where it fails, the rank of Z may be why, and that is known sooner than eight directions
+    # are tried.
+    search = find_staircase(rows, found, width, delta=setting.delta, tries=1, thorough=False)
+    if search.staircase is None:
+        refuted = by_columns(rows, found, width) if width is not None and not setting.delta else None
+        if refuted is not None:
+            return exploration_words.refutation(setting, refuted)
+        search = find_staircase(rows, found, width, delta=setting.delta)
+    if search.staircase is not None:
+        stairs = search.staircase
+        certificate = certify_staircase(stairs, rows, found, setting.delta)
+        return exploration_words.staircase(setting, stairs, certificate)
+    return _undecided(setting, least, search.reason, search.attempts)
+
+
+def _undecided(setting: Setting, least: int, reason: str, attempts: int = 0) -> CheckResult:
+    width = setting.width
+    asked = f"width {width} (smallest possible: {least})" if width is not None else f"any width from {least} on"
+    tried = (
+        (f"{attempts} directions were tried; more directions (tries) or a larger width may help",) if attempts else ()
+    )
+    return CheckResult(
+        name="exploration",
+        statement=STATEMENT,
+        verdict=Verdict.UNDECIDED,
+        rigor=Rigor.PROOF,
+        reason=f"nothing was proved for {asked}: {reason}",
+        evidence=(*tried, *setting.remarks()),
+        measured=setting.measured(),
+    )
+
+
+def _count(value: Any, name: str) -> int:
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = 0
+    if isinstance(value, bool) or not 1 <= count < 2**40:
+        raise InvalidInput(name, repr(value), "an integer >= 1")
+    return count
+
+
+def _radius(delta: float | None) -> float:
+    if delta is None:
+        return 0.0
+    if isinstance(delta, bool) or not isinstance(delta, int | float) or not 0.0 <= delta < math.inf:
+        raise InvalidInput("delta", repr(delta), "a finite number >= 0")
+    return float(delta)
+
+
+def _gates(q: Any, m: int, width: int | None) -> FloatArray | None:
+    if q is None:
+        return None
+    gates = np.ascontiguousarray(host(as_matrix(q, "q").array))
+    if gates.shape[0] != m or (width is not None and gates.shape[1] != width):
+        need = f"({m}, {'h' if width is None else width}): a column of {m} numbers for each hidden unit"
+        raise InvalidInput("q", f"shape {gates.shape}", need)
+    return gates
+
+
+def _weights(weights: Any, width: int | None) -> FloatArray | None:
+    if weights is None:
+        return None
+    if width is None:
+        raise InvalidInput("weights", "weights without a width", "width=h or q, which they belong to")
+    w = np.ascontiguousarray(host(as_vector(weights, "weights").array))
+    if w.size != width:
+        raise InvalidInput("weights", f"{w.size} weights", f"{width}, one for each hidden unit")
+    return w
+
+
+def _cost(began: float) -> dict[str, float]:
+    return {"seconds": time.perf_counter() - began, **exploration_words.peak_bytes()}

@@ -1,0 +1,216 @@
+"""``alignver check exploration``: is the last hidden layer wide enough (Assumption 4)?"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from alignver.cli import options
+from alignver.cli.exits import Exit
+from alignver.cli.session import Session
+from alignver.errors import InvalidInput
+
+__all__ = ["ExplorationMethod", "exploration"]
+
+_MODEL = "Features from a model"
+_OPTIONS = {"width": "--width", "delta": "--delta", "tries": "--tries", "layer": "--layer", "folder": "--tiles"}
+
+
+class ExplorationMethod(enum.StrEnum):
+    """How Assumption 4 is decided."""
+
+    AUTO = "auto"
+    STAIRCASE = "staircase"
+    GRAM = "gram"
+    DENSE = "dense"
+
+
+def exploration(
+    z_file: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[Z]",
+            help="The features, a row for each sample, the constant 1 last: .npy (mapped, not read), .npz, .csv, .txt.",
+            show_default=False,
+        ),
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option(
+            metavar="H", help="Units of the last hidden layer.", show_default="the smallest that can be proved"
+        ),
+    ] = None,
+    q: Annotated[
+        str | None, typer.Option("--q", metavar="FILE", help="The gates, a column for each unit.", show_default=False)
+    ] = None,
+    method: Annotated[
+        ExplorationMethod,
+        typer.Option(
+            help="staircase makes gates of its own; gram proves given or sampled ones; dense decides by an SVD of phi.",
+            rich_help_panel="Decision",
+        ),
+    ] = ExplorationMethod.AUTO,
+    add_constant: Annotated[
+        bool, typer.Option("--add-constant", help="Append the constant column 1 to the features.")
+    ] = False,
+    delta: Annotated[
+        float | None,
+        typer.Option(
+            metavar="R",
+            help="Bound of each row's error (2-norm): the proof then covers every Z within it.",
+            show_default=False,
+            rich_help_panel="Decision",
+        ),
+    ] = None,
+    rule: options.Rule = "golub",
+    certify: options.Certify = True,
+    tries: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Directions to try.", rich_help_panel="Computation")
+    ] = 8,
+    tiles: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep the tiles of gram's factorization here; a run that was ended goes on from them.",
+            show_default="in memory",
+            rich_help_panel="Computation",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.py:FUNCTION",
+            help="Compute the features with this model instead; the code is imported and run.",
+            show_default=False,
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.npz", help="The model's inputs: X.", show_default=False, rich_help_panel=_MODEL),
+    ] = None,
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The layer whose output is z.",
+            show_default="the model's output",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Parameters to load: a .safetensors file.",
+            show_default=False,
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Samples run at a time.", rich_help_panel=_MODEL)
+    ] = 256,
+    device: options.Device = "cpu",
+    seed: options.Seed = 0,
+    certificate: options.Certificate = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> int:
+    """Is the last hidden layer wide enough (Assumption 4)?
+
+    Proves that some gates q give phi(q) full row rank, at sizes where phi itself cannot be formed.
+
+    [bold]Examples[/bold]
+
+      alignver check exploration Z.npy --width 130 --certificate proof
+      alignver check exploration features.npy --add-constant --delta 1e-5
+      alignver check exploration --model net.py:build --data train.npz --layer pool
+    """
+    session = Session("check exploration", json=json, quiet=quiet, verbose=verbose, device=device, seed=seed)
+
+    def body() -> Exit:
+        with session.working():
+            from alignver.checks.exploration import check_safe_exploration
+            from alignver.cli import certificates, files
+
+            certificates.free(certificate)
+            arguments = {"Z": z_file} if z_file is not None else {"X": f"{data}:X"}
+            if q is not None:
+                arguments["q"] = q
+            if model is not None:
+                features, inputs = _features(z_file, model, data, layer, weights, batch_size, device, seed)
+            elif z_file is not None:
+                features, inputs = files.read_matrix(z_file, "Z"), {}
+            else:
+                raise InvalidInput("Z", "no features", "a file, or --model with --data and --layer")
+            with _options_named(), files.blamed(arguments):
+                result = check_safe_exploration(
+                    features,
+                    width=width,
+                    q=None if q is None else files.read_matrix(q, "q"),
+                    method=method.value,
+                    rule=rule,
+                    delta=delta,
+                    certify=certify,
+                    add_constant=add_constant or model is not None,
+                    tries=tries,
+                    seed=seed,
+                    folder=tiles,
+                )
+            kept = {"Z": z_file} if z_file is not None else {}
+            notes = certificates.save(result, certificate, kept, session)
+        return session.finish(result, inputs=inputs | _identity(result, z_file), notes=notes)
+
+    return session.conduct(body)
+
+
+@contextlib.contextmanager
+def _options_named() -> Iterator[None]:
+    """Name the option where the library names its argument."""
+    try:
+        yield
+    except InvalidInput as error:
+        if error.argument in _OPTIONS:
+            raise InvalidInput(_OPTIONS[error.argument], error.got, error.need) from error
+        raise
+
+
+def _features(
+    z_file: str | None,
+    model: str,
+    data: str | None,
+    layer: str | None,
+    weights: str | None,
+    batch_size: int,
+    device: str,
+    seed: int,
+) -> tuple[Any, dict[str, Any]]:
+    from alignver.cli import files, torchside
+
+    if z_file is not None:
+        raise InvalidInput("--model", f"a model beside the features {z_file}", "one of the two")
+    if data is None:
+        raise InvalidInput("--data", "no file", "a .npz file with the model's inputs X")
+    samples = files.read_npz(data, "--data", ("X",))
+    net, identity = torchside.load(model, weights, device=device, seed=seed)
+    from alignver.models.features import extract_features
+
+    with _options_named(), files.blamed({"X": f"{data}:X", "model": model}):
+        features = extract_features(net, samples["X"], layer, batch_size=batch_size)
+    return features, {**samples, **identity}
+
+
+def _identity(result: Any, z_file: str | None) -> dict[str, Any]:
+    """Return what identifies the features without hashing them once more: the certificate has it."""
+    record = getattr(result.certificate, "inputs", {}).get("Z")
+    if record is None or z_file is None:
+        return {}
+    return {
+        "Z": {"sha256": record["sha256"], "shape": list(record["shape"]), "dtype": "float64", "file": Path(z_file).name}
+    }

@@ -1,0 +1,130 @@
+"""CIFAR-10 and CIFAR-100: colour images of 32 x 32 pixels, in torchvision's files or re-encoded as JPEG."""
+
+from __future__ import annotations
+
+import io
+import os
+import pathlib
+import pickle
+import zipfile
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from alignver.data.dataset import Dataset
+from alignver.errors import InvalidInput, MissingDependency
+
+__all__ = ["cifar10", "cifar100"]
+
+_SOURCE = "Krizhevsky, Learning Multiple Layers of Features from Tiny Images (2009)"
+_LICENCE = "none stated by its author"
+
+Arrays = tuple[npt.NDArray[Any], npt.NDArray[Any]]
+
+
+def cifar10(folder: str | os.PathLike[str], *, train: bool = True) -> Dataset:
+    """Load CIFAR-10 from ``cifar-10-batches-py/`` or, re-encoded, from ``cifar10_jpeg.npz``.
+
+    The latter holds JPEG files end to end (``jpeg_train``, ``offsets_train``, ``y_train``, and the same for test):
+    image i is the bytes offsets[i] to offsets[i + 1]. Its pixels are not the original ones, so it is named 'CIFAR-10
+    (JPEG)'.
+
+    Parameters
+    ----------
+    folder : path
+        Where the files are; the original is preferred.
+    train : bool
+        The 50000 training images, or the 10000 test images.
+
+    Returns
+    -------
+    Dataset
+        x (n, 32, 32, 3) uint8, y (n,) uint8.
+
+    Raises
+    ------
+    InvalidInput
+        The folder has no such file, or the file is not what it should be.
+    MissingDependency
+        JPEG images without Pillow.
+    """
+    root = pathlib.Path(folder)
+    original, jpeg = root / "cifar-10-batches-py", root / "cifar10_jpeg.npz"
+    if original.is_dir():
+        names = [f"data_batch_{k}" for k in range(1, 6)] if train else ["test_batch"]
+        parts = [_batch(original / name, "labels") for name in names]
+        x, y = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return Dataset("CIFAR-10", x, y, _SOURCE, _LICENCE)
+    if jpeg.is_file():
+        x, y = _jpeg(jpeg, "train" if train else "test")
+        return Dataset("CIFAR-10 (JPEG)", x, y, f"{_SOURCE}; re-encoded as JPEG", _LICENCE)
+    got = f"folder={os.fspath(folder)!r} with no CIFAR-10 in it"
+    raise InvalidInput("folder", got, "cifar-10-batches-py, as torchvision keeps it, or cifar10_jpeg.npz")
+
+
+def cifar100(folder: str | os.PathLike[str], *, train: bool = True) -> Dataset:
+    """Load CIFAR-100 (fine labels) from ``cifar-100-python/``, as :func:`cifar10` does."""
+    path = pathlib.Path(folder) / "cifar-100-python" / ("train" if train else "test")
+    if not path.is_file():
+        got = f"folder={os.fspath(folder)!r} with no CIFAR-100 in it"
+        raise InvalidInput("folder", got, "cifar-100-python, as torchvision keeps it")
+    return Dataset("CIFAR-100", *_batch(path, "fine_labels"), _SOURCE, _LICENCE)
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Builds containers, numbers, bytes and NumPy arrays, and nothing else: no code of a file's choice is run."""
+
+    _ALLOWED = frozenset(
+        {
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("_codecs", "encode"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return one of the few things that an array's pickle names."""
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"{module}.{name} has no place in a file of images")
+        if name == "_reconstruct":
+            return np.ndarray.__reduce__(np.empty(0))[0]  # under whichever name this NumPy has it
+        return super().find_class(module, name)
+
+
+def _batch(path: pathlib.Path, label: str) -> Arrays:
+    def refuse(error: object) -> NoReturn:
+        raise InvalidInput("folder", f"an unreadable {path.name} ({error})", "a batch as torchvision downloads it")
+
+    try:
+        with path.open("rb") as file:
+            content = _PlainUnpickler(file, encoding="bytes").load()
+        x, y = np.asarray(content[b"data"]), np.asarray(content[label.encode()])
+    except Exception as error:  # pickle raises many kinds on damaged bytes: every one means the same
+        refuse(error)
+    if x.ndim != 2 or x.shape[1] != 3072 or x.dtype != np.uint8 or y.shape != x.shape[:1]:
+        refuse(f"data of shape {x.shape} {x.dtype}")
+    return x.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), y.astype(np.uint8)
+
+
+def _jpeg(path: pathlib.Path, part: str) -> Arrays:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingDependency("Pillow", "reading JPEG images", "test") from error
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            content, offsets, y = (archive[f"{key}_{part}"] for key in ("jpeg", "offsets", "y"))
+        raw = content.tobytes()
+        images = [
+            np.asarray(Image.open(io.BytesIO(raw[start:stop])).convert("RGB"))
+            for start, stop in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
+        ]
+        x = np.stack(images)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InvalidInput("folder", f"an unreadable {path.name} ({error})", "JPEG files and offsets") from error
+    if x.shape[1:] != (32, 32, 3) or y.shape != x.shape[:1]:
+        raise InvalidInput("folder", f"{path.name} with images of shape {x.shape[1:]}", "images of 32 x 32")
+    return x, y.astype(np.uint8)

@@ -1,0 +1,50 @@
+"""SVHN: house numbers, colour images of 32 x 32 pixels."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import numpy as np
+
+from alignver.data.dataset import Dataset
+from alignver.errors import InvalidInput
+
+__all__ = ["svhn"]
+
+_SOURCE = "Netzer et al., Reading Digits in Natural Images with Unsupervised Feature Learning (2011)"
+_LICENCE = "non-commercial use only"
+
+
+def svhn(folder: str | os.PathLike[str], *, train: bool = True) -> Dataset:
+    """Load SVHN (cropped digits) from ``train_32x32.mat`` or ``test_32x32.mat``, the files that torchvision downloads.
+
+    Parameters
+    ----------
+    folder : path
+    train : bool
+        The 73257 training images, or the 26032 test images.
+
+    Returns
+    -------
+    Dataset
+        x (n, 32, 32, 3) uint8, y (n,) uint8 in 0..9 (the files have 10 for 0).
+
+    Raises
+    ------
+    InvalidInput
+        The folder has no such file, or the file is not what it should be.
+    """
+    from scipy.io import loadmat
+
+    path = pathlib.Path(folder) / f"{'train' if train else 'test'}_32x32.mat"
+    if not path.is_file():
+        raise InvalidInput("folder", f"folder={os.fspath(folder)!r} with no {path.name}", "SVHN's cropped digits")
+    try:
+        content = loadmat(path)
+        x, y = content["X"], content["y"].reshape(-1)
+    except Exception as error:  # scipy raises many kinds on damaged bytes: every one means the same
+        raise InvalidInput("folder", f"an unreadable {path.name} ({error})", "a MATLAB 5 file with X and y") from error
+    if x.ndim != 4 or x.shape[:3] != (32, 32, 3) or x.dtype != np.uint8 or y.shape != x.shape[3:]:
+        raise InvalidInput("folder", f"{path.name} with X {x.shape} {x.dtype}", "X (32, 32, 3, n) uint8 and y (n, 1)")
+    return Dataset("SVHN", x.transpose(3, 0, 1, 2), (y % 10).astype(np.uint8), _SOURCE, _LICENCE)

@@ -1,0 +1,150 @@
+"""The features z of a torch model: what one of its layers puts out, batch by batch, with the model left as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from alignver.errors import InvalidInput
+from alignver.models.guard import unchanged
+from alignver.models.inputs import as_inputs
+from alignver.progress import track
+
+__all__ = ["extract_features", "feature_blocks"]
+
+
+def extract_features(
+    model: nn.Module, X: Any, layer: str | None = None, *, batch_size: int = 256
+) -> npt.NDArray[np.floating[Any]]:
+    r"""Return the output of a layer for every sample, a row each: the matrix with rows :math:`\bar z(x_i)`.
+
+    The constant neuron of the paper's :math:`z = [\bar z^\top, 1]^\top` is not added:
+    :func:`~alignver.checks.exploration.check_safe_exploration` does that with ``add_constant=True``.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Run in eval mode without gradients; it comes out as it went in.
+    X : (n, ...) array or tensor
+        Inputs; floating ones are cast to the model's dtype, batch by batch.
+    layer : str, optional
+        Name of the submodule, as ``model.named_modules()`` has it; None is the model's own output.
+    batch_size : int
+        Samples that are run at a time.
+
+    Returns
+    -------
+    (n, m) numpy.ndarray
+        float32 or float64, as the layer computes; further dimensions of its output are flattened.
+
+    Raises
+    ------
+    InvalidInput
+        No such layer, a layer that is not run exactly once, an output that is no real tensor with a row for each
+        sample, NaN or Inf in the output (named by row).
+
+    Examples
+    --------
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
+    >>> extract_features(net, [[0.0, 1.0], [1.0, 0.0]], "1").shape
+    (2, 3)
+    """
+    return np.concatenate(list(feature_blocks(model, X, layer, batch_size=batch_size)), axis=0)
+
+
+def feature_blocks(
+    model: nn.Module, X: Any, layer: str | None = None, *, batch_size: int = 256
+) -> Iterator[npt.NDArray[np.floating[Any]]]:
+    """Yield the rows of :func:`extract_features` block by block, for features that memory does not hold.
+
+    The model is guarded and put back around every block, so it may be used between two of them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> [block.shape for block in feature_blocks(torch.nn.Linear(2, 3), [[0.0, 1.0]] * 5, batch_size=2)]
+    [(2, 3), (2, 3), (1, 3)]
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise InvalidInput("batch_size", repr(batch_size), "an integer >= 1")
+    module = model if layer is None else _find(model, layer)
+    parameter = next(iter(model.parameters()), None)
+    device = parameter.device if parameter is not None else torch.device("cpu")
+    x = as_inputs(X, device)
+    casts = x.is_floating_point() and parameter is not None and parameter.dtype != x.dtype
+    starts = range(0, int(x.shape[0]), batch_size)
+    for start in track(starts, "features"):
+        batch = x[start : start + batch_size]
+        if casts and parameter is not None:
+            batch = batch.to(parameter.dtype)
+        yield _rows(_output(model, module, batch, layer), start, int(batch.shape[0]), layer)
+
+
+def _find(model: nn.Module, layer: str) -> nn.Module:
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    if layer not in modules:
+        names = [name for name in modules if name]
+        near = difflib.get_close_matches(layer, names, n=4, cutoff=0.3) or names[-4:]
+        raise InvalidInput("layer", repr(layer), f"the name of a submodule, such as {', '.join(near)}")
+    return modules[layer]
+
+
+def _output(model: nn.Module, module: nn.Module, batch: torch.Tensor, layer: str | None) -> Any:
+    seen: list[Any] = []
+    with unchanged(model), _evaluating(model), torch.no_grad():
+        handle = module.register_forward_hook(lambda _module, _inputs, output: seen.append(_kept(output)))
+        try:
+            model(batch)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            message = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InvalidInput(
+                "X",
+                f"a batch of shape {tuple(batch.shape)} that the model refuses ({message})",
+                "inputs that the model takes",
+            ) from error
+        finally:
+            handle.remove()
+    if len(seen) != 1:
+        raise InvalidInput("layer", f"{layer!r}, run {len(seen)} times in one pass", "a layer that is run once")
+    return seen[0]
+
+
+def _kept(output: Any) -> Any:
+    """Return a copy of a tensor: a layer after this one may work in place."""
+    return output.detach().clone() if isinstance(output, torch.Tensor) else output
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _rows(output: Any, start: int, count: int, layer: str | None) -> npt.NDArray[np.floating[Any]]:
+    if not isinstance(output, torch.Tensor) or output.is_complex() or not output.is_floating_point():
+        kind = f"a tensor of {output.dtype}" if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
+        raise InvalidInput("layer", f"{layer!r}, whose output is {kind}", "a layer whose output is one real tensor")
+    if output.ndim == 0 or output.shape[0] != count:
+        raise InvalidInput(
+            "layer", f"{layer!r} with an output of shape {tuple(output.shape)} for {count} samples", "a row for each"
+        )
+    wide = output if output.dtype in (torch.float32, torch.float64) else output.float()
+    rows: npt.NDArray[np.floating[Any]] = wide.reshape(count, -1).cpu().numpy()
+    finite = np.isfinite(rows)
+    if not finite.all():
+        i, j = (int(k[0]) for k in np.nonzero(~finite))
+        raise InvalidInput("X", f"the feature {float(rows[i, j])} at {(start + i, j)}", "inputs with finite features")
+    return np.ascontiguousarray(rows)

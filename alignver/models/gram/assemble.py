@@ -1,0 +1,228 @@
+"""The Gram matrix of a pair of blocks: every slot's share by the formula that the plan gave it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+
+from alignver.models.functional import Functional
+from alignver.models.gram.blocks import Block
+from alignver.models.gram.parts import Part
+from alignver.models.gram.planning import POOL, SlotPlan
+from alignver.models.gram.products import Hadamard, Panel, add_dense, contract, mirror, panels
+from alignver.models.gram.uses import Lookup, Product
+from alignver.models.jacobian import _fill
+
+__all__ = ["add_pair", "restricted"]
+
+Share = Callable[[Panel, torch.Tensor], None]
+Columns = tuple[torch.Tensor, torch.Tensor]
+
+
+def add_pair(
+    target: torch.Tensor, function: Functional, slots: Sequence[SlotPlan], first: Block, second: Block, m_y: int
+) -> None:
+    """Fill ``target`` (rows of first x rows of second, zeros before) with their block of J J^T.
+
+    The block of a pair of equal blocks is exactly symmetric.
+    """
+    symmetric = first is second
+    engines = {slot.name: slot.engine for slot in slots}
+    shares: list[Share] = []
+    done: set[str] = set()
+    for name, engine in engines.items():
+        if engine == "pairs" and first.parts[name] and second.parts[name]:
+            bias = _bias_of_the_same(name, first, second, engines)
+            if bias is not None:
+                done.add(bias)
+            shares += _pairs(first.parts[name], second.parts[name], bias is not None)
+    loose = [name for name, engine in engines.items() if engine == "per sample"]
+    dense = [name for name, engine in engines.items() if engine == "gradients" and name not in done]
+    columns = itertools.chain(
+        _structured(function, dense, first, second), _per_sample(function, loose, first, second, m_y)
+    )
+    # Derivatives are used up while they are in cache, but for a result so large that each pass over it costs more.
+    for group in _groups(columns, min(POOL, max(_CACHE, target.numel() * target.element_size()))):
+        shares += [
+            add_dense(
+                torch.cat(left, 2) if len(left) > 1 else left[0], torch.cat(right, 2) if len(right) > 1 else right[0]
+            )
+            for left, right in group
+        ]
+        _apply(target, shares, first, second, symmetric)
+        shares = []
+    if shares:
+        _apply(target, shares, first, second, symmetric)
+    for name, engine in engines.items():
+        if engine == "contract" and first.parts[name] and second.parts[name]:
+            _contract(target, first.parts[name], second.parts[name], symmetric)
+    if symmetric:
+        mirror(target)
+
+
+def _apply(target: torch.Tensor, shares: Iterable[Share], first: Block, second: Block, symmetric: bool) -> None:
+    for panel in panels(first.m, first.n, second.m, second.n, symmetric):
+        start = panel.j0 * first.n + panel.i0
+        stop = (panel.j1 - 1) * first.n + panel.i1
+        view = target[start:stop, : panel.full * second.n + panel.part]
+        for share in shares:
+            share(panel, view)
+
+
+def _bias_of_the_same(name: str, first: Block, second: Block, engines: dict[str, str]) -> str | None:
+    """Return the bias that can ride on a weight: both used once, in one call, at one position."""
+    both = first.parts[name] + second.parts[name]
+    biases = {part.use.bias for part in both}
+    if len(first.parts[name]) != 1 or len(second.parts[name]) != 1 or len(biases) != 1:
+        return None
+    (bias,) = biases
+    if bias is None or engines.get(bias) != "gradients" or bias == name:
+        return None
+    if not all(isinstance(part.use, Product) and part.inputs.shape[-1] == 1 for part in both):
+        return None
+    if first.parts[bias] != first.parts[name] or second.parts[bias] != second.parts[name]:
+        return None
+    return bias
+
+
+def _pairs(first: Sequence[Part], second: Sequence[Part], bias: bool) -> Iterator[Share]:
+    groups = first[0].inputs.shape[1]
+    sides = [_positions_first(parts) for parts in ([first] if first is second else [first, second])]
+    for g in range(groups):
+        (A, B), (A2, B2) = ((a[:, :, g], b[:, :, :, g]) for a, b in (sides[0], sides[-1]))
+        yield Hadamard.of(A, B.contiguous(), A2, B2.contiguous(), float(bias)).add
+
+
+def _positions_first(parts: Sequence[Part]) -> tuple[torch.Tensor, torch.Tensor]:
+    """All uses' positions together: (T, n, g, a) and (T, m, n, g, b)."""
+    A = torch.cat([part.inputs.permute(3, 0, 1, 2) for part in parts])
+    B = torch.cat([part.gradients.permute(4, 0, 1, 2, 3) for part in parts])
+    return A.contiguous(), B.contiguous()
+
+
+def _contract(target: torch.Tensor, first: Sequence[Part], second: Sequence[Part], symmetric: bool) -> None:
+    if isinstance(first[0].use, Lookup):
+        index, index2 = (torch.cat([part.index for part in parts], 1) for parts in (first, second))
+
+        def equal(rows: slice, columns: slice) -> torch.Tensor:
+            here, there = index[rows, :, None], index2[columns, None, None, :]
+            return ((here == there) & (here >= 0)).to(target.dtype)
+
+        B, B2 = (torch.cat([part.gradients.squeeze(2) for part in parts], 3) for parts in (first, second))
+        contract(target, equal, B.transpose(2, 3).contiguous(), B2.transpose(2, 3).contiguous(), symmetric)
+        return
+    sides = [_samples_first(parts) for parts in ([first] if symmetric else [first, second])]
+    for g in range(first[0].inputs.shape[1]):
+        (A, B), (A2, B2) = ((a[:, g], b[:, :, g]) for a, b in (sides[0], sides[-1]))
+
+        def product(rows: slice, columns: slice, A: torch.Tensor = A, A2: torch.Tensor = A2) -> torch.Tensor:
+            X, Y = A[rows], A2[columns]
+            K = X.flatten(0, 1) @ Y.flatten(0, 1).T
+            return K.view(*X.shape[:2], *Y.shape[:2]).permute(2, 0, 1, 3)
+
+        contract(target, product, B.contiguous(), B2.contiguous(), symmetric)
+
+
+def _samples_first(parts: Sequence[Part]) -> tuple[torch.Tensor, torch.Tensor]:
+    """All uses' positions together: (n, g, T, a) and (m, n, g, T, b)."""
+    A = torch.cat([part.inputs for part in parts], 3).transpose(2, 3)
+    B = torch.cat([part.gradients for part in parts], 4).transpose(3, 4)
+    return A.contiguous(), B.contiguous()
+
+
+def _structured(function: Functional, names: Sequence[str], first: Block, second: Block) -> Iterator[Columns]:
+    """Yield per-sample gradients by slots with a formula, a few columns at a time."""
+    for name in names:
+        shape = function.theta[name].shape
+        if not first.parts[name] or not second.parts[name]:
+            continue
+        length = shape[0] if shape else 1
+        width = function.theta[name].numel() // length
+        step = length
+        if all(isinstance(p.use, Product | Lookup) for p in (*first.parts[name], *second.parts[name])):
+            step = max(1, min(length, _room(function, first, second) // width))
+        for start in range(0, length, step):
+            stop = min(start + step, length)
+            left = _summed(name, first, start, stop, length)
+            yield left, left if first is second else _summed(name, second, start, stop, length)
+
+
+def _summed(name: str, block: Block, start: int, stop: int, length: int) -> torch.Tensor:
+    """Sum the derivatives by a slot over its uses."""
+    total: torch.Tensor | None = None
+    for part in block.parts[name]:
+        if part.use.weight == name:
+            share = part.by_weight(start, stop)
+            total = share if total is None else total.add_(share)
+        if part.use.bias == name:
+            share = part.by_bias()
+            share = share[:, :, start:stop] if stop - start < length else share
+            total = share if total is None else total.add_(share)
+    assert total is not None
+    return total
+
+
+def _per_sample(function: Functional, names: Sequence[str], first: Block, second: Block, m_y: int) -> Iterator[Columns]:
+    """Yield per-sample gradients by slots without a formula: all together where that fits, else one by one."""
+    if not names:
+        return
+    d = sum(function.theta[name].numel() for name in names)
+    room = _room(function, first, second)
+    for group in [names] if d <= room else [[name] for name in names]:
+        some = restricted(function, group)
+        left = _rows(some, first, m_y)
+        yield left, left if first is second else _rows(some, second, m_y)
+
+
+def _rows(function: Functional, block: Block, m_y: int) -> torch.Tensor:
+    J = torch.empty((m_y, block.n, function.slots.d), dtype=function.dtype, device=function.device)
+    _fill(function, block.x, m_y, J, None)
+    return J[block.outputs.start : block.outputs.stop]
+
+
+def _room(function: Functional, first: Block, second: Block) -> int:
+    """Return how many columns of per-sample gradients are held at once."""
+    item = torch.finfo(function.dtype).bits // 8
+    return max(1, POOL // (max(first.rows, second.rows) * item))
+
+
+def _groups(columns: Iterable[Columns], room: int) -> Iterator[list[tuple[list[torch.Tensor], list[torch.Tensor]]]]:
+    """Collect narrow pieces into one product, wide ones each into their own, until they fill the room there is."""
+    narrow: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+    wide: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = []
+    held = 0
+    for left, right in columns:
+        held += left.numel() * left.element_size()
+        if left.shape[2] < _NARROW:
+            narrow[0].append(left)
+            narrow[1].append(right)
+        else:
+            wide.append(([left], [right]))
+        if held >= room:
+            yield wide + ([narrow] if narrow[0] else [])
+            narrow, wide, held = ([], []), [], 0
+    if held:
+        yield wide + ([narrow] if narrow[0] else [])
+
+
+_CACHE = 1 << 22  # bytes of derivatives that are collected at least
+_NARROW = 256  # columns below which a product of its own costs more than copying them together
+
+
+def restricted(function: Functional, names: Sequence[str]) -> Functional:
+    """Return the same function of fewer slots, the others held at their values."""
+    kept = set(names)
+    slots = function.slots
+    pairs = [(n, p, s) for n, p, s in zip(slots.names, slots.parameters, slots.sizes) if n in kept]
+    theta = {name: value for name, value in function.theta.items() if name in kept}
+    held = {**function.held, **{name: value for name, value in function.theta.items() if name not in kept}}
+    fewer = dataclasses.replace(
+        slots,
+        names=tuple(name for name, _, _ in pairs),
+        parameters=tuple(parameter for _, parameter, _ in pairs),
+        sizes=tuple(size for _, _, size in pairs),
+    )
+    return dataclasses.replace(function, slots=fewer, theta=theta, held=held)

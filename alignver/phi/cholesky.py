@@ -1,0 +1,227 @@
+r"""Positive definiteness of a large Gram matrix, by a verified Cholesky factorization that goes column of tiles by
+column.
+
+Left-looking: a tile column is assembled from Z and T when its turn comes, reduced by the finished ones, factored,
+kept. One triangle is stored and the Gram matrix never is.
+
+The bound. Let b be the tile size, K the number of tile columns. Behind entry (i, j) of the factor stand the products
+l_ik l_jk. Those of one finished tile column are multiplied and summed on their own, in any order: at most b roundings
+each; the sum is then subtracted from the entry, which makes at most K subtractions in turn; the products of the
+diagonal tile take at most b more, and the division (or the product with a rounded reciprocal) 2. Divide through by
+the factors that multiply a_ij: every product then carries at most 2b + K + 3 factors 1 + d or their reciprocals, and
+a_ij is exact, so
+
+.. math:: |L L^\top - \tilde A|_{ij} \le \gamma_{2b+K+3} |l_i|^\top |l_j|
+
+(the argument of Higham 2002, Lemma 8.4, for a tree of sums), instead of :math:`\gamma_{n+2}` for an unknown order. The
+rest is Rump's proof as told in :func:`alignver.proof.definiteness.rump_shift`: for n = 60000 and b = 1024 the shift
+is 28 times smaller, so matrices prove definite that are 28 times closer to singular.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable
+
+import numpy as np
+from scipy.linalg import blas, lapack
+
+from alignver.phi.hadamard import ScaledGram
+from alignver.phi.threads import ordered, single_threaded_blas
+from alignver.phi.tiles import Store, open_store
+from alignver.progress import track
+from alignver.proof.rounding import (
+    OMEGA,
+    FloatArray,
+    U,
+    add_up,
+    assumptions_hold,
+    div_up,
+    gamma,
+    mul_up,
+    scale_down,
+    sqrt_down,
+    sub_down,
+)
+
+__all__ = ["Definite", "factor_tiles", "prove_definite", "tiled_shift"]
+
+TILE = 1024
+_CHUNK = 1024  # rows of a product that is made at a time, so that it is still in the cache when it is subtracted
+
+
+@dataclasses.dataclass(frozen=True)
+class Definite:
+    """What the factorization proves.
+
+    Attributes
+    ----------
+    proved : bool
+        phi has full row rank, for the exact gates and every Z within the ball.
+    s_min : float
+        Verified lower bound of s_min(phi).
+    scaled_s_min : float
+        The same of D phi, rows scaled by powers of two to norms near 1.
+    margin, shift : float
+        What was subtracted from the diagonal for rounding, and beyond it.
+    reason : str
+        Why there is no proof.
+    """
+
+    proved: bool
+    s_min: float
+    scaled_s_min: float
+    margin: float
+    shift: float
+    reason: str = ""
+
+
+def tiled_shift(n: int, tile: int, trace: float, largest: float) -> float:
+    """Return the bound of the backward error ||L L^T - A|| of :func:`factor_tiles`, see the module's derivation.
+
+    Examples
+    --------
+    >>> tiled_shift(60000, 1024, 60000.0, 1.0) < 1.5e-8
+    True
+    """
+    depth = min(2 * min(tile, n) + -(-n // tile) + 3, n + 2)
+    g = gamma(depth)
+    if not g < 0.25:
+        return math.inf
+    underflow = mul_up(8.0, float(n), add_up(float(n + 2), largest), OMEGA)
+    return add_up(mul_up(div_up(g, sub_down(1.0, g)), trace), underflow)
+
+
+def prove_definite(gram: ScaledGram, *, tile: int = TILE, folder: str | os.PathLike[str] | None = None) -> Definite:
+    r"""Prove that phi has full row rank, from its scaled Gram matrix.
+
+    The factorization of the computed matrix minus (margin + t) I runs to completion, margin being twice the rounding of
+    assembly and factorization: so :math:`s_{\min}(D \hat\phi) > \sqrt t` for the computed gate values, and
+    :math:`s_{\min}(D \phi) > \sqrt t - \|D (\phi - \hat\phi)\|` for the exact ones. t is the margin or four times
+    the square of that difference, whichever is larger.
+
+    Parameters
+    ----------
+    gram : ScaledGram
+    tile : int
+        Columns that are factored at a time.
+    folder : path, optional
+        Keep the factor's tile columns there instead of in memory, and go on from those that are there.
+
+    Returns
+    -------
+    Definite
+        ``proved`` is a PROOF.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from alignver.phi.hadamard import scaled_gram
+    >>> source = np.random.default_rng(0)
+    >>> Z = np.column_stack([source.standard_normal((30, 4)), np.ones(30)])
+    >>> prove_definite(scaled_gram(Z, source.standard_normal((5, 12)))).proved
+    True
+    """
+    n = gram.Z.shape[0]
+    trace, largest = mul_up(gram.trace, 1.0 + 2.0**-10), mul_up(gram.largest, 1.0 + 2.0**-10)
+    backward = tiled_shift(n, tile, trace, largest)
+    # Twice what the theorem asks and a little: an independent check by another bound needs some of the room.
+    margin = add_up(mul_up(2.0, add_up(gram.error, backward)), mul_up(32.0 * U, trace))
+    shift = max(margin, mul_up(4.0, gram.moved, gram.moved))
+    total = add_up(margin, shift)
+    if not assumptions_hold():
+        return Definite(False, 0.0, 0.0, margin, shift, "this thread does not round to nearest with gradual underflow")
+    if not total < 0.5:
+        return Definite(
+            False, 0.0, 0.0, margin, shift, f"rounding alone may change the Gram matrix by {margin:.1e} times its scale"
+        )
+    key = {"matrix": gram.digest(), "order": n, "tile": tile, "shift": total.hex(), "format": 1}
+    with single_threaded_blas(), np.errstate(all="ignore"):
+        broken = factor_tiles(gram, total, tile, open_store(folder, key))
+    if broken is not None:
+        reason = (
+            f"phi phi^T is not safely definite: a shift of {total:.1e} times its scale breaks Cholesky at row {broken}"
+        )
+        return Definite(False, 0.0, 0.0, margin, shift, reason)
+    smallest = sub_down(sqrt_down(shift), gram.moved)
+    s_min = scale_down(smallest, -int(gram.exponents.max()))
+    return Definite(smallest > 0.0, s_min, max(0.0, smallest), margin, shift)
+
+
+def factor_tiles(gram: ScaledGram, total: float, tile: int, store: Store) -> int | None:
+    """Factor the computed Gram matrix minus ``total`` I into ``store``; return None, or the row where that broke
+    down.
+    """
+    n = gram.Z.shape[0]
+    for j in track(range(-(-n // tile)), "Cholesky"):
+        if j < store.finished:
+            continue
+        start = j * tile
+        column = _assembled(gram, start, min(tile, n - start), total)
+        _reduced(column, start, tile, j, store)
+        broken = _factored(column)
+        if broken is not None:
+            return start + broken
+        store.append(column)
+    return None
+
+
+def _assembled(gram: ScaledGram, start: int, width: int, total: float) -> FloatArray:
+    n = gram.Z.shape[0]
+    column = np.empty((n - start, width))
+
+    def fill(top: int) -> None:
+        rows = slice(top, min(top + _CHUNK, n))
+        column[top - start : rows.stop - start] = gram.tile(rows, slice(start, start + width))
+
+    _all(fill, range(start, n, _CHUNK))
+    diagonal = column[:width].diagonal()
+    column[:width].flat[:: width + 1] = np.nextafter(diagonal - total, -np.inf)
+    return column
+
+
+def _reduced(column: FloatArray, start: int, tile: int, count: int, store: Store) -> None:
+    """Subtract the products with the finished tile columns: each summed on its own first, as the bound wants it."""
+    rows, width = column.shape
+    done = [store[k] for k in range(count)]
+    rights = [np.ascontiguousarray(done[k][start - k * tile : start - k * tile + width]).T for k in range(count)]
+
+    def reduce(top: int) -> None:
+        stop = min(top + _CHUNK, rows)
+        product = np.empty((stop - top, width))
+        for k in range(count):
+            offset = start - k * tile
+            np.matmul(done[k][offset + top : offset + stop], rights[k], out=product)
+            column[top:stop] -= product
+
+    _all(reduce, range(0, rows, _CHUNK))
+
+
+def _all(work: Callable[[int], None], places: range) -> None:
+    for _ in ordered(work, ((place,) for place in places)):
+        pass
+
+
+def _factored(column: FloatArray) -> int | None:
+    """Factor a reduced tile column in place; return None, or the row where a pivot is not positive and finite."""
+    width = column.shape[1]
+    # Row-major lower triangles are LAPACK's upper ones.
+    factor, info = lapack.dpotrf(column[:width].T, lower=0, clean=1, overwrite_a=0)
+    pivots = np.diagonal(factor)
+    good = (pivots > 0) & (pivots < np.inf)
+    if info != 0 or not bool(np.all(good)):
+        return int(info) - 1 if info > 0 else int(np.argmin(good))
+    column[:width] = factor.T
+    if column.shape[0] > width:
+
+        def solve(top: int) -> None:
+            # L X^T = C^T for the rows X below: C^T is the Fortran-ordered view of C.
+            rows = column[top : top + _CHUNK]
+            below = blas.dtrsm(1.0, factor, rows.T, side=0, lower=0, trans_a=1, overwrite_b=1)
+            if not np.shares_memory(below, rows):
+                rows[:] = below.T
+
+        _all(solve, range(width, column.shape[0], _CHUNK))
+    return None

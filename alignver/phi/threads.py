@@ -1,0 +1,62 @@
+"""Many small factorizations beside each other: one BLAS thread each, as many workers as there are cores.
+
+BLAS threads wait for each other by spinning. On cores that are shared with anybody that costs a factor of ten or
+more, and blocks of a few hundred rows are too small to divide anyway.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import contextvars
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any, TypeVar
+
+__all__ = ["ordered", "single_threaded_blas", "workers"]
+
+T = TypeVar("T")
+
+_MOST_WORKERS = 16  # each holds a block and its factor
+
+
+def workers() -> int:
+    """Return how many cores this process may use, at most 16."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, _MOST_WORKERS))
+
+
+@contextlib.contextmanager
+def single_threaded_blas() -> Iterator[None]:
+    """Keep BLAS to one thread inside the block, where threadpoolctl is installed to say so; else change nothing."""
+    try:
+        import threadpoolctl  # type: ignore[import-untyped, unused-ignore]
+    except ImportError:
+        yield
+        return
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        yield
+
+
+def ordered(work: Callable[..., T], arguments: Iterable[tuple[Any, ...]], ahead: int = 2) -> Generator[T]:
+    """Yield ``work(*each)`` in order, on all workers, at most ``ahead`` begun beyond those that work.
+
+    Examples
+    --------
+    >>> list(ordered(pow, [(2, 1), (2, 2), (2, 3)]))
+    [2, 4, 8]
+    """
+    count = workers()
+    waiting: collections.deque[concurrent.futures.Future[T]] = collections.deque()
+    with single_threaded_blas(), concurrent.futures.ThreadPoolExecutor(count) as pool:
+        try:
+            for each in arguments:
+                waiting.append(pool.submit(contextvars.copy_context().run, work, *each))
+                if len(waiting) > count + ahead - 1:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -1,0 +1,84 @@
+"""``alignver check exploration``: files, models, certificates that verify, messages that name the option."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.phi.features import features
+
+
+@pytest.fixture
+def folder(files, monkeypatch):
+    monkeypatch.chdir(files)
+    Z = features(60, 9)
+    np.save("Z.npy", Z)
+    np.save("bare.npy", Z[:, :-1].astype(np.float32))
+    np.save("q.npy", np.random.default_rng(0).standard_normal((9, 14)))
+    Z[40] = Z[2]
+    np.save("equal.npy", Z)
+    np.savez("data.npz", X=np.random.default_rng(0).standard_normal((30, 4)))
+    with open("net.py", "w") as file:
+        file.write(
+            "import torch\n"
+            "def build():\n"
+            "    return torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2))\n"
+        )
+    return files
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["Z.npy", "--width", "8"], 0, "staircase witness"),
+        (["bare.npy", "--add-constant"], 0, "the smallest width there can be"),
+        (["Z.npy", "--width", "6"], 1, "fewer than 60 samples"),
+        (["equal.npy", "--width", "30"], 1, "samples 2 and 40 have equal features"),
+        (["Z.npy", "--q", "q.npy"], 0, "verified Cholesky"),
+        (["Z.npy", "--q", "q.npy", "--method", "dense"], 0, "press says rank 60"),
+        (["Z.npy", "--width", "8", "--delta", "100"], 3, "nothing was proved"),
+        (["Z.npy", "--method", "gram", "--tiles", "tiles"], 0, "q sampled"),
+        (["--model", "net.py:build", "--data", "data.npz", "--layer", "1"], 0, "30 samples, 7 features"),
+    ],
+)
+def test_verdicts(alignver, folder, arguments, code, words):
+    run = alignver("check", "exploration", *arguments)
+    assert run.code == code, run.err
+    assert words in run.out
+    assert run.err == ""
+
+
+def test_certificate_is_verified(alignver, folder):
+    run = alignver("check", "exploration", "Z.npy", "--width", "8", "--certificate", "proof")
+    assert "re-check with: alignver verify proof --input Z=Z.npy" in run.out
+    assert alignver("verify", "proof", "--input", "Z=Z.npy").code == 0
+    assert alignver("verify", "proof", "--input", "Z=equal.npy").code == 1
+    assert alignver("check", "exploration", "equal.npy", "--width", "30", "--certificate", "no").code == 1
+    assert alignver("verify", "no", "--input", "Z=equal.npy").code == 0
+
+
+def test_json(alignver, folder):
+    run = alignver("check", "exploration", "Z.npy", "--json")
+    document = run.document()
+    assert document["results"][0]["measured"]["width"] == 7
+    assert document["provenance"]["inputs"]["Z"]["file"] == "Z.npy"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "--model with --data and --layer"),
+        (["bare.npy"], "or add_constant=True"),
+        (["Z.npy", "--width", "0"], "--width: got 0"),
+        (["Z.npy", "--q", "Z.npy"], "q (Z.npy): got shape (60, 9)"),
+        (["Z.npy", "--model", "net.py:build"], "a model beside the features Z.npy"),
+        (["--model", "net.py:build"], "--data: got no file"),
+        (["--model", "net.py:build", "--data", "data.npz", "--layer", "5"], "--layer: got '5'"),
+        (["missing.npy"], "no such file"),
+    ],
+)
+def test_bad_input(alignver, folder, arguments, words):
+    run = alignver("check", "exploration", *arguments)
+    assert run.code == 2
+    assert words in run.err
+    assert run.out == ""

@@ -1,0 +1,234 @@
+"""Every formula on every slot that it applies to, and what happens where a formula is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from alignver.models.gram import engine, gram, parts, plan, products
+from alignver.models.gram.owners import Layout, candidates
+from alignver.models.gram.planning import plan_slots, uniform
+
+from .test_gram import build, reference, relative
+
+
+def forced(monkeypatch, wanted):
+    """Make the plan take one formula wherever it applies."""
+
+    def choose(function, found, *rest):
+        chosen = []
+        for slot in plan_slots(function, found, *rest):
+            uses = [use for use in found.uses if slot.name in use.slots]
+            if slot.engine in ("pairs", "contract", "gradients") and (
+                wanted == "gradients" or uniform(slot.name, uses)
+            ):
+                table = any(type(use).__name__ == "Lookup" for use in uses)
+                kind = "contract" if table and wanted == "pairs" else wanted
+                slot = dataclasses.replace(slot, engine=kind)
+            chosen.append(slot)
+        return tuple(chosen)
+
+    monkeypatch.setattr(engine, "plan_slots", choose)
+
+
+@pytest.mark.parametrize("wanted", ["pairs", "contract", "gradients"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mlp",
+        "lenet",
+        "attention",
+        "gru",
+        "reused and aliased",
+        "tied linear",
+        "tied embedding",
+        "table with padding",
+        "conv2d, groups",
+        "conv2d, depthwise",
+        "convolution used twice",
+        "resnet-18, pre-activation",
+        "samples merged into positions",
+    ],
+)
+def test_every_formula_gives_the_same(name, wanted, monkeypatch):
+    monkeypatch.setattr(products, "_TILE", 300)
+    monkeypatch.setattr(products, "_LEAST", 3)
+    monkeypatch.setattr(products, "_ROWS", 3)
+    forced(monkeypatch, wanted)
+    model, x = build(name)
+    J = reference(model, x)
+    engines = {slot.engine for slot in plan(model, x).slots}
+    assert wanted in engines
+    M = gram(model, x)
+    assert torch.equal(M, M.T)
+    assert relative(M, J @ J.T) <= 1e-12
+    assert relative(gram(model, x, x[1:], chunk_size=2), J @ reference(model, x[1:]).T) <= 1e-12
+
+
+def engines(name):
+    model, x = build(name)
+    return {slot.name: slot.engine for slot in plan(model, x).slots}
+
+
+def test_structure_is_found_where_it_is():
+    for name in (
+        "gru",
+        "attention",
+        "tied embedding",
+        "reused and aliased",
+        "resnet-18, pre-activation",
+        "sequence first",
+    ):
+        assert "per sample" not in engines(name).values(), name
+
+
+def test_and_not_where_it_is_not():
+    assert engines("a linear layer that is none")["0.weight"] == "per sample"
+    assert engines("a linear layer that is none")["0.bias"] == "gradients"
+    assert engines("a linear layer that never calls linear")["0.weight"] == "per sample"
+    assert engines("weights used past their module")["a.weight"] == "per sample"
+    assert engines("tied everywhere")["table.weight"] == "per sample"
+    assert engines("weight norm")["0.parametrizations.weight.original1"] == "per sample"
+    assert engines("control flow on data")["left.weight"] == "per sample"
+    assert engines("weight never used")["b.weight"] == "unused"
+
+
+def test_a_wrong_formula_is_caught(monkeypatch):
+    model, x = build("mlp")
+    J = reference(model, x)
+    right = parts.Part.canonical
+
+    def wrong(self, raw):
+        return right(self, raw) * (1.001 if self.use.weight == "2.weight" else 1.0)
+
+    monkeypatch.setattr(parts.Part, "canonical", wrong)
+    seen = []
+    original = engine.plan_slots
+
+    def spy(*args):
+        seen.append(original(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(engine, "plan_slots", spy)
+    assert relative(gram(model, x), J @ J.T) <= 1e-12
+    last = {slot.name: slot for slot in seen[-1]}
+    assert last["2.weight"].engine == last["2.bias"].engine == "per sample"
+    assert "disagrees with a backward pass" in last["2.weight"].why
+    assert last["4.weight"].engine == "pairs"
+
+
+def test_wrong_owners_are_caught(monkeypatch):
+    from alignver.models.gram import blocks
+
+    model, x = build("samples merged into positions")
+    J = reference(model, x)
+    right = blocks.layouts
+    monkeypatch.setattr(blocks, "layouts", lambda uses, out, known: [Layout(0) for _ in right(uses, out, known)])
+    assert relative(gram(model, x), J @ J.T) <= 1e-12
+
+
+def test_a_model_that_does_not_run_under_observation(monkeypatch):
+    model, x = build("mlp")
+    J = reference(model, x)
+
+    def refuse(*args):
+        raise RuntimeError("not like this\nat all")
+
+    monkeypatch.setattr(engine, "survey", refuse)
+    planned = plan(model, x)
+    assert {slot.why for slot in planned.slots} == {"not observable: not like this"}
+    assert relative(gram(model, x), J @ J.T) <= 1e-12
+
+
+def test_an_operation_without_a_batching_rule():
+    class Cube(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x**3
+
+        @staticmethod
+        def backward(ctx, g):
+            (x,) = ctx.saved_tensors
+            return g * torch.from_numpy(3.0 * x.numpy() ** 2) * float(g.isfinite().all())
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.b(Cube.apply(self.a(x)))
+
+    torch.manual_seed(3)
+    model, x = Net(), torch.randn(5, 3)
+    J = reference(model, x)
+    assert {slot.engine for slot in plan(model, x).slots} <= {"pairs", "gradients"}
+    assert relative(gram(model, x), J @ J.T) <= 1e-12
+
+
+def test_what_a_later_block_does_differently():
+    """A layer used by the first samples in one way, by the last one in another."""
+
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.out = nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            z = self.a(x)
+            if float(x[:, 0].max()) > 50.0:
+                flag = (x[:, :1] > 50.0).to(x.dtype)
+                z = z + flag * torch.einsum("ni,oi->no", x, self.a.weight)
+            return self.out(torch.sin(z))
+
+    torch.manual_seed(4)
+    model, x = Late(), torch.randn(12, 3)
+    x[9, 0] = 60.0
+    J = reference(model, x)
+    assert engines_of(model, x)["a.weight"] != "per sample"
+    for chunk_size in (None, 4):
+        assert relative(gram(model, x, chunk_size=chunk_size), J @ J.T) <= 1e-12
+
+
+def engines_of(model, x):
+    return {slot.name: slot.engine for slot in plan(model, x).slots}
+
+
+def test_the_plan_chooses_by_size():
+    deep = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 4))
+    assert engines_of(deep, torch.zeros(64, 64, 2, 2))["0.weight"] in ("contract", "pairs")
+    wide = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 4))
+    assert engines_of(wide, torch.zeros(64, 1, 28, 28))["0.weight"] == "gradients"
+    assert engines_of(wide, torch.zeros(64, 1, 28, 28))["3.weight"] == "pairs"
+
+
+def test_the_plan_says_what_it_does():
+    model, x = build("mlp")
+    planned = plan(model, x, chunk_size=2)
+    assert (planned.n, planned.n2, planned.m_y, planned.symmetric) == (5, 5, 2, True)
+    assert (planned.samples, planned.outputs, planned.passes) == (2, 2, 6)
+    assert planned.dtype == "float64"
+    text = planned.describe()
+    assert text.startswith("Gram matrix 10 x 10, float64, one triangle\n  blocks of 2 samples and 2 outputs")
+    assert "0.weight  pairs" in text
+    cross = plan(model, x, x[:3])
+    assert (cross.n2, cross.symmetric) == (3, False)
+
+
+def test_memory_is_bounded_by_the_plan():
+    """Blocks shrink as samples and outputs grow; what is held stays near the budget."""
+    net = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 1024, 100))
+    planned = plan(net, torch.zeros(200, 3, 32, 32))
+    result = (200 * 100) ** 2 * 8
+    assert planned.peak_bytes - result < 4 << 30
+    assert planned.samples < 200
+
+
+def test_candidates():
+    assert candidates((1, 3), 1) == [Layout(-1)]
+    assert candidates((5,), 2) == []
+    assert candidates((2, 4), 2) == [Layout(0), Layout(1), Layout(1, inner=True)]

@@ -1,0 +1,112 @@
+"""Features of a layer: the right rows, the model as it was, and refusals that name what is wrong."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from alignver.errors import InvalidInput
+from alignver.experiments.resnet18 import fix_statistics, resnet18
+from alignver.experiments.table2 import features, table2
+from alignver.models.features import extract_features, feature_blocks
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(0.5), nn.Linear(6, 2))
+
+
+def test_rows_are_those_of_the_layer():
+    net, X = network(), np.random.default_rng(0).standard_normal((11, 4))
+    with torch.no_grad():
+        reference = copy.deepcopy(net).eval()[:3](torch.tensor(X, dtype=torch.float32)).numpy()
+    for batch in (1, 4, 100):
+        np.testing.assert_allclose(extract_features(net, X, "2", batch_size=batch), reference, rtol=1e-6)
+    assert extract_features(net, X).shape == (11, 2)
+    assert [len(block) for block in feature_blocks(net, X, "2", batch_size=4)] == [4, 4, 3]
+
+
+def test_model_comes_out_as_it_went_in():
+    net = network().train()
+    net[0].eval()
+    before, random = copy.deepcopy(net.state_dict()), torch.get_rng_state()
+    extract_features(net, np.ones((5, 4)), "2")
+    assert [module.training for module in net] == [False, True, True, True, True]
+    assert all(torch.equal(value, net.state_dict()[key]) for key, value in before.items())
+    assert torch.equal(random, torch.get_rng_state())
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_images_are_flattened_and_in_place_layers_change_nothing():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True))
+    X = np.random.default_rng(0).standard_normal((3, 1, 5, 5)).astype(np.float32)
+    Z = extract_features(net, X, "0")
+    assert Z.shape == (3, 18)
+    assert Z.min() < 0
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.unused = nn.Linear(4, 4)
+        self.state = nn.LSTM(4, 4)
+
+    def forward(self, x):
+        self.state(x)
+        return self.layer(self.layer(x))
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [("layer", "run 2 times"), ("unused", "run 0 times"), ("state", "a tuple"), ("lair", "such as layer")],
+)
+def test_layers_that_have_no_features(layer, words):
+    with pytest.raises(InvalidInput, match=words):
+        extract_features(Twice(), np.ones((2, 4)), layer)
+
+
+def test_inputs_that_do_not_fit():
+    with pytest.raises(InvalidInput, match="that the model refuses"):
+        extract_features(network(), np.ones((2, 5)), "2")
+    with pytest.raises(InvalidInput, match="batch_size"):
+        extract_features(network(), np.ones((2, 4)), "2", batch_size=0)
+    net = network()
+    with torch.no_grad():
+        net[0].weight[0, 0] = 1e38
+    X = np.ones((5, 4))
+    X[3] = 1e30
+    with pytest.raises(InvalidInput, match=r"the feature .* at \(3, 0\)"):
+        extract_features(net, X, "0", batch_size=2)
+
+
+def test_resnet_has_512_features_and_fixed_statistics():
+    images = torch.rand(64, 1, 8, 8)
+    model = fix_statistics(resnet18(1, seed=3), images, batch_size=32)
+    assert not model.training
+    assert extract_features(model, images[:2], "features").shape == (2, 512)
+    again = fix_statistics(resnet18(1, seed=3), images, batch_size=32)
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), again.buffers()))
+
+
+@pytest.mark.slow
+def test_table_2_semeion(tmp_path):
+    row, data, results = table2("semeion", cache=tmp_path)
+    assert len(data) == row.n == 1000
+    assert results["paper width"].measured["width"] == row.width == 4
+    assert [result.rigor.value for result in results.values()] == ["PROOF", "PROOF"]
+    assert [result.verdict.value for result in results.values()] == ["HOLDS", "HOLDS"]
+    assert len(list(tmp_path.glob("features-*.npy"))) == 1
+    assert isinstance(features(data, cache=tmp_path), np.memmap)
+
+
+def test_table_2_bad_input(monkeypatch):
+    monkeypatch.delenv("ALIGNVER_DATA", raising=False)
+    with pytest.raises(InvalidInput, match="dataset"):
+        table2("imagenet")
+    with pytest.raises(InvalidInput, match="ALIGNVER_DATA"):
+        table2("mnist")

@@ -1,0 +1,106 @@
+"""The staircase: its bound against the exact s_min of phi, boundaries shifted, ties, weights, balls."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from alignver.phi.blocks import prove_block
+from alignver.phi.certify import certify_staircase, gates_of
+from alignver.phi.cuts import Cuts, cut_at, even_plan
+from alignver.phi.dense import dense_phi
+from alignver.phi.rows import open_rows
+from alignver.phi.staircase import find_staircase
+from alignver.phi.survey import directions, survey
+from tests.phi.features import features
+
+
+def search(Z, width=None, **options):
+    rows = open_rows(Z)
+    found = survey(rows, directions(rows, 4, 0))
+    return rows, found, find_staircase(rows, found, width, **options)
+
+
+@pytest.mark.parametrize(("n", "m", "width"), [(30, 31, 1), (60, 9, 8), (60, 9, None), (61, 9, 12), (5, 3, 40)])
+def test_bound_is_below_the_exact_smallest_singular_value(n, m, width):
+    Z = features(n, m)
+    _, _, result = search(Z, width)
+    stairs = result.staircase
+    assert stairs is not None, result.reason
+    assert stairs.width == (width if width is not None else stairs.width)
+    values = np.linalg.svd(dense_phi(Z, stairs.q()), compute_uv=False)
+    assert len(values) == n
+    assert 0.0 < stairs.s_min <= values[-1] * (1 + 1e-6)
+    assert values[0] <= stairs.norm
+    assert values[-1] <= 40 * stairs.s_min or stairs.width > 20
+
+
+def test_smallest_width_is_the_limit():
+    _, _, result = search(features(200, 21))
+    assert result.staircase is not None
+    assert result.staircase.width == 10
+
+
+def test_gates_of_the_certificate_are_those_of_the_staircase():
+    rows, found, result = search(features(40, 8), 6)
+    assert result.staircase is not None
+    np.testing.assert_array_equal(gates_of(certify_staircase(result.staircase, rows, found)), result.staircase.q())
+
+
+def test_collinear_rows_shift_boundaries():
+    # Runs of five points on lines: no four of one line are independent, so no block may hold three of them in a row.
+    rng = np.random.default_rng(3)
+    starts, steps = rng.standard_normal((6, 5)), rng.standard_normal((6, 5))
+    Z = np.concatenate([start + np.outer(np.arange(5.0), step) for start, step in zip(starts, steps)])
+    Z = np.column_stack([Z, np.ones(30)])
+    _, _, result = search(Z, 15)
+    assert result.staircase is not None, result.reason
+    assert np.linalg.matrix_rank(dense_phi(Z, result.staircase.q())) == 30
+
+
+def test_tied_projections_are_not_cut():
+    cuts = Cuts.along(np.array([3.0, 2.0, 2.0, 2.0, 1.0]), 1e-12)
+    assert cut_at(cuts, 2, 1, 4) == 1
+    assert cut_at(cuts, 2, 2, 3) is None
+    assert even_plan(cuts, 0, 4, 5) is None
+    assert even_plan(cuts, 0, 3, 5) == [(0, 1), (1, 4), (4, 5)]
+
+
+def test_thresholds_keep_their_margin():
+    cuts = Cuts.along(np.array([3.0, 2.0, 1.0, -4.0]), 0.25)
+    for position in range(5):
+        threshold = cuts.threshold(position)
+        assert 0.0 < cuts.margin(position) <= np.abs(cuts.values - threshold).min() - 0.25
+
+
+def test_ball_lowers_the_bound_and_may_end_it():
+    Z = features(60, 9)
+    bounds = [search(Z, 10, delta=delta)[2].staircase for delta in (0.0, 1e-6, 1e-4)]
+    values = [stairs.s_min for stairs in bounds if stairs is not None]
+    assert len(values) == 3
+    assert values[0] > values[1] > values[2] > 0.0
+    assert search(Z, 10, delta=10.0)[2].staircase is None
+    # It is a bound throughout the ball.
+    rng = np.random.default_rng(1)
+    for _ in range(5):
+        E = rng.standard_normal((60, 9))
+        E *= 1e-4 / np.linalg.norm(E, axis=1, keepdims=True)
+        moved = np.linalg.svd(dense_phi(Z + E, bounds[2].q()), compute_uv=False)
+        assert values[2] <= moved[-1]
+
+
+def test_ill_conditioned_block_goes_to_the_right_inverse():
+    U, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((12, 12)))
+    Z = U @ np.diag(np.logspace(0, -9, 12)) @ U.T
+    block = prove_block(Z, 0, 12)
+    assert block.method == "right inverse"
+    assert 0.0 < block.s_min <= 1e-9
+    assert not prove_block(np.ones((2, 3)), 0, 2).proved
+    assert not prove_block(np.ones((4, 3)), 0, 4).proved
+
+
+def test_scaled_rows_keep_their_staircase():
+    Z = features(40, 8)
+    Z[:, :-1] *= 1e60
+    _, _, result = search(Z, 8)
+    assert result.staircase is not None, result.reason
