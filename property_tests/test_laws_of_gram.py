@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +11,6 @@ from torch import nn
 from alignver.models.gram import gram, plan
 from alignver.models.jacobian import jacobian
 
-torch.set_num_threads(1)
 WIDTH = 4
 STEPS = {
     "linear": lambda: nn.Linear(WIDTH, WIDTH),
@@ -25,6 +25,14 @@ STEPS = {
     "attention": lambda: nn.MultiheadAttention(WIDTH, 2, batch_first=True),
     "square": lambda: Square(),
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Scale(nn.Module):

@@ -151,9 +151,7 @@ def tolerance(rule: str, scale: Scale, given: float | None = None) -> Tolerance:
     """
     entry = find(rule)
     if given is not None:
-        return Tolerance(
-            "given", given, "the caller's", "given by the caller", scale.eps
-        )
+        return Tolerance("given", given, "the caller's", "given by the caller", scale.eps)
     value = entry.threshold(scale)
     if math.isnan(value):
         raise InvalidInput("rule", f"{rule!r} for an operator", "a rule that needs no entries: 'golub' or 'press'")

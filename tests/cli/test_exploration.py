@@ -82,3 +82,17 @@ def test_bad_input(alignver, folder, arguments, words):
     assert run.code == 2
     assert words in run.err
     assert run.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--dataset", "mnist"], "ALIGNVER_DATA"),
+        (["--dataset", "svhn", "--data-folder", "."], "train_32x32.mat"),
+        (["--dataset", "imagenet"], "imagenet"),
+    ],
+)
+def test_reproduce_says_what_it_needs(alignver, folder, arguments, words):
+    run = alignver("reproduce", "table2", *arguments)
+    assert run.code == 2
+    assert words in run.err
