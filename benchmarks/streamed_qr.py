@@ -3,8 +3,8 @@
     python benchmarks/streamed_qr.py [samples] [width] [side] [block megabytes]
 
 A pre-activation ResNet-18 with ten outputs, random, on random grey images of side x side: N = 10 samples, and with
-width = 64 d is 11.2 million. The default is small; ``100 64 28 1024`` is N = 1000 and d = 11.2 million, about half an
-hour on two cores (the QR alone is (10/3) d N^2 = 3.7e13 operations; the Jacobian would be 89 GB). Each measurement has
+width = 64 d is 11.2 million. The default is small; ``100 64 16 512`` is N = 1000 and d = 11.2 million, 40 minutes on
+one shared core (the QR alone is (10/3) d N^2 = 3.7e13 operations; the Jacobian would be 89 GB). Each measurement has
 a process of its own. The bound on memory is 4 N^2 numbers and one block; it is held against the peak above what the
 process needs without it: the model, its copies, and a pass over some samples.
 """

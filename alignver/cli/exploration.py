@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,6 +67,14 @@ def exploration(
             rich_help_panel="Decision",
         ),
     ] = None,
+    estimate_delta: Annotated[
+        bool,
+        typer.Option(
+            "--estimate-delta",
+            help="Take for R what a float64 pass on a sample says of the model's precision: a numerical verdict.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False,
     rule: options.Rule = "golub",
     certify: options.Certify = True,
     tries: Annotated[
@@ -144,11 +152,13 @@ def exploration(
             if q is not None:
                 arguments["q"] = q
             if model is not None:
-                features, inputs = _features(z_file, model, data, layer, weights, batch_size, device, seed)
+                features, inputs, estimate = _features(z_file, model, data, layer, weights, batch_size, device, seed)
             elif z_file is not None:
                 features, inputs = files.read_matrix(z_file, "Z"), {}
             else:
                 raise InvalidInput("Z", "no features", "a file, or --model with --data and --layer")
+            if estimate_delta and (model is None or delta is not None):
+                raise InvalidInput("--estimate-delta", "no model, or --delta beside it", "--model without --delta")
             with _options_named(), files.blamed(arguments):
                 result = check_safe_exploration(
                     features,
@@ -156,7 +166,8 @@ def exploration(
                     q=None if q is None else files.read_matrix(q, "q"),
                     method=method.value,
                     rule=rule,
-                    delta=delta,
+                    delta=estimate() if estimate_delta else delta,
+                    delta_is_estimate=estimate_delta,
                     certify=certify,
                     add_constant=add_constant or model is not None,
                     tries=tries,
@@ -190,7 +201,7 @@ def _features(
     batch_size: int,
     device: str,
     seed: int,
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[Any, dict[str, Any], Callable[[], float]]:
     from alignver.cli import files, torchside
 
     if z_file is not None:
@@ -199,11 +210,15 @@ def _features(
         raise InvalidInput("--data", "no file", "a .npz file with the model's inputs X")
     samples = files.read_npz(data, "--data", ("X",))
     net, identity = torchside.load(model, weights, device=device, seed=seed)
-    from alignver.models.features import extract_features
+    from alignver.models.features import estimate_row_error, extract_features
 
     with _options_named(), files.blamed({"X": f"{data}:X", "model": model}):
         features = extract_features(net, samples["X"], layer, batch_size=batch_size)
-    return features, {**samples, **identity}
+
+    def estimate() -> float:
+        return estimate_row_error(net, samples["X"], layer, seed=seed)
+
+    return features, {**samples, **identity}, estimate
 
 
 def _identity(result: Any, z_file: str | None) -> dict[str, Any]:

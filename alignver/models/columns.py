@@ -27,7 +27,7 @@ from alignver.models import engines, factors
 from alignver.models.checkable import probe, require_checkable
 from alignver.models.functional import Functional
 from alignver.models.guard import unchanged
-from alignver.models.jacobian import _bind, _chunk, _require_finite
+from alignver.models.jacobian import bind, checked_chunk, require_finite
 from alignver.models.operator import differentiable, pull
 from alignver.models.pieces import Piece, of_pieces, packed
 from alignver.models.precision import dtype_name
@@ -98,11 +98,11 @@ class JacobianColumns:
         chunk_size: int | None = None,
     ) -> None:
         model = require_checkable(model, include_frozen=include_frozen)
-        chunk = _chunk(chunk_size)
+        chunk = checked_chunk(chunk_size)
         if block_bytes is not None and (isinstance(block_bytes, bool) or not int(block_bytes) == block_bytes > 0):
             raise InvalidInput("block_bytes", f"block_bytes={block_bytes!r}", "a positive number of bytes, or None")
         with unchanged(model):
-            function, x = _bind(model, X, dtype, include_frozen=include_frozen)
+            function, x = bind(model, X, dtype, include_frozen=include_frozen)
             with differentiable(function):
                 probed = probe(function, x)
                 first = factors.capture(function, x[:2], _modules(factors.owners(function)), probed.m_y)
@@ -310,7 +310,7 @@ class JacobianColumns:
     def _require_finite(self, target: torch.Tensor, pieces: list[Piece]) -> None:
         names = tuple(self.slots.names[k] for k, _, _ in pieces)
         sizes = tuple(stop - start for _, start, stop in pieces)
-        _require_finite(Slots(names, (), sizes, {}, {}), target, 0)
+        require_finite(Slots(names, (), sizes, {}, {}), target, 0)
 
 
 def _modules(where: dict[str, tuple[factors.Owner, ...]]) -> list[nn.Module]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +18,7 @@ from alignver.models.guard import unchanged
 from alignver.models.inputs import as_inputs
 from alignver.progress import track
 
-__all__ = ["extract_features", "feature_blocks"]
+__all__ = ["estimate_row_error", "extract_features", "feature_blocks"]
 
 
 def extract_features(
@@ -86,6 +87,45 @@ def feature_blocks(
         if casts and parameter is not None:
             batch = batch.to(parameter.dtype)
         yield _rows(_output(model, module, batch, layer), start, int(batch.shape[0]), layer)
+
+
+def estimate_row_error(model: nn.Module, X: Any, layer: str | None = None, *, sample: int = 64, seed: int = 0) -> float:
+    """Estimate what the model's own precision does to a row of features: the largest difference from a float64 pass.
+
+    An estimate, from a sample, and no bound: a verdict that rests on it is NUMERICAL (``delta_is_estimate=True``).
+
+    Parameters
+    ----------
+    model, X, layer
+        As in :func:`extract_features`; a copy of the model is widened to float64, which is exact.
+    sample : int
+        Rows that are compared.
+    seed : int
+        Which rows.
+
+    Returns
+    -------
+    float
+        The largest 2-norm of a difference between two rows of the sample, times two.
+
+    Examples
+    --------
+    >>> import torch
+    >>> torch.manual_seed(0) and None
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh())
+    >>> 0.0 < estimate_row_error(net, torch.randn(10, 2)) < 1e-5
+    True
+    """
+    if isinstance(sample, bool) or not isinstance(sample, int) or sample < 1:
+        raise InvalidInput("sample", repr(sample), "an integer >= 1")
+    parameter = next(iter(model.parameters()), None)
+    device = parameter.device if parameter is not None else torch.device("cpu")
+    x = as_inputs(X, device)
+    chosen = np.random.default_rng(seed).choice(int(x.shape[0]), size=min(sample, int(x.shape[0])), replace=False)
+    batch = x[torch.from_numpy(np.sort(chosen)).to(device)]
+    own = extract_features(model, batch, layer)
+    wide = extract_features(copy.deepcopy(model).double(), batch, layer)
+    return 2.0 * float(np.linalg.norm(own.astype(np.float64) - wide, axis=1).max())
 
 
 def _find(model: nn.Module, layer: str) -> nn.Module:

@@ -21,7 +21,16 @@ from alignver.models.precision import as_asked, dtype_name, resolve_dtype
 from alignver.models.slots import Slots
 from alignver.progress import track
 
-__all__ = ["Differentiated", "differentiate", "jacobian", "outputs"]
+__all__ = [
+    "Differentiated",
+    "bind",
+    "checked_chunk",
+    "differentiate",
+    "fill",
+    "jacobian",
+    "outputs",
+    "require_finite",
+]
 
 _TEMPORARIES = 1 << 28  # bytes that the temporaries of one chunk may take, about
 _OUTPUT_CHUNK = 1024  # samples of one forward pass in outputs()
@@ -129,9 +138,9 @@ def outputs(model: nn.Module, X: Any, *, chunk_size: int | None = None, dtype: s
     torch.Size([4, 1])
     """
     model = require_checkable(model, include_frozen=True)
-    size = _chunk(chunk_size) or _OUTPUT_CHUNK
+    size = checked_chunk(chunk_size) or _OUTPUT_CHUNK
     with unchanged(model):
-        function, x = _bind(model, X, dtype, include_frozen=True)
+        function, x = bind(model, X, dtype, include_frozen=True)
         with as_asked(function.device, function.dtype):
             m_y = probe(function, x).m_y
             with torch.no_grad():
@@ -154,9 +163,9 @@ def differentiate(
     fit.
     """
     model = require_checkable(model, include_frozen=include_frozen)
-    _chunk(chunk_size)
+    checked_chunk(chunk_size)
     with unchanged(model):
-        function, x = _bind(model, X, dtype, include_frozen=include_frozen)
+        function, x = bind(model, X, dtype, include_frozen=include_frozen)
         with as_asked(function.device, function.dtype):
             probed = probe(function, x)
             n, m_y, d = len(x), probed.m_y, function.slots.d
@@ -164,11 +173,12 @@ def differentiate(
                 announce(n, m_y)
             _require_memory(n, m_y, d, function)
             matrix = torch.empty((n * m_y, d), dtype=function.dtype, device=function.device)
-            engine = _fill(function, x, m_y, matrix.view(m_y, n, d), chunk_size)
+            engine = fill(function, x, m_y, matrix.view(m_y, n, d), chunk_size)
     return Differentiated(matrix, function.slots, n, m_y, engine, dtype_name(probed.computed_in))
 
 
-def _bind(model: nn.Module, X: Any, dtype: str | None, *, include_frozen: bool) -> tuple[Functional, torch.Tensor]:
+def bind(model: nn.Module, X: Any, dtype: str | None, *, include_frozen: bool) -> tuple[Functional, torch.Tensor]:
+    """Bind a model to copies of its parameters in the dtype asked for, and its inputs beside it, on its device."""
     compute = resolve_dtype(model, dtype)
     with torch.inference_mode(False):  # copies that autograd can work with, whatever the caller is doing
         function = functional(model, compute, include_frozen=include_frozen)
@@ -177,7 +187,8 @@ def _bind(model: nn.Module, X: Any, dtype: str | None, *, include_frozen: bool) 
     return function, x
 
 
-def _chunk(chunk_size: int | None) -> int | None:
+def checked_chunk(chunk_size: int | None) -> int | None:
+    """Return a caller's chunk size, refusing what is no positive number of samples."""
     if chunk_size is None:
         return None
     if isinstance(chunk_size, bool) or not isinstance(chunk_size, int | np.integer) or chunk_size < 1:
@@ -185,11 +196,11 @@ def _chunk(chunk_size: int | None) -> int | None:
     return int(chunk_size)
 
 
-def _fill(function: Functional, x: torch.Tensor, m_y: int, target: torch.Tensor, chunk_size: int | None) -> str:
+def fill(function: Functional, x: torch.Tensor, m_y: int, target: torch.Tensor, chunk_size: int | None) -> str:
     """Write the derivatives of every sample into ``target`` (m_y, n, d); return how."""
     n, d = len(x), function.slots.d
     # A chunk's block is written once by the engine and copied once; activations are taken to be no more than that.
-    size = _chunk(chunk_size) or max(1, _TEMPORARIES // (3 * m_y * d * target.element_size()))
+    size = checked_chunk(chunk_size) or max(1, _TEMPORARIES // (3 * m_y * d * target.element_size()))
     starts = range(0, n, size)
     engine, mode, why = engines.vectorised, "forward" if d < m_y else "reverse", ""
     for start in track(starts, f"Jacobian, {n * m_y} x {d}"):
@@ -207,7 +218,7 @@ def _fill(function: Functional, x: torch.Tensor, m_y: int, target: torch.Tensor,
             block = engine(function, part, m_y)
         for offset, size_of, columns in zip(function.slots.offsets, function.slots.sizes, block):
             target[:, start : start + len(part), offset : offset + size_of] = columns.transpose(0, 1)
-        _require_finite(function.slots, target[:, start : start + len(part)], start)
+        require_finite(function.slots, target[:, start : start + len(part)], start)
     if engine is engines.loop:
         return f"autograd, one output at a time{why}"
     return f"torch.func, {mode} mode, {min(size, n)} samples at once"
@@ -218,7 +229,8 @@ def _first_line(error: Exception) -> str:
     return lines[0][:120] if lines else type(error).__name__
 
 
-def _require_finite(slots: Slots, block: torch.Tensor, start: int) -> None:
+def require_finite(slots: Slots, block: torch.Tensor, start: int) -> None:
+    """Refuse derivatives that are NaN or Inf, naming the output, the parameter and the sample."""
     if bool(torch.isfinite(block.sum())):  # a sum of finite numbers may overflow, so only then look closer
         return
     bad = (~torch.isfinite(block)).nonzero()

@@ -28,7 +28,7 @@ from alignver.errors import InvalidInput
 from alignver.models.checkable import probe, require_checkable
 from alignver.models.functional import Functional
 from alignver.models.guard import unchanged
-from alignver.models.jacobian import _bind, _chunk
+from alignver.models.jacobian import bind, checked_chunk
 from alignver.models.precision import as_asked
 
 __all__ = ["Kink", "Kinks", "count_kinks", "kinks"]
@@ -140,11 +140,11 @@ def count_kinks(
     1 (ReLU): 2 of 4 values within 4e-16 of a kink of relu, 2 exactly on it
     """
     model = require_checkable(model, include_frozen=True)
-    size = _chunk(chunk_size) or _SAMPLES
+    size = checked_chunk(chunk_size) or _SAMPLES
     if eps is not None and (isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < float("inf")):
         raise InvalidInput("eps", f"eps={eps!r}", "a non-negative number, or None")
     with unchanged(model):
-        function, x = _bind(model, X, dtype, include_frozen=True)
+        function, x = bind(model, X, dtype, include_frozen=True)
         with as_asked(function.device, function.dtype):
             unit = torch.finfo(probe(function, x).computed_in).eps
             return kinks(function, x, unit, eps, size)

@@ -16,7 +16,7 @@ from alignver.errors import InvalidInput
 from alignver.models.checkable import probe, require_checkable
 from alignver.models.functional import Functional
 from alignver.models.guard import unchanged
-from alignver.models.jacobian import _bind, _chunk
+from alignver.models.jacobian import bind, checked_chunk
 from alignver.models.precision import as_asked, dtype_name
 
 __all__ = ["JacobianOperator", "differentiable", "pull", "push"]
@@ -94,9 +94,9 @@ class JacobianOperator:
         chunk_size: int | None = None,
     ) -> None:
         model = require_checkable(model, include_frozen=include_frozen)
-        self._size = _chunk(chunk_size) or _SAMPLES
+        self._size = checked_chunk(chunk_size) or _SAMPLES
         with unchanged(model):
-            function, x = _bind(model, X, dtype, include_frozen=include_frozen)
+            function, x = bind(model, X, dtype, include_frozen=include_frozen)
             with differentiable(function):
                 probed = probe(function, x)
         self._function, self._x = function, x.clone()

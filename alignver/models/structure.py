@@ -18,7 +18,7 @@ from alignver.errors import InvalidInput
 from alignver.models.checkable import probe, require_checkable
 from alignver.models.functional import Functional
 from alignver.models.guard import unchanged
-from alignver.models.jacobian import _bind
+from alignver.models.jacobian import bind
 from alignver.models.operator import differentiable, push, push_twice
 from alignver.models.precision import dtype_name
 from alignver.results import Bound, CheckResult, Rigor, Verdict
@@ -99,7 +99,7 @@ def check_common_structure(
         raise InvalidInput("seed", f"seed={seed!r}", "an integer from 0 to 2**63 - 1")
     model = require_checkable(model)
     with unchanged(model):
-        function, x = _bind(model, X, dtype, include_frozen=False)
+        function, x = bind(model, X, dtype, include_frozen=False)
         with differentiable(function):
             probed = probe(function, x)
             at = _At(function, x, probed.m_y, dtype_name(probed.computed_in), seed)

@@ -39,6 +39,11 @@ def folder(files, monkeypatch):
         (["Z.npy", "--width", "8", "--delta", "100"], 3, "nothing was proved"),
         (["Z.npy", "--method", "gram", "--tiles", "tiles"], 0, "q sampled"),
         (["--model", "net.py:build", "--data", "data.npz", "--layer", "1"], 0, "30 samples, 7 features"),
+        (
+            ["--model", "net.py:build", "--data", "data.npz", "--layer", "1", "--estimate-delta"],
+            0,
+            "numerical: delta is an estimate",
+        ),
     ],
 )
 def test_verdicts(alignver, folder, arguments, code, words):
@@ -74,6 +79,7 @@ def test_json(alignver, folder):
         (["Z.npy", "--model", "net.py:build"], "a model beside the features Z.npy"),
         (["--model", "net.py:build"], "--data: got no file"),
         (["--model", "net.py:build", "--data", "data.npz", "--layer", "5"], "--layer: got '5'"),
+        (["Z.npy", "--estimate-delta"], "--estimate-delta"),
         (["missing.npy"], "no such file"),
     ],
 )

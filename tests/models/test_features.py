@@ -12,7 +12,7 @@ from torch import nn
 from alignver.errors import InvalidInput
 from alignver.experiments.resnet18 import fix_statistics, resnet18
 from alignver.experiments.table2 import features, table2
-from alignver.models.features import extract_features, feature_blocks
+from alignver.models.features import estimate_row_error, extract_features, feature_blocks
 
 
 def network():
@@ -82,6 +82,18 @@ def test_inputs_that_do_not_fit():
     X[3] = 1e30
     with pytest.raises(InvalidInput, match=r"the feature .* at \(3, 0\)"):
         extract_features(net, X, "0", batch_size=2)
+
+
+def test_estimated_row_error():
+    net, X = network(), np.random.default_rng(0).standard_normal((50, 4))
+    estimate = estimate_row_error(net, X, "2")
+    assert 0.0 < estimate < 1e-5
+    wide = extract_features(copy.deepcopy(net).double(), X, "2")
+    assert np.linalg.norm(extract_features(net, X, "2") - wide, axis=1).max() <= estimate
+    assert next(net.parameters()).dtype == torch.float32
+    assert estimate_row_error(copy.deepcopy(net).double(), X, "2") == 0.0
+    with pytest.raises(InvalidInput, match="sample"):
+        estimate_row_error(net, X, "2", sample=0)
 
 
 def test_resnet_has_512_features_and_fixed_statistics():

@@ -14,7 +14,7 @@ from alignver.models.gram.parts import Part
 from alignver.models.gram.planning import POOL, SlotPlan
 from alignver.models.gram.products import Hadamard, Panel, add_dense, contract, mirror, panels
 from alignver.models.gram.uses import Lookup, Product
-from alignver.models.jacobian import _fill
+from alignver.models.jacobian import fill
 
 __all__ = ["add_pair", "restricted"]
 
@@ -179,7 +179,7 @@ def _per_sample(function: Functional, names: Sequence[str], first: Block, second
 
 def _rows(function: Functional, block: Block, m_y: int) -> torch.Tensor:
     J = torch.empty((m_y, block.n, function.slots.d), dtype=function.dtype, device=function.device)
-    _fill(function, block.x, m_y, J, None)
+    fill(function, block.x, m_y, J, None)
     return J[block.outputs.start : block.outputs.stop]
 
 

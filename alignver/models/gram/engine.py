@@ -20,7 +20,7 @@ from alignver.models.gram.functions import as_module
 from alignver.models.gram.planning import GramPlan, plan_slots, uniform, with_blocks
 from alignver.models.guard import unchanged
 from alignver.models.inputs import as_inputs
-from alignver.models.jacobian import _bind, _chunk
+from alignver.models.jacobian import bind, checked_chunk
 from alignver.models.precision import as_asked
 from alignver.progress import track
 
@@ -175,10 +175,10 @@ class _Work:
     ) -> _Work:
         if params is not None:
             model = as_module(model, params)
-        return cls(require_checkable(model, include_frozen=include_frozen), include_frozen, _chunk(chunk_size))
+        return cls(require_checkable(model, include_frozen=include_frozen), include_frozen, checked_chunk(chunk_size))
 
     def bind(self, X: Any, X2: Any, dtype: str | None) -> None:
-        self.function, self.x = _bind(self.model, X, dtype, include_frozen=self.include_frozen)
+        self.function, self.x = bind(self.model, X, dtype, include_frozen=self.include_frozen)
         self.x2 = None
         with as_asked(self.function.device, self.function.dtype):
             self.m_y = probe(self.function, self.x).m_y
