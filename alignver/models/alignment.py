@@ -18,8 +18,8 @@ from alignver.errors import InvalidInput
 from alignver.models.checkable import require_checkable
 from alignver.models.conflicts import Conflicts, conflicts, equal_rows
 from alignver.models.inputs import as_inputs, as_targets
-from alignver.models.jacobian import Differentiated, differentiate
-from alignver.results import CheckResult
+from alignver.models.represented import Represented, count_outputs, represent
+from alignver.results import CheckResult, Verdict
 from alignver.theory.losses import LOSSES, modified_targets
 
 __all__ = ["check_alignment"]
@@ -38,6 +38,7 @@ def check_alignment(
     residual_tolerance: float | None = None,
     dtype: str | None = "float64",
     chunk_size: int | None = None,
+    engine: str | None = None,
 ) -> CheckResult:
     """Check the data-architecture alignment condition of a model at its present theta.
 
@@ -58,6 +59,9 @@ def check_alignment(
         As in :func:`alignver.checks.membership.check_membership`.
     dtype, chunk_size
         As in :func:`alignver.models.jacobian.jacobian`.
+    engine : {"dense", "streamed", "matrix-free"}, optional
+        What stands for J; by default the first that fits into memory (:func:`alignver.models.planner.plan`): J itself,
+        the triangle of its streamed QR, or products with it (LSMR, bounds only).
 
     Returns
     -------
@@ -101,17 +105,11 @@ def check_alignment(
     model = require_checkable(model)
     x = as_inputs(X, next(model.parameters()).device)
     given = as_targets(Y, len(x))
-    found: list[npt.NDArray[np.float64]] = []
-    J = differentiate(
-        model,
-        x,
-        chunk_size=chunk_size,
-        dtype=dtype,
-        announce=lambda n, m_y: found.append(modified_targets(given, loss, n, m_y)),
-    )
-    targets = found[0]
+    m_y = count_outputs(model, x, dtype)
+    targets = modified_targets(given, loss, len(x), m_y)  # refused before the long work, where they do not fit
+    J = represent(model, x, m_y, engine=engine, dtype=dtype, chunk_size=chunk_size)
     groups = equal_rows(host(x.float() if x.dtype == torch.bfloat16 else x))
-    _equalise(J, groups)
+    J.equalise(groups)
     # vec stacks columns: column-major order of (n, m_y).
     y = torch.from_numpy(targets.ravel(order="F")).to(J.matrix.device)
     clash = conflicts(groups, targets)
@@ -121,14 +119,16 @@ def check_alignment(
         **result.measured,
         "n": J.n,
         "m_y": J.m_y,
-        "d": J.slots.d,
+        "d": J.d,
         "loss": loss,
-        "dtype": str(J.matrix.dtype).rpartition(".")[2],
+        "dtype": J.dtype,
         "computed_in": J.computed_in,
-        "engine": J.engine,
+        "engine": J.words,
         "conflicts": {"count": clash.count, "pairs": clash.pairs},
     }
-    sentences = (*_sentences(clash, given, targets, loss), result.reason)
+    sentences = [*_sentences(clash, given, targets, loss), result.reason]
+    if result.verdict is not Verdict.FAILS:  # an operator's rows cannot be compared: the conflict is said, not proved
+        sentences.reverse()
     return dataclasses.replace(
         result,
         reason=sentences[0],
@@ -140,19 +140,10 @@ def check_alignment(
     )
 
 
-def _equalise(J: Differentiated, groups: list[list[int]]) -> None:
-    """Give samples with equal inputs the same rows to the last bit: batched products may round them differently."""
-    rows = J.matrix.view(J.m_y, J.n, -1)
-    for first, *others in groups:
-        for other in others:
-            rows[:, other] = rows[:, first]
-
-
-def _what_j_is(J: Differentiated) -> str:
-    rounding = "" if str(J.matrix.dtype).endswith(J.computed_in) else f", rounded to {J.computed_in} on the way"
-    kind = str(J.matrix.dtype).rpartition(".")[2]
-    outputs = f"{J.m_y} output{'s' * (J.m_y > 1)}"
-    return f"J: {J.n} samples, {outputs}, {J.slots.d} parameters; {kind}{rounding}; {J.engine}"
+def _what_j_is(J: Represented) -> str:
+    rounding = "" if J.dtype == J.computed_in else f", rounded to {J.computed_in} on the way"
+    plural = "s" * (J.m_y > 1)
+    return f"J: {J.n} samples, {J.m_y} output{plural}, {J.d} parameters; {J.dtype}{rounding}; {J.words}"
 
 
 def _sentences(clash: Conflicts, given: Any, targets: npt.NDArray[np.float64], loss: str) -> tuple[str, ...]:

@@ -201,3 +201,33 @@ def test_conflicts_of_many_samples_take_no_time():
     found = conflicts(equal_rows(np.zeros((n, 3))), targets)
     assert found.count == n - 1
     assert found.pairs == tuple((i, n - 1) for i in range(20))
+
+
+@pytest.mark.parametrize("engine", ["dense", "streamed", "matrix-free"])
+def test_every_engine_gives_the_verdict(engine):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 20), torch.nn.Tanh(), torch.nn.Linear(20, 2)).double()
+    x = torch.randn(8, 3, dtype=torch.float64)
+    result = check_alignment(model, x, np.arange(16.0).reshape(8, 2), loss="squared", engine=engine)
+    assert result.verdict is Verdict.HOLDS
+    assert (result.measured["n"], result.measured["m_y"], result.measured["d"]) == (8, 2, 122)
+    linear = torch.nn.Linear(3, 1).double()
+    bent = x[:, 0] ** 2 + 1.0
+    options = {"engine": engine, "tolerance": 1e-8, "certify": False}
+    assert check_alignment(linear, x, bent, loss="squared", **options).verdict is Verdict.FAILS
+
+
+def test_streamed_conflicts_are_proved_and_matrix_free_ones_are_said():
+    model, _ = zoo.build("mlp")
+    x = np.array([[1.0, 2, 3], [4, 5, 6], [1, 2, 3]])
+    streamed = check_alignment(model, x, [0, 1, 1], loss="cross_entropy", engine="streamed")
+    assert (streamed.verdict, streamed.rigor) == (Verdict.FAILS, Rigor.PROOF)
+    free = check_alignment(model, x, [0, 1, 1], loss="cross_entropy", engine="matrix-free")
+    assert free.verdict is not Verdict.HOLDS
+    assert "different labels (0, 1)" in str(free)
+
+
+def test_engines_are_known():
+    model, x = zoo.build("mlp")
+    with pytest.raises(InvalidInput, match="engine"):
+        check_alignment(model, x, np.zeros((5, 2)), loss="squared", engine="gram")
