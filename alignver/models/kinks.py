@@ -3,11 +3,11 @@
 At a kink autograd picks one of the one-sided derivatives, and a Jacobian computed there, or next to it, may be that of
 neither side's exact network. What counts as next to it is an estimate of the rounding error of the pre-activation z: an
 inner product of m terms carries an error of about ``sqrt(m) u sum |w_k a_k|`` (Higham and Mary 2019, random rounding),
-and with terms of random signs the sum is about ``sqrt(m)`` times |z|. So z counts when it is within
+and with terms of random signs the sum is about ``sqrt(m)`` times abs(z). So z counts when it is within
 
     t = m eps s
 
-of a kink, s the largest |z| of the tensor, m the entries of the tensor for one sample (a stand-in for the length of the
+of a kink, s its largest abs(z), m its entries for one sample (it stands for the length of the
 sums before it), eps that of the dtype that the model computes in. It is an estimate, not a bound.
 """
 
@@ -49,7 +49,7 @@ class Kink:
     count, exact, total : int
         Pre-activations within the tolerance of a kink; those exactly on one; all.
     nearest : float
-        Smallest distance to a kink, as a multiple of the largest |z|.
+        Smallest distance to a kink, as a multiple of the largest magnitude.
     tolerance : float
         What counts as close, in the same unit: m eps.
     """
@@ -111,7 +111,7 @@ def count_kinks(
     X : torch.Tensor or numpy.ndarray
         Inputs, one sample a row: (n, ...).
     eps : float, optional
-        What counts as close, relative to the largest |z|, instead of m eps (see the module's notes).
+        What counts as close, relative to the largest magnitude, instead of m eps (see the module's notes).
     dtype, chunk_size
         As in :func:`alignver.models.jacobian.jacobian`.
 
