@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from alignver.proof.certificate import CLAIMS, Certificate, make
+from alignver.proof.certificate import Certificate, make
 from alignver.results import Frozen, plain
 
 __all__ = ["EXPLORATION", "GATES", "NO_EXPLORATION", "about", "seal"]
@@ -17,13 +17,6 @@ __all__ = ["EXPLORATION", "GATES", "NO_EXPLORATION", "about", "seal"]
 EXPLORATION = "exploration"
 GATES = "exploration-gates"
 NO_EXPLORATION = "no-exploration"
-
-for _claim, _sentence in {
-    EXPLORATION: "phi(q) has rank {rank}, all rows of Z, for the gates q of this certificate (Assumption 4)",
-    GATES: "phi(q) has rank {rank}, all rows of Z, for the gates q that were given (Assumption 4)",
-    NO_EXPLORATION: "phi(q) has a rank below {rank}, the number of rows of Z, for all gates q of the width",
-}.items():
-    CLAIMS.setdefault(_claim, _sentence)
 
 
 def about(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,12 +29,9 @@ def workers() -> int:
 
 @contextlib.contextmanager
 def single_threaded_blas() -> Iterator[None]:
-    """Keep BLAS to one thread inside the block, where threadpoolctl is installed to say so; else change nothing."""
-    try:
-        import threadpoolctl  # type: ignore[import-untyped, unused-ignore]
-    except ImportError:
-        yield
-        return
+    """Keep BLAS to one thread inside the block: threads of ours and of its own would spin against each other."""
+    import threadpoolctl
+
     with threadpoolctl.threadpool_limits(1, user_api="blas"):
         yield
 

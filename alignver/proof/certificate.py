@@ -28,6 +28,9 @@ CLAIMS = {
     "non-membership": "y is not in the column space of {J}",
     "rank": "rank({A}) == {rank}",
     "not-rank": "rank({A}) != {rank}",
+    "exploration": "phi(q) has rank {rank}, all rows of Z, for the gates q of this certificate (Assumption 4)",
+    "exploration-gates": "phi(q) has rank {rank}, all rows of Z, for the gates q that were given (Assumption 4)",
+    "no-exploration": "phi(q) has a rank below {rank}, the number of rows of Z, for all gates q of the width",
 }
 """What a certificate can claim; with a ball, of every matrix in it."""
 
