@@ -7,7 +7,7 @@ from the submodules, or from ``alignver``.
 from alignver.errors import MissingDependency
 
 try:
-    import torch as _torch  # noqa: F401
+    import torch as _torch  # noqa: F401 - only whether it is there
 except ModuleNotFoundError as error:
     if error.name != "torch":
         raise

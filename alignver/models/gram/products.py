@@ -126,12 +126,12 @@ def contract(
     M = target.view(m, n, m2, n2)
     side = max(1, int((_TILE / (T * max(T2, b))) ** 0.5))
     for i0 in range(0, n, side):
-        I = slice(i0, min(i0 + side, n))  # noqa: E741
+        I = slice(i0, min(i0 + side, n))  # noqa: E741 - a block of rows
         left = B[:, I].transpose(0, 1).flatten(2)  # (i, j, T b)
         for k0 in range(0, i0 + 1 if symmetric else n2, side):
             C = slice(k0, min(k0 + side, n2))
             K = inputs(I, C).flatten(1, 2)  # (k, i T, T2)
-            for l in range(m2):  # noqa: E741
+            for l in range(m2):  # noqa: E741 - the second output
                 half = torch.bmm(K, B2[l, C]).view(K.shape[0], -1, T * b)  # (k, i, T b)
                 first = l if symmetric and i0 == k0 else 0
                 found = torch.bmm(left[:, first:], half.permute(1, 2, 0))  # (i, j, k)
