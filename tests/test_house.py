@@ -23,6 +23,7 @@ LAYERS = [
     {"checks"},
     {"report", "data"},
     {"models"},
+    {"training"},
     {"experiments"},
     {"cli", "__main__"},
 ]
@@ -60,10 +61,12 @@ def test_file(path):
     home = relative.parts[0].removesuffix(".py")
     names = imported(path)
     roots = {name.split(".")[0] for name in names}
-    if home not in {"models", "experiments"}:
+    if home not in {"models", "training", "experiments"}:
         assert "torch" not in roots
     if home != "arrays":
         assert not roots & {"array_api_compat", "cupy", "cupyx"}
+    if home != "report":
+        assert "matplotlib" not in roots
     assert len(path.read_text().splitlines()) <= 400
     if home != "__init__":
         upward = {name for name in names if name.startswith("alignver.") and LEVEL.get(package(name), 0) > LEVEL[home]}
