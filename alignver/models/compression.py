@@ -1,0 +1,196 @@
+r"""The Jacobian of a network of linear layers, compressed by orthogonal transformations of its columns, layer by layer.
+
+A linear layer on vectors has the columns :math:`b_i \otimes [a_i, 1]` for its inputs a (n x k) and the derivatives b
+(N x l) of the network's outputs by its own. With :math:`[A, 1] = L_A Q_A^\top` and :math:`B = L_B Q_B^\top`,
+orthonormal columns in both Q,
+
+.. math:: b_i \otimes [a_i, 1] = (L_B)_i \otimes (L_A)_i \; (Q_B \otimes Q_A)^\top
+
+so the columns :math:`(L_B)_i \otimes (L_A)_i`, min(N, l) min(n, k + 1) of them instead of l (k + 1), have the same
+inner products. Nothing is squared: the factorizations are backward stable, each factor by itself. For 100 samples and
+layers 300 wide that is 10000 columns for 90300; :func:`alignver.linalg.graded.graded_factor` then makes an N x N matrix
+of them that stands for J in every question about its column space and singular values.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from alignver.errors import InvalidInput
+from alignver.linalg.graded import graded_factor
+from alignver.models import factors
+from alignver.models.checkable import probe, require_checkable
+from alignver.models.functional import Functional
+from alignver.models.guard import unchanged
+from alignver.models.jacobian import bind
+from alignver.models.precision import as_asked, dtype_name
+
+__all__ = ["CompressedJacobian"]
+
+Matrix = npt.NDArray[np.float64]
+
+
+class CompressedJacobian:
+    """The Jacobian of a model whose parameters all belong to linear layers on vectors, each used once.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        On the CPU. It is looked at once, here; :meth:`factor` takes its parameters as they are when it is called.
+    X : torch.Tensor or numpy.ndarray
+        Inputs, one sample a row: (n, ...).
+    dtype : str, optional
+        As in :func:`alignver.models.jacobian.jacobian`. The factors are computed in it; everything after in float64.
+
+    Attributes
+    ----------
+    n, m_y, d : int
+        Samples, outputs, parameters.
+    columns : int
+        Of the compressed Jacobian; at least N = n m_y.
+    computed_in : str
+        The coarsest dtype of a forward pass.
+
+    Raises
+    ------
+    InvalidInput
+        What :func:`~alignver.models.jacobian.jacobian` refuses; a model of another structure, or wider than its
+        columns would be: :meth:`suits` tells.
+
+    Examples
+    --------
+    >>> import torch
+    >>> torch.manual_seed(0) and None
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 50), torch.nn.Tanh(), torch.nn.Linear(50, 1)).double()
+    >>> X = torch.randn(9, 2, dtype=torch.float64)
+    >>> J = CompressedJacobian(net, X)
+    >>> J.columns, J.d
+    (36, 201)
+    >>> T = J.factor()
+    >>> from alignver.models.gram import gram
+    >>> bool(abs(torch.from_numpy(T @ T.T) - gram(net, X)).max() < 1e-12)
+    True
+    """
+
+    def __init__(self, model: nn.Module, X: Any, *, dtype: str | None = "float64") -> None:
+        self._model, self._dtype = require_checkable(model), dtype
+        with unchanged(model):
+            function, self._x = bind(model, X, dtype, include_frozen=False)
+            with as_asked(function.device, function.dtype):
+                probed = probe(function, self._x)
+                self._layers = _layers(function, self._x, probed.m_y)
+        self.n, self.m_y, self.d = len(self._x), probed.m_y, function.slots.d
+        self.computed_in = dtype_name(probed.computed_in)
+        sizes = [(layer.in_features + (layer.bias is not None), layer.out_features) for layer, _, _ in self._layers]
+        self.columns = sum(min(self.n, inputs) * min(self.n * self.m_y, outputs) for inputs, outputs in sizes)
+        if self.columns < self.n * self.m_y:
+            got = f"{self.columns} columns for {self.n * self.m_y} rows"
+            raise InvalidInput("model", got, "a Jacobian at least as wide as high, once compressed")
+
+    @classmethod
+    def suits(cls, model: nn.Module, X: Any, *, dtype: str | None = "float64") -> CompressedJacobian | None:
+        """Return the compressed Jacobian of a model that has the structure for it, or None."""
+        try:
+            return cls(model, X, dtype=dtype)
+        except InvalidInput:
+            return None
+
+    def factor(self) -> Matrix:
+        """Return T (N x N), float64, with the column space and the singular values of J at the present parameters.
+
+        Raises
+        ------
+        InvalidInput
+            A derivative that is NaN or Inf; layers whose factors do not give the gradient of a backward pass.
+        """
+        return graded_factor(self.compressed())
+
+    def compressed(self) -> Matrix:
+        """Return the compressed Jacobian, (N, columns) float64, rows output-major."""
+        N = self.n * self.m_y
+        W = np.empty((N, self.columns))
+        at = 0
+        for A, B in self._factors():
+            width, height = A.shape[1], B.shape[1]
+            block = W[:, at : at + width * height].reshape(self.m_y, self.n, height, width)
+            np.multiply(B.reshape(self.m_y, self.n, height, 1), A[None, :, None, :], out=block)
+            at += width * height
+        if not np.isfinite(W.sum()):
+            raise InvalidInput("model", "a derivative that is NaN or Inf", "a differentiable model at finite theta")
+        return W
+
+    def _factors(self) -> list[tuple[Matrix, Matrix]]:
+        """Return L_A (n, .) and L_B (N, .) of every layer, computed at the parameters as they are now."""
+        with unchanged(self._model):
+            function, _ = bind(self._model, self._x, self._dtype, include_frozen=False)
+            with as_asked(function.device, function.dtype):
+                modules = [layer for layer, _, _ in self._layers]
+                names = [name for _, *pair in self._layers for name in pair if name is not None]
+                weights = torch.cos(torch.arange(1.0, self.n * self.m_y + 1.0, dtype=function.dtype))
+                weights = weights.reshape(self.m_y, self.n).T
+                captured = factors.capture(function, self._x, modules, self.m_y, weights, names)
+        found = []
+        for layer, name, bias in self._layers:
+            (use,) = captured.uses[layer] or (None,)
+            assert use is not None
+            A, B = use.inputs, use.derivatives  # (n, k), (n, m_y, l)
+            mixed = torch.einsum("ij,ijl->il", weights, B)
+            _require_equal(name, captured.gradients.get(name), mixed.T @ A)
+            if bias is not None:
+                _require_equal(bias, captured.gradients.get(bias), mixed.sum(0))
+                A = torch.cat([A, A.new_ones((self.n, 1))], 1)
+            rows = B.transpose(0, 1).reshape(self.n * self.m_y, -1)
+            found.append((_lower(A.double().numpy()), _lower(rows.double().numpy())))
+        return found
+
+
+def _layers(function: Functional, x: torch.Tensor, m_y: int) -> list[tuple[nn.Linear, str, str | None]]:
+    """Return the layers with the slots of their weights and biases; refuse any other structure."""
+    if function.device.type != "cpu":
+        raise InvalidInput("model", f"on {function.device}", "a model on the CPU")
+    places = factors.owners(function)
+    layers: dict[nn.Module, dict[str, str]] = {}
+    for name in function.slots.names:
+        where = places.get(name, ())
+        if len(where) != 1 or type(where[0].module) is not nn.Linear:
+            raise InvalidInput("model", f"parameter {name!r}, not of one linear layer alone", "linear layers only")
+        layers.setdefault(where[0].module, {})[where[0].attribute] = name
+    uses = factors.capture(function, x[:2], layers, m_y).uses
+    found = []
+    for layer, slots in layers.items():
+        seen = uses[layer]
+        if seen is None or len(seen) != 1 or seen[0].inputs.ndim != 2:
+            raise InvalidInput(
+                "model", f"the layer of {next(iter(slots.values()))!r}", "linear layers used once, on vectors"
+            )
+        has_bias = getattr(layer, "bias", None) is not None
+        if "weight" not in slots or has_bias != ("bias" in slots) or not isinstance(layer, nn.Linear):
+            raise InvalidInput(
+                "model", f"a layer of which only {sorted(slots)} is free", "layers that are free as a whole"
+            )
+        found.append((layer, slots["weight"], slots.get("bias")))
+    return found
+
+
+def _require_equal(name: str, gradient: torch.Tensor | None, formula: torch.Tensor) -> None:
+    if gradient is None:
+        return
+    eps, flat = torch.finfo(gradient.dtype).eps, formula.reshape(-1)
+    size = max(float(gradient.norm()), float(flat.norm()))
+    # Two sums of n m_y l products in different orders: eps times the square root of their number, and room.
+    if float((gradient - flat).norm()) > 1e3 * eps**0.75 * size:
+        raise InvalidInput("model", f"a layer of {name!r} that does more than multiply and add", "plain linear layers")
+
+
+def _lower(A: Matrix) -> Matrix:
+    """Return L of A = L Q^T where that has fewer columns than A; A itself otherwise."""
+    n, k = A.shape
+    if k <= n:
+        return A
+    r: Matrix = np.asarray(np.linalg.qr(A.T, mode="r"))
+    return np.ascontiguousarray(r.T)

@@ -1,0 +1,64 @@
+"""graded_factor: the same column space and singular values as a backward stable QR, from products of matrices."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from alignver.linalg.graded import graded_factor
+
+EPS = 2.0**-52
+
+
+def graded(n: int, p: int, decades: float, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    left = np.linalg.qr(rng.standard_normal((n, n)))[0]
+    right = np.linalg.qr(rng.standard_normal((p, n)))[0]
+    return left @ np.diag(10.0 ** -np.linspace(0.0, decades, n)) @ right.T
+
+
+@pytest.mark.parametrize("decades", [0.0, 3.0, 8.0, 12.0, 16.0, 30.0])
+@pytest.mark.parametrize(("n", "p"), [(1, 1), (7, 7), (40, 900)])
+def test_singular_values_keep_the_accuracy_of_the_matrix_itself(n, p, decades):
+    W = graded(n, p, decades)
+    s = np.linalg.svd(W, compute_uv=False)
+    t = np.linalg.svd(graded_factor(W), compute_uv=False)
+    # p(n, d) eps s_1 with the modest polynomial sqrt(n) and room: what LAPACK's own SVD promises.
+    assert np.max(np.abs(s - t)) <= 16 * np.sqrt(n) * EPS * s[0]
+
+
+def test_gram_matrices_agree():
+    W = graded(30, 400, 5.0)
+    T = graded_factor(W)
+    assert np.max(np.abs(T @ T.T - W @ W.T)) <= 100 * EPS
+
+
+def test_column_space_of_a_deficient_matrix():
+    rng = np.random.default_rng(1)
+    basis = rng.standard_normal((50, 12))
+    W = basis @ rng.standard_normal((12, 600))
+    T = graded_factor(W)
+    s = np.linalg.svd(T, compute_uv=False)
+    assert s[11] > 1.0
+    assert s[12] <= 1e3 * EPS * s[0]
+    u = np.linalg.svd(T)[0][:, :12]
+    assert np.linalg.norm(basis - u @ (u.T @ basis)) <= 1e-12 * np.linalg.norm(basis)
+
+
+def test_rows_of_every_size_and_rows_of_zeros():
+    rng = np.random.default_rng(2)
+    W = rng.standard_normal((20, 300)) * 10.0 ** -rng.uniform(0, 14, 20)[:, None]
+    W[3] = W[11] = 0.0
+    W[5] = W[6]
+    s = np.linalg.svd(W, compute_uv=False)
+    t = np.linalg.svd(graded_factor(W), compute_uv=False)
+    assert np.max(np.abs(s - t)) <= 100 * EPS * s[0]
+    assert not graded_factor(np.zeros((4, 9))).any()
+
+
+def test_the_plain_gram_matrix_would_not_do():
+    """The law above can fail: eigenvalues of W W^T lose what graded_factor keeps."""
+    W = graded(40, 900, 12.0)
+    s = np.linalg.svd(W, compute_uv=False)
+    squared = np.sqrt(np.maximum(np.linalg.eigvalsh(W @ W.T)[::-1], 0.0))
+    assert np.max(np.abs(s - squared)) > 1e4 * EPS * s[0]

@@ -1,0 +1,128 @@
+"""CompressedJacobian: what stands for J has J's Gram matrix, singular values and column space."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import alignver as av
+from alignver.data import two_moons
+from alignver.models.compression import CompressedJacobian
+from alignver.models.networks import fully_connected, lenet
+
+
+def net(m_y: int = 3, bias: bool = True) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(4, 40, bias=bias), nn.Tanh(), nn.Linear(40, 30, bias=bias), nn.Softplus(), nn.Linear(30, m_y)
+    ).double()
+
+
+X = torch.from_numpy(np.random.default_rng(0).standard_normal((12, 4)))
+
+
+@pytest.mark.parametrize("m_y", [1, 3])
+@pytest.mark.parametrize("bias", [True, False])
+def test_gram_matrix_and_singular_values(m_y, bias):
+    model = net(m_y, bias)
+    J = CompressedJacobian(model, X)
+    assert (J.n, J.m_y, J.d) == (12, m_y, sum(p.numel() for p in model.parameters()))
+    dense = av.jacobian(model, X).numpy()
+    W, T = J.compressed(), J.factor()
+    assert W.shape == (12 * m_y, J.columns)
+    assert J.columns < J.d
+    scale = np.linalg.norm(dense, 2)
+    assert np.max(np.abs(W @ W.T - dense @ dense.T)) <= 1e-13 * scale**2
+    s, t = (np.linalg.svd(A, compute_uv=False) for A in (dense, T))
+    assert np.max(np.abs(s - t)) <= 1e-14 * scale
+
+
+def test_it_follows_the_parameters():
+    model = net()
+    J = CompressedJacobian(model, X)
+    with torch.no_grad():
+        model[2].weight.mul_(1.5)
+    dense = av.jacobian(model, X).numpy()
+    T = J.factor()
+    assert np.max(np.abs(T @ T.T - dense @ dense.T)) <= 1e-13 * np.linalg.norm(dense, 2) ** 2
+
+
+def test_the_smallest_singular_values_of_a_trained_kind_of_network():
+    """Two moons at initialisation: s_min / s_1 is 2e-10, far below what the Gram matrix resolves."""
+    model = fully_connected(2).double()
+    x = torch.tensor(two_moons(100).x)
+    s = np.linalg.svd(av.jacobian(model, x).numpy(), compute_uv=False)
+    t = np.linalg.svd(CompressedJacobian(model, x).factor(), compute_uv=False)
+    assert s[-1] < 1e-8 * s[0]
+    assert np.max(np.abs(s - t)) <= 100 * 2.0**-52 * s[0]
+
+
+def test_the_model_is_left_as_it_was():
+    model = net().train()
+    before = copy.deepcopy(model.state_dict())
+    CompressedJacobian(model, X).factor()
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(4, 4), nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.outer(torch.tanh(self.inner(torch.tanh(self.inner(x)))))
+
+
+class Scaled(nn.Module):
+    """Reads the weight beside calling its layer: the layer's factors are not all of the derivative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(4, 30), nn.Linear(30, 1)
+
+    def forward(self, x):
+        return self.outer(torch.tanh(self.inner(x))) + self.inner.weight.sum()
+
+
+def tied() -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Linear(4, 1))
+    model[2].weight = model[0].weight
+    return model
+
+
+def half_frozen() -> nn.Module:
+    model = net()
+    model[0].weight.requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "x"),
+    [(Twice, X), (tied, X), (half_frozen, X), (lambda: lenet(side=9), torch.zeros(5, 9, 9))],
+    ids=["twice", "tied", "frozen", "convolutions"],
+)
+def test_other_structures_are_not_for_it(make, x):
+    assert CompressedJacobian.suits(make(), x) is None
+    with pytest.raises(av.InvalidInput):
+        CompressedJacobian(make(), x)
+
+
+def test_factors_that_are_not_the_whole_derivative_are_noticed():
+    with pytest.raises(av.InvalidInput, match=r"inner\.weight"):
+        CompressedJacobian(Scaled(), X).factor()
+
+
+def test_nan_is_named():
+    model = net()
+    J = CompressedJacobian(model, X)
+    with torch.no_grad():
+        model[0].weight[0, 0] = float("nan")
+    with pytest.raises(av.InvalidInput, match="NaN"):
+        J.factor()
