@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 from alignver._version import __version__
 
 if TYPE_CHECKING:
+    from alignver.checks.convergence import check_convergence
     from alignver.checks.exploration import check_safe_exploration
     from alignver.checks.membership import check_membership
+    from alignver.checks.optimality import check_optimality
     from alignver.checks.rank import check_rank
     from alignver.errors import InvalidInput, MissingDependency, VerificationFailed
     from alignver.models.alignment import check_alignment
@@ -29,24 +31,30 @@ if TYPE_CHECKING:
     from alignver.phi.recheck import recheck
     from alignver.proof import Ball, Certificate, load_certificate
     from alignver.results import Bound, CheckResult, Report, Rigor, Tolerance, Verdict
+    from alignver.theory.exploitation import Exploitation
+    from alignver.theory.record import TrainingRecord
 
 _HOMES = {
     "Ball": "alignver.proof",
     "Bound": "alignver.results",
     "Certificate": "alignver.proof",
     "CheckResult": "alignver.results",
+    "Exploitation": "alignver.theory.exploitation",
     "InvalidInput": "alignver.errors",
     "JacobianOperator": "alignver.models.operator",
     "MissingDependency": "alignver.errors",
     "Report": "alignver.results",
     "Rigor": "alignver.results",
     "Tolerance": "alignver.results",
+    "TrainingRecord": "alignver.theory.record",
     "Verdict": "alignver.results",
     "VerificationFailed": "alignver.errors",
     "check_alignment": "alignver.models.alignment",
     "check_analytic": "alignver.models.analytic",
     "check_common_structure": "alignver.models.structure",
+    "check_convergence": "alignver.checks.convergence",
     "check_membership": "alignver.checks.membership",
+    "check_optimality": "alignver.checks.optimality",
     "check_rank": "alignver.checks.rank",
     "check_safe_exploration": "alignver.checks.exploration",
     "gram": "alignver.models.gram",
@@ -60,19 +68,23 @@ __all__ = [
     "Bound",
     "Certificate",
     "CheckResult",
+    "Exploitation",
     "InvalidInput",
     "JacobianOperator",
     "MissingDependency",
     "Report",
     "Rigor",
     "Tolerance",
+    "TrainingRecord",
     "Verdict",
     "VerificationFailed",
     "__version__",
     "check_alignment",
     "check_analytic",
     "check_common_structure",
+    "check_convergence",
     "check_membership",
+    "check_optimality",
     "check_rank",
     "check_safe_exploration",
     "gram",

@@ -22,6 +22,7 @@ __all__ = [
     "EPS",
     "Array",
     "Entries",
+    "accelerator",
     "as_matrix",
     "as_vector",
     "blocks",
@@ -245,6 +246,20 @@ def like(values: Any, reference: Array) -> Array:
     """Return host ``values`` as a float64 array in the namespace and on the device of ``reference``."""
     xp = namespace(reference)
     return xp.asarray(values, dtype=xp.float64, device=array_api_compat.device(reference))
+
+
+def accelerator(value: Any) -> Array | None:
+    """Return an empty array where ``value`` is, if that is a GPU: CuPy's, or torch's CUDA; None for anything else.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> accelerator(np.eye(2)) is None
+    True
+    """
+    if array_api_compat.is_cupy_array(value) or (array_api_compat.is_torch_array(value) and value.is_cuda):
+        return value[:0]
+    return None
 
 
 def digest(array: Array) -> str:

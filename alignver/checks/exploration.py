@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from alignver.arrays import as_matrix, as_vector, host
+from alignver.arrays import accelerator, as_matrix, as_vector, host
 from alignver.checks import exploration_gates, exploration_words
 from alignver.checks.exploration_words import STATEMENT, Setting
 from alignver.errors import InvalidInput
 from alignver.linalg import rank_rules
 from alignver.phi.certify import certify_staircase
+from alignver.phi.cluster import Cluster
 from alignver.phi.refute import by_columns, by_count, by_equal_rows
 from alignver.phi.rows import open_rows
 from alignver.phi.staircase import find_staircase
@@ -44,6 +45,7 @@ def check_safe_exploration(
     tries: int = 8,
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
+    client: Any = None,
 ) -> CheckResult:
     r"""Check whether some gates q of the given width make the feature matrix phi of full row rank.
 
@@ -57,7 +59,8 @@ def check_safe_exploration(
     Parameters
     ----------
     Z : (n, m) array, numpy.memmap, or iterable of row blocks
-        The outputs of layer H - 2 with the constant 1 as last column. float32 stays float32 where it is.
+        The outputs of layer H - 2 with the constant 1 as last column. float32 stays float32 where it is. Where it is a
+        CuPy array or a CUDA tensor, ``gram`` factors on that GPU.
     width : int, optional
         h. None: the smallest width that can be proved (or the columns of ``q``).
     q : (m, h) array, optional
@@ -82,6 +85,9 @@ def check_safe_exploration(
         Of directions and of a sampled q.
     folder : path, optional
         Where blocks of an iterable and tiles of the Cholesky factor go; tiles stay there and are taken up again.
+    client : dask.distributed.Client, optional
+        Prove the staircase's blocks and make the factor's tiles on its workers. ``gram`` then needs a ``folder`` that
+        all of them share with this process. ``dense`` works here.
 
     Returns
     -------
@@ -92,7 +98,8 @@ def check_safe_exploration(
     Raises
     ------
     InvalidInput
-        NaN or Inf (named by row), no constant column, a width below 1, q or weights of the wrong shape, unknown names.
+        NaN or Inf (named by row), no constant column, a width below 1, q or weights of the wrong shape, unknown names,
+        a client that is closed, workers that do not see the file or folder.
 
     References
     ----------
@@ -120,12 +127,14 @@ def check_safe_exploration(
     width = None if width is None else _count(width, "width")
     tries = _count(tries, "tries")
     radius = _radius(delta)
+    cluster = None if client is None else Cluster(client)
+    place = accelerator(Z)
     rows = open_rows(Z, add_constant=add_constant, folder=folder)
     try:
         gates = _gates(q, rows.m, width)
         width = width if gates is None else int(gates.shape[1])
         w = _weights(weights, width)
-        setting = Setting(rows, width, rule, radius, w, tries, seed)
+        setting = Setting(rows, width, rule, radius, w, tries, seed, place=place, cluster=cluster)
         if method in ("gram", "dense") or gates is not None:
             result = exploration_gates.check(setting, gates, method, folder)
         else:
@@ -162,12 +171,13 @@ def _staircase(setting: Setting) -> CheckResult:
         return _undecided(setting, least, "this thread does not round to nearest with gradual underflow")
     # One direction first: where it fails, the rank of Z may be why, and that is known sooner than eight directions
     # are tried.
-    search = find_staircase(rows, found, width, delta=setting.delta, tries=1, thorough=False)
+    cluster = setting.cluster
+    search = find_staircase(rows, found, width, delta=setting.delta, tries=1, thorough=False, cluster=cluster)
     if search.staircase is None:
         refuted = by_columns(rows, found, width) if width is not None and not setting.delta else None
         if refuted is not None:
             return exploration_words.refutation(setting, refuted)
-        search = find_staircase(rows, found, width, delta=setting.delta)
+        search = find_staircase(rows, found, width, delta=setting.delta, cluster=cluster)
     if search.staircase is not None:
         stairs = search.staircase
         certificate = certify_staircase(stairs, rows, found, setting.delta)

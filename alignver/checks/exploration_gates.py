@@ -73,7 +73,7 @@ def _by_gram(
     if isinstance(gram, str):
         definite = Definite(False, 0.0, 0.0, 0.0, 0.0, gram)
     else:
-        definite = prove_definite(gram, folder=folder)
+        definite = prove_definite(gram, folder=folder, place=setting.place, cluster=setting.cluster)
     measured = {**setting.measured(), "method": "gram", "margin": definite.margin, "shift": definite.shift}
     line = size_line(setting, width)
     if not definite.proved or isinstance(gram, str):

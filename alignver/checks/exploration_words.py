@@ -6,8 +6,10 @@ import dataclasses
 import math
 from typing import Any
 
+from alignver.arrays import Array
 from alignver.linalg import rank_rules
 from alignver.linalg.rank_rules import Scale
+from alignver.phi.cluster import Cluster
 from alignver.phi.refute import Refutation
 from alignver.phi.rows import Rows
 from alignver.phi.staircase import Staircase
@@ -38,6 +40,10 @@ class Setting:
     tries, seed : int
     idle : int
         Units with output weight zero, which the staircase does without.
+    place : array or None
+        On the GPU where the tiles are made, if it is not here.
+    cluster : Cluster or None
+        The workers that make tiles and prove blocks.
     """
 
     rows: Rows
@@ -48,6 +54,8 @@ class Setting:
     tries: int
     seed: int
     idle: int = 0
+    place: Array | None = None
+    cluster: Cluster | None = None
 
     def measured(self) -> dict[str, Any]:
         """Return the numbers of the question."""

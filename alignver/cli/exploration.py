@@ -19,6 +19,7 @@ __all__ = ["ExplorationMethod", "exploration"]
 
 _MODEL = "Features from a model"
 _OPTIONS = {"width": "--width", "delta": "--delta", "tries": "--tries", "layer": "--layer", "folder": "--tiles"}
+_OPTIONS |= {"scheduler": "--scheduler", "client": "--scheduler"}
 
 
 class ExplorationMethod(enum.StrEnum):
@@ -89,6 +90,15 @@ def exploration(
             rich_help_panel="Computation",
         ),
     ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Work on the cluster of this Dask scheduler; gram needs --tiles, a folder that its workers share.",
+            show_default=False,
+            rich_help_panel="Computation",
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -139,13 +149,14 @@ def exploration(
       alignver check exploration Z.npy --width 130 --certificate proof
       alignver check exploration features.npy --add-constant --delta 1e-5
       alignver check exploration --model net.py:build --data train.npz --layer pool
+      alignver check exploration Z.npy --method gram --tiles shared/tiles --scheduler tcp://host:8786
     """
     session = Session("check exploration", json=json, quiet=quiet, verbose=verbose, device=device, seed=seed)
 
     def body() -> Exit:
         with session.working():
             from alignver.checks.exploration import check_safe_exploration
-            from alignver.cli import certificates, files
+            from alignver.cli import backends, certificates, files
 
             certificates.free(certificate)
             arguments = {"Z": z_file} if z_file is not None else {"X": f"{data}:X"}
@@ -159,7 +170,10 @@ def exploration(
                 raise InvalidInput("Z", "no features", "a file, or --model with --data and --layer")
             if estimate_delta and (model is None or delta is not None):
                 raise InvalidInput("--estimate-delta", "no model, or --delta beside it", "--model without --delta")
-            with _options_named(), files.blamed(arguments):
+            gram = q is not None or method is ExplorationMethod.GRAM
+            if gram and device != "cpu":
+                features = backends.to_backend(features, options.Backend.TORCH, device)
+            with _options_named(), files.blamed(arguments), _client(scheduler) as client:
                 result = check_safe_exploration(
                     features,
                     width=width,
@@ -173,6 +187,7 @@ def exploration(
                     tries=tries,
                     seed=seed,
                     folder=tiles,
+                    client=client,
                 )
             kept = {"Z": z_file} if z_file is not None else {}
             notes = certificates.save(result, certificate, kept, session)
@@ -190,6 +205,14 @@ def _options_named() -> Iterator[None]:
         if error.argument in _OPTIONS:
             raise InvalidInput(_OPTIONS[error.argument], error.got, error.need) from error
         raise
+
+
+def _client(scheduler: str | None) -> contextlib.AbstractContextManager[Any]:
+    if scheduler is None:
+        return contextlib.nullcontext()
+    from alignver.phi.cluster import connected
+
+    return connected(scheduler)
 
 
 def _features(

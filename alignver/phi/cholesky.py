@@ -24,13 +24,18 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
-from scipy.linalg import blas, lapack
 
-from alignver.phi.hadamard import ScaledGram
+from alignver.arrays import Array
+from alignver.errors import InvalidInput
+from alignver.phi import device
+from alignver.phi.cluster import Cluster
+from alignver.phi.column import Column, factored, solved
+from alignver.phi.hadamard import Hadamard, ScaledGram
 from alignver.phi.threads import ordered, single_threaded_blas
-from alignver.phi.tiles import Store, open_store
+from alignver.phi.tiles import FolderStore, Store, open_store
 from alignver.progress import track
 from alignver.proof.rounding import (
     OMEGA,
@@ -46,10 +51,12 @@ from alignver.proof.rounding import (
     sub_down,
 )
 
-__all__ = ["Definite", "factor_tiles", "prove_definite", "tiled_shift"]
+__all__ = ["Definite", "by_threads", "factor_tiles", "prove_definite", "tiled_shift"]
 
 TILE = 1024
-_CHUNK = 1024  # rows of a product that is made at a time, so that it is still in the cache when it is subtracted
+
+Maker: TypeAlias = Callable[[Column], Array | int]
+"""Makes a tile column, or returns the row of its diagonal tile where that broke down."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +101,14 @@ def tiled_shift(n: int, tile: int, trace: float, largest: float) -> float:
     return add_up(mul_up(div_up(g, sub_down(1.0, g)), trace), underflow)
 
 
-def prove_definite(gram: ScaledGram, *, tile: int = TILE, folder: str | os.PathLike[str] | None = None) -> Definite:
+def prove_definite(
+    gram: ScaledGram,
+    *,
+    tile: int = TILE,
+    folder: str | os.PathLike[str] | None = None,
+    place: Array | None = None,
+    cluster: Cluster | None = None,
+) -> Definite:
     r"""Prove that phi has full row rank, from its scaled Gram matrix.
 
     The factorization of the computed matrix minus (margin + t) I runs to completion, margin being twice the rounding of
@@ -109,6 +123,10 @@ def prove_definite(gram: ScaledGram, *, tile: int = TILE, folder: str | os.PathL
         Columns that are factored at a time.
     folder : path, optional
         Keep the factor's tile columns there instead of in memory, and go on from those that are there.
+    place : array, optional
+        Work in its namespace and on its device; the factor, n^2 / 2 numbers, stays there.
+    cluster : Cluster, optional
+        Work on its workers, which share ``folder`` with this process.
 
     Returns
     -------
@@ -131,97 +149,78 @@ def prove_definite(gram: ScaledGram, *, tile: int = TILE, folder: str | os.PathL
     margin = add_up(mul_up(2.0, add_up(gram.error, backward)), mul_up(32.0 * U, trace))
     shift = max(margin, mul_up(4.0, gram.moved, gram.moved))
     total = add_up(margin, shift)
+
+    def refused(reason: str) -> Definite:
+        return Definite(False, 0.0, 0.0, margin, shift, reason)
+
     if not assumptions_hold():
-        return Definite(False, 0.0, 0.0, margin, shift, "this thread does not round to nearest with gradual underflow")
+        return refused("this thread does not round to nearest with gradual underflow")
     if not total < 0.5:
-        return Definite(
-            False, 0.0, 0.0, margin, shift, f"rounding alone may change the Gram matrix by {margin:.1e} times its scale"
-        )
-    key = {"matrix": gram.digest(), "order": n, "tile": tile, "shift": total.hex(), "format": 1}
+        return refused(f"rounding alone may change the Gram matrix by {margin:.1e} times its scale")
+    distrust = "" if place is None else device.distrust(place, min(tile, n))
+    if distrust:
+        return refused(distrust)
+    key: dict[str, Any] = {"matrix": gram.digest(), "order": n, "tile": tile, "shift": total.hex(), "format": 1}
     with single_threaded_blas(), np.errstate(all="ignore"):
-        broken = factor_tiles(gram, total, tile, open_store(folder, key))
+        if cluster is not None:
+            shared = FolderStore(_shared(folder), key)
+            broken = factor_tiles(gram, total, tile, shared, cluster.maker(gram, shared))
+        elif place is not None:
+            broken = factor_tiles(gram.at(place), total, tile, open_store(folder, key, place), device.make)
+        else:
+            broken = factor_tiles(gram, total, tile, open_store(folder, key))
     if broken is not None:
         reason = (
             f"phi phi^T is not safely definite: a shift of {total:.1e} times its scale breaks Cholesky at row {broken}"
         )
-        return Definite(False, 0.0, 0.0, margin, shift, reason)
+        return refused(reason)
     smallest = sub_down(sqrt_down(shift), gram.moved)
     s_min = scale_down(smallest, -int(gram.exponents.max()))
     return Definite(smallest > 0.0, s_min, max(0.0, smallest), margin, shift)
 
 
-def factor_tiles(gram: ScaledGram, total: float, tile: int, store: Store) -> int | None:
+def _shared(folder: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
+    if folder is None:
+        raise InvalidInput("folder", "no folder beside a client", "a folder that this process and all workers share")
+    return folder
+
+
+def factor_tiles(gram: Hadamard, total: float, tile: int, store: Store, make: Maker | None = None) -> int | None:
     """Factor the computed Gram matrix minus ``total`` I into ``store``; return None, or the row where that broke
     down.
     """
-    n = gram.Z.shape[0]
-    for j in track(range(-(-n // tile)), "Cholesky"):
+    make = make or by_threads
+    for j in track(range(-(-int(gram.Z.shape[0]) // tile)), "Cholesky"):
         if j < store.finished:
             continue
-        start = j * tile
-        column = _assembled(gram, start, min(tile, n - start), total)
-        _reduced(column, start, tile, j, store)
-        broken = _factored(column)
-        if broken is not None:
-            return start + broken
+        column = make(Column(gram, total, tile, j, store))
+        if isinstance(column, int):
+            return j * tile + column
         store.append(column)
     return None
 
 
-def _assembled(gram: ScaledGram, start: int, width: int, total: float) -> FloatArray:
-    n = gram.Z.shape[0]
-    column = np.empty((n - start, width))
+def by_threads(column: Column) -> FloatArray | int:
+    """Make a tile column with all cores of this machine."""
+    pieces, reduced = column.pieces(), column.reduction()
+    whole = np.empty((column.end - column.start, column.stop - column.start))
 
-    def fill(top: int) -> None:
-        rows = slice(top, min(top + _CHUNK, n))
-        column[top - start : rows.stop - start] = gram.tile(rows, slice(start, start + width))
+    def reduce(rows: slice) -> None:
+        whole[rows.start - column.start : rows.stop - column.start] = reduced(rows)
 
-    _all(fill, range(start, n, _CHUNK))
-    diagonal = column[:width].diagonal()
-    column[:width].flat[:: width + 1] = np.nextafter(diagonal - total, -np.inf)
-    return column
+    _all(reduce, pieces)
+    lower = factored(whole[: whole.shape[1]])
+    if isinstance(lower, int):
+        return lower
+    whole[: whole.shape[1]] = lower
 
+    def solve(rows: slice) -> None:
+        solved(whole[rows.start - column.start : rows.stop - column.start], lower)
 
-def _reduced(column: FloatArray, start: int, tile: int, count: int, store: Store) -> None:
-    """Subtract the products with the finished tile columns: each summed on its own first, as the bound wants it."""
-    rows, width = column.shape
-    done = [store[k] for k in range(count)]
-    rights = [np.ascontiguousarray(done[k][start - k * tile : start - k * tile + width]).T for k in range(count)]
-
-    def reduce(top: int) -> None:
-        stop = min(top + _CHUNK, rows)
-        product = np.empty((stop - top, width))
-        for k in range(count):
-            offset = start - k * tile
-            np.matmul(done[k][offset + top : offset + stop], rights[k], out=product)
-            column[top:stop] -= product
-
-    _all(reduce, range(0, rows, _CHUNK))
+    _all(solve, pieces[1:])
+    return whole
 
 
-def _all(work: Callable[[int], None], places: range) -> None:
-    for _ in ordered(work, ((place,) for place in places)):
+def _all(work: Callable[[slice], None], pieces: list[slice]) -> None:
+    for _ in ordered(work, ((rows,) for rows in pieces)):
         pass
-
-
-def _factored(column: FloatArray) -> int | None:
-    """Factor a reduced tile column in place; return None, or the row where a pivot is not positive and finite."""
-    width = column.shape[1]
-    # Row-major lower triangles are LAPACK's upper ones.
-    factor, info = lapack.dpotrf(column[:width].T, lower=0, clean=1, overwrite_a=0)
-    pivots = np.diagonal(factor)
-    good = (pivots > 0) & (pivots < np.inf)
-    if info != 0 or not bool(np.all(good)):
-        return int(info) - 1 if info > 0 else int(np.argmin(good))
-    column[:width] = factor.T
-    if column.shape[0] > width:
-
-        def solve(top: int) -> None:
-            # L X^T = C^T for the rows X below: C^T is the Fortran-ordered view of C.
-            rows = column[top : top + _CHUNK]
-            below = blas.dtrsm(1.0, factor, rows.T, side=0, lower=0, trans_a=1, overwrite_b=1)
-            if not np.shares_memory(below, rows):
-                rows[:] = below.T
-
-        _all(solve, range(width, column.shape[0], _CHUNK))
-    return None

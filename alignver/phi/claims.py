@@ -12,11 +12,13 @@ import numpy.typing as npt
 from alignver.proof.certificate import Certificate, make
 from alignver.results import Frozen, plain
 
-__all__ = ["EXPLORATION", "GATES", "NO_EXPLORATION", "about", "seal"]
+__all__ = ["EXPLORATION", "GATES", "NO_EXPLORATION", "OPTIMALITY", "SUBOPTIMALITY", "about", "seal"]
 
 EXPLORATION = "exploration"
 GATES = "exploration-gates"
 NO_EXPLORATION = "no-exploration"
+OPTIMALITY = "optimality"
+SUBOPTIMALITY = "suboptimality"
 
 
 def about(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from alignver.phi.blocks import Block, prove_block
 from alignver.phi.cuts import Cuts, Plan, even_plan
 from alignver.phi.rows import Rows
 from alignver.phi.threads import ordered
 from alignver.progress import track
-from alignver.proof.rounding import FloatArray
 
-__all__ = ["Climber"]
+__all__ = ["Climber", "Elsewhere"]
+
+Elsewhere: TypeAlias = Callable[[Iterable[tuple[npt.NDArray[np.int64], int, int]]], Generator[Block]]
+"""Yields the proved block for each (row indices, start, stop), in order."""
 
 
 class Climber:
@@ -27,10 +31,12 @@ class Climber:
         The order along the direction.
     delta : float
         Bound of each row's change (2-norm).
+    elsewhere : callable, optional
+        Proves the blocks of a plan given each one's row indices; without it the cores of this machine do.
     """
 
-    def __init__(self, rows: Rows, cuts: Cuts, delta: float = 0.0) -> None:
-        self.rows, self.cuts, self.delta = rows, cuts, delta
+    def __init__(self, rows: Rows, cuts: Cuts, delta: float = 0.0, elsewhere: Elsewhere | None = None) -> None:
+        self.rows, self.cuts, self.delta, self._elsewhere = rows, cuts, delta, elsewhere
         self.tried = 0
         self.failure = ""
         self._known: dict[tuple[int, int], Block] = {}
@@ -122,20 +128,24 @@ class Climber:
             stop -= 1
         return stop
 
-    def _gather(self, start: int, stop: int) -> FloatArray:
+    def _members(self, start: int, stop: int) -> npt.NDArray[np.int64]:
         # The order of rows within a block is nobody's business; in the file's order they are read faster.
-        return self.rows.take(np.sort(self.cuts.order[start:stop]))
+        return np.sort(self.cuts.order[start:stop])
 
     def _one(self, start: int, stop: int) -> Block:
         known = self._known.get((start, stop))
         if known is None:
             self.tried += 1
-            known = prove_block(self._gather(start, stop), start, stop, self.delta)
+            known = prove_block(self.rows.take(self._members(start, stop)), start, stop, self.delta)
             self._known[start, stop] = known
         return known
 
     def _prove(self, plan: Plan) -> Generator[Block]:
         """Yield the plan's blocks in order, working a few ahead."""
-        with contextlib.closing(ordered(self._one, plan)) as proving:
+        if self._elsewhere is None:
+            work = ordered(self._one, plan)
+        else:
+            work = self._elsewhere((self._members(start, stop), start, stop) for start, stop in plan)
+        with contextlib.closing(work) as proving:
             for _, block in zip(track(range(len(plan)), "blocks"), proving):
                 yield block

@@ -8,7 +8,7 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 
-from alignver.arrays import Array
+from alignver.arrays import Array, like
 from alignver.phi.gate import GATE_UNDERFLOW, gate_matrix, gate_matrix_error
 from alignver.proof.rounding import (
     OMEGA,
@@ -21,7 +21,7 @@ from alignver.proof.rounding import (
     sum_up,
 )
 
-__all__ = ["ScaledGram", "gram", "scaled_gram"]
+__all__ = ["Hadamard", "ScaledGram", "gram", "scaled_gram"]
 
 
 def gram(Z: Array, S: Array, weights: Array | None = None) -> Array:
@@ -47,7 +47,39 @@ def gram(Z: Array, S: Array, weights: Array | None = None) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class ScaledGram:
+class Hadamard:
+    """The matrix (T T^T) o (Z Z^T), tile by tile.
+
+    Attributes
+    ----------
+    Z : (n, m) float64
+    T : (n, h) float64
+        Arrays of any namespace.
+    """
+
+    Z: Array
+    T: Array
+
+    def tile(self, rows: slice, columns: slice) -> Array:
+        """Return a tile as it is computed, the Z part multiplied in last."""
+        block = self.T[rows, :] @ self.T[columns, :].T
+        block *= self.Z[rows, :] @ self.Z[columns, :].T
+        return block
+
+    def digest(self) -> str:
+        """Return what identifies the matrix, for tiles that are taken up again."""
+        content = hashlib.sha256(f"{self.Z.shape} {self.T.shape}".encode())
+        for array in (self.Z, self.T):
+            content.update(np.ascontiguousarray(array).data.cast("B"))
+        return content.hexdigest()
+
+    def at(self, place: Array) -> Hadamard:
+        """Return the matrix in the namespace and on the device of ``place``."""
+        return Hadamard(like(self.Z, place), like(self.T, place))
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaledGram(Hadamard):
     r"""The Gram matrix of D phi, D = diag(2^e) such that its diagonal lies near 1, and what is known of its errors.
 
     Attributes
@@ -69,26 +101,11 @@ class ScaledGram:
         delta.
     """
 
-    Z: FloatArray
-    T: FloatArray
     exponents: npt.NDArray[np.int64]
     trace: float
     largest: float
     error: float
     moved: float
-
-    def tile(self, rows: slice, columns: slice) -> FloatArray:
-        """Return a tile of the computed Gram matrix."""
-        block: FloatArray = self.T[rows] @ self.T[columns].T
-        block *= self.Z[rows] @ self.Z[columns].T
-        return block
-
-    def digest(self) -> str:
-        """Return what identifies the matrix, for tiles that are taken up again."""
-        content = hashlib.sha256(f"{self.Z.shape} {self.T.shape}".encode())
-        for array in (self.Z, self.T):
-            content.update(np.ascontiguousarray(array).data.cast("B"))
-        return content.hexdigest()
 
 
 def scaled_gram(

@@ -21,7 +21,7 @@ import numpy as np
 
 from alignver import proof
 from alignver.errors import InvalidInput
-from alignver.phi.claims import EXPLORATION, GATES, NO_EXPLORATION
+from alignver.phi.claims import EXPLORATION, GATES, NO_EXPLORATION, OPTIMALITY, SUBOPTIMALITY
 from alignver.phi.rows import Rows, open_rows
 from alignver.phi.threads import ordered, single_threaded_blas
 from alignver.progress import track
@@ -45,7 +45,9 @@ def recheck(certificate: Certificate | str | Path, **inputs: Any) -> CheckResult
     ----------
     certificate : Certificate or path
     **inputs
-        ``Z``, as :func:`~alignver.phi.rows.open_rows` takes it: a mapped file is read block by block.
+        ``Z``, as :func:`~alignver.phi.rows.open_rows` takes it: a mapped file is read block by block. For a claim of
+        optimality all of ``Z``, ``Y``, ``R``, ``W`` and ``theta``, as
+        :meth:`~alignver.theory.exploitation.Exploitation.inputs` returns them.
 
     Returns
     -------
@@ -76,12 +78,19 @@ def recheck(certificate: Certificate | str | Path, **inputs: Any) -> CheckResult
             return _result(None, Verdict.FAILS, f"the seal is broken: {error.got}", began)
     if not isinstance(certificate, Certificate):
         raise InvalidInput("certificate", type(certificate).__name__, "a Certificate or the path of one")
-    if certificate.claim not in (EXPLORATION, GATES, NO_EXPLORATION):
+    optimal = certificate.claim in (OPTIMALITY, SUBOPTIMALITY)
+    if not optimal and certificate.claim not in (EXPLORATION, GATES, NO_EXPLORATION):
         return proof.recheck(certificate, **inputs)
-    if set(inputs) != {"Z"}:
-        raise InvalidInput("inputs", ", ".join(sorted(inputs)) or "none", "exactly Z")
+    names = ("R", "W", "Y", "Z", "theta") if optimal else ("Z",)
+    if tuple(sorted(inputs)) != names:
+        raise InvalidInput("inputs", ", ".join(sorted(inputs)) or "none", "exactly " + ", ".join(names))
     try:
-        reason = _check(certificate, inputs)
+        if optimal:
+            from alignver.phi import recheck_optimality
+
+            reason = recheck_optimality.check(certificate, inputs)
+        else:
+            reason = _check(certificate, inputs)
     except NotProved as failure:
         return _result(certificate, Verdict.FAILS, str(failure), began)
     return _result(certificate, Verdict.HOLDS, reason, began)

@@ -22,7 +22,7 @@ from alignver.progress import track
 from alignver.proof.certificate import Certificate
 from alignver.proof.recheck.failure import NotProved
 
-__all__ = ["gram"]
+__all__ = ["full_rank", "gram"]
 
 _U = 2.0**-53
 _TINY = 2.0**-1022
@@ -47,14 +47,20 @@ def gram(certificate: Certificate, rows: Rows) -> str:
     identify(certificate, rows, visit)
     delta, claimed = float(constants["delta"]), float(constants["s_min"])
     weights = certificate.data.get("weights")
+    bound = full_rank(Z, gates, weights, delta, float(constants["scaled_s_min"]), claimed)
+    return f"phi(q) has rank {rows.n}, s_min(phi) >= {bound:.3g}: a factorization of phi phi^T was multiplied out"
+
+
+def full_rank(Z: Any, gates: Any, weights: Any, delta: float, scaled_s_min: float, claimed: float) -> float:
+    """Return a proved lower bound of s_min(phi), a fifth of ``claimed`` at least; NotProved where there is none."""
     scaled, moved = _scaled(Z, gates, weights, delta)
     # Rows are scaled to within a factor of two of the producer's: so are the singular values.
-    floor = _floor(scaled, 0.45 * float(constants["scaled_s_min"]) + moved)
+    floor = _floor(scaled, 0.45 * scaled_s_min + moved)
     smallest = math.sqrt(max(floor, 0.0)) * (1.0 - 2.0**-50) - moved * _ROOM
     bound = math.ldexp(smallest, -int(scaled.exponents.max())) * (1.0 - 2.0**-50)
     if not smallest > 0.0 or not bound >= 0.2 * claimed:
         raise NotProved("the smallest singular value of phi is not bounded away from zero again")
-    return f"phi(q) has rank {rows.n}, s_min(phi) >= {bound:.3g}: a factorization of phi phi^T was multiplied out"
+    return bound
 
 
 def _scaled(Z: Any, q: Any, weights: Any, delta: float) -> tuple[ScaledGram, float]:

@@ -7,10 +7,12 @@ not a bus error.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import mmap
 import os
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -22,10 +24,25 @@ from alignver.errors import InvalidInput
 from alignver.progress import track
 from alignver.proof.rounding import FloatArray
 
-__all__ = ["Rows", "open_rows"]
+__all__ = ["Location", "Rows", "open_rows"]
 
 _BLOCK_BYTES = 1 << 26  # float64 rows that one pass holds at a time
 _FLOATS = ("float16", "float32", "float64")
+
+
+@dataclasses.dataclass(frozen=True)
+class Location:
+    """Where another process finds the rows: the arguments of ``numpy.memmap``, and whether the constant is added."""
+
+    path: str
+    offset: int
+    shape: tuple[int, int]
+    dtype: str
+    added: bool
+
+    def open(self) -> Rows:
+        """Open the file here."""
+        return open_rows(np.memmap(self.path, self.dtype, "r", self.offset, self.shape), add_constant=self.added)
 
 
 class Rows:
@@ -46,6 +63,15 @@ class Rows:
         self.stored = shape[1]
         self.dtype = dtype
         self.added = added
+
+    @property
+    def location(self) -> Location | None:
+        """The file that the rows are in, if it has a name."""
+        return None
+
+    def raw(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Return the rows with these indices as they are stored, without an added constant."""
+        return self._rows(indices)
 
     def read(self, start: int, stop: int) -> FloatArray:
         """Return rows ``start`` to ``stop`` as a float64 array of their own or a view, not to be written to."""
@@ -91,15 +117,23 @@ class _ArrayRows(Rows):
 
 
 class _FileRows(Rows):
-    def __init__(self, file: int, offset: int, shape: tuple[int, int], dtype: np.dtype[Any], added: bool) -> None:
+    def __init__(
+        self, file: int, offset: int, shape: tuple[int, int], dtype: np.dtype[Any], added: bool, path: str = ""
+    ) -> None:
         super().__init__(shape, dtype.name, added)
-        self._file, self._offset, self._kind = file, offset, dtype
+        self._file, self._offset, self._kind, self._path = file, offset, dtype, path
         self._row_bytes = self.stored * dtype.itemsize
+        self._closing = weakref.finalize(self, os.close, file)  # at the latest when nobody holds the rows
+
+    @property
+    def location(self) -> Location | None:
+        if not self._path:
+            return None
+        return Location(self._path, self._offset, (self.n, self.stored), self.dtype, self.added)
 
     def close(self) -> None:
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        self._closing()
+        self._file = -1  # the number may belong to another file by now
 
     def _range(self, start: int, stop: int) -> npt.NDArray[Any]:
         rows = np.empty((stop - start, self.stored), dtype=self._kind)
@@ -182,12 +216,13 @@ def _mapped(Z: np.memmap[Any, Any], added: bool) -> Rows | None:
         file = os.open(Z.filename, os.O_RDONLY)
     except OSError:
         return None
-    return _FileRows(file, Z.offset, (int(Z.shape[0]), int(Z.shape[1])), Z.dtype, added)
+    shape = (int(Z.shape[0]), int(Z.shape[1]))
+    return _FileRows(file, Z.offset, shape, Z.dtype, added, os.path.abspath(Z.filename))
 
 
 def _spooled(blocks: Iterable[Any], added: bool, folder: str | os.PathLike[str] | None) -> Rows:
     n, m, dtype = 0, 0, np.dtype(np.float64)
-    with tempfile.TemporaryFile(dir=folder) as file:
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
         for block in track(blocks, "features to disk"):
             rows = host(block) if hasattr(block, "dtype") else np.asarray(block)
             if rows.ndim != 2 or 0 in rows.shape or (n and rows.shape[1] != m):
@@ -201,8 +236,9 @@ def _spooled(blocks: Iterable[Any], added: bool, folder: str | os.PathLike[str] 
             except (TypeError, ValueError) as error:
                 raise InvalidInput("Z", f"a block of {rows.dtype} at row {n}", "blocks of real numbers") from error
             try:
-                file.write(content.data.cast("B"))
-                file.flush()
+                left = content.data.cast("B")
+                while left:
+                    left = left[file.write(left) :]
             except OSError as error:
                 full = error.errno in (errno.ENOSPC, errno.EDQUOT)
                 got = f"a disk that is full after {n} rows" if full else f"a disk that fails ({error.strerror})"

@@ -27,7 +27,8 @@ import math
 import numpy as np
 
 from alignver.phi.blocks import Block
-from alignver.phi.climb import Climber
+from alignver.phi.climb import Climber, Elsewhere
+from alignver.phi.cluster import Cluster
 from alignver.phi.cuts import Cuts
 from alignver.phi.rows import Rows
 from alignver.phi.survey import Survey
@@ -124,6 +125,7 @@ def find_staircase(
     delta: float = 0.0,
     tries: int | None = None,
     thorough: bool = True,
+    cluster: Cluster | None = None,
 ) -> Search:
     """Look for a staircase of ``width`` units, or of as few as can be proved, along the surveyed directions.
 
@@ -143,23 +145,34 @@ def find_staircase(
         How many of the directions to use.
     thorough : bool
         False: blocks of equal size only.
+    cluster : Cluster, optional
+        Whose workers prove the blocks.
 
     Returns
     -------
     Search
     """
     with single_threaded_blas():
-        return _search(rows, found, width, delta, tries, thorough)
+        elsewhere = None if cluster is None else cluster.prover(rows, found.record["sha256"], delta)
+        return _search(rows, found, width, delta, tries, thorough, elsewhere)
 
 
-def _search(rows: Rows, found: Survey, width: int | None, delta: float, tries: int | None, thorough: bool) -> Search:
+def _search(
+    rows: Rows,
+    found: Survey,
+    width: int | None,
+    delta: float,
+    tries: int | None,
+    thorough: bool,
+    elsewhere: Elsewhere | None,
+) -> Search:
     least = -(-rows.n // rows.m)
     climbers: list[Climber] = []
     reason = "no direction was tried"
     count = int(found.projections.shape[1] if tries is None else min(tries, found.projections.shape[1]))
     asked = least if width is None else width
     for attempt in range(1, count + 1):
-        climber = Climber(rows, _cuts(found, attempt - 1, delta), delta)
+        climber = Climber(rows, _cuts(found, attempt - 1, delta), delta, elsewhere)
         climbers.append(climber)
         for blocks_wanted in _counts(rows, asked):
             blocks = climber.even(blocks_wanted)

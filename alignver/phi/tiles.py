@@ -12,17 +12,24 @@ import errno
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
+from alignver.arrays import Array, host, like
 from alignver.errors import InvalidInput
 from alignver.proof.rounding import FloatArray
 
-__all__ = ["FolderStore", "MemoryStore", "Store", "open_store"]
+__all__ = ["FolderStore", "MemoryStore", "MirroredStore", "Store", "column_name", "content_hash", "open_store"]
 
 _MANIFEST = "tiles.json"
+
+
+def content_hash(array: FloatArray) -> str:
+    """Return the SHA-256 of the entries in row-major order."""
+    return hashlib.sha256(np.ascontiguousarray(array).data.cast("B")).hexdigest()
 
 
 class Store(Protocol):
@@ -32,29 +39,29 @@ class Store(Protocol):
     def finished(self) -> int:
         """How many columns are kept."""
 
-    def append(self, column: FloatArray) -> None:
+    def append(self, column: Array) -> None:
         """Keep the next column."""
 
-    def __getitem__(self, index: int) -> FloatArray:
+    def __getitem__(self, index: int) -> Array:
         """Return a kept column, not to be written to."""
 
 
 class MemoryStore:
-    """Tile columns in memory."""
+    """Tile columns in memory, or on the device that they were made on."""
 
     def __init__(self) -> None:
-        self._columns: list[FloatArray] = []
+        self._columns: list[Array] = []
 
     @property
     def finished(self) -> int:
         """How many columns are kept."""
         return len(self._columns)
 
-    def append(self, column: FloatArray) -> None:
+    def append(self, column: Array) -> None:
         """Keep the next column."""
         self._columns.append(column)
 
-    def __getitem__(self, index: int) -> FloatArray:
+    def __getitem__(self, index: int) -> Array:
         return self._columns[index]
 
 
@@ -91,18 +98,24 @@ class FolderStore:
         """How many columns are kept."""
         return len(self._hashes)
 
+    @property
+    def hashes(self) -> tuple[str, ...]:
+        """What the finished columns are known by."""
+        return tuple(self._hashes)
+
+    def publish(self, name: str, array: FloatArray) -> None:
+        """Put an array beside the columns, for processes that read this folder."""
+        try:
+            _write_array(self.folder / name, array)
+        except OSError as error:
+            raise _refused(self.folder, error, self.finished) from error
+
     def append(self, column: FloatArray) -> None:
         """Keep the next column: its file first, then the manifest that counts it."""
-        path = self._path(self.finished)
         try:
-            content = hashlib.sha256(column.data.cast("B")).hexdigest()
-            with _replacing(path) as stream:
-                np.lib.format.write_array(stream, column, allow_pickle=False)
-            self._hashes.append(content)
-            self._write_manifest()
+            _write_array(self._path(self.finished), column)
+            self._write_manifest([*self._hashes, content_hash(column)])
         except OSError as error:
-            with contextlib.suppress(OSError):
-                path.with_suffix(".part").unlink(missing_ok=True)
             raise _refused(self.folder, error, self.finished) from error
 
     def __getitem__(self, index: int) -> FloatArray:
@@ -110,12 +123,13 @@ class FolderStore:
         return column
 
     def _path(self, index: int) -> Path:
-        return self.folder / f"column_{index:05d}.npy"
+        return self.folder / column_name(index)
 
-    def _write_manifest(self) -> None:
-        document = json.dumps({"key": self._key, "columns": self._hashes}, indent=1)
+    def _write_manifest(self, hashes: list[str]) -> None:
+        document = json.dumps({"key": self._key, "columns": hashes}, indent=1)
         with _replacing(self.folder / _MANIFEST) as stream:
             stream.write(document.encode("ascii"))
+        self._hashes = hashes
 
     def _take_up(self) -> None:
         try:
@@ -132,7 +146,7 @@ class FolderStore:
         for index, expected in enumerate(hashes):
             try:
                 column = np.load(self._path(index), mmap_mode="r", allow_pickle=False)
-                intact = hashlib.sha256(np.ascontiguousarray(column).data.cast("B")).hexdigest() == expected
+                intact = content_hash(column) == expected
             except (OSError, ValueError):
                 intact = False
             if not intact:
@@ -140,14 +154,61 @@ class FolderStore:
             self._hashes.append(expected)
 
 
+class MirroredStore:
+    """Tile columns on a device, and in a folder.
+
+    Parameters
+    ----------
+    kept : FolderStore
+        Its finished columns are taken to the device.
+    place : array
+        An array of the namespace and on the device.
+    """
+
+    def __init__(self, kept: FolderStore, place: Array) -> None:
+        self._kept = kept
+        self._columns = [like(np.array(kept[k]), place) for k in range(kept.finished)]
+
+    @property
+    def finished(self) -> int:
+        """How many columns are kept."""
+        return len(self._columns)
+
+    def append(self, column: Array) -> None:
+        """Keep the next column."""
+        self._kept.append(np.ascontiguousarray(host(column)))
+        self._columns.append(column)
+
+    def __getitem__(self, index: int) -> Array:
+        return self._columns[index]
+
+
+def column_name(index: int) -> str:
+    """Return the file of a tile column."""
+    return f"column_{index:05d}.npy"
+
+
 @contextlib.contextmanager
-def _replacing(path: Path) -> Any:
+def _replacing(path: Path) -> Iterator[BinaryIO]:
     part = path.with_suffix(".part")
-    with part.open("wb") as stream:
-        yield stream
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(part, path)
+    try:
+        with part.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(part, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+
+
+def _write_array(path: Path, array: FloatArray) -> None:
+    """Write a .npy file; NumPy's own writer does not tell why it could not."""
+    content = np.ascontiguousarray(array)
+    with _replacing(path) as stream:
+        np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(content))
+        stream.write(content.data.cast("B"))
 
 
 def _refused(folder: Path, error: OSError, kept: int = 0) -> InvalidInput:
@@ -157,6 +218,12 @@ def _refused(folder: Path, error: OSError, kept: int = 0) -> InvalidInput:
     return InvalidInput("folder", got, f"a folder with room for the tiles{after}")
 
 
-def open_store(folder: str | os.PathLike[str] | None, key: dict[str, Any]) -> Store:
-    """Return a store in memory, or in ``folder`` with the finished columns of the same matrix taken up."""
-    return MemoryStore() if folder is None else FolderStore(folder, key)
+def open_store(folder: str | os.PathLike[str] | None, key: dict[str, Any], place: Array | None = None) -> Store:
+    """Return a store in memory, or in ``folder`` with the finished columns of the same matrix taken up.
+
+    ``place`` says where the columns are made, if not in NumPy.
+    """
+    if folder is None:
+        return MemoryStore()
+    kept = FolderStore(folder, key)
+    return kept if place is None else MirroredStore(kept, place)

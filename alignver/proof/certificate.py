@@ -26,11 +26,14 @@ __all__ = ["CLAIMS", "Certificate", "describe", "digest_input", "make", "pack", 
 CLAIMS = {
     "membership": "y is in the column space of {J}",
     "non-membership": "y is not in the column space of {J}",
+    "factored-membership": "y is in the column space of {J}, the matrix made of the layer factors as computed",
     "rank": "rank({A}) == {rank}",
     "not-rank": "rank({A}) != {rank}",
     "exploration": "phi(q) has rank {rank}, all rows of Z, for the gates q of this certificate (Assumption 4)",
     "exploration-gates": "phi(q) has rank {rank}, all rows of Z, for the gates q that were given (Assumption 4)",
     "no-exploration": "phi(q) has a rank below {rank}, the number of rows of Z, for all gates q of the width",
+    "optimality": "L(theta) - inf L <= {gap}: no parameters of any layer have a smaller training loss by more",
+    "suboptimality": "L(theta) - inf L > {gap}: the weights of the last hidden layer can be changed for the better",
 }
 """What a certificate can claim; with a ball, of every matrix in it."""
 
@@ -147,7 +150,7 @@ def describe(certificate: Certificate) -> str:
         kind = "spectral norm" if ball.get("kind") == "norm" else "entrywise"
         within = f", for every matrix within {size} ({kind})"
     template = CLAIMS.get(certificate.claim, "?") if isinstance(certificate.claim, str) else "?"
-    return template.format(J="J", A="A", rank=constants.get("rank", "?")) + within
+    return template.format(J="J", A="A", rank=constants.get("rank", "?"), gap=constants.get("gap", "?")) + within
 
 
 def canonical(document: Any) -> bytes:

@@ -17,6 +17,8 @@ def folder(files, monkeypatch):
     np.save("q.npy", np.random.default_rng(0).standard_normal((9, 14)))
     Z[40] = Z[2]
     np.save("equal.npy", Z)
+    (files / "short.npy").write_bytes((files / "bare.npy").read_bytes()[:-30])
+    np.save("close.npy", np.column_stack([np.random.default_rng(0).standard_normal((6, 2)) * 1e-300, np.ones(6)]))
     np.savez("data.npz", X=np.random.default_rng(0).standard_normal((30, 4)))
     with open("net.py", "w") as file:
         file.write(
@@ -62,6 +64,42 @@ def test_certificate_is_verified(alignver, folder):
     assert alignver("verify", "no", "--input", "Z=equal.npy").code == 0
 
 
+def test_gates_that_overflow_leave_nothing_behind(alignver, folder):
+    run = alignver("check", "exploration", "close.npy", "--width", "4", "--certificate", "none")
+    assert run.code == 3
+    assert "nothing was proved for width 4" in run.out
+    assert not (folder / "none").exists()
+
+
+@pytest.mark.parametrize(("size", "arguments"), [(300, []), (6000, ["--method", "gram", "--tiles", "kept"])])
+def test_full_disk(alignver, folder, inject, size, arguments):
+    """Files larger than ``size`` cannot be written: what is begun is taken away again."""
+    injected = inject(f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))")
+    before = set(folder.iterdir())
+    run = alignver("check", "exploration", "Z.npy", *arguments, "--certificate", "big", injected=injected)
+    assert (run.code, run.out) == (2, "")
+    assert ("--tiles" if arguments else "--certificate") in run.err
+    assert "File too large" in run.err
+    left = set(folder.iterdir()) - before - {folder / "kept"}
+    assert not left
+    assert not (folder / "kept").exists() or not list((folder / "kept").iterdir())
+
+
+def test_cluster(alignver, folder):
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
+        address = ["--scheduler", cluster.scheduler_address]
+        run = alignver("check", "exploration", "Z.npy", *address, "--certificate", "there")
+        assert run.code == 0, run.err
+        assert run.err == ""
+        assert alignver("verify", "there", "--input", "Z=Z.npy").code == 0
+        run = alignver("check", "exploration", "Z.npy", "--method", "gram", "--tiles", "shared", *address)
+        assert run.code == 0, run.err
+        run = alignver("check", "exploration", "Z.npy", "--method", "gram", *address)
+        assert run.code == 2
+        assert "--tiles: got no folder beside a client" in run.err
+
+
 def test_json(alignver, folder):
     run = alignver("check", "exploration", "Z.npy", "--json")
     document = run.document()
@@ -81,6 +119,9 @@ def test_json(alignver, folder):
         (["--model", "net.py:build", "--data", "data.npz", "--layer", "5"], "--layer: got '5'"),
         (["Z.npy", "--estimate-delta"], "--estimate-delta"),
         (["missing.npy"], "no such file"),
+        (["short.npy"], "short.npy"),
+        (["Z.npy", "--scheduler", "gopher://host:1"], "--scheduler: got gopher://host:1 (unknown address scheme"),
+        (["Z.npy", "--method", "gram", "--device", "cuda:77"], "--device"),
     ],
 )
 def test_bad_input(alignver, folder, arguments, words):

@@ -87,10 +87,8 @@ def test_killed_run_goes_on(tmp_path, monkeypatch):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
     assert len(json.loads((tmp_path / "tiles.json").read_text())["columns"]) == 3
     begun = []
-    assembled = cholesky._assembled
-    monkeypatch.setattr(
-        cholesky, "_assembled", lambda gram, start, *rest: begun.append(start) or assembled(gram, start, *rest)
-    )
+    make = cholesky.by_threads
+    monkeypatch.setattr(cholesky, "by_threads", lambda column: begun.append(column.start) or make(column))
     definite = prove_definite(problem()[2], tile=16, folder=tmp_path)
     assert begun == [48, 64]
     monkeypatch.undo()
@@ -116,17 +114,18 @@ def test_tiles_of_another_matrix_are_refused(tmp_path):
 
 
 def test_full_disk_keeps_finished_tiles(tmp_path, monkeypatch):
-    write = np.lib.format.write_array
+    write = tiles._write_array
     calls = []
 
-    def full(stream, array, **options):
+    def full(path, array):
         calls.append(1)
         if len(calls) == 3:
-            stream.write(b"half")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write(stream, array, **options)
+            with tiles._replacing(path) as stream:
+                stream.write(b"half")
+                raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, array)
 
-    monkeypatch.setattr(np.lib.format, "write_array", full)
+    monkeypatch.setattr(tiles, "_write_array", full)
     with pytest.raises(InvalidInput, match=r"disk that is full.*the 2 finished tile columns are kept"):
         prove_definite(problem()[2], tile=16, folder=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["column_00000.npy", "column_00001.npy", "tiles.json"]

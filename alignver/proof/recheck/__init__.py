@@ -18,7 +18,7 @@ import numpy as np
 from alignver.arrays import as_matrix, as_vector, host
 from alignver.errors import InvalidInput
 from alignver.proof.certificate import Certificate, describe, digest_input
-from alignver.proof.recheck import floats, integers, modular
+from alignver.proof.recheck import factors, floats, integers, modular
 from alignver.proof.recheck.failure import NotProved
 from alignver.proof.storage import Tampered, load_certificate
 from alignver.results import CheckResult, Rigor, Verdict
@@ -26,6 +26,7 @@ from alignver.results import CheckResult, Rigor, Verdict
 __all__ = ["recheck"]
 
 _INPUTS = {"membership": ("J", "y"), "non-membership": ("J", "y"), "rank": ("A",), "not-rank": ("A",)}
+_FACTORED = "factored-membership"  # y, and the factors of the layers where the certificate does not hold them
 _METHODS: dict[str, Callable[[Certificate, Mapping[str, Any]], str]] = {
     "gram": floats.full_rank,
     "right inverse": floats.full_rank,
@@ -37,6 +38,7 @@ _METHODS: dict[str, Callable[[Certificate, Mapping[str, Any]], str]] = {
     "null vector": integers.null_vector,
     "null space": integers.null_space,
     "shape": modular.shape,
+    "factored gram": factors.factored,
 }
 
 
@@ -95,6 +97,8 @@ def recheck(certificate: Certificate | str | Path, **inputs: Any) -> CheckResult
 
 def _validated(certificate: Certificate, inputs: Mapping[str, Any]) -> dict[str, Any]:
     names = _INPUTS.get(certificate.claim) if isinstance(certificate.claim, str) else None
+    if certificate.claim == _FACTORED:
+        names = tuple(sorted({"y", *certificate.inputs}))
     if names is None:
         names = tuple(inputs)
     if set(inputs) != set(names):
@@ -110,7 +114,8 @@ def _check(certificate: Certificate, arrays: dict[str, Any]) -> str:
     if not certificate.sealed:
         raise NotProved("the seal is broken: the certificate was changed after it was made")
     method = _METHODS.get(certificate.method) if isinstance(certificate.method, str) else None
-    if method is None or certificate.claim not in _INPUTS:
+    factored = certificate.claim == _FACTORED
+    if method is None or not (factored or certificate.claim in _INPUTS) or factored != (method is factors.factored):
         raise NotProved(f"unknown claim or method: {str(certificate.claim)[:40]!r}, {str(certificate.method)[:40]!r}")
     for name, array in arrays.items():
         record = certificate.inputs.get(name)

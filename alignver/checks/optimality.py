@@ -1,0 +1,250 @@
+"""Is a point of the exploitation phase a global minimum, up to a tolerance? Proved from its outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from typing import Any
+
+import numpy as np
+
+from alignver.checks.exploitation_ranks import Ranks, prove_ranks
+from alignver.checks.exploration_words import peak_bytes
+from alignver.errors import InvalidInput
+from alignver.phi.claims import OPTIMALITY, SUBOPTIMALITY
+from alignver.proof.certificate import make
+from alignver.proof.rounding import FloatArray, add_up, assumptions_hold, mul_up, sub_down
+from alignver.results import Bound, CheckResult, Rigor, Verdict
+from alignver.theory.enclosure import LossBounds, enclose, loss_bounds
+from alignver.theory.exploitation import Exploitation
+from alignver.theory.gap import Infimum, better_weights, infimum
+from alignver.theory.losses import LOSSES
+from alignver.theory.objective import Objective, objective
+from alignver.theory.sample_losses import SampleLoss
+
+__all__ = ["check_optimality"]
+
+STATEMENT = "Global optimality (Theorems 4 and 5)"
+
+_MOST = 6000
+"""Samples up to which rank n is proved without being asked for: a Cholesky factorization of that order each output."""
+
+
+def check_optimality(
+    model: Exploitation,
+    weights: Any,
+    Y: Any,
+    *,
+    loss: str | SampleLoss,
+    tolerance: float,
+    certify: bool = True,
+    rank: bool | None = None,
+) -> CheckResult:
+    r"""Check whether the training loss is within ``tolerance`` of its global infimum.
+
+    .. math:: \mathcal L(\theta) - \inf_{\theta'} \mathcal L(\theta') \le \mathcal L(\theta)
+              - \frac1n \sum_i \inf_q \ell(q, y_i) = \mathcal L(\theta)
+
+    for the three losses, whose infima are 0; with equality where every :math:`A_j = \phi(R^{(j)})
+    (\mathrm{diag}(W_{j*}) \otimes I)` has rank n. So a bound of the loss, rounded outward, proves HOLDS, over the
+    parameters of all layers.
+    The ranks are proved beside it (Lemma 5): they say that the bound is sharp. FAILS is proved by better weights, or by
+    the ranks and a lower bound of the loss.
+
+    Parameters
+    ----------
+    model : Exploitation
+        Proofs are about the exact model: real arithmetic, the logistic gate, the floats of ``model.inputs``.
+    weights : (m_y, h, m) array
+    Y : targets
+        As :func:`~alignver.theory.losses.modified_targets` takes them.
+    loss : {"squared", "binary_cross_entropy", "cross_entropy"} or SampleLoss
+        A loss of the caller's own gets NUMERICAL verdicts.
+    tolerance : float
+        Positive.
+    certify : bool
+        False: no certificate, and the verdict is NUMERICAL.
+    rank : bool, optional
+        Whether to prove rank n of every A_j. None: where n is at most 6000. It costs a Cholesky factorization of
+        order n for each output.
+
+    Returns
+    -------
+    CheckResult
+        HOLDS with PROOF and a certificate; for the cross-entropies also how many training errors there can be. FAILS
+        with PROOF, witness and certificate. NUMERICAL where only the dual bound of
+        :func:`~alignver.theory.gap.infimum` decides. UNDECIDED.
+
+    Raises
+    ------
+    InvalidInput
+        Shapes that disagree, NaN or Inf, a loss that is not convex, a tolerance that is not positive.
+
+    References
+    ----------
+    Theorems 4 and 5 of Kawaguchi, Zhang, Deng (2022) promise this of the limit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> model = Exploitation([[2.0, 1.0], [0.0, 1.0]], np.zeros((1, 2, 3)), np.ones((1, 3)))
+    >>> result = check_optimality(model, np.ones((1, 3, 2)), [4.5, 1.5], loss="squared", tolerance=1e-9)
+    >>> result.verdict, result.rigor, result.measured["rank_n"]
+    (<Verdict.HOLDS: 'HOLDS'>, <Rigor.PROOF: 'PROOF'>, True)
+    """
+    began = time.perf_counter()
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0.0 < tolerance < math.inf:
+        raise InvalidInput("tolerance", repr(tolerance), "a positive finite number")
+    theta = model.weights(weights)
+    problem = objective(model, Y, loss)
+    if isinstance(loss, str) and loss in LOSSES:
+        result = _proved(problem, theta, loss, float(tolerance), rank)
+    else:
+        result = _measured(problem, theta, float(tolerance), infimum(problem, theta), ())
+    if not certify and result.rigor is Rigor.PROOF and result.verdict is not Verdict.UNDECIDED:
+        remark = "numerical: no certificate was asked for"
+        result = dataclasses.replace(
+            result, rigor=Rigor.NUMERICAL, certificate=None, evidence=(*result.evidence, remark)
+        )
+    return dataclasses.replace(result, cost={"seconds": time.perf_counter() - began, **peak_bytes()})
+
+
+def _proved(problem: Objective, theta: FloatArray, loss: str, tolerance: float, rank: bool | None) -> CheckResult:
+    enclosed = enclose(problem.model, theta) if assumptions_hold() else "this thread does not round to nearest"
+    if isinstance(enclosed, str):
+        return _measured(problem, theta, tolerance, infimum(problem, theta), (f"no proof: {enclosed}",))
+    tight = loss_bounds(enclosed, problem.targets, loss)
+    wide = loss_bounds(enclosed.widened(), problem.targets, loss)
+    gap = add_up(mul_up(wide.upper, 1.0 + 2.0**-30), 2.0**-900)
+    wanted = problem.model.n <= _MOST if rank is None else rank
+    if gap <= tolerance:
+        return _holds(problem, theta, loss, tolerance, tight, wide, gap, prove_ranks(problem.model) if wanted else None)
+    better = better_weights(problem, theta)
+    enclosed = enclose(problem.model, better)
+    if not isinstance(enclosed, str):
+        there = loss_bounds(enclosed.widened(), problem.targets, loss)
+        lead = sub_down(wide.lower * (1.0 - 2.0**-30), mul_up(there.upper, 1.0 + 2.0**-30), 2.0**-900)
+        if lead > tolerance:
+            return _fails(problem, theta, loss, tolerance, tight, lead, better)
+    ranks = prove_ranks(problem.model) if wanted else None
+    lead = sub_down(wide.lower * (1.0 - 2.0**-30), 2.0**-900)
+    if ranks is not None and ranks.all and lead > tolerance:
+        return _fails(problem, theta, loss, tolerance, tight, lead, None, ranks)
+    said = () if ranks is None else ranks.reasons
+    return _measured(problem, theta, tolerance, infimum(problem, better), said)
+
+
+def _numbers(problem: Objective, loss: str, tight: LossBounds, ranks: Ranks | None) -> dict[str, Any]:
+    model = problem.model
+    numbers: dict[str, Any] = {"loss": loss, "samples": model.n, "outputs": model.m_y, "width": model.h}
+    numbers |= {"features": model.m, "loss_lower": tight.lower, "loss_upper": tight.upper}
+    numbers |= {"training_errors": tight.errors, "rank_n": None if ranks is None else ranks.all}
+    if ranks is not None:
+        numbers["s_min_lower"] = tuple(None if entry is None else entry["s_min"] for entry in ranks.entries)
+    return numbers
+
+
+def _holds(
+    problem: Objective,
+    theta: FloatArray,
+    loss: str,
+    tolerance: float,
+    tight: LossBounds,
+    wide: LossBounds,
+    gap: float,
+    ranks: Ranks | None,
+) -> CheckResult:
+    bounds = [Bound("L(theta) - inf L", gap, "<=", tolerance)]
+    evidence = []
+    if wide.errors is not None:
+        bounds.append(Bound("training errors", wide.errors, "<=", 0))
+        said = "no training error" if wide.errors == 0 else f"at most {wide.errors} training errors"
+        evidence.append(f"{said} of {problem.model.n}: margins beyond the rounding bound")
+    if ranks is not None:
+        least = [entry["s_min"] for entry in ranks.entries if entry is not None]
+        if ranks.all:
+            evidence.append(
+                f"rank n proved for every output, s_min >= {min(least):.1e}: the infimum is 0, the bound sharp"
+            )
+        else:
+            evidence += ["rank n is not proved, so the gap may be smaller than the bound", *ranks.reasons]
+    entries = (None,) * problem.model.m_y if ranks is None else ranks.entries
+    constants = {"loss": loss, "gap": gap, "errors": wide.errors, "ranks": entries}
+    return CheckResult(
+        name="optimality",
+        statement=STATEMENT,
+        verdict=Verdict.HOLDS,
+        rigor=Rigor.PROOF,
+        reason=f"the training loss exceeds its global infimum by at most {gap:.3g} (asked for: {tolerance:.3g})",
+        evidence=tuple(evidence),
+        measured={**_numbers(problem, loss, tight, ranks), "gap_upper": gap, "infimum_lower": 0.0},
+        bounds=tuple(bounds),
+        certificate=make(OPTIMALITY, "outputs", problem.model.inputs(theta, problem.targets), {}, constants),
+    )
+
+
+def _fails(
+    problem: Objective,
+    theta: FloatArray,
+    loss: str,
+    tolerance: float,
+    tight: LossBounds,
+    lead: float,
+    better: FloatArray | None,
+    ranks: Ranks | None = None,
+) -> CheckResult:
+    model = problem.model
+    data = {} if better is None else {"better": np.ascontiguousarray(better.reshape(model.m_y, -1))}
+    entries = (None,) * model.m_y if ranks is None else ranks.entries
+    constants = {"loss": loss, "gap": lead, "errors": None, "ranks": entries}
+    witness: dict[str, Any] = {"kind": "rank n", "gap_lower": lead}
+    how = "every output has rank n, so the infimum is 0"
+    if better is not None:
+        value = problem.value(better)
+        change = float(np.linalg.norm(better - theta))
+        witness = {"kind": "better weights", "gap_lower": lead, "loss": value, "distance": change}
+        how = f"weights at a distance of {change:.3g} have the loss {value:.3g}: they are in the certificate"
+    return CheckResult(
+        name="optimality",
+        statement=STATEMENT,
+        verdict=Verdict.FAILS,
+        rigor=Rigor.PROOF,
+        reason=f"the training loss exceeds its infimum by more than {lead:.3g} (asked for: {tolerance:.3g}); {how}",
+        measured={**_numbers(problem, loss, tight, ranks), "gap_lower": lead},
+        bounds=(Bound("L(theta) - inf L", lead, "<=", tolerance),),
+        witness=witness,
+        certificate=make(SUBOPTIMALITY, "outputs", model.inputs(theta, problem.targets), data, constants),
+    )
+
+
+def _measured(
+    problem: Objective, theta: FloatArray, tolerance: float, known: Infimum, remarks: tuple[str, ...]
+) -> CheckResult:
+    """Decide by numbers: the loss beside the interval of its infimum, with room for their rounding."""
+    value = problem.value(theta)
+    noise = 1e-12 * max(1.0, abs(value), abs(known.lower))
+    high, low = value - known.lower, value - known.upper
+    if high + noise <= tolerance:
+        verdict, compared = Verdict.HOLDS, f"at most {high:.3g}"
+    elif low - noise > tolerance:
+        verdict, compared = Verdict.FAILS, f"more than {low:.3g}"
+    else:
+        verdict, compared = Verdict.UNDECIDED, f"between {max(low, 0.0):.3g} and {high:.3g}"
+    names = {"samples": "the mean of the samples' infima", "dual": "Fenchel duality"}
+    return CheckResult(
+        name="optimality",
+        statement=STATEMENT,
+        verdict=verdict,
+        rigor=Rigor.NUMERICAL,
+        reason=f"the training loss exceeds its infimum by {compared} (asked for: {tolerance:.3g})",
+        evidence=(f"the infimum lies between {known.lower:.6g} ({names[known.how]}) and {known.upper:.6g}", *remarks),
+        measured={
+            "loss": problem.loss.name,
+            "loss_value": value,
+            "infimum_lower": known.lower,
+            "infimum_upper": known.upper,
+            "infimum_from": known.how,
+        },
+        bounds=(Bound("L(theta) - inf L", high, "<=", tolerance),),
+    )

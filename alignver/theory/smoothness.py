@@ -1,0 +1,200 @@
+r"""How large a step may be: Lipschitz constants of the gradient in the exploitation phase.
+
+Lemma 8 of the paper has :math:`\hat L = \frac{L_\ell}{n} \sum_i Z_i^2` with :math:`Z_i` the largest norm of row i
+among the :math:`A_j`. Its own proof passes through something smaller. The gradient is :math:`\frac1n A_j^\top
+\partial_j \ell`, so
+
+.. math:: \|\nabla \hat{\mathcal L}(\theta') - \nabla \hat{\mathcal L}(\theta)\|^2
+          \le \frac{1}{n^2} \max_j \|A_j\|_2^2\, L_\ell^2 \sum_j \|A_j (\theta'_j - \theta_j)\|^2
+          \le \Bigl(\frac{L_\ell}{n} \max_j \|A_j\|_2^2\Bigr)^2 \|\theta' - \theta\|^2 ,
+
+and :math:`\frac{L_\ell}{n} \max_j \|A_j\|_2^2` will do in place of :math:`\hat L`. It is never larger, since
+:math:`\|A_j\|_2^2 \le \|A_j\|_F^2 \le \sum_i Z_i^2`, and up to n times smaller.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+from scipy.sparse.linalg import ArpackError, eigsh
+
+from alignver.linalg.norms import start_vector
+from alignver.phi.gate import gate_matrix_error
+from alignver.phi.hadamard import gram
+from alignver.progress import track
+from alignver.proof.definiteness import is_positive_definite
+from alignver.proof.rounding import FloatArray, add_up, gamma, mul_up, sqrt_up, square_sums_up, sum_up
+from alignver.theory.exploitation import Exploitation
+from alignver.theory.sample_losses import SampleLoss, sample_loss
+
+__all__ = ["Smoothness", "row_norms", "smoothness", "squared_norm_up"]
+
+_ORDER = 3000
+"""Largest order of a symmetric matrix that is bounded by an eigenvalue and a factorization: some seconds each."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Smoothness:
+    r"""Constants of the exploitation phase.
+
+    Attributes
+    ----------
+    paper : float
+        Lemma 8's :math:`\hat L`, rounded up.
+    spectral : float
+        Upper bound of :math:`\frac{L_\ell}{n} \max_j \|A_j\|_2^2`, at most ``paper``.
+    spectral_estimate : float
+        The same number as floating point gives it, without room for error: how sharp the bound is.
+    how : str
+        ``"eigenvalues"``: bound verified by a Cholesky factorization; ``"Schur"``: the product bound, for large n;
+        ``"gates of 1"``.
+    """
+
+    paper: float
+    spectral: float
+    spectral_estimate: float
+    how: str
+
+    @property
+    def step(self) -> float:
+        """1 / spectral: Theorem 5 (i) holds with it."""
+        return math.nextafter(1.0 / self.spectral, 0.0) if self.spectral else math.inf
+
+    @property
+    def limit(self) -> float:
+        """2 / spectral: gradient descent with a constant step below it never raises the loss (Lemma 2)."""
+        return math.nextafter(2.0 / self.spectral, 0.0) if self.spectral else math.inf
+
+
+def smoothness(model: Exploitation, loss: str | SampleLoss, *, order: int = _ORDER) -> Smoothness:
+    r"""Return Lipschitz constants of the gradient: the paper's and the spectral one.
+
+    .. math:: \hat L = \frac{L_\ell}{n} \sum_i \max_j \|(A_j)_{i*}\|^2 , \qquad \frac{L_\ell}{n} \max_j \|A_j\|_2^2
+
+    Parameters
+    ----------
+    model : Exploitation
+    loss : str or SampleLoss
+    order : int
+        Largest min(n, h m) for which eigenvalues are computed. Beyond it :math:`\|A_j\|_2 \le
+        \|\mathrm{diag}(\|t_i\|) Z\|_2` stands in (t_i row i of the gate values times output weights).
+
+    Returns
+    -------
+    Smoothness
+        Both are upper bounds for the exact gates: eigenvalues are verified, sums rounded outward, and the error of the
+        gate values (:func:`~alignver.phi.gate.gate_matrix_error`) is counted. Where that is not small, gates are
+        replaced by 1, which bounds them, and both numbers come from row norms.
+
+    Raises
+    ------
+    InvalidInput
+        A loss that is unknown or not convex.
+
+    References
+    ----------
+    Lemma 8; the Schur product bound is Theorem 5.5.18 of Horn and Johnson, *Topics in Matrix Analysis* (1991).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> model = Exploitation([[2.0, 1.0], [0.0, 1.0]], np.zeros((1, 2, 3)), np.ones((1, 3)))
+    >>> bounds = smoothness(model, "squared")
+    >>> round(bounds.paper, 6), round(bounds.spectral, 6)
+    (4.5, 3.927055)
+    """
+    constant = mul_up(float(sample_loss(loss, model.m_y).smoothness) / model.n, 1.0 + 2.0**-50)
+    longest = sqrt_up(float(square_sums_up(model.Z, 1).max()))
+    gates = max(float(square_sums_up(own, 0).max()) for own in model.steep_gates)
+    relative = add_up(gate_matrix_error(model.m, longest, sqrt_up(gates)), 2.0**-52)
+    if not relative < 2.0**-10:
+        lengths = square_sums_up(model.Z, 1) * float(square_sums_up(model.output_weights, 1).max())
+        bound = mul_up(constant, sum_up(lengths * (1.0 + 2.0**-50)))
+        return Smoothness(bound, bound, bound, "gates of 1")
+    room = mul_up(add_up(1.0, mul_up(1.01, relative)), add_up(1.0, mul_up(1.01, relative)))
+    paper = mul_up(constant, sum_up(row_norms(model) ** 2 * (1.0 + 2.0**-50)), room)
+    norms = [
+        squared_norm_up(model.Z, factor, order=order)
+        for factor in track([model.factors[j] for j in range(model.m_y)], "norms of A_j")
+    ]
+    spectral = min(mul_up(constant, max(upper for upper, _, _ in norms), room), paper)
+    how = "Schur" if any(how == "Schur" for _, _, how in norms) else "eigenvalues"
+    return Smoothness(paper, spectral, constant * max(estimate for _, estimate, _ in norms), how)
+
+
+def row_norms(model: Exploitation) -> FloatArray:
+    r"""Return Z of Lemma 8: :math:`Z_i = \max_j \|(A_j)_{i*}\| = \|z_i\| \max_j \|W_{j*} \circ S^{(j)}_i\|`, (n,)."""
+    lengths = np.stack([square_sums_up(factor, 1) for factor in model.factors]).max(axis=0)
+    norms: FloatArray = np.sqrt(lengths * square_sums_up(model.Z, 1)) * (1.0 + 2.0**-50)
+    return norms
+
+
+def squared_norm_up(Z: FloatArray, T: FloatArray, *, order: int = _ORDER) -> tuple[float, float, str]:
+    r"""Return an upper bound of :math:`\|A\|_2^2` for the A with rows :math:`T_i \otimes z_i`, an estimate, and how.
+
+    Where min(n, h m) <= ``order``: the largest eigenvalue as Lanczos' iteration has it, a millionth added, and a
+    Cholesky factorization of that times I minus the Gram matrix that proves it (its rounding included). Where that
+    fails or the orders are larger: :math:`A A^\top = P \circ (D Z)(D Z)^\top`, D = diag(||T_i||) and P the Gram
+    matrix of unit vectors, so :math:`\|A\|_2 \le \|D Z\|_2` by Schur's inequality; likewise with Z and T exchanged.
+    Each is at most :math:`\|A\|_F`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Z, T = np.array([[2.0, 1.0], [0.0, 1.0]]), np.full((2, 3), 0.5)
+    >>> upper, estimate, how = squared_norm_up(Z, T)
+    >>> exact = np.linalg.norm((T[:, :, None] * Z[:, None, :]).reshape(2, -1), 2) ** 2
+    >>> bool(exact <= upper <= 1.000002 * exact), bool(squared_norm_up(Z, T, order=0)[0] >= exact)
+    (True, True)
+    """
+    n, m = Z.shape
+    h = T.shape[1]
+    lengths = square_sums_up(Z, 1) * square_sums_up(T, 1)
+    frobenius = sum_up(lengths * (1.0 + 2.0**-50))
+    if not 0.0 < frobenius < math.inf:
+        return frobenius, frobenius, "eigenvalues"
+    if min(n, h * m) <= order:
+        if n <= h * m:
+            G, inner = gram(Z, T), m + h + 2
+        else:
+            A = (T[:, :, None] * Z[:, None, :]).reshape(n, -1)
+            G, inner = A.T @ A, n + 2
+        upper, estimate = _largest_eigenvalue_up(G, mul_up(gamma(inner), frobenius))
+        if upper < frobenius:
+            return upper, estimate, "eigenvalues"
+    left = np.sqrt(square_sums_up(T, 1))[:, None] * Z
+    right = np.sqrt(square_sums_up(Z, 1))[:, None] * T
+    bounds = []
+    for B in (left, right):
+        if B.shape[1] <= max(order, _ORDER):
+            G = B.T @ B
+            bounds.append(_largest_eigenvalue_up(G, mul_up(gamma(n + 4), frobenius)))
+    upper, estimate = min(bounds, default=(frobenius, frobenius))
+    return min(upper, frobenius), min(estimate, frobenius), "Schur"
+
+
+def _largest_eigenvalue_up(G: FloatArray, error: float) -> tuple[float, float]:
+    """Return a verified upper bound of the largest eigenvalue of every symmetric matrix within ``error`` of G (2-norm),
+    and an estimate of it; infinity where nothing is verified.
+    """
+    estimate = _largest_eigenvalue(G)
+    for room in (2.0**-20, 2.0**-10, 0.25):
+        upper = add_up(mul_up(max(estimate, 0.0), 1.0 + room), mul_up(4.0, error))
+        shifted = -G
+        shifted.flat[:: len(G) + 1] += upper
+        # The subtraction on the diagonal rounds by at most u (upper + |g|): counted in twice the error of a unit.
+        if is_positive_definite(shifted, error=add_up(error, mul_up(2.0**-51, upper))):
+            return upper, estimate
+    return math.inf, estimate
+
+
+def _largest_eigenvalue(G: FloatArray) -> float:
+    """Return the largest eigenvalue as Lanczos' iteration gives it, from below; LAPACK's for small matrices."""
+    if len(G) > 200:
+        try:
+            return float(eigsh(G, k=1, which="LA", v0=start_vector(len(G)), tol=1e-10, return_eigenvectors=False)[0])
+        except ArpackError:  # LAPACK takes longer and always answers
+            return float(np.linalg.eigvalsh(G)[-1])
+    return float(np.linalg.eigvalsh(G)[-1])

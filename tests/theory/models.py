@@ -1,0 +1,41 @@
+"""Small exploitation problems that the tests share."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from alignver.theory.exploitation import Exploitation
+from alignver.theory.objective import objective
+
+LOSSES = ("squared", "binary_cross_entropy", "cross_entropy")
+
+
+def model(seed=0, n=20, m=5, h=6, m_y=2, slope=1.0):
+    rng = np.random.default_rng(seed)
+    Z = np.column_stack([rng.standard_normal((n, m - 1)), np.ones(n)])
+    return Exploitation(Z, rng.standard_normal((m_y, m, h)), rng.standard_normal((m_y, h)), slope)
+
+
+def targets(loss, n, m_y, seed=0):
+    rng = np.random.default_rng(seed + 1)
+    if loss == "squared":
+        return rng.standard_normal((n, m_y))
+    if loss == "cross_entropy" and m_y > 1:
+        return rng.integers(0, m_y, n)
+    return rng.integers(0, 2, (n, m_y))
+
+
+def problem(loss, **shape):
+    own = model(**shape)
+    return objective(own, targets(loss, own.n, own.m_y, shape.get("seed", 0)), loss)
+
+
+def descend(own, theta, alpha, count):
+    """Gradient descent: losses before each step, gradient norms, and where it ended."""
+    losses, norms = [], []
+    for _ in range(count):
+        gradient = own.gradient(theta)
+        losses.append(own.value(theta))
+        norms.append(float(np.linalg.norm(gradient)))
+        theta = theta - alpha * gradient
+    return losses, norms, theta
