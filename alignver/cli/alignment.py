@@ -11,7 +11,7 @@ from alignver.cli import options
 from alignver.cli.exits import Exit
 from alignver.cli.session import Session
 
-__all__ = ["JacobianDtype", "Loss", "alignment"]
+__all__ = ["ChunkSize", "Dtype", "Engine", "JacobianDtype", "Loss", "Weights", "alignment"]
 
 
 class Loss(enum.StrEnum):
@@ -29,6 +29,38 @@ class JacobianDtype(enum.StrEnum):
     SAME = "same"
 
 
+class Engine(enum.StrEnum):
+    """What stands for the Jacobian."""
+
+    DENSE = "dense"
+    STREAMED = "streamed"
+    GRAM = "gram"
+    MATRIX_FREE = "matrix-free"
+
+
+ChunkSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Samples differentiated at a time; fewer need less memory.",
+        show_default="as many as keep it small",
+        rich_help_panel="Computation",
+    ),
+]
+Dtype = Annotated[
+    JacobianDtype,
+    typer.Option(
+        help="Precision of the Jacobian: float64 widens the model exactly, same keeps its own.",
+        rich_help_panel="Computation",
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Parameters to load: a .safetensors file.", show_default=False),
+]
+
+
 def alignment(
     model: Annotated[
         str,
@@ -40,31 +72,22 @@ def alignment(
     ],
     data: Annotated[str, typer.Option(metavar="FILE.npz", help="The samples: a .npz file with X and Y.")],
     loss: Annotated[Loss, typer.Option(metavar="LOSS", help="squared, binary_cross_entropy or cross_entropy.")],
-    weights: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Parameters to load: a .safetensors file.", show_default=False),
-    ] = None,
+    weights: Weights = None,
     method: options.Method = "auto",
     rule: options.Rule = "golub",
     tolerance: options.Tolerance = None,
     residual_tolerance: options.ResidualTolerance = None,
     certify: options.Certify = True,
     device: options.Device = "cpu",
-    dtype: Annotated[
-        JacobianDtype,
-        typer.Option(
-            help="Precision of the Jacobian: float64 widens the model exactly, same keeps its own.",
-            rich_help_panel="Computation",
-        ),
-    ] = JacobianDtype.FLOAT64,
+    dtype: Dtype = JacobianDtype.FLOAT64,
     seed: options.Seed = 0,
-    chunk_size: Annotated[
-        int | None,
+    chunk_size: ChunkSize = None,
+    engine: Annotated[
+        Engine | None,
         typer.Option(
-            min=1,
-            metavar="N",
-            help="Rows of the Jacobian made at a time; fewer need less memory.",
-            show_default="all that fit",
+            help="What stands for the Jacobian: itself, the triangle of its streamed QR, the Gram matrix of layer "
+            "factors where that proves it, or products.",
+            show_default="by size and memory",
             rich_help_panel="Computation",
         ),
     ] = None,
@@ -108,8 +131,18 @@ def alignment(
                     residual_tolerance=residual_tolerance,
                     dtype=dtype.value,
                     chunk_size=chunk_size,
+                    engine=None if engine is None else engine.value,
                 )
-            notes = certificates.save(result, certificate, {}, session)
+            again = ["--model", model, "--data", data, "--loss", loss.value]
+            for option, value, default in (
+                ("--weights", weights, None),
+                ("--seed", seed, 0),
+                ("--device", device, "cpu"),
+                ("--dtype", dtype.value, JacobianDtype.FLOAT64.value),
+                ("--chunk-size", chunk_size, None),
+            ):
+                again += [] if value == default else [option, str(value)]
+            notes = certificates.save(result, certificate, {}, session, again)
         return session.finish(result, inputs={**samples, **identity}, notes=notes)
 
     return session.conduct(body)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from alignver.cli.session import Session
@@ -27,8 +27,13 @@ def free(target: str | None) -> None:
             raise InvalidInput("--certificate", f"{target}, a folder with other things in it", need)
 
 
-def save(result: CheckResult, target: str | None, files: Mapping[str, str], session: Session) -> tuple[str, ...]:
-    """Save the result's certificate and return the line of the report that says how to check it again."""
+def save(
+    result: CheckResult, target: str | None, files: Mapping[str, str], session: Session, again: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """Save the result's certificate and return the line of the report that says how to check it again.
+
+    ``again`` are the options of ``alignver verify`` that make the claim's inputs, where they are in no file.
+    """
     if target is None:
         return ()
     writer = getattr(result.certificate, "save", None)
@@ -43,9 +48,10 @@ def save(result: CheckResult, target: str | None, files: Mapping[str, str], sess
             "--certificate", f"{target} ({error.strerror or error})", "a folder that can be written"
         ) from error
     saved = f"certificate {target} ({_size(Path(target))})"
-    if not files:  # it is about matrices that were made on the way
+    if not files and not again:  # it is about matrices that were made on the way
         return (f"{saved}: {_claim(result)}",)
     inputs = "".join(f" --input {shlex.quote(f'{name}={file}')}" for name, file in files.items())
+    inputs += "".join(f" {shlex.quote(word)}" for word in again)
     return (f"{saved}; re-check with: alignver verify {shlex.quote(target)}{inputs}",)
 
 

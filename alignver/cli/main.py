@@ -37,7 +37,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(check.app)
-app.add_typer(reproduce.app)
+app.command("reproduce")(reproduce.reproduce)
 app.command("verify")(verify.verify)
 
 

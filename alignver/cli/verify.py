@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import dataclasses
+from typing import Annotated, Any
 
 import typer
 
 from alignver.cli import options
+from alignver.cli.alignment import ChunkSize, Dtype, JacobianDtype, Loss, Weights
 from alignver.cli.exits import Exit
 from alignver.cli.session import Session
 from alignver.errors import InvalidInput
 
 __all__ = ["verify"]
+
+_ALIGNMENT = "Alignment"
 
 
 def verify(
@@ -25,20 +29,51 @@ def verify(
             show_default=False,
         ),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Of a certificate of 'check alignment': the model, FILE.py:FUNCTION or package.module:FUNCTION. "
+            "The code is imported and run.",
+            show_default=False,
+            rich_help_panel=_ALIGNMENT,
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.npz", help="The samples: X and Y.", show_default=False, rich_help_panel=_ALIGNMENT),
+    ] = None,
+    loss: Annotated[
+        Loss | None,
+        typer.Option(
+            metavar="LOSS",
+            help="squared, binary_cross_entropy or cross_entropy.",
+            show_default=False,
+            rich_help_panel=_ALIGNMENT,
+        ),
+    ] = None,
+    weights: Weights = None,
+    device: options.Device = "cpu",
+    dtype: Dtype = JacobianDtype.FLOAT64,
+    seed: options.Seed = 0,
+    chunk_size: ChunkSize = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> int:
     """Check a certificate again.
 
-    The checker shares no code with what produced the certificate. Give every input that the claim is about.
+    The checker shares no code with what produced the certificate. Give every input that the claim is about; for an
+    alignment, the model, the data and the loss, from which the inputs are made again.
 
     [bold]Examples[/bold]
 
       alignver verify proof --input J=J.npy --input y=y.npy
       alignver verify proof --input A=data.npz:A --json
+      alignver verify proof --model net.py:build --data train.npz --loss cross_entropy
     """
     session = Session("verify", json=json, quiet=quiet, verbose=verbose)
+    source = _Source(model, data, loss, weights, device, dtype.value, seed, chunk_size)
 
     def body() -> Exit:
         with session.working():
@@ -46,13 +81,69 @@ def verify(
             from alignver.phi.recheck import recheck
 
             named = _split(inputs or [])
-            read = {"y": files.read_vector}  # the one vector among the inputs that claims have
-            arrays = {name: read.get(name, files.read_matrix)(file, name) for name, file in named.items()}
+            if source.given:
+                if named:
+                    raise InvalidInput("--input", "inputs beside --model", "one or the other")
+                arrays, identity, notes = source.again(certificate)
+            else:
+                read = {"y": files.read_vector}  # the one vector among the inputs that claims have
+                arrays = {name: read.get(name, files.read_matrix)(file, name) for name, file in named.items()}
+                identity, notes = {}, ()
             with files.blamed(named):
                 result = recheck(certificate, **arrays)
-        return session.finish(result, inputs=arrays)
+            result = dataclasses.replace(result, evidence=(*result.evidence, *notes))
+        return session.finish(result, inputs={**arrays, **identity})
 
     return session.conduct(body)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """Where the inputs of an alignment come from."""
+
+    model: str | None
+    data: str | None
+    loss: Loss | None
+    weights: str | None
+    device: str
+    dtype: str
+    seed: int
+    chunk_size: int | None
+
+    @property
+    def given(self) -> bool:
+        return any(value is not None for value in (self.model, self.data, self.loss, self.weights))
+
+    def again(self, certificate: str) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]:
+        """Make the inputs again; return them, what identifies their source, and what is to be said of them."""
+        from alignver.cli import files, torchside
+        from alignver.proof.storage import Tampered, load_certificate
+
+        for option, value in (("--model", self.model), ("--data", self.data), ("--loss", self.loss)):
+            if value is None:
+                raise InvalidInput(option, "nothing", "--model, --data and --loss together")
+        assert self.model is not None
+        assert self.data is not None
+        assert self.loss is not None
+        try:
+            loaded = load_certificate(certificate)
+        except Tampered:
+            return {}, {}, ()  # the checker says what is wrong with it
+        samples = files.read_npz(self.data, "--data", ("X", "Y"))
+        net, identity = torchside.load(self.model, self.weights, device=self.device, seed=self.seed)
+        from alignver.models.reverify import inputs_again
+
+        with files.blamed({"X": f"{self.data}:X", "Y": f"{self.data}:Y", "model": self.model}):
+            made, notes = inputs_again(
+                loaded,
+                net,
+                samples["X"],
+                samples["Y"],
+                loss=self.loss.value,
+                dtype=self.dtype,
+                chunk_size=self.chunk_size,
+            )
+        return made, {**samples, **identity}, notes
 
 
 def _split(pairs: list[str]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,16 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from alignver.arrays import host
 from alignver.checks.membership import check_membership
 from alignver.errors import InvalidInput
-from alignver.models.checkable import require_checkable
-from alignver.models.conflicts import Conflicts, conflicts, equal_rows
-from alignver.models.inputs import as_inputs, as_targets
-from alignver.models.represented import Represented, count_outputs, represent
+from alignver.models.conflicts import Conflicts
+from alignver.models.factored_proof import prove_by_factors
+from alignver.models.kinks import met_kinks
+from alignver.models.planner import gram_first
+from alignver.models.question import Question, question
+from alignver.models.represented import Represented, planned, represent
+from alignver.models.slots import slots
 from alignver.results import CheckResult, Verdict
-from alignver.theory.losses import LOSSES, modified_targets
 
 __all__ = ["check_alignment"]
 
@@ -59,9 +61,11 @@ def check_alignment(
         As in :func:`alignver.checks.membership.check_membership`.
     dtype, chunk_size
         As in :func:`alignver.models.jacobian.jacobian`.
-    engine : {"dense", "streamed", "matrix-free"}, optional
+    engine : {"dense", "streamed", "gram", "matrix-free"}, optional
         What stands for J; by default the first that fits into memory (:func:`alignver.models.planner.plan`): J itself,
-        the triangle of its streamed QR, or products with it (LSMR, bounds only).
+        the triangle of its streamed QR, or products with it (LSMR, bounds only). A proof through the verified Gram
+        matrix of the layers' factors comes before them where it is cheaper (``method="auto"`` with ``certify``), and
+        with ``"gram"`` in any case; where the conditioning does not allow it, the others follow.
 
     Returns
     -------
@@ -77,7 +81,9 @@ def check_alignment(
     Notes
     -----
     Rigor: that of the membership check, about the matrix of derivatives as computed. Rows of samples with equal
-    inputs, equal in theory, are made equal in the computed matrix.
+    inputs, equal in theory, are made equal in the computed matrix. A proof through the Gram matrix is about the matrix
+    whose layer factors (inputs and backpropagated outputs) are the floats that were computed, and every matrix within
+    the rank rule's tolerance of it (:mod:`alignver.models.factored_proof`).
 
     Examples
     --------
@@ -100,21 +106,12 @@ def check_alignment(
         residual_tolerance=residual_tolerance,
     )
     check(np.ones((1, 1)), np.ones(1))  # refuses a bad option now, not after the long work
-    if loss not in LOSSES:
-        raise InvalidInput("loss", f"loss={loss!r}", "one of " + ", ".join(repr(known) for known in LOSSES))
-    model = require_checkable(model)
-    x = as_inputs(X, next(model.parameters()).device)
-    given = as_targets(Y, len(x))
-    m_y = count_outputs(model, x, dtype)
-    targets = modified_targets(given, loss, len(x), m_y)  # refused before the long work, where they do not fit
-    J = represent(model, x, m_y, engine=engine, dtype=dtype, chunk_size=chunk_size)
-    groups = equal_rows(host(x.float() if x.dtype == torch.bfloat16 else x))
-    J.equalise(groups)
-    # vec stacks columns: column-major order of (n, m_y).
-    y = torch.from_numpy(targets.ravel(order="F")).to(J.matrix.device)
-    clash = conflicts(groups, targets)
-    # Equal inputs give equal rows at every theta: a conflict is a statement about the exact matrix, without a ball.
-    result = check(J.matrix, y, computed_in=None if clash.count else J.computed_in)
+    if engine == "gram" and (method != "auto" or not certify):
+        got = f"engine='gram' with method={method!r}, certify={certify}"
+        raise InvalidInput("engine", got, "method='auto' and certify=True: the Gram matrix only ever proves")
+    asked = question(model, X, Y, loss, dtype)
+    J, result = _answered(asked, check, rule, tolerance, dtype, chunk_size, engine, prove=method == "auto" and certify)
+    clash, bends = asked.clash, met_kinks(asked.model, asked.x, dtype)
     measured = {
         **result.measured,
         "n": J.n,
@@ -125,19 +122,66 @@ def check_alignment(
         "computed_in": J.computed_in,
         "engine": J.words,
         "conflicts": {"count": clash.count, "pairs": clash.pairs},
+        **({} if bends is None else {"kinks": bends.summary()}),
     }
-    sentences = [*_sentences(clash, given, targets, loss), result.reason]
+    sentences = [*_sentences(clash, asked.given, asked.targets, loss), result.reason]
     if result.verdict is not Verdict.FAILS:  # an operator's rows cannot be compared: the conflict is said, not proved
         sentences.reverse()
+    bent = () if bends is None else (bends.sentence(),)
     return dataclasses.replace(
         result,
         reason=sentences[0],
         name="alignment",
         statement="Data-architecture alignment (Definition 2)",
-        evidence=(*sentences[1:], *result.evidence, _what_j_is(J)),
+        evidence=(*sentences[1:], *result.evidence, _what_j_is(J), *bent),
         measured=measured,
         cost={**result.cost, "seconds": time.perf_counter() - began},
     )
+
+
+def _answered(
+    asked: Question,
+    check: Callable[..., CheckResult],
+    rule: str,
+    tolerance: float | None,
+    dtype: str | None,
+    chunk_size: int | None,
+    engine: str | None,
+    *,
+    prove: bool,
+) -> tuple[Represented, CheckResult]:
+    """Answer through the Gram matrix where that is worth a try and succeeds, else from what stands for J."""
+    n, d = len(asked.x), slots(asked.model).d
+    chosen = planned(n, asked.m_y, d, engine)
+    tried = ""
+    if prove and (engine == "gram" or (engine is None and gram_first(n, asked.m_y, d, chosen))):
+        if asked.groups:
+            tried = "samples with equal inputs have equal rows"
+        else:
+            attempt = prove_by_factors(
+                asked.model,
+                asked.x,
+                asked.y,
+                rule=rule,
+                tolerance=tolerance,
+                dtype=dtype,
+                chunk_size=chunk_size,
+                chosen=chosen,
+                asked=engine == "gram",
+            )
+            if attempt.result is not None:
+                words = f"gram: layer factors, never J itself; {chosen.engine} would have followed"
+                return Represented(None, n, asked.m_y, d, attempt.computed_in, words, attempt.dtype), attempt.result
+            tried = attempt.reason
+    J = represent(asked.model, asked.x, chosen, dtype=dtype, chunk_size=chunk_size)
+    J.equalise(asked.groups)
+    y = torch.from_numpy(asked.y).to(J.matrix.device)
+    # Equal inputs give equal rows at every theta: a conflict is a statement about the exact matrix, without a ball.
+    result = check(J.matrix, y, computed_in=None if asked.clash.count else J.computed_in)
+    if tried:
+        line = f"no proof through the Gram matrix of layer factors: {tried}"
+        result = dataclasses.replace(result, evidence=(*result.evidence, line))
+    return J, result
 
 
 def _what_j_is(J: Represented) -> str:

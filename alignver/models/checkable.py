@@ -14,6 +14,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from alignver.errors import InvalidInput
 from alignver.models.functional import Functional
 from alignver.models.precision import RoundingObserver, dtype_name
+from alignver.models.samplewise import treats_samples_apart
 
 __all__ = ["Probed", "probe", "require_checkable"]
 
@@ -111,8 +112,13 @@ def _require_parameters(model: nn.Module, include_frozen: bool) -> None:
             got = f"{called} of {dtype_name(first.dtype)} and parameter {name!r} of {dtype_name(p.dtype)}"
             raise InvalidInput("model", got, "one dtype: model.double(), which rounds nothing")
     for called, tensor in tensors:
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.detach()).all()):
+        if tensor.is_floating_point() and not _all_finite(tensor.detach()):
             raise InvalidInput("model", f"{called} with NaN or Inf entries", "finite values")
+
+
+def _all_finite(tensor: torch.Tensor) -> bool:
+    """Whether all entries are finite; a sum is quicker than a look at each, and finite only where they all are."""
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +132,11 @@ class Probed:
 def probe(function: Functional, x: torch.Tensor) -> Probed:
     """Run a model on up to eight of its samples, and refuse it unless its outputs are rows that depend on theta alone.
 
+    Run are the samples as one batch, twice; one of them alone; and the others in the opposite order. A coupling that is
+    in all three batches of which an output is in two would have to be blind to the number of the samples, their order
+    and the first of them. Where the modules themselves rule it out
+    (:func:`~alignver.models.samplewise.treats_samples_apart`), one batch shows what is left to be seen.
+
     Raises
     ------
     InvalidInput
@@ -136,12 +147,18 @@ def probe(function: Functional, x: torch.Tensor) -> Probed:
     model = type(function.model).__name__
     count = len(x)
     x = x[torch.linspace(0, count - 1, min(count, _PROBES), dtype=torch.float64).round().long().to(x.device)]
+    if treats_samples_apart(function.model, x):
+        with torch.no_grad():
+            return Probed(int(_rows(function, x).shape[1]), function.dtype)
     with torch.no_grad(), RoundingObserver(function.dtype) as observer:
         batch = _rows(function, x)
     versions = {name: t._version for name, t in {**function.theta, **function.held}.items()}
     with torch.no_grad():
         again = _rows(function, x)
-        singles = torch.cat([_rows(function, x[i : i + 1], expect=batch.shape[1]) for i in range(len(x))])
+        apart = _rows(function, x[:1], expect=batch.shape[1])
+        if len(x) > 1:
+            others = _rows(function, x[1:].flip(0), expect=batch.shape[1] if len(x) == 2 else None)
+            apart = torch.cat([apart, others.flip(0)])
     for name, tensor in {**function.theta, **function.held}.items():
         if tensor._version != versions[name]:
             raise InvalidInput(
@@ -151,10 +168,11 @@ def probe(function: Functional, x: torch.Tensor) -> Probed:
         raise InvalidInput(
             "model", f"{model}, which answers differently the second time", "a deterministic forward: model.eval()"
         )
-    if _differ(batch, singles, observer.coarsest):
+    if _differ(batch, apart, observer.coarsest):
         got = f"{model}, whose output for a sample depends on the others in its batch"
         raise InvalidInput("model", got, "outputs of one sample at a time (no statistics over the batch): model.eval()")
     _require_same_gradient(function, x)
+    _require_widened_gradient(function, x[:1])
     return Probed(int(batch.shape[1]), observer.coarsest)
 
 
@@ -260,12 +278,55 @@ def _require_same_gradient(function: Functional, x: torch.Tensor) -> None:
         (outside * weights).sum(), [theta[n] for n in names], allow_unused=True, materialize_grads=True
     )
     for name, right, ours in zip(names, wanted, found):
-        allowed = math.sqrt(torch.finfo(own).eps) * float(right.double().norm())
-        if float((right.double() - ours.double()).norm()) > allowed:
+        allowed = math.sqrt(torch.finfo(own).eps) * _length(right)
+        if _length(right - ours) > allowed:
             got = f"{type(model).__name__}, whose forward reaches {name!r} past the module's attributes"
             raise InvalidInput(
                 "model", got, "a forward that reads its parameters from the module (self.weight) at every call"
             )
+
+
+def _require_widened_gradient(function: Functional, x: torch.Tensor) -> None:
+    """Refuse a model that goes forward in a wider dtype, but not back: one that computes parts again on the way.
+
+    A checkpoint (``torch.utils.checkpoint``) runs a part of the model a second time in the backward pass, when the
+    copies of the parameters are no longer in their places.
+    """
+    own = next(function.model.parameters()).dtype
+    if own == function.dtype:
+        return
+    theta = {name: value.detach().requires_grad_() for name, value in function.theta.items()}
+    out = function(theta, function.batch(x))
+    if not out.requires_grad:
+        return
+    try:
+        torch.autograd.grad(out.sum(), list(theta.values()), allow_unused=True)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        wide, said = dtype_name(function.dtype), (str(error).strip().splitlines() or ["RuntimeError"])[0]
+        got = f"{_failing_module(function.model, error)}, whose backward pass fails in {wide} ({said})"
+        need = f"dtype='same' (its own {dtype_name(own)}) or model.double(): "
+        need += (
+            "a part that is computed again on the way back (torch.utils.checkpoint) takes the model's own parameters"
+        )
+        raise InvalidInput("model", got, need) from error
+
+
+def _failing_module(model: nn.Module, error: BaseException) -> str:
+    """Name the innermost module of the model that was running when an error was raised."""
+    names = {id(module): name for name, module in model.named_modules()}
+    found, trace = _called("", model), error.__traceback__
+    while trace is not None:
+        module = trace.tb_frame.f_locals.get("self")
+        if isinstance(module, nn.Module) and id(module) in names:
+            found = _called(names[id(module)], module)
+        trace = trace.tb_next
+    return found
+
+
+def _length(tensor: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
 
 
 def _state(model: nn.Module) -> dict[str, tuple[int, int]]:

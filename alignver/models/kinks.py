@@ -31,7 +31,7 @@ from alignver.models.guard import unchanged
 from alignver.models.jacobian import bind, checked_chunk
 from alignver.models.precision import as_asked
 
-__all__ = ["Kink", "Kinks", "count_kinks", "kinks"]
+__all__ = ["Kink", "Kinks", "count_kinks", "kinks", "met_kinks"]
 
 _SAMPLES = 256  # samples of one pass
 
@@ -78,6 +78,23 @@ class Kinks:
     def count(self) -> int:
         """How many pre-activations are within the tolerance of a kink."""
         return sum(kink.count for kink in self.found)
+
+    @property
+    def total(self) -> int:
+        """How many pre-activations there are."""
+        return sum(kink.total for kink in self.found)
+
+    def sentence(self) -> str:
+        """Say in one sentence what was met: what a derivative of these outputs is to be taken for."""
+        if not self.count:
+            return f"kinks: none of {self.total} pre-activations is within rounding of one"
+        rest = f"; {len(self.sentences) - 1} more" if len(self.sentences) > 1 else ""
+        return f"kinks: rounding decides which one-sided derivative is taken: {self.sentences[0]}{rest}"
+
+    def summary(self) -> dict[str, Any]:
+        """Return the numbers as plain data."""
+        modules = {kink.module: kink.count for kink in self.found if kink.count}
+        return {"count": self.count, "total": self.total, "modules": modules}
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -148,6 +165,20 @@ def count_kinks(
         with as_asked(function.device, function.dtype):
             unit = torch.finfo(probe(function, x).computed_in).eps
             return kinks(function, x, unit, eps, size)
+
+
+def met_kinks(model: nn.Module, X: torch.Tensor, dtype: str | None) -> Kinks | None:
+    """Count kinks where a model has operations that bend, which a pass over two samples shows (one alone may be
+    squeezed out of its batch); None where it has none.
+
+    Examples
+    --------
+    >>> met_kinks(torch.nn.Linear(1, 1), torch.ones(3, 1), "float64") is None
+    True
+    """
+    if not count_kinks(model, X[:2], dtype=dtype).found:
+        return None
+    return count_kinks(model, X, dtype=dtype)
 
 
 def kinks(function: Functional, x: torch.Tensor, unit: float, eps: float | None = None, size: int = _SAMPLES) -> Kinks:

@@ -10,7 +10,7 @@ from pathlib import Path
 from alignver.arrays import EPS
 from alignver.errors import InvalidInput
 
-__all__ = ["ENGINES", "Plan", "available_memory", "plan"]
+__all__ = ["ENGINES", "Plan", "available_memory", "gram_first", "plan"]
 
 ENGINES = ("dense", "streamed", "gram", "matrix-free")
 """From the one that says most to the one that needs least."""
@@ -18,6 +18,8 @@ ENGINES = ("dense", "streamed", "gram", "matrix-free")
 _BLOCK_BYTES = 1 << 28  # the default block of alignver.models.columns
 _TEMPORARIES = 1 << 28  # of the chunks that a dense Jacobian is filled by
 _PATIENCE = 1e16  # operations: a day at 10^11 a second, what a large CPU or a small GPU does in float64
+_SOON = 2e10  # operations: about a second of dense linear algebra on a CPU
+_FACTORS = 1 << 29  # bytes of layer factors beside the Gram matrix
 _LSMR = 200  # products with J and its transpose: a typical number of iterations, not a bound
 
 
@@ -59,8 +61,9 @@ def plan(
 
     - ``dense``: J, N d numbers; then QR and SVD. Every check, every proof.
     - ``streamed`` (for d > N): R of J^T = Q R, 4 N^2 numbers and a block of columns. As accurate as dense.
-    - ``gram``: J J^T layer by layer, 3 N^2 numbers. It may prove that a target is reached, and refutes nothing:
-      squaring costs half of the digits.
+    - ``gram``: J J^T from the layers' factors, 5 N^2 numbers and the factors. It may prove that every target is
+      reached, and refutes nothing: squaring costs half of the digits. So it is never the last word, but where it is
+      cheaper than what comes after it, it is tried first (:func:`gram_first`).
     - ``matrix-free``: LSMR on products with J, about eight vectors. Bounds, and UNDECIDED where they do not tell.
 
     Parameters
@@ -125,6 +128,26 @@ def plan(
     return Plan(name, reason, peak, flops)
 
 
+def gram_first(n: int, m_y: int, d: int, chosen: Plan, *, memory: int | None = None) -> bool:
+    """Whether a proof through the Gram matrix is worth trying before the chosen engine is started.
+
+    It has to be possible (d >= N), to fit into memory, and the chosen engine to take more than about a second, and more
+    than the factorizations of the Gram matrix, N^3 each. What the products of the layers' factors take, their structure
+    tells later.
+
+    Examples
+    --------
+    >>> gram_first(100, 10, 11_000_000, plan(100, 10, 11_000_000, memory=16 * 10**9), memory=16 * 10**9)
+    True
+    >>> gram_first(100, 1, 1000, plan(100, 1, 1000, memory=16 * 10**9), memory=16 * 10**9)
+    False
+    """
+    N = n * m_y
+    peak, _ = _cost("gram", N, d, "float64", _BLOCK_BYTES)
+    room = available_memory() if memory is None else memory
+    return d >= N and peak <= room and chosen.flops > max(_SOON, 8.0 * float(N) ** 3)
+
+
 def _cost(engine: str, N: int, d: int, dtype: str, block_bytes: int) -> tuple[int, float]:
     """Bytes at the peak, and operations."""
     item = {"float64": 8, "float32": 4}.get(dtype, 2)
@@ -141,8 +164,9 @@ def _cost(engine: str, N: int, d: int, dtype: str, block_bytes: int) -> tuple[in
         # stacks of N rows on R: d / N of them, each a QR of 2 N x N, 2 (2 N) N^2 - 2 N^3 / 3
         return 8 * 4 * N**2 + max(block_bytes, item * N**2), math.ceil(d / N) * (10.0 / 3.0) * N**3 + svd
     if engine == "gram":
-        # N^2 products of rows at most (structure makes it less), then Cholesky: the matrix, its bounds, the factor
-        return 8 * 3 * N**2, 2.0 * N**2 * d + N**3 / 3.0
+        # N^2 products of rows at most (structure makes it less), then Cholesky a few times: the matrix, a share of a
+        # layer, the factor and what it is made in
+        return 8 * 5 * N**2 + _FACTORS, 2.0 * N**2 * d + N**3
     return 8 * 8 * (N + d), 2.0 * _LSMR * 4.0 * float(N) * float(d)
 
 

@@ -13,14 +13,11 @@ from alignver.models.checkable import probe, require_checkable
 from alignver.models.guard import unchanged
 from alignver.models.jacobian import bind, differentiate
 from alignver.models.operator import JacobianOperator
-from alignver.models.planner import plan
-from alignver.models.precision import as_asked
-from alignver.models.slots import slots
+from alignver.models.planner import ENGINES, Plan, plan
+from alignver.models.precision import as_asked, dtype_name
 from alignver.models.streaming import streamed_qr
 
-__all__ = ["FORMS", "Represented", "count_outputs", "represent"]
-
-FORMS = ("dense", "streamed", "matrix-free")
+__all__ = ["Represented", "count_outputs", "planned", "represent"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,14 +26,17 @@ class Represented:
 
     Attributes
     ----------
-    matrix : torch.Tensor or JacobianOperator
-        J itself; R^T of J^T = Q R, N x N, which has its column space and singular values; or products with J.
+    matrix : torch.Tensor, JacobianOperator or None
+        J itself; R^T of J^T = Q R, N x N, which has its column space and singular values; or products with J. None
+        where the factors of its layers were enough.
     n, m_y, d : int
         Samples, outputs, parameters.
     computed_in : str
         The coarsest dtype on the way.
     words : str
         How it was computed.
+    dtype : str
+        The dtype of the entries, or of the products.
     """
 
     matrix: Any
@@ -45,11 +45,7 @@ class Represented:
     d: int
     computed_in: str
     words: str
-
-    @property
-    def dtype(self) -> str:
-        """The dtype of the entries, or of the products."""
-        return str(self.matrix.dtype).rpartition(".")[2]
+    dtype: str
 
     def equalise(self, groups: list[list[int]]) -> None:
         """Give samples with equal inputs the same rows to the last bit: rounding may tell them apart, J does not."""
@@ -70,26 +66,37 @@ def count_outputs(model: nn.Module, x: torch.Tensor, dtype: str | None) -> int:
             return probe(function, inputs).m_y
 
 
-def represent(
-    model: nn.Module, x: torch.Tensor, m_y: int, *, engine: str | None, dtype: str | None, chunk_size: int | None
-) -> Represented:
-    """Compute what stands for the Jacobian, in the form that fits into memory, or in the one that is asked for.
+def planned(n: int, m_y: int, d: int, engine: str | None) -> Plan:
+    """Choose the form: the one asked for, else the first that fits; of "gram", the one that comes after it.
 
     Raises
     ------
     InvalidInput
-        An engine of another name; whatever :func:`alignver.models.jacobian.jacobian` refuses.
+        An engine of another name.
     """
-    if engine is not None and engine not in FORMS:
-        raise InvalidInput("engine", repr(engine), "one of " + ", ".join(FORMS))
-    n, d = len(x), slots(model).d
-    chosen = plan(n, m_y, d, engine=engine)
+    if engine is not None and engine not in ENGINES:
+        raise InvalidInput("engine", repr(engine), "one of " + ", ".join(ENGINES))
+    chosen = plan(n, m_y, d, engine=None if engine == "gram" else engine)
+    return plan(n, m_y, d, engine="matrix-free") if chosen.engine == "gram" else chosen
+
+
+def represent(
+    model: nn.Module, x: torch.Tensor, chosen: Plan, *, dtype: str | None, chunk_size: int | None
+) -> Represented:
+    """Compute what stands for the Jacobian, in the form that was chosen.
+
+    Raises
+    ------
+    InvalidInput
+        Whatever :func:`alignver.models.jacobian.jacobian` refuses.
+    """
     if chosen.engine == "dense":
         J = differentiate(model, x, chunk_size=chunk_size, dtype=dtype)
-        return Represented(J.matrix, J.n, J.m_y, J.slots.d, J.computed_in, J.engine)
+        return Represented(J.matrix, J.n, J.m_y, J.slots.d, J.computed_in, J.engine, dtype_name(J.matrix.dtype))
     if chosen.engine == "streamed":
         S = streamed_qr(model, x, dtype=dtype, chunk_size=chunk_size)
         words = f"{S.engine}; {chosen.reason}; the triangle R^T of its streamed QR stands for J"
-        return Represented(S.r.T.contiguous(), S.n, S.m_y, S.d, S.computed_in, words)
+        return Represented(S.r.T.contiguous(), S.n, S.m_y, S.d, S.computed_in, words, dtype_name(S.r.dtype))
     P = JacobianOperator(model, x, dtype=dtype, chunk_size=chunk_size)
-    return Represented(P, P.n, P.m_y, P.shape[1], P.computed_in, f"products with J only; {chosen.reason}")
+    words = f"products with J only; {chosen.reason}"
+    return Represented(P, P.n, P.m_y, P.shape[1], P.computed_in, words, dtype_name(P.dtype))

@@ -229,5 +229,6 @@ def test_streamed_conflicts_are_proved_and_matrix_free_ones_are_said():
 
 def test_engines_are_known():
     model, x = zoo.build("mlp")
-    with pytest.raises(InvalidInput, match="engine"):
-        check_alignment(model, x, np.zeros((5, 2)), loss="squared", engine="gram")
+    for options in ({"engine": "fast"}, {"engine": "gram", "method": "svd"}, {"engine": "gram", "certify": False}):
+        with pytest.raises(InvalidInput, match="engine"):
+            check_alignment(model, x, np.zeros((5, 2)), loss="squared", **options)

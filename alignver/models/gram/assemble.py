@@ -46,12 +46,7 @@ def add_pair(
     )
     # Derivatives are used up while they are in cache, but for a result so large that each pass over it costs more.
     for group in _groups(columns, min(POOL, max(_CACHE, target.numel() * target.element_size()))):
-        shares += [
-            add_dense(
-                torch.cat(left, 2) if len(left) > 1 else left[0], torch.cat(right, 2) if len(right) > 1 else right[0]
-            )
-            for left, right in group
-        ]
+        shares += [add_dense(_joined(left, 2), _joined(right, 2)) for left, right in group]
         _apply(target, shares, first, second, symmetric)
         shares = []
     if shares:
@@ -98,9 +93,14 @@ def _pairs(first: Sequence[Part], second: Sequence[Part], bias: bool) -> Iterato
 
 def _positions_first(parts: Sequence[Part]) -> tuple[torch.Tensor, torch.Tensor]:
     """All uses' positions together: (T, n, g, a) and (T, m, n, g, b)."""
-    A = torch.cat([part.inputs.permute(3, 0, 1, 2) for part in parts])
-    B = torch.cat([part.gradients.permute(4, 0, 1, 2, 3) for part in parts])
+    A = _joined([part.inputs.permute(3, 0, 1, 2) for part in parts], 0)
+    B = _joined([part.gradients.permute(4, 0, 1, 2, 3) for part in parts], 0)
     return A.contiguous(), B.contiguous()
+
+
+def _joined(pieces: list[torch.Tensor], axis: int) -> torch.Tensor:
+    """Concatenate; a single piece is taken as it is."""
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, axis)
 
 
 def _contract(target: torch.Tensor, first: Sequence[Part], second: Sequence[Part], symmetric: bool) -> None:

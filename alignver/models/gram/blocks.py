@@ -157,7 +157,8 @@ def disagreeing(function: Functional, found: Block) -> frozenset[str]:
     right: Sequence[torch.Tensor | None] = [None] * len(names)
     if out.requires_grad:
         right = torch.autograd.grad(out, [theta[n] for n in names], samples[:, None] * outputs, allow_unused=True)
-    mixed = {part: part.mix(outputs, samples) for parts in found.parts.values() for part in parts}
+    uses = {part for parts in found.parts.values() for part in parts}
+    mixed = {part: part.mix(outputs, samples) for part in uses}
     eps = torch.finfo(function.dtype).eps
     sizes = [0.0 if g is None else float(torch.linalg.vector_norm(g)) for g in right]
     # A gradient that is zero but for rounding differs from its like by about eps of the largest there is.

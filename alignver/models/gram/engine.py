@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from alignver.models.jacobian import bind, checked_chunk
 from alignver.models.precision import as_asked
 from alignver.progress import track
 
-__all__ = ["gram", "plan"]
+__all__ = ["Work", "gram", "plan"]
 
 _SURVEYED = 5  # samples of the pass that looks for structure: a prime, so that few axes have that many by chance
 
@@ -96,7 +96,7 @@ def gram(
     >>> gram(lambda p, x: x @ p["w"], [[1.0, 2.0]], [[3.0, 4.0]], params={"w": torch.ones(2, 1)})
     tensor([[11.]], dtype=torch.float64)
     """
-    work = _Work.of(model, params, include_frozen, chunk_size)
+    work = Work.of(model, params, include_frozen, chunk_size)
     with unchanged(work.model):
         work.bind(X, X2, dtype)
         with as_asked(work.function.device, work.function.dtype):
@@ -141,7 +141,7 @@ def plan(
     >>> [(slot.name, slot.engine) for slot in plan(net, torch.zeros(9, 3)).slots][0]
     ('0.weight', 'pairs')
     """
-    work = _Work.of(model, params, include_frozen, chunk_size)
+    work = Work.of(model, params, include_frozen, chunk_size)
     with unchanged(work.model):
         work.bind(X, X2, dtype)
         with as_asked(work.function.device, work.function.dtype):
@@ -157,7 +157,7 @@ class _Disagreement(Exception):
 
 
 @dataclasses.dataclass(eq=False)
-class _Work:
+class Work:
     """One call: the model, both sides, and what is known of its structure."""
 
     model: nn.Module
@@ -167,21 +167,25 @@ class _Work:
     x: torch.Tensor = dataclasses.field(init=False)
     x2: torch.Tensor | None = dataclasses.field(init=False)
     m_y: int = dataclasses.field(init=False)
+    computed_in: torch.dtype = dataclasses.field(init=False)
     found: Survey = dataclasses.field(init=False)
 
     @classmethod
     def of(
         cls, model: Any, params: Mapping[str, torch.Tensor] | None, include_frozen: bool, chunk_size: int | None
-    ) -> _Work:
+    ) -> Work:
+        """Refuse what no work can be about, before anything runs."""
         if params is not None:
             model = as_module(model, params)
         return cls(require_checkable(model, include_frozen=include_frozen), include_frozen, checked_chunk(chunk_size))
 
     def bind(self, X: Any, X2: Any, dtype: str | None) -> None:
+        """Bind the model to copies of its parameters, and the inputs; the caller guards the model."""
         self.function, self.x = bind(self.model, X, dtype, include_frozen=self.include_frozen)
         self.x2 = None
         with as_asked(self.function.device, self.function.dtype):
-            self.m_y = probe(self.function, self.x).m_y
+            probed = probe(self.function, self.x)
+        self.m_y, self.computed_in = probed.m_y, probed.computed_in
         if X2 is not None:
             try:
                 self.x2 = as_inputs(X2, self.function.device)
@@ -196,6 +200,7 @@ class _Work:
                 raise InvalidInput("X2", f"inputs with {other} outputs", f"{self.m_y} outputs, as X has")
 
     def plan(self, refused: dict[str, str]) -> GramPlan:
+        """Survey the structure and choose the formulas; ``refused`` slots get none."""
         n, n2 = len(self.x), None if self.x2 is None else len(self.x2)
         _require_memory(n * self.m_y, (n if n2 is None else n2) * self.m_y, self.function)
         if not refused:
@@ -211,7 +216,13 @@ class _Work:
         slots = plan_slots(self.function, self.found, n, n2, self.m_y, refused)
         return with_blocks(self.function, self.found, slots, n, n2, self.m_y, self.chunk_size)
 
+    def block(self, x: torch.Tensor, outputs: range, wanted: Sequence[str]) -> tuple[Block, frozenset[str]]:
+        """Differentiate some samples and outputs by the uses of ``wanted`` slots; and name those that disagree."""
+        made = block(self.function, x, outputs, wanted, self.found.layouts)
+        return made, disagreeing(self.function, made)
+
     def compute(self, planned: GramPlan) -> torch.Tensor:
+        """Fill the matrix as planned; raises where a slot's formula turns out not to be the model's."""
         n, m_y = len(self.x), self.m_y
         other = self.x if self.x2 is None else self.x2
         M = self.x.new_zeros((n * m_y, len(other) * m_y), dtype=self.function.dtype, device=self.function.device)

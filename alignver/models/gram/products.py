@@ -16,7 +16,7 @@ __all__ = ["Hadamard", "Panel", "add_dense", "contract", "mirror", "panels"]
 
 _PANEL = 1 << 18  # entries of a panel, about
 _LEAST = 32  # rows of a panel, at least
-_ROWS = 96  # rows of a panel of a triangle: more leave less of the triangle out, fewer make slower products
+_ROWS = 128  # rows of a panel of a triangle: more leave less of the triangle out, fewer make slower products
 _TILE = 1 << 19  # entries of a temporary of contract(), about
 
 
@@ -76,10 +76,10 @@ class Hadamard:
         columns = panel.full * n2 + panel.part
         buffer = target.new_empty((rows, columns))
         split = (panel.j1 - panel.j0, panel.i1 - panel.i0)
-        for t, left in enumerate(self.left):
-            X = left[panel.j0 : panel.j1, panel.i0 : panel.i1].flatten(0, 1)
-            for s, right in enumerate(self.right):
-                torch.mm(X, right.flatten(0, 1)[:columns].T, out=buffer)
+        for t in range(len(self.left)):
+            X = self.left[t, panel.j0 : panel.j1, panel.i0 : panel.i1].flatten(0, 1)
+            for s in range(len(self.right)):
+                torch.mm(X, self.right[s].flatten(0, 1)[:columns].T, out=buffer)
                 K = self.K[t, s, panel.i0 : panel.i1]
                 width = panel.full * n2
                 if width:

@@ -1,0 +1,184 @@
+"""Alignment proved through the verified Gram matrix of the layers' factors: no column of J is held, none left to trust.
+
+What is proved is about the matrix whose layer factors (the inputs of the layers, and the outputs' gradients by their
+results) are the floats that were computed, in exact arithmetic: rounding of their products is bounded
+(:mod:`alignver.proof.factored`). Every matrix in a ball around it has full row rank, so every target is in its column
+space; the radius is what the rank rule takes for rounding of J, as for a Jacobian that is held.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from alignver.arrays import EPS
+from alignver.linalg import rank_rules
+from alignver.linalg.rank_rules import Scale
+from alignver.models.layer_factors import LayerFactors, layer_factors
+from alignver.models.operator import JacobianOperator
+from alignver.models.planner import Plan
+from alignver.models.slots import slots
+from alignver.proof.certificate import Certificate, make
+from alignver.proof.factored import FactoredRank, row_rank_by_factors
+from alignver.results import CheckResult, Rigor, Tolerance, Verdict
+
+__all__ = ["Attempt", "arrays_of", "prove_by_factors"]
+
+STORED = 1 << 26  # bytes of factors that a certificate holds; of more it holds the digests
+_PROBES = 8  # products that estimate the norm of columns without factors
+STEP = "gram of layer factors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """A result with a proof, or why there is none; and in which dtype the factors were computed, and rounded."""
+
+    result: CheckResult | None
+    reason: str
+    dtype: str = ""
+    computed_in: str = ""
+
+
+def prove_by_factors(
+    model: nn.Module,
+    x: torch.Tensor,
+    y: np.ndarray[Any, np.dtype[np.float64]],
+    *,
+    rule: str,
+    tolerance: float | None,
+    dtype: str | None,
+    chunk_size: int | None,
+    chosen: Plan,
+    asked: bool,
+) -> Attempt:
+    """Try to prove that the Jacobian has full row rank from the factors of its layers.
+
+    ``chosen`` is the engine that comes next; a proof that would take longer is not tried, unless it was ``asked`` for.
+    """
+    found = layer_factors(model, x, dtype=dtype, chunk_size=chunk_size)
+    if not found.layers:
+        return Attempt(None, "no layer has factors that fit")
+    flops = sum(layer.flops for layer in found.layers)
+    if flops > chosen.flops and not asked:
+        return Attempt(
+            None, f"the layers' factors would take {flops:.0e} operations, {chosen.engine} {chosen.flops:.0e}"
+        )
+    own = str(next(model.parameters()).dtype).rpartition(".")[2] if dtype in (None, "same") else str(dtype)
+    rest = _norm_of_the_rest(model, x, found, dtype, chunk_size)
+    limit: list[Tolerance] = []
+
+    def radius(size: float) -> float:
+        whole, N = math.hypot(size, rest), found.n * found.m_y
+        scale = Scale(N, found.d, whole, math.sqrt(found.d) * whole, EPS[found.computed_in], EPS[own])
+        limit.append(rank_rules.tolerance(rule, scale, tolerance))
+        return min(limit[-1].value, 1.7e308)
+
+    proof = row_rank_by_factors(found.layers, radius)
+    if not proof.proved:
+        return Attempt(None, proof.reason)
+    return Attempt(_result(found, proof, y, limit[-1]), "", own, found.computed_in)
+
+
+def arrays_of(found: LayerFactors) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+    """Return the factors as matrices, a row for each position: A0, B0, A1, ... in the order of the layers."""
+    named = {}
+    for k, layer in enumerate(found.layers):
+        named[f"A{k}"] = layer.inputs.reshape(-1, layer.inputs.shape[2])
+        named[f"B{k}"] = layer.gradients.reshape(-1, layer.gradients.shape[3])
+    return named
+
+
+def _norm_of_the_rest(
+    model: nn.Module, x: torch.Tensor, found: LayerFactors, dtype: str | None, size: int | None
+) -> float:
+    """Estimate, from above, the Frobenius norm of the columns without factors: ||J^T g||^2 has mean ||J||_F^2."""
+    if not found.left_out:
+        return 0.0
+    operator = JacobianOperator(model, x, dtype=dtype, chunk_size=size)
+    columns = slots(model)
+    kept = torch.cat([torch.full((n,), name in found.left_out) for name, n in zip(columns.names, columns.sizes)])
+    generator = torch.Generator().manual_seed(0)
+    squares = []
+    for _ in range(_PROBES):
+        g = torch.randn(operator.shape[0], generator=generator, dtype=torch.float64)
+        product = operator.rmatvec(g.to(operator.dtype).to(operator.device))
+        squares.append(float(torch.linalg.vector_norm(product.cpu()[kept], dtype=torch.float64)) ** 2)
+    return math.sqrt(float(np.mean(squares)) + 3.0 * float(np.std(squares, ddof=1)) / math.sqrt(_PROBES))
+
+
+def _certificate(
+    found: LayerFactors, proof: FactoredRank, y: np.ndarray[Any, np.dtype[np.float64]]
+) -> tuple[Certificate, int, bool]:
+    """Return the certificate, the bytes of the factors, and whether it holds them."""
+    arrays = arrays_of(found)
+    size = sum(array.nbytes for array in arrays.values())
+    stored = size <= STORED
+    constants: dict[str, Any] = {key: value for key, value in proof.constants.items() if key != "radius"}
+    constants |= {"samples": found.n, "outputs": found.m_y, "dtype": found.computed_in}
+    layers = [{"name": layer.name, "positions": int(layer.inputs.shape[1])} for layer in found.layers]
+    ball = {"kind": "norm", "value": float(proof.constants["radius"])}
+    assert proof.exponents is not None
+    certificate = make(
+        "factored-membership",
+        "factored gram",
+        {"y": y} if stored else {"y": y, **arrays},
+        {"scaling": proof.exponents, **(arrays if stored else {})},
+        {**constants, "layers": layers, "ball": ball},
+    )
+    return certificate, size, stored
+
+
+def _result(
+    found: LayerFactors, proof: FactoredRank, y: np.ndarray[Any, np.dtype[np.float64]], limit: Tolerance
+) -> CheckResult:
+    certificate, size, stored = _certificate(found, proof, y)
+    radius = float(proof.constants["radius"])
+    about = (
+        f"every matrix within {radius:.1e} (spectral norm) of the one whose layer factors, inputs and backpropagated "
+        "outputs, are the floats that were computed"
+    )
+    evidence = [
+        f"proved about {about}, by the step {STEP}; the radius is the tolerance of {limit.rule}, and stands for the "
+        "rounding of a Jacobian that is computed",
+    ]
+    if found.left_out:
+        names = ", ".join(found.left_out[:3]) + (", ..." if len(found.left_out) > 3 else "")
+        evidence.append(
+            f"{len(found.left_out)} parameters have no factors here ({names}): their columns can only add to the rank"
+        )
+    where = (
+        "in the certificate"
+        if stored
+        else "not in the certificate, which has their digests: the model gives them again"
+    )
+    evidence.append(f"{len(found.layers)} layers, {size / 1e6:.1f} MB of factors, {where}")
+    measured = {
+        "rows": found.n * found.m_y,
+        "columns": found.d,
+        "columns_with_factors": sum(layer.columns for layer in found.layers),
+        "proof": {
+            "verdict": Verdict.HOLDS.value,
+            "step": STEP,
+            "about": about,
+            "s_min_lower": proof.s_min,
+            "radius": radius,
+            "norm_of_factored_columns": proof.constants["size"],
+            "factors_bytes": size,
+        },
+    }
+    return CheckResult(
+        name="membership",
+        statement="Membership of y in the column space of J",
+        verdict=Verdict.HOLDS,
+        rigor=Rigor.PROOF,
+        reason=f"J has full row rank throughout the ball (s_min >= {proof.s_min:.3g}): every y is in its column space",
+        evidence=tuple(evidence),
+        measured=measured,
+        tolerance=limit,
+        certificate=certificate,
+    )
