@@ -1,0 +1,132 @@
+"""What is known of the exploitation phase when it begins: ranks, conditioning and stable steps, repaired if need be."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from alignver.checks.exploitation_ranks import Ranks, prove_ranks
+from alignver.proof.rounding import FloatArray
+from alignver.theory.exploitation import Exploitation
+from alignver.theory.smoothness import Smoothness, smoothness
+from alignver.training.repair import Repaired, repair
+
+__all__ = ["Guarantee", "guarantee"]
+
+LARGEST = 6000
+"""Samples up to which the ranks are proved unasked: a verified Cholesky factorization of that order an output."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Guarantee:
+    """The state of affairs at tau.
+
+    Attributes
+    ----------
+    model : Exploitation
+        Features, gates (repaired if they were) and output weights.
+    weights : (m_y, h, m) array
+        W^(H-1,j), refitted if gates were replaced.
+    before : Ranks or None
+        What is proved of the trained gates; None where it was not looked at.
+    after : Ranks or None
+        What is proved of ``model``'s.
+    replaced : tuple of tuple of int
+        Units with new gates, for each output.
+    moved : float
+        Largest change of an output on the training samples by the repair.
+    smoothness : Smoothness
+        Lhat and with it the stable steps.
+    """
+
+    model: Exploitation
+    weights: FloatArray
+    before: Ranks | None
+    after: Ranks | None
+    replaced: tuple[tuple[int, ...], ...]
+    moved: float
+    smoothness: Smoothness
+
+    @property
+    def proved(self) -> bool:
+        """Whether rank n is proved of every output: convergence to a global minimum is then a theorem (Theorem 4)."""
+        return self.after is not None and self.after.all
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """Say it in words."""
+        count, n = self.model.m_y, self.model.n
+        said = []
+        if self.before is None:
+            said.append(f"the ranks were not looked at: {n} samples, more than {LARGEST}")
+        else:
+            good = sum(entry is not None for entry in self.before.entries)
+            said.append(f"rank n = {n} of the trained gates is proved for {good} of {count} outputs")
+            if good < count:
+                said.append(f"without it: {self.before.reasons[0]}")
+        units = [len(own) for own in self.replaced]
+        if any(units):
+            spread = str(units[0]) if len(set(units)) == 1 else f"{min(units)} to {max(units)}"
+            said.append(
+                f"gates of {spread} of {self.model.h} units replaced for each output concerned; the outputs on the "
+                f"training samples moved by {self.moved:.1e} at most"
+            )
+        if self.after is not None and self.after.all:
+            least = min(entry["s_min"] for entry in self.after.entries if entry is not None)
+            said.append(f"rank n is proved for every output, s_min >= {least:.1e}")
+        bounds = self.smoothness
+        said.append(
+            f"Lhat {bounds.spectral:.3g} ({bounds.paper:.3g} by Lemma 8): step 1/Lhat {bounds.step:.3g}, "
+            f"stable below {bounds.limit:.3g}"
+        )
+        return tuple(said)
+
+    def summary(self) -> Mapping[str, Any]:
+        """Return the numbers as plain data."""
+        entries = () if self.after is None else self.after.entries
+        return {
+            "samples": self.model.n,
+            "outputs": self.model.m_y,
+            "width": self.model.h,
+            "proved_before": None if self.before is None else self.before.all,
+            "proved": self.proved,
+            "s_min": [None if entry is None else entry["s_min"] for entry in entries],
+            "replaced": [len(own) for own in self.replaced],
+            "moved": self.moved,
+            "Lhat": self.smoothness.spectral,
+            "Lhat_paper": self.smoothness.paper,
+            "stable_step": self.smoothness.limit,
+        }
+
+
+def guarantee(
+    model: Exploitation, weights: FloatArray, *, loss: str, mode: str, seed: int = 0, prove: bool | None = None
+) -> Guarantee:
+    """Prove the ranks, repair the gates where that fails and a repair is wanted, and compute Lhat.
+
+    Parameters
+    ----------
+    model : Exploitation
+        With the gates of theta^tau.
+    weights : (m_y, h, m) array
+    loss : str
+    mode : {"none", "redraw", "staircase"}
+        Of :func:`~alignver.training.repair.repair`.
+    seed : int
+    prove : bool, optional
+        Whether to prove ranks. None: up to 6000 samples.
+
+    Returns
+    -------
+    Guarantee
+    """
+    wanted = model.n <= LARGEST if prove is None else prove
+    before = prove_ranks(model) if wanted else None
+    none: tuple[tuple[int, ...], ...] = ((),) * model.m_y
+    if before is None or before.all or mode == "none":
+        return Guarantee(model, weights, before, before, none, 0.0, smoothness(model, loss))
+    found: Repaired = repair(model, weights, before, mode=mode, seed=seed)
+    return Guarantee(
+        found.model, found.weights, before, found.ranks, found.replaced, found.moved, smoothness(found.model, loss)
+    )

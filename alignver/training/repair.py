@@ -1,0 +1,230 @@
+"""Gates of full rank where the trained ones have none: replace as few as needed, keep the function on the samples."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+from scipy.linalg import LinAlgError, solve
+
+from alignver.checks.exploitation_ranks import Ranks, prove_ranks
+from alignver.errors import InvalidInput
+from alignver.linalg.lsmr import lsmr
+from alignver.phi.hadamard import gram
+from alignver.proof.rounding import FloatArray
+from alignver.theory.exploitation import Exploitation
+
+__all__ = ["MODES", "Repaired", "balanced", "repair", "stairs"]
+
+MODES = ("none", "redraw", "staircase")
+_DIRECT = 5000  # samples up to which the least-squares problem is solved by its Gram matrix
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Repaired:
+    """Gates and weights after a repair.
+
+    Attributes
+    ----------
+    model : Exploitation
+    weights : (m_y, h, m) array
+    ranks : Ranks
+        What is proved of the new gates.
+    replaced : tuple of tuple of int
+        For each output, the units whose gates are new.
+    moved : float
+        Largest change of an output on the training samples.
+    """
+
+    model: Exploitation
+    weights: FloatArray
+    ranks: Ranks
+    replaced: tuple[tuple[int, ...], ...]
+    moved: float
+
+
+def repair(model: Exploitation, weights: FloatArray, ranks: Ranks, *, mode: str, seed: int = 0) -> Repaired:
+    """Replace gates until rank n is proved of every output, and fit the weights to the function that was there.
+
+    First the output weights are brought to one size (:func:`balanced`), which changes no output.
+
+    ``staircase``: ceil(n/m) units, those with the largest output weights, get the gates of a staircase
+    (:func:`stairs`); half as many again while the proof does not come through, which makes blocks of fewer rows that
+    are better conditioned. ``redraw``: the same with gates drawn from the normal distribution, from one unit on.
+
+    Parameters
+    ----------
+    model : Exploitation
+        With the gates as they are.
+    weights : (m_y, h, m) array
+        W^(H-1,j), which the function is kept of: the change of least norm that keeps every output on the samples.
+    ranks : Ranks
+        What is proved of ``model``; outputs of rank n are left alone.
+    mode : {"redraw", "staircase"}
+    seed : int
+        Of drawn gates and of the staircase's direction.
+
+    Returns
+    -------
+    Repaired
+        ``ranks.all`` says whether it worked; equal rows of Z, say, cannot be repaired.
+    """
+    if mode not in MODES[1:]:
+        raise InvalidInput("repair", repr(mode), "one of " + ", ".join(MODES))
+    before = model.outputs(weights)
+    gates, output = np.array(model.gates), np.array(model.output_weights)
+    theta = np.array(model.weights(weights))
+    replaced: list[tuple[int, ...]] = []
+    for j, entry in enumerate(ranks.entries):
+        chosen: tuple[int, ...] = ()
+        if entry is None:
+            output[j], theta[j] = balanced(output[j], theta[j])
+            chosen, gates[j] = _new_gates(model, gates[j], output[j], mode, seed + j)
+        replaced.append(chosen)
+    repaired = Exploitation(model.Z, gates, output, model.slope)
+    new = np.stack([_refitted(repaired, theta[j], before[:, j], j) for j in range(model.m_y)])
+    moved = float(np.abs(repaired.outputs(new) - before).max())
+    return Repaired(repaired, new, prove_ranks(repaired), tuple(replaced), moved)
+
+
+def balanced(output: FloatArray, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Bring all output weights to one size by powers of two, and divide the units' weights by them: the function stays.
+
+    With frozen gates a unit enters as the product of its output weight and its weights, so nothing changes, not even by
+    rounding; but the columns of A_j come to one size, and with them its singular values closer together. A unit whose
+    output weight is zero gets one, and the weights zero.
+
+    Examples
+    --------
+    >>> output, weights = balanced(np.array([8.0, 0.5, 0.0]), np.ones((3, 2)))
+    >>> output, weights[:, 0] * output
+    (array([0.5, 0.5, 0.5]), array([8. , 0.5, 0. ]))
+    """
+    mantissas, exponents = np.frexp(output)
+    alive = output != 0.0
+    size = int(np.sort(exponents[alive])[(int(alive.sum()) - 1) // 2]) if alive.any() else 0  # the lower median
+    new = np.where(alive, np.ldexp(mantissas, size), np.ldexp(0.5, size))
+    shift = np.where(alive, exponents - size, 0)
+    return new, np.where(alive[:, None], np.ldexp(weights, shift[:, None]), 0.0)
+
+
+def _new_gates(
+    model: Exploitation, gates: FloatArray, output: FloatArray, mode: str, seed: int
+) -> tuple[tuple[int, ...], FloatArray]:
+    """Return the units with new gates and the gates (m, h) of an output; none and the old ones if nothing is proved."""
+    units = np.argsort(-np.abs(output), kind="stable")
+    if _proved(model, gates, output):
+        return (), gates
+    for q in _candidates(model, mode, seed):
+        chosen = units[: q.shape[1]]
+        trial = gates.copy()
+        trial[:, chosen] = q / model.slope
+        if _proved(model, trial, output):
+            return tuple(int(k) for k in chosen), trial
+    return (), gates
+
+
+def _candidates(model: Exploitation, mode: str, seed: int) -> Iterator[FloatArray]:
+    """Yield gates (m, k) with their slope in them, few units first, up to as many as there are."""
+    most = min(model.n, model.h) if mode == "staircase" else model.h  # blocks of single rows are the best there are
+    k = max(1, -(-model.n // model.m)) if mode == "staircase" else 1
+    while k <= most:
+        yield stairs(model.Z, k, seed) if mode == "staircase" else _drawn(model.Z, k, seed)
+        k = k + 1 if k == most else min(k + max(1, k // 2), most)
+
+
+def _drawn(Z: FloatArray, k: int, seed: int) -> FloatArray:
+    """Draw gates whose arguments are about 4 in size: neither all linear nor all saturated."""
+    source = np.random.default_rng([seed, k])
+    scale = 4.0 / max(float(np.sqrt((Z[:, :-1] ** 2).sum(axis=1).mean())), 1e-300)
+    gates: FloatArray = source.standard_normal((Z.shape[1], k))
+    gates[:-1] *= scale
+    return gates
+
+
+def stairs(Z: FloatArray, k: int, seed: int = 0, *, tries: int = 100) -> FloatArray:
+    r"""Return gates (m, k) of a staircase with k blocks, as steep as its gaps ask for and no steeper.
+
+    Unit j has the gate :math:`\tilde\sigma(c_j (v^\top z - t_j))`: near 1 on the first j blocks along v and near 0 on
+    the rest. The proof in :mod:`alignver.phi.staircase` takes one steepness for all units; its limit argument holds for
+    each unit's own, :math:`c_j = 5 / \mathrm{gap}_j`, where a gate is 0.92 on one side of its gap and 0.08 on the
+    other: enough for well-conditioned columns, and no more, since the arguments of steep gates are blurred by rounding.
+
+    Trained features come in clusters, and along their principal direction the gaps inside a cluster can be 1e-12 of the
+    spread. So directions are drawn among the leading principal ones, each scaled to unit variance, orthogonal to the
+    mean (which would only make thresholds large), and the one with the smallest :math:`\max_j \|q_j\|` is taken;
+    boundaries go to wide gaps nearby. Nothing is proved here.
+
+    Examples
+    --------
+    >>> Z = np.column_stack([np.arange(6.0), np.ones(6)])
+    >>> (1.0 / (1.0 + np.exp(-Z @ stairs(Z, 3)))).round(1).sum(axis=0)
+    array([2., 4., 6.])
+    """
+    bare = Z[:, :-1]
+    mean = bare.mean(axis=0)
+    _, s, axes = np.linalg.svd(bare - mean, full_matrices=False)
+    alive = int((s > 1e-12 * s[0]).sum())
+    source = np.random.default_rng([seed, k])
+    best: tuple[float, FloatArray] | None = None
+    for leading in sorted({min(alive, count) for count in (1, 3, 8, 12, 20, 30)} - {0}):
+        for _ in range(1 if leading == 1 else tries):
+            v = axes[:leading].T @ (source.standard_normal(leading) / s[:leading])
+            if leading > 1:
+                v -= mean * (float(mean @ v) / max(float(mean @ mean), 1e-300))
+            found = _stairs_along(bare @ v, k)
+            if found is None:
+                continue
+            steepness, thresholds = found
+            q = np.vstack([v[:, None] * steepness, -(thresholds * steepness)[None]])
+            longest = float(np.sqrt((q**2).sum(axis=0)).max())
+            if best is None or longest < best[0]:
+                best = (longest, q)
+    if best is None:  # no direction tells all blocks apart
+        return _drawn(Z, k, seed)
+    return best[1]
+
+
+def _stairs_along(p: FloatArray, k: int) -> tuple[FloatArray, FloatArray] | None:
+    """Cut projections into k blocks; return steepness and thresholds of the units."""
+    n = len(p)
+    ordered = np.sort(p)[::-1]
+    gaps = ordered[:-1] - ordered[1:]
+    spread = float(ordered[0] - ordered[-1])
+    if not spread > 0.0:
+        return None
+    slack = n // (4 * k)
+    cuts: list[int] = []
+    for j in range(1, k):
+        middle = round(j * n / k) - 1  # the gap after this many rows
+        low, high = max(middle - slack, cuts[-1] + 1 if cuts else 0), min(middle + slack, n - 2)
+        if low > high:
+            return None
+        cuts.append(low + int(np.argmax(gaps[low : high + 1])))
+    chosen = gaps[cuts] if cuts else np.empty(0)
+    if chosen.size and not float(chosen.min()) > 1e-15 * spread:
+        return None
+    middles = (ordered[cuts] + ordered[np.asarray(cuts, dtype=np.int64) + 1]) / 2 if cuts else np.empty(0)
+    last = spread / n  # the last unit is open for all rows: its threshold is below them by an average gap
+    return np.append(5.0 / chosen, 2.5 / last), np.append(middles, ordered[-1] - last)
+
+
+def _proved(model: Exploitation, gates: FloatArray, output: FloatArray) -> bool:
+    return prove_ranks(Exploitation(model.Z, gates[None], output[None], model.slope)).all
+
+
+def _refitted(model: Exploitation, weights: FloatArray, target: FloatArray, j: int) -> FloatArray:
+    """Return the nearest weights of output j with the old outputs: theta + A^T (A A^T)^-1 (f - A theta)."""
+    A = model.operator(j)
+    theta = np.asarray(weights, dtype=np.float64).ravel()
+    for _ in range(2):  # once more for what rounding left
+        rest = target - A.matvec(theta)
+        if model.n <= _DIRECT:
+            try:
+                theta = theta + A.rmatvec(solve(gram(model.Z, model.factors[j]), rest, assume_a="pos"))
+            except LinAlgError:
+                theta = theta + lsmr(A, rest).b
+        else:
+            theta = theta + lsmr(A, rest).b
+    return theta.reshape(model.h, model.m)
