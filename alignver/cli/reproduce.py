@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import enum
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,34 +12,37 @@ from alignver.cli.exits import Exit, exit_of
 from alignver.cli.session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from alignver.experiments.conduct import Outcome
+    from alignver.experiments.item import Item
     from alignver.results import CheckResult
 
-__all__ = ["app", "table2"]
-
-app = typer.Typer(name="reproduce", help="A figure or table of the paper, the paper's numbers beside ours.")
+__all__ = ["reproduce"]
 
 
-class ImageSet(enum.StrEnum):
-    """The rows of Table 2."""
-
-    MNIST = "mnist"
-    CIFAR10 = "cifar10"
-    CIFAR100 = "cifar100"
-    SEMEION = "semeion"
-    KMNIST = "kmnist"
-    SVHN = "svhn"
-
-
-@app.callback()
-def reproduce() -> None:
-    """Reproduce a figure or table of the paper."""
-
-
-@app.command("table2")
-def table2(
-    dataset: Annotated[ImageSet, typer.Option(help="The row of the table.")] = ImageSet.SEMEION,
+def reproduce(
+    item: Annotated[
+        str | None, typer.Argument(metavar="ITEM", help="Such as figure1a or table2.", show_default=False)
+    ] = None,
+    listing: Annotated[bool, typer.Option("--list", help="Every item with what it costs, and exit.")] = False,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A data set of the item; may be repeated.", show_default=False),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Seeds 0 to N - 1.", show_default="the item's own number")
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(metavar="MINUTES", help="Begin no further part after this long.", show_default=False),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Run folder: parts that are there are not run again.", show_default=False),
+    ] = None,
+    figure: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Save the figure here (.png, .svg, .pdf).", show_default=False),
+    ] = None,
     data_folder: Annotated[
         str | None,
         typer.Option(
@@ -51,68 +54,118 @@ def table2(
     ] = None,
     cache: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Keep the features here and take them from here.", show_default=False),
+        typer.Option(metavar="DIR", help="Keep extracted features here and take them from here.", show_default=False),
     ] = None,
-    paper_gates: Annotated[
-        bool,
-        typer.Option(
-            "--paper-gates", help="Also prove the sampled q at the paper's width: n^3/3 operations, 4 n^2 bytes."
-        ),
-    ] = False,
-    seed: options.Seed = 0,
+    device: options.Device = "cpu",
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> int:
-    """Table 2: safe exploration (Assumption 4) of a ResNet-18 on image sets.
+    """Reproduce a figure or table of the paper: its claims beside what is measured here.
+
+    The exit code is 0 if every claim agrees, 1 if one doesn't, 3 if one is not decided or not run yet.
 
     [bold]Examples[/bold]
 
-      alignver reproduce table2
+      alignver reproduce --list
+      alignver reproduce figure1a --out runs/figure1a --figure figure1a.png
       alignver reproduce table2 --dataset mnist --data-folder DIR --cache features
     """
-    session = Session("reproduce table2", json=json, quiet=quiet, verbose=verbose, seed=seed)
+    session = Session(_command(item, dataset, seeds), json, quiet, verbose, device)
 
     def body() -> Exit:
+        from alignver.errors import InvalidInput
         from alignver.results import worst
 
         with session.working():
             from alignver.cli.backends import library
 
-            library("torch", "the features of a ResNet-18")
-            from alignver.experiments import table2 as experiment
+            library("torch", "the experiments of the paper")
+            from alignver.experiments.catalogue import NAMES, load
+            from alignver.experiments.conduct import conduct
+            from alignver.experiments.item import Setting
 
-            row, data, results = experiment.table2(
-                dataset.value, data_folder, seed=seed, cache=cache, paper_gates=paper_gates
-            )
-        inputs = {"images": {"sha256": data.sha256, "shape": list(data.x.shape), "dtype": str(data.x.dtype)}}
+            if listing:
+                chosen = None
+            elif item is None:
+                raise InvalidInput("ITEM", "nothing", "one of " + ", ".join(NAMES) + "; --list tells what each costs")
+            else:
+                chosen = load(item)
+                setting = Setting(seeds, tuple(dataset or ()), device, data_folder, cache)
+                outcome = conduct(chosen, setting, folder=out, budget=budget)
+        if chosen is None:
+            session.print(_listed([load(name) for name in NAMES]))
+            return Exit.HOLDS
+        if figure is not None:
+            _save(chosen, outcome, figure)
         if json:
-            session.write_json(tuple(results.values()), inputs)
+            session.write_json(
+                outcome.results, {}, missing=list(outcome.missing), work_seconds=round(outcome.seconds, 1)
+            )
         else:
-            session.print(*_table(data.name, row, results))
-            if verbose:
-                for result in results.values():
-                    session.show(result)
-            session.show_provenance(inputs)
-        return exit_of(worst(result.verdict for result in results.values()))
+            for result in outcome.results:
+                session.show(result)
+                if not quiet:
+                    session.print(*_sides(result))
+            if outcome.missing:
+                session.note(f"not run yet: {', '.join(outcome.missing)}")
+            session.show_provenance({})
+        return exit_of(worst(result.verdict for result in outcome.results))
 
     return session.conduct(body)
 
 
-def _table(name: str, row: Any, results: Mapping[str, CheckResult]) -> list[Any]:
+def _command(item: str | None, datasets: list[str] | None, seeds: int | None) -> str:
+    words = ["reproduce", item, *(f"--dataset {name}" for name in datasets or ()), seeds and f"--seeds {seeds}"]
+    return " ".join(str(word) for word in words if word)
+
+
+def _listed(items: list[Item]) -> Any:
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", show_edge=False)
-    for title in (name, "n", "m_{H-1}", "m_H", "press", "golub", "Assumption 4", "seconds", "GB"):
-        table.add_column(title, justify="left" if title in (name, "Assumption 4") else "right", no_wrap=True)
-    table.add_row("the paper's", str(row.n), str(row.m), str(row.width), "yes", "yes", "Verified", "", "")
-    for title, result in results.items():
-        measured = result.measured
-        ranks = {rule["rule"]: rule["rank"] for rule in measured.get("rank_rules", measured.get("rules", ()))}
-        settled = ["yes" if ranks.get(rule) == measured["samples"] else "-" for rule in ("press", "golub")]
-        verdict = f"{result.verdict} {result.rigor.value.lower()}"
-        size = [str(measured["samples"]), str(measured["features"]), str(measured.get("width", "-"))]
-        peak = result.cost.get("peak_bytes")
-        cost = [f"{result.cost['seconds']:.1f}", "-" if peak is None else f"{peak / 1e9:.1f}"]
-        table.add_row(title, *size, *settled, verdict, *cost)
-    return [table]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for title in ("item", "what it is", "where", "what it costs"):
+        table.add_column(title, no_wrap=title == "item")
+    for item in items:
+        table.add_row(item.name, item.title, item.source, item.cost)
+    return table
+
+
+def _sides(result: CheckResult) -> list[Any]:
+    """Return the table of the paper's numbers and ours, where they are several."""
+    from rich.padding import Padding
+    from rich.table import Table
+
+    paper, ours = result.measured["paper"], result.measured["ours"]
+    if not isinstance(paper, Mapping):
+        return []
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("")
+    for key in paper:
+        table.add_column(key, justify="right", no_wrap=True)
+    table.add_row("the paper", *(_cell(value) for value in paper.values()))
+    if isinstance(ours, Mapping):
+        table.add_row("here", *(_cell(ours.get(key)) for key in paper))
+    return [Padding(table, (0, 0, 0, 2), expand=False)]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _save(item: Item, outcome: Outcome, file: str) -> None:
+    from alignver.errors import InvalidInput
+
+    if not outcome.measured:
+        raise InvalidInput("figure", "nothing measured yet", "a part that has been run")
+    drawn = item.draw(outcome.measured)
+    if drawn is None:
+        raise InvalidInput("figure", item.name, "an item that has a figure")
+    try:
+        drawn.savefig(file)
+    except (OSError, ValueError) as error:
+        raise InvalidInput("figure", f"{file!r} ({error})", "a file that can be written, .png, .svg or .pdf") from error

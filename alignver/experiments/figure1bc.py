@@ -1,0 +1,84 @@
+"""Figure 1(b) and (c): training error and Q_T of LeNet on Semeion and on random data, for two seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from alignver.experiments import lenet_runs as runs
+from alignver.experiments.item import Item, Measured, Part, Setting, compared
+from alignver.results import CheckResult, Verdict
+
+__all__ = ["ITEM"]
+
+_SEMEION = "Semeion: zero error with Q_T = 0 for all T, whatever the size"
+_RANDOM = "random data: zero error wherever Q_T does not grow linearly"
+
+
+class _Figure1bc:
+    name = "figure1bc"
+    title = "Training error and Q_T, LeNet of three sizes"
+    source = "Figure 1(b), (c)"
+    datasets: tuple[str, ...] = runs.DATASETS
+    cost = "an hour or two on two cores, most of it the 10000 x 10000 problems of Semeion"
+
+    def parts(self, setting: Setting) -> Sequence[Part]:
+        """Return a run for each data set, seed and size."""
+        return runs.parts(setting)
+
+    def judge(self, setting: Setting, measured: Measured) -> Sequence[CheckResult]:
+        """Compare every run's final error and its verdicts, by the rule press in float64 as in Figure 1(a)."""
+        results = []
+        for name in setting.chosen(self.datasets):
+            claim = _SEMEION if name == "semeion" else _RANDOM
+            parts = [part for part in self.parts(setting) if part.recipe["dataset"] == name]
+            found = {part.key: measured[part.key] for part in parts if part.key in measured}
+            if len(found) < len(parts):
+                reason = f"{len(found)} of {len(parts)} runs done"
+                results.append(compared(self, claim, Verdict.UNDECIDED, reason, paper="error 0"))
+                continue
+            fits = [_fits(name, run) for run in found.values()]
+            ours = {key: _words(run) for key, run in found.items()}
+            verdict = Verdict.HOLDS if all(fits) else Verdict.FAILS
+            looks = ", ".join(str(epoch) for epoch in runs.LOOKS[name])
+            results.append(
+                compared(
+                    self,
+                    claim,
+                    verdict,
+                    f"as claimed in {sum(fits)} of {len(fits)} runs",
+                    paper=dict.fromkeys(ours, "error 0" if name == "semeion" else "error 0 where Q_T is flat"),
+                    ours=ours,
+                    evidence=[f"a subset of the paper's checks: after {looks} of {runs.EPOCHS} epochs; rule {_COLUMN}"],
+                )
+            )
+        return results
+
+    def draw(self, measured: Measured) -> Any:
+        """Return the figure: training errors over the epochs, a line for each run."""
+        from alignver.report.plots import curves
+
+        errors = {key: run["error"] for key, run in measured.items()}
+        longest = max(len(error) for error in errors.values())
+        return curves(list(range(longest)), errors, x_label="epoch", y_label="training error").figure
+
+
+_COLUMN = "press float64"
+
+
+def _fits(name: str, run: Mapping[str, Any]) -> bool:
+    zero = min(run["error"]) == 0.0
+    verdicts = [look["answers"][_COLUMN]["verdict"] for look in run["looks"]]
+    if name == "semeion":
+        return zero and all(verdict == "HOLDS" for verdict in verdicts)
+    return zero or "FAILS" in verdicts
+
+
+def _words(run: Mapping[str, Any]) -> str:
+    verdicts = [look["answers"][_COLUMN]["verdict"] for look in run["looks"]]
+    counts = {word: verdicts.count(word) for word in ("HOLDS", "FAILS", "UNDECIDED") if word in verdicts}
+    said = ", ".join(f"{count} {word}" for word, count in counts.items())
+    return f"error {run['error'][-1]:.3f}; {said}"
+
+
+ITEM: Item = _Figure1bc()

@@ -1,0 +1,122 @@
+"""Experiments are run part by part, kept, taken up again, and judged; nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from alignver import InvalidInput
+from alignver.experiments import catalogue
+from alignver.experiments.conduct import conduct, spread
+from alignver.experiments.item import Part, Setting, compared
+from alignver.results import CheckResult, Verdict
+
+
+class Squares:
+    """An item that squares its seeds, and counts how often it is asked to."""
+
+    name, title, source, cost = "squares", "Squares", "Table 0", "nothing"
+    datasets: tuple[str, ...] = ("even", "odd")
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+
+    def parts(self, setting):
+        def run(name, seed):
+            self.ran.append(f"{name} {seed}")
+            return {"value": seed**2, "largest": float("inf")}
+
+        return [
+            Part(f"{name}, seed {seed}", {"name": name, "seed": seed}, lambda name=name, seed=seed: run(name, seed))
+            for name in setting.chosen(self.datasets)
+            for seed in range(setting.seeds or 2)
+        ]
+
+    def judge(self, setting, measured) -> list[CheckResult]:
+        missing = len(self.parts(setting)) - len(measured)
+        verdict = Verdict.UNDECIDED if missing else Verdict.HOLDS
+        return [compared(self, "squares", verdict, f"{missing} missing", paper=1, ours=len(measured))]
+
+    def draw(self, measured):
+        return None
+
+
+def test_parts_are_kept_and_not_run_again(tmp_path):
+    item = Squares()
+    first = conduct(item, folder=tmp_path)
+    assert first.results[0].verdict is Verdict.HOLDS
+    assert first.missing == ()
+    assert item.ran == ["even 0", "even 1", "odd 0", "odd 1"]
+    assert first.measured["odd, seed 1"] == {"value": 1, "largest": float("inf")}
+    again = conduct(item, folder=tmp_path)
+    assert item.ran == ["even 0", "even 1", "odd 0", "odd 1"]
+    assert again.measured == first.measured
+    more = conduct(item, Setting(seeds=3, datasets=("odd",)), folder=tmp_path)
+    assert item.ran[4:] == ["odd 2"]
+    assert set(more.measured) == {"odd, seed 0", "odd, seed 1", "odd, seed 2"}
+
+
+def test_a_budget_leaves_parts_for_the_next_run(tmp_path):
+    item = Squares()
+    outcome = conduct(item, folder=tmp_path, budget=1e-9)
+    assert item.ran == ["even 0"]
+    assert outcome.results[0].verdict is Verdict.UNDECIDED
+    assert outcome.missing == ("even, seed 1", "odd, seed 0", "odd, seed 1")
+    assert conduct(item, folder=tmp_path).missing == ()
+
+
+def test_items_of_one_family_share_their_parts(tmp_path):
+    parts = {name: catalogue.load(name).parts(Setting(seeds=1)) for name in ("figure1a", "table1a")}
+    assert [p.recipe for p in parts["figure1a"]] == [p.recipe for p in parts["table1a"]]
+    assert {p.family for p in parts["figure1a"]} == {"fully-connected"}
+
+
+def test_a_damaged_part_is_refused_not_believed(tmp_path):
+    item = Squares()
+    conduct(item, folder=tmp_path)
+    victim = sorted(tmp_path.glob("squares-*.json"))[0]
+    victim.write_text("{")
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        conduct(item, folder=tmp_path)
+    victim.write_text(json.dumps({"data": 1}))
+    with pytest.raises(InvalidInput, match="no part of a run"):
+        conduct(item, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [({"seeds": 0}, "seeds"), ({"seeds": True}, "seeds"), ({"datasets": ("prime",)}, "even, odd")],
+)
+def test_bad_settings(arguments, words):
+    with pytest.raises(InvalidInput, match=words):
+        conduct(Squares(), Setting(**arguments))
+
+
+def test_bad_budget_and_folder(tmp_path):
+    with pytest.raises(InvalidInput, match="budget"):
+        conduct(Squares(), budget=0.0)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidInput, match="cannot be written"):
+        conduct(Squares(), folder=tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", catalogue.NAMES)
+def test_every_item_says_what_it_is_and_judges_nothing_it_has_not_measured(name):
+    item = catalogue.load(name)
+    assert item.name == name
+    assert all((item.title, item.source, item.cost))
+    keys = [part.key for part in item.parts(Setting())]
+    assert len(set(keys)) == len(keys) > 0
+    results = item.judge(Setting(), {})
+    assert {result.verdict for result in results} == {Verdict.UNDECIDED}
+
+
+def test_unknown_item():
+    with pytest.raises(InvalidInput, match="did you mean figure1a"):
+        catalogue.load("figure1")
+
+
+def test_spread_is_the_papers_form():
+    assert spread([0.25]) == "0.25"
+    assert spread([0.0, 1.0]) == "0.50 (0.71)"
