@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import pathlib
+import sys
+from typing import Any
+
 from alignver import __version__
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 project = "alignver"
 author = "the alignver developers"
@@ -41,5 +47,12 @@ sphinx_gallery_conf = {
 html_theme = "furo"
 html_title = f"alignver {release}"
 html_show_copyright = False
-exclude_patterns = ["_build", "gallery/**/*.ipynb", "gallery/**/*.py", "gallery/**/*.json"]
+exclude_patterns = ["_build", "_generated", "results", "gallery/**/*.ipynb", "gallery/**/*.py", "gallery/**/*.json"]
 suppress_warnings = ["config.cache"]  # sphinx-gallery's configuration holds a function
+
+
+def setup(app: Any) -> None:
+    """Make the pages that are made from committed results."""
+    import reproduction_tables
+
+    app.connect("builder-inited", reproduction_tables.write)
