@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from alignver.errors import InvalidInput, MissingDependency, VerificationFailed
     from alignver.models.alignment import check_alignment
     from alignver.models.analytic import check_analytic
+    from alignver.models.change import RepresentationChange, RepresentationSnapshot, representation_change
     from alignver.models.gram import gram
     from alignver.models.jacobian import jacobian
     from alignver.models.operator import JacobianOperator
@@ -44,6 +45,8 @@ _HOMES = {
     "JacobianOperator": "alignver.models.operator",
     "MissingDependency": "alignver.errors",
     "Report": "alignver.results",
+    "RepresentationChange": "alignver.models.change",
+    "RepresentationSnapshot": "alignver.models.change",
     "Rigor": "alignver.results",
     "Tolerance": "alignver.results",
     "TrainingRecord": "alignver.theory.record",
@@ -61,6 +64,7 @@ _HOMES = {
     "jacobian": "alignver.models.jacobian",
     "load_certificate": "alignver.proof",
     "recheck": "alignver.phi.recheck",
+    "representation_change": "alignver.models.change",
 }
 
 __all__ = [
@@ -73,6 +77,8 @@ __all__ = [
     "JacobianOperator",
     "MissingDependency",
     "Report",
+    "RepresentationChange",
+    "RepresentationSnapshot",
     "Rigor",
     "Tolerance",
     "TrainingRecord",
@@ -91,6 +97,7 @@ __all__ = [
     "jacobian",
     "load_certificate",
     "recheck",
+    "representation_change",
 ]
 
 

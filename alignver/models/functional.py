@@ -13,7 +13,7 @@ from alignver.errors import InvalidInput
 from alignver.models.precision import dtype_name
 from alignver.models.slots import Slots, slots
 
-__all__ = ["Functional", "Theta", "functional"]
+__all__ = ["Functional", "Theta", "at_state", "functional", "require_same_dtype", "require_state"]
 
 Theta = Mapping[str, torch.Tensor]
 
@@ -83,6 +83,69 @@ def functional(model: nn.Module, dtype: torch.dtype, *, include_frozen: bool = F
     held = {name: _own(value, dtype) for name, value in found.fixed.items()}
     held.update({name: _own(value, dtype) for name, value in model.named_buffers()})
     return Functional(model, found, theta, held, dtype, _places(model))
+
+
+def require_state(model: nn.Module, state: Mapping[str, torch.Tensor], argument: str = "state") -> Theta:
+    """Return the values of a state dict under the first name of each parameter and buffer, all of them there and fit.
+
+    Raises
+    ------
+    InvalidInput
+        No mapping of names to tensors; a parameter or (persistent) buffer without a value; a name that the model does
+        not know; another shape or dtype; NaN or Inf.
+
+    Examples
+    --------
+    >>> sorted(require_state(nn.Linear(2, 1), nn.Linear(2, 1).state_dict()))
+    ['bias', 'weight']
+    """
+    need = "values of every parameter and buffer, by name: a copy of model.state_dict()"
+    if not isinstance(state, Mapping):
+        raise InvalidInput(argument, f"a {type(state).__name__}", need)
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    known = {name for name, _ in named}
+    strange = [name for name in state if name not in known and not str(name).endswith("_extra_state")]
+    if strange:
+        raise InvalidInput(argument, f"{strange[0]!r}, which the model does not have", need)
+    passing = {
+        f"{prefix}.{key}" if prefix else key
+        for prefix, module in model.named_modules()
+        for key in module._non_persistent_buffers_set
+    }
+    first: dict[int, str] = {}
+    values: dict[str, torch.Tensor] = {}
+    for name, own in named:
+        known_as = first.setdefault(id(own), name)
+        if known_as in values or name not in state:
+            continue
+        values[known_as] = _require_like(state[name], own, name, argument)
+    missing = [name for name in first.values() if name not in values and name not in passing]
+    if missing:
+        raise InvalidInput(argument, f"no {missing[0]!r}", need)
+    return values
+
+
+def at_state(function: Functional, values: Theta) -> Functional:
+    """Return the same function at the values of :func:`require_state`, of which it takes copies."""
+
+    def there(own: Theta) -> Theta:
+        return {
+            name: _own(values[name].to(tensor.device), function.dtype) if name in values else tensor
+            for name, tensor in own.items()
+        }
+
+    return dataclasses.replace(function, theta=there(function.theta), held=there(function.held))
+
+
+def _require_like(value: object, own: torch.Tensor, name: str, argument: str) -> torch.Tensor:
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_meta:
+        raise InvalidInput(argument, f"{name!r} that is no dense tensor with values", "one tensor for each name")
+    if value.shape != own.shape or value.dtype != own.dtype:
+        got = f"{name!r} of shape {tuple(value.shape)} and dtype {dtype_name(value.dtype)}"
+        raise InvalidInput(argument, got, f"shape {tuple(own.shape)} and dtype {dtype_name(own.dtype)}, as the model's")
+    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        raise InvalidInput(argument, f"{name!r} with NaN or Inf entries", "finite values")
+    return value.detach()
 
 
 def require_same_dtype(x: torch.Tensor, dtype: torch.dtype) -> None:

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from alignver.errors import InvalidInput
 from alignver.models.checkable import probe, require_checkable
-from alignver.models.functional import Functional
+from alignver.models.functional import Functional, at_state, require_state
 from alignver.models.guard import unchanged
 from alignver.models.jacobian import bind, checked_chunk
 from alignver.models.precision import as_asked, dtype_name
@@ -48,6 +48,8 @@ class JacobianOperator:
         Differentiate by parameters with ``requires_grad=False`` too.
     chunk_size : int, optional
         Samples of one pass (256 by default): memory is that of a pass over so many, plus a few vectors.
+    state : mapping of str to torch.Tensor, optional
+        Parameters and buffers to use in place of the model's own: a state dict.
 
     Attributes
     ----------
@@ -92,14 +94,16 @@ class JacobianOperator:
         dtype: str | None = "float64",
         include_frozen: bool = False,
         chunk_size: int | None = None,
+        state: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         model = require_checkable(model, include_frozen=include_frozen)
+        values = {} if state is None else require_state(model, state)
         self._size = checked_chunk(chunk_size) or _SAMPLES
         with unchanged(model):
             function, x = bind(model, X, dtype, include_frozen=include_frozen)
             with differentiable(function):
                 probed = probe(function, x)
-        self._function, self._x = function, x.clone()
+        self._function, self._x = at_state(function, values), x.clone()
         self._modes = [module.training for module in model.modules()]
         self.n, self.m_y = len(x), probed.m_y
         self.shape = (self.n * self.m_y, function.slots.d)

@@ -13,7 +13,7 @@ from torch import nn
 from alignver.errors import InvalidInput
 from alignver.models import engines
 from alignver.models.checkable import probe, require_checkable
-from alignver.models.functional import Functional, require_same_dtype
+from alignver.models.functional import Functional, Theta, at_state, require_same_dtype, require_state
 from alignver.models.gram.assemble import add_pair
 from alignver.models.gram.blocks import Block, Survey, block, disagreeing, survey
 from alignver.models.gram.functions import as_module
@@ -38,6 +38,7 @@ def gram(
     dtype: str | None = "float64",
     include_frozen: bool = False,
     chunk_size: int | None = None,
+    state: Mapping[str, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Return the Gram matrix of the Jacobian (the empirical neural tangent kernel) without forming the Jacobian.
 
@@ -60,6 +61,8 @@ def gram(
         Differentiate by parameters with ``requires_grad=False`` too.
     chunk_size : int, optional
         Samples in a block; by default as many as keep the factors of the blocks at work near 1 GB.
+    state : mapping of str to torch.Tensor, optional
+        Parameters and buffers to use in place of the module's own: a state dict.
 
     Returns
     -------
@@ -96,7 +99,7 @@ def gram(
     >>> gram(lambda p, x: x @ p["w"], [[1.0, 2.0]], [[3.0, 4.0]], params={"w": torch.ones(2, 1)})
     tensor([[11.]], dtype=torch.float64)
     """
-    work = Work.of(model, params, include_frozen, chunk_size)
+    work = Work.of(model, params, include_frozen, chunk_size, state)
     with unchanged(work.model):
         work.bind(X, X2, dtype)
         with as_asked(work.function.device, work.function.dtype):
@@ -163,6 +166,7 @@ class Work:
     model: nn.Module
     include_frozen: bool
     chunk_size: int | None
+    values: Theta
     function: Functional = dataclasses.field(init=False)
     x: torch.Tensor = dataclasses.field(init=False)
     x2: torch.Tensor | None = dataclasses.field(init=False)
@@ -172,12 +176,21 @@ class Work:
 
     @classmethod
     def of(
-        cls, model: Any, params: Mapping[str, torch.Tensor] | None, include_frozen: bool, chunk_size: int | None
+        cls,
+        model: Any,
+        params: Mapping[str, torch.Tensor] | None,
+        include_frozen: bool,
+        chunk_size: int | None,
+        state: Mapping[str, torch.Tensor] | None = None,
     ) -> Work:
         """Refuse what no work can be about, before anything runs."""
         if params is not None:
+            if state is not None:
+                raise InvalidInput("state", "a state beside params", "one of the two")
             model = as_module(model, params)
-        return cls(require_checkable(model, include_frozen=include_frozen), include_frozen, checked_chunk(chunk_size))
+        model = require_checkable(model, include_frozen=include_frozen)
+        values = {} if state is None else require_state(model, state)
+        return cls(model, include_frozen, checked_chunk(chunk_size), values)
 
     def bind(self, X: Any, X2: Any, dtype: str | None) -> None:
         """Bind the model to copies of its parameters, and the inputs; the caller guards the model."""
@@ -198,6 +211,7 @@ class Work:
                 raise InvalidInput("X2", error.got, error.need) from error
             if other != self.m_y:
                 raise InvalidInput("X2", f"inputs with {other} outputs", f"{self.m_y} outputs, as X has")
+        self.function = at_state(self.function, self.values)  # the probes look at the module, which has its own values
 
     def plan(self, refused: dict[str, str]) -> GramPlan:
         """Survey the structure and choose the formulas; ``refused`` slots get none."""

@@ -1,0 +1,237 @@
+"""The change of the gradient representation against dense matrices from a float64 loop of autograd.grad."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import alignver as av
+from alignver.errors import InvalidInput
+from alignver.models import change
+from alignver.models.change import RepresentationSnapshot, representation_change
+from alignver.models.gram import gram
+from alignver.models.operator import JacobianOperator
+from alignver.results import Rigor
+
+from . import zoo
+from .reference import fingerprint, reference_jacobian
+
+KINDS = ["mlp", "lenet", "batch norm in eval mode", "gru", "tied embedding", "reused and aliased", "weight norm"]
+
+
+def moved(model: nn.Module, by: float = 0.1) -> nn.Module:
+    """A copy somewhere else: parameters and floating buffers scaled and shifted."""
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for k, tensor in enumerate([*other.parameters(), *(b for b in other.buffers() if b.is_floating_point())]):
+            tensor.mul_(1.0 + by * (1 + k % 3)).add_(0.01)
+    return other
+
+
+def truth(model: nn.Module, other: nn.Module, x: torch.Tensor) -> float:
+    J, K = (reference_jacobian(m, x) for m in (model, other))
+    return float((K @ K.T - J @ J.T).square().sum())
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_exact_is_that_of_the_dense_matrices(name):
+    model, x = zoo.build(name)
+    other = moved(model)
+    wanted = truth(model, other, x)
+    marks = fingerprint(other)
+    found = representation_change(other, x, model.state_dict())
+    assert fingerprint(other) == marks
+    assert found.value == pytest.approx(wanted, rel=1e-10)
+    assert (found.method, found.rigor, found.products) == ("exact", Rigor.NUMERICAL, 0)
+    assert found.interval == (found.value, found.value)
+    assert "fit" in found.reason or "take" in found.reason
+    both = representation_change(model, x, model.state_dict(), other.state_dict())
+    assert both.value == found.value
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_probes_agree(name):
+    model, x = zoo.build(name)
+    other = moved(model)
+    marks = fingerprint(other)
+    found = representation_change(other, x, model.state_dict(), method="probes", probes=12, confidence=0.999)
+    assert fingerprint(other) == marks
+    low, high = found.interval
+    assert low <= truth(model, other, x) * (1 + 1e-10)
+    assert truth(model, other, x) <= high * (1 + 1e-10)
+    assert low <= found.value <= high
+    assert (found.method, found.rigor, found.products) == ("probes", Rigor.STATISTICAL, 12)
+    assert found.reason == "probes, as asked"
+
+
+def test_a_snapshot_follows_the_training():
+    model, x = zoo.build("mlp")
+    start = copy.deepcopy(model)
+    kept = {method: RepresentationSnapshot(model, x, method=method, probes=18) for method in ("exact", "probes")}
+    assert all(snapshot.change().value == 0.0 for snapshot in kept.values())
+    given = x.clone()
+    x.zero_()  # the snapshot has its own
+    for step in (1, 2):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(0.05 * step)
+        wanted = truth(start, model, given)
+        assert kept["exact"].change().value == pytest.approx(wanted, rel=1e-10)
+        found = kept["probes"].change()
+        assert found.interval[0] <= wanted <= found.interval[1]
+        assert kept["probes"].change() == found
+        assert kept["exact"].change(start.state_dict()).value == 0.0
+
+
+def test_as_many_products_as_rows_leave_nothing_to_chance():
+    model, x = zoo.build("mlp")  # ten rows
+    other = moved(model)
+    found = representation_change(other, x, model.state_dict(), method="probes", probes=33)
+    wanted = truth(model, other, x)
+    assert found.value == pytest.approx(wanted, rel=1e-9)
+    assert found.interval == pytest.approx((wanted, wanted), rel=1e-9)
+
+
+def test_what_does_not_fit_is_probed(monkeypatch):
+    model, x = zoo.build("mlp")
+    monkeypatch.setattr(change, "available_memory", lambda: 1000)
+    found = representation_change(moved(model), x, model.state_dict(), probes=9)
+    assert found.method == "probes"
+    assert "of the 0.0 GB" in found.reason
+
+
+def test_random_states_are_left_alone():
+    model, x = zoo.build("mlp")
+    before = torch.get_rng_state()
+    representation_change(moved(model), x, model.state_dict(), method="probes", probes=6)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_words():
+    model, x = zoo.build("mlp")
+    other = moved(model)
+    assert str(representation_change(other, x, model.state_dict())).startswith("||M_T - M_0||_F^2 = ")
+    probed = representation_change(other, x, model.state_dict(), method="probes", probes=9)
+    assert "95% from" in str(probed)
+
+
+def test_frozen_parameters_count_when_asked():
+    model, x = zoo.build("frozen half")
+    other = moved(model)
+    found = representation_change(other, x, model.state_dict(), include_frozen=True)
+    J, K = (reference_jacobian(m, x, include_frozen=True) for m in (model, other))
+    assert found.value == pytest.approx(float((K @ K.T - J @ J.T).square().sum()), rel=1e-10)
+
+
+def test_the_models_own_dtype():
+    model, x = zoo.build("mlp")
+    other = moved(model)
+    wanted = truth(model, other, x)
+    assert representation_change(other, x, model.state_dict(), dtype="same").value == pytest.approx(wanted, rel=1e-4)
+    probed = representation_change(other, x, model.state_dict(), dtype="same", method="probes", probes=33)
+    assert probed.value == pytest.approx(wanted, rel=1e-4)
+
+
+def test_gram_and_operator_at_a_state():
+    model, x = zoo.build("batch norm in eval mode")
+    other = moved(model)
+    J = reference_jacobian(other, x)
+    M = gram(model, x, state=other.state_dict())
+    assert float((M - J @ J.T).norm()) <= 1e-12 * float(M.norm())
+    u = torch.cos(torch.arange(len(J), dtype=torch.float64))
+    product = JacobianOperator(model, x, state=other.state_dict()).rmatvec(u)
+    assert float((product - J.T @ u).norm()) <= 1e-12 * float(J.norm() * u.norm())
+
+
+def test_buffers_that_are_no_part_of_a_state_dict_stay():
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+            self.register_buffer("by", torch.ones(3), persistent=False)
+
+        def forward(self, x):
+            return torch.tanh(self.layer(x + self.by))
+
+    model, x = Shifted(), torch.randn(4, 3)
+    other = moved(model)
+    other.by.fill_(1.0)
+    assert representation_change(other, x, model.state_dict()).value == pytest.approx(truth(model, other, x), rel=1e-9)
+
+
+def without(state: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in state.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("change_of", "words"),
+    [
+        (lambda s: [1.0], "list"),
+        (lambda s: without(s, "0.bias"), "no '0.bias'"),
+        (lambda s: without(s, "1.running_var"), "no '1.running_var'"),
+        (lambda s: {**s, "9.weight": torch.zeros(1)}, "'9.weight', which the model does not have"),
+        (lambda s: {**s, "0.bias": torch.zeros(3)}, "shape"),
+        (lambda s: {**s, "0.bias": s["0.bias"].double()}, "float64"),
+        (lambda s: {**s, "0.bias": s["0.bias"] * float("nan")}, "NaN"),
+        (lambda s: {**s, "0.bias": s["0.bias"].tolist()}, "dense tensor"),
+        (lambda s: {**s, "0.bias": s["0.bias"].to("meta")}, "dense tensor"),
+    ],
+)
+@pytest.mark.parametrize("argument", ["before", "after"])
+def test_states_that_are_none_of_this_model(change_of, words, argument):
+    model, x = zoo.build("batch norm in eval mode")
+    good = copy.deepcopy(model.state_dict())
+    states = {"before": good, "after": good} | {argument: change_of(good)}
+    with pytest.raises(InvalidInput, match=words) as refused:
+        representation_change(model, x, **states)
+    assert refused.value.argument == argument
+
+
+def test_the_models_own_memory_is_no_before():
+    model, x = zoo.build("mlp")
+    with pytest.raises(InvalidInput, match="deepcopy"):
+        representation_change(model, x, model.state_dict())
+
+
+def test_other_trainable_parameters_than_at_the_snapshot():
+    model, x = zoo.build("mlp")
+    start = RepresentationSnapshot(model, x)
+    next(model.parameters()).requires_grad_(False)
+    with pytest.raises(InvalidInput, match="include_frozen"):
+        start.change()
+
+
+@pytest.mark.parametrize(
+    ("options", "argument"),
+    [
+        ({"method": "guess"}, "method"),
+        ({"probes": 5}, "probes"),
+        ({"probes": 6.0}, "probes"),
+        ({"probes": True}, "probes"),
+        ({"confidence": 0.5}, "confidence"),
+        ({"confidence": 1.0}, "confidence"),
+        ({"confidence": "high"}, "confidence"),
+        ({"confidence": float("nan")}, "confidence"),
+        ({"seed": -1}, "seed"),
+        ({"chunk_size": 0}, "chunk_size"),
+        ({"dtype": "float16"}, "dtype"),
+    ],
+)
+def test_bad_options(options, argument):
+    model, x = zoo.build("mlp")
+    with pytest.raises(InvalidInput) as refused:
+        RepresentationSnapshot(model, x, **options)
+    assert refused.value.argument == argument
+
+
+def test_params_and_state_are_two_ways():
+    with pytest.raises(InvalidInput, match="one of the two"):
+        gram(lambda p, x: x @ p["w"], [[1.0]], params={"w": torch.ones(1, 1)}, state={})
+
+
+def test_public_names():
+    assert av.representation_change is representation_change
+    assert av.RepresentationSnapshot is RepresentationSnapshot
