@@ -49,8 +49,10 @@ format: $(VENV)/.dev ## rewrite the sources in the project's format
 docs: $(VENV)/.dev ## the documentation, into docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
-bench: $(VENV)/.test ## every benchmark, one after the other
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+# The peers of benchmarks/gram.py; they need nothing at run time that is not here.
+bench: $(VENV)/.test ## the benchmarks behind docs/performance.md (ARGS="gram cli": only these)
+	$(PIP) install -q --no-deps nngeometry==0.4 torchjd==0.18.0
+	$(BIN)/python benchmarks/collect.py $(ARGS)
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) build dist docs/_build docs/gallery .pytest_cache .mypy_cache .ruff_cache .hypothesis

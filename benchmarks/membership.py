@@ -105,6 +105,10 @@ def contend(name, rows, columns):
     print(json.dumps({"seconds": seconds, "peak": peak, "residual": float(residual), "size": J.nbytes}))
 
 
+def said(met):
+    return "met" if met else "MISSED"
+
+
 def main():
     rows, columns = (int(v) for v in sys.argv[1:3]) if len(sys.argv) > 2 else (1000, 20000)
     runs = {name: [] for name in CONTENDERS}
@@ -123,8 +127,10 @@ def main():
         peak = max(run["peak"] / run["size"] for run in each)
         print(f"{name:<20}{medians[name]:>9.2f}{spread:>14}{peak:>10.2f}{each[0]['residual']:>10.1e}")
     ratio = medians["alignver_svd"] / medians[cheapest]
-    print(f"alignver_svd / {cheapest} (the cheapest peer) = {ratio:.2f}   target: at most 1.50")
-    print("peak includes the interpreter, its libraries and J; target for alignver_svd: at most 2.50 times J")
+    memory = max(run["peak"] / run["size"] for run in runs["alignver_svd"])
+    print(f"alignver_svd / {cheapest} (the cheapest peer) = {ratio:.2f}   target <= 1.50  {said(ratio <= 1.5)}")
+    print(f"alignver_svd peak / J = {memory:.2f}   target <= 2.50  {said(memory <= 2.5)}")
+    print("(the peak includes the interpreter, its libraries and J)")
     squared = medians["alignver_svd"] / medians["gram_eigh_squared"]
     print(f"alignver_svd / gram_eigh_squared = {squared:.2f}   (squares the condition number; no target)")
 

@@ -165,7 +165,7 @@ def main():
     print(f"  {found['count']} blocks from {found['passes']:.1f} passes of the model; {found['engine']}")
     above, ratio = found["above"] / 1e6, found["above"] / bound
     print(f"  peak above the model and a pass of it: {above:.0f} MB; 4 N^2 + block = {bound / 1e6:.0f} MB")
-    print(f"  peak / (4 N^2 + block) = {ratio:.2f}   target: at most 1.00")
+    print(f"  peak / (4 N^2 + block) = {ratio:.2f}   target <= 1.00  {'met' if ratio <= 1 else 'MISSED'}")
     size = 8 * found["N"] * found["d"]
     print(f"  the process itself, before: {found['rest'] / 1e6:.0f} MB; the Jacobian: {size / 1e6:.0f} MB")
     if size < 1 << 31:

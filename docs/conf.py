@@ -52,7 +52,10 @@ suppress_warnings = ["config.cache"]  # sphinx-gallery's configuration holds a f
 
 
 def setup(app: Any) -> None:
-    """Make the pages that are made from committed results."""
+    """Make the pages that are made from committed results and from the commands themselves."""
+    import command_line_tables
+    import performance_tables
     import reproduction_tables
 
-    app.connect("builder-inited", reproduction_tables.write)
+    for page in (command_line_tables, performance_tables, reproduction_tables):
+        app.connect("builder-inited", page.write)

@@ -1,0 +1,183 @@
+"""Run benchmarks and keep what they print, with machine and versions: what docs/performance.md is made from.
+
+    python benchmarks/collect.py [NAME ...] [--timeout MINUTES] [--threads N] [--out DIR] [--list]
+
+Each NAME is a script with the arguments it is run with; without any, those marked * in --list are run, cheap ones
+first. A result is one JSON file in docs/results/benchmarks. It is written when the script came to its end, whether or
+not it met its targets; after a crash or a timeout the file that was there stays. Run it on a machine that does nothing
+else: the load before each run is kept as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import datetime
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent
+RESULTS = FOLDER.parent / "docs" / "results" / "benchmarks"
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A script, its arguments, minutes on two cores (roughly), and whether it is run when nothing is named."""
+
+    script: str
+    arguments: tuple[str, ...] = ()
+    minutes: int = 5
+    default: bool = True
+
+
+RUNS = {
+    "cli": Run("cli.py", minutes=1),
+    "streamed_qr": Run("streamed_qr.py", minutes=1),
+    "gram": Run("gram.py", minutes=5),
+    "membership": Run("membership.py", minutes=10),
+    "proof": Run("proof.py", minutes=10),
+    "exploration": Run("exploration.py", ("rank", "gram"), 5),
+    "staircase": Run("exploration.py", ("staircase",), 5),
+    "ee": Run("ee.py", ("speed",), 5),
+    "ee-sine": Run("ee.py", ("sine",), 60, default=False),
+    "directions": Run("exploration.py", ("directions",), 20, default=False),
+    "rank-large": Run("exploration.py", ("rank-large",), 30, default=False),
+    "paper": Run("exploration.py", ("paper",), 60, default=False),
+    "imagenet": Run("exploration.py", ("imagenet",), 30, default=False),
+    "streamed_qr-large": Run("streamed_qr.py", ("100", "64", "16", "512"), 60, default=False),
+}
+
+# Asked in a process of its own, under the same environment, so that it is about what the benchmark ran with.
+VERSIONS = """
+import importlib.metadata, json, numpy, scipy, threadpoolctl, torch
+from alignver.report.provenance import versions
+found = versions()
+for name in ("nngeometry", "torchjd"):
+    try:
+        found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        pass
+blas = [{key: pool.get(key) for key in ("internal_api", "version", "architecture", "num_threads")}
+        for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+print(json.dumps({"versions": found, "blas": blas}))
+"""
+
+
+def machine() -> dict[str, Any]:
+    """Return what a reader has to know of the machine, and nothing that says whose it is."""
+    cpu = "unknown"
+    if Path("/proc/cpuinfo").is_file():
+        names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        cpu = names[0] if names else cpu
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {"processor": cpu, "cores": len(os.sched_getaffinity(0)), "memory_gib": round(memory / 2**30, 1)}
+
+
+def targets(lines: list[str]) -> list[dict[str, Any]]:
+    """Find the lines that hold a number against a target; each script ends such a line, or begins it, with a word."""
+    found = []
+    for line in lines:
+        ending = re.fullmatch(r"\s*(?P<text>.*\S)\s+(?P<word>met|MISSED|NOT met)", line)
+        beginning = re.fullmatch(r"\s*(?P<word>reached|MISSED)\s+(?P<text>.*\S)", line)
+        match = ending or beginning
+        if match:
+            text = re.sub(r"\s{2,}", "  ", match["text"])
+            found.append({"text": text, "met": match["word"] in ("met", "reached")})
+    return found
+
+
+def listen(command: list[str], environment: dict[str, str], limit: float) -> tuple[int | None, list[str], str]:
+    """Run a command and show its lines as they come; return exit code (None past ``limit`` seconds), lines, errors."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        os.killpg(process.pid, 9)  # the benchmark's own processes too
+
+    errors: list[str] = []
+    timer = threading.Timer(limit, end)
+    reader = threading.Thread(target=lambda: errors.append(process.stderr.read()), daemon=True)  # type: ignore[union-attr]
+    timer.start()
+    reader.start()
+    lines = []
+    for line in process.stdout:  # type: ignore[union-attr]
+        lines.append(line.rstrip())
+        print("  " + lines[-1], flush=True)
+    code = process.wait()
+    timer.cancel()
+    reader.join()
+    return (None if late.is_set() else code), lines, "".join(errors)
+
+
+def collect(name: str, threads: int, minutes: float, out: Path) -> bool:
+    """Run one benchmark and write its file; say whether there is a new one."""
+    run = RUNS[name]
+    command = ["python", f"benchmarks/{run.script}", *run.arguments]
+    print(f"== {' '.join(command)}", flush=True)
+    environment = {**os.environ, **dict.fromkeys(THREADS, str(threads)), "PYTHONUNBUFFERED": "1"}
+    told = subprocess.run([sys.executable, "-c", VERSIONS], env=environment, capture_output=True, text=True, check=True)
+    load, began = os.getloadavg()[0], time.perf_counter()
+    script = str(FOLDER / run.script)
+    code, lines, errors = listen([sys.executable, script, *run.arguments], environment, 60 * minutes)
+    seconds = time.perf_counter() - began
+    held = targets(lines)
+    # Exit code 1 is a missed target, which is a result; without one it is a crash, which is none.
+    if code is None or not (code == 0 or (code == 1 and any(not target["met"] for target in held))):
+        end = f"not ended after {minutes:g} minutes" if code is None else f"ended with {code}"
+        print(f"{name}: {end}; nothing written\n{errors[-2000:]}", file=sys.stderr, flush=True)
+        return False
+    document = {
+        "benchmark": name,
+        "what": ast.get_docstring(ast.parse(Path(script).read_text()), clean=True).split("\n\n")[0].replace("\n", " "),  # type: ignore[union-attr]
+        "command": " ".join(command),
+        "date": datetime.date.today().isoformat(),
+        "seconds": round(seconds, 1),
+        "threads": threads,
+        "load_before": round(load, 2),
+        "machine": machine(),
+        **json.loads(told.stdout),
+        "targets": held,
+        "output": lines,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+    return True
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which benchmarks; see --list")
+    parser.add_argument("--timeout", type=float, metavar="MINUTES", help="for each benchmark; 4 times its usual time")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the linear algebra")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where the JSON files go")
+    parser.add_argument("--list", action="store_true", help="the names, what is run, and about how long it takes")
+    options = parser.parse_args()
+    if options.list:
+        for name, run in RUNS.items():
+            command = " ".join([run.script, *run.arguments])
+            print(f"{'*' if run.default else ' '} {name:<18} {command:<32} about {run.minutes} min")
+        return 0
+    unknown = [name for name in options.names if name not in RUNS]
+    if unknown:
+        parser.error(f"unknown benchmark {unknown[0]}: one of {', '.join(RUNS)}")
+    names = options.names or [name for name, run in RUNS.items() if run.default]
+    written = [
+        collect(name, options.threads, options.timeout or 4.0 * RUNS[name].minutes, options.out) for name in names
+    ]
+    return 0 if all(written) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

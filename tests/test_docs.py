@@ -1,0 +1,139 @@
+"""The documentation says what is there: every public name, every command and option, links that lead somewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+import alignver
+from alignver.cli.main import app
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([*DOCS.glob("*.md"), *ROOT.glob("*.md")])
+sys.path.insert(0, str(DOCS))
+
+import command_line_tables  # noqa: E402 - it lives beside the pages that it makes
+import performance_tables  # noqa: E402
+
+
+def prose(page: Path) -> str:
+    """Return a page without its code blocks."""
+    return re.sub(r"^(`{3,})(?!\{).*?^\1$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def test_every_public_name_stands_in_the_reference():
+    text = (DOCS / "api.md").read_text()
+    listed = set(re.findall(r"alignver\.(\w+)$", text, re.MULTILINE))
+    assert set(alignver.__all__) - {"__version__"} <= listed
+
+
+def test_every_listed_name_exists():
+    import importlib
+
+    for name in re.findall(r"auto\w+:: (alignver[\w.]+)", (DOCS / "api.md").read_text()):
+        home, _, last = name.rpartition(".")
+        assert hasattr(importlib.import_module(home), last), name
+
+
+def test_every_command_and_option_stands_in_the_reference(tmp_path, monkeypatch):
+    monkeypatch.setattr(command_line_tables, "REFERENCE", tmp_path / "made" / "command_line.md")
+    command_line_tables.write()
+    text = command_line_tables.REFERENCE.read_text()
+    found = dict(command_line_tables.commands())
+    assert {"alignver", "alignver check", "alignver check membership", "alignver verify"} <= set(found)
+    for path, command in found.items():
+        section = text.split(f"### {path}\n", 1)[1].split("\n### ", 1)[0]
+        for parameter in command.params:
+            if parameter.param_type_name == "option":
+                for option in [*parameter.opts, *parameter.secondary_opts]:
+                    assert re.search(rf"`{option}[` ]", section), f"{path} {option}"
+            else:
+                assert f"`{parameter.metavar or parameter.name.upper()}`" in section
+
+
+def examples() -> list[tuple[str, str]]:
+    """Every command line of ours in a console block, with the page that it is on."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"^```console\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+            lines = [line[2:] for line in block.splitlines() if line.startswith("$ alignver ")]
+            found += [(page.name, re.split(r" \|\|? | > ", line)[0]) for line in lines]
+    return found
+
+
+@pytest.mark.parametrize(("page", "line"), sorted(set(examples())))
+def test_console_examples_are_accepted_by_the_parser(page, line):
+    command, words = typer.main.get_command(app), shlex.split(line, comments=True)[1:]
+    while words and words[0] in getattr(command, "commands", {}):
+        command = command.commands[words.pop(0)]
+    command.make_context("alignver", words)  # raises on an unknown option, a missing or a superfluous argument
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that MyST gives the headings of a page: GitHub's rule."""
+    found = set()
+    text = page.read_text()
+    for name in re.findall(r"```\{include\} (\S+)", text):
+        made = DOCS / name
+        text += made.read_text() if made.is_file() else ""
+    for heading in re.findall(r"^#{1,6} (.+)$", text, re.MULTILINE):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "").lower()
+        found.add(re.sub(r"[^\w\- ]", "", plain).strip().replace(" ", "-"))
+    return found
+
+
+def links(page: Path) -> list[str]:
+    return re.findall(r"(?<!\!)\[[^\]]*\]\(([^)\s]+)\)", prose(page))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for link in links(page):
+        if re.match(r"[a-z]+:", link):
+            assert re.fullmatch(r"https?://[\w.-]+\.[a-z]+(:\d+)?(/\S*)?|mailto:\S+@\S+", link), link
+            continue
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists(), f"{page.name}: {link}"
+        if anchor:
+            assert anchor in anchors(target), f"{page.name}: {link}"
+
+
+def test_every_page_is_in_the_contents():
+    contents = re.findall(r"^```\{toctree\}\n(.*?)^```", (DOCS / "index.md").read_text(), re.MULTILINE | re.DOTALL)
+    listed = {line for block in contents for line in block.splitlines() if line and not line.startswith(":")}
+    pages = {page.stem for page in DOCS.glob("*.md")} - {"index"}
+    assert pages == listed - {"gallery/index"}
+
+
+BENCHMARKS = sorted((DOCS / "results" / "benchmarks").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
+def test_a_benchmark_says_what_it_was_run_with(path, tmp_path, monkeypatch):
+    document = json.loads(path.read_text())
+    assert document["benchmark"] == path.stem
+    script = document["command"].split()[1]
+    assert (ROOT / script).is_file()
+    assert {"processor", "cores", "memory_gib"} <= set(document["machine"])
+    assert {"alignver", "python", "numpy"} <= set(document["versions"])
+    assert document["output"]
+    # Every target is a line of the output, not a number from somewhere else.
+    printed = [" ".join(line.split()) for line in document["output"]]
+    for target in document["targets"]:
+        assert any(" ".join(target["text"].split()) in line for line in printed)
+    monkeypatch.setattr(performance_tables, "SECTIONS", tmp_path / "made" / "performance.md")
+    performance_tables.write()
+    assert f"## {path.stem}\n" in performance_tables.SECTIONS.read_text()
+
+
+def test_no_page_tells_of_a_machine():
+    for page in [*PAGES, *BENCHMARKS]:
+        assert not re.search(r"/(home|root|work|tmp)/", page.read_text()), page.name
