@@ -118,7 +118,7 @@ def _certificate(
     arrays = arrays_of(found)
     size = sum(array.nbytes for array in arrays.values())
     stored = size <= STORED
-    constants: dict[str, Any] = {key: value for key, value in proof.constants.items() if key != "radius"}
+    constants: dict[str, Any] = {key: proof.constants[key] for key in ("shift", "s_min")}
     constants |= {"samples": found.n, "outputs": found.m_y, "dtype": found.computed_in}
     layers = [{"name": layer.name, "positions": int(layer.inputs.shape[1])} for layer in found.layers]
     ball = {"kind": "norm", "value": float(proof.constants["radius"])}

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from alignver.arrays import EPS, host
 from alignver.errors import InvalidInput
 from alignver.models.factored_proof import arrays_of
-from alignver.models.layer_factors import layer_factors
+from alignver.models.layer_factors import LayerFactors, layer_factors
 from alignver.models.planner import plan
 from alignver.models.question import question
 from alignver.models.represented import represent
 from alignver.models.slots import slots
 from alignver.proof import Certificate
-from alignver.proof.certificate import digest_input
 
 __all__ = ["inputs_again"]
+
+Matrix = npt.NDArray[np.float64]
 
 _CLAIMS = ("membership", "non-membership", "factored-membership")
 
@@ -32,7 +35,7 @@ def inputs_again(
     loss: str,
     dtype: str | None = "float64",
     chunk_size: int | None = None,
-) -> tuple[dict[str, np.ndarray[Any, np.dtype[np.float64]]], tuple[str, ...]]:
+) -> tuple[dict[str, Matrix], tuple[str, ...]]:
     """Compute the inputs that a certificate of :func:`~alignver.models.alignment.check_alignment` is about, once more.
 
     J (or the triangle of its streamed QR, whichever has the shape in the certificate) and y; or y and those factors of
@@ -66,9 +69,9 @@ def inputs_again(
     asked = question(model, X, Y, loss, dtype)
     n, d = len(asked.x), slots(asked.model).d
     if certificate.claim == "factored-membership":
-        arrays = arrays_of(layer_factors(asked.model, asked.x, dtype=dtype, chunk_size=chunk_size))
-        held = {name: array for name, array in certificate.data.items() if name[0] in "AB"}
-        note = _compared(arrays, held, str(certificate.constants["dtype"])) if held else "layer factors: computed again"
+        found = layer_factors(asked.model, asked.x, dtype=dtype, chunk_size=chunk_size)
+        arrays = arrays_of(found)
+        note = _compared(found, arrays, certificate)
         return {"y": asked.y, **{k: v for k, v in arrays.items() if k in certificate.inputs}}, (note,)
     shape = _shape(certificate.inputs)
     N = n * asked.m_y
@@ -83,22 +86,55 @@ def inputs_again(
 
 
 def _shape(inputs: Mapping[str, Mapping[str, Any]]) -> tuple[int, ...]:
-    record = inputs.get("J", {})
-    return tuple(int(size) for size in record.get("shape", ()))
+    """Return the shape of J as a certificate states it; empty where it states none."""
+    shape = inputs.get("J", {}).get("shape", ())
+    return tuple(shape) if isinstance(shape, tuple | list) and all(isinstance(size, int) for size in shape) else ()
 
 
-def _compared(
-    arrays: Mapping[str, np.ndarray[Any, np.dtype[np.float64]]], held: Mapping[str, np.ndarray[Any, Any]], dtype: str
-) -> str:
+def _compared(found: LayerFactors, arrays: Mapping[str, Matrix], certificate: Certificate) -> str:
     """Say how the factors in a certificate differ from those of the model; refuse more than rounding explains."""
     need = "the model and the data that it was made from: the same code, weights, seed and dtype"
-    if set(arrays) != set(held) or any(arrays[name].shape != held[name].shape for name in held):
+    names = [layer.name for layer in found.layers]
+    if (found.n, found.m_y, names) != _stated(certificate):
         raise InvalidInput("certificate", "factors of other layers than this model has", need)
-    if all(digest_input(arrays[name]) == digest_input(held[name]) for name in held):
+    held = {name: array for name, array in certificate.data.items() if name in arrays}
+    if not held:
+        return "the factors are those that this model gives here: the certificate has their digests"
+    if set(held) != set(arrays) or any(arrays[name].shape != held[name].shape for name in held):
+        raise InvalidInput("certificate", "factors of other shapes than this model's", need)
+    if all(np.array_equal(arrays[name], held[name]) for name in held):
         return "the factors in the certificate are those that this model gives here, bit for bit"
     gap = max(float(np.abs(arrays[k] - held[k]).max()) / max(float(np.abs(held[k]).max()), 1e-300) for k in held)
-    if not gap <= EPS.get(dtype, EPS["float64"]) ** 0.5:
+    if not gap <= EPS[found.computed_in] ** 0.5:
         raise InvalidInput(
             "certificate", f"layer factors that differ from this model's by {gap:.0e} of the largest", need
         )
-    return f"the factors in the certificate are those of this model up to rounding: {gap:.1e} of the largest"
+    distance, radius = _distance(found, held), float(certificate.constants["ball"]["value"])
+    said = (
+        f"the matrix made of the factors in the certificate is within {distance:.1e} (Frobenius norm) of this model's"
+    )
+    if distance <= radius:
+        return f"{said}, and every matrix within {radius:.1e} is covered"
+    return f"{said}, further than the {radius:.1e} that are covered: the claim is about the factors as they were then"
+
+
+def _stated(certificate: Certificate) -> tuple[Any, Any, list[Any]]:
+    """Return samples, outputs and layers as a certificate states them, whoever wrote it."""
+    try:
+        constants = certificate.constants
+        float(constants["ball"]["value"])
+        return constants["samples"], constants["outputs"], [layer["name"] for layer in constants["layers"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidInput("certificate", f"one that lacks what its claim needs ({error})", "a whole one") from error
+
+
+def _distance(found: LayerFactors, held: Mapping[str, Matrix]) -> float:
+    """Bound the Frobenius norm of what differs: sum_t |b - b'| |a| + |b'| |a - a'| for every row, up to rounding."""
+    squares = 0.0
+    for k, layer in enumerate(found.layers):
+        A, B = layer.inputs, layer.gradients
+        a, b = held[f"A{k}"].reshape(A.shape), held[f"B{k}"].reshape(B.shape)
+        moved = np.linalg.norm(B - b, axis=3) * np.linalg.norm(A, axis=2)
+        moved += np.linalg.norm(b, axis=3) * np.linalg.norm(A - a, axis=2)
+        squares += float(np.square(moved.sum(axis=2)).sum())
+    return math.sqrt(squares)

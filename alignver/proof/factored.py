@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -36,8 +36,9 @@ from alignver.proof.rounding import (
 
 __all__ = ["FactoredRank", "Layer", "row_rank_by_factors"]
 
-_COLUMNS = 1 << 25  # entries of a block of columns that is formed where there are many positions
+_WIDTH = 256  # columns that are formed at a time where there are many positions, about: long sums round more
 _FAR = 2.0**400  # factors beyond this are left to other methods
+_NEAR = 64  # exponents of rows that need no scaling
 _RANGE = "a layer has factors that are too large, or become so when rows are scaled"
 _PASS = 24.0  # operations that one elementwise pass costs, about
 
@@ -80,6 +81,20 @@ class Layer:
         m, n, T, b = self.gradients.shape
         a, N = self.inputs.shape[2], m * n
         return T * T * (2.0 * a * n * n + (2.0 * b + _PASS) * N * N), 2.0 * a * b * T * N + 2.0 * a * b * N * N
+
+    def roundings(self) -> tuple[int, int]:
+        """Bound the roundings of one product within its share, and the additions of shares that follow.
+
+        Whichever way the share is summed, here or by a re-check. By pairs of positions: a + b + 1 for the two inner
+        products and their product, T additions over the second position, then one for each first position. By columns:
+        an inner product of no more columns than ``_WIDTH`` or one factor's length; then one addition for each group.
+        """
+        _, _, T, b = self.gradients.shape
+        a = self.inputs.shape[2]
+        if T == 1:
+            return a + b + 1, 1
+        groups = max(-(-long // max(1, _WIDTH // short)) for long, short in ((a, b), (b, a)))
+        return a + b + T + _WIDTH + 1, max(T, groups)
 
     def lengths(self) -> FloatArray:
         r"""Return upper bounds p of :math:`\sum_t \|a_{it}\| \|b_{jit}\|`, (m, n): of the rows' norms at least."""
@@ -125,14 +140,26 @@ def row_rank_by_factors(layers: Sequence[Layer], radius: Callable[[float], float
     .. math:: \hat M = \sum_s \Big\{\sum_{t,t'} (A_t A_{t'}^\top) \circ (B_t B_{t'}^\top)
               \ \text{ or }\ \hat J_s \hat J_s^\top\Big\}
 
-    With :math:`p_s` the vector of :math:`\sum_t \|a_{it}\| \|b_{jit}\|`, every entry of either form is a sum of
-    products whose magnitudes add up to at most :math:`p_{s,k} p_{s,l}` (Cauchy and Schwarz), and each product passes
-    through at most k roundings, k the lengths of the inner products and the number of additions. So
-    :math:`|\hat M - M| \le \gamma_k \sum_s p_s p_s^\top` (Higham 2002, Lemma 3.1 and eq. (3.5)), whose spectral norm is
-    at most :math:`\gamma_k \sum_s \|p_s\|^2`. Where columns are formed, :math:`\|\hat J_s - J_s\|_F \le \gamma_T
-    \|p_s\|` comes on top, of J itself. :func:`~alignver.proof.definiteness.rump_shift` then proves
-    :math:`\lambda_{\min}(M) > t^2`, hence :math:`s_{\min}(J) > t - \gamma_T \|p\|`. Rows are scaled by powers of two,
-    through B, without rounding.
+    **The matrix.** Let :math:`p_s` be the vector of :math:`\sum_t \|a_{it}\| \|b_{jit}\|`. The products
+    :math:`a_{it\alpha} a_{kt'\alpha} b_{jit\beta} b_{lkt'\beta}` of entry (k, l) of a share have magnitudes that add
+    up to at most :math:`p_{s,k} p_{s,l}` (Cauchy and Schwarz, for each pair of positions). Each passes through at most
+    K roundings, K the largest number within a share plus one for each share that is added (:meth:`Layer.roundings`),
+    so it enters with a factor :math:`1 + \theta`, :math:`|\theta| \le \gamma_K` (Higham 2002, Lemma 3.1), and
+    :math:`|\hat M - M| \le \gamma_K \sum_s p_s p_s^\top` entry by entry. The spectral norm of a matrix is at most that
+    of a bound of its entries, and :math:`\|p_s p_s^\top\| = \|p_s\|^2`: the error is at most
+    :math:`\gamma_K \sum_s \|p_s\|^2`.
+
+    **Columns that are formed.** :math:`|\hat J_s - J_s| \le \gamma_T \sum_t |b_t| |a_t|^\top` entry by entry, rows of
+    norms at most :math:`\gamma_T p_s`: :math:`\|\hat J_s - J_s\|_F \le \gamma_T \|p_s\|` comes on top, of J itself, and
+    the magnitudes above grow by :math:`(1 + \gamma_T)^2`, less than :math:`1 + 2^{-10}`. It is charged to every layer
+    of several positions, formed or not: a re-check may form what was not formed here.
+
+    **The proof.** :math:`\hat M - (\text{margin} + t^2) I` has a Cholesky factorization, margin more than the error
+    above and that of the factorization (:func:`~alignver.proof.definiteness.rump_shift`; only the lower triangle
+    enters, for which the bound holds as well): :math:`\lambda_{\min}(M) > t^2`, hence
+    :math:`s_{\min}(D J) > t - \text{lost}`, and :math:`s_{\min}(J) \ge s_{\min}(D J) / \max_i D_{ii}`. Rows are
+    scaled by powers of two, D, through B, without rounding but for underflow, which is in ``lost``. A perturbation E
+    keeps full rank while :math:`\|D E\| \le \max_i D_{ii} \|E\|` is below that.
 
     Parameters
     ----------
@@ -172,8 +199,8 @@ def _prove(layers: Sequence[Layer], N: int, radius: Callable[[float], float]) ->
     if not bool(np.all((squares > 2.0**-900) & (squares < 2.0**900))):
         return FactoredRank(False, 0.0, "a row is zero, or too large or too small")
     exponents = -(np.frexp(squares)[1].astype(np.int64) // 2)
-    if float(squares.max()) <= 16.0 * float(squares.min()):
-        exponents[:] = 0
+    if float(squares.max()) <= 16.0 * float(squares.min()):  # alike: none, or one for all where squares are far from 1
+        exponents[:] = 0 if int(np.abs(exponents).max()) <= _NEAR else int(exponents.max())
     power = np.ldexp(1.0, exponents)
     scaled = [
         dataclasses.replace(
@@ -186,10 +213,14 @@ def _prove(layers: Sequence[Layer], N: int, radius: Callable[[float], float]) ->
     lengths = [layer.lengths().reshape(N) for layer in scaled]
     trace = add_up(*(sum_up(_up(size * size)) for size in lengths))
     largest = float(_up(np.sum([_up(size * size) for size in lengths], axis=0)).max())
-    gram, terms, lost = _gram(scaled, N)
-    # Underflow: an inner product of at most k terms loses k OMEGA, times another of at most k 2^800; as many times in
-    # an entry, N entries in a row. Scaling B may lose OMEGA in each entry, times an entry of A, in J itself.
-    tiny = mul_up(float(N), float(terms), float(terms), OMEGA, 2.0**802)
+    gram, lost = _gram(scaled, N)
+    counts = [layer.roundings() for layer in scaled]
+    terms = max(own for own, _ in counts) + sum(additions for _, additions in counts) + 4
+    # Underflow. Two inner products of a and b terms lose a OMEGA and b OMEGA and are below b 2^800 and a 2^800: their
+    # product loses less than 4 a b 2^800 OMEGA, a b <= terms^2 / 4, at no more than terms^2 pairs of positions, and as
+    # much again for the roundings that follow; N entries in a row. Scaling B may lose OMEGA in each entry, times an
+    # entry of A, in J itself.
+    tiny = mul_up(float(N), float(terms) ** 4, OMEGA, 2.0**802)
     columns = sum(layer.columns * layer.inputs.shape[1] for layer in layers)
     lost = add_up(lost, mul_up(float(N), float(columns), OMEGA, _FAR))
     error = add_up(mul_up(gamma(terms), trace, 1.0 + 2.0**-10), tiny)
@@ -224,44 +255,53 @@ def _prove(layers: Sequence[Layer], N: int, radius: Callable[[float], float]) ->
     floor = max(0.0, sub_down(sqrt_down(shift), lost))
     s_min = scale_down(floor, -top)
     constants = {"shift": shift, "margin": margin, "lost": lost, "s_min": s_min, "size": size, "radius": reached}
-    if not floor > reach:
+    if not floor > mul_up(reach, 1.0 + 2.0**-20):  # a re-check rounds its scalars with less care
         reason = f"the ball's radius {reached:.1e} reaches past the proved s_min {s_min:.1e}"
         return FactoredRank(False, s_min, reason, None, constants)
     return FactoredRank(True, s_min, "", exponents, constants)
 
 
-def _gram(layers: Sequence[Layer], N: int) -> tuple[FloatArray, int, float]:
-    """Return the Gram matrix, how many roundings a product in it passes at most, and a bound of what J lost."""
-    total = np.zeros((N, N))
-    longest, additions, lost = 0, 4, 0.0
+def _gram(layers: Sequence[Layer], N: int) -> tuple[FloatArray, float]:
+    """Return the Gram matrix, and a bound of what forming columns changes (Frobenius norm)."""
+    total, lost = np.zeros((N, N)), 0.0
     for layer in track(layers, "Gram matrix of layer factors"):
-        m, n, T, b = layer.gradients.shape
-        a = layer.inputs.shape[2]
-        if layer.by_pairs:
-            for t in range(T):
-                left = np.ascontiguousarray(layer.gradients[:, :, t]).reshape(N, b)
-                for s in range(T):
-                    # One array times its own transpose may be a product of half the cost (syrk): the same sums.
-                    right = left if s == t else np.ascontiguousarray(layer.gradients[:, :, s]).reshape(N, b)
-                    inner = layer.inputs[:, t] @ layer.inputs[:, s].T
-                    share = (left @ right.T).reshape(m, n, m, n)
-                    share *= inner[None, :, None, :]
-                    total += share.reshape(N, N)
-            longest, additions = max(longest, a + b), additions + T * T
-            continue
-        step = max(1, _COLUMNS // (N * a))
-        for start in range(0, b, step):
-            part = layer.gradients[:, :, :, start : start + step]
-            formed = (part.transpose(1, 0, 3, 2).reshape(n, -1, T) @ layer.inputs).reshape(n, m, -1)
-            rows = np.ascontiguousarray(formed.transpose(1, 0, 2)).reshape(N, -1)
-            total += rows @ rows.T
-            longest, additions = max(longest, rows.shape[1]), additions + 1
-        lost = add_up(
-            lost,
-            mul_up(gamma(T + 1), norm_up(layer.lengths().reshape(N))),
-            mul_up(float(N), float(layer.columns), float(T), OMEGA),
-        )
-    return total, longest + additions + 4, lost
+        T = layer.inputs.shape[1]
+        for share in _by_pairs(layer, N) if layer.by_pairs else _by_columns(layer, N):
+            total += share
+        if T > 1:
+            lost = add_up(
+                lost,
+                mul_up(gamma(T + 3), norm_up(layer.lengths().reshape(N))),
+                mul_up(float(N), float(layer.columns), float(T), OMEGA),
+            )
+    return total, lost
+
+
+def _by_pairs(layer: Layer, N: int) -> Iterator[FloatArray]:
+    """Yield what each first position contributes: sum_s (A_t A_s^T) o (B_t B_s^T)."""
+    m, n, T, b = layer.gradients.shape
+    for t in range(T):
+        left = np.ascontiguousarray(layer.gradients[:, :, t]).reshape(N, b)
+        whole: FloatArray | None = None
+        for s in range(T):
+            # One array times its own transpose may be a product of half the cost (syrk): the same sums.
+            right = left if s == t else np.ascontiguousarray(layer.gradients[:, :, s]).reshape(N, b)
+            share = (left @ right.T).reshape(m, n, m, n)
+            share *= (layer.inputs[:, t] @ layer.inputs[:, s].T)[None, :, None, :]
+            whole = share.reshape(N, N) if whole is None else np.add(whole, share.reshape(N, N), out=whole)
+        assert whole is not None
+        yield whole
+
+
+def _by_columns(layer: Layer, N: int) -> Iterator[FloatArray]:
+    """Yield the product of some columns with their transpose."""
+    m, n, T, b = layer.gradients.shape
+    step = max(1, _WIDTH // layer.inputs.shape[2])
+    for start in range(0, b, step):
+        part = layer.gradients[:, :, :, start : start + step]
+        formed = (part.transpose(1, 0, 3, 2).reshape(n, -1, T) @ layer.inputs).reshape(n, m, -1)
+        rows = np.ascontiguousarray(formed.transpose(1, 0, 2)).reshape(N, -1)
+        yield rows @ rows.T
 
 
 def _in_range(layer: Layer) -> bool:

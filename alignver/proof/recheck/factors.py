@@ -23,7 +23,7 @@ _U = 2.0**-53
 _TINY = 2.0**-1022
 _ROOM = 1.0 + 2.0**-30  # more than the rounding of the scalar operations that it covers
 _FAR = 2.0**400
-_CHUNK = 1 << 24  # entries of columns that are formed at once
+_WIDTH = 256  # columns that are formed at once, about
 
 
 def factored(certificate: Certificate, inputs: Mapping[str, Any]) -> str:
@@ -40,34 +40,42 @@ def factored(certificate: Certificate, inputs: Mapping[str, Any]) -> str:
     radius = _radius(constants["ball"])
     power = np.ldexp(1.0, exponents).reshape(m, n)
     sources = {**certificate.data, **inputs}
-    gram, squares, roundings, lost, columns = np.zeros((n * m, n * m)), np.zeros(n * m), 8, 0.0, 0
+    gram, squares, longest, additions, lost, columns = np.zeros((n * m, n * m)), np.zeros(n * m), 0, 8, 0.0, 0
     for k, layer in enumerate(constants["layers"]):
         A, B = _factors(sources, k, layer, n, m)
         B = B * power[:, :, None, None]
-        if not max(float(np.abs(A).max()), float(np.abs(B).max())) < _FAR:
+        if not all(float(np.abs(x).max()) < _FAR for x in (A, B)):
             raise NotProved(f"the factors of layer {k} are too large")
         lengths = [np.sqrt((x * x).sum(-1) + x.shape[-1] * _TINY) for x in (A, B)]
         length = np.einsum("it,jit->ij", *lengths).reshape(-1)
         length = length * (1.0 + (A.shape[1] + A.shape[2] + B.shape[3] + 8) * 2.0 * _U) + A.shape[1] * _TINY
         squares += length * length
-        used, missing = _add(gram, A, B)
-        roundings += used
+        own, added, missing = _add(gram, A, B)
+        longest, additions = max(longest, own), additions + added
         lost += missing * math.sqrt(float((length * length).sum())) * _ROOM
         lost += (1.0 + float(A.shape[1])) * n * m * A.shape[2] * B.shape[3] * _TINY * _FAR
         columns += A.shape[2] * B.shape[3]
-    if roundings > 2**22:
+    # A product goes through the roundings of its own share and one for each share that is added: k of them are worth
+    # less than k u (1 + k u), and 2^22 u is far below what _ROOM leaves.
+    roundings = longest + additions
+    if roundings > 2**20:
         raise NotProved("the factors are too large for the bound")
     if columns < n * m:
         raise NotProved("there are fewer columns than rows")
-    noise = (roundings * _U * float(squares.sum()) + n * m * float(roundings) ** 2 * _TINY * _FAR**2 * 4.0) * _ROOM
+    noise = (roundings * _U * float(squares.sum()) + n * m * float(roundings) ** 3 * _TINY * _FAR**2 * 4.0) * _ROOM
     floor = _definite(gram, noise, max(float(constants["shift"]), 0.0))
-    reach = radius * float(power.max()) * _ROOM
-    if not math.sqrt(floor) * (1.0 - 2.0**-50) - lost * _ROOM > reach * (1.0 + 2.0**-50):
+    top = float(power.max())
+    smallest = math.sqrt(floor) * (1.0 - 2.0**-50) - lost * _ROOM
+    if not smallest > radius * top * _ROOM:
         raise NotProved(
-            f"the smallest singular value is only known to exceed {math.sqrt(floor):.3e}, the ball {reach:.3e}"
+            f"the smallest singular value is only known to exceed {smallest / top:.3e}, the ball {radius:.3e}"
         )
+    if not 0.0 <= float(constants["s_min"]) * top <= smallest:
+        raise NotProved(f"the smallest singular value is only known to exceed {smallest / top:.3e}, not what is stated")
+    whose = "given" if set(inputs) > {"y"} else "in the certificate"
     return (
-        f"{n * m} independent rows throughout the ball: the Gram matrix of the factors was factored and multiplied out"
+        f"{n * m} independent rows throughout the ball: the Gram matrix of the factors {whose} was factored and "
+        "multiplied out"
     )
 
 
@@ -88,8 +96,8 @@ def _factors(sources: Mapping[str, Any], k: int, layer: Any, n: int, m: int) -> 
     return A.reshape(n, T, -1), B.reshape(m, n, T, -1)
 
 
-def _add(gram: Any, A: Any, B: Any) -> tuple[int, float]:
-    """Add a layer's share, rows ordered i m + j; return its roundings, and the relative error of columns formed."""
+def _add(gram: Any, A: Any, B: Any) -> tuple[int, int, float]:
+    """Add a layer's share, rows i m + j; return its roundings and additions, and the relative error of columns."""
     m, n, T, b = B.shape
     a = A.shape[2]
     if T == 1:
@@ -98,14 +106,14 @@ def _add(gram: Any, A: Any, B: Any) -> tuple[int, float]:
         for i in range(n):
             block = slice(i * m, (i + 1) * m)
             gram[block] += (rows[block] @ rows.T) * np.repeat(inner[i], m)[None, :]
-        return a + b + 4, 0.0
-    step = max(1, _CHUNK // (n * m * b))
-    count = 0
-    for start in range(0, a, step):
+        return a + b + 1, 1, 0.0
+    step = max(1, _WIDTH // b)
+    starts = range(0, a, step)
+    for start in starts:
         part = np.einsum("itc,jitr->ijcr", A[:, :, start : start + step], B, optimize=True).reshape(n * m, -1)
         gram += part @ part.T
-        count += 1
-    return step * b + count + 4, (T + 2) * _U * _ROOM
+    # T more: the columns that were formed are longer than those that are meant by (1 + T u) at most.
+    return min(step, a) * b + T, len(starts), (T + 2) * _U * _ROOM
 
 
 def _definite(gram: Any, noise: float, target: float) -> float:
@@ -117,7 +125,7 @@ def _definite(gram: Any, noise: float, target: float) -> float:
     """
     n = gram.shape[0]
     size = float(np.trace(gram))
-    shift = target + 1.2 * (noise + (n + 8) * _U * size)
+    shift = target + 1.2 * (noise + (n + 36) * _U * size)  # 36: what the roundings below take from a small matrix
     shifted = gram.copy()
     shifted.flat[:: n + 1] -= shift
     try:
