@@ -47,6 +47,8 @@ sphinx_gallery_conf = {
 html_theme = "furo"
 html_title = f"alignver {release}"
 html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 exclude_patterns = ["_build", "_generated", "results", "gallery/**/*.ipynb", "gallery/**/*.py", "gallery/**/*.json"]
 suppress_warnings = ["config.cache"]  # sphinx-gallery's configuration holds a function
 
