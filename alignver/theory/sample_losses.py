@@ -1,4 +1,4 @@
-"""Convex losses of one sample: value, gradient, smoothness, infimum and conjugate, none of them ever overflowing."""
+"""Convex losses of one sample: value, gradient, curvature, infimum and conjugate, none of them ever overflowing."""
 
 from __future__ import annotations
 
@@ -127,6 +127,10 @@ class SquaredLoss:
         """Return 2 (q - y)."""
         return 2.0 * (q - y)
 
+    def curvature(self, q: FloatArray, y: FloatArray) -> FloatArray:
+        """Return the diagonal of the Hessian 2 I."""
+        return np.full_like(q, 2.0)
+
     def infima(self, y: FloatArray) -> FloatArray:
         """Return zeros."""
         return np.zeros(len(y))
@@ -170,6 +174,11 @@ class LogisticLoss:
         """Return s(q) - y, without cancellation."""
         sign = 1.0 - 2.0 * y
         return sign * logistic(sign * q)
+
+    def curvature(self, q: FloatArray, y: FloatArray) -> FloatArray:
+        """Return the diagonal of the Hessian, s (1 - s), without cancellation."""
+        small = logistic(-np.abs(q))
+        return small * (1.0 - small)
 
     def infima(self, y: FloatArray) -> FloatArray:
         """Return zeros."""
@@ -224,6 +233,12 @@ class SoftmaxLoss:
         others = p * (1.0 - y)
         slopes: FloatArray = others - y * others.sum(axis=1, keepdims=True)
         return slopes
+
+    def curvature(self, q: FloatArray, y: FloatArray) -> FloatArray:
+        """Return p, a diagonal matrix above the Hessian diag(p) - p p^T."""
+        p: FloatArray = np.exp(q - q.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        return p
 
     def infima(self, y: FloatArray) -> FloatArray:
         """Return zeros."""

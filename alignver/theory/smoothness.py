@@ -50,12 +50,15 @@ class Smoothness:
     how : str
         ``"eigenvalues"``: bound verified by a Cholesky factorization; ``"Schur"``: the product bound, for large n;
         ``"gates of 1"``.
+    sample : float
+        :math:`L_\ell \max_i Z_i^2`, rounded up: valid for the loss of any one sample, and of any batch.
     """
 
     paper: float
     spectral: float
     spectral_estimate: float
     how: str
+    sample: float
 
     @property
     def step(self) -> float:
@@ -66,6 +69,17 @@ class Smoothness:
     def limit(self) -> float:
         """2 / spectral: gradient descent with a constant step below it never raises the loss (Lemma 2)."""
         return math.nextafter(2.0 / self.spectral, 0.0) if self.spectral else math.inf
+
+    def of_batches(self, n: int, size: int) -> Smoothness:
+        r"""Return constants that are valid for the mean loss of any ``size`` of the n samples.
+
+        With :math:`A_{j,B}` the rows of a batch, :math:`\frac{L_\ell}{b} \|A_{j,B}\|_2^2` is at most
+        :math:`\frac{L_\ell}{b} \|A_j\|_2^2 = \frac nb` times the constant of all samples, and at most
+        :math:`\frac{L_\ell}{b} \sum_{i \in B} Z_i^2 \le L_\ell \max_i Z_i^2`.
+        """
+        share = mul_up(n / size, 1.0 + 2.0**-50)
+        spectral = min(mul_up(self.spectral, share), self.sample)
+        return dataclasses.replace(self, paper=self.sample, spectral=spectral)
 
 
 def smoothness(model: Exploitation, loss: str | SampleLoss, *, order: int = _ORDER) -> Smoothness:
@@ -112,16 +126,19 @@ def smoothness(model: Exploitation, loss: str | SampleLoss, *, order: int = _ORD
     if not relative < 2.0**-10:
         lengths = square_sums_up(model.Z, 1) * float(square_sums_up(model.output_weights, 1).max())
         bound = mul_up(constant, sum_up(lengths * (1.0 + 2.0**-50)))
-        return Smoothness(bound, bound, bound, "gates of 1")
+        most = mul_up(mul_up(constant, float(model.n)), mul_up(float(lengths.max()), 1.0 + 2.0**-50))
+        return Smoothness(bound, bound, bound, "gates of 1", max(most, bound))
     room = mul_up(add_up(1.0, mul_up(1.01, relative)), add_up(1.0, mul_up(1.01, relative)))
-    paper = mul_up(constant, sum_up(row_norms(model) ** 2 * (1.0 + 2.0**-50)), room)
+    squares = row_norms(model) ** 2 * (1.0 + 2.0**-50)
+    paper = mul_up(constant, sum_up(squares), room)
+    sample = max(mul_up(constant, float(model.n), float(squares.max()), room), paper)
     norms = [
         squared_norm_up(model.Z, factor, order=order)
         for factor in track([model.factors[j] for j in range(model.m_y)], "norms of A_j")
     ]
     spectral = min(mul_up(constant, max(upper for upper, _, _ in norms), room), paper)
     how = "Schur" if any(how == "Schur" for _, _, how in norms) else "eigenvalues"
-    return Smoothness(paper, spectral, constant * max(estimate for _, estimate, _ in norms), how)
+    return Smoothness(paper, spectral, constant * max(estimate for _, estimate, _ in norms), how, sample)
 
 
 def row_norms(model: Exploitation) -> FloatArray:

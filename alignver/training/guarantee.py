@@ -38,6 +38,10 @@ class Guarantee:
         Largest change of an output on the training samples by the repair.
     smoothness : Smoothness
         Lhat and with it the stable steps.
+    notes : tuple of str
+        What else the phase rests on: layers that are held still, an optimiser that adds to the loss.
+    batch_size : int or None
+        Samples in the smallest batch of a step; None: all.
     """
 
     model: Exploitation
@@ -47,6 +51,15 @@ class Guarantee:
     replaced: tuple[tuple[int, ...], ...]
     moved: float
     smoothness: Smoothness
+    notes: tuple[str, ...] = ()
+    batch_size: int | None = None
+
+    @property
+    def steps(self) -> Smoothness:
+        """The constants that a step has to respect: those of a batch, whose loss may bend more than the whole one."""
+        if self.batch_size is None:
+            return self.smoothness
+        return self.smoothness.of_batches(self.model.n, self.batch_size)
 
     @property
     def proved(self) -> bool:
@@ -65,6 +78,8 @@ class Guarantee:
             said.append(f"rank n = {n} of the trained gates is proved for {good} of {count} outputs")
             if good < count:
                 said.append(f"without it: {self.before.reasons[0]}")
+            if self.before.refuted:
+                said.append("no gates give these samples rank n: nothing was replaced")
         units = [len(own) for own in self.replaced]
         if any(units):
             spread = str(units[0]) if len(set(units)) == 1 else f"{min(units)} to {max(units)}"
@@ -72,6 +87,9 @@ class Guarantee:
                 f"gates of {spread} of {self.model.h} units replaced for each output concerned; the outputs on the "
                 f"training samples moved by {self.moved:.1e} at most"
             )
+        if self.after is not None and not self.after.all:
+            good = sum(entry is not None for entry in self.after.entries)
+            said.append(f"rank n is proved for {good} of {count} outputs: the global minimum is not promised")
         if self.after is not None and self.after.all:
             least = min(entry["s_min"] for entry in self.after.entries if entry is not None)
             said.append(f"rank n is proved for every output, s_min >= {least:.1e}")
@@ -80,7 +98,13 @@ class Guarantee:
             f"Lhat {bounds.spectral:.3g} ({bounds.paper:.3g} by Lemma 8): step 1/Lhat {bounds.step:.3g}, "
             f"stable below {bounds.limit:.3g}"
         )
-        return tuple(said)
+        if self.batch_size is not None:
+            steps = self.steps
+            said.append(
+                f"for batches of {self.batch_size}: Lhat {steps.spectral:.3g}, step {steps.step:.3g}, stable below "
+                f"{steps.limit:.3g}"
+            )
+        return (*said, *self.notes)
 
     def summary(self) -> Mapping[str, Any]:
         """Return the numbers as plain data."""
@@ -96,7 +120,8 @@ class Guarantee:
             "moved": self.moved,
             "Lhat": self.smoothness.spectral,
             "Lhat_paper": self.smoothness.paper,
-            "stable_step": self.smoothness.limit,
+            "stable_step": self.steps.limit,
+            "notes": list(self.notes),
         }
 
 

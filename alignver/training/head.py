@@ -20,7 +20,7 @@ class GatedHead(nn.Module):
 
     with the logistic gate of slope s, :math:`\tilde\sigma(t) = 1 / (1 + e^{-s t})`. Until :meth:`freeze` the gates are
     the weights themselves, :math:`R^{(j)} = (W^{(H-1,j)})^\top`; afterwards they stay what they were, and the outputs
-    are linear in the weights.
+    are linear in the weights. Frozen gates are evaluated in float64, whatever the dtype of the rest.
 
     Parameters
     ----------
@@ -89,8 +89,12 @@ class GatedHead(nn.Module):
     def gate_values(self, z: torch.Tensor, values: torch.Tensor | None = None) -> torch.Tensor:
         """Return the gates' values, (m_y, n, m_H); ``values`` are the products of z with the weights, if known."""
         if self._exploiting:
-            values = torch.einsum("nm,jhm->jnh", z, self.gates)
-        elif values is None:
+            # Steep gates have large arguments, and float32 would blur which side of a gate a sample is on: proofs are
+            # about the exact gates. MPS devices have no float64.
+            dtype = z.dtype if z.device.type == "mps" else torch.float64
+            values = torch.einsum("nm,jhm->jnh", z.to(dtype), self.gates.to(dtype))
+            return torch.sigmoid(self.slope * values).to(z.dtype)
+        if values is None:
             values = torch.einsum("nm,jhm->jnh", z, self.hidden)
         return torch.sigmoid(self.slope * values)
 

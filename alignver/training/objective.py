@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from alignver.errors import InvalidInput
 from alignver.theory.losses import LOSSES
 
-__all__ = ["as_training_targets", "count_outputs", "error_rate", "mean_loss"]
+__all__ = ["as_tensor", "as_training_targets", "count_outputs", "error_rate", "mean_loss"]
 
 
 def mean_loss(name: str, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -37,6 +37,17 @@ def error_rate(name: str, outputs: torch.Tensor, targets: torch.Tensor) -> float
     return float((outputs.argmax(1) != targets.argmax(1)).double().mean())
 
 
+def as_tensor(Y: Any) -> torch.Tensor:
+    """Return targets as a tensor; :class:`InvalidInput` for what is none."""
+    try:
+        y = torch.as_tensor(Y)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInput("Y", f"a {type(Y).__name__} that is no array ({error})", "targets, one a sample") from error
+    if y.numel() == 0 or y.is_complex():
+        raise InvalidInput("Y", f"shape {tuple(y.shape)} and dtype {y.dtype}", "real targets, one a sample")
+    return y
+
+
 def count_outputs(name: str, Y: torch.Tensor, of_model: int) -> int:
     """Return m_y: the columns of the targets, or for integer labels as many as the model has, if those are enough."""
     if Y.ndim == 2:
@@ -56,7 +67,7 @@ def as_training_targets(name: str, Y: Any, n: int, m_y: int, like: torch.Tensor)
     """
     if name not in LOSSES:
         raise InvalidInput("loss", f"loss={name!r}", "one of " + ", ".join(repr(known) for known in LOSSES))
-    y = torch.as_tensor(Y)
+    y = as_tensor(Y)
     if y.ndim not in (1, 2) or len(y) != n:
         raise InvalidInput("Y", f"shape {tuple(y.shape)} beside {n} samples", "a row or a label for each sample")
     if y.is_floating_point() and not bool(torch.isfinite(y).all()):

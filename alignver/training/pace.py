@@ -27,19 +27,28 @@ def tau_epoch(tau: float, epochs: int) -> int:
     """
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
         raise InvalidInput("epochs", repr(epochs), "an integer >= 1")
-    last = round(tau * epochs) if isinstance(tau, float) and tau < 1 else int(tau)
-    if not 0 < last < epochs:
-        got = f"tau={tau!r}: epoch {last} of {epochs}"
+    last = round(tau * epochs) if tau < 1 else int(tau)
+    if not 0 < last < epochs or (tau > 1 and tau != last):
+        got = f"tau={tau!r}: epoch {last if tau < 1 else tau:g} of {epochs}"
         raise InvalidInput("tau", got, "an epoch inside the run, so that both phases have one")
     return last
 
 
-def batches(n: int, size: int, generator: torch.Generator) -> Iterator[torch.Tensor | None]:
-    """Yield indices of batches in a random order; None for all samples at once."""
+def batches(
+    n: int, size: int, generator: torch.Generator, *, independent: bool = False
+) -> Iterator[torch.Tensor | None]:
+    """Yield the indices of an epoch's batches; None for all samples at once.
+
+    All samples in a random order; or ``independent`` batches, each drawn from all samples with replacement: then the
+    gradient of a batch is unbiased, whatever the batches before it were.
+    """
     if size >= n:
         yield None
-        return
-    yield from torch.split(torch.randperm(n, generator=generator), size)
+    elif independent:
+        for _ in range(-(-n // size)):
+            yield torch.randint(n, (size,), generator=generator)
+    else:
+        yield from torch.split(torch.randperm(n, generator=generator), size)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
-from scipy.linalg import LinAlgError, solve
+import numpy.typing as npt
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
 from alignver.checks.exploitation_ranks import Ranks, prove_ranks
 from alignver.errors import InvalidInput
@@ -49,9 +50,10 @@ def repair(model: Exploitation, weights: FloatArray, ranks: Ranks, *, mode: str,
 
     First the output weights are brought to one size (:func:`balanced`), which changes no output.
 
-    ``staircase``: ceil(n/m) units, those with the largest output weights, get the gates of a staircase
-    (:func:`stairs`); half as many again while the proof does not come through, which makes blocks of fewer rows that
-    are better conditioned. ``redraw``: the same with gates drawn from the normal distribution, from one unit on.
+    ``staircase``: the units with the largest output weights get the gates of a staircase (:func:`stairs`). One unit
+    first, then half as many again while the proof does not come through: blocks of fewer rows are better conditioned.
+    Where it does, fewer units are tried again by bisection. ``redraw``: the same with gates drawn from the normal
+    distribution.
 
     Parameters
     ----------
@@ -68,10 +70,13 @@ def repair(model: Exploitation, weights: FloatArray, ranks: Ranks, *, mode: str,
     Returns
     -------
     Repaired
-        ``ranks.all`` says whether it worked; equal rows of Z, say, cannot be repaired.
+        ``ranks.all`` says whether it worked. Where ``ranks.refuted``, as by equal rows of Z, no gates do it, and
+        nothing is touched.
     """
     if mode not in MODES[1:]:
         raise InvalidInput("repair", repr(mode), "one of " + ", ".join(MODES))
+    if ranks.refuted:
+        return Repaired(model, model.weights(weights), ranks, ((),) * model.m_y, 0.0)
     before = model.outputs(weights)
     gates, output = np.array(model.gates), np.array(model.output_weights)
     theta = np.array(model.weights(weights))
@@ -83,7 +88,9 @@ def repair(model: Exploitation, weights: FloatArray, ranks: Ranks, *, mode: str,
             chosen, gates[j] = _new_gates(model, gates[j], output[j], mode, seed + j)
         replaced.append(chosen)
     repaired = Exploitation(model.Z, gates, output, model.slope)
-    new = np.stack([_refitted(repaired, theta[j], before[:, j], j) for j in range(model.m_y)])
+    new = theta
+    for j in (j for j, chosen in enumerate(replaced) if chosen):
+        new[j] = _refitted(repaired, theta[j], before[:, j], j)
     moved = float(np.abs(repaired.outputs(new) - before).max())
     return Repaired(repaired, new, prove_ranks(repaired), tuple(replaced), moved)
 
@@ -116,22 +123,41 @@ def _new_gates(
     units = np.argsort(-np.abs(output), kind="stable")
     if _proved(model, gates, output):
         return (), gates
-    for q in _candidates(model, mode, seed):
-        chosen = units[: q.shape[1]]
-        trial = gates.copy()
-        trial[:, chosen] = q / model.slope
-        if _proved(model, trial, output):
-            return tuple(int(k) for k in chosen), trial
-    return (), gates
+    too_few, found = 0, None
+    for k in _counts(min(model.n, model.h) if mode == "staircase" else model.h):
+        found = _tried(model, gates, output, units[:k], mode, seed)
+        if found is not None:
+            break
+        too_few = k
+    if found is None:
+        return (), gates
+    while k - too_few > 1:
+        middle = (k + too_few) // 2
+        fewer = _tried(model, gates, output, units[:middle], mode, seed)
+        if fewer is None:
+            too_few = middle
+        else:
+            k, found = middle, fewer
+    return tuple(int(unit) for unit in units[:k]), found
 
 
-def _candidates(model: Exploitation, mode: str, seed: int) -> Iterator[FloatArray]:
-    """Yield gates (m, k) with their slope in them, few units first, up to as many as there are."""
-    most = min(model.n, model.h) if mode == "staircase" else model.h  # blocks of single rows are the best there are
-    k = max(1, -(-model.n // model.m)) if mode == "staircase" else 1
-    while k <= most:
-        yield stairs(model.Z, k, seed) if mode == "staircase" else _drawn(model.Z, k, seed)
-        k = k + 1 if k == most else min(k + max(1, k // 2), most)
+def _counts(most: int) -> Iterator[int]:
+    """Yield 1, 2, 3, 4, 6, 9, 13, ... up to ``most``, which comes last: there are no smaller blocks."""
+    k = 1
+    while k < most:
+        yield k
+        k += max(1, k // 2)
+    yield most
+
+
+def _tried(
+    model: Exploitation, gates: FloatArray, output: FloatArray, units: npt.NDArray[np.int64], mode: str, seed: int
+) -> FloatArray | None:
+    """Return the gates (m, h) of an output with new ones for some units, if rank n is proved of them."""
+    q = stairs(model.Z, len(units), seed) if mode == "staircase" else _drawn(model.Z, len(units), seed)
+    trial = gates.copy()
+    trial[:, units] = q / model.slope
+    return trial if _proved(model, trial, output) else None
 
 
 def _drawn(Z: FloatArray, k: int, seed: int) -> FloatArray:
@@ -159,8 +185,8 @@ def stairs(Z: FloatArray, k: int, seed: int = 0, *, tries: int = 100) -> FloatAr
     Examples
     --------
     >>> Z = np.column_stack([np.arange(6.0), np.ones(6)])
-    >>> (1.0 / (1.0 + np.exp(-Z @ stairs(Z, 3)))).round(1).sum(axis=0)
-    array([2., 4., 6.])
+    >>> (Z @ stairs(Z, 3) > 0.0).sum(axis=0)  # rows on the open side of each gate
+    array([2, 4, 6])
     """
     bare = Z[:, :-1]
     mean = bare.mean(axis=0)
@@ -218,13 +244,13 @@ def _refitted(model: Exploitation, weights: FloatArray, target: FloatArray, j: i
     """Return the nearest weights of output j with the old outputs: theta + A^T (A A^T)^-1 (f - A theta)."""
     A = model.operator(j)
     theta = np.asarray(weights, dtype=np.float64).ravel()
-    for _ in range(2):  # once more for what rounding left
+    factored = None
+    if model.n <= _DIRECT:
+        try:
+            factored = cho_factor(gram(model.Z, model.factors[j]), lower=True)
+        except LinAlgError:  # proved with its rows scaled, which the plain Gram matrix is not
+            factored = None
+    for _ in range(3):  # the second and third time for what rounding left
         rest = target - A.matvec(theta)
-        if model.n <= _DIRECT:
-            try:
-                theta = theta + A.rmatvec(solve(gram(model.Z, model.factors[j]), rest, assume_a="pos"))
-            except LinAlgError:
-                theta = theta + lsmr(A, rest).b
-        else:
-            theta = theta + lsmr(A, rest).b
+        theta = theta + (lsmr(A, rest).b if factored is None else A.rmatvec(cho_solve(factored, rest)))
     return theta.reshape(model.h, model.m)

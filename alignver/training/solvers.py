@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from alignver.errors import InvalidInput
+from alignver.theory.newton import newton_step
+from alignver.theory.objective import Objective
 from alignver.theory.smoothness import Smoothness
 
 __all__ = [
@@ -16,13 +18,20 @@ __all__ = [
     "SOLVERS",
     "Accelerated",
     "Factory",
+    "Newton",
     "ScheduledSGD",
     "exploiting_optimizer",
+    "full_batch",
+    "plain_descent",
     "solver",
     "take_step",
+    "warn_of_long_step",
 ]
 
 Factory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+
+_NEWTON = 6000
+"""Samples up to which Newton's systems are factored: some seconds for each output and step."""
 
 
 class Accelerated(torch.optim.Optimizer):
@@ -32,17 +41,19 @@ class Accelerated(torch.optim.Optimizer):
               \quad t_{k+1} = \tfrac12 (1 + \sqrt{1 + 4 t_k^2})
 
     and t is set back to 1 where the gradient points along the last step (O'Donoghue and Candes 2015). The parameters
-    hold y; :meth:`settle` puts x there. Deterministic: for full batches. Source: Beck and Teboulle (2009).
+    hold x; the closure is evaluated at y. Deterministic: for full batches. Source: Beck and Teboulle (2009).
 
     Examples
     --------
     >>> p = torch.nn.Parameter(torch.tensor([4.0, 1.0]))
     >>> optimizer = Accelerated([p], lr=0.05)
-    >>> for _ in range(60):
+    >>> def closure():
     ...     p.grad = None
-    ...     (10 * p[0] ** 2 + p[1] ** 2).backward()
-    ...     optimizer.step()
-    >>> optimizer.settle()
+    ...     loss = 10 * p[0] ** 2 + p[1] ** 2
+    ...     loss.backward()
+    ...     return loss
+    >>> for _ in range(60):
+    ...     _ = optimizer.step(closure)
     >>> bool(p.norm() < 1e-4)
     True
     """
@@ -52,34 +63,55 @@ class Accelerated(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Take one step from the gradients that are there."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            own = [p for p in group["params"] if p.grad is not None]
-            uphill = 0.0
-            for p in own:
-                state = self.state[p]
-                if not state:
-                    state["x"], state["t"] = p.detach().clone(), 1.0
-                new = p - group["lr"] * p.grad
-                state["new"] = new
-                uphill += float((p.grad * (new - state["x"])).sum())
-            for p in own:
-                state = self.state[p]
-                t = 1.0 if uphill > 0.0 else state["t"]
-                following = 0.5 * (1.0 + (1.0 + 4.0 * t * t) ** 0.5)
-                p.copy_(state["new"] + (t - 1.0) / following * (state["new"] - state["x"]))
-                state["x"], state["t"] = state.pop("new"), following
+        """Evaluate the loss and its gradient at y by ``closure``, and go on to the next x."""
+        own = [(p, group["lr"]) for group in self.param_groups for p in group["params"]]
+        for p, _ in own:
+            state = self.state[p]
+            if not state:
+                state["y"], state["t"] = p.detach().clone(), 1.0
+            state["x"] = p.detach().clone()
+            p.copy_(state["y"])
+        with torch.enable_grad():
+            loss = closure()
+        uphill = 0.0
+        for p, step in own:
+            if p.grad is not None:
+                p.sub_(p.grad, alpha=step)
+                uphill += float((p.grad * (p - self.state[p]["x"])).sum())
+        for p, _ in own:
+            state = self.state[p]
+            t = 1.0 if uphill > 0.0 else state["t"]
+            following = 0.5 * (1.0 + (1.0 + 4.0 * t * t) ** 0.5)
+            state["y"] = p + (t - 1.0) / following * (p - state.pop("x"))
+            state["t"] = following
         return loss
 
+
+class Newton(torch.optim.Optimizer):
+    """Newton's method with a line search on all samples (:mod:`alignver.theory.newton`), in float64.
+
+    It needs more of the problem than gradients: :attr:`problem` has to be set before the first step, as
+    :class:`~alignver.training.wrapper.EEWrapper` does. Costs a Cholesky factorization of order n for each output.
+    """
+
+    problem: Objective | None = None
+
+    def __init__(self, params: Iterable[torch.nn.Parameter]) -> None:
+        super().__init__(params, {"lr": 1.0})
+
     @torch.no_grad()
-    def settle(self) -> None:
-        """Put the iterate x in the place of the extrapolated y."""
-        for p, state in self.state.items():
-            p.copy_(state["x"])
+    def step(self, closure: Any = None) -> Any:
+        """Evaluate ``closure`` once, for its loss and gradient, and take one step."""
+        with torch.enable_grad():
+            loss = closure()
+        if self.problem is None or self.problem.model.n > _NEWTON:
+            n = "no" if self.problem is None else str(self.problem.model.n)
+            need = f"up to {_NEWTON} samples with cached features; 'lbfgs' or 'accelerated' take more"
+            raise InvalidInput("exploit_optimizer", f"'newton' with {n} samples", need)
+        (weights,) = self.param_groups[0]["params"]
+        found = newton_step(self.problem, weights.detach().to("cpu", torch.float64).numpy())
+        weights.copy_(torch.from_numpy(found.weights))
+        return loss
 
 
 class ScheduledSGD(torch.optim.SGD):
@@ -109,12 +141,13 @@ SOLVERS: dict[str, Callable[[Iterable[torch.nn.Parameter], float], torch.optim.O
     "sgd": lambda params, step: ScheduledSGD(params, lr=step),
     "momentum": lambda params, step: torch.optim.SGD(params, lr=step, momentum=0.9),
     "accelerated": lambda params, step: Accelerated(params, lr=step),
+    "newton": lambda params, step: Newton(params),
     "adam": lambda params, step: torch.optim.Adam(params),
     "lbfgs": _lbfgs,
 }
 """By name, each from the parameters and the step 1/Lhat."""
 
-FULL_BATCH = frozenset({"gd", "accelerated", "lbfgs"})
+FULL_BATCH = frozenset({"gd", "accelerated", "newton", "lbfgs"})
 """Those whose theory needs the whole gradient."""
 
 
@@ -125,8 +158,13 @@ def solver(name: str) -> Callable[[Iterable[torch.nn.Parameter], float], torch.o
     return SOLVERS[name]
 
 
+def full_batch(choice: Any) -> bool:
+    """Whether a choice names a solver that needs all samples at once."""
+    return isinstance(choice, str) and choice in FULL_BATCH
+
+
 def exploiting_optimizer(
-    choice: Factory | str, parameters: list[torch.nn.Parameter], smoothness: Smoothness
+    choice: Factory | str, parameters: list[torch.nn.Parameter], smoothness: Smoothness, *, warn: bool = True
 ) -> torch.optim.Optimizer:
     """Return the optimiser of the exploitation phase: a solver by name, or what a factory makes with a stable step.
 
@@ -137,21 +175,51 @@ def exploiting_optimizer(
     optimizer = choice(parameters)
     if isinstance(optimizer, torch.optim.SGD):
         for group in optimizer.param_groups:
-            # Heavy-ball iterations on a quadratic are stable below 2 (1 + momentum) / L (Polyak 1964).
-            limit = smoothness.limit * (1.0 + group["momentum"])
+            limit = stable_below(group, smoothness)
             if group["lr"] >= limit:
                 message = (
                     f"the step {group['lr']:g} of the exploitation phase is above {limit:.3g}, from where on it may "
                     f"diverge; 1/Lhat = {smoothness.step:.3g} is taken"
                 )
-                warnings.warn(message, RuntimeWarning, stacklevel=5)
                 group["lr"] = smoothness.step
+                if warn:
+                    warnings.warn(message, RuntimeWarning, stacklevel=4)
     return optimizer
+
+
+def stable_below(group: dict[str, Any], smoothness: Smoothness) -> float:
+    """Return the step from which on SGD with the momentum of a group may diverge.
+
+    Heavy-ball iterations on a quadratic are stable below 2 (1 + momentum) / L (Polyak 1964).
+    """
+    return smoothness.limit * (1.0 + float(group["momentum"]))
+
+
+def warn_of_long_step(optimizer: torch.optim.Optimizer, smoothness: Smoothness) -> bool:
+    """Warn before a step of SGD that may diverge is taken, and return whether there is one: steps can be changed after
+    they were made, by schedules for example.
+    """
+    if isinstance(optimizer, torch.optim.SGD) and not isinstance(optimizer, ScheduledSGD):
+        for group in optimizer.param_groups:
+            limit = stable_below(group, smoothness)
+            if group["lr"] >= limit:
+                message = f"a step of {group['lr']:g} is about to be taken, and above {limit:.3g} it may diverge"
+                warnings.warn(message, RuntimeWarning, stacklevel=5)
+                return True
+    return False
+
+
+def plain_descent(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimiser's update is its step times the gradient, nothing else."""
+    extras = ("momentum", "dampening", "weight_decay", "nesterov", "maximize")
+    return isinstance(optimizer, torch.optim.SGD) and not any(
+        group[key] for group in optimizer.param_groups for key in extras
+    )
 
 
 def take_step(optimizer: torch.optim.Optimizer, closure: Callable[[], torch.Tensor]) -> None:
     """Evaluate the loss and its gradient by ``closure``, as often as the optimiser asks for, and take one step."""
-    if isinstance(optimizer, torch.optim.LBFGS):
+    if isinstance(optimizer, torch.optim.LBFGS | Accelerated | Newton):
         own: Any = optimizer
         own.step(closure)
     else:

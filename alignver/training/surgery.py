@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-from typing import Any
-
 import torch
 from torch import nn
 
 from alignver.errors import InvalidInput
+from alignver.training.endings import Call, Ending, ending
 from alignver.training.head import GatedHead, with_bias
 
-__all__ = ["GatedNetwork", "Tap", "modify"]
+__all__ = ["GatedNetwork", "Tap", "gated", "modify"]
 
 
 class Tap(nn.Module):
     """Stands where a layer was and keeps what arrives there; what it passes on has the layer's shape and no content."""
 
-    def __init__(self, width: int | None) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
         self.seen: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Keep x, and pass on zeros in the shape of the layer's output (or x itself)."""
+        """Keep x, and pass on zeros in the shape of the layer's output."""
         self.seen = x
-        return x if self.width is None else x.new_zeros((*x.shape[:-1], self.width))
+        return x.new_zeros((*x.shape[:-1], self.width))
 
 
 class GatedNetwork(nn.Module):
@@ -63,19 +60,6 @@ class GatedNetwork(nn.Module):
             raise InvalidInput("model", f"a {type(out).__name__} before its last layers", "a tensor")
         return out.flatten(1)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> GatedNetwork:
-        """Copy with the tap being the one in the copied body."""
-        body = copy.deepcopy(self.body, memo)
-        tap = None if self._tap[0] is None else memo[id(self._tap[0])]
-        return GatedNetwork(body, tap, copy.deepcopy(self.head, memo), self.changes).train(self.training)
-
-
-@dataclasses.dataclass
-class _Call:
-    name: str
-    module: nn.Module
-    output: torch.Tensor
-
 
 def modify(
     model: nn.Module,
@@ -100,7 +84,7 @@ def modify(
     model : torch.nn.Module
         Left alone. It has to have parameters.
     x : torch.Tensor
-        A few inputs, to see the order in which the layers run.
+        A few inputs, to see the order in which the layers run (:func:`alignver.training.endings.ending`).
     outputs : int
         m_y, as the targets have it.
     width : int, optional
@@ -117,7 +101,7 @@ def modify(
     Raises
     ------
     InvalidInput
-        No parameters, names of no linear layers, outputs that do not match, a width that is missing.
+        No parameters, names of no linear layers, outputs that do not match, a width that is missing or not needed.
 
     Examples
     --------
@@ -126,124 +110,104 @@ def modify(
     >>> modified(torch.zeros(3, 2)).shape, modified.head.hidden.shape
     (torch.Size([3, 1]), torch.Size([1, 4, 6]))
     """
-    if next(iter(model.parameters()), None) is None:
-        raise InvalidInput("model", "a model without parameters", "a model to train")
-    body = copy.deepcopy(model)
-    calls, out = _watch(body, x)
-    if not isinstance(out, torch.Tensor) or out.ndim < 2 or len(out) != len(x):
-        got = f"outputs of shape {tuple(out.shape)}" if isinstance(out, torch.Tensor) else f"a {type(out).__name__}"
-        raise InvalidInput("model", got, "one tensor with a row for each sample")
-    chosen = _named(calls, layers) if layers is not None else _last(calls, out)
-    if chosen and chosen[-1].module.out_features != outputs:
-        got = f"{chosen[-1].module.out_features} outputs of {chosen[-1].name!r} beside targets with {outputs}"
+    return gated(ending(model, x, layers), outputs=outputs, width=width, slope=slope)
+
+
+def gated(found: Ending, *, outputs: int, width: int | None = None, slope: float = 1.0) -> GatedNetwork:
+    """Put a gated head in the place of the layers that :func:`~alignver.training.endings.ending` found; the network is
+    made of the copy there.
+    """
+    layers = found.layers
+    if layers and found.outputs != outputs:
+        got = f"{found.outputs} outputs of {layers[-1].name!r} beside targets with {outputs}"
         raise InvalidInput("model", got, "as many outputs as targets")
-    if len(chosen) < 2 and (width is None or width < 1):
-        had = "one fully connected layer" if chosen else "no fully connected layer"
-        need = "width=, the units of the hidden layer to be added (the paper: twice n over the features)"
-        raise InvalidInput("width", f"width={width!r} for a model that ends in {had}", need)
-    return _assembled(body, x, out, chosen, outputs, width, slope)
-
-
-def _assembled(
-    body: nn.Module,
-    x: torch.Tensor,
-    out: torch.Tensor,
-    chosen: list[Any],
-    outputs: int,
-    width: int | None,
-    slope: float,
-) -> GatedNetwork:
-    if not chosen:
-        assert width is not None
-        head = GatedHead(out.flatten(1).shape[1], width, outputs, slope)
+    width = _width(found, width)
+    features = layers[0].module.in_features if layers else found.out.reshape(len(found.out), -1).shape[1]
+    head = GatedHead(features, width, outputs, slope).to(device=found.out.device, dtype=found.out.dtype)
+    if not layers:
         words = f"two fully connected layers added behind the model: {width} gated units for each of {outputs} outputs"
-        return GatedNetwork(body, None, _placed(head, out), (words,))
-    first = chosen[0].module
-    head = GatedHead(first.in_features, width or first.out_features, outputs, slope)
-    changes = []
-    if len(chosen) == 2:
-        last = chosen[1].module
-        with torch.no_grad():
-            head.hidden.copy_(with_bias(first).expand_as(head.hidden))
-            head.output.copy_(last.weight)
-        changes.append(
-            f"{chosen[0].name} and {chosen[1].name} became gated units, {first.out_features} for each of {outputs} "
-            f"outputs, with the same weights; gates of slope {slope:g} in place of the activation between them"
-        )
-        if last.bias is not None:
-            changes.append(f"the bias of {chosen[1].name} was dropped: equation (16) has none")
-        _replace(body, chosen[1].name, nn.Identity())
-    else:
-        changes.append(
-            f"{chosen[0].name} was replaced by {width} gated units for each of {outputs} outputs and a last layer"
-        )
-    tap = Tap(first.out_features if len(chosen) == 2 else None)
-    body = _replace(body, chosen[0].name, tap)
-    return GatedNetwork(body, tap, _placed(head, out), tuple(changes))
+        return GatedNetwork(found.body, None, head, (words,))
+    changes = _adopted(head, found) if len(layers) == 2 else _added(head, layers[0])
+    tap = Tap(layers[0].module.out_features)
+    body = _replaced(found.body, layers[0].module, tap)
+    if len(layers) == 2:
+        body = _replaced(body, layers[1].module, nn.Identity())
+    shared = {id(p) for p in body.parameters()}
+    for call in layers:
+        if any(id(p) in shared for p in call.module.parameters()):
+            changes.append(f"{call.name} shared its weights with another layer and does so no more")
+    if found.after:
+        changes.append(f"what follows {layers[-1].name} is left out")
+    network = GatedNetwork(body, tap, head, tuple(changes))
+    _tried(network, found)
+    return network
 
 
-def _placed(head: GatedHead, like: torch.Tensor) -> GatedHead:
-    return head.to(device=like.device, dtype=like.dtype)
+def _width(found: Ending, width: int | None) -> int:
+    if width is not None and (isinstance(width, bool) or not isinstance(width, int) or width < 1):
+        raise InvalidInput("width", repr(width), "an integer >= 1")
+    if len(found.layers) == 2:
+        own = int(found.layers[0].module.out_features)
+        if width not in (None, own):
+            got = f"width={width} beside {own} units of {found.layers[0].name!r}"
+            need = f"none; or layers=({found.layers[1].name!r},), which puts a new hidden layer before the last one"
+            raise InvalidInput("width", got, need)
+        return own
+    if width is None:
+        had = "one fully connected layer" if found.layers else "no fully connected layer"
+        need = (
+            "width=, the units of the hidden layer to be added (the paper: twice n over the features), or layers=, the "
+            "names of the two layers that were meant"
+        )
+        raise InvalidInput("width", f"no width for a model that ends in {had}", need)
+    return width
 
 
 @torch.no_grad()
-def _watch(model: nn.Module, x: torch.Tensor) -> tuple[list[_Call], Any]:
-    """Run a copy of the model in eval mode; return the calls of whatever has parameters, in order, and its output."""
-    names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
-    calls: list[_Call] = []
-    handles = [
-        module.register_forward_hook(lambda own, _inputs, output: calls.append(_Call(names[own], own, output)))
-        for module in names
-        if isinstance(module, nn.Linear) or next(module.parameters(recurse=False), None) is not None
+def _adopted(head: GatedHead, found: Ending) -> list[str]:
+    """Give the head the weights of two layers; return what that changes."""
+    first, last = found.layers
+    head.hidden.copy_(with_bias(first.module).expand_as(head.hidden))
+    head.output.copy_(last.module.weight)
+    of = "the output" if len(head.hidden) == 1 else f"each of {len(head.hidden)} outputs"
+    place = " and ".join(found.between) or "nothing"
+    changes = [
+        f"{first.name} and {last.name} became gated units, {first.module.out_features} for {of}, with the same "
+        f"weights; gates of slope {head.slope:g} in the place of {place} between them"
     ]
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    if last.module.bias is not None:
+        changes.append(f"the bias of {last.name} was dropped: equation (16) has none")
+    return changes
+
+
+def _added(head: GatedHead, last: Call) -> list[str]:
+    name = last.name or type(last.module).__name__
+    count, width, _ = head.hidden.shape
+    of = "the output" if count == 1 else f"each of {count} outputs"
+    return [f"{name} was replaced by {width} gated units for {of} and a last layer"]
+
+
+def _replaced(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+    """Put a module in the place of another, under all its names; return the model (``new`` if the model was it)."""
+    if model is old:
+        return new
+    for name in [name for name, module in model.named_modules(remove_duplicate=False) if module is old]:
+        parent, _, key = name.rpartition(".")
+        setattr(model.get_submodule(parent), key, new)
+    return model
+
+
+@torch.no_grad()
+def _tried(network: GatedNetwork, found: Ending) -> None:
+    """Make sure that the features are what arrived at the layer before: it may be reached by ways that have no name."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
     try:
-        return calls, model(x)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        message = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InvalidInput("X", f"inputs that the model refuses ({message})", "inputs that the model takes") from error
+        z = network.features(found.x)
     finally:
-        for handle in handles:
-            handle.remove()
         for module, mode in modes:
             module.training = mode
-
-
-def _last(calls: list[_Call], out: torch.Tensor) -> list[Any]:
-    """Return the linear layers that the model ends in: two if only something without parameters lies between."""
-    if not calls or calls[-1].output is not out or not isinstance(calls[-1].module, nn.Linear):
-        return []
-    last = calls[-1]
-    if sum(call.module is last.module for call in calls) > 1:
-        return []  # used elsewhere too: it cannot be taken out
-    if len(calls) < 2:
-        return [last]
-    before = calls[-2]
-    alone = isinstance(before.module, nn.Linear) and sum(call.module is before.module for call in calls) == 1
-    fits = before.output.shape == (*out.shape[:-1], last.module.in_features) and out.ndim == 2
-    return [before, last] if alone and fits else [last]
-
-
-def _named(calls: list[_Call], layers: tuple[str, ...]) -> list[Any]:
-    if not 1 <= len(layers) <= 2:
-        raise InvalidInput("layers", repr(layers), "one name or two")
-    found = []
-    for name in layers:
-        linear = [call for call in calls if isinstance(call.module, nn.Linear)]
-        own = [call for call in linear if call.name == name]
-        if len(own) != 1:
-            known = ", ".join(dict.fromkeys(call.name for call in linear)) or "none"
-            need = f"the name of a linear layer that runs once; those that run: {known}"
-            raise InvalidInput("layers", f"{name!r}, run {len(own)} times", need)
-        found.append(own[0])
-    return found
-
-
-def _replace(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
-    """Put a module in the place of another; return the model (``new`` itself if the model was the one)."""
-    if not name:
-        return new
-    parent, _, key = name.rpartition(".")
-    setattr(model.get_submodule(parent), key, new)
-    return model
+    before = found.layers[0]
+    if before.seen is None or z.shape != before.seen.shape or not bool(torch.allclose(z, before.seen, equal_nan=True)):
+        got = f"a layer {before.name!r} that is reached by another way than its name"
+        raise InvalidInput("model", got, "layers that are replaced when their attribute is")

@@ -10,30 +10,37 @@ from typing import Any
 import torch
 from torch import nn
 
-from alignver.checks.optimality import check_optimality
 from alignver.errors import InvalidInput
-from alignver.models.inputs import as_inputs
-from alignver.results import CheckResult
 from alignver.theory.losses import LOSSES
-from alignver.training.exploitation import CachedProblem, as_model, wide
-from alignver.training.guarantee import Guarantee, guarantee
+from alignver.theory.objective import objective
+from alignver.training.endings import ending
+from alignver.training.exploitation import CachedProblem, wide
+from alignver.training.guarantee import Guarantee
 from alignver.training.head import gate_slope
-from alignver.training.objective import as_training_targets, count_outputs, error_rate, mean_loss
-from alignver.training.pace import batches, denormals, tau_epoch
+from alignver.training.loop import run
+from alignver.training.objective import as_tensor, as_training_targets, count_outputs, error_rate, mean_loss
+from alignver.training.recording import Recorder, method_of
 from alignver.training.repair import MODES
-from alignver.training.solvers import FULL_BATCH, Accelerated, Factory, exploiting_optimizer, solver, take_step
-from alignver.training.surgery import GatedNetwork, modify
+from alignver.training.solvers import (
+    Factory,
+    Newton,
+    exploiting_optimizer,
+    solver,
+    take_step,
+    warn_of_long_step,
+)
+from alignver.training.surgery import GatedNetwork, gated
+from alignver.training.tau import enter, perturb, same_for_each_sample
+from alignver.training.trained import EXPLOITING, EXPLORING, Trained
 
-__all__ = ["EEWrapper"]
-
-EXPLORING, EXPLOITING = "exploration", "exploitation"
+__all__ = ["EXPLOITING", "EXPLORING", "EEWrapper"]
 
 
 def _sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
 
 
-class EEWrapper:
+class EEWrapper(Trained):
     r"""Train any model in two phases, the second of which reaches a global minimum (Algorithm 1).
 
     Exploration trains all layers of the modified model (:func:`alignver.training.surgery.modify`) with any optimiser.
@@ -59,13 +66,17 @@ class EEWrapper:
         The same for exploitation, or a name of :data:`alignver.training.solvers.SOLVERS`, whose step is 1/Lhat. None:
         the optimiser of exploration on the weights, its step lowered to 1/Lhat where it is not stable.
     seed : int
-        Of added layers, perturbation, batches and repairs.
+        Of added layers, perturbation, batches and repairs. Dropout draws from torch's own generator.
     repair : {"staircase", "redraw", "none"}
-        What to do where rank n of the trained gates is not proved; "none" trains on, and says so.
+        What to do where rank n of the trained gates is not proved; "none" trains on. Either warns.
     width : int, optional
         m_H of a hidden layer that has to be added.
+    outputs : int, optional
+        m_y of last layers that have to be added; else the columns of the first targets, or their largest label + 1.
     layers : tuple of str, optional
         Names of the layers to be modified, if not the last ones.
+    record : bool
+        Keep loss, gradient and step of every step of exploitation, for :meth:`check_convergence`: twice the work.
 
     Attributes
     ----------
@@ -76,7 +87,9 @@ class EEWrapper:
     guarantee : Guarantee or None
         What is known since tau.
     history : list of dict
-        A record for each epoch of :meth:`fit`.
+        A record for each epoch of :meth:`fit`: ``epoch``, ``phase``, ``steps`` up to its end, ``loss`` and ``error``
+        (NaN for the squared loss). In exploitation with cached features they are those of all samples after the
+        epoch; else the mean over its batches, each before its step.
 
     Raises
     ------
@@ -93,8 +106,8 @@ class EEWrapper:
     >>> torch.manual_seed(0) and None
     >>> X = torch.randn(30, 2)
     >>> Y = (X[:, 0] * X[:, 1] > 0).long()
-    >>> net = nn.Sequential(nn.Linear(2, 20), nn.Softplus(), nn.Linear(20, 12), nn.Softplus(), nn.Linear(12, 1))
-    >>> wrapper = EEWrapper(net, loss="binary_cross_entropy", tau=20, epsilon=0.01, exploit_optimizer="lbfgs")
+    >>> net = nn.Sequential(nn.Linear(2, 20), nn.Tanh(), nn.Linear(20, 12), nn.Tanh(), nn.Linear(12, 1))
+    >>> wrapper = EEWrapper(net, loss="binary_cross_entropy", tau=20, epsilon=0.01, exploit_optimizer="newton")
     >>> _ = wrapper.fit((X, Y), epochs=40)
     >>> wrapper.phase, wrapper.guarantee.proved, wrapper.history[-1]["error"]
     ('exploitation', True, 0.0)
@@ -115,51 +128,52 @@ class EEWrapper:
         seed: int = 0,
         repair: str = "staircase",
         width: int | None = None,
+        outputs: int | None = None,
         layers: tuple[str, ...] | None = None,
+        record: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module) or next(iter(model.parameters()), None) is None:
             raise InvalidInput("model", f"a {type(model).__name__} without parameters", "a torch module to train")
-        if loss not in LOSSES:
+        if not isinstance(loss, str) or loss not in LOSSES:
             need = "one of " + ", ".join(repr(known) for known in LOSSES) + ": convex in the outputs"
             raise InvalidInput("loss", f"loss={loss!r}", need)
-        if isinstance(tau, bool) or not isinstance(tau, int | float) or not tau > 0:
+        if isinstance(tau, bool) or not isinstance(tau, int | float) or not 0 < tau < math.inf:
             raise InvalidInput("tau", f"tau={tau!r}", "a number of epochs, or a share of the run between 0 and 1")
-        if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0.0 < epsilon < float("inf"):
+        if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0.0 < epsilon < math.inf:
             raise InvalidInput("epsilon", f"epsilon={epsilon!r}", "a positive number: Lemma 5 needs the perturbation")
         if repair not in MODES:
             raise InvalidInput("repair", f"repair={repair!r}", "one of " + ", ".join(MODES))
-        if isinstance(exploit_optimizer, str):
-            solver(exploit_optimizer)
+        for name, choice in (("optimizer", optimizer), ("exploit_optimizer", exploit_optimizer)):
+            if isinstance(choice, str) and name == "exploit_optimizer":
+                solver(choice)
+            elif choice is not None and not callable(choice):
+                raise InvalidInput(name, repr(choice), "a function from parameters to an optimiser")
+        same_for_each_sample(model)
         self.loss, self.tau, self.epsilon, self.slope = loss, tau, float(epsilon), gate_slope(gate)
         self.seed, self.repair, self.width, self.layers = seed, repair, width, layers
         self._model, self._optimizer, self._exploit_optimizer = model, optimizer or _sgd, exploit_optimizer
+        self._outputs, self._recording = outputs, bool(record)
         self.phase, self.steps, self.epochs = EXPLORING, 0, 0
-        self.guarantee: Guarantee | None = None
         self.history: list[dict[str, Any]] = []
         self.optimizer: torch.optim.Optimizer
         self.generator = torch.Generator().manual_seed(seed)
-        self._cached: CachedProblem | None = None
-        self._cached_targets: torch.Tensor | None = None
-        self._wrong: float | None = None
+        self._warned = False
 
     # The pieces, for people with a loop of their own.
 
     def prepare(self, X: Any, Y: Any) -> GatedNetwork:
         """Modify the model, once its inputs and targets are known; done by the first step where it was not."""
         if not hasattr(self, "module"):
-            parameter = next(self._model.parameters())
-            x, y = self._inputs(X, parameter), torch.as_tensor(Y)
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            inputs = self._inputs(X, next(self._model.parameters()))
+            with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
-                mode = self._model.training
-                self._model.eval()
-                ends_in = self._model(x[:2])
-                self._model.train(mode)
-                m_y = count_outputs(self.loss, y, int(ends_in.shape[-1]) if ends_in.ndim > 1 else 1)
-                as_training_targets(self.loss, y, len(x), m_y, ends_in)
-                self.module = modify(
-                    self._model, x[:2], outputs=m_y, width=self.width, slope=self.slope, layers=self.layers
-                ).train()
+                found = ending(self._model, inputs[:2], self.layers)
+                y = as_tensor(Y)
+                m_y = self._outputs or count_outputs(self.loss, y, found.outputs or 1)
+                as_training_targets(self.loss, y, len(inputs), m_y, found.out)
+                module = gated(found, outputs=m_y, width=self.width, slope=self.slope)
+            self.module = module if self._model.training else module.train()
+            self.module.head.train()
             self.optimizer = self._optimizer([p for p in self.module.parameters() if p.requires_grad])
         return self.module
 
@@ -171,7 +185,9 @@ class EEWrapper:
         inputs = self._inputs(x)
         return self._step(lambda: self.module(inputs), self._targets(y, len(inputs)))
 
-    def enter_exploitation(self, X: Any, Y: Any, *, cache: bool = True, prove: bool | None = None) -> Guarantee:
+    def enter_exploitation(
+        self, X: Any, Y: Any, *, cache: bool = True, prove: bool | None = None, batch_size: int | None = None
+    ) -> Guarantee:
         """Perturb, freeze the gates, prove the ranks, repair them if need be, and go over to the last hidden layer.
 
         Parameters
@@ -181,32 +197,22 @@ class EEWrapper:
             Compute features and gates once: :meth:`exploit_step` then takes indices into X.
         prove : bool, optional
             Whether to prove ranks. None: up to 6000 samples.
+        batch_size : int, optional
+            Samples of a step, fewer than all: their loss may bend more than the whole one, and steps are shorter then.
         """
         self.prepare(X, Y)
         if self.phase != EXPLORING:
             raise InvalidInput("enter_exploitation", "a second call", "one call a run")
         inputs = self._inputs(X)
-        with torch.no_grad():
-            for p in self.module.parameters():
-                noise = torch.randn(p.shape, generator=self.generator, dtype=torch.float64)
-                p.add_((self.epsilon * noise).to(device=p.device, dtype=p.dtype))
-        self.module.eval()  # the theory needs z to be a function of x alone: BatchNorm keeps its statistics
-        head = self.module.head
-        head.freeze()
-        problem = CachedProblem(self.module, inputs)
-        model = as_model(self.module, problem.Z)
-        found = guarantee(model, wide(head.hidden), loss=self.loss, mode=self.repair, seed=self.seed, prove=prove)
-        if found.model is not model:
-            with torch.no_grad():
-                head.hidden.copy_(torch.from_numpy(found.weights.copy()))
-                head.output.copy_(torch.from_numpy(found.model.output_weights.copy()))
-                head.freeze(torch.from_numpy(found.model.gates.transpose(0, 2, 1).copy()))
-            # The proof has to be about the gates as they are in the module's dtype.
-            problem = CachedProblem(self.module, inputs)
-            found = self._again(found, problem, prove)
-        self.guarantee, self.phase = found, EXPLOITING
-        self._use(len(inputs), Y, problem if cache else None)
-        self.optimizer = self._exploiting_optimizer(found)
+        targets = self._targets(Y, len(inputs))
+        if self._exploit_optimizer == "newton" and not cache:
+            raise InvalidInput("exploit_optimizer", "'newton' without cached features", "inputs that stay the same")
+        perturb(self.module, self.epsilon, self.generator)
+        found, problem = enter(self.module, inputs, loss=self.loss, repair=self.repair, seed=self.seed, prove=prove)
+        if batch_size is not None and batch_size < len(inputs):
+            found = dataclasses.replace(found, batch_size=batch_size)
+        self.recorder = Recorder(self.steps) if self._recording else None
+        self._exploit(found, problem if cache else None, targets)
         return found
 
     def exploit_step(self, x: Any = None, y: Any = None, *, indices: torch.Tensor | None = None) -> float:
@@ -219,12 +225,16 @@ class EEWrapper:
             raise InvalidInput("exploit_step", f"a call in the phase of {self.phase}", "enter_exploitation first")
         if x is not None:
             inputs = self._inputs(x)
-            return self._step(lambda: self.module(inputs), self._targets(y, len(inputs)))
+            return self._step(lambda: self.module(inputs), self._targets(y, len(inputs)), "the caller's")
+        return self.cached_step(indices, "all" if indices is None else "the caller's")
+
+    def cached_step(self, indices: torch.Tensor | None, drawn: str) -> float:
+        """Take a step of exploitation on cached features; ``drawn`` says how the batch came about, for the record."""
         if self._cached is None or self._cached_targets is None:
             raise InvalidInput("x", "nothing, and no cached features", "inputs, or enter_exploitation(cache=True)")
         cached, targets = self._cached, self._cached_targets
         own = targets if indices is None else targets[indices]
-        return self._step(lambda: cached.outputs(indices), own)
+        return self._step(lambda: cached.outputs(indices), own, drawn)
 
     # The whole.
 
@@ -248,7 +258,8 @@ class EEWrapper:
         epochs : int
             Where the run ends; tau lies inside.
         batch_size : int, optional
-            None: all samples at once.
+            None: all samples at once. Batches go through all samples in a new order in each epoch, but those of the
+            solver "sgd" are drawn independently: Theorem 5 (ii) needs unbiased gradients.
         augment : callable, optional
             From a batch and a generator to a batch; features are then computed anew in every epoch of exploitation.
         prove : bool, optional
@@ -262,72 +273,33 @@ class EEWrapper:
         Raises
         ------
         InvalidInput
-            A tau outside the run; a loss that is NaN or Inf, with the step at which it became so.
+            A tau outside the run; a loss or parameters that are NaN or Inf, with the step at which they became so, and
+            before ``on_epoch`` could keep them.
         """
-        X, Y = data
-        last = tau_epoch(self.tau, epochs)
-        size = len(X) if batch_size is None else batch_size
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise InvalidInput("batch_size", repr(batch_size), "an integer >= 1, or None")
-        self.prepare(X, Y)
-        inputs = self._inputs(X)
-        while self.epochs < epochs:
-            if self.phase == EXPLORING and self.epochs == last:
-                self.enter_exploitation(inputs, Y, cache=augment is None, prove=prove)
-            if self.phase == EXPLOITING and size < len(inputs) and self._full_batch():
-                got = f"{self._exploit_optimizer!r} with batches of {size} of {len(inputs)}"
-                raise InvalidInput("exploit_optimizer", got, "all samples at once (batch_size=None), or another one")
-            with denormals(flush=flush_denormals):
-                order = batches(len(inputs), size, self.generator)
-                seen = [self._batch(inputs, Y, indices, augment) for indices in order]
-            self.epochs += 1
-            record: dict[str, Any] = {"epoch": self.epochs, "phase": self.phase, "steps": self.steps}
-            record["loss"], record["error"] = (sum(values) / len(seen) for values in zip(*seen))
-            if self.epochs == epochs and self._cached is not None:
-                if isinstance(self.optimizer, Accelerated):
-                    self.optimizer.settle()
-                record |= self._final()
-            self.history.append(record)
-            if on_epoch is not None:
-                on_epoch(self, record)
+        run(
+            self,
+            data,
+            epochs,
+            size=batch_size,
+            augment=augment,
+            prove=prove,
+            flush=flush_denormals,
+            on_epoch=on_epoch,
+        )
         return self
 
-    def check(self, X: Any, Y: Any, *, tolerance: float = 0.01, certify: bool = True) -> CheckResult:
-        """Check how far the training loss is from its global infimum (:func:`~alignver.checks.check_optimality`)."""
-        if self.phase != EXPLOITING:
-            raise InvalidInput("check", f"a call in the phase of {self.phase}", "a run that has reached tau")
-        inputs = self._inputs(X)
-        cached = self._cached if self._cached is not None else CachedProblem(self.module, inputs)
-        model = as_model(self.module, cached.Z)
-        targets = Y.detach().cpu().numpy() if isinstance(Y, torch.Tensor) else Y
-        return check_optimality(
-            model, wide(self.module.head.hidden), targets, loss=self.loss, tolerance=tolerance, certify=certify
-        )
+    def resume(self, found: Guarantee, problem: CachedProblem | None, Y: Any) -> None:
+        """Go on in exploitation with parameters that were loaded (:mod:`alignver.training.checkpoint`)."""
+        self._exploit(found, problem, self._targets(Y, found.model.n), warn=False)
 
-    def outputs(self, X: Any, *, batch_size: int = 512) -> torch.Tensor:
-        """Return the outputs (n, m_y) in eval mode, without a graph; the mode is put back."""
-        modes = [(module, module.training) for module in self.module.modules()]
-        self.module.eval()
-        inputs = self._inputs(X)
-        try:
-            with torch.no_grad():
-                return torch.cat([self.module(part) for part in torch.split(inputs, batch_size)])
-        finally:
-            for module, mode in modes:
-                module.training = mode
-
-    def resume(self, X: Any, Y: Any) -> None:
-        """Make what the phase needs from parameters that were loaded (:func:`alignver.training.checkpoint.restore`)."""
-        if self.phase == EXPLOITING:
-            problem = CachedProblem(self.module, self._inputs(X))
-            model = as_model(self.module, problem.Z)
-            self.guarantee = guarantee(model, wide(self.module.head.hidden), loss=self.loss, mode="none")
-            self._use(len(problem.Z), Y, problem)
-            self.optimizer = self._exploiting_optimizer(self.guarantee)
+    @property
+    def exploiting(self) -> Factory | str:
+        """What makes the optimiser of exploitation: a factory, or the name of a solver."""
+        return self._exploit_optimizer or self._optimizer
 
     # What the pieces are made of.
 
-    def _step(self, outputs: Callable[[], torch.Tensor], targets: torch.Tensor) -> float:
+    def _step(self, outputs: Callable[[], torch.Tensor], targets: torch.Tensor, drawn: str = "") -> float:
         seen: list[tuple[float, torch.Tensor]] = []
 
         def closure() -> torch.Tensor:
@@ -343,59 +315,32 @@ class EEWrapper:
             loss.backward()  # type: ignore[no-untyped-call]
             return loss
 
+        if self.phase == EXPLOITING and not self._warned and self.guarantee is not None:
+            self._warned = warn_of_long_step(self.optimizer, self.guarantee.steps)
+        recorder = self.recorder if self._cached is not None else None
+        if recorder is not None and self._cached is not None and self._cached_targets is not None:
+            recorder.before(self.loss, self._cached, self._cached_targets)
         take_step(self.optimizer, closure)
+        if recorder is not None:
+            method = method_of(self.optimizer, drawn)
+            recorder.after(self.steps, self.optimizer, self.module.head.hidden, method)
         self.steps += 1
         self._wrong = error_rate(self.loss, seen[0][1], targets)
         return seen[0][0]
 
-    def _batch(self, inputs: torch.Tensor, Y: Any, indices: torch.Tensor | None, augment: Any) -> tuple[float, float]:
-        if self.phase == EXPLOITING and self._cached is not None and augment is None:
-            loss = self.exploit_step(indices=indices)
-        else:
-            x = inputs if indices is None else inputs[indices]
-            y = Y if indices is None else Y[indices]
-            x = x if augment is None else augment(x, self.generator)
-            loss = self.explore_step(x, y) if self.phase == EXPLORING else self.exploit_step(x, y)
-        return loss, math.nan if self._wrong is None else self._wrong
-
-    def _final(self) -> dict[str, float]:
-        """Return loss and error of the cached problem after the last step."""
-        assert self._cached is not None
-        assert self._cached_targets is not None
-        with torch.no_grad():
-            outputs = self._cached.outputs()
-            loss = float(mean_loss(self.loss, outputs, self._cached_targets))
-        wrong = error_rate(self.loss, outputs, self._cached_targets)
-        return {"loss": loss, "error": math.nan if wrong is None else wrong}
-
-    def _again(self, found: Guarantee, problem: CachedProblem, prove: bool | None) -> Guarantee:
-        fresh = guarantee(
-            as_model(self.module, problem.Z), wide(self.module.head.hidden), loss=self.loss, mode="none", prove=prove
-        )
-        return dataclasses.replace(
-            found, model=fresh.model, weights=fresh.weights, after=fresh.after, smoothness=fresh.smoothness
-        )
-
-    def _exploiting_optimizer(self, found: Guarantee) -> torch.optim.Optimizer:
-        for p in self.module.parameters():
-            p.requires_grad_(p is self.module.head.hidden)
-        self.module.head.hidden.grad = None
-        return exploiting_optimizer(
-            self._exploit_optimizer or self._optimizer, [self.module.head.hidden], found.smoothness
-        )
-
-    def _full_batch(self) -> bool:
-        return isinstance(self._exploit_optimizer, str) and self._exploit_optimizer in FULL_BATCH
-
-    def _use(self, n: int, Y: Any, problem: CachedProblem | None) -> None:
-        self._cached = problem
-        self._cached_targets = None if problem is None else self._targets(Y, n)
-
-    def _inputs(self, X: Any, parameter: torch.Tensor | None = None) -> torch.Tensor:
-        like = self.module.head.hidden if parameter is None else parameter
-        x = as_inputs(X, like.device)
-        return x.to(like.dtype) if x.is_floating_point() else x
-
-    def _targets(self, Y: Any, n: int) -> torch.Tensor:
+    def _exploit(
+        self, found: Guarantee, problem: CachedProblem | None, targets: torch.Tensor, *, warn: bool = True
+    ) -> None:
         hidden = self.module.head.hidden
-        return as_training_targets(self.loss, Y, n, len(hidden), hidden)
+        for p in self.module.parameters():
+            p.requires_grad_(p is hidden)
+        hidden.grad = None
+        self.optimizer = exploiting_optimizer(self.exploiting, [hidden], found.steps, warn=warn)
+        if isinstance(self.optimizer, Newton):
+            self.optimizer.problem = objective(found.model, wide(targets), self.loss)
+        decay = max(float(group.get("weight_decay") or 0.0) for group in self.optimizer.param_groups)
+        note = f"the optimiser adds a weight decay of {decay:g} to the loss: its minimum is another one"
+        if decay and note not in found.notes:
+            found = dataclasses.replace(found, notes=(*found.notes, note))
+        self.guarantee, self.phase = found, EXPLOITING
+        self._cached, self._cached_targets = problem, None if problem is None else targets

@@ -1,0 +1,14 @@
+"""Training in two phases around any torch model: the wrapper of Algorithm 1, its pieces, and what is proved at the end.
+
+Nothing is imported here but torch itself, so that a missing torch is named once, with the remedy; take what you need
+from the submodules, or from ``alignver``.
+"""
+
+from alignver.errors import MissingDependency
+
+try:
+    import torch as _torch  # noqa: F401 - only whether it is there
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise MissingDependency("torch", "training a model", "torch") from error

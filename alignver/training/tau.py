@@ -1,0 +1,101 @@
+"""Lines 9 and 10 of Algorithm 1 and what goes with them: perturb, freeze, prove, repair."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from alignver.errors import InvalidInput
+from alignver.training.exploitation import CachedProblem, as_model, wide
+from alignver.training.guarantee import Guarantee, guarantee
+from alignver.training.surgery import GatedNetwork
+
+__all__ = ["enter", "perturb", "same_for_each_sample", "still_layers"]
+
+
+@torch.no_grad()
+def perturb(network: nn.Module, epsilon: float, generator: torch.Generator) -> None:
+    """Add epsilon times a standard normal number to every trainable parameter, drawn in float64 on the CPU."""
+    for p in network.parameters():
+        if p.requires_grad:
+            noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+            p.add_((epsilon * noise).to(device=p.device, dtype=p.dtype))
+
+
+def enter(
+    network: GatedNetwork, inputs: torch.Tensor, *, loss: str, repair: str, seed: int, prove: bool | None
+) -> tuple[Guarantee, CachedProblem]:
+    """Freeze the gates of a network, prove their ranks, and repair them if need be; in eval mode from here on.
+
+    Proofs are about the numbers that the network holds: after a repair, what was rounded to its dtype is proved again.
+    """
+    network.eval()  # the theory needs z to be a function of x alone
+    head = network.head
+    head.freeze()
+    problem = CachedProblem(network, inputs)
+    model, weights = as_model(network, problem.Z), wide(head.hidden)
+    found = guarantee(model, weights, loss=loss, mode=repair, seed=seed, prove=prove)
+    if found.model is not model:
+        outputs = model.outputs(weights)
+        with torch.no_grad():
+            head.hidden.copy_(torch.from_numpy(found.weights.copy()))
+            head.output.copy_(torch.from_numpy(found.model.output_weights.copy()))
+            head.freeze(torch.from_numpy(found.model.gates.transpose(0, 2, 1).copy()))
+        problem = CachedProblem(network, inputs)
+        rounded, weights = as_model(network, problem.Z), wide(head.hidden)
+        fresh = guarantee(rounded, weights, loss=loss, mode="none", prove=prove)
+        moved = float(np.abs(rounded.outputs(weights) - outputs).max())
+        found = dataclasses.replace(fresh, before=found.before, replaced=found.replaced, moved=moved)
+    found = dataclasses.replace(found, notes=still_layers(network))
+    _warn(found, repair)
+    return found, problem
+
+
+def _warn(found: Guarantee, repair: str) -> None:
+    if found.before is None or found.before.all:
+        return
+    count = sum(entry is None for entry in found.before.entries)
+    said = f"rank n of the trained gates is not proved for {count} of {found.model.m_y} outputs"
+    units = sum(len(own) for own in found.replaced)
+    if found.proved:
+        said += f"; the gates of {units} of {found.model.h * found.model.m_y} units were replaced, and now it is"
+    elif found.before.refuted:
+        said += f", and no gates have it: {found.before.reasons[0]}"
+    elif repair == "none":
+        said += ", and repair='none' leaves it so: a global minimum is not promised"
+    else:
+        said += f", nor after repair={repair!r}: a global minimum is not promised"
+    warnings.warn(said, RuntimeWarning, stacklevel=4)
+
+
+def still_layers(network: nn.Module) -> tuple[str, ...]:
+    """Say which layers behave in another way in exploitation than in exploration."""
+    modules: list[Any] = list(network.modules())
+    norms = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules)
+    drops = sum(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0.0 for module in modules)
+    said = []
+    if norms:
+        layers = "1 BatchNorm layer keeps its" if norms == 1 else f"{norms} BatchNorm layers keep their"
+        said.append(f"{layers} statistics from tau on (eval mode): z is a function of x alone")
+    if drops:
+        said.append(f"dropout is off from tau on ({drops} layer{'' if drops == 1 else 's'})")
+    return tuple(said)
+
+
+def same_for_each_sample(network: nn.Module) -> None:
+    """Refuse layers that mix the samples of a batch in eval mode too: z is then no function of x.
+
+    Raises
+    ------
+    InvalidInput
+        BatchNorm without running statistics.
+    """
+    for name, module in network.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            need = "track_running_stats=True, so that the layer treats each sample alike from tau on"
+            raise InvalidInput("model", f"{name!r}, a {type(module).__name__} without running statistics", need)
