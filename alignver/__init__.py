@@ -34,12 +34,14 @@ if TYPE_CHECKING:
     from alignver.results import Bound, CheckResult, Report, Rigor, Tolerance, Verdict
     from alignver.theory.exploitation import Exploitation
     from alignver.theory.record import TrainingRecord
+    from alignver.training.wrapper import EEWrapper
 
 _HOMES = {
     "Ball": "alignver.proof",
     "Bound": "alignver.results",
     "Certificate": "alignver.proof",
     "CheckResult": "alignver.results",
+    "EEWrapper": "alignver.training.wrapper",
     "Exploitation": "alignver.theory.exploitation",
     "InvalidInput": "alignver.errors",
     "JacobianOperator": "alignver.models.operator",
@@ -72,6 +74,7 @@ __all__ = [
     "Bound",
     "Certificate",
     "CheckResult",
+    "EEWrapper",
     "Exploitation",
     "InvalidInput",
     "JacobianOperator",
