@@ -23,7 +23,7 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 pytest_collect_file = Sybil(
     # '...' stands for numbers that depend on the machine, such as seconds.
     parsers=[PythonCodeBlockParser(doctest_optionflags=doctest.ELLIPSIS)],
-    patterns=["README.md", "docs/*.md"],
+    patterns=["README.md", "CONTRIBUTING.md", "docs/*.md"],
 ).pytest()
 
 
