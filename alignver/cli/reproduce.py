@@ -56,6 +56,14 @@ def reproduce(
         str | None,
         typer.Option(metavar="DIR", help="Keep extracted features here and take them from here.", show_default=False),
     ] = None,
+    reduced: Annotated[
+        bool | None,
+        typer.Option(
+            "--reduced/--full",
+            help="Whether long experiments are made smaller, which their results then say.",
+            show_default="reduced on the CPU, in full on a GPU",
+        ),
+    ] = None,
     device: options.Device = "cpu",
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -71,7 +79,7 @@ def reproduce(
       alignver reproduce figure1a --out runs/figure1a --figure figure1a.png
       alignver reproduce table2 --dataset mnist --data-folder DIR --cache features
     """
-    session = Session(_command(item, dataset, seeds), json, quiet, verbose, device)
+    session = Session(_command(item, dataset, seeds, reduced), json, quiet, verbose, device)
 
     def body() -> Exit:
         from alignver.errors import InvalidInput
@@ -91,7 +99,7 @@ def reproduce(
                 raise InvalidInput("ITEM", "nothing", "one of " + ", ".join(NAMES) + "; --list tells what each costs")
             else:
                 chosen = load(item)
-                setting = Setting(seeds, tuple(dataset or ()), device, data_folder, cache)
+                setting = Setting(seeds, tuple(dataset or ()), device, data_folder, cache, reduced)
                 outcome = conduct(chosen, setting, folder=out, budget=budget)
         if chosen is None:
             session.print(_listed([load(name) for name in NAMES]))
@@ -100,7 +108,11 @@ def reproduce(
             _save(chosen, outcome, figure)
         if json:
             session.write_json(
-                outcome.results, {}, missing=list(outcome.missing), work_seconds=round(outcome.seconds, 1)
+                outcome.results,
+                {},
+                missing=list(outcome.missing),
+                work_seconds=round(outcome.seconds, 1),
+                parts=list(outcome.made),
             )
         else:
             for result in outcome.results:
@@ -115,8 +127,9 @@ def reproduce(
     return session.conduct(body)
 
 
-def _command(item: str | None, datasets: list[str] | None, seeds: int | None) -> str:
+def _command(item: str | None, datasets: list[str] | None, seeds: int | None, reduced: bool | None) -> str:
     words = ["reproduce", item, *(f"--dataset {name}" for name in datasets or ()), seeds and f"--seeds {seeds}"]
+    words.append(None if reduced is None else "--reduced" if reduced else "--full")
     return " ".join(str(word) for word in words if word)
 
 

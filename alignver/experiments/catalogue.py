@@ -10,8 +10,25 @@ from alignver.experiments.item import Item
 
 __all__ = ["NAMES", "load"]
 
-NAMES = ("figure6", "figure1a", "table1a", "figure1bc", "table1b", "table2", "table2-gates")
-"""The items, each in the module of its name (with an underscore for a hyphen); cheapest first."""
+NAMES = (
+    "figure1a",
+    "figure1bc",
+    "table1a",
+    "table1b",
+    "figure2",
+    "figure3",
+    "table2",
+    "table2-gates",
+    "table3",
+    "table4",
+    "figure4",
+    "table5",
+    "learning-rates",
+    "table6",
+    "tables7-15",
+    "figure6",
+)
+"""The items, each in the module of its name (with an underscore for a hyphen); in the paper's order."""
 
 
 def load(name: str) -> Item:

@@ -12,6 +12,7 @@ import os
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -19,10 +20,13 @@ import torch
 from alignver._version import __version__
 from alignver.errors import InvalidInput
 from alignver.experiments.item import Item, Part, Setting
+from alignver.experiments.machine import machine
 from alignver.progress import track
 from alignver.results import CheckResult, plain
 
-__all__ = ["Outcome", "conduct"]
+__all__ = ["Outcome", "conduct", "spread"]
+
+_ORIGIN = ("part", "seconds", "versions", "machine")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +43,15 @@ class Outcome:
         Keys of the parts that the budget did not allow.
     seconds : float
         Time spent on the parts, those of earlier runs included.
+    made : tuple of dict
+        Where each part comes from: ``part``, ``seconds``, ``versions``, ``machine``.
     """
 
     results: tuple[CheckResult, ...]
     measured: Mapping[str, Mapping[str, Any]]
     missing: tuple[str, ...]
     seconds: float
+    made: tuple[Mapping[str, Any], ...] = ()
 
 
 def conduct(
@@ -89,7 +96,7 @@ def conduct(
         if budget is not None and begun and time.perf_counter() - began > 60 * budget:
             continue
         begun += 1
-        kept[part.key] = _run(place, item, part)
+        kept[part.key] = _run(place, item, part, setting.device)
     records = {key: record for key, record in kept.items() if record is not None}
     measured = {key: record["data"] for key, record in records.items()}
     return Outcome(
@@ -97,10 +104,11 @@ def conduct(
         measured=measured,
         missing=tuple(part.key for part in parts if part.key not in records),
         seconds=sum(record["seconds"] for record in records.values()),
+        made=tuple({key: record[key] for key in _ORIGIN} for record in records.values()),
     )
 
 
-def _run(place: pathlib.Path | None, item: Item, part: Part) -> dict[str, Any]:
+def _run(place: pathlib.Path | None, item: Item, part: Part, device: str) -> dict[str, Any]:
     began = time.perf_counter()
     data = plain(part.run())
     record = {
@@ -108,7 +116,7 @@ def _run(place: pathlib.Path | None, item: Item, part: Part) -> dict[str, Any]:
         "part": part.key,
         "recipe": plain(part.recipe),
         "versions": {"alignver": __version__, "torch": torch.__version__},
-        "threads": torch.get_num_threads(),
+        "machine": machine(device),
         "seconds": round(time.perf_counter() - began, 3),
         "data": data,
     }
@@ -132,7 +140,7 @@ def _kept(place: pathlib.Path | None, item: Item, part: Part) -> dict[str, Any] 
         return None
     try:
         record: dict[str, Any] = json.loads(file.read_text())
-        fits = {"data", "seconds"} <= set(record)
+        fits = {"data", *_ORIGIN} <= set(record)
     except (OSError, ValueError) as error:
         raise InvalidInput("out", f"{file}, which cannot be read ({error})", "a run folder, or a new one") from error
     if not fits:
@@ -161,7 +169,7 @@ def _unwritable(place: pathlib.Path, error: OSError) -> InvalidInput:
     return InvalidInput("out", got, "a folder with room for the results")
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], form: str = ".2f") -> str:
     """Return mean and standard deviation (n - 1) in the paper's form: ``2.59 (0.57)``.
 
     Examples
@@ -169,8 +177,5 @@ def spread(values: Sequence[float]) -> str:
     >>> spread([1.0, 2.0, 3.0])
     '2.00 (1.00)'
     """
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return f"{mean:.2f}"
-    deviation = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
-    return f"{mean:.2f} ({deviation:.2f})"
+    centre = f"{fmean(values):{form}}"
+    return f"{centre} ({stdev(values):{form}})" if len(values) > 1 else centre

@@ -13,6 +13,7 @@ __all__ = ["ITEM"]
 
 _SEMEION = "Semeion: zero error with Q_T = 0 for all T, whatever the size"
 _RANDOM = "random data: zero error wherever Q_T does not grow linearly"
+_SINGULAR = "the smallest eigenvalue of M is zero at all steps for m_c = 1"
 
 
 class _Figure1bc:
@@ -52,7 +53,33 @@ class _Figure1bc:
                     evidence=[f"a subset of the paper's checks: after {looks} of {runs.EPOCHS} epochs; rule {_COLUMN}"],
                 )
             )
+            results.append(self._singular(name, parts, found))
         return results
+
+    def _singular(self, name: str, parts: Sequence[Part], found: Measured) -> CheckResult:
+        """Compare the ranks at m_c = 1: full rank by any rule means an eigenvalue above that rule's tolerance."""
+        own = [found[part.key] for part in parts if part.recipe["m_c"] == 1]
+        n = runs.ROWS[name]
+        ranks = [rank for run in own for look in run["looks"] if (rank := _rank(look, n)) is not None]
+        regular = sum(rank == n for rank in ranks)
+        looks = sum(len(run["looks"]) for run in own)
+        verdict = Verdict.UNDECIDED
+        if regular:
+            verdict = Verdict.FAILS
+        elif len(ranks) == looks:
+            verdict = Verdict.HOLDS
+        return compared(
+            self,
+            f"{name}: {_SINGULAR}",
+            verdict,
+            f"J of full rank {n} at {regular} of {looks} checks, of smaller rank at {len(ranks) - regular}",
+            paper={"checks of full rank": 0},
+            ours={"checks of full rank": regular},
+            evidence=[
+                "of full rank means: by some rule, its eps that of float64 or float32; of smaller rank: by press in "
+                "float64; the others were decided without a rank"
+            ],
+        )
 
     def draw(self, measured: Measured) -> Any:
         """Return the figure: training errors over the epochs, a line for each run."""
@@ -64,6 +91,12 @@ class _Figure1bc:
 
 
 _COLUMN = "press float64"
+
+
+def _rank(look: Mapping[str, Any], n: int) -> int | None:
+    """Return the rank if it is known: n by any rule, or less by the rule with the smallest tolerance."""
+    ranks = {column: answer["rank"] for column, answer in look["answers"].items() if "rank" in answer}
+    return n if n in ranks.values() else ranks.get(_COLUMN)
 
 
 def _fits(name: str, run: Mapping[str, Any]) -> bool:

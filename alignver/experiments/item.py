@@ -30,6 +30,8 @@ class Setting:
         A torch device.
     data_folder, cache : path or None
         Where the image sets are, and where features are kept.
+    reduced : bool or None
+        Whether long experiments are made smaller, which their results then say. None: unless there is a GPU.
     """
 
     seeds: int | None = None
@@ -37,6 +39,12 @@ class Setting:
     device: str = "cpu"
     data_folder: str | os.PathLike[str] | None = None
     cache: str | os.PathLike[str] | None = None
+    reduced: bool | None = None
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether long experiments are made smaller."""
+        return not self.device.startswith("cuda") if self.reduced is None else self.reduced
 
     def __post_init__(self) -> None:
         if self.seeds is not None and (isinstance(self.seeds, bool) or self.seeds < 1):

@@ -29,7 +29,7 @@ from alignver.progress import track
 from alignver.results import Verdict
 from alignver.theory.losses import modified_targets
 
-__all__ = ["DATASETS", "EPOCHS", "LOOKS", "PRECISIONS", "RULES", "SIZES", "parts", "run"]
+__all__ = ["DATASETS", "EPOCHS", "LOOKS", "PRECISIONS", "ROWS", "RULES", "SIZES", "parts", "run"]
 
 DATASETS = ("random", "semeion")
 EPOCHS = 400
@@ -41,6 +41,8 @@ LOOKS = {"random": (0, 1, 3, 10, 30, 100, 200, 400), "semeion": (0, 400)}
 """After how many epochs the Jacobian is looked at: a subset of the paper's, which are all 4000 steps."""
 SEEDS = 2
 _RATE, _MOMENTUM, _BATCH, _SAMPLES, _SIDE = 0.1, 0.9, 100, 1000, 16
+ROWS = {"random": _SAMPLES, "semeion": 10 * _SAMPLES}
+"""n m_y, the rows of J."""
 _ACCURATE = 1000  # rows up to which the streamed QR decides what least squares leave open
 
 

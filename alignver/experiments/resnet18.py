@@ -12,7 +12,7 @@ from alignver.errors import InvalidInput
 
 __all__ = ["ResNet18", "fix_statistics", "resnet18"]
 
-_STAGES = ((64, 1), (128, 2), (256, 2), (512, 2))  # channels and first stride of each of the four stages
+_STAGES = ((1, 1), (2, 2), (4, 2), (8, 2))  # channels, as multiples of the width, and first stride of each stage
 
 
 class _Block(nn.Module):
@@ -34,31 +34,33 @@ class _Block(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """Convolution, four stages of two blocks, batch norm, activation, global average: 512 features, then a
+    """Convolution, four stages of two blocks, batch norm, activation, global average: 8 width features, then a
     classifier.
     """
 
-    def __init__(self, channels: int, classes: int, beta: float) -> None:
+    def __init__(self, channels: int, classes: int, beta: float, width: int) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(channels, 64, 3, 1, 1, bias=False)
-        widths = [64, *(out for out, _ in _STAGES)]
+        self.stem = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
+        widths = [width, *(multiple * width for multiple, _ in _STAGES)]
         blocks: list[nn.Module] = []
-        for (into, _), (out, stride) in zip(itertools.pairwise(widths), _STAGES):
+        for (into, out), (_, stride) in zip(itertools.pairwise(widths), _STAGES):
             blocks += [_Block(into, out, stride, beta), _Block(out, out, 1, beta)]
         self.blocks = nn.Sequential(*blocks)
-        self.bn = nn.BatchNorm2d(512)
+        self.bn = nn.BatchNorm2d(widths[-1])
         self.act = nn.Softplus(beta)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.features = nn.Flatten()
-        self.head = nn.Linear(512, classes)
+        self.head = nn.Linear(widths[-1], classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the class scores; the layer ``features`` holds the 512 features."""
+        """Return the class scores; the layer ``features`` holds the features, 512 at full width."""
         scores: torch.Tensor = self.head(self.features(self.pool(self.act(self.bn(self.blocks(self.stem(x)))))))
         return scores
 
 
-def resnet18(channels: int = 3, classes: int = 10, *, seed: int = 0, softplus_beta: float = 100.0) -> ResNet18:
+def resnet18(
+    channels: int = 3, classes: int = 10, *, seed: int = 0, softplus_beta: float = 100.0, width: int = 64
+) -> ResNet18:
     """Build the pre-activation ResNet-18 (He et al., 2016) with 3 x 3 stem and PyTorch's default initialisation.
 
     "The standard convolutional ResNet with 18 layers (He et al., 2016) is used", with the softplus
@@ -72,6 +74,8 @@ def resnet18(channels: int = 3, classes: int = 10, *, seed: int = 0, softplus_be
         Seed of the initialisation; the global random state is not touched.
     softplus_beta : float
         The paper's varsigma.
+    width : int
+        Channels of the first stage; fewer than 64 make a smaller network of the same shape.
 
     Returns
     -------
@@ -88,12 +92,12 @@ def resnet18(channels: int = 3, classes: int = 10, *, seed: int = 0, softplus_be
     >>> sum(p.numel() for p in resnet18(1).parameters()) > 11_000_000
     True
     """
-    for name, value in (("channels", channels), ("classes", classes)):
+    for name, value in (("channels", channels), ("classes", classes), ("width", width)):
         if value < 1:
             raise InvalidInput(name, str(value), "an integer >= 1")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return ResNet18(channels, classes, softplus_beta).eval()
+        return ResNet18(channels, classes, softplus_beta, width).eval()
 
 
 def fix_statistics(model: nn.Module, images: torch.Tensor, *, batch_size: int = 64) -> nn.Module:

@@ -1,0 +1,140 @@
+"""The runs behind the items, made tiny: what they return is what the items read, and the paper's settings are there."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from alignver import InvalidInput
+from alignver.experiments import fully_connected_runs, image_runs, lenet_runs, sine_wave_runs
+from alignver.experiments.catalogue import load
+from alignver.experiments.conduct import conduct
+from alignver.experiments.image_runs import STANDARD, WRAPPER, Effort, ImageRun, train
+from alignver.experiments.image_sets import split
+from alignver.experiments.item import Setting
+
+TINY = Effort(4, 1, 4, 64, paper=200)
+
+
+def test_fully_connected():
+    first = fully_connected_runs.run("sine wave", 0, epochs=2)
+    assert len(first["loss"]) == len(first["error"]) == len(first["steps"]) == 3
+    assert first["change"][0] == [0, 0.0]
+    assert first["change"][-1][1] > 0.0
+    assert set(first["looks"]) == {"press float64", "golub float64", "press float32", "golub float32"}
+    assert first["looks"]["press float64"]["verdict"] == ["FAILS"] * 3  # as in Figure 1(a)
+    assert fully_connected_runs.run("sine wave", 0, epochs=2, change=False)["loss"] == first["loss"]
+
+
+def test_lenet(monkeypatch):
+    monkeypatch.setattr(lenet_runs, "_SAMPLES", 40)
+    monkeypatch.setattr(lenet_runs, "LOOKS", {"random": (0, 2), "semeion": (0, 1)})
+    found = lenet_runs.run("random", 1, 0, epochs=2)
+    assert [look["epoch"] for look in found["looks"]] == [0, 2]
+    assert found["looks"][0]["change"] == 0.0
+    assert found["looks"][1]["change"] > 0.0
+    for look in found["looks"]:
+        assert look["answers"]["press float64"]["verdict"] == "HOLDS"  # 40 rows, 67609 columns
+    monkeypatch.setattr(lenet_runs, "_SAMPLES", 10)
+    ten = lenet_runs.run("semeion", 1, 0, epochs=1)
+    assert len(ten["loss"]) == 2
+
+
+@pytest.mark.parametrize("method", sine_wave_runs.METHODS)
+def test_sine_wave(method, monkeypatch):
+    monkeypatch.setattr(sine_wave_runs, "_CHANGE", 20)
+    found = sine_wave_runs.run(method, 0, epochs=40, tau=30)
+    assert found["steps"] == [0, 10, 20, 30, 40]
+    assert all(math.isfinite(loss) for loss in found["loss"])
+    steps = [step for step, _ in found["change"]]
+    if method == sine_wave_runs.BASE:
+        assert steps == [0, 20, 40]
+        return
+    assert steps == [0, 20, 30, 40]  # tau among them
+    assert found["guarantee"]["proved"] == (method != sine_wave_runs.AS_WRITTEN)
+    assert found["loss"][0] != pytest.approx(found["loss"][-1])
+
+
+def test_sine_wave_explores_as_the_base_method_does_but_for_the_gates():
+    parts = load("figure2").parts(Setting())
+    assert len(parts) == 12
+    for part in parts:
+        assert (part.recipe["tau"], part.recipe["epsilon"], part.recipe["epochs"]) == (2000, 0.01, 10000)
+        assert (part.recipe["rate"], part.recipe["momentum"], part.recipe["slope"]) == (0.1, 0.98, 1000.0)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        ImageRun("semeion", True, STANDARD, 0, TINY),
+        ImageRun("semeion", True, WRAPPER, 0, TINY, 1e-3, 0.5),
+        ImageRun("semeion", False, WRAPPER, 0, TINY, 1e-3, 0.5),
+        ImageRun("semeion", True, WRAPPER, 0, TINY, 1e-3, 0.5, solver="lbfgs"),
+        ImageRun("semeion", False, WRAPPER, 0, TINY, 1e-3, 0.5, solver="lbfgs", validation=True),
+    ],
+    ids=lambda run: run.key,
+)
+def test_images(run):
+    setting = Setting()
+    found = train(run, setting)
+    assert 0.0 <= found["test"] <= 100.0
+    assert len(found["loss"]) == 4
+    assert all(math.isfinite(loss) for loss in found["loss"])
+    phases = ["all layers"] if run.method == STANDARD else ["exploration", "exploitation"]
+    assert list(found["seconds"]) == list(found["cpu_seconds"]) == phases
+    assert found["samples"] == 64
+    assert found["tests"] == 64
+    if run.method == WRAPPER:
+        assert found["guarantee"]["width"] == -(-2 * 64 // 33)  # ceil(2 n / m), m = 8 * 4 + 1
+    again = train(run, setting)
+    assert (again["test"], again["loss"]) == (found["test"], found["loss"])
+
+
+def test_exploitation_changes_the_last_hidden_layer_alone():
+    run, setting = ImageRun("semeion", True, WRAPPER, 0, TINY, 1e-3, 0.5), Setting()
+    data = split("semeion", seed=0, samples=64)
+    trainer = image_runs._Wrapped(run, image_runs.resnet18(1, 10, width=4), data)
+    source = torch.Generator().manual_seed(0)
+    with image_runs.quietly():
+        for epoch in range(3):
+            trainer.before(epoch, data)
+            if epoch == 2:
+                before = {name: p.detach().clone() for name, p in trainer.wrapper.module.named_parameters()}
+            trainer.epoch(data, source)
+    after = dict(trainer.wrapper.module.named_parameters())
+    assert [name for name in before if not torch.equal(before[name], after[name])] == ["head.hidden"]
+    assert trainer.wrapper.optimizer.param_groups[0]["lr"] == 0.1  # as written, whatever is stable
+    assert run.part(setting).recipe["step"] == "as written"
+
+
+def test_an_image_item_from_the_start_to_the_figure(monkeypatch, tmp_path):
+    monkeypatch.setattr(image_runs, "_REDUCED", {"semeion": {True: TINY}})
+    outcome = conduct(load("figure4"), folder=tmp_path)
+    assert outcome.missing == ()
+    assert outcome.results[0].statement.startswith("Figure 4: REDUCED (4 of 200 epochs; 4 of 64 channels; 64 training")
+    assert [entry["part"] for entry in outcome.made] == list(outcome.measured)
+    assert all(entry["machine"]["cores"] >= 1 for entry in outcome.made)
+    figure = load("figure4").draw(outcome.measured)
+    (ax,) = figure.axes
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["standard, 1 run", "wrapper, 1 run"]
+
+
+def test_splits_do_not_overlap():
+    data = split("semeion", seed=3)
+    assert (len(data.x), len(data.x_test)) == (1000, 593)
+    rows = {image.numpy().tobytes() for image in data.x}
+    assert len(rows) + len({image.numpy().tobytes() for image in data.x_test} - rows) == len(
+        {image.numpy().tobytes() for image in torch.cat([data.x, data.x_test])}
+    )
+    held = split("semeion", seed=3, validation=True)
+    assert (len(held.x), len(held.x_test)) == (800, 200)
+    assert {image.numpy().tobytes() for image in held.x} <= rows
+    assert {image.numpy().tobytes() for image in held.x_test} <= rows
+
+
+def test_an_image_set_without_its_folder(monkeypatch):
+    monkeypatch.delenv("ALIGNVER_DATA", raising=False)
+    with pytest.raises(InvalidInput, match="data_folder"):
+        conduct(load("table3"), Setting(seeds=1, datasets=("mnist",)))
