@@ -91,7 +91,8 @@ def bands(
             width = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros_like(mean)
             low = np.maximum(mean - width, 0.1 * mean) if positive else mean - width
             ax.fill_between(x, low, mean + width, color=style["color"], alpha=BAND, linewidth=0)
-            ax.plot(x, mean, label=f"{escaped(label)}, {len(values)} runs", **style)
+            word = "run" if len(values) == 1 else "runs"
+            ax.plot(x, mean, label=f"{escaped(label)}, {len(values)} {word}", **style)
         if positive:
             ax.set_yscale("log")
         ax.set_xlabel(x_label)
@@ -134,16 +135,16 @@ def training_and_q(
         drawn = ax.plot(steps, error, color=FAINT, linewidth=1.0, label="training error")
         ax.set_xlabel("step $T$")
         ax.set_ylabel("training error")
-        ax.set_ylim(bottom=0.0)
         ax.set_title(escaped(title))
         right = ax.twinx()
         right.spines["right"].set_visible(True)
         right.grid(False)
         for (label, (low, high)), style in zip(q.items(), line_styles()):
-            right.fill_between(steps, low, high, color=style["color"], alpha=BAND, linewidth=0)
-            drawn += right.plot(steps, high, label=f"$Q_T$ {escaped(label)}", **style)
+            right.fill_between(steps, low, high, step="post", color=style["color"], alpha=BAND, linewidth=0)
+            drawn += right.step(steps, high, where="post", label=f"$Q_T$ {escaped(label)}", **style)
         right.set_ylabel("$Q_T$: checks that fail")
-        right.set_ylim(bottom=0.0, top=None if any(max(high, default=0) for _, high in q.values()) else 1.0)
+        if not any(max(high, default=0) for _, high in q.values()):
+            right.set_ylim(-0.05, 1.0)
         right.yaxis.get_major_locator().set_params(integer=True)
         right.legend(handles=drawn, loc="best", frameon=True, framealpha=0.85, edgecolor="none")
         ax.right = right
@@ -251,7 +252,6 @@ def training(
     _marked(top, tau)
     if error is not None:
         bottom = curves(epochs, {"error": error}, x_label="epoch", y_label="training error", ax=axes[1])
-        bottom.set_ylim(bottom=0.0)
         _marked(bottom, tau)
     return figure
 

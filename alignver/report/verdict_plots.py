@@ -1,0 +1,247 @@
+"""Figures of what a verdict rests on: functions that take axes and return them; they print well in grey.
+
+Inputs are plain arrays; matplotlib is loaded by the first call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from alignver.errors import InvalidInput
+from alignver.report.style import BAND, COLOURS, axes_of, escaped, line_styles, styled
+
+__all__ = ["conflict", "occupancy", "rules", "spectrum", "turning"]
+
+
+def spectrum(levels: Sequence[float], tolerances: Mapping[str, float], *, ax: Any = None) -> Any:
+    """Draw singular values with each tolerance and the rank that it gives: how many are above it.
+
+    Parameters
+    ----------
+    levels : sequence of float
+        In any order; zeros sit at the bottom, as triangles.
+    tolerances : mapping of a rule's name to its tolerance
+    ax : matplotlib axes, optional
+
+    Raises
+    ------
+    InvalidInput
+        Levels that are no singular values.
+
+    Examples
+    --------
+    >>> ax = spectrum([3.0, 1.0, 1e-17], {"press": 1e-15})
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['singular values', 'press 1.0e-15: rank 2']
+    """
+    s = np.asarray(levels, dtype=np.float64)
+    if s.ndim != 1 or not s.size or not np.all(np.isfinite(s)) or np.any(s < 0):
+        raise InvalidInput("levels", f"shape {s.shape}", "singular values: finite, not negative, at least one")
+    s = np.sort(s)[::-1]
+    ax = axes_of(ax)
+    count = int(np.count_nonzero(s))
+    bottom = min([*s[:count], *(tau for tau in tolerances.values() if tau > 0), 1.0]) / 10
+    with styled():
+        ax.plot(range(1, count + 1), s[:count], "k.", markersize=4, label="singular values")
+        if count < s.size:
+            zeros = range(count + 1, s.size + 1)
+            ax.plot(zeros, np.full(s.size - count, bottom), "kv", markersize=4, label="zeros", clip_on=False)
+        for (name, tau), style in zip(tolerances.items(), line_styles()):
+            label = f"{escaped(name)} {tau:.1e}: rank {int((s > tau).sum())}"
+            ax.axhline(max(tau, bottom), label=label, **{key: style[key] for key in ("color", "linestyle")})
+        ax.set_yscale("log")
+        ax.set_ylim(bottom=bottom)
+        ax.set_xlabel("$k$")
+        ax.set_ylabel("$s_k$")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.legend()
+    return ax
+
+
+def rules(
+    tolerances: Mapping[str, float],
+    ranks: Mapping[str, int],
+    levels: Sequence[float] = (),
+    *,
+    chosen: str | None = None,
+    ax: Any = None,
+) -> Any:
+    """Draw the tolerance of every rank rule on one axis, with its rank and the singular values around them.
+
+    Where no singular value lies between two rules, they cannot disagree.
+
+    Parameters
+    ----------
+    tolerances, ranks : mappings of a rule's name
+    levels : sequence of float
+        Singular values near the tolerances; vertical lines.
+    chosen : str, optional
+        The rule that decided: a filled mark.
+    ax : matplotlib axes, optional
+
+    Examples
+    --------
+    >>> ax = rules({"press": 3e-13, "golub": 2e-11}, {"press": 5, "golub": 4}, [1e-12], chosen="golub")
+    >>> [label.get_text() for label in ax.get_yticklabels()]
+    ['golub', 'press']
+    """
+    named = sorted(((name, tau) for name, tau in tolerances.items() if 0 < tau < np.inf), key=lambda pair: -pair[1])
+    if not named:
+        raise InvalidInput("tolerances", f"{dict(tolerances)}", "at least one that is positive and finite")
+    ax = axes_of(ax, height=0.9 + 0.26 * len(named))
+    with styled():
+        for k, level in enumerate(sorted(level for level in levels if level > 0)):
+            ax.axvline(level, color=COLOURS[1], linestyle="--", linewidth=1.0, label=None if k else "singular value")
+        for row, (name, tau) in enumerate(named):
+            ax.plot([tau], [row], "o", color="#000000", fillstyle="full" if name == chosen else "none", markersize=5)
+            ax.annotate(
+                f"rank {ranks[name]}", (tau, row), xytext=(7, 0), textcoords="offset points", va="center", size=8
+            )
+        ax.set_xscale("log")
+        low, high = named[-1][1], named[0][1]
+        shown = [level for level in levels if low / 100 <= level <= high * 100]
+        ax.set_xlim(min([low, *shown]) / 3, max([high, *shown]) * 10)
+        ax.set_yticks(range(len(named)), [escaped(name) for name, _ in named])
+        ax.set_ylim(-0.6, len(named) - 0.4)
+        ax.set_xlabel(r"tolerance $\tau$")
+        if shown:
+            ax.legend(loc="upper right")
+    return ax
+
+
+def turning(
+    taus: Sequence[float],
+    rho: Sequence[float],
+    *,
+    tau: float,
+    limit: float,
+    band: tuple[float, float] | None = None,
+    ax: Any = None,
+) -> Any:
+    r"""Draw the step function :math:`\rho(\tau)` with the band that a verdict has to stand over.
+
+    A verdict HOLDS where the curve is below :math:`\varepsilon_y / 10` in the whole band, FAILS where it is above
+    :math:`10 \varepsilon_y`.
+
+    Parameters
+    ----------
+    taus, rho : sequences of one length
+        The curve: rho is constant from each tau to the next.
+    tau : float
+        The tolerance that decides.
+    limit : float
+        The residual tolerance :math:`\varepsilon_y`.
+    band : (float, float), optional
+        [tau / 10, 10 tau] if not given.
+    ax : matplotlib axes, optional
+
+    Examples
+    --------
+    >>> ax = turning([1e-16, 1e-14, 1.0], [1e-15, 0.1, 1.0], tau=1e-13, limit=1e-8)
+    >>> ax.get_xscale(), ax.get_yscale()
+    ('log', 'symlog')
+    """
+    low, high = band if band is not None else (tau / 10, 10 * tau)
+    ax = axes_of(ax)
+    with styled():
+        ax.step(taus, rho, where="post", color=COLOURS[0], label=r"$\rho(\tau)$")
+        label = r"$[\tau/10, 10\tau]$" if band is None else "band of the verdict"
+        ax.axvspan(low, high, color=COLOURS[1], alpha=BAND, linewidth=0, label=label)
+        ax.axvline(tau, color=COLOURS[1], linestyle="-.", linewidth=1.0, label=r"$\tau$")
+        ax.axhline(limit, color=COLOURS[3], linestyle="--", label=r"$\varepsilon_y$")
+        ax.axhspan(limit / 10, limit * 10, color=COLOURS[3], alpha=BAND, linewidth=0)
+        ax.set_xscale("log")
+        # Zero has a place on this axis: the curve is zero where J reaches y entirely.
+        ax.set_yscale("symlog", linthresh=1e-17)
+        ax.set_yticks([0.0, 1e-16, 1e-12, 1e-8, 1e-4, 1.0])
+        ax.set_ylim(0.0, 2.0)
+        ax.set_xlabel(r"$\tau$")
+        ax.set_ylabel(r"$\rho(\tau)$")
+        ax.legend(loc="best")
+    return ax
+
+
+def occupancy(gates: Any, *, ax: Any = None) -> Any:
+    """Draw the gate values of phi, samples by hidden units, sorted so that a staircase looks like one.
+
+    Parameters
+    ----------
+    gates : (n, H) array
+        Values from 0, white, to 1, black.
+    ax : matplotlib axes, optional
+
+    Examples
+    --------
+    >>> ax = occupancy([[0.0, 1.0], [1.0, 1.0]])
+    >>> ax.images[0].get_array().tolist()
+    [[1.0, 1.0], [0.0, 1.0]]
+    """
+    S = np.asarray(gates, dtype=np.float64)
+    if S.ndim != 2 or 0 in S.shape:
+        raise InvalidInput("gates", f"shape {S.shape}", "a matrix of gate values, samples by units")
+    order, units = np.argsort(-S.sum(axis=1), kind="stable"), np.argsort(S.sum(axis=0), kind="stable")
+    ax = axes_of(ax)
+    with styled():
+        image = ax.imshow(S[np.ix_(order, units)], cmap="Greys", vmin=0.0, vmax=1.0, aspect="auto")
+        ax.grid(False)
+        ax.set_xlabel("hidden unit")
+        ax.set_ylabel("sample")
+        ax.figure.colorbar(image, ax=ax, label="gate")
+    return ax
+
+
+def conflict(images: Sequence[Any], labels: Sequence[str], *, names: Sequence[str] = (), axes: Any = None) -> list[Any]:
+    """Draw the samples of a refutation side by side, each with its label.
+
+    Parameters
+    ----------
+    images : sequence of arrays
+        (h, w), or with a channel axis of 1 or 3 at the front or at the end; one scale of grey for all of them.
+    labels : sequence of str
+    names : sequence of str
+        What each sample is called.
+    axes : sequence of matplotlib axes, optional
+        One for each image; new ones, side by side, if not given.
+
+    Returns
+    -------
+    list of matplotlib.axes.Axes
+
+    Examples
+    --------
+    >>> axes = conflict([[[0.0, 1.0]], [[0.0, 1.0]]], ["a 3", "a 5"], names=["sample 17", "sample 41"])
+    >>> axes[1].get_title()
+    'sample 41\\na 5'
+    """
+    if len(images) != len(labels) or not len(images):
+        raise InvalidInput("labels", f"{len(labels)} beside {len(images)} images", "one for each image, at least one")
+    pictures = [_picture(image) for image in images]
+    low, high = min(float(p.min()) for p in pictures), max(float(p.max()) for p in pictures)
+    with styled() as module:
+        if axes is None:
+            figure = module.Figure(figsize=(2.2 * len(images), 2.6), dpi=150)
+            axes = list(figure.subplots(1, len(images), squeeze=False)[0])
+        for k, (picture, label, ax) in enumerate(zip(pictures, labels, axes)):
+            if picture.ndim == 3:
+                ax.imshow((picture - low) / ((high - low) or 1.0))
+            else:
+                ax.imshow(picture, cmap="Greys", vmin=low, vmax=high)
+            ax.set_axis_off()
+            name = f"{escaped(names[k])}\n" if k < len(names) else ""
+            ax.set_title(f"{name}{escaped(label)}")
+    return list(axes)
+
+
+def _picture(image: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return (h, w) or (h, w, 3)."""
+    values = np.asarray(image, dtype=np.float64)
+    if values.ndim == 3 and values.shape[0] in (1, 3) and values.shape[2] not in (1, 3):
+        values = np.moveaxis(values, 0, -1)
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[:, :, 0]
+    if (values.ndim != 2 and (values.ndim != 3 or values.shape[2] != 3)) or 0 in values.shape:
+        raise InvalidInput("images", f"shape {np.shape(image)}", "(h, w), (3, h, w) or (h, w, 3)")
+    return values
