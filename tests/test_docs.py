@@ -34,6 +34,17 @@ def test_every_public_name_stands_in_the_reference():
     assert set(alignver.__all__) - {"__version__"} <= listed
 
 
+def test_every_name_that_a_page_imports_stands_in_the_reference():
+    text = (DOCS / "api.md").read_text()
+    for page in PAGES:
+        if page.name == "CONTRIBUTING.md":  # a check is made of what lies below the public names
+            continue
+        for home, names in re.findall(r"^from (alignver[\w.]*) import ([\w, ]+)$", page.read_text(), re.MULTILINE):
+            for name in names.split(", "):
+                places = f"{home}.{name}", f"alignver.{name}"
+                assert any(re.search(rf":: {re.escape(place)}$", text, re.MULTILINE) for place in places), (page, name)
+
+
 def test_every_listed_name_exists():
     import importlib
 
