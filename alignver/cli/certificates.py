@@ -10,7 +10,7 @@ from alignver.cli.session import Session
 from alignver.errors import InvalidInput
 from alignver.results import CheckResult, Rigor, Summarised
 
-__all__ = ["free", "save"]
+__all__ = ["free", "said", "save"]
 
 
 def free(target: str | None) -> None:
@@ -47,12 +47,16 @@ def save(
         raise InvalidInput(
             "--certificate", f"{target} ({error.strerror or error})", "a folder that can be written"
         ) from error
-    saved = f"certificate {target} ({_size(Path(target))})"
     if not files and not again:  # it is about matrices that were made on the way
-        return (f"{saved}: {_claim(result)}",)
-    inputs = "".join(f" --input {shlex.quote(f'{name}={file}')}" for name, file in files.items())
-    inputs += "".join(f" {shlex.quote(word)}" for word in again)
-    return (f"{saved}; re-check with: alignver verify {shlex.quote(target)}{inputs}",)
+        return (f"certificate {target} ({_size(Path(target))}): {_claim(result)}",)
+    named = [word for name, file in files.items() for word in ("--input", f"{name}={file}")]
+    return (said(target, [*named, *again]),)
+
+
+def said(target: str, again: Sequence[str]) -> str:
+    """Return the line of the report about a saved certificate, with the options that check it again."""
+    words = " ".join(shlex.quote(word) for word in (target, *again))
+    return f"certificate {target} ({_size(Path(target))}); re-check with: alignver verify {words}"
 
 
 def _claim(result: CheckResult) -> str:

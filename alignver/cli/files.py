@@ -20,7 +20,7 @@ from alignver.errors import InvalidInput
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["MAPPED_FROM", "blamed", "named", "read_matrix", "read_npz", "read_vector", "regular"]
+__all__ = ["MAPPED_FROM", "blamed", "named", "names_in", "read_matrix", "read_npz", "read_vector", "regular"]
 
 MAPPED_FROM = 1 << 26
 """Size in bytes from which a .npy file is mapped into memory instead of read."""
@@ -78,6 +78,15 @@ def read_npz(path: str, argument: str, keys: tuple[str, ...]) -> dict[str, np.nd
             named(argument, path), "no .npz file", f"a .npz file with {' and '.join(keys)}: {_savez(keys)}"
         )
     return {key: _member(file, path, argument, key, _savez(keys)) for key in keys}
+
+
+def names_in(path: str, argument: str) -> list[str]:
+    """Return the names of the arrays in a .npz file."""
+    file = regular(path, argument)
+    if not zipfile.is_zipfile(file):
+        raise InvalidInput(named(argument, path), "no .npz file", f"a .npz file: {_savez(('name',))}")
+    with zipfile.ZipFile(file) as archive:
+        return _names(archive)
 
 
 def regular(path: str, argument: str) -> Path:
@@ -194,7 +203,7 @@ def _member(file: Path, path: str, argument: str, key: str | None, remedy: str) 
     name = named(argument, path if key is None else f"{path}:{key}")
     try:
         with zipfile.ZipFile(file) as archive:
-            names = [entry.removesuffix(".npy") for entry in archive.namelist() if entry.endswith(".npy")]
+            names = _names(archive)
             if not names:
                 raise InvalidInput(name, "a zip file without arrays", f"{_NEED}: {remedy}")
             if key is None and len(names) > 1:
@@ -211,6 +220,10 @@ def _member(file: Path, path: str, argument: str, key: str | None, remedy: str) 
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
         # RuntimeError: the archive is encrypted; NotImplementedError: a compression that NumPy never writes.
         raise InvalidInput(name, f"a damaged .npz file ({_first_line(error)})", f"an intact file: {remedy}") from error
+
+
+def _names(archive: zipfile.ZipFile) -> list[str]:
+    return [entry.removesuffix(".npy") for entry in archive.namelist() if entry.endswith(".npy")]
 
 
 def _read_text(file: Path, name: str, ndim: int) -> np.ndarray[Any, Any]:

@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 __all__ = ["GRACE", "prompt"]
 
@@ -22,7 +22,7 @@ _SHOW_CURSOR = b"\r\x1b[2K\x1b[?25h"  # a progress bar hides the cursor; clear i
 
 
 @contextlib.contextmanager
-def prompt(exit_code: int, message: str) -> Iterator[None]:
+def prompt(exit_code: int, message: Callable[[], str]) -> Iterator[None]:
     """End the process with ``exit_code`` if SIGINT finds the block unable to end within :data:`GRACE` seconds."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -35,7 +35,7 @@ def prompt(exit_code: int, message: str) -> Iterator[None]:
         while signals := os.read(reading, 64):
             if signal.SIGINT in signals and not done.wait(GRACE):
                 with contextlib.suppress(OSError):
-                    os.write(2, (_SHOW_CURSOR if os.isatty(2) else b"") + message.encode() + b"\n")
+                    os.write(2, (_SHOW_CURSOR if os.isatty(2) else b"") + message().encode() + b"\n")
                 os._exit(exit_code)
         os.close(reading)
 

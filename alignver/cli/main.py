@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from alignver.cli import check, reproduce, verify
+from alignver.cli import check, reproduce, train, verify
 from alignver.cli.exits import Exit, explain, say
 
 __all__ = ["app", "run"]
@@ -37,6 +37,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(check.app)
+app.command("train")(train.train)
 app.command("reproduce")(reproduce.reproduce)
 app.command("verify")(verify.verify)
 
@@ -63,6 +64,7 @@ def _root(
       alignver check
       alignver check membership J.npy y.npy --certificate proof
       alignver check alignment net.py:build --data train.npz --loss cross_entropy
+      alignver train net.py:build --data train.npz --loss cross_entropy --epochs 100
       alignver verify proof --input J=J.npy --input y=y.npy
     """
     if context.invoked_subcommand is None:

@@ -31,6 +31,8 @@ class Session:
         Where the output goes and how much of it there is.
     device, dtype, seed
         What the provenance says of the computation.
+    farewell : str
+        What to say on Ctrl-C.
     """
 
     command: str
@@ -40,6 +42,7 @@ class Session:
     device: str = "cpu"
     dtype: str | None = None
     seed: int | None = None
+    farewell: str = "interrupted"
     _began: float = dataclasses.field(default_factory=time.perf_counter)
 
     @property
@@ -50,20 +53,28 @@ class Session:
     def conduct(self, body: Callable[[], Exit]) -> int:
         """Run a command's body and return its exit code, whatever happens in it."""
         try:
-            with interrupt.prompt(Exit.INTERRUPTED, "alignver: interrupted"):
+            with interrupt.prompt(Exit.INTERRUPTED, lambda: f"alignver: {self.farewell}"):
                 return int(body())
-        except (Exception, KeyboardInterrupt) as error:
+        except KeyboardInterrupt:
+            say(self.farewell)
+            return int(Exit.INTERRUPTED)
+        except Exception as error:
             return int(explain(error, verbose=self.verbose))
 
     @contextlib.contextmanager
-    def working(self, label: str | None = None) -> Iterator[None]:
-        """Show progress on stderr, and send there what anybody prints meanwhile: stdout is for the report."""
+    def working(
+        self, label: str | None = None, *, display: contextlib.AbstractContextManager[Any] | None = None
+    ) -> Iterator[None]:
+        """Show progress on stderr, and send there what anybody prints meanwhile: stdout is for the report.
+
+        ``display`` shows it in place of the bar.
+        """
         from alignver.report.progress import shown
 
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
             if not self.quiet:
-                stack.enter_context(shown(sys.stderr, label or self.command))
+                stack.enter_context(display if display is not None else shown(sys.stderr, label or self.command))
             yield
 
     def finish(self, result: CheckResult, *, inputs: Mapping[str, Any], notes: tuple[str, ...] = ()) -> Exit:
@@ -104,9 +115,16 @@ class Session:
 
     def write_json(self, results: tuple[CheckResult, ...], inputs: Mapping[str, Any], **more: Any) -> None:
         """Write the one JSON document."""
-        document = Report(results, self._provenance(inputs, **more)).to_json()
+        self.write(self.report(results, inputs, **more))
+
+    def report(self, results: tuple[CheckResult, ...], inputs: Mapping[str, Any], **more: Any) -> Report:
+        """Return results with their provenance."""
+        return Report(results, self._provenance(inputs, **more))
+
+    def write(self, report: Report) -> None:
+        """Write a report as the one JSON document."""
         with self._stdout() as out:
-            out.file.write(document + "\n")
+            out.file.write(report.to_json() + "\n")
 
     def note(self, message: str) -> None:
         """Say something beside the report, on stderr, unless quiet."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ from alignver.cli import builders
 from alignver.cli.backends import library, place
 from alignver.cli.files import named, regular
 from alignver.errors import InvalidInput
+from alignver.report import provenance
 
-__all__ = ["load"]
+__all__ = ["environment", "in_dtype", "load", "optimizer"]
 
 _PURPOSE = "checking a torch model"
 
@@ -57,3 +60,27 @@ def _load_weights(model: Any, file: str) -> None:
         parts = [f"without {', '.join(sorted(missing)[:4])}"] if missing else []
         parts += [f"with {', '.join(sorted(unexpected)[:4])}, which the model has not"] if unexpected else []
         raise InvalidInput(name, "weights " + " and ".join(parts), "the weights of this model")
+
+
+def optimizer(name: str, lr: float, momentum: float | None, weight_decay: float) -> Callable[[Any], Any]:
+    """Return what makes an optimiser of that name, ``"sgd"`` or ``"adam"``, from parameters."""
+    torch = library("torch", "training")
+    if not 0.0 < lr < math.inf:
+        raise InvalidInput("--lr", f"{lr}", "a positive finite step size")
+    if not 0.0 <= weight_decay < math.inf:
+        raise InvalidInput("--weight-decay", f"{weight_decay}", "a finite number >= 0")
+    if name == "adam":
+        return lambda parameters: torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
+    if momentum is None or not 0.0 <= momentum < 1.0:
+        raise InvalidInput("--momentum", f"{momentum}", "a number from 0 to below 1")
+    return lambda parameters: torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
+
+
+def in_dtype(model: Any, dtype: str) -> Any:
+    """Return the model with its floating-point parameters and buffers in a dtype; ``"same"`` leaves them."""
+    return model if dtype == "same" else model.to(getattr(library("torch", "training"), dtype))
+
+
+def environment() -> dict[str, Any]:
+    """Return what the bits of a computation depend on beside its inputs: versions, and the threads that sum."""
+    return {**provenance.versions(), "threads": library("torch", "training").get_num_threads()}

@@ -25,7 +25,7 @@ def verify(
         typer.Option(
             "--input",
             metavar="NAME=FILE",
-            help="An input of the claim, by the name it has there; once for each.",
+            help="An input of the claim, by the name it has there, once for each; or FILE.npz for all that it holds.",
             show_default=False,
         ),
     ] = None,
@@ -70,6 +70,7 @@ def verify(
 
       alignver verify proof --input J=J.npy --input y=y.npy
       alignver verify proof --input A=data.npz:A --json
+      alignver verify run-1/certificate --input run-1/inputs.npz
       alignver verify proof --model net.py:build --data train.npz --loss cross_entropy
     """
     session = Session("verify", json=json, quiet=quiet, verbose=verbose)
@@ -149,10 +150,20 @@ class _Source:
 def _split(pairs: list[str]) -> dict[str, str]:
     named: dict[str, str] = {}
     for pair in pairs:
-        name, equals, file = pair.partition("=")
-        if not equals or not name.isidentifier() or not file:
-            raise InvalidInput("--input", repr(pair), "NAME=FILE, for example J=J.npy")
-        if name in named:
-            raise InvalidInput("--input", f"{name} twice", "each input once")
-        named[name] = file
+        for name, file in _files(pair):
+            if name in named:
+                raise InvalidInput("--input", f"{name} twice", "each input once")
+            named[name] = file
     return named
+
+
+def _files(pair: str) -> list[tuple[str, str]]:
+    """Return the names with their files: the one that is said, or those of all arrays of a .npz file."""
+    from alignver.cli import files
+
+    name, equals, file = pair.partition("=")
+    if not equals and pair.endswith(".npz"):
+        return [(key, f"{pair}:{key}") for key in files.names_in(pair, "--input")]
+    if not equals or not name.isidentifier() or not file:
+        raise InvalidInput("--input", repr(pair), "NAME=FILE, for example J=J.npy, or FILE.npz")
+    return [(name, file)]

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from alignver.progress import listening
 
-__all__ = ["PATIENCE", "Display", "shown"]
+__all__ = ["PATIENCE", "Display", "bars", "shown"]
 
 PATIENCE = 2.0
 """Seconds of silence before a bar appears."""
@@ -46,21 +46,26 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def bars(console: Console) -> Progress:
+    """Return lines with spinner, label, bar, steps, time left and time spent; a live display of its own if started."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        _Bar(),
+        _Left(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+
+
 class Display:
     """A :class:`~alignver.progress.Listener` that draws on a console, once the work has lasted ``patience`` seconds."""
 
     def __init__(self, console: Console, label: str, *, patience: float = PATIENCE) -> None:
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            _Bar(),
-            _Left(),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
+        self._progress = bars(console)
         self._lock = threading.Lock()
         self._closed = False
         self._whole = self._progress.add_task(label, total=None)

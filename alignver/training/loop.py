@@ -54,7 +54,7 @@ def run(
 
 
 def planned(wrapper: EEWrapper, n: int, epochs: int, size: int | None) -> tuple[int, int]:
-    """Return the last epoch of exploration and the size of batches; :class:`InvalidInput` if they do not go together."""
+    """Return the last epoch of exploration and the size of batches, or refuse what does not go together."""
     last = tau_epoch(wrapper.tau, epochs)
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise InvalidInput("batch_size", repr(size), "an integer >= 1, or None")

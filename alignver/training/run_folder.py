@@ -1,0 +1,361 @@
+"""A training run on disk: what decides it, its history, its checkpoints, and at the end what was found.
+
+A run that was ended, by a signal or a machine that went away, goes on from its last checkpoint as if nothing had been.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import save_model
+
+from alignver.errors import InvalidInput
+from alignver.models.inputs import as_targets
+from alignver.results import Report, plain
+from alignver.theory.objective import objective
+from alignver.theory.sample_losses import sample_loss
+from alignver.training import checkpoint
+from alignver.training.exploitation import wide
+from alignver.training.pace import tau_epoch
+from alignver.training.wrapper import EEWrapper
+
+__all__ = ["RunFolder", "vacant"]
+
+_FORMAT = 1
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}  # a file system without locks: no reason to refuse
+_NEED = "a new folder, or an empty one"
+
+
+def vacant(path: str | os.PathLike[str]) -> None:
+    """Refuse a place where a run cannot begin: :class:`InvalidInput` for what is there already."""
+    place = pathlib.Path(path)
+    if not place.exists():
+        return
+    if not place.is_dir():
+        raise InvalidInput("folder", f"{place}, which is no folder", _NEED)
+    if (place / "config.json").exists():
+        raise InvalidInput("folder", f"{place}, which holds a run", f"{_NEED}; or resume the run that is there")
+    if any(place.iterdir()):
+        raise InvalidInput("folder", f"{place}, a folder with other things in it", _NEED)
+
+
+class RunFolder:
+    """The folder of one run of :class:`EEWrapper`.
+
+    ========================  =========================================================================================
+    ``config.json``           the settings, and with them the identity of data and code
+    ``history.jsonl``         a line for each epoch: epoch, phase, steps, loss, error, gap (the loss minus a lower bound
+                              of its infimum)
+    ``checkpoint.pt``         the last good state; ``checkpoint-tau.pt``: the last state of exploration
+    ``guarantee.json``        what was known when exploitation began
+    ``model.safetensors``     the weights at the end
+    ``certificate/``          of the gap at the end, if it is proved; ``inputs.npz``: what it is about
+    ``report.json``           the result; its being there means that the run is finished
+    ========================  =========================================================================================
+
+    Parameters
+    ----------
+    path : path
+    config : mapping
+        As :meth:`create` wrote it.
+    every : int
+        Epochs from one checkpoint to the next.
+
+    Attributes
+    ----------
+    history : list of dict
+        The lines of ``history.jsonl`` up to now.
+    kept : int
+        The epoch of the last checkpoint; 0 if there is none.
+
+    Raises
+    ------
+    InvalidInput
+        Another process is working on this run.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import torch
+    >>> place = tempfile.mkdtemp()
+    >>> X, Y = torch.randn(20, 2, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 2
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
+    >>> wrapper = EEWrapper(net, loss="binary_cross_entropy", tau=5, exploit_optimizer="lbfgs")
+    >>> with RunFolder.create(place, {"net": "2-16-1", "tau": 5}) as folder:
+    ...     _ = folder.fit(wrapper, (X, Y), epochs=10)
+    ...     len(folder.history), (folder.path / "checkpoint.pt").exists()
+    (10, True)
+    """
+
+    def __init__(self, path: str | os.PathLike[str], config: Mapping[str, Any], *, every: int = 1) -> None:
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise InvalidInput("every", repr(every), "an integer >= 1")
+        self.path, self.config, self.every = pathlib.Path(path), config, every
+        self.history: list[dict[str, Any]] = []
+        self.kept = 0
+        self._infimum, self._tau, self._epochs = 0.0, 0, 0
+        self._wrapper: EEWrapper | None = None
+        self._lock = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._lock)
+            need = "a folder that nobody works on; the other process first"
+            raise InvalidInput("folder", f"{self.path}, on which another process is working", need) from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(self._lock)
+                raise
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let others work on the run."""
+        if self._lock >= 0:
+            os.close(self._lock)
+        self._lock = -1
+
+    @classmethod
+    def create(
+        cls, path: str | os.PathLike[str], settings: Mapping[str, Any], *, every: int = 1, **more: Any
+    ) -> RunFolder:
+        """Begin a run.
+
+        Parameters
+        ----------
+        path : path
+            A new folder, or an empty one.
+        settings : mapping
+            Everything that decides the run, as plain data.
+        every : int
+            Epochs from one checkpoint to the next.
+        **more
+            What else is worth keeping in ``config.json``, and is not compared by :meth:`require`.
+
+        Raises
+        ------
+        InvalidInput
+            Something is there, or it cannot be written.
+        """
+        vacant(path)
+        place = pathlib.Path(path)
+        config = {"format": _FORMAT, "settings": settings, **more}
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            folder = cls(place, config, every=every)
+            folder._write("config.json", _json(config, indent=1))
+        except OSError as error:
+            raise _unwritable(place, error) from error
+        return folder
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, every: int = 1) -> RunFolder:
+        """Take up a run; :class:`InvalidInput` if there is none in the folder."""
+        place = pathlib.Path(path)
+        need = "a folder that a run was begun in"
+        try:
+            config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise InvalidInput("folder", f"{place}, without config.json", need) from error
+        except (OSError, ValueError) as error:
+            raise InvalidInput("folder", f"{place / 'config.json'}, which cannot be read ({error})", need) from error
+        if not isinstance(config, dict) or config.get("format") != _FORMAT or "settings" not in config:
+            raise InvalidInput("folder", f"{place / 'config.json'} of another format", f"format {_FORMAT}")
+        return cls(place, config, every=every)
+
+    def require(self, settings: Mapping[str, Any]) -> None:
+        """Refuse settings that are not those of the run, naming what differs."""
+        there, here = self.config["settings"], json.loads(json.dumps(plain(settings)))
+        differing = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+        if differing:
+            said = "; ".join(
+                f"{name} {_short(there.get(name))} there, {_short(here.get(name))} here" for name in differing
+            )
+            raise InvalidInput(
+                "folder", f"{self.path}, a run with other settings: {said}", "its own, or another folder"
+            )
+
+    @property
+    def report(self) -> Report | None:
+        """What was found at the end; None while the run is not finished."""
+        file = self.path / "report.json"
+        if not file.exists():
+            return None
+        try:
+            return Report.from_json(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            got = f"{file}, which cannot be read ({error})"
+            raise InvalidInput(
+                "folder", got, "the report that was there; without it, the end of the run is made again"
+            ) from error
+
+    @property
+    def guarantee(self) -> Mapping[str, Any]:
+        """What was known when exploitation began: the guarantee's numbers, and its ``sentences``."""
+        file = self.path / "guarantee.json"
+        if not file.exists():
+            return {"sentences": ()}
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found
+
+    def restore(self, wrapper: EEWrapper, data: tuple[Any, Any]) -> int:
+        """Bring a fresh wrapper to the last checkpoint, as :meth:`fit` does; return its epoch, 0 if there is none."""
+        X, Y = data
+        wrapper.prepare(X, Y)
+        n, m_y = len(X), len(wrapper.module.head.hidden)
+        loss = sample_loss(wrapper.loss, m_y)
+        self._infimum = math.fsum(loss.infima(loss.targets(as_targets(Y, n), n, m_y)).tolist()) / n
+        last = self.path / "checkpoint.pt"
+        if last.exists():
+            checkpoint.restore(wrapper, checkpoint.load(last), X, Y)
+        self.kept, self.history = wrapper.epochs, [self._line(record) for record in wrapper.history]
+        # Whatever was written since the checkpoint, a torn last line perhaps, is written again as the epochs are.
+        file, text = self.path / "history.jsonl", "".join(_json(line) for line in self.history)
+        if (file.read_bytes() if file.exists() else b"") != text.encode():
+            self._write(file.name, text)
+        self._wrapper = wrapper
+        return self.kept
+
+    def fit(
+        self,
+        wrapper: EEWrapper,
+        data: tuple[Any, Any],
+        epochs: int,
+        *,
+        on_epoch: Callable[[EEWrapper, Mapping[str, Any]], None] | None = None,
+        **options: Any,
+    ) -> EEWrapper:
+        """Train as :meth:`EEWrapper.fit` does, from the last checkpoint on if there is one, and keep every epoch.
+
+        Parameters
+        ----------
+        wrapper : EEWrapper
+            Built as that of the run was; nothing trained yet.
+        data, epochs, **options
+            Of :meth:`EEWrapper.fit`.
+        on_epoch : callable, optional
+            Called with the wrapper and the epoch's record once it is safe.
+
+        Raises
+        ------
+        InvalidInput
+            A full disk, a loss or parameters that are not finite: the last good checkpoint stays. A checkpoint that
+            does not fit the wrapper.
+        """
+        self._tau, self._epochs = tau_epoch(wrapper.tau, epochs), epochs
+        if self._wrapper is not wrapper:
+            self.restore(wrapper, data)
+
+        def keep(own: EEWrapper, record: Mapping[str, Any]) -> None:
+            kept = self._keep(own, record)
+            if on_epoch is not None:
+                on_epoch(own, kept)
+
+        return wrapper.fit(data, epochs, on_epoch=keep, **options)
+
+    def finish(self, wrapper: EEWrapper, data: tuple[Any, Any], report: Report) -> None:
+        """Keep weights, certificate with its inputs, and report, in this order: the report says that all is there."""
+        with self._whole("model.safetensors") as part:
+            save_model(wrapper.module, str(part))
+            part.chmod((self.path / "config.json").stat().st_mode)  # safetensors lets nobody else read it
+        for result in report.results:
+            writer = getattr(result.certificate, "save", None)
+            if writer is None:
+                continue
+            with self._whole("inputs.npz") as part, part.open("wb") as stream:
+                np.savez(stream, **_inputs(wrapper, *data))
+            try:
+                writer(self.path / "certificate")
+            except OSError as error:
+                raise _unwritable(self.path / "certificate", error) from error
+        self._write("report.json", report.to_json() + "\n")
+
+    # The pieces of fit.
+
+    def _keep(self, wrapper: EEWrapper, record: Mapping[str, Any]) -> dict[str, Any]:
+        line, epoch = self._line(record), wrapper.epochs
+        found = wrapper.guarantee
+        if found is not None and epoch == self._tau + 1:
+            self._write("guarantee.json", _json({**found.summary(), "sentences": found.sentences}, indent=1))
+        # The line before the checkpoint: of a line too many nothing comes, and one too few would be a hole.
+        self._append(_json(line))
+        self.history.append(line)
+        if epoch == self._tau:
+            checkpoint.save(wrapper, self.path / "checkpoint-tau.pt")
+        if epoch % self.every == 0 or epoch in (self._tau, self._epochs):
+            checkpoint.save(wrapper, self.path / "checkpoint.pt")
+            self.kept = epoch
+        return line
+
+    def _line(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        return {**_finite(record), "gap": record["loss"] - self._infimum}
+
+    def _append(self, line: str) -> None:
+        file = self.path / "history.jsonl"
+        try:
+            with file.open("ab") as stream:
+                stream.write(line.encode())
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise _unwritable(file, error) from error
+
+    def _write(self, name: str, text: str) -> None:
+        with self._whole(name) as part, part.open("wb") as stream:
+            stream.write(text.encode())
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    @contextlib.contextmanager
+    def _whole(self, name: str) -> Iterator[pathlib.Path]:
+        """Give a name to write to; what is there afterwards takes its place whole, or not at all."""
+        part = self.path / f"{name}.part"
+        try:
+            yield part
+            os.replace(part, self.path / name)
+        except (OSError, SafetensorError) as error:
+            part.unlink(missing_ok=True)
+            raise _unwritable(self.path / name, error) from error
+
+
+def _inputs(wrapper: EEWrapper, X: Any, Y: Any) -> dict[str, Any]:
+    """Return what a certificate of the wrapper's gap is about."""
+    model = wrapper.exploitation(X)
+    targets = objective(model, as_targets(Y, model.n), wrapper.loss).targets
+    return dict(model.inputs(wide(wrapper.module.head.hidden), targets))
+
+
+def _finite(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a document with None for NaN and Inf, which JSON has not."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in document.items()}
+
+
+def _json(document: Mapping[str, Any], indent: int | None = None) -> str:
+    return json.dumps(plain(_finite(document)), indent=indent, allow_nan=False) + "\n"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping) and "sha256" in value:
+        return f"{value.get('file', '')} sha256 {value['sha256'][:8]}...".strip()
+    return json.dumps(value)
+
+
+def _unwritable(place: pathlib.Path, error: Exception) -> InvalidInput:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return InvalidInput(
+        "folder", f"{place}, which cannot be written ({reason})", "a disk with room, and the right to write"
+    )

@@ -1,0 +1,352 @@
+"""``alignver train``: whole runs, runs that are killed and taken up, and folders that are not theirs."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+
+import jsonschema
+import numpy as np
+import pytest
+
+from alignver.report import schema
+from tests.cli.conftest import COMMAND, TIMEOUT, Outcome, environment
+from tests.cli.test_terminal import on_terminal, plain
+
+NET = """
+import os, time, torch
+from torch import nn
+
+class Slow(nn.Module):
+    def forward(self, x):
+        time.sleep(float(os.environ.get("NAP", "0")))
+        return x
+
+def build():
+    return nn.Sequential(
+        nn.Linear(2, 12), nn.BatchNorm1d(12), nn.Tanh(), nn.Dropout(0.1), Slow(), nn.Linear(12, 10), nn.Tanh(),
+        nn.Linear(10, 1),
+    )
+
+def other():
+    return nn.Sequential(nn.Linear(2, 10), nn.Tanh(), nn.Linear(10, 1))
+"""
+EPOCHS, TAU = 12, 6
+RUN = ["net.py:build", "--data", "train.npz", "--loss", "binary_cross_entropy", "--epochs", str(EPOCHS)]
+RUN += ["--tau", str(TAU), "--batch-size", "10", "--exploit-optimizer", "momentum", "--tolerance", "0.5"]
+
+# Ends the process as kill -9 does, at the worst moment: the checkpoint is written and not yet in its place.
+KILLED = """
+import os, signal
+real, left = os.replace, [{count}]
+def replace(source, target, **more):
+    if str(target).endswith("checkpoint.pt"):
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return real(source, target, **more)
+os.replace = replace
+"""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Return a folder with a model and data, in the place of the other tests' inputs."""
+    folder = tmp_path_factory.mktemp("train")
+    random = np.random.default_rng(1)
+    X = random.standard_normal((40, 2))
+    np.savez(folder / "train.npz", X=X, Y=(X[:, 0] * X[:, 1] > 0).astype(int))
+    np.savez(folder / "other.npz", X=X, Y=(X[:, 0] > 0).astype(int))
+    (folder / "net.py").write_text(NET)
+    return folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """A run from beginning to end in one process."""
+
+    place: str
+    outcome: Outcome
+
+
+@pytest.fixture(scope="module")
+def whole(files):
+    done = subprocess.run(
+        [*COMMAND, "train", *RUN, "--out", "whole", "--json"],
+        cwd=files,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    return Whole("whole", Outcome(done.returncode, done.stdout, done.stderr))
+
+
+def digests(place) -> dict[str, str]:
+    return {
+        str(file.relative_to(place)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in place.rglob("*")
+        if file.is_file()
+    }
+
+
+def same_run(first, second) -> None:
+    for name in ("history.jsonl", "model.safetensors", "inputs.npz", "guarantee.json", "certificate/certificate.json"):
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+def test_the_document_is_the_report(files, whole):
+    assert whole.outcome.code == 0, whole.outcome.err
+    document = whole.outcome.document()
+    kept = json.loads((files / whole.place / "report.json").read_text())
+    jsonschema.validate(kept, schema.load(), cls=jsonschema.Draft202012Validator)
+    assert kept == document
+    (result,) = document["results"]
+    assert (result["name"], result["verdict"], result["rigor"]) == ("optimality", "HOLDS", "PROOF")
+    assert document["provenance"]["training"]["at_tau"]["sentences"]
+    assert set(document["provenance"]["inputs"]) == {"model", "X", "Y"}
+
+
+def test_the_folder_holds_everything(files, whole):
+    place = files / whole.place
+    names = {"config.json", "history.jsonl", "checkpoint.pt", "checkpoint-tau.pt", "guarantee.json"}
+    names |= {"model.safetensors", "inputs.npz", "report.json", "training.png"}
+    names |= {"certificate/certificate.json", "certificate/data.npz"} & set(digests(place))
+    assert set(digests(place)) == names | {"certificate/certificate.json"}
+    records = [json.loads(line) for line in (place / "history.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in records] == list(range(1, EPOCHS + 1))
+    assert [record["phase"] for record in records].count("exploration") == TAU
+    assert records[-1]["loss"] < records[TAU - 1]["loss"]
+    config = json.loads((place / "config.json").read_text())
+    assert config["settings"]["tau"] == TAU
+    assert config["settings"]["lr"] == 0.1
+    assert config["settings"]["X"]["shape"] == [40, 2]
+    assert config["environment"]["torch"]
+
+
+def test_rows_without_a_terminal(whole):
+    lines = whole.outcome.err.splitlines()
+    assert any(line.split()[:3] == ["epoch", "phase", "loss"] for line in lines)
+    rows = [line.split() for line in lines if line.strip()[:1].isdigit() and "exploitation" in line]
+    assert rows[-1][0] == str(EPOCHS)
+    assert rows[-1][-1] in {"proved", "outputs"}
+    assert "\x1b" not in whole.outcome.err
+
+
+def test_the_command_of_the_report_verifies_the_certificate(here, whole):
+    run = here("train", "--resume", whole.place)
+    assert run.code == 0
+    assert "whole is finished" in run.err
+    (line,) = [line for line in run.out.splitlines() if "re-check with: alignver " in line]
+    words = shlex.split(line.split("re-check with: alignver ")[1])
+    again = here(*words)
+    assert again.code == 0
+    assert "HOLDS  proof" in again.out.splitlines()[0]
+
+
+def test_verify_sees_another_input(here, files, whole, tmp_path):
+    with np.load(files / whole.place / "inputs.npz") as archive:
+        inputs = dict(archive)
+    np.savez(tmp_path / "inputs.npz", **{**inputs, "W": inputs["W"] * 2})
+    run = here("verify", f"{whole.place}/certificate", "--input", str(tmp_path / "inputs.npz"))
+    assert run.code == 1
+    assert "digests differ" in run.out
+    twice = ["--input", f"{whole.place}/inputs.npz", "--input", f"Z={whole.place}/inputs.npz:Z"]
+    run = here("verify", f"{whole.place}/certificate", *twice)
+    assert (run.code, run.out) == (2, "")
+    assert "Z twice" in run.err
+
+
+def test_a_finished_run_is_told_as_json_too(here, files, whole):
+    before = digests(files / whole.place)
+    run = here("train", "--resume", whole.place, "--json")
+    assert run.document() == whole.outcome.document()
+    run = here("train", RUN[0], "--resume", whole.place, "--data", "train.npz", "-q")
+    assert run.code == 0
+    assert len(run.out.splitlines()) == 1
+    assert digests(files / whole.place) == before
+
+
+@pytest.mark.parametrize(("phase", "count"), [("exploration", 4), ("exploitation", 9)])
+def test_a_killed_run_goes_on_bit_for_bit(alignver, here, files, inject, whole, phase, count):
+    killed = alignver("train", *RUN, "--out", phase, "-q", injected=inject(KILLED.format(count=count)))
+    assert killed.code == -signal.SIGKILL
+    lines = (files / phase / "history.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["epoch"] == count
+    assert json.loads(lines[-1])["phase"] == phase
+    with (files / phase / "history.jsonl").open("a") as stream:
+        stream.write('{"epoch": ')
+    resumed = here("train", "--resume", phase) if phase == "exploration" else alignver("train", "--resume", phase)
+    assert resumed.code == 0, resumed.err
+    assert f"{phase}: on after epoch {count - 1} of {EPOCHS}" in resumed.err  # no more than the epoch is lost
+    same_run(files / whole.place, files / phase)
+    assert not list((files / phase).glob("*.part"))
+
+
+def test_ctrl_c_says_how_to_go_on(here, files, whole):
+    process = subprocess.Popen(
+        [*COMMAND, "train", *RUN, "--out", "stopped"],
+        cwd=files,
+        env=environment(NAP="0.3"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    while "exploration" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, out) == (130, "")
+    said = err.splitlines()[-1]
+    assert "interrupted; the run goes on after epoch" in said
+    words = shlex.split(said.partition("with: alignver ")[2])
+    assert words == ["train", "--resume", "stopped"]
+    assert here(*words, "-q").code == 0
+    same_run(files / whole.place, files / "stopped")
+
+
+def copied(files, name: str) -> None:
+    """Copy the whole run without its end."""
+    shutil.copytree(files / "whole", files / name)
+    (files / name / "report.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--lr", "0.2"], ["lr 0.1 there, 0.2 here"]),
+        (["--epochs", "20", "--seed", "1"], ["epochs 12 there, 20 here", "seed 0 there, 1 here"]),
+        (["--data", "other.npz"], ["Y sha256", "there", "here"]),
+        (["net.py:other"], ['function "build" there, "other" here']),
+        (["edited.py:build"], ["code sha256"]),
+        (["--out", "new"], ["--out", "beside --resume"]),
+    ],
+)
+def test_another_run_is_refused_and_nothing_overwritten(here, files, whole, more, words):
+    (files / "edited.py").write_text(NET + "\n")
+    if not (files / "unfinished").exists():
+        copied(files, "unfinished")
+    before = digests(files / "unfinished")
+    run = here("train", "--resume", "unfinished", *more)
+    assert (run.code, run.out) == (2, "")
+    for word in words:
+        assert word in run.err
+    assert digests(files / "unfinished") == before
+
+
+def test_an_end_that_was_lost_is_made_again(here, files, whole):
+    copied(files, "lost")
+    (files / "lost" / "model.safetensors").unlink()
+    run = here("train", *RUN, "--resume", "lost", "--json")
+    assert run.document()["results"][0]["verdict"] == "HOLDS"
+    same_run(files / whole.place, files / "lost")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["MODEL"]),
+        (["net.py:build"], ["--data"]),
+        (["net.py:build", "--data", "train.npz"], ["--loss"]),
+        (["net.py:build", "--data", "train.npz", "--loss", "squared"], ["--epochs"]),
+        ([*RUN, "--out", "whole"], ["--out", "holds a run"]),
+        ([*RUN, "--out", "."], ["--out", "other things"]),
+        ([*RUN, "--out", "net.py"], ["--out", "no folder"]),
+        ([*RUN, "--tau", "12"], ["--tau", "epoch 12 of 12"]),
+        ([*RUN, "--epsilon", "0"], ["--epsilon", "positive"]),
+        ([*RUN, "--gate", "-1"], ["--gate"]),
+        ([*RUN, "--lr", "nan"], ["--lr"]),
+        ([*RUN, "--optimizer", "adam", "--momentum", "0.5"], ["--momentum", "adam"]),
+        ([*RUN, "--exploit-optimizer", "sgdd"], ["--exploit-optimizer", "sgdd"]),
+        ([*RUN, "--exploit-optimizer", "lbfgs"], ["--exploit-optimizer", "batches of 10 of 40"]),
+        ([*RUN, "--layer", "nowhere"], ["--layer", "nowhere"]),
+        ([*RUN, "--loss", "squaredd"], ["--loss"]),
+        ([*RUN, "--tolerance", "0"], ["--tolerance"]),
+        ([*RUN, "--data", "gone.npz"], ["gone.npz", "no such file"]),
+        (["--resume", "gone"], ["--resume", "gone", "config.json"]),
+    ],
+    ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else None,
+)
+def test_bad_input_leaves_no_folder(here, files, whole, arguments, words):
+    before = {entry.name for entry in files.iterdir()}
+    run = here("train", *arguments)
+    assert (run.code, run.out) == (2, "")
+    for word in words:
+        assert word in run.err
+    assert {entry.name for entry in files.iterdir()} - before <= {"__pycache__"}
+
+
+def test_a_loss_that_explodes_keeps_the_last_good_checkpoint(here, files):
+    arguments = ["net.py:other", "--data", "train.npz", "--loss", "squared", "--epochs", "90", "--lr", "3e4"]
+    run = here("train", *arguments, "--out", "exploded")
+    assert (run.code, run.out) == (2, "")
+    assert "--lr: got " in run.err
+    assert "step" in run.err
+    lines = (files / "exploded" / "history.jsonl").read_text().splitlines()
+    assert f"checkpoint.pt is good, after epoch {len(lines)}" in run.err
+    again = here("train", "--resume", "exploded")
+    assert (again.code, again.out) == (2, "")
+
+
+def test_a_full_disk_is_said(alignver, files, inject):
+    full = inject("import resource, signal; resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))")
+    run = alignver("train", *RUN, "--out", "full", injected=full, PYTHONDONTWRITEBYTECODE="1")
+    assert (run.code, run.out) == (2, "")
+    assert "full/checkpoint.pt, which cannot be written" in run.err
+    assert "then: alignver train --resume full" in run.err
+    assert not (files / "full" / "checkpoint.pt").exists()
+    assert not list((files / "full").glob("*.part"))
+
+
+def test_the_folder_gets_a_free_name_and_the_verdict_its_code(here, files):
+    quick = ["net.py:other", "--data", "train.npz", "--loss", "binary_cross_entropy", "--epochs", "2", "--tau", "1"]
+    for name in ("run-1", "run-2"):
+        run = here("train", *quick, "--tolerance", "1e-9", "--json", "--no-prove", "--dtype", "float32")
+        verdict = run.document()["verdict"]
+        assert verdict != "HOLDS"
+        assert run.code == {"FAILS": 1, "UNDECIDED": 3}[verdict]
+        assert (files / name / "report.json").exists()
+    assert (files / "run-1" / "model.safetensors").read_bytes() == (files / "run-2" / "model.safetensors").read_bytes()
+
+
+def test_without_matplotlib_it_says_so(here, files, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    quick = ["net.py:other", "--data", "train.npz", "--loss", "binary_cross_entropy", "--epochs", "2", "--tau", "1"]
+    run = here("train", *quick, "--out", "plain")
+    assert "no training.png" in run.err
+    assert not (files / "plain" / "training.png").exists()
+    assert (files / "plain" / "report.json").exists()
+
+
+def test_warnings_of_the_run_are_remarks(here):
+    quick = ["net.py:other", "--data", "train.npz", "--loss", "binary_cross_entropy", "--epochs", "4", "--tau", "2"]
+    run = here("train", *quick, "--out", "warned", "--lr", "400")
+    assert "warning: the step 400" in run.err
+    assert run.code in {0, 1, 3}
+
+
+def test_on_a_terminal(files):
+    arguments = ["--epochs", "6", "--tau", "3", "--batch-size", "40", "--out", "shown"]
+    code, shown = on_terminal(files, "train", *RUN, *arguments, columns=80, NAP="0.1")
+    assert code in {0, 1, 3}
+    assert "\x1b[?25l" in shown  # something is drawn while it trains
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h")
+    text = plain(shown)
+    assert "6/6" in text or "5/6" in text
+    lines = [line.rstrip() for line in text.splitlines()]
+    assert max(len(line) for line in lines if ": alignver " not in line) <= 80
+
+
+def test_quiet_is_quiet(here, files):
+    quick = ["net.py:other", "--data", "train.npz", "--loss", "binary_cross_entropy", "--epochs", "2", "--tau", "1"]
+    run = here("train", *quick, "--out", "quiet", "-q")
+    assert run.err == ""
+    assert len(run.out.splitlines()) == 1
