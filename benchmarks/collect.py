@@ -16,6 +16,7 @@ import datetime
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -86,7 +87,7 @@ def targets(lines: list[str]) -> list[dict[str, Any]]:
     """Find the lines that hold a number against a target; each script ends such a line, or begins it, with a word."""
     found = []
     for line in lines:
-        ending = re.fullmatch(r"\s*(?P<text>.*\S)\s+(?P<word>met|MISSED|NOT met)", line)
+        ending = re.fullmatch(r"\s*(?P<text>.*?\S)\s+(?P<word>met|MISSED|NOT met)", line)
         beginning = re.fullmatch(r"\s*(?P<word>reached|MISSED)\s+(?P<text>.*\S)", line)
         match = ending or beginning
         if match:
@@ -97,27 +98,24 @@ def targets(lines: list[str]) -> list[dict[str, Any]]:
 
 def listen(command: list[str], environment: dict[str, str], limit: float) -> tuple[int | None, list[str], str]:
     """Run a command and show its lines as they come; return exit code (None past ``limit`` seconds), lines, errors."""
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
-    )
-    late = threading.Event()
+    late, lines, errors = threading.Event(), [], []
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, env=environment, start_new_session=True) as process:
 
-    def end() -> None:
-        late.set()
-        os.killpg(process.pid, 9)  # the benchmark's own processes too
+        def end() -> None:
+            late.set()
+            os.killpg(process.pid, signal.SIGKILL)  # the benchmark's own processes too
 
-    errors: list[str] = []
-    timer = threading.Timer(limit, end)
-    reader = threading.Thread(target=lambda: errors.append(process.stderr.read()), daemon=True)  # type: ignore[union-attr]
-    timer.start()
-    reader.start()
-    lines = []
-    for line in process.stdout:  # type: ignore[union-attr]
-        lines.append(line.rstrip())
-        print("  " + lines[-1], flush=True)
-    code = process.wait()
-    timer.cancel()
-    reader.join()
+        timer = threading.Timer(limit, end)
+        reader = threading.Thread(target=lambda: errors.append(process.stderr.read()))  # type: ignore[union-attr]
+        timer.start()
+        reader.start()
+        for line in process.stdout:  # type: ignore[union-attr]
+            lines.append(line.rstrip())
+            print("  " + lines[-1], flush=True)
+        code = process.wait()
+        timer.cancel()
+        reader.join()
     return (None if late.is_set() else code), lines, "".join(errors)
 
 
