@@ -8,11 +8,13 @@ import shlex
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
+from torch import nn
 
 import alignver
-from alignver.cli.main import app
+from alignver.cli import main
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -79,12 +81,51 @@ def examples() -> list[tuple[str, str]]:
     return found
 
 
-@pytest.mark.parametrize(("page", "line"), sorted(set(examples())))
+def shown_by_help() -> list[tuple[str, str]]:
+    """Every command line that a --help shows, with the command whose help it is."""
+    lines = [
+        (path, line.strip()) for path, command in command_line_tables.commands() for line in command.help.split("\n")
+    ]
+    return [(path, line) for path, line in lines if line.startswith("alignver ")]
+
+
+@pytest.mark.parametrize(("page", "line"), sorted({*examples(), *shown_by_help()}))
 def test_console_examples_are_accepted_by_the_parser(page, line):
-    command, words = typer.main.get_command(app), shlex.split(line, comments=True)[1:]
+    command, words = typer.main.get_command(main.app), shlex.split(line, comments=True)[1:]
     while words and words[0] in getattr(command, "commands", {}):
         command = command.commands[words.pop(0)]
     command.make_context("alignver", words)  # raises on an unknown option, a missing or a superfluous argument
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch) -> Path:
+    """Return a folder, the current one, with the files that the pages speak of."""
+    from safetensors.torch import save_model
+
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "J.npy", rng.standard_normal((10, 30)))
+    np.save(tmp_path / "y.npy", rng.standard_normal(10))
+    np.save(tmp_path / "A.npy", rng.standard_normal((20, 25)))
+    np.savez(tmp_path / "train.npz", X=rng.standard_normal((12, 256)), Y=rng.integers(0, 10, 12))
+    save_model(
+        nn.Sequential(nn.Linear(256, 16), nn.Softplus(), nn.Linear(16, 10)), str(tmp_path / "trained.safetensors")
+    )
+    (net,) = re.findall(r"^# net.py\n(.*?)^```", (DOCS / "tutorial_model.md").read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "net.py").write_text(net)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", sorted({page for page, _ in examples()}))
+def test_console_examples_run(page, prepared, capsys):
+    """In the order of the page; what needs a GPU, a cluster or many minutes is left to the parser."""
+    elsewhere = re.compile(r"--device cuda|tcp://|reproduce (?!--list)|^alignver check$|^alignver train")
+    for own, line in examples():
+        plain = line.partition(" #")[0].strip()
+        if own == page and not elsewhere.search(plain):
+            with pytest.raises(SystemExit) as end:
+                main.run(shlex.split(plain)[1:])
+            assert end.value.code == 0, f"{plain}: {capsys.readouterr()}"
 
 
 def anchors(page: Path) -> set[str]:
