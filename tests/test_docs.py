@@ -158,6 +158,16 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(target), f"{page.name}: {link}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_formulas_are_closed_and_no_line_of_one_looks_like_a_list(page):
+    """A line that begins with + inside a formula would be an item of a list, and the formula plain text."""
+    inside = False
+    for line in re.sub(r"\$\$.*?\$\$", "", prose(page), flags=re.DOTALL).split("\n"):
+        assert not (inside and re.match(r"\s*([-+*=#>|]|\d+[.)]|$)", line)), f"{page.name}: {line}"
+        inside ^= len(re.findall(r"(?<!\\)\$", re.sub(r"`[^`]*`", "", line))) % 2 == 1
+    assert not inside
+
+
 def test_every_page_is_in_the_contents():
     contents = re.findall(r"^```\{toctree\}\n(.*?)^```", (DOCS / "index.md").read_text(), re.MULTILINE | re.DOTALL)
     listed = {line for block in contents for line in block.splitlines() if line and not line.startswith(":")}
