@@ -71,6 +71,15 @@ def test_every_command_and_option_stands_in_the_reference(tmp_path, monkeypatch)
                 assert f"`{parameter.metavar or parameter.name.upper()}`" in section
 
 
+def test_every_claim_and_method_of_certificates_is_explained():
+    from alignver.proof import recheck
+    from alignver.proof.certificate import CLAIMS
+
+    text = (DOCS / "check_a_certificate.md").read_text()
+    assert all(f"`{claim}`" in text for claim in CLAIMS)
+    assert all(f"| `{method}` |" in text for method in sys.modules[recheck.__module__]._METHODS)
+
+
 def examples() -> list[tuple[str, str]]:
     """Every command line of ours in a console block, with the page that it is on."""
     found = []
