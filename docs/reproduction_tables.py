@@ -13,13 +13,20 @@ TABLES = HERE / "_generated" / "reproduction.md"
 
 
 def write(*_: Any) -> None:
-    """Write every result as a section; Sphinx calls this when a build begins."""
+    """Write every result as a section, after a table of all claims; Sphinx calls this when a build begins."""
     TABLES.parent.mkdir(exist_ok=True)
-    TABLES.write_text("\n".join(_section(path) for path in sorted(RESULTS.glob("*.json"))) + "\n")
+    documents = {path: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    overview = [_row(["claim", "verdict", "measured"]), _row(["---"] * 3)]
+    overview += [
+        _row([result["statement"], f"**{result['verdict']}**", result["reason"]])
+        for document in documents.values()
+        for result in document["results"]
+    ]
+    sections = [_section(path, document) for path, document in documents.items()]
+    TABLES.write_text("\n".join(["## All claims", "", *overview, "", *sections]) + "\n")
 
 
-def _section(path: pathlib.Path) -> str:
-    document = json.loads(path.read_text())
+def _section(path: pathlib.Path, document: Mapping[str, Any]) -> str:
     provenance = document["provenance"]
     lines = [f"## {provenance['command'].removeprefix('reproduce ')}", ""]
     figure = path.with_suffix(".png")
@@ -35,15 +42,33 @@ def _section(path: pathlib.Path) -> str:
             *(f"- {line}" for line in result["evidence"]),
             "",
         ]
-    versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
-    machine = provenance["platform"]
-    where = f"{machine['system']} {machine['machine']}, {provenance['device']}"
-    lines += [
-        f"`alignver {provenance['command']}` made {{download}}`{path.name} <results/{path.name}>`; {versions}; "
-        f"{where}; {_minutes(provenance['work_seconds'])} of work.",
+    if provenance["missing"]:
+        lines += [f"Not run: {'; '.join(provenance['missing'])}.", ""]
+    return "\n".join([*lines, *_origin(path, provenance), ""])
+
+
+def _origin(path: pathlib.Path, provenance: Mapping[str, Any]) -> list[str]:
+    """Say by which command, with which versions and on what the numbers were made."""
+    made = provenance["parts"]
+    machines = dict.fromkeys(_words(part["machine"]) for part in made)
+    # The versions of the runs; those of the document are of the process that put them together.
+    versions = dict.fromkeys(
+        ", ".join(f"{name} {version}" for name, version in part["versions"].items()) for part in made
+    )
+    runs = "1 run" if len(made) == 1 else f"{len(made)} runs"
+    return [
+        f"`alignver {provenance['command']}` made {{download}}`{path.name} <results/{path.name}>`: {runs}, "
+        f"{_minutes(provenance['work_seconds'])} of work on {' and '.join(machines)}; {' and '.join(versions)}, "
+        f"Python {provenance['versions']['python']}.",
         "",
     ]
-    return "\n".join(lines)
+
+
+def _words(machine: Mapping[str, Any]) -> str:
+    cores = "1 core" if machine["cores"] == 1 else f"{machine['cores']} cores"
+    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+    accelerator = f", {machine['accelerator']}" if "accelerator" in machine else ""
+    return f"{machine['processor']} ({cores}, {threads}{accelerator})"
 
 
 def _table(paper: Any, ours: Any) -> list[str]:
@@ -59,7 +84,7 @@ def _table(paper: Any, ours: Any) -> list[str]:
 
 
 def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _cell(value: Any) -> str:
