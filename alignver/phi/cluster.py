@@ -34,6 +34,7 @@ __all__ = ["Cluster", "connected"]
 _NEED = f"a connected dask.distributed.Client, its scheduler and workers with alignver {__version__} installed"
 _ADDRESS = "the address of a running Dask scheduler, tcp://host:8786 say"
 _AHEAD = 2  # tasks per thread of the cluster that are handed out before the first one is waited for
+_PATIENCE = 60  # seconds that a cluster may be without workers
 _SHARES = 4  # of a tile column for each thread: small enough to even out, and to lose
 
 
@@ -178,8 +179,19 @@ class Cluster:
             return self._client.submit(work, *arguments, pure=False)
 
     def _result(self, future: Any) -> Any:
+        """Wait for a result, as long as there are workers to give it: without any, a task waits for ever."""
         with _blamed():
-            return future.result()
+            alone = False
+            while True:
+                try:
+                    return future.result(timeout=_PATIENCE)
+                except TimeoutError:
+                    if future.status == "error":  # a task's own TimeoutError
+                        raise
+                    # Killed workers are gone for a few seconds until others replace them.
+                    if alone and not self._client.nthreads():
+                        raise RuntimeError(f"no workers left, none came back in {_PATIENCE} s") from None
+                    alone = not self._client.nthreads()
 
     def _threads(self) -> int:
         with _blamed():

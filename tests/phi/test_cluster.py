@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -27,30 +28,46 @@ from tests.phi.features import features
 distributed = pytest.importorskip("distributed")
 
 
+class Pair:
+    """Two worker processes of one thread each."""
+
+    def __init__(self, folder):
+        self.folder, self.open, self.client = folder, contextlib.ExitStack(), None
+
+    def start(self):
+        self.open.close()
+        cluster = distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0", local_directory=self.folder
+        )
+        self.open.enter_context(cluster)
+        self.client = self.open.enter_context(distributed.Client(cluster, set_as_default=False))
+
+    def alive(self, patience):
+        deadline = time.monotonic() + patience
+        while len(self.client.run(os.getpid, on_error="ignore")) < 2:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        return True
+
+
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """Two worker processes of one thread each."""
-    with (
-        distributed.LocalCluster(
-            n_workers=2,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address=":0",
-            local_directory=tmp_path_factory.mktemp("dask"),
-        ) as cluster,
-        distributed.Client(cluster, set_as_default=False) as client,
-    ):
-        yield client
+    pair = Pair(tmp_path_factory.mktemp("dask"))
+    pair.start()
+    with pair.open:
+        yield pair
 
 
 @pytest.fixture
 def client(pair):
-    """Both of them alive: nannies replace those that a test killed."""
-    deadline = time.monotonic() + 30
-    while len(pair.run(os.getpid, on_error="ignore")) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return pair
+    """Both of them alive: nannies replace those that a test killed, unless they die while they start: then a new pair
+    does.
+    """
+    if not pair.alive(10):
+        pair.start()
+        assert pair.alive(60)
+    return pair.client
 
 
 @pytest.fixture
@@ -61,7 +78,10 @@ def small_tiles(monkeypatch):
 
 
 class Killer:
-    """Listens to the progress, and kills one worker each time that a step of ``label`` in ``steps`` is done."""
+    """Listens to the progress, and kills one worker each time that a step of ``label`` in ``steps`` is done.
+
+    The oldest one: a nanny does not replace a worker that dies while it starts.
+    """
 
     def __init__(self, client, label, steps):
         self.client, self.label, self.steps = client, label, steps
@@ -75,8 +95,12 @@ class Killer:
             return
         self.done += 1
         if self.done in self.steps:
-            pids = self.client.run(os.getpid, on_error="ignore").values()
-            self.killed.append(max(set(pids) - set(self.killed)))
+            deadline = time.monotonic() + 60
+            # Never the last one: a nanny does not replace a worker that dies while it starts.
+            while len(pids := set(self.client.run(os.getpid, on_error="ignore").values()) - set(self.killed)) < 2:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            self.killed.append(max(pids))
             os.kill(self.killed[-1], signal.SIGKILL)
 
     def finish(self, handle):
@@ -211,7 +235,7 @@ class Mixed:
         def __init__(self, value, again=None):
             self.value, self.again = value, value if again is None else again
 
-        def result(self):
+        def result(self, timeout=None):
             return self.value
 
     def submit(self, work, *arguments, pure):
