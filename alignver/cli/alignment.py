@@ -92,6 +92,8 @@ def alignment(
         ),
     ] = None,
     certificate: options.Certificate = None,
+    html: options.Html = None,
+    junit: options.Junit = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -106,7 +108,15 @@ def alignment(
       alignver check alignment package.net:build --data t.npz --loss squared --seed 3
     """
     session = Session(
-        "check alignment", json=json, quiet=quiet, verbose=verbose, device=device, dtype=dtype.value, seed=seed
+        "check alignment",
+        json=json,
+        html=html,
+        junit=junit,
+        quiet=quiet,
+        verbose=verbose,
+        device=device,
+        dtype=dtype.value,
+        seed=seed,
     )
 
     def body() -> Exit:

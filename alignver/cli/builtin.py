@@ -13,9 +13,21 @@ from alignver.results import CheckResult
 __all__ = ["builtin"]
 
 
-def builtin(*, device: str, dtype: str, seed: int, json: bool, quiet: bool, verbose: bool) -> int:
+def builtin(
+    *, device: str, dtype: str, seed: int, html: str | None, junit: str | None, json: bool, quiet: bool, verbose: bool
+) -> int:
     """Run every built-in problem; 0 when each one's verdict is the expected one, 1 when not."""
-    session = Session("check", json=json, quiet=quiet, verbose=verbose, device=device, dtype=dtype, seed=seed)
+    session = Session(
+        "check",
+        json=json,
+        quiet=quiet,
+        verbose=verbose,
+        html=html,
+        junit=junit,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+    )
     return session.conduct(lambda: _all(session))
 
 
@@ -32,10 +44,12 @@ def _all(session: Session) -> Exit:
         if not session.json:
             _show(session, problem, results[-1], first=len(results) == 1)
     agreed = [problem.expected is result.verdict for problem, result in zip(problems, results)]
+    report = session.report(tuple(results), {}, problems=_expectations(problems, results))
     if session.json:
-        session.write_json(tuple(results), {}, problems=_expectations(problems, results))
+        session.write(report)
     else:
         _conclude(session, agreed, time.perf_counter() - began)
+    session.keep(report)
     return Exit.HOLDS if all(agreed) else Exit.FAILS
 
 

@@ -6,11 +6,12 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from alignver.cli import outputs
 from alignver.cli.session import Session
 from alignver.errors import InvalidInput
 from alignver.results import CheckResult, Rigor, Summarised
 
-__all__ = ["free", "said", "save"]
+__all__ = ["command", "free", "said", "save"]
 
 
 def free(target: str | None) -> None:
@@ -48,28 +49,23 @@ def save(
             "--certificate", f"{target} ({error.strerror or error})", "a folder that can be written"
         ) from error
     if not files and not again:  # it is about matrices that were made on the way
-        return (f"certificate {target} ({_size(Path(target))}): {_claim(result)}",)
+        return (f"certificate {target} ({outputs.size(Path(target))}): {_claim(result)}",)
     named = [word for name, file in files.items() for word in ("--input", f"{name}={file}")]
+    session.verify = command(target, [*named, *again])
     return (said(target, [*named, *again]),)
+
+
+def command(target: str, again: Sequence[str]) -> str:
+    """Return the command that checks a saved certificate again."""
+    return " ".join(shlex.quote(word) for word in ("alignver", "verify", target, *again))
 
 
 def said(target: str, again: Sequence[str]) -> str:
     """Return the line of the report about a saved certificate, with the options that check it again."""
-    words = " ".join(shlex.quote(word) for word in (target, *again))
-    return f"certificate {target} ({_size(Path(target))}); re-check with: alignver verify {words}"
+    return f"certificate {target} ({outputs.size(Path(target))}); re-check with: {command(target, again)}"
 
 
 def _claim(result: CheckResult) -> str:
     certificate = result.certificate
     summary = certificate.summary() if isinstance(certificate, Summarised) else certificate or {}
     return str(summary.get("claim", "re-check it with alignver.recheck"))
-
-
-def _size(place: Path) -> str:
-    files = [place] if place.is_file() else [file for file in place.rglob("*") if file.is_file()]
-    size = float(sum(file.stat().st_size for file in files))
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"

@@ -23,6 +23,8 @@ def check(
     device: options.Device = "cpu",
     dtype: options.Dtype = options.DtypeName.FLOAT64,
     seed: options.Seed = 0,
+    html: options.Html = None,
+    junit: options.Junit = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -38,8 +40,14 @@ def check(
       alignver check alignment net.py:build --data train.npz --loss cross_entropy
     """
     if context.invoked_subcommand is None:
-        return builtin(device=device, dtype=dtype.value, seed=seed, json=json, quiet=quiet, verbose=verbose)
-    given = [name for name in ("device", "dtype", "seed", "json", "quiet", "verbose") if _given(context, name)]
+        return builtin(
+            device=device, dtype=dtype.value, seed=seed, json=json, html=html, junit=junit, quiet=quiet, verbose=verbose
+        )
+    given = [
+        name
+        for name in ("device", "dtype", "seed", "html", "junit", "json", "quiet", "verbose")
+        if _given(context, name)
+    ]
     if given:
         command = f"alignver check {context.invoked_subcommand}"
         option = f"--{given[0]}"

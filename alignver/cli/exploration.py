@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import enum
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ __all__ = ["ExplorationMethod", "exploration"]
 
 _MODEL = "Features from a model"
 _OPTIONS = {"width": "--width", "delta": "--delta", "tries": "--tries", "layer": "--layer", "folder": "--tiles"}
+_OPTIONS |= {"file": "--keep-features"}
 _OPTIONS |= {"scheduler": "--scheduler", "client": "--scheduler"}
 
 
@@ -133,9 +135,20 @@ def exploration(
     batch_size: Annotated[
         int, typer.Option(min=1, metavar="N", help="Samples run at a time.", rich_help_panel=_MODEL)
     ] = 256,
+    keep_features: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.npy",
+            help="Keep the features here, batch by batch: for a re-check, and for models of more than memory holds.",
+            show_default="in memory",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
     device: options.Device = "cpu",
     seed: options.Seed = 0,
     certificate: options.Certificate = None,
+    html: options.Html = None,
+    junit: options.Junit = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -148,10 +161,12 @@ def exploration(
 
       alignver check exploration Z.npy --width 130 --certificate proof
       alignver check exploration features.npy --add-constant --delta 1e-5
-      alignver check exploration --model net.py:build --data train.npz --layer pool
+      alignver check exploration --model net.py:build --data train.npz --layer pool --keep-features Z.npy
       alignver check exploration Z.npy --method gram --tiles shared/tiles --scheduler tcp://host:8786
     """
-    session = Session("check exploration", json=json, quiet=quiet, verbose=verbose, device=device, seed=seed)
+    session = Session(
+        "check exploration", json=json, html=html, junit=junit, quiet=quiet, verbose=verbose, device=device, seed=seed
+    )
 
     def body() -> Exit:
         with session.working():
@@ -163,7 +178,11 @@ def exploration(
             if q is not None:
                 arguments["q"] = q
             if model is not None:
-                features, inputs, estimate = _features(z_file, model, data, layer, weights, batch_size, device, seed)
+                features, inputs, estimate = _features(
+                    z_file, _Source(model, data, layer, weights, batch_size, device, seed, keep_features)
+                )
+            elif keep_features is not None:
+                raise InvalidInput("--keep-features", "no model", "--model, whose features are kept")
             elif z_file is not None:
                 features, inputs = files.read_matrix(z_file, "Z"), {}
             else:
@@ -189,8 +208,10 @@ def exploration(
                     folder=tiles,
                     client=client,
                 )
-            kept = {"Z": z_file} if z_file is not None else {}
-            notes = certificates.save(result, certificate, kept, session)
+            place = z_file if z_file is not None else keep_features
+            notes = certificates.save(result, certificate, {} if place is None else {"Z": place}, session)
+            if notes and place is None:
+                notes += ("its features are in no file: a re-check wants them kept, with --keep-features FILE.npy",)
         return session.finish(result, inputs=inputs | _identity(result, z_file), notes=notes)
 
     return session.conduct(body)
@@ -215,31 +236,42 @@ def _client(scheduler: str | None) -> contextlib.AbstractContextManager[Any]:
     return connected(scheduler)
 
 
-def _features(
-    z_file: str | None,
-    model: str,
-    data: str | None,
-    layer: str | None,
-    weights: str | None,
-    batch_size: int,
-    device: str,
-    seed: int,
-) -> tuple[Any, dict[str, Any], Callable[[], float]]:
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """Where features that are in no file come from, and whether they are kept."""
+
+    model: str
+    data: str | None
+    layer: str | None
+    weights: str | None
+    batch_size: int
+    device: str
+    seed: int
+    kept: str | None
+
+
+def _features(z_file: str | None, source: _Source) -> tuple[Any, dict[str, Any], Callable[[], float]]:
     from alignver.cli import files, torchside
 
     if z_file is not None:
         raise InvalidInput("--model", f"a model beside the features {z_file}", "one of the two")
-    if data is None:
+    if source.data is None:
         raise InvalidInput("--data", "no file", "a .npz file with the model's inputs X")
-    samples = files.read_npz(data, "--data", ("X",))
-    net, identity = torchside.load(model, weights, device=device, seed=seed)
-    from alignver.models.features import estimate_row_error, extract_features
+    if source.kept is not None and (Path(source.kept).exists() or Path(source.kept).suffix != ".npy"):
+        raise InvalidInput("--keep-features", source.kept, "a new file, FILE.npy")
+    samples = files.read_npz(source.data, "--data", ("X",))
+    net, identity = torchside.load(source.model, source.weights, device=source.device, seed=source.seed)
+    from alignver.models.features import estimate_row_error, extract_features, save_features
 
-    with _options_named(), files.blamed({"X": f"{data}:X", "model": model}):
-        features = extract_features(net, samples["X"], layer, batch_size=batch_size)
+    X, layer, size = samples["X"], source.layer, source.batch_size
+    with _options_named(), files.blamed({"X": f"{source.data}:X", "model": source.model}):
+        if source.kept is None:
+            features = extract_features(net, X, layer, batch_size=size)
+        else:
+            features = save_features(source.kept, net, X, layer, batch_size=size)
 
     def estimate() -> float:
-        return estimate_row_error(net, samples["X"], layer, seed=seed)
+        return estimate_row_error(net, X, layer, seed=source.seed)
 
     return features, {**samples, **identity}, estimate
 

@@ -25,6 +25,8 @@ def membership(
     backend: options.BackendOption = options.Backend.NUMPY,
     device: options.Device = "cpu",
     certificate: options.Certificate = None,
+    html: options.Html = None,
+    junit: options.Junit = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -40,7 +42,9 @@ def membership(
       alignver check membership J.npy y.npy --computed-in float32 --json
       alignver check membership J.npy y.npy --certificate proof
     """
-    session = Session("check membership", json=json, quiet=quiet, verbose=verbose, device=device)
+    session = Session(
+        "check membership", json=json, html=html, junit=junit, quiet=quiet, verbose=verbose, device=device
+    )
 
     def body() -> Exit:
         with session.working():

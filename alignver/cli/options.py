@@ -15,7 +15,9 @@ __all__ = [
     "Device",
     "Dtype",
     "DtypeName",
+    "Html",
     "Json",
+    "Junit",
     "Method",
     "Quiet",
     "ResidualTolerance",
@@ -66,6 +68,26 @@ Verbose = Annotated[
     bool,
     typer.Option(
         "--verbose", "-v", help="Every table, the provenance, and tracebacks of errors.", rich_help_panel=_OUTPUT
+    ),
+]
+Html = Annotated[
+    str | None,
+    typer.Option(
+        "--html",
+        metavar="FILE",
+        help="Write the report as one HTML page that needs nothing else.",
+        show_default=False,
+        rich_help_panel=_OUTPUT,
+    ),
+]
+Junit = Annotated[
+    str | None,
+    typer.Option(
+        "--junit",
+        metavar="FILE",
+        help="Write JUnit XML for a CI system: FAILS is a failure, UNDECIDED an error.",
+        show_default=False,
+        rich_help_panel=_OUTPUT,
     ),
 ]
 Certificate = Annotated[

@@ -27,6 +27,8 @@ def rank(
     backend: options.BackendOption = options.Backend.NUMPY,
     device: options.Device = "cpu",
     certificate: options.Certificate = None,
+    html: options.Html = None,
+    junit: options.Junit = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -41,7 +43,7 @@ def rank(
       alignver check rank A.csv --rank 12 --rule press
       alignver check rank A.npy --tolerance 1e-8 --no-certify -v
     """
-    session = Session("check rank", json=json, quiet=quiet, verbose=verbose, device=device)
+    session = Session("check rank", json=json, html=html, junit=junit, quiet=quiet, verbose=verbose, device=device)
 
     def body() -> Exit:
         with session.working():

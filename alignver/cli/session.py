@@ -9,12 +9,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from alignver.cli import interrupt
+from alignver.cli import interrupt, outputs
 from alignver.cli.exits import Exit, OutputFailed, exit_of, explain, say
+from alignver.errors import InvalidInput
 from alignver.results import CheckResult, Report
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from alignver.report.source import Source
 
 __all__ = ["Session"]
 
@@ -29,20 +32,27 @@ class Session:
         The command as the report names it: ``"check membership"``.
     json, quiet, verbose : bool
         Where the output goes and how much of it there is.
+    html, junit : str, optional
+        Files to write the report to as well.
     device, dtype, seed
         What the provenance says of the computation.
     farewell : str
         What to say on Ctrl-C.
+    verify : str, optional
+        The command that checks the saved certificate again.
     """
 
     command: str
     json: bool = False
     quiet: bool = False
     verbose: bool = False
+    html: str | None = None
+    junit: str | None = None
     device: str = "cpu"
     dtype: str | None = None
     seed: int | None = None
     farewell: str = "interrupted"
+    verify: str | None = None
     _began: float = dataclasses.field(default_factory=time.perf_counter)
 
     @property
@@ -54,12 +64,16 @@ class Session:
         """Run a command's body and return its exit code, whatever happens in it."""
         try:
             with interrupt.prompt(Exit.INTERRUPTED, lambda: f"alignver: {self.farewell}"):
+                outputs.possible("--html", self.html)
+                outputs.possible("--junit", self.junit)
                 return int(body())
         except KeyboardInterrupt:
             say(self.farewell)
             return int(Exit.INTERRUPTED)
         except Exception as error:
-            return int(explain(error, verbose=self.verbose))
+            code = explain(error, verbose=self.verbose)
+            self._stopped(error)
+            return int(code)
 
     @contextlib.contextmanager
     def working(
@@ -79,11 +93,15 @@ class Session:
 
     def finish(self, result: CheckResult, *, inputs: Mapping[str, Any], notes: tuple[str, ...] = ()) -> Exit:
         """Write the report of one result, with ``notes`` as its last lines, and return the exit code."""
-        if self.json:
-            self.write_json((result,), inputs)
+        wanted = self.json or self.html is not None or self.junit is not None
+        report = self.report((result,), inputs) if wanted else None
+        if report is not None and self.json:
+            self.write(report)
         else:
             self.show(result, notes)
             self.show_provenance(inputs)
+        if report is not None:
+            self.keep(report, {name: value for name, value in inputs.items() if not isinstance(value, Mapping)})
         return exit_of(result.verdict)
 
     def show(self, result: CheckResult, notes: tuple[str, ...] = ()) -> None:
@@ -126,6 +144,40 @@ class Session:
         with self._stdout() as out:
             out.file.write(report.to_json() + "\n")
 
+    def keep(self, report: Report, samples: Mapping[str, Any] | None = None) -> None:
+        """Write the files that were asked for beside the report; ``samples`` are inputs that they may show."""
+        from alignver.report.source import Source
+
+        self.keep_source(Source.of(report, samples=samples))
+
+    def keep_source(self, source: Source) -> None:
+        """Write the files that were asked for, of whatever there is to report."""
+        if self.html is not None:
+            from alignver.report import html
+
+            self._written("--html", self.html, html.page(source).encode("utf-8", "replace"))
+        if self.junit is not None and source.report is not None:
+            from alignver.report import junit
+
+            self._written("--junit", self.junit, junit.document(source.report))
+
+    def _written(self, option: str, target: str, content: bytes) -> None:
+        outputs.write(option, target, content)
+        self.note(f"{target} ({len(content) / 1000:.1f} kB)")
+
+    def _stopped(self, error: Exception) -> None:
+        """Leave no earlier run's verdict in the file of a CI system where this run came to none."""
+        if self.junit is None or isinstance(error, OutputFailed | BrokenPipeError):
+            return
+        if isinstance(error, InvalidInput) and error.argument == "--junit":
+            return
+        from alignver.report import junit
+
+        try:
+            outputs.write("--junit", self.junit, junit.stopped(self.command, type(error).__name__, str(error)))
+        except OutputFailed as failed:
+            say(str(failed))
+
     def note(self, message: str) -> None:
         """Say something beside the report, on stderr, unless quiet."""
         if not self.quiet:
@@ -138,6 +190,8 @@ class Session:
             name: value if isinstance(value, Mapping) else inputs_of({name: value})[name]
             for name, value in inputs.items()
         }
+        if self.verify is not None:
+            more["verify"] = self.verify
         seconds = round(time.perf_counter() - self._began, 6)
         return collect(
             inputs=identified,

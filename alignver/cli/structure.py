@@ -56,6 +56,8 @@ def structure(
         ),
     ] = JacobianDtype.FLOAT64,
     seed: options.Seed = 0,
+    html: options.Html = None,
+    junit: options.Junit = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -70,7 +72,15 @@ def structure(
       alignver check structure net.py:build --data train.npz --subset head.weight --subset head.bias
     """
     session = Session(
-        "check structure", json=json, quiet=quiet, verbose=verbose, device=device, dtype=dtype.value, seed=seed
+        "check structure",
+        json=json,
+        html=html,
+        junit=junit,
+        quiet=quiet,
+        verbose=verbose,
+        device=device,
+        dtype=dtype.value,
+        seed=seed,
     )
 
     def body() -> Exit:

@@ -57,6 +57,8 @@ def verify(
     dtype: Dtype = JacobianDtype.FLOAT64,
     seed: options.Seed = 0,
     chunk_size: ChunkSize = None,
+    html: options.Html = None,
+    junit: options.Junit = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -73,7 +75,7 @@ def verify(
       alignver verify run-1/certificate --input run-1/inputs.npz
       alignver verify proof --model net.py:build --data train.npz --loss cross_entropy
     """
-    session = Session("verify", json=json, quiet=quiet, verbose=verbose)
+    session = Session("verify", json=json, html=html, junit=junit, quiet=quiet, verbose=verbose)
     source = _Source(model, data, loss, weights, device, dtype.value, seed, chunk_size)
 
     def body() -> Exit:

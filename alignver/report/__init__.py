@@ -1,1 +1,1 @@
-"""Reports as people and programs read them: text, JSON with its schema, provenance, progress."""
+"""Reports as people and programs read them: text, JSON, HTML, JUnit XML, figures, provenance, progress."""

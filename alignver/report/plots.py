@@ -218,7 +218,7 @@ def gap(
 
 
 def training(
-    epochs: Sequence[int],
+    epochs: Sequence[float],
     loss: Sequence[float],
     gap: Sequence[float],
     error: Sequence[float] | None = None,
@@ -247,7 +247,7 @@ def training(
     lines = {"loss": loss} if same else {"loss": loss, "bound of the gap": gap}
     figure, axes = panels(1 if error is None else 2)
     top = curves(epochs, lines, x_label="epoch", y_label="loss, bound of the gap" if same else "", ax=axes[0])
-    if all(value > 0.0 for values in lines.values() for value in values):
+    if not any(value <= 0.0 for values in lines.values() for value in values):
         top.set_yscale("log")
     _marked(top, tau)
     if error is not None:

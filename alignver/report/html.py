@@ -1,0 +1,262 @@
+"""A report as one HTML file: verdicts first, then what they rest on, then where they come from.
+
+The file needs nothing else: no network, no script; its figures are drawn into it, its colours follow the reader's.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from alignver._version import __version__
+from alignver.errors import MissingDependency
+from alignver.report.source import Source, lines_of
+from alignver.report.tables import number
+from alignver.results import CheckResult, Report, Summarised, Verdict
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+    from alignver.report.pictures import Picture
+
+__all__ = ["page"]
+
+_SIGNS = {Verdict.HOLDS: "\N{CHECK MARK}", Verdict.FAILS: "\N{MULTIPLICATION X}", Verdict.UNDECIDED: "?"}
+_LONGEST = 20_000  # characters of numbers on a page: more is for --json
+_ROWS = 10  # lines of a history that its table shows
+
+
+def page(source: Report | Source) -> str:
+    """Return the HTML page of a report, or of a run that :func:`alignver.report.source.read` read.
+
+    Parameters
+    ----------
+    source : Report or Source
+
+    Returns
+    -------
+    str
+        One document in HTML 5. Its figures need matplotlib; without it the page says so in their place.
+
+    Examples
+    --------
+    >>> import alignver as av
+    >>> text = page(av.Report((av.check_rank([[1.0, 0.0], [0.0, 2.0]]),)))
+    >>> "HOLDS" in text, "<script" in text
+    (True, False)
+    """
+    source = Source.of(source) if isinstance(source, Report) else source
+    report = source.report
+    results = () if report is None else report.results
+    try:
+        from alignver.report import pictures
+
+        drawn = [pictures.of_result(result, source.samples, f"r{k}") for k, result in enumerate(results, 1)]
+        course = pictures.of_history(source, "h")
+        missing = ""
+    except MissingDependency as error:
+        drawn, course, missing = [[] for _ in results], [], str(error)
+    expected = _expected(report)
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            title=source.title,
+            summary=_summary(report),
+            results=[
+                _result(result, pictures_, expected.get(k, ""), source.verify)
+                for k, (result, pictures_) in enumerate(zip(results, drawn))
+            ],
+            remarks=(*source.remarks, *([f"No figures: {missing}"] if missing else [])),
+            history=_history(source, course),
+            settings=_pairs(source.settings),
+            provenance=None if report is None or not report.provenance else _provenance(report.provenance),
+            version=__version__,
+        )
+    )
+
+
+@functools.cache
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    made = Environment(
+        loader=PackageLoader("alignver.report"),
+        autoescape=True,  # whatever a template shows is text, unless it was made here
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = importlib.resources.files("alignver.report").joinpath("templates/report.css").read_text(encoding="utf-8")
+    made.globals["style"] = Markup(style)
+    made.filters["drawing"] = _drawing
+    return made
+
+
+def _drawing(picture: Picture) -> Any:
+    """Return the figure as part of the page, with its words for those who don't see it."""
+    from markupsafe import Markup
+
+    opening = Markup('<svg role="img" aria-label="{}" ').format(picture.words)
+    return opening + Markup(picture.svg.removeprefix("<svg"))  # matplotlib escaped what it drew
+
+
+def _summary(report: Report | None) -> dict[str, Any] | None:
+    if report is None or not report.results:
+        return None
+    counts = {verdict: sum(result.verdict is verdict for result in report.results) for verdict in Verdict}
+    said = [f"{count} {verdict.value}" for verdict, count in counts.items() if count]
+    return {**_verdict(report.verdict), "counts": ", ".join(said), "several": len(report.results) > 1}
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    return {"verdict": verdict.value, "sign": _SIGNS[verdict], "kind": verdict.value.lower()}
+
+
+def _expected(report: Report | None) -> dict[int, str]:
+    """Return, for built-in problems, what was expected of each result."""
+    problems = report.provenance.get("problems") if report is not None else None
+    if not isinstance(problems, Sequence):
+        return {}
+    return {
+        k: f"{problem.get('name')}: expected {problem.get('expected')}, found {problem.get('found')}"
+        for k, problem in enumerate(problems)
+        if isinstance(problem, Mapping)
+    }
+
+
+def _result(result: CheckResult, drawn: list[Picture], expected: str, verify: str | None) -> dict[str, Any]:
+    lines = result.lines()
+    measured = result.measured
+    rules = [row for row in _sequence(measured.get("rules")) if isinstance(row, Mapping)]
+    methods = measured.get("methods")
+    tolerance = result.tolerance
+    return {
+        **_verdict(result.verdict),
+        "rigor": result.rigor.value.lower(),
+        "name": result.name,
+        "statement": result.statement,
+        "reason": result.reason,
+        "evidence": result.evidence,
+        "expected": expected,
+        "cost": lines[-1] if len(lines) > 1 + len(result.evidence) else "",
+        "pictures": drawn,
+        "bounds": [
+            (bound.name, number(bound.value), bound.relation, number(bound.limit), bound.satisfied)
+            for bound in result.bounds
+        ],
+        "tolerance": None
+        if tolerance is None
+        else {
+            "rule": tolerance.rule,
+            "value": number(tolerance.value),
+            "formula": tolerance.formula,
+            "source": tolerance.source,
+            "eps": number(tolerance.eps),
+        },
+        "rules": [
+            {
+                "rule": str(row.get("rule")),
+                "tolerance": number(row.get("tolerance")),
+                "rank": number(row.get("rank")),
+                "of": str(row.get("shipped_by") or ""),
+                "chosen": tolerance is not None and row.get("rule") == tolerance.rule,
+            }
+            for row in rules
+        ],
+        "methods": _methods(methods) if isinstance(methods, Mapping) else None,
+        "numbers": [(key.replace("_", " "), number(value)) for key, value in measured.items() if _scalar(value)],
+        "witness": None if result.witness is None else _json(result.witness),
+        "certificate": _certificate(result, verify),
+        "measured": _json({key: value for key, value in measured.items() if not _scalar(value)}),
+    }
+
+
+def _methods(methods: Mapping[str, Any]) -> dict[str, Any] | None:
+    rows = {name: row for name, row in methods.items() if isinstance(row, Mapping)}
+    keys = list(dict.fromkeys(key for row in rows.values() for key, value in row.items() if _scalar(value)))
+    table = [(name, [number(row.get(key)) for key in keys]) for name, row in rows.items()]
+    return {"keys": [key.replace("_", " ") for key in keys], "rows": table} if table else None
+
+
+def _certificate(result: CheckResult, verify: str | None) -> dict[str, Any] | None:
+    found = result.certificate
+    if found is None:
+        return None
+    summary = dict(found.summary()) if isinstance(found, Summarised) else dict(found)
+    saved = summary.get("path") is not None
+    return {
+        "claim": summary.get("claim", ""),
+        "pairs": _pairs({key: value for key, value in summary.items() if key not in ("claim", "path")}),
+        "verify": verify if verify is not None else f"alignver verify {summary['path']}" if saved else "",
+        "inputs": verify is None and saved,
+    }
+
+
+def _history(source: Source, course: list[Picture]) -> dict[str, Any] | None:
+    if not source.history:
+        return None
+    keys = [key for key in dict.fromkeys(key for line in source.history for key in line) if _column(source, key)]
+    step = max(math.ceil((len(source.history) - 1) / (_ROWS - 1)), 1) if len(source.history) > 1 else 1
+    shown = [line for k, line in enumerate(source.history) if k % step == 0]
+    shown += [] if shown[-1] is source.history[-1] else [source.history[-1]]
+    return {
+        "pictures": course,
+        "count": len(source.history),
+        "keys": [key.replace("_", " ") for key in keys],
+        "rows": [[number(line.get(key)) for key in keys] for line in shown],
+    }
+
+
+def _column(source: Source, key: str) -> bool:
+    return all(_scalar(line.get(key)) for line in source.history)
+
+
+def _provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    inputs = provenance.get("inputs")
+    rows = []
+    for name, entry in inputs.items() if isinstance(inputs, Mapping) else ():
+        about = entry if isinstance(entry, Mapping) else {}
+        shape = " x ".join(str(length) for length in _sequence(about.get("shape")))
+        rows.append((name, shape, about.get("dtype", ""), about.get("file", ""), about.get("sha256", "")))
+    left_out = ("inputs", "problems", "versions", "training", "verify")
+    return {
+        "pairs": _pairs({key: value for key, value in provenance.items() if key not in left_out}),
+        "versions": _pairs(_mapping(provenance.get("versions"))),
+        "training": _pairs(_mapping(provenance.get("training"))),
+        "inputs": rows,
+    }
+
+
+def _pairs(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (
+            key.replace("_", " ").replace(".", " "),
+            number(value) if _scalar(value) else json.dumps(value, ensure_ascii=False),
+        )
+        for key, value in lines_of(values)
+    ]
+
+
+def _json(value: Any) -> str:
+    if not value:
+        return ""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}\n... {len(text) - _LONGEST} characters more in --json"
+
+
+def _sequence(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, tuple | list) else ()
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _scalar(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)

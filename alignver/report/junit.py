@@ -1,0 +1,129 @@
+"""A report as JUnit XML, which CI systems show beside the tests: a test case for each result.
+
+HOLDS passes. FAILS is a ``<failure>``. UNDECIDED is an ``<error>``: no answer was reached, and what is not established
+is not to be relied on, so it must not look like a pass, as ``<skipped>`` would. For built-in problems a case passes if
+the verdict is the expected one.
+"""
+
+from __future__ import annotations
+
+import math
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from alignver.report.source import lines_of
+from alignver.results import CheckResult, Report, Verdict
+
+__all__ = ["document", "stopped"]
+
+_KINDS = {Verdict.FAILS: "failure", Verdict.UNDECIDED: "error"}
+
+
+def document(report: Report) -> bytes:
+    """Return the XML document of a report, in UTF-8.
+
+    Parameters
+    ----------
+    report : Report
+
+    Returns
+    -------
+    bytes
+        ``<testsuites>`` with one ``<testsuite>``: the provenance as its properties, a ``<testcase>`` for each result.
+
+    Examples
+    --------
+    >>> import alignver as av
+    >>> text = document(av.Report((av.check_rank([[1.0, 0.0], [0.0, 0.0]]),))).decode()
+    >>> "<failure" in text, 'failures="1"' in text
+    (True, True)
+    """
+    command = report.provenance.get("command")
+    suite = ET.Element("testsuite", name=_legal(f"alignver {command}" if isinstance(command, str) else "alignver"))
+    properties = ET.SubElement(suite, "properties")
+    for name, value in lines_of({key: value for key, value in report.provenance.items() if key != "problems"}):
+        if value is None:
+            continue
+        text = " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+        ET.SubElement(properties, "property", name=_legal(name), value=_legal(text))
+    expected = _expected(report)
+    for k, result in enumerate(report.results):
+        suite.append(_case(result, expected.get(k)))
+    return _whole(suite)
+
+
+def stopped(command: str, kind: str, message: str) -> bytes:
+    """Return the document of a command that ended without a verdict: one case with an error.
+
+    Without it the file of an earlier run would go on saying what is no longer known.
+    """
+    suite = ET.Element("testsuite", name=_legal(f"alignver {command}"))
+    case = ET.SubElement(suite, "testcase", classname="alignver", name=_legal(command), time="0.000")
+    ET.SubElement(case, "error", type=_legal(kind), message=_legal(message)).text = _legal(message)
+    return _whole(suite)
+
+
+def _case(result: CheckResult, expected: Verdict | None) -> ET.Element:
+    seconds = result.cost.get("seconds", 0.0)
+    case = ET.Element(
+        "testcase",
+        classname=_legal(f"alignver.{result.name}"),
+        name=_legal(result.statement),
+        time=f"{seconds if math.isfinite(seconds) else 0.0:.3f}",
+    )
+    kind = _KINDS.get(result.verdict)
+    message = result.reason
+    if expected is not None:
+        kind = None if result.verdict is expected else "failure"
+        message = f"expected {expected}, found {result.verdict}: {message}"
+    if kind is not None:
+        named = f"{result.verdict} {result.rigor}"
+        ET.SubElement(case, kind, type=named, message=_legal(message)).text = _legal(str(result))
+    ET.SubElement(case, "system-out").text = _legal(str(result))
+    return case
+
+
+def _expected(report: Report) -> dict[int, Verdict]:
+    problems = report.provenance.get("problems")
+    return dict(_verdicts(problems)) if isinstance(problems, Sequence) else {}
+
+
+def _verdicts(problems: Sequence[Any]) -> Iterator[tuple[int, Verdict]]:
+    known = {verdict.value: verdict for verdict in Verdict}
+    for k, problem in enumerate(problems):
+        if isinstance(problem, Mapping) and problem.get("expected") in known:
+            yield k, known[problem["expected"]]
+
+
+def _whole(suite: ET.Element) -> bytes:
+    cases = suite.findall("testcase")
+    counts = {
+        "tests": str(len(cases)),
+        "failures": str(sum(case.find("failure") is not None for case in cases)),
+        "errors": str(sum(case.find("error") is not None for case in cases)),
+        "skipped": "0",
+        "time": f"{math.fsum(float(case.get('time', 0.0)) for case in cases):.3f}",
+    }
+    root = ET.Element("testsuites", {"name": "alignver", **counts})
+    for key, value in counts.items():
+        suite.set(key, value)
+    root.append(suite)
+    ET.indent(root)
+    return bytes(ET.tostring(root, encoding="utf-8", xml_declaration=True)) + b"\n"
+
+
+def _legal(text: str) -> str:
+    """Return a text with U+FFFD in place of what XML 1.0 cannot hold: controls, surrogates, U+FFFE and U+FFFF.
+
+    Examples
+    --------
+    >>> _legal("a\\x00b")
+    'a\\ufffdb'
+    """
+    return "".join(letter if _allowed(ord(letter)) else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+def _allowed(code: int) -> bool:
+    """Char of XML 1.0 (fifth edition), section 2.2."""
+    return code in (0x9, 0xA, 0xD) or 0x20 <= code <= 0xD7FF or 0xE000 <= code <= 0xFFFD or code >= 0x10000

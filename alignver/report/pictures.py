@@ -1,0 +1,101 @@
+"""Which figures go with a result and with a training run, and what they show in words."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from alignver.report import plots, verdict_plots
+from alignver.report.source import Source, number
+from alignver.report.style import svg
+from alignver.results import CheckResult
+
+__all__ = ["Picture", "of_history", "of_result"]
+
+_WIDTH = 4.2  # inches: letters stay readable when the page is as wide as a phone
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A figure of a page: its caption, what it shows for those who don't see it, and the drawing."""
+
+    caption: str
+    words: str
+    svg: str
+
+
+def of_result(result: CheckResult, samples: Mapping[str, Any], prefix: str) -> list[Picture]:
+    """Return the figures that the numbers of a result allow."""
+    return [*_conflict(result, samples, prefix), *_rules(result, prefix)]
+
+
+def of_history(source: Source, prefix: str) -> list[Picture]:
+    """Return the figures of a training run."""
+    return [*_training(source, prefix)]
+
+
+def _picture(caption: str, words: str, figure: Any, prefix: str) -> Picture:
+    figure.set_size_inches(_WIDTH, figure.get_figheight())
+    return Picture(caption, words, svg(figure, prefix))
+
+
+def _rules(result: CheckResult, prefix: str) -> Iterator[Picture]:
+    rows = result.measured.get("rules")
+    rows = [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, Sequence) else []
+    tolerances = {str(row.get("rule")): number(row.get("tolerance")) for row in rows}
+    ranks = {str(row.get("rule")): row.get("rank") for row in rows}
+    if not any(0 < tau < math.inf for tau in tolerances.values()):
+        return
+    near = result.measured.get("levels_near_tolerance")
+    levels = [number(level) for level in near] if isinstance(near, Sequence) else []
+    chosen = None if result.tolerance is None else result.tolerance.rule
+    ax = verdict_plots.rules(tolerances, ranks, levels, chosen=chosen)
+    said = sorted({str(rank) for rank in ranks.values()})
+    yield _picture(
+        "Tolerances of the rank rules, each with the rank it gives; filled: the rule that decided. "
+        "Where no singular value lies between two rules, they agree.",
+        f"{len(rows)} rank rules on a logarithmic axis of tolerances; ranks: {', '.join(said)}. "
+        f"{len(levels)} singular values near the tolerance.",
+        ax.figure,
+        f"{prefix}rules",
+    )
+
+
+def _conflict(result: CheckResult, samples: Mapping[str, Any], prefix: str) -> Iterator[Picture]:
+    """Show the first two samples with equal inputs and different targets, where the inputs are images."""
+    found = result.measured.get("conflicts")
+    pairs = found.get("pairs") if isinstance(found, Mapping) else None
+    X, Y = samples.get("X"), samples.get("Y")
+    if not pairs or X is None or not _images(X.shape):
+        return
+    pair = [int(index) for index in pairs[0]]
+    labels = [f"label {Y[index]}" if Y is not None and Y.ndim == 1 else "" for index in pair]
+    names = [f"sample {index}" for index in pair]
+    axes = verdict_plots.conflict([X[index] for index in pair], labels, names=names)
+    said = " and ".join(f"{name} {label}".strip() for name, label in zip(names, labels))
+    words = f"The images of two samples side by side: {said}. The images are equal."
+    yield _picture("Equal inputs with different targets: no model fits both.", words, axes[0].figure, f"{prefix}pair")
+
+
+def _images(shape: Sequence[int]) -> bool:
+    """Say whether samples are pictures: (n, h, w), (n, c, h, w) or (n, h, w, c) with one or three channels."""
+    return min(shape, default=0) > 0 and (
+        len(shape) == 3 or (len(shape) == 4 and {shape[1], shape[3]} & {1, 3} != set())
+    )
+
+
+def _training(source: Source, prefix: str) -> Iterator[Picture]:
+    columns = {key: [number(line.get(key)) for line in source.history] for key in ("epoch", "loss", "gap", "error")}
+    known = {key: values for key, values in columns.items() if any(math.isfinite(value) for value in values)}
+    if not {"epoch", "loss"} <= known.keys():
+        return
+    figure = plots.training(
+        columns["epoch"], columns["loss"], known.get("gap", columns["loss"]), known.get("error"), tau=source.tau
+    )
+    last = [f"{name} {columns[name][-1]:.3g}" for name in ("loss", "gap", "error") if name in known]
+    words = f"Curves over {len(source.history)} epochs. At the end: {', '.join(last)}."
+    caption = "Training: loss, bound of the optimality gap, error"
+    caption += "" if source.tau is None else f"; at τ = {source.tau:g}, exploration ends"
+    yield _picture(f"{caption}.", words, figure, f"{prefix}training")

@@ -1,0 +1,194 @@
+"""What a report on a page is made of, from where it is kept: a JSON document, a run folder, a history."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from alignver.errors import InvalidInput
+from alignver.results import Report
+
+__all__ = ["Source", "number", "read", "read_history"]
+
+_ARGUMENT = "RUN"
+_NEED = "a run folder, its history.jsonl, or a file that --json wrote"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What there is to report.
+
+    Attributes
+    ----------
+    title : str
+    report : Report or None
+        None while a run is not finished.
+    history : tuple of mappings
+        The lines of a run's ``history.jsonl``.
+    settings : mapping
+        What decided a run.
+    verify : str or None
+        The command that checks the certificate again.
+    remarks : tuple of str
+        What a reader has to know of the source itself.
+    samples : mapping of name to array
+        Inputs at hand, for pictures of the samples that a result names.
+    """
+
+    title: str
+    report: Report | None = None
+    history: tuple[Mapping[str, Any], ...] = ()
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    verify: str | None = None
+    remarks: tuple[str, ...] = ()
+    samples: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, report: Report, *, samples: Mapping[str, Any] | None = None) -> Source:
+        """Return a report as a source; its provenance names the command and how to verify.
+
+        Examples
+        --------
+        >>> Source.of(Report((), {"command": "check rank"})).title
+        'alignver check rank'
+        """
+        command, verify = report.provenance.get("command"), report.provenance.get("verify")
+        title = f"alignver {command}" if isinstance(command, str) else "alignver"
+        return cls(title, report, verify=verify if isinstance(verify, str) else None, samples=samples or {})
+
+    @property
+    def tau(self) -> float | None:
+        """The last epoch of exploration, where the history has phases and exploitation has begun."""
+        phases = [line.get("phase") for line in self.history]
+        if "exploration" not in phases or "exploitation" not in phases:
+            return None
+        tau = number(self.history[phases.index("exploitation") - 1].get("epoch"))
+        return None if math.isnan(tau) else tau
+
+
+def read(path: str | Path) -> Source:
+    """Read what there is to report.
+
+    Parameters
+    ----------
+    path : path
+        A run folder with report.json, history.jsonl or both; a history (JSON lines); a JSON document of ``--json``.
+
+    Raises
+    ------
+    InvalidInput
+        Nothing to report there, or what is there is damaged. A last line that was not written whole is left out.
+    """
+    place = Path(path)
+    if place.is_dir():
+        return _folder(place)
+    text = _text(place)
+    document = _json(text)
+    if isinstance(document, dict) and "schema" in document:
+        return Source.of(_report(place, text))
+    if document is None and place.suffix == ".json":
+        raise InvalidInput(_ARGUMENT, f"{place}, which is no JSON", _NEED)
+    history, remarks = read_history(place)
+    return Source(f"Training run {place}", history=history, remarks=remarks)
+
+
+def read_history(place: Path) -> tuple[tuple[Mapping[str, Any], ...], tuple[str, ...]]:
+    """Read the lines of a history, and say in a remark if the last one is torn."""
+    lines = _text(place).split("\n")
+    history: list[Mapping[str, Any]] = []
+    remarks: tuple[str, ...] = ()
+    for k, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        record = _json(line)
+        if isinstance(record, dict):
+            history.append(record)
+        elif record is None and k == len(lines) and history:  # a whole line ends with a newline
+            remarks = (f"{place.name}: line {k} was not written whole and is left out",)
+        else:
+            raise InvalidInput(_ARGUMENT, f"{place}, whose line {k} is no JSON object", _NEED)
+    if not history:
+        raise InvalidInput(_ARGUMENT, f"{place}, without a line of history", _NEED)
+    return tuple(history), remarks
+
+
+def number(value: Any) -> float:
+    """Return a number of a JSON document as a float: NaN for what is none.
+
+    Examples
+    --------
+    >>> [number(value) for value in (3, {"float": "inf"}, None, True)]
+    [3.0, inf, nan, nan]
+    """
+    if isinstance(value, Mapping) and set(value) == {"float"}:
+        value = {"inf": math.inf, "-inf": -math.inf}.get(str(value["float"]))
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def _folder(place: Path) -> Source:
+    there = {name: place / name for name in ("report.json", "history.jsonl", "config.json") if (place / name).is_file()}
+    if not there.keys() & {"report.json", "history.jsonl"}:
+        if (place / "certificate.json").is_file():
+            need = f"its claim checked: alignver verify {shlex.quote(str(place))} ... --html FILE"
+            raise InvalidInput(_ARGUMENT, f"{place}, a certificate", need)
+        raise InvalidInput(_ARGUMENT, f"{place}, a folder without report.json and history.jsonl", _NEED)
+    report = _report(there["report.json"], _text(there["report.json"])) if "report.json" in there else None
+    history, remarks = read_history(there["history.jsonl"]) if "history.jsonl" in there else ((), ())
+    config = _json(_text(there["config.json"])) if "config.json" in there else None
+    settings = config.get("settings", config) if isinstance(config, dict) else {}
+    if report is None:
+        remarks = (*remarks, "the run is not finished: there is no verdict yet")
+    return Source(
+        f"Training run {place}",
+        report,
+        history,
+        settings if isinstance(settings, dict) else {},
+        _verify(place),
+        remarks,
+    )
+
+
+def _verify(place: Path) -> str | None:
+    """Return how a run's certificate is checked again."""
+    if not (place / "certificate").is_dir():
+        return None
+    inputs = place / "inputs.npz"
+    words = ["alignver", "verify", str(place / "certificate"), *(["--input", str(inputs)] if inputs.is_file() else [])]
+    return " ".join(shlex.quote(word) for word in words)
+
+
+def _report(place: Path, text: str) -> Report:
+    try:
+        return Report.from_json(text)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InvalidInput(_ARGUMENT, f"{place}, which is no report ({error})", _NEED) from error
+
+
+def _text(place: Path) -> str:
+    try:
+        return place.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = (getattr(error, "strerror", None) or "").lower() or "no text in UTF-8"
+        raise InvalidInput(_ARGUMENT, f"{place} ({reason})", _NEED) from error
+
+
+def _json(text: str) -> Any:
+    """Return what a text says as JSON; None if it says nothing."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def lines_of(value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the entries of nested mappings that are single values, under dotted names."""
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            yield from ((f"{key}.{rest}", inner) for rest, inner in lines_of(item))
+        else:
+            yield key, item
