@@ -123,10 +123,21 @@ def _all_finite(tensor: torch.Tensor) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Probed:
-    """What a few evaluations told: the number of outputs, and the coarsest dtype that a forward pass rounds to."""
+    """What a few evaluations told.
+
+    Attributes
+    ----------
+    m_y : int
+        Outputs.
+    computed_in : torch.dtype
+        The coarsest dtype that a forward pass rounds to.
+    plain : bool
+        Whether the modules alone prove that the model is a chain of linear layers and elementwise functions.
+    """
 
     m_y: int
     computed_in: torch.dtype
+    plain: bool = False
 
 
 def probe(function: Functional, x: torch.Tensor) -> Probed:
@@ -149,7 +160,7 @@ def probe(function: Functional, x: torch.Tensor) -> Probed:
     x = x[torch.linspace(0, count - 1, min(count, _PROBES), dtype=torch.float64).round().long().to(x.device)]
     if treats_samples_apart(function.model, x):
         with torch.no_grad():
-            return Probed(int(_rows(function, x).shape[1]), function.dtype)
+            return Probed(int(_rows(function, x).shape[1]), function.dtype, plain=True)
     with torch.no_grad(), RoundingObserver(function.dtype) as observer:
         batch = _rows(function, x)
     versions = {name: t._version for name, t in {**function.theta, **function.held}.items()}

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -105,7 +105,7 @@ class JacobianColumns:
             function, x = bind(model, X, dtype, include_frozen=include_frozen)
             with differentiable(function):
                 probed = probe(function, x)
-                first = factors.capture(function, x[:2], _modules(factors.owners(function)), probed.m_y)
+                seen = _seen(function, x[:2], probed.m_y)
                 made = _Made()
                 with torch.no_grad(), made:
                     function(function.theta, function.batch(x[:1]))
@@ -121,12 +121,12 @@ class JacobianColumns:
         self._factored = {
             name: where
             for name, where in factors.owners(function).items()
-            if all(first.uses[owner.module] for owner in where)
+            if all(seen.get(owner.module) for owner in where)
         }
         rows = min(2, self.n)
         self._left = {
             module: sum(t.numel() * self._item for use in uses for t in (use.inputs, use.derivatives)) * self.n // rows
-            for module, uses in first.uses.items()
+            for module, uses in seen.items()
             if uses
         }
         self._by_rows: set[str] = set()
@@ -311,6 +311,16 @@ class JacobianColumns:
         names = tuple(self.slots.names[k] for k, _, _ in pieces)
         sizes = tuple(stop - start for _, start, stop in pieces)
         require_finite(Slots(names, (), sizes, {}, {}), target, 0)
+
+
+def _seen(function: Functional, x: torch.Tensor, m_y: int) -> Mapping[nn.Module, list[factors.Use] | None]:
+    """Return what the layers see of a few samples; nothing where the model does not run under observation."""
+    try:
+        return factors.capture(function, x, _modules(factors.owners(function)), m_y).uses
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except RuntimeError:  # a checkpoint that notices that its layers were watched, say
+        return {}
 
 
 def _modules(where: dict[str, tuple[factors.Owner, ...]]) -> list[nn.Module]:

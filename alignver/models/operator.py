@@ -18,6 +18,7 @@ from alignver.models.functional import Functional, at_state, require_state
 from alignver.models.guard import unchanged
 from alignver.models.jacobian import bind, checked_chunk
 from alignver.models.precision import as_asked, dtype_name
+from alignver.models.recomputed import recomputes, require_own_values
 
 __all__ = ["JacobianOperator", "differentiable", "pull", "push"]
 
@@ -103,7 +104,10 @@ class JacobianOperator:
             function, x = bind(model, X, dtype, include_frozen=include_frozen)
             with differentiable(function):
                 probed = probe(function, x)
+                self._again = recomputes(function, x[:1])
         self._function, self._x = at_state(function, values), x.clone()
+        if self._again:
+            require_own_values(self._function, "state")
         self._modes = [module.training for module in model.modules()]
         self.n, self.m_y = len(x), probed.m_y
         self.shape = (self.n * self.m_y, function.slots.d)
@@ -174,6 +178,8 @@ class JacobianOperator:
             raise InvalidInput(
                 "model", "a model whose train or eval mode has changed", "the mode it was in, or a new JacobianOperator"
             )
+        if self._again:
+            require_own_values(self._function, "model")
         with unchanged(model), differentiable(self._function):
             yield
 

@@ -22,6 +22,7 @@ from alignver.models.guard import unchanged
 from alignver.models.inputs import as_inputs
 from alignver.models.jacobian import bind, checked_chunk
 from alignver.models.precision import as_asked
+from alignver.models.recomputed import recomputes, require_own_values
 from alignver.progress import track
 
 __all__ = ["Work", "gram", "plan"]
@@ -83,7 +84,8 @@ def gram(
     outputs by its own; other structured layers sum such products over positions, or sum positions first, whichever
     takes fewer operations (:func:`plan` says which, and why). Uses of one parameter at several places are summed
     before the inner product is taken. Parameters that are used in any other way are differentiated sample by sample.
-    The factors of every block are compared with an ordinary backward pass before they are used.
+    The factors of every block are compared with an ordinary backward pass before they are used, except where the
+    modules alone prove a chain of linear layers and elementwise functions.
 
     Source: Novak, Sohl-Dickstein, Schoenholz, "Fast Finite Width Neural Tangent Kernel" (2022), for the contractions.
 
@@ -172,6 +174,7 @@ class Work:
     x2: torch.Tensor | None = dataclasses.field(init=False)
     m_y: int = dataclasses.field(init=False)
     computed_in: torch.dtype = dataclasses.field(init=False)
+    plain: bool = dataclasses.field(init=False)
     found: Survey = dataclasses.field(init=False)
 
     @classmethod
@@ -198,7 +201,7 @@ class Work:
         self.x2 = None
         with as_asked(self.function.device, self.function.dtype):
             probed = probe(self.function, self.x)
-        self.m_y, self.computed_in = probed.m_y, probed.computed_in
+        self.m_y, self.computed_in, self.plain = probed.m_y, probed.computed_in, probed.plain
         if X2 is not None:
             try:
                 self.x2 = as_inputs(X2, self.function.device)
@@ -211,7 +214,12 @@ class Work:
                 raise InvalidInput("X2", error.got, error.need) from error
             if other != self.m_y:
                 raise InvalidInput("X2", f"inputs with {other} outputs", f"{self.m_y} outputs, as X has")
-        self.function = at_state(self.function, self.values)  # the probes look at the module, which has its own values
+        if self.values:
+            with as_asked(self.function.device, self.function.dtype):
+                again = recomputes(self.function, self.x[:1])
+            self.function = at_state(self.function, self.values)  # now: the probes look at the module as it is
+            if again:
+                require_own_values(self.function, "state")
 
     def plan(self, refused: dict[str, str]) -> GramPlan:
         """Survey the structure and choose the formulas; ``refused`` slots get none."""
@@ -253,7 +261,8 @@ class Work:
                 raise
             except Exception as error:  # it ran on the samples of the survey, and not on these
                 raise _Disagreement(wanted, _first_line(error)) from error
-            if (right, start, outputs.start) in checked:
+            # Of a chain of linear layers and elementwise functions the formulas are known to hold.
+            if self.plain or (right, start, outputs.start) in checked:
                 return made
             other = [name for name in sums if not uniform(name, [part.use for part in made.parts[name]])]
             if other:

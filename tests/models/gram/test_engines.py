@@ -34,6 +34,21 @@ def forced(monkeypatch, wanted):
     monkeypatch.setattr(engine, "plan_slots", choose)
 
 
+def test_formulas_that_the_modules_prove_are_not_compared(monkeypatch):
+    seen = []
+    original = engine.disagreeing
+    monkeypatch.setattr(engine, "disagreeing", lambda *args: seen.append(args) or original(*args))
+    model, x = build("mlp")
+    M = gram(model, x)
+    assert seen == []
+    assert torch.equal(gram(Own(*model), x), M)
+    assert seen
+    seen.clear()
+    model[0].register_forward_hook(lambda module, args, out: out * 1.0)
+    gram(model, x)
+    assert seen
+
+
 @pytest.mark.parametrize("wanted", ["pairs", "contract", "gradients"])
 @pytest.mark.parametrize(
     "name",
@@ -96,8 +111,13 @@ def test_and_not_where_it_is_not():
     assert engines("weight never used")["b.weight"] == "unused"
 
 
+class Own(nn.Sequential):
+    """Of a class that could do anything: nothing is known of its structure before it is looked at."""
+
+
 def test_a_wrong_formula_is_caught(monkeypatch):
-    model, x = build("mlp")
+    plain, x = build("mlp")
+    model = Own(*plain)
     J = reference(model, x)
     right = parts.Part.canonical
 
