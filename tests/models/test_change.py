@@ -49,7 +49,7 @@ def test_exact_is_that_of_the_dense_matrices(name):
     assert found.interval == (found.value, found.value)
     assert "fit" in found.reason or "take" in found.reason
     both = representation_change(model, x, model.state_dict(), other.state_dict())
-    assert both.value == found.value
+    assert both.value == pytest.approx(found.value, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -71,7 +71,8 @@ def test_a_snapshot_follows_the_training():
     model, x = zoo.build("mlp")
     start = copy.deepcopy(model)
     kept = {method: RepresentationSnapshot(model, x, method=method, probes=18) for method in ("exact", "probes")}
-    assert all(snapshot.change().value == 0.0 for snapshot in kept.values())
+    rounding = 1e-26 * float(gram(model, x).square().sum())  # a few hundred eps of the norm, squared
+    assert all(snapshot.change().value <= rounding for snapshot in kept.values())
     given = x.clone()
     x.zero_()  # the snapshot has its own
     for step in (1, 2):
@@ -82,8 +83,8 @@ def test_a_snapshot_follows_the_training():
         assert kept["exact"].change().value == pytest.approx(wanted, rel=1e-10)
         found = kept["probes"].change()
         assert found.interval[0] <= wanted <= found.interval[1]
-        assert kept["probes"].change() == found
-        assert kept["exact"].change(start.state_dict()).value == 0.0
+        assert kept["probes"].change().value == pytest.approx(found.value, rel=1e-9)
+        assert kept["exact"].change(start.state_dict()).value <= rounding
 
 
 def test_as_many_products_as_rows_leave_nothing_to_chance():

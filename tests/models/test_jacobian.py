@@ -136,8 +136,10 @@ def test_outputs_match_the_model():
             wanted = model(x.clone()).reshape(len(x), -1)
         found = outputs(model, x, chunk_size=2)
         assert found.dtype == torch.float64
-        assert torch.allclose(found.float(), wanted, rtol=1e-5, atol=1e-6)
-        assert torch.allclose(outputs(model, x, dtype="same"), wanted, rtol=1e-6, atol=1e-7)
+        # A few layers of at most 32 inputs: some 200 roundings in float32, relative to the largest output.
+        allowed = 200 * torch.finfo(torch.float32).eps * float(wanted.abs().max())
+        for ours in (found, outputs(model, x, dtype="same")):
+            assert float((ours - wanted).abs().max()) <= allowed
 
 
 @pytest.mark.parametrize("count", [1, 2, 9])
