@@ -2,10 +2,12 @@
 
     python benchmarks/gram.py [--rounds 5] [--threads 2] [case ...]
 
-Contenders: nngeometry and torchjd from PyPI (``pip install --no-deps nngeometry torchjd``), and the contraction of
-Jacobians of torch's tutorial on neural tangent kernels, written out below. They take turns in one process; the ratio
-is of medians. Every result is compared with J J^T of a float64 loop of ``autograd.grad``; one that is off by more than
-1e-6 (float64) or 1e-3 (float32) is marked wrong, and no ratio is about it.
+Contenders: nngeometry and torchjd from PyPI (the extra ``bench``; ``pip install --no-deps nngeometry torchjd`` leaves
+torchvision out), and the contraction of Jacobians of torch's tutorial on neural tangent kernels, written out below.
+They take turns in one process. A turn is as many calls as fit into a fifth of a second, one at least, and counts by its
+mean; the ratio is of medians over the rounds. Every result is compared with J J^T of a float64 loop of
+``autograd.grad``; one that is off by more than 1e-6 (float64) or 1e-3 (float32) is marked wrong, and no ratio is about
+it.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from alignver.models.networks import lenet
 
 WRONG = {torch.float64: 1e-6, torch.float32: 1e-3}
 LIMIT = {torch.float64: 1e-12, torch.float32: 1e-5}
+TURN = 0.2
 
 
 class Tied(nn.Module):
@@ -183,6 +186,16 @@ def present(name):
     return name in ("alignver", "tutorial") or importlib.util.find_spec(name) is not None
 
 
+def turn(contender, model, x):
+    """Return the mean time of calls that fit into TURN seconds, of one at least."""
+    calls, began = 0, time.perf_counter()
+    while True:
+        contender(model, x)
+        calls, spent = calls + 1, time.perf_counter() - began
+        if spent * (calls + 1) / calls > TURN:
+            return spent / calls
+
+
 def contend(case, rounds):
     build, inputs, dtype = CASES[case]
     torch.manual_seed(0)
@@ -205,10 +218,7 @@ def contend(case, rounds):
             print(f"  {name:<12} refuses: {type(error).__name__}: {(str(error).strip() or '-').splitlines()[0][:90]}")
     for _ in range(rounds):
         for name, each in times.items():
-            own = copy.deepcopy(model)
-            began = time.perf_counter()
-            CONTENDERS[name](own, x)
-            each.append(time.perf_counter() - began)
+            each.append(turn(CONTENDERS[name], copy.deepcopy(model), x))
     medians = {name: statistics.median(each) for name, each in times.items()}
     right = [name for name in medians if name != "alignver" and errors[name] <= WRONG[dtype]]
     best = min(right, key=medians.__getitem__, default=None)
