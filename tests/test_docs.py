@@ -85,8 +85,8 @@ def examples() -> list[tuple[str, str]]:
     found = []
     for page in PAGES:
         for block in re.findall(r"^```console\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
-            lines = [line[2:] for line in block.splitlines() if line.startswith("$ alignver ")]
-            found += [(page.name, re.split(r" \|\|? | > ", line)[0]) for line in lines]
+            lines = [part for line in block.splitlines() if line.startswith("$ ") for part in line[2:].split("; ")]
+            found += [(page.name, re.split(r" \|\|? ", line)[0]) for line in lines if line.startswith("alignver ")]
     return found
 
 
@@ -100,7 +100,7 @@ def shown_by_help() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("page", "line"), sorted({*examples(), *shown_by_help()}))
 def test_console_examples_are_accepted_by_the_parser(page, line):
-    command, words = typer.main.get_command(main.app), shlex.split(line, comments=True)[1:]
+    command, words = typer.main.get_command(main.app), shlex.split(line.split(" > ")[0], comments=True)[1:]
     while words and words[0] in getattr(command, "commands", {}):
         command = command.commands[words.pop(0)]
     command.make_context("alignver", words)  # raises on an unknown option, a missing or a superfluous argument
@@ -128,13 +128,17 @@ def prepared(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize("page", sorted({page for page, _ in examples()}))
 def test_console_examples_run(page, prepared, capsys):
     """In the order of the page; what needs a GPU, a cluster or many minutes is left to the parser."""
-    elsewhere = re.compile(r"--device cuda|tcp://|reproduce (?!--list)|^alignver check$|^alignver train")
+    elsewhere = re.compile(r"--device cuda|tcp://|reproduce (?!--list)|^alignver check$|^alignver train|report run-1")
     for own, line in examples():
         plain = line.partition(" #")[0].strip()
         if own == page and not elsewhere.search(plain):
+            told, _, file = plain.partition(" > ")
             with pytest.raises(SystemExit) as end:
-                main.run(shlex.split(plain)[1:])
-            assert end.value.code == 0, f"{plain}: {capsys.readouterr()}"
+                main.run(shlex.split(told)[1:])
+            printed = capsys.readouterr()
+            assert end.value.code == 0, f"{plain}: {printed}"
+            if file:
+                (prepared / file).write_text(printed.out)
 
 
 def anchors(page: Path) -> set[str]:
