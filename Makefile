@@ -51,7 +51,7 @@ docs: $(VENV)/.dev ## the documentation, into docs/_build/html
 
 # The peers of benchmarks/gram.py; they need nothing at run time that is not here.
 bench: $(VENV)/.test ## the benchmarks behind docs/performance.md (ARGS="gram cli": only these)
-	$(PIP) install -q --no-deps nngeometry==0.4 torchjd==0.18.0
+	$(PIP) install -q -c $(CONSTRAINTS) --no-deps nngeometry torchjd
 	$(BIN)/python benchmarks/collect.py $(ARGS)
 
 clean: ## remove what the other targets made
