@@ -24,9 +24,10 @@ from alignver.models.slots import slots
 from alignver.progress import track
 from alignver.results import Rigor
 
-__all__ = ["RepresentationChange", "RepresentationSnapshot", "representation_change"]
+__all__ = ["METHODS", "RepresentationChange", "RepresentationSnapshot", "representation_change", "squared_distance"]
 
 METHODS = ("auto", "exact", "probes")
+"""How a change is computed."""
 _FEWEST = 6  # products that leave two vectors for the basis and for the rest
 _LEAST_CONFIDENCE = 0.8  # below, the tails of the interval may be where the worst case is another one
 _ROWS = 1 << 24  # entries of two matrices that are compared at a time
@@ -185,15 +186,13 @@ class RepresentationSnapshot:
             raise InvalidInput("model", got, "the same trainable parameters, or include_frozen=True")
         if isinstance(self._start, torch.Tensor):
             M = gram(self._model, self._x, state=state, **self._options)
-            value = _squared_distance(M, self._start)
+            value = squared_distance(M, self._start)
             return RepresentationChange(value, (value, value), 0.0, 1.0, Rigor.NUMERICAL, "exact", 0, self.reason)
         now = JacobianOperator(self._model, self._x, state=state, **self._options)
         spanned, rest = (_times(now, block) - image for block, image in zip(self._vectors, self._images))
         Q = frobenius.basis(spanned)
         DQ = _times(now, Q) - _times(self._start, Q)
         found = frobenius.estimate(Q, DQ, self._vectors[1], rest, confidence=self._confidence)
-        if not math.isfinite(found.value):
-            raise InvalidInput("model", "a derivative that is NaN or Inf", "a differentiable model at finite theta")
         return RepresentationChange(
             found.value,
             found.interval,
@@ -297,10 +296,12 @@ def _times(J: JacobianOperator, block: Matrix) -> Matrix:
     for k in track(range(block.shape[1]), "products with M"):
         column = torch.from_numpy(np.ascontiguousarray(block[:, k])).to(J.device, J.dtype)
         found[:, k] = host(J.matvec(J.rmatvec(column)).double())
+    if not np.all(np.isfinite(found)):
+        raise InvalidInput("model", "a derivative that is NaN or Inf", "a differentiable model at finite theta")
     return found
 
 
-def _squared_distance(first: torch.Tensor, second: torch.Tensor) -> float:
+def squared_distance(first: torch.Tensor, second: torch.Tensor) -> float:
     """Return ||A - B||_F^2, a few rows at a time, summed in float64."""
     step = max(1, _ROWS // first.shape[1])
     parts = [

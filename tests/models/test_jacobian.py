@@ -10,9 +10,12 @@ from torch import nn
 from alignver.errors import InvalidInput
 from alignver.models import engines
 from alignver.models.jacobian import differentiate, jacobian, outputs
+from alignver.models.operator import JacobianOperator
+from alignver.models.streaming import streamed_qr
 from alignver.progress import listening
 
 from . import zoo
+from .gram import networks
 from .reference import fingerprint, reference_jacobian
 
 
@@ -39,6 +42,20 @@ def test_agrees_with_a_float64_loop_and_leaves_no_trace(name, dtype):
     assert found.dtype == torch.float64
     assert not found.requires_grad
     assert relative(found, wanted) <= 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ["resnet-18, pre-activation", "tied linear", "convolution used twice", "conv3d"])
+def test_and_on_networks_of_the_gram_matrix(name, dtype):
+    model, x = networks.build(name, dtype)
+    wanted = reference_jacobian(model, x)
+    before = fingerprint(model)
+    assert relative(jacobian(model, x, chunk_size=2), wanted) <= 1e-12
+    R = streamed_qr(model, x).r
+    assert relative(R.T @ R, wanted @ wanted.T) <= 1e-12
+    u = torch.cos(torch.arange(float(len(wanted)), dtype=torch.float64))
+    assert relative(JacobianOperator(model, x).rmatvec(u), wanted.T @ u) <= 1e-12
+    assert fingerprint(model) == before
 
 
 @pytest.mark.parametrize("name", zoo.CASES)
