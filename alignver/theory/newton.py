@@ -25,6 +25,7 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from alignver.errors import InvalidInput
 from alignver.phi.hadamard import gram
 from alignver.proof.rounding import FloatArray
+from alignver.theory.exploitation import Exploitation
 from alignver.theory.objective import Objective
 
 __all__ = ["NewtonStep", "newton_step"]
@@ -82,8 +83,8 @@ def newton_step(problem: Objective, weights: FloatArray, *, halvings: int = 40) 
 
     Notes
     -----
-    Rigor: none is needed, the loss where it leads can be computed. Costs a Cholesky factorization of order n for each
-    output. The squared loss with rank n needs one step, up to rounding; the cross-entropies gain a factor of about e a
+    Rigor: none is needed, the loss where it leads can be computed. Costs a Cholesky factorization of order min(n, h m)
+    for each output. The squared loss with rank n needs one step, up to rounding; the cross-entropies gain a factor of about e a
     step, since margins grow by 1.
 
     Examples
@@ -110,8 +111,7 @@ def newton_step(problem: Objective, weights: FloatArray, *, halvings: int = 40) 
     direction, change = np.zeros(model.shape), np.zeros_like(outputs)
     for j in range(model.m_y):
         operator = model.operator(j)
-        w = _solved(gram(model.Z, model.factors[j]), np.sqrt(D[:, j]), slopes[:, j])
-        way = -np.asarray(operator.rmatvec(w))
+        way = -_solved(model, j, np.sqrt(D[:, j]), slopes[:, j])
         direction[j], change[:, j] = way.reshape(model.h, model.m), np.asarray(operator.matvec(way))
     before = problem.of_outputs(outputs)
     slope, size = float((slopes * change).sum()) / model.n, 1.0
@@ -126,17 +126,25 @@ def newton_step(problem: Objective, weights: FloatArray, *, halvings: int = 40) 
     return NewtonStep(weights, 0.0, before, before)
 
 
-def _solved(G: FloatArray, E: FloatArray, r: FloatArray) -> FloatArray:
-    """Return E w with (E G E + mu I) w = r / E; more damping where rounding makes the matrix indefinite."""
-    matrix = G * E[:, None] * E
+def _solved(model: Exploitation, j: int, E: FloatArray, r: FloatArray) -> FloatArray:
+    """Return -p_j: from the system of order n, or from that of order h m where there are fewer weights than samples."""
+    if model.h * model.m < model.n:
+        rows = model.dense(j) * E[:, None]
+        return _damped(rows.T @ rows, rows.T @ (r / E))
+    matrix = gram(model.Z, model.factors[j]) * E[:, None] * E
+    return np.asarray(model.operator(j).rmatvec(E * _damped(matrix, r / E)))
+
+
+def _damped(matrix: FloatArray, right: FloatArray) -> FloatArray:
+    """Solve (matrix + mu I) x = right; with more damping where rounding makes the matrix indefinite."""
     largest = max(float(matrix.diagonal().max()), 1e-280)
     for damping in (_DAMPING, 2.0**-36, 2.0**-26):
         damped = matrix.copy()
-        damped.flat[:: len(G) + 1] += damping * largest
+        damped.flat[:: len(matrix) + 1] += damping * largest
         try:
-            solution: FloatArray = E * cho_solve(cho_factor(damped, lower=True, overwrite_a=True), r / E)
+            solution: FloatArray = cho_solve(cho_factor(damped, lower=True, overwrite_a=True), right)
         except LinAlgError:
             continue
         return solution
     # 2^-26 covers the rounding of any order below 2^26: only an overflow ends here.
-    return np.zeros_like(r)
+    return np.zeros_like(right)

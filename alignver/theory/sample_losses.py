@@ -235,10 +235,16 @@ class SoftmaxLoss:
         return slopes
 
     def curvature(self, q: FloatArray, y: FloatArray) -> FloatArray:
-        """Return p, a diagonal matrix above the Hessian diag(p) - p p^T."""
-        p: FloatArray = np.exp(q - q.max(axis=1, keepdims=True))
+        """Return 2 p (1 - p): a diagonal matrix above the Hessian diag(p) - p p^T, by Gershgorin's circles.
+
+        1 - p of the largest entry is the sum of the others, without cancellation.
+        """
+        rows, top = np.arange(len(q)), np.argmax(q, axis=1)
+        p: FloatArray = np.exp(q - q[rows, top][:, None])
         p /= p.sum(axis=1, keepdims=True)
-        return p
+        rest = 1.0 - p
+        rest[rows, top] = p.sum(axis=1, where=np.arange(q.shape[1]) != top[:, None])
+        return 2.0 * p * rest
 
     def infima(self, y: FloatArray) -> FloatArray:
         """Return zeros."""

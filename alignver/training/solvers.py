@@ -164,26 +164,32 @@ def full_batch(choice: Any) -> bool:
 
 
 def exploiting_optimizer(
-    choice: Factory | str, parameters: list[torch.nn.Parameter], smoothness: Smoothness, *, warn: bool = True
+    choice: Factory | str,
+    parameters: list[torch.nn.Parameter],
+    smoothness: Smoothness,
+    *,
+    batches: bool = False,
+    warn: bool = True,
 ) -> torch.optim.Optimizer:
     """Return the optimiser of the exploitation phase: a solver by name, or what a factory makes with a stable step.
 
-    A step of SGD from which on gradient descent may diverge is lowered to 1/Lhat, with a warning.
+    A step of SGD from which on gradient descent may diverge is lowered to 1/Lhat, with a warning. On ``batches`` to
+    (1 - momentum)/Lhat: momentum adds up 1 / (1 - momentum) steps, and their noise with them.
     """
-    if isinstance(choice, str):
-        return solver(choice)(parameters, smoothness.step)
-    optimizer = choice(parameters)
+    named = isinstance(choice, str)
+    optimizer = solver(choice)(parameters, smoothness.step) if isinstance(choice, str) else choice(parameters)
     if isinstance(optimizer, torch.optim.SGD):
         for group in optimizer.param_groups:
+            safe = smoothness.step * (1.0 - float(group["momentum"]) if batches else 1.0)
             limit = stable_below(group, smoothness)
-            if group["lr"] >= limit:
+            if group["lr"] >= limit and warn and not named:
                 message = (
                     f"the step {group['lr']:g} of the exploitation phase is above {limit:.3g}, from where on it may "
-                    f"diverge; 1/Lhat = {smoothness.step:.3g} is taken"
+                    f"diverge; 1/Lhat = {smoothness.step:.3g} is the stable one, and {safe:.3g} is taken"
                 )
-                group["lr"] = smoothness.step
-                if warn:
-                    warnings.warn(message, RuntimeWarning, stacklevel=4)
+                warnings.warn(message, RuntimeWarning, stacklevel=4)
+            if group["lr"] >= limit or named:
+                group["lr"] = min(group["lr"], safe)
     return optimizer
 
 

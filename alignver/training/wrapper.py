@@ -335,7 +335,9 @@ class EEWrapper(Trained):
         for p in self.module.parameters():
             p.requires_grad_(p is hidden)
         hidden.grad = None
-        self.optimizer = exploiting_optimizer(self.exploiting, [hidden], found.steps, warn=warn)
+        self.optimizer = exploiting_optimizer(
+            self.exploiting, [hidden], found.steps, batches=found.batch_size is not None, warn=warn
+        )
         if isinstance(self.optimizer, Newton):
             self.optimizer.problem = objective(found.model, wide(targets), self.loss)
         decay = max(float(group.get("weight_decay") or 0.0) for group in self.optimizer.param_groups)

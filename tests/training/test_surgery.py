@@ -115,7 +115,7 @@ def test_resnet_18_gets_a_hidden_layer_before_its_last():
     model = resnet18(1, 10, seed=0)
     x = torch.randn(2, 1, 16, 16)
     network = modify(model, x, outputs=10, width=5)
-    assert network.changes[0] == "fc was replaced by 5 gated units for each of 10 outputs and a last layer"
+    assert network.changes[0] == "head was replaced by 5 gated units for each of 10 outputs and a last layer"
     assert network.features(x).shape == (2, 512)
     assert network(x).shape == (2, 10)
     with pytest.raises(InvalidInput, match="width: got no width for a model that ends in one fully connected layer"):
@@ -222,12 +222,13 @@ def test_a_copy_taps_its_own_body():
     assert bool((network.head.hidden != 0.0).any())
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_torch_compile_makes_one_graph_of_it_in_either_phase(backend):
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+def test_torch_compile_makes_one_graph_of_it_in_either_phase(compiler):
     network = modify(nets.plain(2, torch.float32), X3, outputs=2)
     for _ in range(2):
         torch._dynamo.reset()
-        compiled = torch.compile(network, backend=backend, fullgraph=True)
+        compiled = torch.compile(network, backend=compiler, fullgraph=True)
         assert torch.allclose(compiled(X3), network(X3), atol=1e-6)
         compiled(X3).sum().backward()
         network.head.freeze()

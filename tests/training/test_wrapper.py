@@ -1,0 +1,207 @@
+"""Algorithm 1: its phases, its pieces, and what each of them leaves alone."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import alignver as av
+from alignver.results import Rigor, Verdict
+from alignver.training.surgery import modify
+from alignver.training.wrapper import EEWrapper
+from tests.training import nets
+
+
+def wrapper(m_y=1, loss="binary_cross_entropy", model=None, **options):
+    defaults = {"tau": 4, "epsilon": 0.1, "seed": 3, "exploit_optimizer": "momentum"}
+    return EEWrapper(nets.plain(m_y) if model is None else model, loss=loss, **{**defaults, **options})
+
+
+def weights(own):
+    return {name: p.detach().clone() for name, p in own.module.named_parameters()}
+
+
+def test_it_is_public():
+    assert av.EEWrapper is EEWrapper
+
+
+@pytest.mark.parametrize(("loss", "m_y"), [("squared", 2), ("binary_cross_entropy", 1), ("cross_entropy", 3)])
+def test_the_pieces_are_the_whole(loss, m_y):
+    X, Y = nets.data(loss, m_y=m_y)
+    whole = wrapper(m_y, loss).fit((X, Y), 8)
+    parts = wrapper(m_y, loss)
+    losses = [parts.explore_step(X, Y) for _ in range(4)]
+    assert parts.phase == "exploration"
+    found = parts.enter_exploitation(X, Y)
+    assert parts.phase == "exploitation"
+    for _ in range(4):
+        parts.exploit_step()
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(parts).values(), strict=True))
+    assert losses == [record["loss"] for record in whole.history[:4]]
+    assert found.proved
+    assert found.summary() == whole.guarantee.summary()
+    assert [record["phase"] for record in whole.history] == ["exploration"] * 4 + ["exploitation"] * 4
+    assert [record["steps"] for record in whole.history] == list(range(1, 9))
+    last = whole.history[-1]
+    assert last["loss"] == pytest.approx(loss_of(loss, whole.outputs(X), Y), rel=1e-10)
+    assert math.isnan(last["error"]) == (loss == "squared")
+
+
+def loss_of(loss, f, y):
+    if loss == "squared":
+        return float(((f - y) ** 2).sum(1).mean())
+    if loss == "cross_entropy":
+        return float(nn.functional.cross_entropy(f, y))
+    return float(nn.functional.binary_cross_entropy_with_logits(f, y.double()))
+
+
+def test_exploration_is_the_users_optimiser_on_all_layers():
+    X, Y = nets.data()
+    own = wrapper(optimizer=lambda p: torch.optim.Adam(p, lr=0.02))
+    twin = modify(nets.plain(), X[:2], outputs=1).train()
+    twin.load_state_dict(own.prepare(X, Y).state_dict())
+    adam = torch.optim.Adam(twin.parameters(), lr=0.02)
+    for _ in range(3):
+        own.explore_step(X, Y)
+        adam.zero_grad()
+        nn.functional.binary_cross_entropy_with_logits(twin(X), Y.double()).backward()
+        adam.step()
+    assert all(torch.allclose(a, b, rtol=1e-9) for a, b in zip(own.module.parameters(), twin.parameters(), strict=True))
+
+
+def test_line_9_is_epsilon_times_a_normal_vector_and_line_10_freezes_the_gates():
+    X, Y = nets.data()
+    own = wrapper(epsilon=0.25)
+    own.explore_step(X, Y)
+    before, generator = weights(own), torch.Generator()
+    generator.set_state(own.generator.get_state())
+    found = own.enter_exploitation(X, Y)
+    for name, now in own.module.named_parameters():
+        delta = torch.randn(now.shape, generator=generator, dtype=torch.float64)
+        assert torch.equal(now, before[name] + 0.25 * delta)
+    head = own.module.head
+    assert bool(head.frozen)
+    assert torch.equal(head.gates, head.hidden)  # R = theta^tau
+    assert not any(found.replaced)
+    assert not own.module.training
+
+
+def test_only_the_weights_of_the_last_hidden_layer_move_in_exploitation():
+    X, Y = nets.data()
+    own = wrapper(model=nets.noisy())
+    for _ in range(4):
+        own.explore_step(X, Y)
+    own.enter_exploitation(X, Y)
+    before = copy.deepcopy(own.module.state_dict())
+    for _ in range(3):
+        own.exploit_step()
+        own.exploit_step(X, Y)  # BatchNorm's statistics stand still here too
+    moved = {name for name, value in own.module.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {"head.hidden"}
+    assert {n for n, p in own.module.named_parameters() if p.requires_grad} == {"head.hidden"}
+
+
+def test_frozen_parameters_are_not_part_of_theta():
+    X, Y = nets.data()
+    model = nets.plain()
+    model[0].requires_grad_(False)
+    own = wrapper(model=model).fit((X, Y), 6)
+    assert torch.equal(own.module.body[0].weight, model[0].weight)
+
+
+def test_the_users_model_is_left_alone_and_modes_are_kept():
+    X, Y = nets.data()
+    model = nets.noisy()
+    model[1].eval()
+    before = copy.deepcopy(model.state_dict())
+    own = wrapper(model=model)
+    own.explore_step(X, Y)
+    assert not own.module.body[1].training  # a BatchNorm that the user holds still stays so
+    assert own.module.body[3].training
+    own.fit((X, Y), 6)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert model.training
+    assert not model[1].training
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_report_says_what_stands_still():
+    X, Y = nets.data()
+    own = wrapper(model=nets.noisy(), exploit_optimizer=lambda p: torch.optim.SGD(p, lr=1e-4, weight_decay=0.01))
+    own.fit((X, Y), 6)
+    said = " / ".join(own.guarantee.sentences)
+    assert "1 BatchNorm layer keeps its statistics from tau on (eval mode): z is a function of x alone" in said
+    assert "dropout is off from tau on (1 layer)" in said
+    assert "weight decay of 0.01" in said
+    assert own.guarantee.summary()["notes"] == list(own.guarantee.notes)
+
+
+def test_augmented_inputs_go_through_the_whole_network_each_time():
+    X, Y = nets.data()
+    calls = []
+
+    def shifted(x, generator):
+        calls.append(len(x))
+        return x + 0.01 * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+    own = wrapper().fit((X, Y), 7, batch_size=16, augment=shifted)
+    assert not own.cached
+    assert calls == [16, 14] * 7
+    again = wrapper().fit((X, Y), 7, batch_size=16, augment=shifted)
+    assert torch.equal(own.module.head.hidden, again.module.head.hidden)
+    other = wrapper().fit((X, Y), 7, batch_size=16)
+    assert not torch.equal(own.module.head.hidden, other.module.head.hidden)
+    same = wrapper().fit((X, Y), 7, augment=lambda x, _generator: x)
+    cached = wrapper().fit((X, Y), 7)
+    assert torch.allclose(same.module.head.hidden, cached.module.head.hidden, rtol=1e-10, atol=1e-12)
+
+
+def test_an_epochs_loss_is_the_mean_over_its_samples():
+    X, Y = nets.data()
+    own = wrapper(optimizer=lambda p: torch.optim.SGD(p, lr=1e-300), tau=1)
+    own.fit((X, Y), 2, batch_size=7)  # 7, 7, 7, 7, 2
+    start = wrapper(tau=1).prepare(X, Y)
+    assert own.history[0]["loss"] == pytest.approx(loss_of("binary_cross_entropy", start(X).detach(), Y), rel=1e-10)
+
+
+def test_check_proves_the_gap_and_certifies_it():
+    X, Y = nets.data()
+    own = wrapper(exploit_optimizer="newton").fit((X, Y), 25)
+    result = own.check(X, Y, tolerance=1e-3)
+    assert (result.verdict, result.rigor) == (Verdict.HOLDS, Rigor.PROOF)
+    assert result.measured["training_errors"] == 0
+    assert own.history[-1]["loss"] == pytest.approx(result.measured["loss_lower"], rel=1e-4)  # torch's digits are few
+    assert own.check(X, Y.numpy(), tolerance=1e-9, certify=False).rigor is Rigor.NUMERICAL
+    from alignver.theory.objective import objective
+    from alignver.training.exploitation import as_model, wide
+
+    model = as_model(own.module, own._cached.Z)
+    inputs = model.inputs(wide(own.module.head.hidden), objective(model, Y.numpy(), own.loss).targets)
+    assert av.recheck(result.certificate, **inputs).verdict is Verdict.HOLDS
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_dtypes(dtype):
+    X, Y = nets.data(dtype=torch.float64)
+    own = wrapper(model=nets.plain(dtype=dtype), exploit_optimizer="newton").fit((X, Y), 20)
+    assert own.module.head.hidden.dtype == dtype
+    assert own.history[-1]["error"] == 0.0
+    assert own.outputs(X).dtype == dtype
+
+
+def test_a_network_without_linear_layers_trains():
+    torch.manual_seed(0)
+    x = torch.randn(20, 1, 8, 8)
+    y = torch.arange(20) % 3
+    own = EEWrapper(
+        nets.convolutional(), loss="cross_entropy", tau=2, epsilon=0.1, width=8, exploit_optimizer="newton"
+    ).fit((x, y), 30)
+    assert own.module.head.hidden.shape == (3, 8, 13)
+    assert own.history[-1]["error"] == 0.0
+    batch = EEWrapper(nets.convolutional(), loss="cross_entropy", width=8, outputs=5)
+    batch.explore_step(x[:1], y[:1])  # labels of one batch would not tell
+    assert batch.module.head.hidden.shape[0] == 5
