@@ -67,8 +67,7 @@ def test_verdicts_stand(Z, width):
     if result.verdict is Verdict.FAILS:
         assert impossible
     if result.verdict is not Verdict.UNDECIDED:
-        name = next(iter(result.certificate.inputs))
-        assert recheck(result.certificate, **{name: Z}).verdict is Verdict.HOLDS
+        assert recheck(result.certificate, Z=Z).verdict is Verdict.HOLDS
     if result.verdict is Verdict.HOLDS:
         q = gates_of(result.certificate)
         assert q.shape == (m, width)

@@ -15,7 +15,7 @@ from alignver.phi.cholesky import Definite, prove_definite
 from alignver.phi.claims import GATES, about, seal
 from alignver.phi.dense import dense_phi
 from alignver.phi.hadamard import scaled_gram
-from alignver.phi.refute import by_count, by_equal_rows
+from alignver.phi.refute import by_columns, by_count, by_equal_rows
 from alignver.phi.survey import Survey, directions, survey
 from alignver.proof import Certificate
 from alignver.proof.rounding import FloatArray, mul_up, sqrt_up
@@ -48,11 +48,17 @@ def check(
     proof = None
     if method in ("auto", "gram"):
         proof = _by_gram(setting, gates, how, folder, found)
-        size = 8 * rows.n * rows.m * gates.shape[1]
-        if proof.verdict is not Verdict.UNDECIDED or method == "gram" or size > _DENSE_QUICK or setting.delta:
+        if proof.verdict is Verdict.HOLDS:
             return proof
+        refuted = _refuted_by_columns(setting, found)
+        size = 8 * rows.n * rows.m * gates.shape[1]
+        if refuted is not None or method == "gram" or size > _DENSE_QUICK or setting.delta:
+            return proof if refuted is None else refuted
     result = _by_svd(setting, gates, how, sampled)
-    return result if proof is None else dataclasses.replace(result, evidence=(*result.evidence, proof.reason))
+    if proof is not None:
+        return dataclasses.replace(result, evidence=(*result.evidence, proof.reason))
+    refuted = None if result.verdict is Verdict.HOLDS else _refuted_by_columns(setting, found)
+    return result if refuted is None else refuted
 
 
 def _refuted(setting: Setting, found: Survey) -> CheckResult | None:
@@ -61,6 +67,13 @@ def _refuted(setting: Setting, found: Survey) -> CheckResult | None:
     refuted = by_count(rows.n, rows.m, width, found.record, rows.added)
     if refuted is None and not setting.delta:
         refuted = by_equal_rows(rows, found, width)
+    return None if refuted is None else exploration_words.refutation(setting, refuted)
+
+
+def _refuted_by_columns(setting: Setting, found: Survey) -> CheckResult | None:
+    """Refute by the rank of Z: looked at where nothing was proved, since it can take a pass over Z and seconds."""
+    assert setting.width is not None
+    refuted = None if setting.delta else by_columns(setting.rows, found, setting.width)
     return None if refuted is None else exploration_words.refutation(setting, refuted)
 
 

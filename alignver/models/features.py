@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import difflib
+import errno
+import itertools
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +22,7 @@ from alignver.models.guard import unchanged
 from alignver.models.inputs import as_inputs
 from alignver.progress import track
 
-__all__ = ["estimate_row_error", "extract_features", "feature_blocks"]
+__all__ = ["estimate_row_error", "extract_features", "feature_blocks", "save_features"]
 
 
 def extract_features(
@@ -87,6 +91,58 @@ def feature_blocks(
         if casts and parameter is not None:
             batch = batch.to(parameter.dtype)
         yield _rows(_output(model, module, batch, layer), start, int(batch.shape[0]), layer)
+
+
+def save_features(
+    file: str | os.PathLike[str], model: nn.Module, X: Any, layer: str | None = None, *, batch_size: int = 256
+) -> np.memmap[Any, Any]:
+    """Write the rows of :func:`extract_features` to a ``.npy`` file, one batch at a time, and return the file mapped.
+
+    The file appears whole or not at all; memory holds a batch.
+
+    Parameters
+    ----------
+    file : path
+        A file that is there is replaced.
+    model, X, layer, batch_size
+        As in :func:`extract_features`.
+
+    Returns
+    -------
+    (n, m) numpy.memmap
+        Read-only.
+
+    Raises
+    ------
+    InvalidInput
+        As :func:`extract_features`; a file that cannot be written, a disk that is full.
+
+    Examples
+    --------
+    >>> import tempfile, torch
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_features(f"{folder}/Z.npy", torch.nn.Linear(2, 3), [[0.0, 1.0]] * 5, batch_size=2).shape
+    (5, 3)
+    """
+    whole = Path(file)
+    part = whole.with_name(f"{whole.name}.{os.getpid()}.part")
+    blocks = feature_blocks(model, X, layer, batch_size=batch_size)
+    first = next(blocks)
+    header = {"descr": first.dtype.str, "fortran_order": False, "shape": (len(X), first.shape[1])}
+    try:
+        with part.open("wb") as stream:
+            np.lib.format.write_array_header_1_0(stream, header)
+            for rows in itertools.chain([first], blocks):
+                stream.write(np.ascontiguousarray(rows).data)
+        os.replace(part, whole)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        got = f"{whole}, on a disk that is full" if full else f"{whole}, which cannot be written ({error.strerror})"
+        raise InvalidInput("file", got, "a place with room for all rows") from error
+    finally:
+        part.unlink(missing_ok=True)
+    kept: np.memmap[Any, Any] = np.load(whole, mmap_mode="r", allow_pickle=False)
+    return kept
 
 
 def estimate_row_error(model: nn.Module, X: Any, layer: str | None = None, *, sample: int = 64, seed: int = 0) -> float:

@@ -25,7 +25,7 @@ from alignver.phi.claims import EXPLORATION, GATES, NO_EXPLORATION, OPTIMALITY, 
 from alignver.phi.rows import Rows, open_rows
 from alignver.phi.threads import ordered, single_threaded_blas
 from alignver.progress import track
-from alignver.proof.certificate import Certificate, describe
+from alignver.proof.certificate import Certificate, describe, make
 from alignver.proof.recheck.failure import NotProved
 from alignver.proof.rounding import assumptions_hold
 from alignver.proof.storage import Tampered, load_certificate
@@ -124,6 +124,7 @@ def _check(certificate: Certificate, inputs: Mapping[str, Any]) -> str:
         (NO_EXPLORATION, "count"): _count,
         (NO_EXPLORATION, "equal rows"): _equal_rows,
         (NO_EXPLORATION, "columns"): _columns,
+        (NO_EXPLORATION, "rank of Z"): _rank_of_z,
         (GATES, "gram"): recheck_gates.gram,
     }
     method = methods.get((certificate.claim, str(certificate.method)))
@@ -131,12 +132,20 @@ def _check(certificate: Certificate, inputs: Mapping[str, Any]) -> str:
         raise NotProved(f"unknown method {str(certificate.method)[:40]!r} for the claim {certificate.claim!r}")
     rows = open_rows(inputs["Z"], add_constant=added)
     try:
+        _has_shape(certificate, rows)
         with single_threaded_blas(), np.errstate(all="ignore"):
             return method(certificate, rows)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, ZeroDivisionError) as error:
         raise NotProved(f"the certificate lacks what its method needs ({type(error).__name__}: {error})") from error
     finally:
         rows.close()
+
+
+def _has_shape(certificate: Certificate, rows: Rows) -> None:
+    """Refuse another matrix by its shape, before anything in the certificate is held against it."""
+    shape = certificate.inputs.get("Z", {}).get("shape")
+    if tuple(shape or ()) != (rows.n, rows.stored):
+        raise NotProved(f"Z is {rows.n} x {rows.stored} and not the input that this certificate is about")
 
 
 def identify(certificate: Certificate, rows: Rows, visit: Callable[[int, Any], None]) -> None:
@@ -193,6 +202,18 @@ def _columns(certificate: Certificate, rows: Rows) -> str:
     if not len(kept) * certificate.constants["width"] < rows.n:
         raise NotProved("the columns that are left are enough")
     return f"Z has rank {len(kept)} at most: times the width, fewer than {rows.n} rows"
+
+
+def _rank_of_z(certificate: Certificate, rows: Rows) -> str:
+    identify(certificate, rows, lambda start, block: None)
+    of_z, Z = certificate.constants["of Z"], rows.read(0, rows.n)
+    again = proof.recheck(make("rank", of_z["method"], {"A": Z}, certificate.data, of_z["constants"]), A=Z)
+    if again.verdict is not Verdict.HOLDS:
+        raise NotProved(f"the rank of Z is not proved again: {again.reason}")
+    rank = int(of_z["constants"]["rank"])
+    if not rank * certificate.constants["width"] < rows.n:
+        raise NotProved(f"rank {rank} times the width is enough")
+    return f"Z has rank {rank}: times the width, fewer than {rows.n} rows"
 
 
 def _staircase(certificate: Certificate, rows: Rows) -> str:

@@ -18,7 +18,7 @@ from alignver.phi.rows import Rows
 from alignver.phi.survey import Survey
 from alignver.progress import stage
 from alignver.proof import Certificate, prove_rank
-from alignver.results import Verdict
+from alignver.results import Verdict, plain
 
 __all__ = ["Refutation", "by_columns", "by_count", "by_equal_rows"]
 
@@ -110,7 +110,7 @@ def by_columns(rows: Rows, found: Survey, width: int) -> Refutation | None:
             f"width {width} that is fewer than {rows.n} samples"
         )
         return Refutation(reason, {"kind": "columns", "zero": zero, "copies": copies, "rank": rank}, certificate)
-    if rows.n * rows.m > _EXACT_ENTRIES or rows.added:
+    if rows.n * rows.m > _EXACT_ENTRIES:
         return None
     Z = rows.read(0, rows.n)
     rank = int(np.linalg.matrix_rank(Z))
@@ -118,10 +118,15 @@ def by_columns(rows: Rows, found: Survey, width: int) -> Refutation | None:
         return None
     with stage("exact rank of Z"):
         decision = prove_rank(Z, rank, budget_seconds=_EXACT_SECONDS)
-    if decision.verdict is not Verdict.HOLDS or decision.certificate is None:
+    inner = decision.certificate
+    if decision.verdict is not Verdict.HOLDS or inner is None:
         return None
+    # The kernel's certificate is about Z with its constant; this one holds it, and is about Z as it was given.
+    own = {"method": inner.method, "constants": plain(dict(inner.constants))}
+    held: dict[str, Any] = {"rank": rows.n, "width": width, "add_constant": rows.added, "of Z": own}
+    certificate = seal(NO_EXPLORATION, "rank of Z", about(found.record), inner.data, held)
     reason = f"Z has rank {rank} exactly: times width {width} that is fewer than {rows.n} samples"
-    return Refutation(reason, {"kind": "rank of Z", "rank": rank, "width": width}, decision.certificate)
+    return Refutation(reason, {"kind": "rank of Z", "rank": rank, "width": width}, certificate)
 
 
 def _idle_columns(rows: Rows) -> tuple[list[int], list[tuple[int, int]]]:

@@ -23,7 +23,7 @@ def holds(result):
 
 def fails(result, Z):
     assert (result.verdict, result.rigor) == (Verdict.FAILS, Rigor.PROOF), result.reason
-    assert recheck(result.certificate, **{"A" if "A" in result.certificate.inputs else "Z": Z}).verdict is Verdict.HOLDS
+    assert recheck(result.certificate, Z=Z).verdict is Verdict.HOLDS
     return result
 
 
@@ -62,14 +62,20 @@ def test_width_that_the_features_force():
 
 
 def test_rank_of_z_by_exact_arithmetic():
+    """Whatever asks: a staircase, given gates, a Z whose constant is added; the certificate is about Z as given."""
     pytest.importorskip("flint")
     rng = np.random.default_rng(0)
-    base = rng.integers(-4, 5, (30, 3)).astype(float)
+    base = rng.integers(-999, 999, (30, 3)) / 64
     Z = np.column_stack([base @ rng.integers(-3, 4, (3, 6)), np.ones(30)])
-    assert np.linalg.matrix_rank(Z) == 4
-    result = check_safe_exploration(Z, width=7)
-    assert result.witness["kind"] in {"rank of Z", "equal rows"}
-    fails(result, Z)
+    q = rng.standard_normal((7, 7))
+    for options in ({"width": 7}, {"q": q}, {"q": q, "method": "gram"}, {"q": q, "method": "dense"}):
+        result = fails(check_safe_exploration(Z, **options), Z)
+        assert result.witness == {"kind": "rank of Z", "rank": 4, "width": 7}
+    bare = fails(check_safe_exploration(Z[:, :-1], width=7, add_constant=True), Z[:, :-1])
+    assert bare.witness["rank"] == 4
+    assert recheck(bare.certificate, Z=Z[:, 1:]).verdict is Verdict.FAILS
+    assert check_safe_exploration(Z, width=7, delta=1e-9).verdict is Verdict.UNDECIDED
+    assert holds(check_safe_exploration(Z, width=8)).measured["width"] == 8
 
 
 def test_too_few_columns():

@@ -12,7 +12,7 @@ from torch import nn
 from alignver.errors import InvalidInput
 from alignver.experiments.resnet18 import fix_statistics, resnet18
 from alignver.experiments.table2 import features, table2
-from alignver.models.features import estimate_row_error, extract_features, feature_blocks
+from alignver.models.features import estimate_row_error, extract_features, feature_blocks, save_features
 
 
 def network():
@@ -86,6 +86,21 @@ def test_inputs_that_do_not_fit():
     X[3] = 1e30
     with pytest.raises(InvalidInput, match=r"the feature .* at \(3, 0\)"):
         extract_features(net, X, "0", batch_size=2)
+
+
+def test_saved_features_are_the_same(tmp_path):
+    net, X = network(), np.random.default_rng(0).standard_normal((50, 4))
+    kept = save_features(tmp_path / "Z.npy", net, X, "2", batch_size=7)
+    np.testing.assert_array_equal(kept, extract_features(net, X, "2", batch_size=7))
+    assert (kept.dtype, kept.filename) == (np.float32, tmp_path / "Z.npy")
+    with pytest.raises(InvalidInput, match=r"file: got .* which cannot be written"):
+        save_features(tmp_path / "nowhere" / "Z.npy", net, X, "2")
+    with torch.no_grad():
+        net[0].weight[0, 0] = 1e38
+    X[33] = 1e30
+    with pytest.raises(InvalidInput, match=r"the feature .* at \(33, 0\)"):
+        save_features(tmp_path / "bad.npy", net, X, "0", batch_size=7)
+    assert [path.name for path in tmp_path.iterdir()] == ["Z.npy"]
 
 
 def test_estimated_row_error():

@@ -128,6 +128,24 @@ def test_refutations_are_checked(Z):
     assert recheck(both, Z=double).verdict is Verdict.FAILS
 
 
+def test_rank_of_z_is_checked(rng):
+    pytest.importorskip("flint")
+    base = rng.integers(-999, 999, (30, 3)) / 64
+    Z = np.column_stack([base @ rng.integers(-3, 4, (3, 6)), np.ones(30)])
+    good = check_safe_exploration(Z, width=7).certificate
+    of_z = good.constants["of Z"]
+    assert recheck(good, Z=Z).verdict is Verdict.HOLDS
+    for forgery in (
+        resealed(good, width=8),
+        resealed(good, **{"of Z": {**of_z, "constants": {**of_z["constants"], "rank": 3}}}),
+        resealed(good, **{"of Z": {**of_z, "method": "shape"}}),
+        resealed(good, **{"of Z": None}),
+        dataclasses.replace(good, data=Frozen({})),
+    ):
+        assert recheck(forgery, Z=Z).verdict is Verdict.FAILS
+    assert "not the input" in recheck(good, Z=Z[:, 1:]).reason
+
+
 def test_other_claims_are_passed_on():
     A = np.eye(3)
     assert recheck(prove_rank(A, 3).certificate, A=A).verdict is Verdict.HOLDS
