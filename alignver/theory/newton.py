@@ -84,8 +84,8 @@ def newton_step(problem: Objective, weights: FloatArray, *, halvings: int = 40) 
     Notes
     -----
     Rigor: none is needed, the loss where it leads can be computed. Costs a Cholesky factorization of order min(n, h m)
-    for each output. The squared loss with rank n needs one step, up to rounding; the cross-entropies gain a factor of about e a
-    step, since margins grow by 1.
+    for each output. The squared loss with rank n needs one step, up to rounding; the cross-entropies gain a factor of
+    about e a step, since margins grow by 1.
 
     Examples
     --------

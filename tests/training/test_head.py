@@ -68,7 +68,7 @@ def test_a_state_dict_goes_through_safetensors_with_its_phase(tmp_path, dtype):
 
 @pytest.mark.parametrize("gate", [0.0, -1.0, float("inf"), float("nan"), True, "relu", torch.tanh, torch.relu, None])
 def test_gates_that_are_not_logistic(gate):
-    with pytest.raises(InvalidInput, match="gate: got .*logistic"):
+    with pytest.raises(InvalidInput, match=r"gate: got .*logistic"):
         gate_slope(gate)
 
 

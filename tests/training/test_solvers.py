@@ -134,9 +134,9 @@ def test_full_batch_solvers_refuse_batches():
             run(solver, batch_size=5)
     with pytest.raises(InvalidInput, match="exploit_optimizer: got 'rprop'"):
         run("rprop")
+    (X, Y), own = nets.data(), EEWrapper(nets.plain(), loss="squared", exploit_optimizer="newton")
     with pytest.raises(InvalidInput, match="'newton' without cached features"):
-        X, Y = nets.data()
-        EEWrapper(nets.plain(), loss="squared", exploit_optimizer="newton").enter_exploitation(X, Y, cache=False)
+        own.enter_exploitation(X, Y, cache=False)
 
 
 def test_plain_descent_is_told_from_everything_else():

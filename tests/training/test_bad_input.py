@@ -1,0 +1,158 @@
+"""What no run can be made of is said before anything is trained; what goes wrong on the way ends the run, and says where."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from alignver.errors import InvalidInput
+from alignver.theory.sample_losses import LogisticLoss
+from alignver.training import checkpoint
+from alignver.training.pace import tau_epoch
+from alignver.training.wrapper import EEWrapper
+from tests.training import nets
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": nn.Tanh()}, "model: got a Tanh without parameters"),
+        ({"model": "net"}, "model: got a str without parameters"),
+        ({"model": nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, track_running_stats=False))}, "'1', a BatchNorm1d"),
+        ({"loss": "hinge"}, "loss: got loss='hinge'; needs .*convex in the outputs"),
+        ({"loss": LogisticLoss()}, "loss: got"),
+        ({"loss": nn.MSELoss()}, "loss: got"),
+        ({"loss": None}, "loss: got loss=None"),
+        ({"epsilon": 0.0}, "epsilon: got epsilon=0.0; needs a positive number"),
+        ({"epsilon": -1e-3}, "epsilon: got"),
+        ({"epsilon": math.nan}, "epsilon: got"),
+        ({"epsilon": math.inf}, "epsilon: got"),
+        ({"tau": 0}, "tau: got tau=0"),
+        ({"tau": -0.5}, "tau: got"),
+        ({"tau": math.nan}, "tau: got"),
+        ({"tau": "half"}, "tau: got"),
+        ({"gate": 0.0}, "gate: got 0.0"),
+        ({"gate": torch.tanh}, "gate: got"),
+        ({"gate": torch.relu}, "gate: got"),
+        ({"repair": "fix"}, "repair: got repair='fix'"),
+        ({"exploit_optimizer": "sdg"}, "exploit_optimizer: got 'sdg'"),
+        ({"exploit_optimizer": 0.1}, "exploit_optimizer: got 0.1"),
+        ({"optimizer": "adam"}, "optimizer: got 'adam'"),
+    ],
+)
+def test_settings(changes, said):
+    settings = {"model": nets.plain(), "loss": "squared", **changes}
+    with pytest.raises(InvalidInput, match=said):
+        EEWrapper(settings.pop("model"), **settings)
+
+
+@pytest.mark.parametrize(("tau", "epochs"), [(10, 10), (11, 10), (0.01, 10), (0.99, 10), (2.5, 10), (1, 1), (5, 0)])
+def test_a_tau_outside_the_run(tau, epochs):
+    own = EEWrapper(nets.plain(), loss="squared", tau=tau)
+    with pytest.raises(InvalidInput, match="tau: got|epochs: got"):
+        own.fit(nets.data("squared"), epochs)
+    assert own.steps == 0
+
+
+def test_taus():
+    assert [tau_epoch(0.5, 10), tau_epoch(1, 2), tau_epoch(3.0, 10)] == [5, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("loss", "Y", "said"),
+    [
+        ("squared", torch.zeros(30, 2), "1 outputs of '4' beside targets with 2"),
+        ("squared", torch.zeros(29, 1), "Y: got shape"),
+        ("squared", torch.full((30, 1), math.nan), "Y: got NaN or Inf"),
+        ("squared", [["a"]] * 30, "Y: got"),
+        ("binary_cross_entropy", torch.full((30, 1), 0.5), "Y: got targets"),
+        ("binary_cross_entropy", torch.full((30,), 2), "Y: got targets"),
+        ("cross_entropy", torch.arange(30), "1 outputs of '4' beside targets with 30"),
+        ("cross_entropy", torch.zeros(0), "Y: got shape"),
+        ("cross_entropy", -torch.ones(30, dtype=torch.long), "Y: got targets|Y: got labels"),
+    ],
+)
+def test_targets_that_do_not_fit(loss, Y, said):
+    X, _ = nets.data()
+    own = EEWrapper(nets.plain(), loss=loss, tau=2)
+    with pytest.raises(InvalidInput, match=said):
+        own.fit((X, Y), 5)
+    assert not hasattr(own, "module")
+
+
+def test_inputs_that_do_not_fit():
+    X, Y = nets.data()
+    own = EEWrapper(nets.plain(), loss="squared", tau=2)
+    for bad, said in ((X[:, :2], "inputs that the model refuses"), (X * math.nan, "X: got nan"), ("x", "X: got a str")):
+        with pytest.raises(InvalidInput, match=said):
+            own.fit((bad, Y), 5)
+    for size in (0, -1, 2.5, True):
+        with pytest.raises(InvalidInput, match="batch_size: got"):
+            own.fit((X, Y), 5, batch_size=size)
+
+
+def test_pieces_in_the_wrong_order():
+    X, Y = nets.data()
+    own = EEWrapper(nets.plain(), loss="squared", tau=2, epsilon=0.1, exploit_optimizer="gd")
+    with pytest.raises(InvalidInput, match="exploit_step: got a call in the phase of exploration"):
+        own.exploit_step()
+    with pytest.raises(InvalidInput, match="check: got a call in the phase of exploration"):
+        own.check(X, Y)
+    own.explore_step(X, Y)
+    own.enter_exploitation(X, Y, cache=False)
+    with pytest.raises(InvalidInput, match="explore_step: got a call in the phase of exploitation"):
+        own.explore_step(X, Y)
+    with pytest.raises(InvalidInput, match="a second call"):
+        own.enter_exploitation(X, Y)
+    with pytest.raises(InvalidInput, match="no cached features"):
+        own.exploit_step()
+    with pytest.raises(InvalidInput, match="no cached features"):
+        own.evaluate()
+    with pytest.raises(InvalidInput, match="record: got record=False"):
+        own.training_record()
+
+
+def diverging(place, phase, **options):
+    """A run whose loss overflows, with a checkpoint after each epoch."""
+    X, Y = nets.data("squared")
+    long, short = (lambda p: torch.optim.SGD(p, lr=1e150)), (lambda p: torch.optim.SGD(p, lr=1e-3))
+    first, second = (long, "gd") if phase == "exploration" else (short, lambda p: torch.optim.Adam(p, lr=1e154))
+    own = EEWrapper(
+        nets.plain(), loss="squared", tau=4, epsilon=0.1, optimizer=first, exploit_optimizer=second, **options
+    )
+    own.fit((X, Y), 10, on_epoch=lambda own, _record: checkpoint.save(own, place / "run.pt"))
+
+
+def test_a_loss_that_overflows_stops_the_run_before_it_is_kept(tmp_path):
+    with pytest.raises(InvalidInput, match=r"optimizer: got .*(step \d+ \(epoch \d+, exploitation\))") as caught:
+        diverging(tmp_path, "exploitation")
+    assert "a checkpoint of an epoch before this one is good" in str(caught.value)
+    kept = checkpoint.load(tmp_path / "run.pt")
+    assert kept["epochs"] >= 4
+    assert all(bool(torch.isfinite(value).all()) for value in kept["network"].values())
+    assert all(math.isfinite(record["loss"]) for record in kept["history"])
+    epoch = int(str(caught.value).split("(epoch ")[1].split(",")[0])
+    assert epoch == kept["epochs"] + 1
+
+
+def test_nan_in_exploration_says_the_step(tmp_path):
+    with pytest.raises(
+        InvalidInput, match=r"(a loss that is (nan|inf)|parameters that are NaN or Inf) (at|after) step"
+    ):
+        diverging(tmp_path, "exploration")
+    if (tmp_path / "run.pt").exists():
+        kept = checkpoint.load(tmp_path / "run.pt")
+        assert all(bool(torch.isfinite(value).all()) for value in kept["network"].values())
+
+
+def test_arrays_and_lists_are_data_too():
+    X, Y = nets.data()
+    own = EEWrapper(nets.plain(), loss="binary_cross_entropy", tau=2, epsilon=0.1, exploit_optimizer="sgd")
+    own.fit((X.numpy(), Y.numpy().tolist()), 4, batch_size=8)
+    other = EEWrapper(nets.plain(), loss="binary_cross_entropy", tau=2, epsilon=0.1, exploit_optimizer="sgd")
+    other.fit((X, np.asarray(Y)), 4, batch_size=8)
+    assert torch.equal(own.module.head.hidden, other.module.head.hidden)

@@ -1,0 +1,213 @@
+"""A run that was cut off goes on bit for bit, whatever phase, optimiser and randomness it was in."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from alignver.errors import InvalidInput
+from alignver.training import checkpoint
+from alignver.training.solvers import SOLVERS
+from alignver.training.wrapper import EEWrapper
+from tests.training import nets
+
+EPOCHS, TAU = 9, 4
+
+
+def wrapper(solver="momentum", **options):
+    defaults = {"tau": TAU, "epsilon": 0.1, "seed": 3, "record": True}
+    adam = lambda p: torch.optim.Adam(p, lr=0.003)  # noqa: E731
+    return EEWrapper(
+        nets.noisy(2), loss="cross_entropy", optimizer=adam, exploit_optimizer=solver, **{**defaults, **options}
+    )
+
+
+def bits(own):
+    return {name: tensor.numpy().tobytes() for name, tensor in own.module.state_dict().items()}
+
+
+def same_history(a, b):
+    return repr(a.history) == repr(b.history) and all(not math.isnan(r["loss"]) for r in a.history)
+
+
+def through_disk(own, path):
+    checkpoint.save(own, path)
+    return checkpoint.load(path)
+
+
+@pytest.mark.parametrize("solver", [*sorted(SOLVERS), None])
+@pytest.mark.parametrize("stop", [2, TAU, TAU + 1, EPOCHS - 1])
+def test_a_resumed_run_is_the_run(solver, stop, tmp_path):
+    X, Y = nets.data("cross_entropy", m_y=2)
+    size = 11 if solver in ("sgd", "momentum", "adam", None) else None
+    file = tmp_path / "run.pt"
+
+    def keep(own, record):
+        if record["epoch"] == stop:
+            checkpoint.save(own, file)
+
+    torch.manual_seed(11)
+    whole = wrapper(solver).fit((X, Y), EPOCHS, batch_size=size, on_epoch=keep)
+    torch.manual_seed(99)  # dropout's generator is put back
+    again = checkpoint.restore(wrapper(solver), checkpoint.load(file), X, Y)
+    assert again.epochs == stop
+    assert again.history == whole.history[:stop]
+    again.fit((X, Y), EPOCHS, batch_size=size)
+    assert bits(again) == bits(whole)
+    assert same_history(again, whole)
+    assert again.guarantee.sentences == whole.guarantee.sentences
+    assert again.guarantee.summary() == whole.guarantee.summary()
+    record, other = again.training_record(), whole.training_record()
+    assert record.losses.tobytes() == other.losses.tobytes()
+    assert record.inner_products.tobytes() == other.inner_products.tobytes()
+    assert (record.method, record.tau) == (other.method, other.tau)
+    assert [r.verdict for r in again.check_convergence(Y)] == [r.verdict for r in whole.check_convergence(Y)]
+
+
+def test_a_run_with_repaired_gates_and_augmented_inputs(tmp_path):
+    X, Y = nets.data("cross_entropy", m_y=2, dtype=torch.float32)
+
+    def shifted(x, generator):
+        return x + 0.1 * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+    def build():
+        torch.manual_seed(0)
+        return EEWrapper(nets.plain(2, torch.float32), loss="cross_entropy", tau=2, epsilon=1e-6, gate=1e-3, seed=3)
+
+    kept = {}
+
+    def keep(own, record):
+        kept[record["epoch"]] = copy.deepcopy(checkpoint.state(own))
+
+    with pytest.warns(RuntimeWarning, match="the gates of .* units were replaced, and now it is"):
+        whole = build().fit((X, Y), 6, batch_size=8, augment=shifted, on_epoch=keep)
+    again = checkpoint.restore(build(), kept[4], X, Y).fit((X, Y), 6, batch_size=8, augment=shifted)
+    assert not again.cached
+    assert bits(again) == bits(whole)
+    assert same_history(again, whole)
+    assert again.guarantee.replaced == whole.guarantee.replaced != ((), ())
+    assert again.guarantee.sentences == whole.guarantee.sentences
+
+
+def test_runs_in_parts_are_the_run():
+    X, Y = nets.data("cross_entropy", m_y=2)
+    whole, parts = wrapper("accelerated"), wrapper("accelerated")
+    torch.manual_seed(1)
+    whole.fit((X, Y), EPOCHS)
+    torch.manual_seed(1)
+    for epochs in (TAU + 1, TAU + 3, EPOCHS):
+        parts.fit((X, Y), epochs)
+    assert bits(parts) == bits(whole)
+    assert same_history(parts, whole)
+
+
+_KILLED = """
+import sys, torch
+sys.path.insert(0, {root!r})
+from alignver.training import checkpoint
+from tests.training.test_checkpoint import wrapper
+from tests.training import nets
+X, Y = nets.data("cross_entropy", m_y=2)
+torch.manual_seed(11)
+def keep(own, record):
+    checkpoint.save(own, {file!r})
+    print(record["epoch"], flush=True)
+wrapper().fit((X, Y), 100000, batch_size=11, on_epoch=keep)
+"""
+
+
+def test_kill_9_loses_at_most_the_epoch(tmp_path):
+    file = tmp_path / "run.pt"
+    code = _KILLED.format(root=str(Path(__file__).parents[2]), file=str(file))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if int(line) >= TAU + 3:
+            break
+    time.sleep(0.05)  # into the middle of something
+    os.kill(process.pid, signal.SIGKILL)
+    seen = [int(line) for line in process.stdout if line.strip()]
+    assert process.wait() == -signal.SIGKILL
+    process.stdout.close()
+    kept = checkpoint.load(file)
+    assert kept["epochs"] >= max([TAU + 3, *seen])
+    X, Y = nets.data("cross_entropy", m_y=2)
+    end = kept["epochs"] + 2
+    again = checkpoint.restore(wrapper(), kept, X, Y).fit((X, Y), end, batch_size=11)
+    torch.manual_seed(11)
+    whole = wrapper().fit((X, Y), end, batch_size=11)
+    assert bits(again) == bits(whole)
+    assert same_history(again, whole)
+
+
+def test_files_that_are_no_checkpoints(tmp_path):
+    file = tmp_path / "run.pt"
+    with pytest.raises(InvalidInput, match="checkpoint: got .*cannot be read"):
+        checkpoint.load(file)
+    for garbage in (b"", b"not a checkpoint", os.urandom(5000), b"PK\x03\x04" + bytes(100)):
+        file.write_bytes(garbage)
+        with pytest.raises(InvalidInput, match="checkpoint: got .*cannot be read"):
+            checkpoint.load(file)
+    own, (X, Y) = wrapper(), nets.data("cross_entropy", m_y=2)
+    own.explore_step(X, Y)
+    checkpoint.save(own, file)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        checkpoint.load(file)
+    for other in ([1, 2], {"weights": torch.zeros(2)}, torch.zeros(3)):
+        torch.save(other, file)
+        with pytest.raises(InvalidInput, match="holds no run's state"):
+            checkpoint.load(file)
+    torch.save({"settings": Evil()}, file)
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        checkpoint.load(file)  # code is not run
+    assert not Evil.ran
+
+
+class Evil:
+    ran = False
+
+    def __reduce__(self):
+        return (setattr, (Evil, "ran", True))
+
+
+def test_a_checkpoint_of_another_run():
+    X, Y = nets.data("cross_entropy", m_y=2)
+    own = wrapper()
+    own.explore_step(X, Y)
+    kept = checkpoint.state(own)
+    with pytest.raises(InvalidInput, match="a run with seed=3 beside seed=4"):
+        checkpoint.restore(wrapper(seed=4), kept, X, Y)
+    other = EEWrapper(nets.plain(2), loss="cross_entropy", tau=TAU, epsilon=0.1, seed=3)
+    with pytest.raises(InvalidInput, match="parameters of another model"):
+        checkpoint.restore(other, kept, X, Y)
+    with pytest.raises(InvalidInput, match="no run's state"):
+        checkpoint.restore(wrapper(), {}, X, Y)
+
+
+def test_saving_is_all_or_nothing(tmp_path, monkeypatch):
+    X, Y = nets.data("cross_entropy", m_y=2)
+    own, file = wrapper(), tmp_path / "run.pt"
+    own.explore_step(X, Y)
+    checkpoint.save(own, file)
+    before = file.read_bytes()
+    monkeypatch.setattr(os, "fsync", _full)
+    with pytest.raises(InvalidInput, match="No space left"):
+        checkpoint.save(own, file)
+    assert file.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["run.pt"]
+    with pytest.raises(InvalidInput, match="cannot be written"):
+        checkpoint.save(own, tmp_path / "nowhere" / "run.pt")
+
+
+def _full(_descriptor):
+    raise OSError(28, "No space left on device")
