@@ -18,7 +18,7 @@ from alignver.errors import InvalidInput
 from alignver.models.conflicts import Conflicts
 from alignver.models.factored_proof import prove_by_factors
 from alignver.models.kinks import met_kinks
-from alignver.models.planner import gram_first
+from alignver.models.planner import Plan, gram_first
 from alignver.models.question import Question, question
 from alignver.models.represented import Represented, planned, represent
 from alignver.models.slots import slots
@@ -110,7 +110,9 @@ def check_alignment(
         got = f"engine='gram' with method={method!r}, certify={certify}"
         raise InvalidInput("engine", got, "method='auto' and certify=True: the Gram matrix only ever proves")
     asked = question(model, X, Y, loss, dtype)
-    J, result = _answered(asked, check, rule, tolerance, dtype, chunk_size, engine, prove=method == "auto" and certify)
+    chosen = planned(len(asked.x), asked.m_y, slots(asked.model).d, engine)
+    prove = method == "auto" and certify
+    J, result = _answered(asked, check, chosen, rule, tolerance, dtype, chunk_size, engine, prove=prove)
     clash, bends = asked.clash, met_kinks(asked.model, asked.x, dtype)
     measured = {
         **result.measured,
@@ -121,6 +123,7 @@ def check_alignment(
         "dtype": J.dtype,
         "computed_in": J.computed_in,
         "engine": J.words,
+        "planned": chosen.reason,
         "conflicts": {"count": clash.count, "pairs": clash.pairs},
         **({} if bends is None else {"kinks": bends.summary()}),
     }
@@ -142,6 +145,7 @@ def check_alignment(
 def _answered(
     asked: Question,
     check: Callable[..., CheckResult],
+    chosen: Plan,
     rule: str,
     tolerance: float | None,
     dtype: str | None,
@@ -152,7 +156,6 @@ def _answered(
 ) -> tuple[Represented, CheckResult]:
     """Answer through the Gram matrix where that is worth a try and succeeds, else from what stands for J."""
     n, d = len(asked.x), slots(asked.model).d
-    chosen = planned(n, asked.m_y, d, engine)
     tried = ""
     if prove and (engine == "gram" or (engine is None and gram_first(n, asked.m_y, d, chosen))):
         if asked.groups:

@@ -188,6 +188,8 @@ def available_memory() -> int:
 
 
 def _gb(size: int) -> str:
+    if size < 10**8:
+        return f"{size / 1e6:.1f} MB"
     return f"{size / 1e9:.1f} GB" if size < 5e10 else f"{size / 1e9:.0f} GB"
 
 

@@ -40,6 +40,7 @@ def test_the_result_says_what_was_checked():
     for key, value in {"n": 5, "m_y": 2, "d": 194, "loss": "cross_entropy", "dtype": "float64"}.items():
         assert result.measured[key] == value
     assert result.measured["computed_in"] == "float64"
+    assert result.measured["planned"].startswith("dense: ")
     assert (
         "J: 5 samples, 2 outputs, 194 parameters; float64; torch.func, reverse mode, 5 samples at once"
         in result.evidence
@@ -211,6 +212,7 @@ def test_every_engine_gives_the_verdict(engine):
     result = check_alignment(model, x, np.arange(16.0).reshape(8, 2), loss="squared", engine=engine)
     assert result.verdict is Verdict.HOLDS
     assert (result.measured["n"], result.measured["m_y"], result.measured["d"]) == (8, 2, 122)
+    assert result.measured["planned"].startswith(f"{engine}, as asked: ")
     linear = torch.nn.Linear(3, 1).double()
     bent = x[:, 0] ** 2 + 1.0
     options = {"engine": engine, "tolerance": 1e-8, "certify": False}
