@@ -85,6 +85,63 @@ def test_full_disk(alignver, folder, inject, size, arguments):
     assert not (folder / "kept").exists() or not list((folder / "kept").iterdir())
 
 
+SMALL_TILES = """
+import functools, os, signal
+from alignver.checks import exploration_gates
+from alignver.phi import cholesky, tiles
+exploration_gates.prove_definite = functools.partial(cholesky.prove_definite, tile=10)
+append = tiles.FolderStore.append
+def counting(self, column):
+    append(self, column)
+    if self.finished == {last}: os.kill(os.getpid(), signal.{signal})
+tiles.FolderStore.append = counting
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGKILL", -9)])
+def test_ended_in_the_middle(alignver, folder, inject, name, code):
+    """Finished tiles stay, and nothing half-written; the next run goes on from them."""
+    place = folder / f"tiles-{name}"
+    arguments = ["check", "exploration", "Z.npy", "--method", "gram", "--tiles", place.name]
+    run = alignver(*arguments, "--certificate", "none", injected=inject(SMALL_TILES.format(last=3, signal=name)))
+    assert (run.code, run.out) == (code, "")
+    assert run.err == ("alignver: interrupted\n" if name == "SIGINT" else "")
+    names = [f"column_{k:05}.npy" for k in range(3)]
+    assert sorted(path.name for path in place.iterdir()) == [*names, "tiles.json"]
+    assert not (folder / "none").exists()
+    stamps = [(place / file).stat().st_mtime_ns for file in names]
+    run = alignver(*arguments, injected=inject(SMALL_TILES.format(last=99, signal=name)))
+    assert run.code == 0, run.err
+    assert [(place / file).stat().st_mtime_ns for file in names] == stamps
+    assert len(list(place.glob("column_*.npy"))) == 6
+
+
+def test_kept_features(alignver, folder):
+    model = ["--model", "net.py:build", "--data", "data.npz", "--layer", "1"]
+    run = alignver("check", "exploration", *model, "--keep-features", "kept.npy", "--certificate", "about-kept")
+    assert "re-check with: alignver verify about-kept --input Z=kept.npy" in run.out
+    assert alignver("verify", "about-kept", "--input", "Z=kept.npy").code == 0
+    assert np.load(folder / "kept.npy").shape == (30, 6)
+    run = alignver("check", "exploration", *model, "--certificate", "about-none")
+    assert "a re-check wants them kept, with --keep-features FILE.npy" in run.out
+    run = alignver("check", "exploration", *model, "--keep-features", "kept.npy")
+    assert (run.code, run.out) == (2, "")
+    assert "--keep-features: got kept.npy; needs a new file" in run.err
+
+
+def test_refutation_is_verified(alignver, folder):
+    """By the rank of Z, which the command that is printed checks again."""
+    pytest.importorskip("flint")
+    rng = np.random.default_rng(0)
+    base = rng.integers(-999, 999, (30, 3)) / 64
+    np.save("flat.npy", base @ rng.integers(-3, 4, (3, 6)))
+    run = alignver("check", "exploration", "flat.npy", "--add-constant", "--width", "7", "--certificate", "flat")
+    assert run.code == 1
+    assert "Z has rank 4 exactly" in run.out
+    assert "re-check with: alignver verify flat --input Z=flat.npy" in run.out
+    assert alignver("verify", "flat", "--input", "Z=flat.npy").code == 0
+
+
 def test_cluster(alignver, folder):
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
@@ -118,6 +175,8 @@ def test_json(alignver, folder):
         (["--model", "net.py:build"], "--data: got no file"),
         (["--model", "net.py:build", "--data", "data.npz", "--layer", "5"], "--layer: got '5'"),
         (["Z.npy", "--estimate-delta"], "--estimate-delta"),
+        (["Z.npy", "--keep-features", "F.npy"], "--keep-features: got no model"),
+        (["--model", "net.py:build", "--data", "data.npz", "--keep-features", "F"], "needs a new file, FILE.npy"),
         (["missing.npy"], "no such file"),
         (["short.npy"], "short.npy"),
         (["Z.npy", "--scheduler", "gopher://host:1"], "--scheduler: got gopher://host:1 (unknown address scheme"),
