@@ -9,7 +9,8 @@ import functools
 import importlib.resources
 import json
 import math
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from alignver._version import __version__
@@ -21,6 +22,7 @@ from alignver.results import CheckResult, Report, Summarised, Verdict
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+    from alignver.report.history import History
     from alignver.report.pictures import Picture
 
 __all__ = ["page"]
@@ -66,9 +68,9 @@ def page(source: Report | Source) -> str:
         .get_template("report.html")
         .render(
             title=source.title,
-            summary=_summary(report),
+            summary=_summary(report, expected),
             results=[
-                _result(result, pictures_, expected.get(k, ""), source.verify)
+                _result(result, pictures_, expected.get(k), source.verify)
                 for k, (result, pictures_) in enumerate(zip(results, drawn))
             ],
             remarks=(*source.remarks, *([f"No figures: {missing}"] if missing else [])),
@@ -106,31 +108,36 @@ def _drawing(picture: Picture) -> Any:
     return opening + Markup(picture.svg.removeprefix("<svg"))  # matplotlib escaped what it drew
 
 
-def _summary(report: Report | None) -> dict[str, Any] | None:
+def _summary(report: Report | None, expected: Mapping[int, Mapping[str, Any]]) -> dict[str, Any] | None:
     if report is None or not report.results:
         return None
     counts = {verdict: sum(result.verdict is verdict for result in report.results) for verdict in Verdict}
-    said = [f"{count} {verdict.value}" for verdict, count in counts.items() if count]
-    return {**_verdict(report.verdict), "counts": ", ".join(said), "several": len(report.results) > 1}
+    said = ", ".join(f"{count} {verdict.value}" for verdict, count in counts.items() if count)
+    shared = {"counts": f"{len(report.results)} results: {said}", "several": len(report.results) > 1}
+    if not expected:
+        return {**_verdict(report.verdict), **shared}
+    # What counts of built-in problems is not whether they hold, but whether they do what is known of them.
+    good = sum(problem.get("agrees") is True for problem in expected.values())
+    verdict = _verdict(Verdict.HOLDS if good == len(expected) else Verdict.FAILS)
+    words = "AS EXPECTED" if good == len(expected) else "NOT AS EXPECTED"
+    return {**verdict, **shared, "verdict": words, "several": True}
 
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:
     return {"verdict": verdict.value, "sign": _SIGNS[verdict], "kind": verdict.value.lower()}
 
 
-def _expected(report: Report | None) -> dict[int, str]:
-    """Return, for built-in problems, what was expected of each result."""
+def _expected(report: Report | None) -> dict[int, Mapping[str, Any]]:
+    """Return the built-in problems that the results are of, by position."""
     problems = report.provenance.get("problems") if report is not None else None
     if not isinstance(problems, Sequence):
         return {}
-    return {
-        k: f"{problem.get('name')}: expected {problem.get('expected')}, found {problem.get('found')}"
-        for k, problem in enumerate(problems)
-        if isinstance(problem, Mapping)
-    }
+    return {k: problem for k, problem in enumerate(problems) if isinstance(problem, Mapping)}
 
 
-def _result(result: CheckResult, drawn: list[Picture], expected: str, verify: str | None) -> dict[str, Any]:
+def _result(
+    result: CheckResult, drawn: list[Picture], problem: Mapping[str, Any] | None, verify: str | None
+) -> dict[str, Any]:
     lines = result.lines()
     measured = result.measured
     rules = [row for row in _sequence(measured.get("rules")) if isinstance(row, Mapping)]
@@ -143,7 +150,7 @@ def _result(result: CheckResult, drawn: list[Picture], expected: str, verify: st
         "statement": result.statement,
         "reason": result.reason,
         "evidence": result.evidence,
-        "expected": expected,
+        "problem": None if problem is None else {key: str(problem.get(key)) for key in ("name", "expected", "found")},
         "cost": lines[-1] if len(lines) > 1 + len(result.evidence) else "",
         "pictures": drawn,
         "bounds": [
@@ -193,28 +200,48 @@ def _certificate(result: CheckResult, verify: str | None) -> dict[str, Any] | No
     return {
         "claim": summary.get("claim", ""),
         "pairs": _pairs({key: value for key, value in summary.items() if key not in ("claim", "path")}),
-        "verify": verify if verify is not None else f"alignver verify {summary['path']}" if saved else "",
+        "verify": verify
+        if verify is not None
+        else f"alignver verify {shlex.quote(str(summary['path']))}"
+        if saved
+        else "",
         "inputs": verify is None and saved,
     }
 
 
 def _history(source: Source, course: list[Picture]) -> dict[str, Any] | None:
-    if not source.history:
+    lines = source.history if source.tracked is None else _checks(source.tracked)
+    if not lines:
         return None
-    keys = [key for key in dict.fromkeys(key for line in source.history for key in line) if _column(source, key)]
-    step = max(math.ceil((len(source.history) - 1) / (_ROWS - 1)), 1) if len(source.history) > 1 else 1
-    shown = [line for k, line in enumerate(source.history) if k % step == 0]
-    shown += [] if shown[-1] is source.history[-1] else [source.history[-1]]
+    keys = [key for key in dict.fromkeys(key for line in lines for key in line) if _column(lines, key)]
+    step = max(math.ceil((len(lines) - 1) / (_ROWS - 1)), 1)
+    shown = [*lines[:-1:step], lines[-1]]
     return {
         "pictures": course,
-        "count": len(source.history),
-        "keys": [key.replace("_", " ") for key in keys],
+        "count": len(lines),
+        "q": () if source.tracked is None else tuple(_counts(source.tracked)),
+        "keys": [key.replace("_", " ").replace(".", " ") for key in keys],
         "rows": [[number(line.get(key)) for key in keys] for line in shown],
     }
 
 
-def _column(source: Source, key: str) -> bool:
-    return all(_scalar(line.get(key)) for line in source.history)
+def _column(lines: Sequence[Mapping[str, Any]], key: str) -> bool:
+    return all(_scalar(line.get(key)) for line in lines)
+
+
+def _checks(history: History) -> list[dict[str, Any]]:
+    """Return the checks of a tracker as lines, of what a table has room for."""
+    columns = history.columns()
+    wanted = ["step", *(f"{rule}.verdict" for rule in history.rules), "loss", "error", "change", "seconds"]
+    names = [name for name in wanted if any(value is not None for value in columns.get(name, ()))]
+    return [dict(zip(names, row)) for row in zip(*(columns[name] for name in names))]
+
+
+def _counts(history: History) -> Iterator[str]:
+    """Say Q_T (equation 7) for each rule."""
+    for rule, (low, high) in history.q().items():
+        undecided = f", {high - low} UNDECIDED" if high > low else ""
+        yield f"{rule}: {low} of {len(history)} checks are FAILS{undecided}"
 
 
 def _provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:

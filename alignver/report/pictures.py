@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from alignver.report import plots, verdict_plots
+from alignver.report.history import History
 from alignver.report.source import Source, number
 from alignver.report.style import svg
 from alignver.results import CheckResult
@@ -15,6 +16,7 @@ from alignver.results import CheckResult
 __all__ = ["Picture", "of_history", "of_result"]
 
 _WIDTH = 4.2  # inches: letters stay readable when the page is as wide as a phone
+_LETTERS = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,8 @@ def of_result(result: CheckResult, samples: Mapping[str, Any], prefix: str) -> l
 
 def of_history(source: Source, prefix: str) -> list[Picture]:
     """Return the figures of a training run."""
-    return [*_training(source, prefix)]
+    tracked = [] if source.tracked is None else _tracked(source.tracked, prefix)
+    return [*_training(source, prefix), *tracked]
 
 
 def _picture(caption: str, words: str, figure: Any, prefix: str) -> Picture:
@@ -44,13 +47,13 @@ def _picture(caption: str, words: str, figure: Any, prefix: str) -> Picture:
 def _rules(result: CheckResult, prefix: str) -> Iterator[Picture]:
     rows = result.measured.get("rules")
     rows = [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, Sequence) else []
-    tolerances = {str(row.get("rule")): number(row.get("tolerance")) for row in rows}
-    ranks = {str(row.get("rule")): row.get("rank") for row in rows}
+    tolerances = {_short(row.get("rule")): number(row.get("tolerance")) for row in rows}
+    ranks = {_short(row.get("rule")): row.get("rank") for row in rows}
     if not any(0 < tau < math.inf for tau in tolerances.values()):
         return
     near = result.measured.get("levels_near_tolerance")
     levels = [number(level) for level in near] if isinstance(near, Sequence) else []
-    chosen = None if result.tolerance is None else result.tolerance.rule
+    chosen = None if result.tolerance is None else _short(result.tolerance.rule)
     ax = verdict_plots.rules(tolerances, ranks, levels, chosen=chosen)
     said = sorted({str(rank) for rank in ranks.values()})
     yield _picture(
@@ -79,6 +82,12 @@ def _conflict(result: CheckResult, samples: Mapping[str, Any], prefix: str) -> I
     yield _picture("Equal inputs with different targets: no model fits both.", words, axes[0].figure, f"{prefix}pair")
 
 
+def _short(name: Any) -> str:
+    """Return a name that leaves room for the figure beside it."""
+    text = str(name)
+    return text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
 def _images(shape: Sequence[int]) -> bool:
     """Say whether samples are pictures: (n, h, w), (n, c, h, w) or (n, h, w, c) with one or three channels."""
     return min(shape, default=0) > 0 and (
@@ -99,3 +108,43 @@ def _training(source: Source, prefix: str) -> Iterator[Picture]:
     caption = "Training: loss, bound of the optimality gap, error"
     caption += "" if source.tau is None else f"; at τ = {source.tau:g}, exploration ends"
     yield _picture(f"{caption}.", words, figure, f"{prefix}training")
+
+
+def _tracked(history: History, prefix: str) -> Iterator[Picture]:
+    """Show what a tracker saw: Q_T, the change of the representation, residuals, the last singular values."""
+    columns = history.columns()
+    steps = [float(step) for step in columns["step"]]
+
+    def column(name: str) -> list[float]:
+        return [number(value) for value in columns.get(name, [None] * len(steps))]
+
+    measured = "error" if any(value is not None for value in columns["error"]) else "loss"
+    ax = plots.training_and_q(steps, column(measured), history.q_curve(), y_label=f"training {measured}")
+    said = "; ".join(f"{rule} {low} to {high}" for rule, (low, high) in history.q().items())
+    caption = (
+        "Checks that fail (Q_T) under each rank rule: the line counts UNDECIDED as FAILS, the band reaches down to the "
+        f"FAILS alone. Behind it, the training {measured}."
+    )
+    yield _picture(caption, f"After {len(steps)} checks, Q_T is: {said}.", ax.figure, f"{prefix}q")
+    change = column("change")
+    if any(value > 0 for value in change):
+        ends = {"change": (column("change_low"), column("change_high"))}
+        shown = ends if any(math.isfinite(value) for value in ends["change"][0]) else None
+        ax = plots.representation_change(steps, {"change": change}, intervals=shown)
+        words = f"The change grows to {max(value for value in change if value > 0):.3g}."
+        yield _picture("Change of the representation since the start.", words, ax.figure, f"{prefix}change")
+    rho = {rule: (column(f"{rule}.residual_low"), column(f"{rule}.residual_high")) for rule in history.rules}
+    if any(math.isfinite(value) for _, high in rho.values() for value in high):
+        limit = number(history.config.get("residual_tolerance"))
+        ax = plots.residuals(steps, rho, limit=limit if limit > 0 else None)
+        words = "; ".join(f"{rule} at the end: {high[-1]:.3g}" for rule, (_, high) in rho.items())
+        caption = "Part of the targets out of reach at each rule's tolerance, between its bounds."
+        yield _picture(caption, words, ax.figure, f"{prefix}rho")
+    bounds = [number((record.theorem_3 or {}).get("bound")) for record in history]
+    if any(math.isfinite(value) for value in bounds):
+        least = [number((record.theorem_3 or {}).get("least_loss")) for record in history]
+        lines = {"least loss": least, "Theorem 3's bound": bounds}
+        ax = plots.curves(steps, lines, x_label="step $T$", y_label="training loss")
+        ax.set_yscale("log")
+        words = f"At the end: least loss {least[-1]:.3g}, bound {bounds[-1]:.3g}."
+        yield _picture("The least loss up to now, and Theorem 3's bound of it.", words, ax.figure, f"{prefix}theorem3")

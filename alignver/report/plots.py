@@ -19,6 +19,7 @@ __all__ = [
     "gap",
     "panels",
     "representation_change",
+    "residuals",
     "training",
     "training_and_q",
 ]
@@ -107,6 +108,7 @@ def training_and_q(
     q: Mapping[str, tuple[Sequence[int], Sequence[int]]],
     *,
     title: str = "",
+    y_label: str = "training error",
     ax: Any = None,
 ) -> Any:
     """Draw the training error and, on a second axis, Q_T as intervals (Figure 1).
@@ -117,6 +119,8 @@ def training_and_q(
     q : mapping of label to (lower, upper)
         Q_T if UNDECIDED checks count as HOLDS, and if they count as FAILS; steps as above. The line is the upper end.
     title : str
+    y_label : str
+        What ``error`` is, where it is something else.
     ax : matplotlib axes, optional
 
     Returns
@@ -132,9 +136,9 @@ def training_and_q(
     """
     ax = axes_of(ax)
     with styled():
-        drawn = ax.plot(steps, error, color=FAINT, linewidth=1.0, label="training error")
+        drawn = ax.plot(steps, error, color=FAINT, linewidth=1.0, label=y_label)
         ax.set_xlabel("step $T$")
-        ax.set_ylabel("training error")
+        ax.set_ylabel(y_label)
         ax.set_title(escaped(title))
         right = ax.twinx()
         right.spines["right"].set_visible(True)
@@ -190,6 +194,47 @@ def representation_change(
         ax.set_ylabel(r"$\|M(\theta^T) - M(\theta^0)\|_F^2$")
         if len(changes) > 1:
             ax.legend()
+    return ax
+
+
+def residuals(
+    steps: Sequence[float],
+    intervals: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    limit: float | None = None,
+    ax: Any = None,
+) -> Any:
+    r"""Draw :math:`\rho(\tau)` over time, as an interval for each rank rule, with what a member may have.
+
+    Parameters
+    ----------
+    steps : sequence of float
+    intervals : mapping of label to (lower, upper)
+        Bounds of rho at the rule's tolerance; the line is the upper one, NaN where there is none.
+    limit : float, optional
+        The residual tolerance :math:`\varepsilon_y`: a verdict HOLDS below a tenth of it, FAILS above ten times it.
+    ax : matplotlib axes, optional
+
+    Examples
+    --------
+    >>> ax = residuals([0, 1], {"press": ([0.0, 1e-12], [1e-15, 1e-12])}, limit=1e-8)
+    >>> ax.get_yscale()
+    'log'
+    """
+    ax = axes_of(ax)
+    with styled():
+        for (label, (low, high)), style in zip(intervals.items(), line_styles()):
+            # Zero is below everything that a logarithmic axis shows; 1e-17 is below every eps.
+            least, most = (np.maximum(np.asarray(ends, dtype=np.float64), 1e-17) for ends in (low, high))
+            ax.fill_between(steps[: len(most)], least, most, color=style["color"], alpha=BAND, linewidth=0)
+            ax.plot(steps[: len(most)], most, label=escaped(label), **style)
+        if limit is not None:
+            ax.axhspan(limit / 10, limit * 10, color=FAINT, alpha=BAND, linewidth=0)
+            ax.axhline(limit, color=FAINT, linewidth=1.0, label=r"$\varepsilon_y$")
+        ax.set_yscale("log")
+        ax.set_xlabel("step $T$")
+        ax.set_ylabel(r"$\rho(\tau)$")
+        ax.legend()
     return ax
 
 

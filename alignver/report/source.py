@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from alignver.errors import InvalidInput
+from alignver.report.history import History
 from alignver.results import Report
 
 __all__ = ["Source", "number", "read", "read_history"]
@@ -30,6 +31,8 @@ class Source:
         None while a run is not finished.
     history : tuple of mappings
         The lines of a run's ``history.jsonl``.
+    tracked : History or None
+        What a tracker saw.
     settings : mapping
         What decided a run.
     verify : str or None
@@ -43,6 +46,7 @@ class Source:
     title: str
     report: Report | None = None
     history: tuple[Mapping[str, Any], ...] = ()
+    tracked: History | None = None
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     verify: str | None = None
     remarks: tuple[str, ...] = ()
@@ -59,7 +63,7 @@ class Source:
         """
         command, verify = report.provenance.get("command"), report.provenance.get("verify")
         title = f"alignver {command}" if isinstance(command, str) else "alignver"
-        return cls(title, report, verify=verify if isinstance(verify, str) else None, samples=samples or {})
+        return cls(title, report=report, verify=verify if isinstance(verify, str) else None, samples=samples or {})
 
     @property
     def tau(self) -> float | None:
@@ -77,7 +81,8 @@ def read(path: str | Path) -> Source:
     Parameters
     ----------
     path : path
-        A run folder with report.json, history.jsonl or both; a history (JSON lines); a JSON document of ``--json``.
+        A run folder with report.json, history.jsonl or both; a history (JSON lines), of a run or of a tracker; a JSON
+        document of ``--json``.
 
     Raises
     ------
@@ -88,6 +93,8 @@ def read(path: str | Path) -> Source:
     if place.is_dir():
         return _folder(place)
     text = _text(place)
+    if _tracked(text):
+        return _of_tracker(place)
     document = _json(text)
     if isinstance(document, dict) and "schema" in document:
         return Source.of(_report(place, text))
@@ -138,6 +145,8 @@ def _folder(place: Path) -> Source:
             raise InvalidInput(_ARGUMENT, f"{place}, a certificate", need)
         raise InvalidInput(_ARGUMENT, f"{place}, a folder without report.json and history.jsonl", _NEED)
     report = _report(there["report.json"], _text(there["report.json"])) if "report.json" in there else None
+    if there.keys() == {"history.jsonl"} and _tracked(_text(there["history.jsonl"])):
+        return _of_tracker(there["history.jsonl"])
     history, remarks = read_history(there["history.jsonl"]) if "history.jsonl" in there else ((), ())
     config = _json(_text(there["config.json"])) if "config.json" in there else None
     settings = config.get("settings", config) if isinstance(config, dict) else {}
@@ -145,12 +154,28 @@ def _folder(place: Path) -> Source:
         remarks = (*remarks, "the run is not finished: there is no verdict yet")
     return Source(
         f"Training run {place}",
-        report,
-        history,
-        settings if isinstance(settings, dict) else {},
-        _verify(place),
-        remarks,
+        report=report,
+        history=history,
+        settings=settings if isinstance(settings, dict) else {},
+        verify=_verify(place),
+        remarks=remarks,
     )
+
+
+def _tracked(text: str) -> bool:
+    """Say whether a file is a tracker's: its first line says so."""
+    first = _json(text.partition("\n")[0])
+    return isinstance(first, dict) and first.get("alignver") == "history"
+
+
+def _of_tracker(place: Path) -> Source:
+    try:
+        history = History.read(place)
+    except InvalidInput as error:
+        raise InvalidInput(_ARGUMENT, error.got, error.need) from error
+    if not len(history):
+        raise InvalidInput(_ARGUMENT, f"{place}, without a check", "a history with at least one")
+    return Source(f"Tracked training {place}", tracked=history, settings=history.config)
 
 
 def _verify(place: Path) -> str | None:

@@ -11,13 +11,16 @@ from typing import Any
 
 from alignver.errors import MissingDependency
 
-__all__ = ["BAND", "COLOURS", "FAINT", "axes_of", "escaped", "line_styles", "panels", "styled", "svg"]
+__all__ = ["BAND", "COLOURS", "FAINT", "PLATE", "axes_of", "escaped", "line_styles", "panels", "styled", "svg"]
 
-COLOURS = ("#000000", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#E69F00")
-"""Okabe and Ito's palette, from dark to light, so that neighbours differ in grey too."""
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Okabe and Ito's palette, from dark to light as Rec. 709 weighs red, green and blue."""
 
 FAINT = "#888888"
 """What stands behind the lines: marks, and curves that only give the time."""
+
+PLATE: dict[str, Any] = {"facecolor": "#ffffff", "edgecolor": "none", "alpha": 0.85, "pad": 0.8}
+"""What is put under words that lie on lines."""
 
 BAND = 0.15
 """Opacity of an interval around a line."""
@@ -38,7 +41,8 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be found, copied and read aloud
     "svg.hashsalt": "alignver",  # the same figure, the same bytes
 }
-_INKS = {colour: f"c{k}" for k, colour in enumerate(COLOURS)} | {"#000000": "ink", "#dddddd": "line", FAINT: "faint"}
+_INKS = {colour: f"c{k}" for k, colour in enumerate(COLOURS)}
+_INKS |= {"#000000": "ink", "#dddddd": "line", FAINT: "faint", PLATE["facecolor"]: "card"}
 
 
 @contextlib.contextmanager

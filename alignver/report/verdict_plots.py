@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from alignver.errors import InvalidInput
-from alignver.report.style import BAND, COLOURS, axes_of, escaped, line_styles, styled
+from alignver.report.style import BAND, COLOURS, PLATE, axes_of, escaped, line_styles, styled
 
 __all__ = ["conflict", "occupancy", "rules", "spectrum", "turning"]
 
@@ -97,9 +97,8 @@ def rules(
             ax.axvline(level, color=COLOURS[1], linestyle="--", linewidth=1.0, label=None if k else "singular value")
         for row, (name, tau) in enumerate(named):
             ax.plot([tau], [row], "o", color="#000000", fillstyle="full" if name == chosen else "none", markersize=5)
-            ax.annotate(
-                f"rank {ranks[name]}", (tau, row), xytext=(7, 0), textcoords="offset points", va="center", size=8
-            )
+            place = {"xytext": (7, 0), "textcoords": "offset points", "va": "center", "size": 8, "bbox": PLATE}
+            ax.annotate(f"rank {ranks[name]}", (tau, row), **place)
         ax.set_xscale("log")
         low, high = named[-1][1], named[0][1]
         shown = [level for level in levels if low / 100 <= level <= high * 100]
@@ -151,8 +150,8 @@ def turning(
         label = r"$[\tau/10, 10\tau]$" if band is None else "band of the verdict"
         ax.axvspan(low, high, color=COLOURS[1], alpha=BAND, linewidth=0, label=label)
         ax.axvline(tau, color=COLOURS[1], linestyle="-.", linewidth=1.0, label=r"$\tau$")
-        ax.axhline(limit, color=COLOURS[3], linestyle="--", label=r"$\varepsilon_y$")
-        ax.axhspan(limit / 10, limit * 10, color=COLOURS[3], alpha=BAND, linewidth=0)
+        ax.axhline(limit, color=COLOURS[2], linestyle="--", label=r"$\varepsilon_y$")
+        ax.axhspan(limit / 10, limit * 10, color=COLOURS[2], alpha=BAND, linewidth=0)
         ax.set_xscale("log")
         # Zero has a place on this axis: the curve is zero where J reaches y entirely.
         ax.set_yscale("symlog", linthresh=1e-17)

@@ -1,0 +1,302 @@
+"""The page: verdicts first, everything escaped, opened in a real browser at the width of a phone and in the dark."""
+
+from __future__ import annotations
+
+import html.parser
+import itertools
+import re
+import sys
+
+import numpy as np
+import pytest
+
+from alignver.report.history import History, Record
+from alignver.report.html import page
+from alignver.report.source import Source
+from alignver.results import Bound, CheckResult, Report, Rigor, Tolerance, Verdict
+
+NASTY = (
+    "<script>document.title='owned'</script>\"'&{{ 7 * 7 }}<img src=x onerror=alert(1)>\N{PILE OF POO}\u202e$\\frac{"
+)
+LONG = "a-name-without-any-place-to-break-" * 12 + "x" * 200
+RULES = (
+    {"rule": "press", "formula": "f", "tolerance": 3e-13, "rank": 5, "shipped_by": ""},
+    {"rule": "golub", "formula": "f", "tolerance": 2e-11, "rank": 4, "shipped_by": "NumPy, PyTorch"},
+)
+
+
+def result(verdict=Verdict.FAILS, rigor=Rigor.NUMERICAL, **changes) -> CheckResult:
+    fields = {
+        "name": "rank",
+        "statement": "A has rank 5 (full)",
+        "reason": "rank 4, so that one of the rows is a combination of the others",
+        "evidence": ("A is 5 x 9", "svd and qr agree"),
+        "measured": {
+            "rank": 4,
+            "rules": RULES,
+            "levels_near_tolerance": (1e-12,),
+            "methods": {"svd": {"verdict": "FAILS", "rank": 4}, "qr": {"verdict": "FAILS", "rank": 4}},
+        },
+        "bounds": (Bound("residual", 0.5, "<=", 1.5e-8),),
+        "tolerance": Tolerance("golub", 2e-11, "s_1 eps max(N, d)", "a book", 2.0**-52),
+        "witness": {"rows": (1, 2)},
+        "certificate": {"claim": "rank(A) == 4", "method": "exact", "path": "proof dir", "seal": "0" * 64},
+        "cost": {"seconds": 0.25},
+    }
+    return CheckResult(verdict=verdict, rigor=rigor, **{**fields, **changes})
+
+
+PROVENANCE = {
+    "command": "check rank",
+    "verify": "alignver verify 'proof dir' --input A=A.npy",
+    "versions": {"alignver": "0.1", "numpy": "2.4"},
+    "platform": {"system": "Linux", "blas": None},
+    "inputs": {"A": {"sha256": "ab" * 32, "shape": (5, 9), "dtype": "float64", "file": "A.npy"}},
+}
+REPORT = Report((result(), result(Verdict.HOLDS, Rigor.PROOF), result(Verdict.UNDECIDED)), PROVENANCE)
+
+
+def nasty() -> Report:
+    """Return a report all of whose texts are hostile or too long."""
+
+    def spoiled(value, extra):
+        if isinstance(value, str):
+            return extra + value
+        if isinstance(value, dict):
+            return {extra + str(key): spoiled(item, extra) for key, item in value.items()}
+        return [spoiled(item, extra) for item in value] if isinstance(value, tuple | list) else value
+
+    made = []
+    for extra in (NASTY, LONG):
+        rules = [{**row, "rule": f"{extra}{row['rule']}", "shipped_by": extra} for row in RULES]
+        measured = {
+            **spoiled({"note": "n", "nested": {"a": ("b",)}}, extra),
+            "rules": rules,
+            "methods": {extra: {extra: 1}},
+        }
+        made.append(
+            result(
+                statement=extra,
+                reason=extra,
+                evidence=(extra,),
+                measured=measured,
+                bounds=(Bound(extra, 1.0, "<", 2.0),),
+                tolerance=Tolerance(extra, 1e-9, extra, extra, 1e-16),
+                witness=spoiled({"w": "v"}, extra),
+                certificate=spoiled({"claim": "c", "method": "m"}, extra),
+            )
+        )
+    return Report(
+        tuple(made), {**spoiled({**PROVENANCE, "problems": 3}, NASTY), **spoiled(PROVENANCE, LONG), "command": NASTY}
+    )
+
+
+def course(length: int = 30) -> Source:
+    """Return a run of two phases that is not finished."""
+    lines = tuple(
+        {"epoch": k, "phase": "exploration" if k <= 20 else "exploitation", "loss": 1 / k, "gap": 1 / k, "error": None}
+        for k in range(1, length + 1)
+    )
+    return Source("Training run r", history=lines, settings={"lr": 0.1}, remarks=("the run is not finished",))
+
+
+def tracked() -> Source:
+    answers = {"verdict": "UNDECIDED", "tolerance": 1e-13, "residual": (1e-16, 1e-3), "rank": 3, "near": ()}
+    change = {"value": 2.0, "interval": (1.0, 3.0), "confidence": 0.95, "rigor": "STATISTICAL"}
+    bound = {"bound": 2.0, "least_loss": 0.5}
+    records = [
+        Record(k, 0, {"press": answers}, "svd", 0.1, 1.0, 0.0, loss=1.0, error=0.5, change=change, theorem_3=bound)
+        for k in range(12)
+    ]
+    return Source("Tracked", tracked=History(records, {"residual_tolerance": 1e-8}))
+
+
+PAGES = {"report": REPORT, "nasty": nasty(), "course": course(), "tracked": tracked(), "empty": Report(())}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    for name, source in PAGES.items():
+        (folder / f"{name}.html").write_bytes(page(source).encode("utf-8", "replace"))
+    return {name: folder / f"{name}.html" for name in PAGES}
+
+
+class Outline(html.parser.HTMLParser):
+    """What a page is made of, and whether every element ends where it should."""
+
+    VOID = frozenset({"meta", "br", "img", "link", "hr", "input"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_page_is_well_formed_and_accessible(files, name):
+    outline = Outline(files[name].read_text())
+    tags = [tag for tag, _ in outline.found]
+    assert ("html", {"lang": "en"}) in outline.found
+    assert tags.count("title") >= 1
+    assert tags.count("h1") == 1
+    assert "script" not in tags
+    assert not {"link", "iframe", "img", "object", "embed"} & set(tags)
+    identifiers = [about["id"] for _, about in outline.found if "id" in about]
+    assert len(identifiers) == len(set(identifiers))
+    for tag, about in outline.found:
+        assert not any(key.startswith("on") for key in about)
+        if tag == "svg":
+            assert about.get("role") == "img"
+            assert about.get("aria-label")
+        if tag == "th":
+            assert about.get("scope") in ("row", "col")
+        for key in ("href", "xlink:href", "src"):
+            assert (about.get(key) or "#").startswith(("#", "data:")), (tag, about)
+    headings = [int(tag[1]) for tag in tags if re.fullmatch("h[1-6]", tag)]
+    assert headings[0] == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(headings))
+
+
+def test_nothing_in_the_data_is_markup(files):
+    text = files["nasty"].read_text()
+    assert "<script" not in text
+    assert "<img" not in text
+    assert "&lt;script&gt;" in text
+    assert "{{ 7 * 7 }}" in text  # shown, not evaluated
+
+
+def test_the_order_is_verdict_evidence_provenance():
+    text = re.sub(r"<style.*?</style>", "", page(Report((result(),), PROVENANCE)), flags=re.DOTALL)
+    text = text[text.index("<body") :]
+    places = [
+        text.index(word)
+        for word in ("FAILS", "A has rank 5", "rank 4, so", "A is 5 x 9", "Certificate", "Where this comes from")
+    ]
+    assert places == sorted(places)
+
+
+def test_words_say_what_colours_say(files):
+    text = files["report"].read_text()
+    for word in ("HOLDS", "FAILS", "UNDECIDED", "proof", "numerical", "not met", "(decides)"):
+        assert word in text
+
+
+def test_the_command_that_verifies_stands_there(files):
+    assert "alignver verify &#39;proof dir&#39; --input A=A.npy" in files["report"].read_text()
+    alone = page(Report((result(measured={}),)))
+    assert "<code>alignver verify &#39;proof dir&#39;</code>" in alone
+    assert "--input NAME=FILE" in alone
+    unsaved = page(Report((result(measured={}, certificate={"claim": "c", "path": None}),)))
+    assert "was not saved" in unsaved
+
+
+def test_built_in_problems_are_judged_by_what_is_expected_of_them():
+    problem = {"name": "sine wave", "expected": "FAILS", "found": "FAILS", "agrees": True}
+    good = page(Report((result(measured={}),), {"problems": (problem,)}))
+    assert "AS EXPECTED" in good
+    assert "NOT AS EXPECTED" not in good
+    assert "NOT AS EXPECTED" in page(Report((result(measured={}),), {"problems": ({**problem, "agrees": False},)}))
+
+
+def test_conflicting_images_are_shown_where_they_are_at_hand():
+    conflicts = {"conflicts": {"count": 1, "pairs": ((0, 2),)}}
+    samples = {"X": np.ones((3, 1, 8, 8)), "Y": np.array([3, 1, 5])}
+    report = Report((result(measured=conflicts),))
+    shown = page(Source.of(report, samples=samples))
+    assert "sample 0 label 3 and sample 2 label 5" in shown
+    assert "data:image/png" in shown
+    assert "sample 0" not in page(Source.of(report, samples={"X": np.ones((3, 64))}))  # no pictures
+
+
+def test_without_matplotlib_the_page_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    text = page(REPORT)
+    assert "No figures" in text
+    assert "alignver[plots]" in text
+    assert "<svg" not in text
+
+
+def test_what_is_measured_is_cut_where_it_is_endless():
+    text = page(Report((result(measured={"many": tuple(range(100_000))}),)))
+    assert len(text) < 200_000
+    assert "characters more" in text
+
+
+def test_a_page_is_the_same_each_time(files):
+    assert files["report"].read_text() == page(REPORT)
+
+
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize(("width", "dark"), [(1000, False), (360, False), (360, True)])
+def test_a_browser_shows_it(browser, files, name, width, dark):
+    browser.open(files[name], width=width, dark=dark)
+    assert browser.said() == []
+    assert browser.requests() == [files[name].resolve().as_uri()]
+    assert browser.value("document.documentElement.scrollWidth") <= width
+    assert browser.value("document.title") != "owned"
+    assert browser.value("document.scripts.length") == 0
+    browser.value("document.querySelectorAll('details').forEach(part => part.open = true)")
+    assert browser.value("document.documentElement.scrollWidth") <= width
+
+
+def test_the_verdict_is_the_first_thing_that_is_seen(browser, files):
+    browser.open(files["report"], width=360)
+    top = browser.value("document.querySelector('.verdict').getBoundingClientRect().top")
+    assert top < 200
+    assert "FAILS" in browser.value("document.querySelector('.verdict').innerText")
+
+
+CONTRAST = """
+(() => {
+  const channel = value => { value /= 255; return value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4 };
+  const parsed = text => text.match(/[0-9.]+/g).map(Number);
+  const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+  const behind = element => {
+    for (; element; element = element.parentElement) {
+      const colour = parsed(getComputedStyle(element).backgroundColor);
+      if (colour.length === 3 || colour[3] > 0) return colour;
+    }
+    return [255, 255, 255];
+  };
+  let least = 21;
+  for (const element of document.querySelectorAll('body *:not(svg *)')) {
+    if (![...element.childNodes].some(node => node.nodeType === 3 && node.textContent.trim())) continue;
+    const [a, b] = [light(parsed(getComputedStyle(element).color)), light(behind(element))].sort((x, y) => y - x);
+    least = Math.min(least, (a + 0.05) / (b + 0.05));
+  }
+  return least;
+})()
+"""
+
+
+def test_light_and_dark_differ_and_both_can_be_read(browser, files):
+    backgrounds = []
+    for dark in (False, True):
+        browser.open(files["report"], dark=dark)
+        backgrounds.append(browser.value("getComputedStyle(document.body).backgroundColor"))
+        assert browser.value(CONTRAST) >= 4.5  # WCAG 2.2, 1.4.3: contrast of text, level AA
+        ink = browser.value("getComputedStyle(document.querySelector('figure svg text')).fill")
+        assert ink == browser.value("getComputedStyle(document.body).color")
+    assert backgrounds[0] != backgrounds[1]
+
+
+def test_on_paper_everything_is_open(browser, files):
+    browser.open(files["report"])
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    shown = browser.value("document.querySelector('details pre').getBoundingClientRect().height")
+    browser.call("Emulation.setEmulatedMedia", media="")
+    assert shown > 0
