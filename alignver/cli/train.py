@@ -48,7 +48,7 @@ def train(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]",
+            metavar="MODEL",
             help="FILE.py:FUNCTION or package.module:FUNCTION; FUNCTION() returns a torch.nn.Module. "
             "The code is imported and run.",
             show_default=False,
@@ -192,9 +192,9 @@ def train(
 
     [bold]Examples[/bold]
 
-      alignver train net.py:build --data train.npz --loss cross_entropy --epochs 100 --tau 0.6
-      alignver train net.py:build --data t.npz --loss squared --epochs 50 --exploit-optimizer lbfgs --out RUN
-      alignver train --resume RUN
+      alignver train net.py:build --data t.npz --loss cross_entropy --epochs 100
+      alignver train net.py:build --data t.npz --loss squared --epochs 50 --tau 0.6
+      alignver train --resume run-1
     """
     named = {
         "loss": None if loss is None else loss.value,
