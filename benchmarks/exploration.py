@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from alignver.checks.exploration import check_safe_exploration
-from alignver.checks.exploration_words import peak_bytes
+from alignver.checks.exploration_words import forget_peak, peak_bytes
 from alignver.phi.dense import dense_phi
 from alignver.phi.recheck import recheck
 from alignver.phi.rows import open_rows
@@ -103,6 +103,7 @@ def against_matrix_rank(n: int, width: int, target: float) -> list[bool]:
 
 def staircase(arguments: argparse.Namespace) -> list[bool]:
     Z, met = features(arguments, 60000), []
+    forget_peak()
     with tempfile.TemporaryDirectory() as folder:
         for width, limit in ((123, 5.0), (117, 30.0)):
             place = Path(folder, str(width))
@@ -133,6 +134,7 @@ def count_directions(arguments: argparse.Namespace) -> list[bool]:
 def sampled(arguments: argparse.Namespace, n: int, share: float, memory: float) -> list[bool]:
     Z = features(arguments, n)
     before = dgemm()
+    forget_peak()
     start = time.perf_counter()
     proved(check_safe_exploration(Z, method="gram", add_constant=True))
     spent = time.perf_counter() - start

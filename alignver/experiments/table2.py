@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -17,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from alignver.checks.exploration import check_safe_exploration
+from alignver.checks.exploration_words import forget_peak
 from alignver.data.cifar import cifar10, cifar100
 from alignver.data.dataset import Dataset
 from alignver.data.digits import semeion
@@ -187,18 +187,12 @@ def table2(
     row, data = load(dataset, folder)
     Z = features(data, seed=seed, cache=cache)
     width = -(-2 * len(data) // row.m)
-    _forget_peak()
+    forget_peak()  # the network's features cost more
     results = {
         "smallest width": check_safe_exploration(Z, add_constant=True, seed=seed),
         "paper width": check_safe_exploration(Z, width=width, add_constant=True, seed=seed),
     }
     return row, data, results
-
-
-def _forget_peak() -> None:
-    """Count the largest resident memory from here on, where Linux lets a process: features cost more than proofs."""
-    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as control:
-        control.write("5")
 
 
 class _Table2:

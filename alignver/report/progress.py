@@ -19,6 +19,8 @@ __all__ = ["PATIENCE", "Display", "bars", "shown"]
 PATIENCE = 2.0
 """Seconds of silence before a bar appears."""
 
+_PACE = 3600.0  # seconds that the pace is taken from: a step may last minutes, and one step alone has none
+
 
 class _Bar(ProgressColumn):
     """A bar for tasks whose steps are counted; nothing for the others, which have a spinner and a clock."""
@@ -58,6 +60,7 @@ def bars(console: Console) -> Progress:
         transient=True,
         redirect_stdout=False,
         redirect_stderr=False,
+        speed_estimate_period=_PACE,
     )
 
 

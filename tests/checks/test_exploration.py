@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from alignver.checks import exploration_words
 from alignver.checks.exploration import check_safe_exploration
 from alignver.errors import InvalidInput
 from alignver.phi.certify import gates_of
@@ -223,3 +224,15 @@ def test_extreme_rows_prove_nothing_wrong():
     Z = np.column_stack([np.array([1e100, -1e100, 2e100, 1.0]), np.ones(4)])
     result = check_safe_exploration(Z, width=3)
     assert result.verdict in (Verdict.HOLDS, Verdict.UNDECIDED)
+
+
+@pytest.mark.skipif(not exploration_words.peak_bytes(), reason="no VmHWM here")
+def test_peak_memory_is_that_of_the_check():
+    before = exploration_words.peak_bytes()["peak_bytes"]
+    held = np.ones(30_000_000)
+    during = exploration_words.peak_bytes()["peak_bytes"]
+    assert during >= before
+    assert during >= held.nbytes
+    del held
+    exploration_words.forget_peak()
+    assert check_safe_exploration(features(60, 9)).cost["peak_bytes"] <= during

@@ -65,3 +65,13 @@ def test_closing_before_the_bar_appears_keeps_it_away():
 
 def test_clock():
     assert [progress._clock(seconds) for seconds in (4, 75, 3723)] == ["0:04", "1:15", "1:02:03"]
+
+
+def test_steps_of_minutes_have_a_time_left():
+    bars, now = progress.bars(terminal()), 0.0
+    bars.get_time = lambda: now
+    task = bars.add_task("Cholesky", total=10)
+    for _ in range(3):
+        now += 60.0
+        bars.advance(task)
+    assert bars.tasks[0].time_remaining == 420
