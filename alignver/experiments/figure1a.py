@@ -24,7 +24,7 @@ class _Figure1a:
     title = "Training error and Q_T, fully-connected network"
     source = "Figure 1(a)"
     datasets: tuple[str, ...] = runs.DATASETS
-    cost = "8 minutes for each of six runs on one core"
+    cost = "2 minutes of one core for each of six runs; the GPU is not used"
 
     def parts(self, setting: Setting) -> Sequence[Part]:
         """Return a run for each data set and seed."""

@@ -22,7 +22,7 @@ class _Figure2:
     title = "Training errors on the sine wave, base and wrapper"
     source = "Figure 2"
     datasets: tuple[str, ...] = ()
-    cost = "a minute for each of twelve runs on one core; a GPU is not used: a step is too small for it"
+    cost = "1 minute of one core for each of twelve runs; the GPU is not used"
 
     def parts(self, setting: Setting) -> Sequence[Part]:
         """Return a run for each seed and method."""

@@ -57,8 +57,8 @@ def parts(setting: Setting) -> list[Part]:
             family="lenet",
         )
         for name in setting.chosen(DATASETS)
-        for seed in range(setting.seeds or SEEDS)
         for size in SIZES
+        for seed in range(setting.seeds or SEEDS)
     ]
 
 
