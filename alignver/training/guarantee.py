@@ -89,6 +89,8 @@ class Guarantee:
             )
         if self.after is not None and not self.after.all:
             good = sum(entry is not None for entry in self.after.entries)
+            if any(units):
+                said.append("new gates without a proof have rank n in floating point only")
             said.append(f"rank n is proved for {good} of {count} outputs: the global minimum is not promised")
         if self.after is not None and self.after.all:
             least = min(entry["s_min"] for entry in self.after.entries if entry is not None)

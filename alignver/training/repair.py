@@ -20,6 +20,7 @@ __all__ = ["MODES", "Repaired", "balanced", "repair", "stairs"]
 
 MODES = ("none", "redraw", "staircase")
 _DIRECT = 5000  # samples up to which the least-squares problem is solved by its Gram matrix
+_SINGULAR = 20_000_000  # entries of A_j up to which its singular values are computed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,7 +54,8 @@ def repair(model: Exploitation, weights: FloatArray, ranks: Ranks, *, mode: str,
     ``staircase``: the units with the largest output weights get the gates of a staircase (:func:`stairs`). One unit
     first, then half as many again while the proof does not come through: blocks of fewer rows are better conditioned.
     Where it does, fewer units are tried again by bisection. ``redraw``: the same with gates drawn from the normal
-    distribution.
+    distribution. Where no proof comes through, the most units get new gates if that gives rank n in floating point and
+    the trained gates have not even that.
 
     Parameters
     ----------
@@ -124,12 +126,16 @@ def _new_gates(
     if _proved(model, gates, output):
         return (), gates
     too_few, found = 0, None
-    for k in _counts(min(model.n, model.h) if mode == "staircase" else model.h):
+    most = min(model.n, model.h) if mode == "staircase" else model.h
+    for k in _counts(most):
         found = _tried(model, gates, output, units[:k], mode, seed)
         if found is not None:
             break
         too_few = k
     if found is None:
+        trial = _trial(model, gates, units[:most], mode, seed)
+        if _numerical(model, trial, output) and not _numerical(model, gates, output):
+            return tuple(int(unit) for unit in units[:most]), trial
         return (), gates
     while k - too_few > 1:
         middle = (k + too_few) // 2
@@ -154,10 +160,23 @@ def _tried(
     model: Exploitation, gates: FloatArray, output: FloatArray, units: npt.NDArray[np.int64], mode: str, seed: int
 ) -> FloatArray | None:
     """Return the gates (m, h) of an output with new ones for some units, if rank n is proved of them."""
+    trial = _trial(model, gates, units, mode, seed)
+    return trial if _proved(model, trial, output) else None
+
+
+def _trial(model: Exploitation, gates: FloatArray, units: npt.NDArray[np.int64], mode: str, seed: int) -> FloatArray:
     q = stairs(model.Z, len(units), seed) if mode == "staircase" else _drawn(model.Z, len(units), seed)
     trial = gates.copy()
     trial[:, units] = q / model.slope
-    return trial if _proved(model, trial, output) else None
+    return trial
+
+
+def _numerical(model: Exploitation, gates: FloatArray, output: FloatArray) -> bool:
+    """Whether A_j has rank n by its singular values (NumPy's rule); False where it is too large to look at."""
+    if model.n * model.h * model.m > _SINGULAR:
+        return False
+    A = Exploitation(model.Z, gates[None], output[None], model.slope).dense(0)
+    return int(np.linalg.matrix_rank(A)) == model.n
 
 
 def _drawn(Z: FloatArray, k: int, seed: int) -> FloatArray:

@@ -1,4 +1,4 @@
-"""What no run can be made of is said before anything is trained; what goes wrong on the way ends the run, and says where."""
+"""What no run can be made of is said before anything is trained; what goes wrong on the way ends it, and says where."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_settings(changes, said):
 @pytest.mark.parametrize(("tau", "epochs"), [(10, 10), (11, 10), (0.01, 10), (0.99, 10), (2.5, 10), (1, 1), (5, 0)])
 def test_a_tau_outside_the_run(tau, epochs):
     own = EEWrapper(nets.plain(), loss="squared", tau=tau)
-    with pytest.raises(InvalidInput, match="tau: got|epochs: got"):
+    with pytest.raises(InvalidInput, match=r"tau: got|epochs: got"):
         own.fit(nets.data("squared"), epochs)
     assert own.steps == 0
 
@@ -140,9 +140,7 @@ def test_a_loss_that_overflows_stops_the_run_before_it_is_kept(tmp_path):
 
 
 def test_nan_in_exploration_says_the_step(tmp_path):
-    with pytest.raises(
-        InvalidInput, match=r"(a loss that is (nan|inf)|parameters that are NaN or Inf) (at|after) step"
-    ):
+    with pytest.raises(InvalidInput, match=r"(that is (nan|inf)|that are NaN or Inf) (at|after) step"):
         diverging(tmp_path, "exploration")
     if (tmp_path / "run.pt").exists():
         kept = checkpoint.load(tmp_path / "run.pt")

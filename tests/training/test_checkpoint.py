@@ -150,11 +150,11 @@ def test_kill_9_loses_at_most_the_epoch(tmp_path):
 
 def test_files_that_are_no_checkpoints(tmp_path):
     file = tmp_path / "run.pt"
-    with pytest.raises(InvalidInput, match="checkpoint: got .*cannot be read"):
+    with pytest.raises(InvalidInput, match=r"checkpoint: got .*cannot be read"):
         checkpoint.load(file)
     for garbage in (b"", b"not a checkpoint", os.urandom(5000), b"PK\x03\x04" + bytes(100)):
         file.write_bytes(garbage)
-        with pytest.raises(InvalidInput, match="checkpoint: got .*cannot be read"):
+        with pytest.raises(InvalidInput, match=r"checkpoint: got .*cannot be read"):
             checkpoint.load(file)
     own, (X, Y) = wrapper(), nets.data("cross_entropy", m_y=2)
     own.explore_step(X, Y)

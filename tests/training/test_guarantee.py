@@ -100,6 +100,23 @@ def test_equal_rows_cannot_be_repaired_and_the_samples_are_named():
         assert "the global minimum is not promised" in said
 
 
+def test_gates_that_cannot_be_proved_may_still_have_rank_n_in_floating_point():
+    """Two samples 1e-10 apart: the gate between them is so steep that its error, counted by norms, is too large."""
+    own, theta = model(n=12, m=3, h=16, m_y=1, size=1e-9)
+    Z = np.array(own.Z)
+    Z[7] = Z[2]
+    Z[7, 0] += 1e-10
+    Z[:, 1] += 100.0
+    own = Exploitation(Z, own.gates, own.output_weights, own.slope)
+    found = guarantee(own, theta, loss="squared", mode="staircase")
+    assert not found.before.refuted
+    assert not found.proved
+    assert len(found.replaced[0]) == 12
+    assert np.linalg.matrix_rank(own.dense(0)) < 12 == np.linalg.matrix_rank(found.model.dense(0))
+    assert any("in floating point only" in line for line in found.sentences)
+    assert found.moved < 1e-6
+
+
 def test_too_few_columns_cannot_be_repaired():
     own, theta = model(h=6)
     found = guarantee(own, theta, loss="squared", mode="staircase")
