@@ -31,18 +31,22 @@ if TYPE_CHECKING:
     from alignver.models.structure import check_common_structure
     from alignver.phi.recheck import recheck
     from alignver.proof import Ball, Certificate, load_certificate
+    from alignver.report.history import History
     from alignver.results import Bound, CheckResult, Report, Rigor, Tolerance, Verdict
     from alignver.theory.exploitation import Exploitation
     from alignver.theory.record import TrainingRecord
+    from alignver.training.tracker import AlignmentTracker
     from alignver.training.wrapper import EEWrapper
 
 _HOMES = {
+    "AlignmentTracker": "alignver.training.tracker",
     "Ball": "alignver.proof",
     "Bound": "alignver.results",
     "Certificate": "alignver.proof",
     "CheckResult": "alignver.results",
     "EEWrapper": "alignver.training.wrapper",
     "Exploitation": "alignver.theory.exploitation",
+    "History": "alignver.report.history",
     "InvalidInput": "alignver.errors",
     "JacobianOperator": "alignver.models.operator",
     "MissingDependency": "alignver.errors",
@@ -70,12 +74,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "AlignmentTracker",
     "Ball",
     "Bound",
     "Certificate",
     "CheckResult",
     "EEWrapper",
     "Exploitation",
+    "History",
     "InvalidInput",
     "JacobianOperator",
     "MissingDependency",

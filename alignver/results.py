@@ -97,24 +97,24 @@ def plain(value: Any) -> Any:
     raise TypeError(f"a result holds plain data only, not {type(value).__name__}")
 
 
-def _encode(value: Any) -> Any:
+def encode(value: Any) -> Any:
     """Plain data to what strict JSON can say: a non-finite float becomes {"float": "inf"}."""
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": repr(value)}
     if isinstance(value, Mapping):
-        return {key: _encode(item) for key, item in value.items()}
+        return {key: encode(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_encode(item) for item in value]
+        return [encode(item) for item in value]
     return value
 
 
-def _decode(value: Any) -> Any:
+def decode(value: Any) -> Any:
     if isinstance(value, Mapping):
         if set(value) == {"float"} and isinstance(value["float"], str):
             return float(value["float"])
-        return {key: _decode(item) for key, item in value.items()}
+        return {key: decode(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_decode(item) for item in value]
+        return [decode(item) for item in value]
     return value
 
 
@@ -279,7 +279,7 @@ class CheckResult:
         certificate = self.certificate
         if isinstance(certificate, Summarised):
             certificate = plain(dict(certificate.summary()))
-        document: dict[str, Any] = _encode(
+        document: dict[str, Any] = encode(
             {
                 "name": self.name,
                 "statement": self.statement,
@@ -300,7 +300,7 @@ class CheckResult:
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> CheckResult:
         """Rebuild a result from :meth:`to_dict`."""
-        fields = _decode(document)
+        fields = decode(document)
         fields["bounds"] = tuple(Bound(**bound) for bound in fields["bounds"])
         if fields["tolerance"] is not None:
             fields["tolerance"] = Tolerance(**fields["tolerance"])
@@ -332,7 +332,7 @@ class Report:
             "schema": SCHEMA_VERSION,
             "verdict": self.verdict.value,
             "results": [result.to_dict() for result in self.results],
-            "provenance": _encode(self.provenance),
+            "provenance": encode(self.provenance),
         }
 
     def to_json(self) -> str:
@@ -346,7 +346,7 @@ class Report:
         if not isinstance(document, dict) or document.get("schema") != SCHEMA_VERSION:
             raise ValueError(f"not a report of schema {SCHEMA_VERSION}")
         results = tuple(CheckResult.from_dict(result) for result in document["results"])
-        return cls(results, _decode(document["provenance"]))
+        return cls(results, decode(document["provenance"]))
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:

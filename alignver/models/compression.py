@@ -14,6 +14,8 @@ of them that stands for J in every question about its column space and singular 
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,9 +32,59 @@ from alignver.models.guard import unchanged
 from alignver.models.jacobian import bind
 from alignver.models.precision import as_asked, dtype_name
 
-__all__ = ["CompressedJacobian"]
+__all__ = ["CompressedJacobian", "Factors"]
 
 Matrix = npt.NDArray[np.float64]
+
+_VERIFIED = 32  # looks from one comparison with a backward pass to the next: it costs as much as a look
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Factors:
+    """What the layers leave of themselves at some parameters.
+
+    Attributes
+    ----------
+    outputs : (n, m_y) torch.Tensor
+        f_X(theta).
+    pairs : sequence of ((n, k), (N, l)) float64 torch.Tensor
+        Inputs, with a constant 1 where there is a bias, and derivatives of the outputs, rows output-major.
+    """
+
+    outputs: torch.Tensor
+    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]
+
+    def gram(self) -> torch.Tensor:
+        """Return J J^T (N, N): the sum over layers of (A A^T) o (B B^T)."""
+        n = len(self.outputs)
+        M = torch.zeros(())
+        for A, B in self.pairs:
+            inner = A @ A.T
+            outer = (B @ B.T).view(len(B) // n, n, len(B) // n, n)
+            M = M + outer.mul_(inner[None, :, None, :])
+        return M.reshape(len(B), len(B))
+
+    def compressed(self) -> Matrix:
+        """Return the compressed Jacobian, (N, columns) float64, rows output-major.
+
+        Raises
+        ------
+        InvalidInput
+            A derivative that is NaN or Inf.
+        """
+        n = len(self.outputs)
+        lower = [(_lower(A.numpy()), _lower(B.numpy())) for A, B in self.pairs]
+        N = len(lower[0][1])
+        W = np.empty((N, sum(A.shape[1] * B.shape[1] for A, B in lower)))
+        at = 0
+        for A, B in lower:
+            width, height = A.shape[1], B.shape[1]
+            block = W[:, at : at + width * height].reshape(N // n, n, height, width)
+            np.multiply(B.reshape(N // n, n, height, 1), A[None, :, None, :], out=block)
+            at += width * height
+        if not np.isfinite(W.sum()):
+            raise InvalidInput("model", "a derivative that is NaN or Inf", "a differentiable model at finite theta")
+        return W
 
 
 class CompressedJacobian:
@@ -81,11 +133,13 @@ class CompressedJacobian:
         self._model, self._dtype = require_checkable(model), dtype
         with unchanged(model):
             function, self._x = bind(model, X, dtype, include_frozen=False)
+            self._function = function
             with as_asked(function.device, function.dtype):
                 probed = probe(function, self._x)
                 self._layers = _layers(function, self._x, probed.m_y)
         self.n, self.m_y, self.d = len(self._x), probed.m_y, function.slots.d
         self.computed_in = dtype_name(probed.computed_in)
+        self._taken, self._scratch = 0, dict[Any, torch.Tensor]()
         sizes = [(layer.in_features + (layer.bias is not None), layer.out_features) for layer, _, _ in self._layers]
         self.columns = sum(min(self.n, inputs) * min(self.n * self.m_y, outputs) for inputs, outputs in sizes)
         if self.columns < self.n * self.m_y:
@@ -112,41 +166,61 @@ class CompressedJacobian:
 
     def compressed(self) -> Matrix:
         """Return the compressed Jacobian, (N, columns) float64, rows output-major."""
-        N = self.n * self.m_y
-        W = np.empty((N, self.columns))
-        at = 0
-        for A, B in self._factors():
-            width, height = A.shape[1], B.shape[1]
-            block = W[:, at : at + width * height].reshape(self.m_y, self.n, height, width)
-            np.multiply(B.reshape(self.m_y, self.n, height, 1), A[None, :, None, :], out=block)
-            at += width * height
-        if not np.isfinite(W.sum()):
-            raise InvalidInput("model", "a derivative that is NaN or Inf", "a differentiable model at finite theta")
-        return W
+        return self.factors().compressed()
 
-    def _factors(self) -> list[tuple[Matrix, Matrix]]:
-        """Return L_A (n, .) and L_B (N, .) of every layer, computed at the parameters as they are now."""
-        with unchanged(self._model):
-            function, _ = bind(self._model, self._x, self._dtype, include_frozen=False)
+    def factors(self, equal: Sequence[Sequence[int]] = ()) -> Factors:
+        """Return the inputs and derivatives of every layer at the parameters as they are now.
+
+        Every 32nd call compares them with an ordinary backward pass, the first one among them: whether a layer only
+        multiplies and adds is a matter of its code, not of its parameters.
+
+        Parameters
+        ----------
+        equal : groups of int
+            Samples with equal inputs, which get the same factors to the last bit.
+
+        Raises
+        ------
+        InvalidInput
+            Layers whose factors do not give the gradient of a backward pass.
+        """
+        verify = self._taken % _VERIFIED == 0
+        with unchanged(self._model, self._scratch):
+            function = self._bound()
             with as_asked(function.device, function.dtype):
                 modules = [layer for layer, _, _ in self._layers]
                 names = [name for _, *pair in self._layers for name in pair if name is not None]
                 weights = torch.cos(torch.arange(1.0, self.n * self.m_y + 1.0, dtype=function.dtype))
                 weights = weights.reshape(self.m_y, self.n).T
-                captured = factors.capture(function, self._x, modules, self.m_y, weights, names)
+                against = (weights, names) if verify else ()
+                captured = factors.capture(function, self._x, modules, self.m_y, *against)
         found = []
+        same = torch.arange(self.n)
+        for first, *others in equal:
+            same[others] = first
         for layer, name, bias in self._layers:
             (use,) = captured.uses[layer] or (None,)
             assert use is not None
             A, B = use.inputs, use.derivatives  # (n, k), (n, m_y, l)
-            mixed = torch.einsum("ij,ijl->il", weights, B)
-            _require_equal(name, captured.gradients.get(name), mixed.T @ A)
+            if verify:
+                mixed = torch.einsum("ij,ijl->il", weights, B)
+                _require_equal(name, captured.gradients.get(name), mixed.T @ A)
+                if bias is not None:
+                    _require_equal(bias, captured.gradients.get(bias), mixed.sum(0))
             if bias is not None:
-                _require_equal(bias, captured.gradients.get(bias), mixed.sum(0))
                 A = torch.cat([A, A.new_ones((self.n, 1))], 1)
-            rows = B.transpose(0, 1).reshape(self.n * self.m_y, -1)
-            found.append((_lower(A.double().numpy()), _lower(rows.double().numpy())))
-        return found
+            if equal:
+                A, B = A[same], B[same]
+            found.append((A.double(), B.transpose(0, 1).reshape(self.n * self.m_y, -1).double()))
+        self._taken += 1
+        return Factors(captured.outputs, found)
+
+    def _bound(self) -> Functional:
+        """Return the model as a function of its present parameters, in the memory of the last time if they fit."""
+        free = tuple(name for name, p in self._model.named_parameters() if p.requires_grad)
+        if free != self._function.slots.names or not self._function.refresh():
+            self._function = bind(self._model, self._x, self._dtype, include_frozen=False)[0]
+        return self._function
 
 
 def _layers(function: Functional, x: torch.Tensor, m_y: int) -> list[tuple[nn.Linear, str, str | None]]:

@@ -53,10 +53,13 @@ class Captured:
     uses : mapping of module to list of Use, or None where a call did not have one row for each sample
     gradients : mapping of slot name to torch.Tensor
         ``sum_ij w_ij d f_ij / d slot`` from an ordinary backward pass, to compare with.
+    outputs : torch.Tensor
+        f of the batch, (n, m_y).
     """
 
     uses: Mapping[nn.Module, list[Use] | None]
     gradients: Mapping[str, torch.Tensor]
+    outputs: torch.Tensor
 
 
 def owners(function: Functional) -> dict[str, tuple[Owner, ...]]:
@@ -133,7 +136,7 @@ def capture(
             out, [theta[name] for name in chosen], weights.to(out.dtype), allow_unused=True, materialize_grads=True
         )
         gradients = {name: part.reshape(-1).to(function.dtype) for name, part in zip(chosen, parts)}
-    return Captured(uses, gradients)
+    return Captured(uses, gradients, out.detach())
 
 
 def contract(

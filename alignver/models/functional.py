@@ -59,6 +59,21 @@ class Functional:
             return x.clone()
         return x.to(self.dtype, copy=True)
 
+    def refresh(self) -> bool:
+        """Copy the module's present values into its own memory; False where its tensors are no longer those bound."""
+        found: dict[str, torch.Tensor] = {**self.slots.fixed, **dict(self.model.named_buffers())}
+        found.update(zip(self.slots.names, self.slots.parameters))
+        bound = {**self.theta, **self.held}
+        now = {id(p) for p in self.model.parameters()}
+        if now != {id(p) for p in (*self.slots.parameters, *self.slots.fixed.values())} or set(found) != set(bound):
+            return False
+        if any(found[name].shape != value.shape for name, value in bound.items()):
+            return False
+        with torch.no_grad():
+            for name, value in bound.items():
+                value.copy_(found[name])
+        return True
+
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""

@@ -17,7 +17,7 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @contextlib.contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
+def unchanged(model: nn.Module, scratch: dict[Any, torch.Tensor] | None = None) -> Iterator[None]:
     """Make sure that a model leaves the block as it entered it, and torch's random state too.
 
     Held: the identity of every Parameter, buffer and submodule; the bytes of parameters, buffers and gradients;
@@ -32,6 +32,8 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     ----------
     model : torch.nn.Module
         The model to guard.
+    scratch : dict, optional
+        Memory for the copies, kept by the caller from one call to the next: fresh memory costs more than copying.
 
     Raises
     ------
@@ -49,7 +51,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
         ...
     AssertionError: alignver changed the model (now put back): training mode of Linear
     """
-    before = _Snapshot(model)
+    before = _Snapshot(model, {} if scratch is None else scratch)
     try:
         yield
     except BaseException:
@@ -63,14 +65,14 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 class _Snapshot:
     """Everything of a model that a check may not change, and the means to put it back."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, scratch: dict[Any, torch.Tensor]) -> None:
         self.random = torch.get_rng_state()
         self.random_cuda = torch.cuda.get_rng_state_all() if _cuda_in_use() else []
         self.modules = [_Module(name or type(model).__name__, module) for name, module in model.named_modules()]
         tensors: dict[int, _Tensor] = {}
         for kind, pairs in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
             for name, tensor in pairs:
-                tensors.setdefault(id(tensor), _Tensor(f"{kind} {name}", tensor))
+                tensors.setdefault(id(tensor), _Tensor(f"{kind} {name}", tensor, scratch))
         self.tensors = list(tensors.values())
 
     def put_back(self) -> list[str]:
@@ -123,13 +125,16 @@ class _Module:
 class _Tensor:
     """One parameter or buffer: its bytes, its gradient, its flags."""
 
-    def __init__(self, name: str, tensor: torch.Tensor) -> None:
+    def __init__(self, name: str, tensor: torch.Tensor, scratch: dict[Any, torch.Tensor] | None = None) -> None:
         self.name = name
         self.tensor = tensor
         self.data = tensor.data
-        self.values = _copy(tensor)
+        self.values = _copy(tensor) if scratch is None else _copy_into(scratch, name, tensor)
         self.grad = tensor.grad if tensor.is_leaf else None
-        self.grad_was = None if self.grad is None else (self.grad.data, _copy(self.grad))
+        self.grad_was = None
+        if self.grad is not None:
+            kept = _copy(self.grad) if scratch is None else _copy_into(scratch, ("gradient", name), self.grad)
+            self.grad_was = (self.grad.data, kept)
         self.requires_grad = tensor.requires_grad
         self.hooks = dict(tensor._backward_hooks or {})
 
@@ -164,6 +169,17 @@ def _cuda_in_use() -> bool:
 def _copy(tensor: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode(False), torch.no_grad():
         return tensor.detach().clone()
+
+
+def _copy_into(scratch: dict[Any, torch.Tensor], key: Any, tensor: torch.Tensor) -> torch.Tensor:
+    """Copy into the memory of the last time where it fits."""
+    held = scratch.get(key)
+    fits = held is not None and held.shape == tensor.shape and held.dtype == tensor.dtype
+    if held is None or not fits or held.device != tensor.device or held.layout != tensor.layout:
+        scratch[key] = _copy(tensor)
+        return scratch[key]
+    with torch.inference_mode(False), torch.no_grad():
+        return held.copy_(tensor.detach())
 
 
 def _same_bytes(first: torch.Tensor, second: torch.Tensor) -> bool:

@@ -23,7 +23,7 @@ from alignver.models.operator import differentiable, push, push_twice
 from alignver.models.precision import dtype_name
 from alignver.results import Bound, CheckResult, Rigor, Verdict
 
-__all__ = ["check_common_structure"]
+__all__ = ["check_common_structure", "structure_here"]
 
 _DRAWN = (0.5, 1.0, 2.0, 1.0)  # how far from theta the others are drawn, in root mean squares of each slot
 _SIGNS = 2  # products with random signs that estimate the size of the terms
@@ -111,6 +111,44 @@ def check_common_structure(
     more = (f"frozen, so no part of theta: {_listed(fixed)}",) if fixed and result.verdict is not Verdict.HOLDS else ()
     seconds = {"seconds": time.perf_counter() - began}
     return dataclasses.replace(result, evidence=(*result.evidence, *more), cost=seconds)
+
+
+def structure_here(
+    model: nn.Module, X: Any, S: Sequence[str], *, dtype: str | None = "float64"
+) -> tuple[CheckResult, float]:
+    """Compare f with ``J nu`` at the model's own theta alone, and return ``||nu||`` beside the result.
+
+    Parameters
+    ----------
+    model, X, S, dtype
+        As in :func:`check_common_structure`; S by name.
+
+    Returns
+    -------
+    CheckResult
+        Of one theta: what :func:`alignver.checks.structure.check_structure` makes of it.
+    float
+        The norm of theta on S.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
+    >>> structure_here(net, torch.ones(3, 2), ["2"])[0].verdict
+    <Verdict.HOLDS: 'HOLDS'>
+    """
+    model = require_checkable(model)
+    with unchanged(model):
+        function, x = bind(model, X, dtype, include_frozen=False)
+        with differentiable(function):
+            probed = probe(function, x)
+            at = _At(function, x, probed.m_y, dtype_name(probed.computed_in), 0)
+            chosen = _named(function, S)
+            nu = {name: function.theta[name] * mask for name, mask in chosen.items()}
+            f, p = at.product(function, x, nu)
+    terms = sum(int(mask.sum()) for mask in chosen.values())
+    size = math.sqrt(math.fsum(float(part.double().square().sum()) for part in nu.values()))
+    result = check_structure([f.double().cpu()], [p.double().cpu()], terms=terms, computed_in=at.computed_in)
+    return result, size
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,0 +1,39 @@
+"""Lightning: a callback, at the end of each epoch."""
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from alignver.training.callbacks import LightningCallback
+
+
+class Classifier(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 32), nn.BatchNorm1d(32), nn.Tanh(), nn.Linear(32, 3))
+
+    def training_step(self, batch, index):
+        x, y = batch
+        return nn.functional.cross_entropy(self.net(x), y)
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+
+
+torch.manual_seed(0)
+X, Y = torch.randn(60, 4), torch.arange(60) % 3
+# BatchNorm couples the samples of a batch in train mode: mode="eval" looks at the network as it is in eval mode.
+watching = LightningCallback(X, Y, loss="cross_entropy", mode="eval", select=lambda module: module.net)
+trainer = pl.Trainer(
+    max_epochs=5,
+    callbacks=[watching],
+    accelerator="cpu",
+    logger=False,
+    enable_checkpointing=False,
+    enable_progress_bar=False,
+    enable_model_summary=False,
+)
+trainer.fit(Classifier(), DataLoader(TensorDataset(X, Y), batch_size=20, shuffle=True))
+print(watching.tracker.history[-1])
+print("Q_T from and to, by rule:", watching.tracker.q())
