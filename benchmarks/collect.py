@@ -49,6 +49,8 @@ RUNS = {
     "exploration": Run("exploration.py", ("rank", "gram"), 5),
     "staircase": Run("exploration.py", ("staircase",), 5),
     "ee": Run("ee.py", ("speed",), 5),
+    "tracker": Run("tracker.py", ("two-moons", "sine-wave"), 10),
+    "tracker-semeion": Run("tracker.py", ("semeion",), 30, default=False),
     "ee-unrepaired": Run("ee.py", ("unrepaired",), 60, default=False),
     "ee-semeion": Run("ee.py", ("semeion",), 90, default=False),
     "ee-sine": Run("ee.py", ("sine",), 60, default=False),
