@@ -48,6 +48,8 @@ def _is_plain(module: nn.Module) -> bool:
     kind, own = type(module), vars(module)
     if kind not in _SLOTS or set(own["_parameters"]) != _SLOTS[kind] or own["_buffers"]:
         return False
+    if kind.forward.__module__ != kind.__module__:  # replaced for all of its class
+        return False
     if any(own.get(name) for name in _HOOKS) or any(_is_foreign(key, value, kind) for key, value in own.items()):
         return False
     if kind is nn.Flatten and (module.start_dim < 1 or 0 <= module.end_dim < module.start_dim):  # type: ignore[operator]
