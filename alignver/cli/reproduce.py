@@ -33,7 +33,9 @@ def reproduce(
     ] = None,
     budget: Annotated[
         float | None,
-        typer.Option(metavar="MINUTES", help="Begin no further part after this long.", show_default=False),
+        typer.Option(
+            metavar="MINUTES", help="Begin no further part after this long; 0 judges what is there.", show_default=False
+        ),
     ] = None,
     out: Annotated[
         str | None,

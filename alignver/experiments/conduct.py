@@ -71,12 +71,13 @@ def conduct(
     folder : path, optional
         Keep the parts here and take up those that are there.
     budget : float, optional
-        Minutes after which no further part is begun; the first one always is.
+        Minutes after which no further part is begun; the first one always is, unless the budget is 0, which judges
+        what is there.
 
     Raises
     ------
     InvalidInput
-        A budget that is not positive, a folder that cannot be written.
+        A negative budget, a folder that cannot be written.
 
     Examples
     --------
@@ -85,15 +86,15 @@ def conduct(
     >>> outcome.results[0].verdict
     <Verdict.HOLDS: 'HOLDS'>
     """
-    if budget is not None and not budget > 0:
-        raise InvalidInput("budget", f"budget={budget!r}", "minutes, more than 0")
+    if budget is not None and not budget >= 0:
+        raise InvalidInput("budget", f"budget={budget!r}", "minutes, at least 0")
     setting = setting if setting is not None else Setting()
     parts = item.parts(setting)
     place = None if folder is None else _made(pathlib.Path(folder))
     kept = {part.key: _kept(place, item, part) for part in parts}
     began, begun = time.perf_counter(), 0
     for part in track([part for part in parts if kept[part.key] is None], item.name):
-        if budget is not None and begun and time.perf_counter() - began > 60 * budget:
+        if budget is not None and (begun or budget == 0) and time.perf_counter() - began >= 60 * budget:
             continue
         begun += 1
         kept[part.key] = _run(place, item, part, setting.device)

@@ -26,6 +26,7 @@ class _Figure6:
 
     def parts(self, setting: Setting) -> Sequence[Part]:
         """Return the one part: both functions on a grid."""
+        setting.on_cpu()
         return [Part("grid", {"beta": _BETA, "points": _POINTS, "interval": [-1, 1]}, _measure)]
 
     def judge(self, setting: Setting, measured: Measured) -> Sequence[CheckResult]:

@@ -46,7 +46,7 @@ def parts(setting: Setting) -> list[Part]:
             functools.partial(run, name, seed),
             family="fully-connected",
         )
-        for seed in range(setting.seeds or SEEDS)
+        for seed in range(setting.on_cpu().seeds or SEEDS)
         for name in setting.chosen(DATASETS)
     ]
 

@@ -46,6 +46,12 @@ class Setting:
         """Whether long experiments are made smaller."""
         return not self.device.startswith("cuda") if self.reduced is None else self.reduced
 
+    def on_cpu(self) -> Setting:
+        """Return this setting for an experiment that runs on the CPU; refuse another device rather than not use it."""
+        if self.device != "cpu":
+            raise InvalidInput("device", repr(self.device), "'cpu', where this experiment runs")
+        return self
+
     def __post_init__(self) -> None:
         if self.seeds is not None and (isinstance(self.seeds, bool) or self.seeds < 1):
             raise InvalidInput("seeds", f"seeds={self.seeds!r}", "an integer >= 1")

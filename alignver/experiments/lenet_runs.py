@@ -58,7 +58,7 @@ def parts(setting: Setting) -> list[Part]:
         )
         for name in setting.chosen(DATASETS)
         for size in SIZES
-        for seed in range(setting.seeds or SEEDS)
+        for seed in range(setting.on_cpu().seeds or SEEDS)
     ]
 
 

@@ -56,7 +56,7 @@ def parts(setting: Setting) -> list[Part]:
             family="sine-wave",
         )
         for method, how in METHODS.items()
-        for seed in range(setting.seeds or SEEDS)
+        for seed in range(setting.on_cpu().seeds or SEEDS)
     ]
 
 

@@ -30,7 +30,7 @@ class _Table2Gates:
                 functools.partial(_measure, name, seed, setting),
             )
             for name in setting.chosen(self.datasets, ["semeion"])
-            for seed in range(setting.seeds or 1)
+            for seed in range(setting.on_cpu().seeds or 1)
         ]
 
     def judge(self, setting: Setting, measured: Measured) -> Sequence[CheckResult]:

@@ -63,6 +63,8 @@ def test_a_budget_leaves_parts_for_the_next_run(tmp_path):
     assert item.ran == ["even 0"]
     assert outcome.results[0].verdict is Verdict.UNDECIDED
     assert outcome.missing == ("even, seed 1", "odd, seed 0", "odd, seed 1")
+    assert conduct(item, folder=tmp_path, budget=0).missing == outcome.missing  # what is there, judged
+    assert item.ran == ["even 0"]
     assert conduct(item, folder=tmp_path).missing == ()
 
 
@@ -95,7 +97,7 @@ def test_bad_settings(arguments, words):
 
 def test_bad_budget_and_folder(tmp_path):
     with pytest.raises(InvalidInput, match="budget"):
-        conduct(Squares(), budget=0.0)
+        conduct(Squares(), budget=-1.0)
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidInput, match="cannot be written"):
         conduct(Squares(), folder=tmp_path / "file")
@@ -120,3 +122,13 @@ def test_unknown_item():
 def test_spread_is_the_papers_form():
     assert spread([0.25]) == "0.25"
     assert spread([0.0, 1.0]) == "0.50 (0.71)"
+
+
+@pytest.mark.parametrize("name", catalogue.NAMES)
+def test_an_item_uses_the_device_or_refuses_it(name):
+    item, setting = catalogue.load(name), Setting(device="cuda")
+    if "ResNet-18" in item.title and not name.startswith("table2"):
+        assert {part.recipe["device"] for part in item.parts(setting)} == {"cuda"}
+    else:
+        with pytest.raises(InvalidInput, match="device"):
+            item.parts(setting)
