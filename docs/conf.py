@@ -54,10 +54,11 @@ suppress_warnings = ["config.cache"]  # sphinx-gallery's configuration holds a f
 
 
 def setup(app: Any) -> None:
-    """Make the pages that are made from committed results and from the commands themselves."""
+    """Make what is made from committed results, from the commands themselves and from code on the pages."""
     import command_line_tables
     import performance_tables
+    import report_pictures
     import reproduction_tables
 
-    for page in (command_line_tables, performance_tables, reproduction_tables):
+    for page in (command_line_tables, performance_tables, report_pictures, reproduction_tables):
         app.connect("builder-inited", page.write)
