@@ -124,6 +124,8 @@ def _taken_up(session: Session, request: Request, stack: contextlib.ExitStack) -
         folder = RunFolder.open(request.resume, every=request.every)
         stack.callback(folder.close)
         kept = folder.config["settings"]
+        if not {"sources", "environment"} <= set(folder.config) or not set(request.options) <= set(kept):
+            raise InvalidInput("--resume", f"{folder.path}, begun by something else", "a run of 'alignver train'")
         own = {name: value for name, value in request.options.items() if name in request.given}
         folder.require({**kept, **own})
         options = {name: kept[name] for name in request.options}
@@ -365,6 +367,6 @@ def _free() -> str:
 
 
 def _changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
-    for name in {**there, **here}:
-        if there.get(name) != here.get(name):
-            yield f"{name} {there.get(name)} when the run began, {here.get(name)} now"
+    for name in there.keys() & here.keys():
+        if there[name] != here[name]:
+            yield f"{name} {there[name]} when the run began, {here[name]} now"

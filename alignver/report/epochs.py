@@ -136,4 +136,6 @@ def _row(record: Mapping[str, Any], rank: str, mark: str) -> Text:
 
 
 def _number(value: float) -> str:
+    if value == 0.0:  # torch's cross-entropy ends at -0
+        return "0"
     return f"{value:.4f}" if 1e-3 <= value < 1e4 else f"{value:.2e}"

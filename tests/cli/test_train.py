@@ -39,7 +39,7 @@ def other():
 """
 EPOCHS, TAU = 12, 6
 RUN = ["net.py:build", "--data", "train.npz", "--loss", "binary_cross_entropy", "--epochs", str(EPOCHS)]
-RUN += ["--tau", str(TAU), "--batch-size", "10", "--exploit-optimizer", "momentum", "--tolerance", "0.5"]
+RUN += ["--tau", str(TAU), "--batch-size", "10", "--exploit-optimizer", "momentum", "--tolerance", "0.7"]
 
 # Ends the process as kill -9 does, at the worst moment: the checkpoint is written and not yet in its place.
 KILLED = """
@@ -242,6 +242,21 @@ def test_another_run_is_refused_and_nothing_overwritten(here, files, whole, more
     assert digests(files / "unfinished") == before
 
 
+def test_another_version_is_said_and_a_folder_of_a_script_refused(here, files, whole):
+    copied(files, "older")
+    config = json.loads((files / "older" / "config.json").read_text())
+    config["environment"]["torch"] = "1.0"
+    (files / "older" / "config.json").write_text(json.dumps(config))
+    run = here("train", "--resume", "older")
+    assert run.code == 0
+    assert "torch 1.0 when the run began" in run.err
+    (files / "older" / "report.json").unlink()
+    (files / "older" / "config.json").write_text(json.dumps({"format": 1, "settings": {"lr": 0.1}}))
+    run = here("train", "--resume", "older")
+    assert (run.code, run.out) == (2, "")
+    assert "a run of 'alignver train'" in run.err
+
+
 def test_an_end_that_was_lost_is_made_again(here, files, whole):
     copied(files, "lost")
     (files / "lost" / "model.safetensors").unlink()
@@ -296,6 +311,7 @@ def test_a_loss_that_explodes_keeps_the_last_good_checkpoint(here, files):
     assert (again.code, again.out) == (2, "")
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said(alignver, files, inject):
     full = inject("import resource, signal; resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))")
     run = alignver("train", *RUN, "--out", "full", injected=full, PYTHONDONTWRITEBYTECODE="1")

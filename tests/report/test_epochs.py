@@ -40,7 +40,9 @@ def test_cells():
     table = EpochTable(stream, 4)
     table.epoch(record(1, loss=0.123456, gap=0.1, error=0.5), "-", estimated=True)
     table.epoch(record(2, loss=1e-7, gap=1e-7, error=None), "n = 5, proved")
-    first, second = rows(stream)
+    table.epoch(record(3, loss=-0.0, gap=-0.0, error=0.0), "-", last_of_phase=True)
+    first, second, third = rows(stream)
+    assert third == ["3", "exploration", "0", "0.0", "%", "0", "-"]
     assert first == ["1", "exploration", "~0.1235", "~50.0", "%", "~0.1000", "-"]
     assert second == ["2", "exploration", "1.00e-07", "-", "1.00e-07", "n", "=", "5,", "proved"]
 
