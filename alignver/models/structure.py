@@ -116,24 +116,13 @@ def check_common_structure(
 def structure_here(
     model: nn.Module, X: Any, S: Sequence[str], *, dtype: str | None = "float64"
 ) -> tuple[CheckResult, float]:
-    """Compare f with ``J nu`` at the model's own theta alone, and return ``||nu||`` beside the result.
+    """Return :func:`~alignver.checks.structure.check_structure` at the model's own theta alone, and ``||nu||``.
 
-    Parameters
-    ----------
-    model, X, S, dtype
-        As in :func:`check_common_structure`; S by name.
-
-    Returns
-    -------
-    CheckResult
-        Of one theta: what :func:`alignver.checks.structure.check_structure` makes of it.
-    float
-        The norm of theta on S.
+    Arguments are those of :func:`check_common_structure`, S by name.
 
     Examples
     --------
-    >>> net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
-    >>> structure_here(net, torch.ones(3, 2), ["2"])[0].verdict
+    >>> structure_here(nn.Linear(2, 1), torch.ones(3, 2), ["weight", "bias"])[0].verdict
     <Verdict.HOLDS: 'HOLDS'>
     """
     model = require_checkable(model)
@@ -144,11 +133,10 @@ def structure_here(
             at = _At(function, x, probed.m_y, dtype_name(probed.computed_in), 0)
             chosen = _named(function, S)
             nu = {name: function.theta[name] * mask for name, mask in chosen.items()}
-            f, p = at.product(function, x, nu)
+            f, p = (part.double().cpu() for part in at.product(function, x, nu))
     terms = sum(int(mask.sum()) for mask in chosen.values())
     size = math.sqrt(math.fsum(float(part.double().square().sum()) for part in nu.values()))
-    result = check_structure([f.double().cpu()], [p.double().cpu()], terms=terms, computed_in=at.computed_in)
-    return result, size
+    return check_structure([f], [p], terms=terms, computed_in=at.computed_in), size
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
