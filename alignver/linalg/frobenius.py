@@ -29,7 +29,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import chi2
+from scipy.special import gammaincinv
 
 __all__ = ["Estimate", "basis", "estimate", "vectors"]
 
@@ -94,6 +94,6 @@ def estimate(Q: Matrix, DQ: Matrix, G: Matrix, DG: Matrix, *, confidence: float)
     terms = np.square(DG - DQ @ (Q.T @ G)).sum(axis=0)
     computed, rest = float(np.square(DQ).sum()), float(terms.mean())
     tail = (1.0 - confidence) / 2.0
-    high, low = (float(chi2.ppf(q, p)) / p for q in (1.0 - tail, tail))
+    high, low = (2.0 * float(gammaincinv(p / 2.0, q)) / p for q in (1.0 - tail, tail))  # quantiles of chi^2_p / p
     error = float(terms.std(ddof=1)) / math.sqrt(p)
     return Estimate(computed + rest, error, (computed + rest / high, computed + rest / low), computed)

@@ -110,7 +110,7 @@ def _add(gram: Any, A: Any, B: Any) -> tuple[int, int, float]:
     step = max(1, _WIDTH // b)
     starts = range(0, a, step)
     for start in starts:
-        part = np.einsum("itc,jitr->ijcr", A[:, :, start : start + step], B, optimize=True).reshape(n * m, -1)
+        part = (B.transpose(1, 0, 3, 2) @ A[:, None, :, start : start + step]).reshape(n * m, -1)
         gram += part @ part.T
     # T more: the columns that were formed are longer than those that are meant by (1 + T u) at most.
     return min(step, a) * b + T, len(starts), (T + 2) * _U * _ROOM
