@@ -27,6 +27,7 @@ from alignver.results import CheckResult, Rigor, Verdict
 
 __all__ = ["check_safe_exploration"]
 
+_MOST = 10**7  # units or directions: each takes memory here, and in a certificate
 METHODS = ("auto", "staircase", "gram", "dense")
 
 
@@ -126,6 +127,7 @@ def check_safe_exploration(
     rank_rules.find(rule)
     width = None if width is None else _count(width, "width")
     tries = _count(tries, "tries")
+    seed = _count(seed, "seed", least=0, most=2**128)
     radius = _radius(delta)
     cluster = None if client is None else Cluster(client)
     place = accelerator(Z)
@@ -202,13 +204,13 @@ def _undecided(setting: Setting, least: int, reason: str, attempts: int = 0) -> 
     )
 
 
-def _count(value: Any, name: str) -> int:
+def _count(value: Any, name: str, *, least: int = 1, most: int = _MOST) -> int:
     try:
         count = operator.index(value)
     except TypeError:
-        count = 0
-    if isinstance(value, bool) or not 1 <= count < 2**40:
-        raise InvalidInput(name, repr(value), "an integer >= 1")
+        count = least - 1
+    if isinstance(value, bool) or not least <= count <= most:
+        raise InvalidInput(name, repr(value), f"an integer >= {least}" + (f" (and <= {most})" if count > most else ""))
     return count
 
 

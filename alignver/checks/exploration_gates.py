@@ -138,7 +138,10 @@ def _by_svd(setting: Setting, q: FloatArray, how: str, sampled: bool) -> CheckRe
         )
     if setting.delta:
         raise InvalidInput("delta", "a radius with method='dense'", "'staircase' or 'gram': a proof covers a ball")
-    phi = dense_phi(rows.read(0, rows.n), q, setting.weights)
+    with np.errstate(all="ignore"):
+        phi = dense_phi(rows.read(0, rows.n), q, setting.weights)
+    if not bool(np.all(np.isfinite(phi))):
+        raise InvalidInput("q", f"entries up to {np.abs(q).max():.1e}", "gates whose products with Z and w are finite")
     named = ("press", "golub")
     ranks = {rule: check_rank(phi, rank=rows.n, method="svd", rule=rule, certify=False) for rule in named}
     if setting.rule in ranks:

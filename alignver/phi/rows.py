@@ -177,7 +177,8 @@ def open_rows(Z: Any, *, add_constant: bool = False, folder: str | os.PathLike[s
     ----------
     Z : (n, m) array, numpy.memmap, or iterable of (k, m) arrays
         float16, float32 and float64 stay as they are and are widened when they are read; other dtypes are validated and
-        widened at once. Blocks of an iterable are written to an unnamed temporary file, in the dtype of the first one.
+        widened at once. Blocks of an iterable are written to an unnamed temporary file, in the dtype of the first one;
+        a wider one after it is refused, not rounded.
     add_constant : bool
         Append the constant 1 to every row.
     folder : path, optional
@@ -186,7 +187,7 @@ def open_rows(Z: Any, *, add_constant: bool = False, folder: str | os.PathLike[s
     Raises
     ------
     InvalidInput
-        Not a real matrix, empty, blocks of different widths, a disk that is full.
+        Not a real matrix, empty, blocks of different widths or growing precision, a disk that is full.
 
     Examples
     --------
@@ -222,21 +223,16 @@ def _mapped(Z: np.memmap[Any, Any], added: bool) -> Rows | None:
 
 def _spooled(blocks: Iterable[Any], added: bool, folder: str | os.PathLike[str] | None) -> Rows:
     n, m, dtype = 0, 0, np.dtype(np.float64)
-    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+    with _temporary(folder) as file:
         for block in track(blocks, "features to disk"):
-            rows = host(block) if hasattr(block, "dtype") else np.asarray(block)
-            if rows.ndim != 2 or 0 in rows.shape or (n and rows.shape[1] != m):
-                need = f"{m} columns" if n else "2 dimensions, not empty"
-                raise InvalidInput("Z", f"a block of shape {tuple(rows.shape)} at row {n}", f"blocks with {need}")
+            rows = _block(block, n)
             if n == 0:
-                m = int(rows.shape[1])
-                dtype = rows.dtype if rows.dtype.isnative and rows.dtype.name in _FLOATS else dtype
+                m, dtype = int(rows.shape[1]), rows.dtype
+            if rows.shape[1] != m or not np.can_cast(rows.dtype, dtype):
+                got = f"a block of {rows.dtype} and shape {rows.shape} at row {n}"
+                raise InvalidInput("Z", got, f"blocks with {m} columns, none wider than the first's {dtype}")
             try:
-                content = np.ascontiguousarray(rows, dtype=dtype)
-            except (TypeError, ValueError) as error:
-                raise InvalidInput("Z", f"a block of {rows.dtype} at row {n}", "blocks of real numbers") from error
-            try:
-                left = content.data.cast("B")
+                left = np.ascontiguousarray(rows, dtype=dtype).data.cast("B")
                 while left:
                     left = left[file.write(left) :]
             except OSError as error:
@@ -247,3 +243,25 @@ def _spooled(blocks: Iterable[Any], added: bool, folder: str | os.PathLike[str] 
         if n == 0:
             raise InvalidInput("Z", "no blocks", "at least one block of rows")
         return _FileRows(os.dup(file.fileno()), 0, (n, m), dtype, added)
+
+
+def _temporary(folder: str | os.PathLike[str] | None) -> Any:
+    try:
+        return tempfile.TemporaryFile(dir=folder, buffering=0)
+    except OSError as error:
+        got = f"{folder or tempfile.gettempdir()}, where no file can be made ({error.strerror})"
+        raise InvalidInput("folder", got, "a folder with room for all of Z") from error
+
+
+def _block(block: Any, at: int) -> npt.NDArray[Any]:
+    """Return a block's rows: float16, float32 and float64 as they are, other dtypes validated and widened."""
+    try:
+        rows = host(block) if hasattr(block, "dtype") else np.asarray(block)
+    except (TypeError, ValueError):  # bfloat16 is widened, ragged lists are refused
+        rows = host(as_matrix(block, "Z").array)
+    if rows.ndim != 2 or 0 in rows.shape:
+        got = f"a block of shape {tuple(rows.shape)} at row {at}"
+        raise InvalidInput("Z", got, "blocks with 2 dimensions, not empty")
+    if type(rows) in (np.ndarray, np.memmap) and rows.dtype.isnative and rows.dtype.name in _FLOATS:
+        return rows
+    return host(as_matrix(rows, "Z").array)

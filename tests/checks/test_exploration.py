@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from alignver.checks import exploration_words
+from alignver.checks import exploration_gates, exploration_words
 from alignver.checks.exploration import check_safe_exploration
 from alignver.errors import InvalidInput
 from alignver.phi.certify import gates_of
@@ -190,7 +190,10 @@ def test_bad_gates(name):
         ({"width": -3}, "width: got -3"),
         ({"width": 2.5}, "width: got 2.5"),
         ({"width": True}, "width: got True"),
+        ({"width": 10**9}, r"width: got 1000000000; needs an integer >= 1 \(and <= 10000000\)"),
         ({"tries": 0}, "tries"),
+        ({"seed": -1}, "seed: got -1; needs an integer >= 0"),
+        ({"seed": 1.5}, "seed: got 1.5"),
         ({"method": "svd"}, "method: got 'svd'"),
         ({"rule": "none"}, "rule"),
         ({"delta": -1.0}, "delta"),
@@ -207,6 +210,15 @@ def test_bad_gates(name):
 def test_bad_options(options, words):
     with pytest.raises(InvalidInput, match=words):
         check_safe_exploration(features(20, 5), **options)
+
+
+def test_products_with_given_gates_that_overflow(monkeypatch):
+    Z, q = features(20, 5), np.full((5, 9), 1.7e308)
+    assert check_safe_exploration(Z, q=q).verdict is Verdict.FAILS  # every gate is 1: rank 5
+    # Infinities of both signs in one sum; whether a BLAS meets them depends on its order.
+    monkeypatch.setattr(exploration_gates, "dense_phi", lambda *_: np.full((20, 45), np.nan))
+    with pytest.raises(InvalidInput, match=r"q: got entries up to 1.7e\+308; needs gates whose products"):
+        check_safe_exploration(Z, q=q)
 
 
 def test_gates_that_overflow_are_no_proof():

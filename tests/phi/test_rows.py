@@ -7,6 +7,7 @@ import tempfile
 
 import numpy as np
 import pytest
+import torch
 
 from alignver.arrays import digest
 from alignver.errors import InvalidInput
@@ -95,8 +96,31 @@ def test_bad_blocks():
         open_rows(iter([]))
     with pytest.raises(InvalidInput, match=r"shape \(2, 4\) at row 3; needs blocks with 3 columns"):
         open_rows(iter([np.ones((3, 3)), np.ones((2, 4))]))
-    with pytest.raises(InvalidInput, match="blocks of real numbers"):
+    with pytest.raises(InvalidInput, match="needs real numbers"):
         open_rows(iter([np.array([["a", "b"]])]))
+    with pytest.raises(InvalidInput, match="Z: got a masked array"):
+        open_rows(iter([np.ma.masked_array(np.ones((2, 2)))]))
+    with pytest.raises(InvalidInput, match="Z: got"):
+        open_rows(iter([[[1.0], [1.0, 2.0]]]))
+
+
+def test_blocks_of_several_dtypes():
+    """Kept as the first one is; what that would round is refused."""
+    narrow, wide = np.full((2, 3), 0.5, np.float32), np.full((2, 3), 0.1)
+    rows = open_rows(iter([wide, narrow, [[1, 2, 3]], torch.full((1, 3), 0.25, dtype=torch.bfloat16)]))
+    assert rows.dtype == "float64"
+    np.testing.assert_array_equal(rows.read(0, 6), [*wide, *narrow, [1, 2, 3], [0.25] * 3])
+    with pytest.raises(
+        InvalidInput, match=r"block of float64 .* at row 2; needs blocks with 3 columns, none wider than .* float32"
+    ):
+        open_rows(iter([narrow, wide]))
+    with pytest.raises(InvalidInput, match="which float64 holds exactly"):
+        open_rows(iter([np.full((2, 3), 2**60 + 1)]))
+
+
+def test_folder_that_is_none(Z, tmp_path):
+    with pytest.raises(InvalidInput, match=r"folder: got .*nowhere, where no file can be made"):
+        open_rows(iter([Z]), folder=tmp_path / "nowhere")
 
 
 def test_full_disk(Z, monkeypatch):
