@@ -157,9 +157,13 @@ class RunFolder:
         try:
             place.mkdir(parents=True, exist_ok=True)
             folder = cls(place, config, every=every)
-            folder._write("config.json", _json(config, indent=1))
         except OSError as error:
             raise _unwritable(place, error) from error
+        try:
+            folder._write("config.json", _json(config, indent=1))
+        except BaseException:
+            folder.close()
+            raise
         return folder
 
     @classmethod
