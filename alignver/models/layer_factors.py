@@ -144,7 +144,8 @@ def _layers(name: str, blocks: list[Block], bias: bool) -> list[Layer]:
         A, B = _wide(inputs[:, g].transpose(1, 2)), _wide(gradients[:, :, g].transpose(2, 3))
         if bias:
             A = np.concatenate([A, np.ones((*A.shape[:2], 1))], axis=2)
-        result.append(Layer(name if inputs.shape[1] == 1 else f"{name}[{g}]", A, B))
+        if A.shape[2] and B.shape[3]:  # a weight without entries has no columns
+            result.append(Layer(name if inputs.shape[1] == 1 else f"{name}[{g}]", A, B))
     return result
 
 

@@ -147,6 +147,24 @@ def test_digests_in_place_of_large_factors(monkeypatch, tmp_path):
     assert recheck(certificate, **inputs).verdict is Verdict.FAILS
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_weights_without_entries_have_no_columns():
+    class Partly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.empty, self.first, self.second = nn.Linear(3, 0), nn.Linear(3, 20), nn.Linear(20, 2)
+
+        def forward(self, x):
+            return self.second(torch.tanh(self.first(x))) + self.empty(x).sum(1, keepdim=True)
+
+    torch.manual_seed(0)
+    model, x = Partly().double(), torch.randn(4, 3, dtype=torch.float64)
+    assert [layer.name for layer in layer_factors(model, x).layers] == ["first.weight", "second.weight"]
+    result = check_alignment(model, x, np.ones((4, 2)), loss="squared", engine="gram")
+    assert (result.verdict, result.rigor) == (Verdict.HOLDS, Rigor.PROOF)
+    assert result.certificate.claim == "factored-membership"
+
+
 def test_where_the_rows_are_dependent_nothing_is_proved():
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(1, 30), nn.Linear(30, 1)).double()  # linear in x: rank at most 2 of x's span
