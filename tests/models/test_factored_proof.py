@@ -22,6 +22,7 @@ from alignver.proof.certificate import make
 from alignver.results import Rigor, Verdict
 
 from . import zoo
+from .gram import networks
 from .reference import fingerprint, reference_jacobian
 
 
@@ -31,9 +32,11 @@ def columns(layers) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([part.reshape(part.shape[0] * part.shape[1], -1) for part in parts], axis=1))
 
 
-@pytest.mark.parametrize("name", zoo.CASES)
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("name", [*zoo.CASES, *networks.NETWORKS])
 def test_the_factors_are_those_of_the_jacobian(name):
-    model, x = zoo.build(name)
+    model, x = (zoo if name in zoo.CASES else networks).build(name)
     before = fingerprint(model)
     found = layer_factors(model, x, chunk_size=2)
     assert fingerprint(model) == before
