@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -222,7 +225,7 @@ def test_an_svg_takes_its_colours_from_the_page_and_keeps_its_names_to_itself():
     assert "&lt;b&gt;" in one
     assert "var(--ink, #000000)" in one
     assert "var(--c1, #0072b2)" in one.lower()
-    assert all(name.startswith("one-") for name in __import__("re").findall(r'\bid="([^"]*)"', one))
+    assert all(name.startswith("one-") for name in re.findall(r'\bid="([^"]*)"', one))
     assert "<metadata" not in one
 
 
@@ -230,3 +233,16 @@ def test_without_matplotlib_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingDependency, match=r"alignver\[plots\]"):
         plots.panels(1)
+
+
+def test_every_picture_of_the_page_stands_below_the_code_that_draws_it():
+    docs = Path(__file__).parents[2] / "docs"
+    spec = importlib.util.spec_from_file_location("report_pictures", docs / "report_pictures.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    shown = re.findall(r"!\[[^\]]+\]\(_generated/([\w.-]+)\)", (docs / "reports.md").read_text())
+    drawn = {picture: code for code, picture in module.blocks() if picture is not None}
+    assert list(drawn) == shown
+    assert all(re.search(r"^\(?ax\b.*=", code, re.MULTILINE) for code in drawn.values())
