@@ -45,7 +45,7 @@ def through_disk(own, path):
 
 
 @pytest.mark.parametrize("solver", [*sorted(SOLVERS), None])
-@pytest.mark.parametrize("stop", [2, TAU, TAU + 1, EPOCHS - 1])
+@pytest.mark.parametrize("stop", [2, TAU + 1, *(pytest.param(k, marks=pytest.mark.slow) for k in (TAU, EPOCHS - 1))])
 def test_a_resumed_run_is_the_run(solver, stop, tmp_path):
     X, Y = nets.data("cross_entropy", m_y=2)
     size = 11 if solver in ("sgd", "momentum", "adam", None) else None
@@ -125,6 +125,7 @@ wrapper().fit((X, Y), 100000, batch_size=11, on_epoch=keep)
 """
 
 
+@pytest.mark.slow
 def test_kill_9_loses_at_most_the_epoch(tmp_path):
     file = tmp_path / "run.pt"
     code = _KILLED.format(root=str(Path(__file__).parents[2]), file=str(file))
