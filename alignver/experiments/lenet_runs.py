@@ -11,22 +11,21 @@ import torch
 from torch import nn
 
 from alignver.arrays import EPS
-from alignver.checks.band import Band, floor, residual_tolerance
+from alignver.checks.band import residual_tolerance
 from alignver.checks.by_rule import membership_by_rule
 from alignver.data import Dataset, semeion
 from alignver.experiments.item import Part, Setting
-from alignver.linalg import rank_rules
 from alignver.linalg.norms import largest_singular_value
 from alignver.linalg.rank_rules import Scale
 from alignver.linalg.reduction import Reduced
-from alignver.linalg.refined import refine, residual_interval
+from alignver.linalg.refined import refine
 from alignver.linalg.svd import svd_profile
+from alignver.models import looks as ways
 from alignver.models.gram import gram
 from alignver.models.networks import lenet
 from alignver.models.operator import JacobianOperator
 from alignver.models.streaming import streamed_qr
 from alignver.progress import track
-from alignver.results import Verdict
 from alignver.theory.losses import modified_targets
 
 __all__ = ["DATASETS", "EPOCHS", "LOOKS", "PRECISIONS", "ROWS", "RULES", "SIZES", "parts", "run"]
@@ -43,7 +42,6 @@ SEEDS = 2
 _RATE, _MOMENTUM, _BATCH, _SAMPLES, _SIDE = 0.1, 0.9, 100, 1000, 16
 ROWS = {"random": _SAMPLES, "semeion": 10 * _SAMPLES}
 """n m_y, the rows of J."""
-_ACCURATE = 1000  # rows up to which the streamed QR decides what least squares leave open
 
 
 def parts(setting: Setting) -> list[Part]:
@@ -127,24 +125,10 @@ def _look(
     iterates = refine(JacobianOperator(model, x), M, torch.from_numpy(target / size))
     found: dict[str, dict[str, Any]] = {}
     for precision, scale in scales.items():
-        limit = residual_tolerance(EPS[precision])
-        for rule in RULES:
-            tau = rank_rules.tolerance(rule, scale)
-            band = Band(tau, floor(spectral, len(M), d), limit)
-            low, high = residual_interval(iterates, band.low)[0], residual_interval(iterates, band.high)[1]
-            verdict = Verdict.UNDECIDED
-            if high <= limit / 10:
-                verdict = Verdict.HOLDS
-            elif low > 10 * limit:
-                verdict = Verdict.FAILS
-            found[f"{rule} {precision}"] = {
-                "tolerance": tau.value,
-                "residual": list(residual_interval(iterates, tau.value)),
-                "verdict": verdict.value,
-                "from": "least squares",
-            }
+        bounded = ways.by_bounds(iterates, scale, residual_tolerance(EPS[precision]), RULES)
+        found |= {f"{rule} {precision}": {**bounded[rule], "from": "least squares"} for rule in RULES}
     open_ = [column for column, answer in found.items() if answer["verdict"] == "UNDECIDED"]
-    if open_ and len(M) <= _ACCURATE:
+    if open_ and len(M) <= ways.ROWS:
         profile = svd_profile(Reduced(streamed_qr(model, x).r.T.contiguous().numpy(), target, 0.0))
         for precision, scale in scales.items():
             answers = membership_by_rule(profile, scale, residual_tolerance(EPS[precision]), RULES)
