@@ -76,7 +76,7 @@ def methods(
         compared(
             item,
             claim,
-            Verdict.HOLDS if agree else Verdict.FAILS,
+            _verdict(agree, errors[WRAPPER]),
             f"{size.word}test error {said}, {len(errors[WRAPPER])} seeds",
             paper=shown,
             ours=ours,
@@ -99,6 +99,11 @@ def methods(
             )
         )
     return results
+
+
+def _verdict(agree: bool, seeds: Sequence[Any]) -> Verdict:
+    """One seed has no spread to measure a difference by: it decides nothing."""
+    return Verdict.UNDECIDED if len(seeds) < 2 else Verdict.HOLDS if agree else Verdict.FAILS
 
 
 def _ranks(found: Runs) -> list[str]:

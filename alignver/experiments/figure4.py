@@ -46,7 +46,7 @@ class _Figure4:
                 compared(
                     self,
                     claim,
-                    Verdict.HOLDS if below else Verdict.FAILS,
+                    Verdict.UNDECIDED if len(ends[WRAPPER]) < 2 else Verdict.HOLDS if below else Verdict.FAILS,
                     f"{size.word}loss {ours[STANDARD]} (standard) and {ours[WRAPPER]} (wrapper)",
                     paper={STANDARD: "above", WRAPPER: "below"},
                     ours=ours,

@@ -226,6 +226,12 @@ def test_table_3_reduced_says_so_and_leaves_the_papers_numbers_alone():
     assert result.reason.startswith("reduced: ")
 
 
+def test_one_seed_decides_nothing():
+    one = Setting(seeds=1)
+    for name in ("table3", "figure4"):
+        assert verdicts(load(name), one, measured_by(load(name), one, image)) == [UNDECIDED]
+
+
 def test_reduced_or_full_can_be_asked_for_on_any_device():
     item = load("table3")
     asked = Setting(device="cpu", reduced=False)
