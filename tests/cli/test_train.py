@@ -14,6 +14,7 @@ import sys
 import jsonschema
 import numpy as np
 import pytest
+import torch
 
 from alignver.report import schema
 from tests.cli.conftest import COMMAND, TIMEOUT, Outcome, environment
@@ -55,6 +56,20 @@ os.replace = replace
 """
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Here and in processes that are started: runs are the same to the last bit on as many threads, and a busy machine
+    may give fewer.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("MKL_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """Return a folder with a model and data, in the place of the other tests' inputs."""
@@ -76,7 +91,7 @@ class Whole:
 
 
 @pytest.fixture(scope="module")
-def whole(files):
+def whole(files, one_thread):
     done = subprocess.run(
         [*COMMAND, "train", *RUN, "--out", "whole", "--json"],
         cwd=files,
