@@ -118,13 +118,15 @@ def peak_bytes():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", choices=[*CASES, []], default=list(CASES))
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    if unknown := set(options.cases) - set(CASES):
+        parser.error(f"unknown case {unknown.pop()}: one of {', '.join(CASES)}")
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, numpy {np.__version__}, {options.threads} threads")
-    for case in options.cases:
+    for case in options.cases or CASES:
         if case == "semeion":
             lenet_on_semeion()
         else:
