@@ -74,7 +74,8 @@ def check_optimality(
     CheckResult
         HOLDS with PROOF and a certificate; for the cross-entropies also how many training errors there can be. FAILS
         with PROOF, witness and certificate. NUMERICAL where only the dual bound of
-        :func:`~alignver.theory.gap.infimum` decides. UNDECIDED.
+        :func:`~alignver.theory.gap.infimum` decides: HOLDS then says that these weights are as good as any with these
+        gates and features, and the reason says so. UNDECIDED.
 
     Raises
     ------
@@ -232,12 +233,16 @@ def _measured(
     else:
         verdict, compared = Verdict.UNDECIDED, f"between {max(low, 0.0):.3g} and {high:.3g}"
     names = {"samples": "the mean of the samples' infima", "dual": "Fenchel duality"}
+    # The dual bound is one for these gates and features: another network may go below it.
+    over = " over the weights of the last hidden layer" if known.how == "dual" else ""
+    if over:
+        remarks = ("without rank n, other layers may allow a smaller loss: the infimum is that of this phase", *remarks)
     return CheckResult(
         name="optimality",
         statement=STATEMENT,
         verdict=verdict,
         rigor=Rigor.NUMERICAL,
-        reason=f"the training loss exceeds its infimum by {compared} (asked for: {tolerance:.3g})",
+        reason=f"the training loss exceeds its infimum{over} by {compared} (asked for: {tolerance:.3g})",
         evidence=(f"the infimum lies between {known.lower:.6g} ({names[known.how]}) and {known.upper:.6g}", *remarks),
         measured={
             "loss": problem.loss.name,

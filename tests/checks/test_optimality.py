@@ -226,6 +226,8 @@ def test_rank_deficient_models_are_judged_by_duality(monkeypatch):
     assert result.verdict is Verdict.HOLDS
     assert result.rigor is Rigor.NUMERICAL
     assert result.measured["infimum_from"] == "dual"
+    assert "over the weights of the last hidden layer" in result.reason
+    assert "other layers may allow a smaller loss" in str(result)
     assert check(own, 1.1 * theta, "squared", tolerance=1e-6).rigor is Rigor.PROOF
     assert check(own, 1.1 * theta, "squared", tolerance=1e-6).verdict is Verdict.FAILS
     separable = problem("binary_cross_entropy", n=40, h=3)
