@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,10 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 # Looking for doctests would import frameworks that may not be here; their tests do that on purpose.
 collect_ignore = [f"alignver/training/callbacks/{name}.py" for name in ("hugging_face", "lightning", "skorch")]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Shells start background jobs that way, and it is inherited: processes that tests interrupt would not notice.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_collect_file = Sybil(
     # '...' stands for numbers that depend on the machine, such as seconds.
