@@ -22,6 +22,7 @@ from alignver.phi.refute import by_columns, by_count, by_equal_rows
 from alignver.phi.rows import open_rows
 from alignver.phi.staircase import find_staircase
 from alignver.phi.survey import directions, survey
+from alignver.phi.threads import single_threaded_blas
 from alignver.proof.rounding import FloatArray, assumptions_hold
 from alignver.results import CheckResult, Rigor, Verdict
 
@@ -140,7 +141,8 @@ def check_safe_exploration(
         if method in ("gram", "dense") or gates is not None:
             result = exploration_gates.check(setting, gates, method, folder)
         else:
-            result = _staircase(setting)
+            with single_threaded_blas():  # from the survey on: a product with two threads spins into what follows
+                result = _staircase(setting)
     finally:
         rows.close()
     if result.rigor is Rigor.PROOF and result.verdict is Verdict.HOLDS and (delta_is_estimate or not certify):

@@ -11,6 +11,7 @@ import concurrent.futures
 import contextlib
 import contextvars
 import os
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ __all__ = ["ordered", "single_threaded_blas", "workers"]
 
 T = TypeVar("T")
 
+_here = threading.local()
 _MOST_WORKERS = 16  # each holds a block and its factor
 
 
@@ -29,11 +31,22 @@ def workers() -> int:
 
 @contextlib.contextmanager
 def single_threaded_blas() -> Iterator[None]:
-    """Keep BLAS to one thread inside the block: threads of ours and of its own would spin against each other."""
+    """Keep BLAS to one thread inside the block: threads of ours and of its own would spin against each other.
+
+    A block inside a block of the same thread leaves the limit alone: to find the libraries and set it takes as long
+    as to prove a small block.
+    """
+    if getattr(_here, "limited", False):
+        yield
+        return
     import threadpoolctl
 
     with threadpoolctl.threadpool_limits(1, user_api="blas"):
-        yield
+        _here.limited = True
+        try:
+            yield
+        finally:
+            _here.limited = False
 
 
 def ordered(work: Callable[..., T], arguments: Iterable[tuple[Any, ...]], ahead: int = 2) -> Generator[T]:

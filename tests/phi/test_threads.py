@@ -1,0 +1,33 @@
+"""One BLAS thread inside, what there was before outside, also where blocks are nested or fail."""
+
+from __future__ import annotations
+
+import pytest
+import threadpoolctl
+
+from alignver.phi.threads import single_threaded_blas
+
+
+def _threads() -> set[int]:
+    return {library["num_threads"] for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"}
+
+
+def test_a_block_inside_a_block_changes_nothing() -> None:
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        before = _threads()
+        with single_threaded_blas():
+            with single_threaded_blas():
+                assert _threads() == {1}
+            assert _threads() == {1}
+        assert _threads() == before
+
+
+def test_after_an_error_the_next_block_limits_again() -> None:
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        before = _threads()
+        with pytest.raises(ZeroDivisionError), single_threaded_blas():
+            _ = 1 / 0
+        assert _threads() == before
+        with single_threaded_blas():
+            assert _threads() == {1}
+        assert _threads() == before
