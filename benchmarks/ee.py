@@ -81,6 +81,7 @@ def sine(seed: int, repair: str) -> dict[str, Any]:
         "proved_before": found.summary()["proved_before"],
         "proved": found.proved,
         "replaced": found.summary()["replaced"][0],
+        "taken_back": found.taken_back,
         "s_min": found.summary()["s_min"][0],
         "Lhat": found.smoothness.spectral,
         "verdict": result.verdict.value,
@@ -94,14 +95,14 @@ def sines(case: str, seeds: int, kept: Callable[..., Any]) -> list[bool]:
     repair = "staircase" if case == "sine" else "none"
     rows = [kept(case, seed, lambda seed=seed: sine(seed, repair)) for seed in range(seeds)]
     print(
-        f"{'seed':>4s} {'rank n':>7s} {'new gates':>9s} {'rank n':>7s} {'s_min':>8s} {'Lhat':>8s} {'epochs':>6s} "
-        f"{'loss':>9s} {'error':>6s}  gap <= {TOLERANCE:g}"
+        f"{'seed':>4s} {'rank n':>7s} {'new gates':>9s} {'back':>6s} {'rank n':>7s} {'s_min':>8s} "
+        f"{'Lhat':>8s} {'epochs':>6s} {'loss':>9s} {'error':>6s}  gap <= {TOLERANCE:g}"
     )
     for seed, row in enumerate(rows):
         least = "-" if row["s_min"] is None else f"{row['s_min']:.1e}"
         print(
-            f"{seed:4d} {row['proved_before']!s:>7s} {row['replaced']:9d} {row['proved']!s:>7s} {least:>8s} "
-            f"{row['Lhat']:8.2g} {row['epochs']:6d} {row['loss']:9.2e} {row['error']:6.2f}  "
+            f"{seed:4d} {row['proved_before']!s:>7s} {row['replaced']:9d} {row['taken_back']:6g} {row['proved']!s:>7s} "
+            f"{least:>8s} {row['Lhat']:8.2g} {row['epochs']:6d} {row['loss']:9.2e} {row['error']:6.2f}  "
             f"{row['verdict']} {row['rigor']}"
         )
     good = [

@@ -53,6 +53,7 @@ def _known(wrapper: EEWrapper, found: Guarantee) -> dict[str, Any]:
         "proved": found.after is not None,
         "replaced": found.replaced,
         "moved": found.moved,
+        "taken_back": found.taken_back,
         "notes": found.notes,
         "batch_size": found.batch_size,
         "recorder": None if wrapper.recorder is None else wrapper.recorder.state(),
@@ -109,6 +110,7 @@ def _known_again(wrapper: EEWrapper, known: Mapping[str, Any], X: Any) -> tuple[
         before=None if before is None else Ranks(**before),
         replaced=known["replaced"],
         moved=known["moved"],
+        taken_back=known["taken_back"],
         notes=known["notes"],
         batch_size=known["batch_size"],
     )

@@ -42,6 +42,8 @@ class Guarantee:
         What else the phase rests on: layers that are held still, an optimiser that adds to the loss.
     batch_size : int or None
         Samples in the smallest batch of a step; None: all.
+    taken_back : float
+        Share of the way to their initial values that the parameters before the last hidden layer were taken back.
     """
 
     model: Exploitation
@@ -53,6 +55,7 @@ class Guarantee:
     smoothness: Smoothness
     notes: tuple[str, ...] = ()
     batch_size: int | None = None
+    taken_back: float = 0.0
 
     @property
     def steps(self) -> Smoothness:
@@ -87,6 +90,11 @@ class Guarantee:
                 f"gates of {spread} of {self.model.h} units replaced for each output concerned; the outputs on the "
                 f"training samples moved by {self.moved:.1e} at most"
             )
+        if self.taken_back:
+            said.append(
+                f"no gates told the samples apart by the trained features: the parameters before the last hidden layer "
+                f"were taken {self.taken_back:g} of the way back to their initial values"
+            )
         if self.after is not None and not self.after.all:
             good = sum(entry is not None for entry in self.after.entries)
             if any(units):
@@ -120,6 +128,7 @@ class Guarantee:
             "s_min": [None if entry is None else entry["s_min"] for entry in entries],
             "replaced": [len(own) for own in self.replaced],
             "moved": self.moved,
+            "taken_back": self.taken_back,
             "Lhat": self.smoothness.spectral,
             "Lhat_paper": self.smoothness.paper,
             "stable_step": self.steps.limit,
@@ -128,7 +137,14 @@ class Guarantee:
 
 
 def guarantee(
-    model: Exploitation, weights: FloatArray, *, loss: str, mode: str, seed: int = 0, prove: bool | None = None
+    model: Exploitation,
+    weights: FloatArray,
+    *,
+    loss: str,
+    mode: str,
+    seed: int = 0,
+    prove: bool | None = None,
+    outputs: FloatArray | None = None,
 ) -> Guarantee:
     """Prove the ranks, repair the gates where that fails and a repair is wanted, and compute Lhat.
 
@@ -143,6 +159,8 @@ def guarantee(
     seed : int
     prove : bool, optional
         Whether to prove ranks. None: up to 6000 samples.
+    outputs : (n, m_y) array, optional
+        What a repair keeps on the samples; None: the model's outputs.
 
     Returns
     -------
@@ -151,9 +169,9 @@ def guarantee(
     wanted = model.n <= LARGEST if prove is None else prove
     before = prove_ranks(model) if wanted else None
     none: tuple[tuple[int, ...], ...] = ((),) * model.m_y
-    if before is None or before.all or mode == "none":
+    if before is None or (before.all and outputs is None) or mode == "none":
         return Guarantee(model, weights, before, before, none, 0.0, smoothness(model, loss))
-    found: Repaired = repair(model, weights, before, mode=mode, seed=seed)
+    found: Repaired = repair(model, weights, before, mode=mode, seed=seed, outputs=outputs)
     return Guarantee(
         found.model, found.weights, before, found.ranks, found.replaced, found.moved, smoothness(found.model, loss)
     )

@@ -46,7 +46,15 @@ class Repaired:
     moved: float
 
 
-def repair(model: Exploitation, weights: FloatArray, ranks: Ranks, *, mode: str, seed: int = 0) -> Repaired:
+def repair(
+    model: Exploitation,
+    weights: FloatArray,
+    ranks: Ranks,
+    *,
+    mode: str,
+    seed: int = 0,
+    outputs: FloatArray | None = None,
+) -> Repaired:
     """Replace gates until rank n is proved of every output, and fit the weights to the function that was there.
 
     First the output weights are brought to one size (:func:`balanced`), which changes no output.
@@ -68,6 +76,8 @@ def repair(model: Exploitation, weights: FloatArray, ranks: Ranks, *, mode: str,
     mode : {"redraw", "staircase"}
     seed : int
         Of drawn gates and of the staircase's direction.
+    outputs : (n, m_y) array, optional
+        The function on the samples that is kept; None: that of ``model``.
 
     Returns
     -------
@@ -79,7 +89,7 @@ def repair(model: Exploitation, weights: FloatArray, ranks: Ranks, *, mode: str,
         raise InvalidInput("repair", repr(mode), "one of " + ", ".join(MODES))
     if ranks.refuted:
         return Repaired(model, model.weights(weights), ranks, ((),) * model.m_y, 0.0)
-    before = model.outputs(weights)
+    before = model.outputs(weights) if outputs is None else outputs
     gates, output = np.array(model.gates), np.array(model.output_weights)
     theta = np.array(model.weights(weights))
     replaced: list[tuple[int, ...]] = []
@@ -91,7 +101,7 @@ def repair(model: Exploitation, weights: FloatArray, ranks: Ranks, *, mode: str,
         replaced.append(chosen)
     repaired = Exploitation(model.Z, gates, output, model.slope)
     new = theta
-    for j in (j for j, chosen in enumerate(replaced) if chosen):
+    for j in (j for j, chosen in enumerate(replaced) if chosen or outputs is not None):
         new[j] = _refitted(repaired, theta[j], before[:, j], j)
     moved = float(np.abs(repaired.outputs(new) - before).max())
     return Repaired(repaired, new, prove_ranks(repaired), tuple(replaced), moved)

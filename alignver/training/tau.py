@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from alignver.errors import InvalidInput
 from alignver.training.exploitation import CachedProblem, as_model, wide
 from alignver.training.guarantee import Guarantee, guarantee
 from alignver.training.surgery import GatedNetwork
+from alignver.training.taken_back import features_taken_back
 
 __all__ = ["enter", "perturb", "same_for_each_sample", "still_layers"]
 
@@ -28,11 +30,20 @@ def perturb(network: nn.Module, epsilon: float, generator: torch.Generator) -> N
 
 
 def enter(
-    network: GatedNetwork, inputs: torch.Tensor, *, loss: str, repair: str, seed: int, prove: bool | None
+    network: GatedNetwork,
+    inputs: torch.Tensor,
+    *,
+    loss: str,
+    repair: str,
+    seed: int,
+    prove: bool | None,
+    initial: Mapping[str, torch.Tensor],
 ) -> tuple[Guarantee, CachedProblem]:
     """Freeze the gates of a network, prove their ranks, and repair them if need be; in eval mode from here on.
 
-    Proofs are about the numbers that the network holds: after a repair, what was rounded to its dtype is proved again.
+    Where no gates have rank n, the features are repaired too, from their ``initial`` parameters
+    (:mod:`alignver.training.taken_back`). Proofs are about the numbers that the network holds: after a repair, what was
+    rounded to its dtype is proved again.
     """
     network.eval()  # the theory needs z to be a function of x alone
     head = network.head
@@ -40,8 +51,13 @@ def enter(
     problem = CachedProblem(network, inputs)
     model, weights = as_model(network, problem.Z), wide(head.hidden)
     found = guarantee(model, weights, loss=loss, mode=repair, seed=seed, prove=prove)
+    before, outputs = found.before, model.outputs(weights)
+    if repair != "none" and before is not None and not found.proved:
+        further = features_taken_back(
+            network, inputs, initial, outputs, loss=loss, repair=repair, seed=seed, prove=prove
+        )
+        found = found if further is None else further
     if found.model is not model:
-        outputs = model.outputs(weights)
         with torch.no_grad():
             head.hidden.copy_(torch.from_numpy(found.weights.copy()))
             head.output.copy_(torch.from_numpy(found.model.output_weights.copy()))
@@ -50,7 +66,9 @@ def enter(
         rounded, weights = as_model(network, problem.Z), wide(head.hidden)
         fresh = guarantee(rounded, weights, loss=loss, mode="none", prove=prove)
         moved = float(np.abs(rounded.outputs(weights) - outputs).max())
-        found = dataclasses.replace(fresh, before=found.before, replaced=found.replaced, moved=moved)
+        found = dataclasses.replace(
+            fresh, before=before, replaced=found.replaced, moved=moved, taken_back=found.taken_back
+        )
     found = dataclasses.replace(found, notes=still_layers(network))
     _warn(found, repair)
     return found, problem
@@ -63,7 +81,10 @@ def _warn(found: Guarantee, repair: str) -> None:
     said = f"rank n of the trained gates is not proved for {count} of {found.model.m_y} outputs"
     units = sum(len(own) for own in found.replaced)
     if found.proved:
-        said += f"; the gates of {units} of {found.model.h * found.model.m_y} units were replaced, and now it is"
+        said += f"; the gates of {units} of {found.model.h * found.model.m_y} units were replaced"
+        if found.taken_back:
+            said += f", the features taken {found.taken_back:g} of the way back to the initial ones"
+        said += ", and now it is"
     elif found.before.refuted:
         said += f", and no gates have it: {found.before.reasons[0]}"
     elif repair == "none":

@@ -30,6 +30,7 @@ from alignver.training.solvers import (
     warn_of_long_step,
 )
 from alignver.training.surgery import GatedNetwork, gated
+from alignver.training.taken_back import initial_values
 from alignver.training.tau import enter, perturb, same_for_each_sample
 from alignver.training.trained import EXPLOITING, EXPLORING, Trained
 
@@ -68,7 +69,8 @@ class EEWrapper(Trained):
     seed : int
         Of added layers, perturbation, batches and repairs. Dropout draws from torch's own generator.
     repair : {"staircase", "redraw", "none"}
-        What to do where rank n of the trained gates is not proved; "none" trains on. Either warns.
+        What to do where rank n of the trained gates is not proved: new gates, and where no gates have it, features
+        nearer to the initial ones (:mod:`alignver.training.taken_back`); "none" trains on. All of them warn.
     width : int, optional
         m_H of a hidden layer that has to be added.
     outputs : int, optional
@@ -208,7 +210,15 @@ class EEWrapper(Trained):
         if self._exploit_optimizer == "newton" and not cache:
             raise InvalidInput("exploit_optimizer", "'newton' without cached features", "inputs that stay the same")
         perturb(self.module, self.epsilon, self.generator)
-        found, problem = enter(self.module, inputs, loss=self.loss, repair=self.repair, seed=self.seed, prove=prove)
+        found, problem = enter(
+            self.module,
+            inputs,
+            loss=self.loss,
+            repair=self.repair,
+            seed=self.seed,
+            prove=prove,
+            initial=initial_values(self._model, self.module),
+        )
         if batch_size is not None and batch_size < len(inputs):
             found = dataclasses.replace(found, batch_size=batch_size)
         self.recorder = Recorder(self.steps) if self._recording else None

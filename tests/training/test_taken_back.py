@@ -1,0 +1,135 @@
+"""Features that no gates tell apart go some of the way back to the initial ones, and the function stays."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from alignver.results import Rigor, Verdict
+from alignver.training import checkpoint
+from alignver.training.taken_back import SHARES, initial_values
+from alignver.training.wrapper import EEWrapper
+from tests.training import nets
+
+
+def dead(repair="staircase", dtype=torch.float64, model=None, **options):
+    """A run whose first layer died in exploration: the features of all samples are the same floats."""
+    X, Y = nets.data(dtype=dtype)
+    own = EEWrapper(
+        nets.plain(dtype=dtype) if model is None else model,
+        loss="binary_cross_entropy",
+        tau=3,
+        epsilon=1e-30,
+        seed=3,
+        repair=repair,
+        exploit_optimizer="newton",
+        **options,
+    )
+    for _ in range(3):
+        own.explore_step(X, Y)
+    with torch.no_grad():
+        own.module.body[0].weight.zero_()
+    return own, X, Y
+
+
+def body(own):
+    return {name: p.detach().clone() for name, p in own.module.body.named_parameters()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("mode", ["staircase", "redraw"])
+def test_rank_n_is_proved_the_outputs_stay_and_zero_error_is_reached(mode, dtype):
+    own, X, Y = dead(mode, dtype)
+    trained, start = body(own), initial_values(nets.plain(dtype=dtype), own.module)
+    outputs = own.outputs(X)
+    with pytest.warns(RuntimeWarning, match=r"the features taken .* of the way back to the initial ones, and now it"):
+        found = own.enter_exploitation(X, Y)
+    assert found.proved
+    assert not found.before.all
+    assert found.taken_back in SHARES
+    for name, p in body(own).items():
+        expected = torch.lerp(trained[name], start[name], found.taken_back)
+        assert torch.allclose(p, expected, rtol=0, atol=1e-6)
+    assert float((own.outputs(X) - outputs).abs().max()) <= (1e-9 if dtype == torch.float64 else 1e-3)
+    assert any(f"taken {found.taken_back:g} of the way back" in line for line in found.sentences)
+    assert found.summary()["taken_back"] == found.taken_back
+    for _ in range(15):
+        own.exploit_step()
+    assert own.evaluate()["error"] == 0.0
+    result = own.check(X, Y, tolerance=1e-3)
+    assert (result.verdict, result.rigor) == (Verdict.HOLDS, Rigor.PROOF)
+
+
+def test_from_the_share_that_was_taken_new_gates_are_enough():
+    own, X, Y = dead()
+    start = initial_values(nets.plain(), own.module)
+    other = copy.deepcopy(own)
+    with pytest.warns(RuntimeWarning):
+        share = own.enter_exploitation(X, Y).taken_back
+    with torch.no_grad():
+        for name, p in other.module.body.named_parameters():
+            p.lerp_(start[name], share)
+    with pytest.warns(RuntimeWarning):
+        assert other.enter_exploitation(X, Y).taken_back == 0.0
+
+
+def test_none_leaves_the_features():
+    own, X, Y = dead("none")
+    before = body(own)
+    with pytest.warns(RuntimeWarning, match="no gates have it"):
+        found = own.enter_exploitation(X, Y)
+    assert not found.proved
+    assert found.taken_back == 0.0
+    assert all(torch.allclose(p, before[name], rtol=0, atol=1e-28) for name, p in body(own).items())
+
+
+def test_equal_samples_stay_equal_and_nothing_is_moved():
+    own, X, Y = dead()
+    X[5] = X[2]
+    before = body(own)
+    with pytest.warns(RuntimeWarning, match="no gates have it"):
+        found = own.enter_exploitation(X, Y)
+    assert not found.proved
+    assert found.taken_back == 0.0
+    assert all(torch.allclose(p, before[name], rtol=0, atol=1e-28) for name, p in body(own).items())
+
+
+def test_a_frozen_parameter_stays_where_it_is():
+    model = nets.plain()
+    model[0].bias.requires_grad_(False)
+    own, X, Y = dead(model=model)
+    kept = own.module.body[0].bias.detach().clone()
+    with torch.no_grad():
+        own.module.body[0].bias.add_(1.0)  # a value that is neither the initial one nor on the way to it
+    with pytest.warns(RuntimeWarning):
+        found = own.enter_exploitation(X, Y)
+    assert found.taken_back > 0.0
+    assert torch.equal(own.module.body[0].bias, kept + 1.0)
+
+
+def test_gates_alone_are_enough_where_they_can_be():
+    X, Y = nets.data()
+    own = EEWrapper(nets.plain(), loss="binary_cross_entropy", tau=3, epsilon=0.1, exploit_optimizer="newton")
+    own.fit((X, Y), 4)
+    assert own.guarantee.proved
+    assert own.guarantee.taken_back == 0.0
+
+
+def test_a_run_that_was_cut_off_afterwards_goes_on_bit_for_bit(tmp_path):
+    own, X, Y = dead()
+    with pytest.warns(RuntimeWarning):
+        own.enter_exploitation(X, Y)
+    own.exploit_step()
+    checkpoint.save(own, tmp_path / "run.pt")
+    other, _, _ = dead()
+    other = EEWrapper(
+        nets.plain(), loss="binary_cross_entropy", tau=3, epsilon=1e-30, seed=3, exploit_optimizer="newton"
+    )
+    checkpoint.restore(other, checkpoint.load(tmp_path / "run.pt"), X, Y)
+    assert other.guarantee.taken_back == own.guarantee.taken_back > 0.0
+    for each in (own, other):
+        each.exploit_step()
+    assert np.array_equal(own.module.head.hidden.detach().numpy(), other.module.head.hidden.detach().numpy())
