@@ -9,24 +9,10 @@ import typer
 
 from alignver.cli import options
 from alignver.cli.exits import Exit
+from alignver.cli.model_options import ChunkSize, Dtype, JacobianDtype, Loss, Model, Weights
 from alignver.cli.session import Session
 
-__all__ = ["ChunkSize", "Dtype", "Engine", "JacobianDtype", "Loss", "Weights", "alignment"]
-
-
-class Loss(enum.StrEnum):
-    """The losses that Definition 2's modified targets are known for."""
-
-    SQUARED = "squared"
-    BINARY_CROSS_ENTROPY = "binary_cross_entropy"
-    CROSS_ENTROPY = "cross_entropy"
-
-
-class JacobianDtype(enum.StrEnum):
-    """The precision in which the Jacobian is computed."""
-
-    FLOAT64 = "float64"
-    SAME = "same"
+__all__ = ["Engine", "alignment"]
 
 
 class Engine(enum.StrEnum):
@@ -38,38 +24,8 @@ class Engine(enum.StrEnum):
     MATRIX_FREE = "matrix-free"
 
 
-ChunkSize = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        metavar="N",
-        help="Samples differentiated at a time; fewer need less memory.",
-        show_default="as many as keep it small",
-        rich_help_panel="Computation",
-    ),
-]
-Dtype = Annotated[
-    JacobianDtype,
-    typer.Option(
-        help="Precision of the Jacobian: float64 widens the model exactly, same keeps its own.",
-        rich_help_panel="Computation",
-    ),
-]
-Weights = Annotated[
-    str | None,
-    typer.Option(metavar="FILE", help="Parameters to load: a .safetensors file.", show_default=False),
-]
-
-
 def alignment(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="FILE.py:FUNCTION or package.module:FUNCTION; FUNCTION() returns a torch.nn.Module. "
-            "The code is imported and run.",
-        ),
-    ],
+    model: Model,
     data: Annotated[str, typer.Option(metavar="FILE.npz", help="The samples: a .npz file with X and Y.")],
     loss: Annotated[Loss, typer.Option(metavar="LOSS", help="squared, binary_cross_entropy or cross_entropy.")],
     weights: Weights = None,

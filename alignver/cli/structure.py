@@ -7,22 +7,15 @@ from typing import Annotated
 import typer
 
 from alignver.cli import options
-from alignver.cli.alignment import JacobianDtype
 from alignver.cli.exits import Exit
+from alignver.cli.model_options import Dtype, JacobianDtype, Model, Weights
 from alignver.cli.session import Session
 
 __all__ = ["structure"]
 
 
 def structure(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="FILE.py:FUNCTION or package.module:FUNCTION; FUNCTION() returns a torch.nn.Module. "
-            "The code is imported and run.",
-        ),
-    ],
+    model: Model,
     data: Annotated[str, typer.Option(metavar="FILE.npz", help="The samples: a .npz file with X.")],
     subset: Annotated[
         list[str] | None,
@@ -34,10 +27,7 @@ def structure(
             rich_help_panel="Decision",
         ),
     ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Parameters to load: a .safetensors file.", show_default=False),
-    ] = None,
+    weights: Weights = None,
     tolerance: Annotated[
         float | None,
         typer.Option(
@@ -48,13 +38,7 @@ def structure(
         ),
     ] = None,
     device: options.Device = "cpu",
-    dtype: Annotated[
-        JacobianDtype,
-        typer.Option(
-            help="Precision of the evaluations: float64 widens the model exactly, same keeps its own.",
-            rich_help_panel="Computation",
-        ),
-    ] = JacobianDtype.FLOAT64,
+    dtype: Dtype = JacobianDtype.FLOAT64,
     seed: options.Seed = 0,
     html: options.Html = None,
     junit: options.Junit = None,

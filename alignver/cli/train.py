@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from alignver.cli import options
-from alignver.cli.alignment import Loss, Weights
 from alignver.cli.exits import Exit
+from alignver.cli.model_options import Loss, Weights
 from alignver.cli.session import Session
 
 __all__ = ["train"]

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from alignver.cli import options
-from alignver.cli.alignment import ChunkSize, Dtype, JacobianDtype, Loss, Weights
 from alignver.cli.exits import Exit
+from alignver.cli.model_options import ChunkSize, Dtype, JacobianDtype, Loss, Weights
 from alignver.cli.session import Session
 from alignver.errors import InvalidInput
 
