@@ -238,7 +238,8 @@ def _trained(session: Session, run: _Run) -> Exit:
             flush_denormals=options["flush_denormals"],
             on_epoch=epoch,
         )
-        result = wrapper.check(run.X, run.Y, tolerance=options["tolerance"], certify=options["prove"] is not False)
+        prove = options["prove"]
+        result = wrapper.check(run.X, run.Y, tolerance=options["tolerance"], certify=prove is not False, rank=prove)
         known = {"epochs": epochs, "tau": tau, "last": folder.history[-1], "at_tau": folder.guarantee}
         _draw(session, folder, tau)
         report = session.report((result,), run.inputs, training=known)

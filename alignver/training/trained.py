@@ -38,8 +38,12 @@ class Trained:
     _cached_targets: torch.Tensor | None = None
     _wrong: float | None = None
 
-    def check(self, X: Any, Y: Any, *, tolerance: float = 0.01, certify: bool = True) -> CheckResult:
-        """Check how far the training loss is from its global infimum (:func:`~alignver.checks.check_optimality`)."""
+    def check(
+        self, X: Any, Y: Any, *, tolerance: float = 0.01, certify: bool = True, rank: bool | None = None
+    ) -> CheckResult:
+        """Check how far the training loss is from its global infimum (:func:`~alignver.checks.check_optimality`, which
+        says what the arguments mean).
+        """
         if self.phase != EXPLOITING:
             raise InvalidInput("check", f"a call in the phase of {self.phase}", "a run that has reached tau")
         model = self.exploitation(X)
@@ -50,6 +54,7 @@ class Trained:
             loss=self.loss,
             tolerance=tolerance,
             certify=certify,
+            rank=rank,
         )
 
     def exploitation(self, X: Any) -> Exploitation:
