@@ -1,11 +1,11 @@
 """Run benchmarks and keep what they print, with machine and versions: what docs/performance.md is made from.
 
-    python benchmarks/collect.py [NAME ...] [--timeout MINUTES] [--threads N] [--out DIR] [--list]
+    python benchmarks/collect.py [NAME ...] [--timeout MINUTES] [--threads N] [--out DIR] [--list] [-- ARGUMENT ...]
 
 Each NAME is a script with the arguments it is run with; without any, those marked * in --list are run, cheap ones
 first. A result is one JSON file in docs/results/benchmarks. It is written when the script came to its end, whether or
 not it met its targets; after a crash or a timeout the file that was there stays. Run it on a machine that does nothing
-else: the load before each run is kept as well.
+else: the load before each run is kept as well. Arguments behind ``--`` go to the scripts (``-- --features Z.npy``).
 """
 
 from __future__ import annotations
@@ -123,16 +123,17 @@ def listen(command: list[str], environment: dict[str, str], limit: float) -> tup
     return (None if late.is_set() else code), lines, "".join(errors)
 
 
-def collect(name: str, threads: int, minutes: float, out: Path) -> bool:
+def collect(name: str, threads: int, minutes: float, out: Path, more: list[str]) -> bool:
     """Run one benchmark and write its file; say whether there is a new one."""
     run = RUNS[name]
-    command = ["python", f"benchmarks/{run.script}", *run.arguments]
+    arguments = [*run.arguments, *more]
+    command = ["python", f"benchmarks/{run.script}", *(Path(argument).name for argument in arguments)]
     print(f"== {' '.join(command)}", flush=True)
     environment = {**os.environ, **dict.fromkeys(THREADS, str(threads)), "PYTHONUNBUFFERED": "1"}
     told = subprocess.run([sys.executable, "-c", VERSIONS], env=environment, capture_output=True, text=True, check=True)
     load, began = os.getloadavg()[0], time.perf_counter()
     script = str(FOLDER / run.script)
-    code, lines, errors = listen([sys.executable, script, *run.arguments], environment, 60 * minutes)
+    code, lines, errors = listen([sys.executable, script, *arguments], environment, 60 * minutes)
     seconds = time.perf_counter() - began
     held = targets(lines)
     # Exit code 1 is a missed target, which is a result; without one it is a crash, which is none.
@@ -165,7 +166,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the linear algebra")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where the JSON files go")
     parser.add_argument("--list", action="store_true", help="the names, what is run, and about how long it takes")
-    options = parser.parse_args()
+    at = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    options, more = parser.parse_args(sys.argv[1:at]), sys.argv[at + 1 :]
     if options.list:
         for name, run in RUNS.items():
             command = " ".join([run.script, *run.arguments])
@@ -176,7 +178,7 @@ def main() -> int:
         parser.error(f"unknown benchmark {unknown[0]}: one of {', '.join(RUNS)}")
     names = options.names or [name for name, run in RUNS.items() if run.default]
     written = [
-        collect(name, options.threads, options.timeout or 4.0 * RUNS[name].minutes, options.out) for name in names
+        collect(name, options.threads, options.timeout or 4.0 * RUNS[name].minutes, options.out, more) for name in names
     ]
     return 0 if all(written) else 1
 

@@ -18,7 +18,7 @@ from alignver.models.jacobian import fill
 
 __all__ = ["add_pair", "restricted"]
 
-Share = Callable[[Panel, torch.Tensor], None]
+Share = Callable[[Panel, torch.Tensor, torch.Tensor], None]
 Columns = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -59,12 +59,16 @@ def add_pair(
 
 
 def _apply(target: torch.Tensor, shares: Iterable[Share], first: Block, second: Block, symmetric: bool) -> None:
+    views = []
     for panel in panels(first.m, first.n, second.m, second.n, symmetric):
         start = panel.j0 * first.n + panel.i0
         stop = (panel.j1 - 1) * first.n + panel.i1
-        view = target[start:stop, : panel.full * second.n + panel.part]
+        views.append((panel, target[start:stop, : panel.full * second.n + panel.part]))
+    # One for all shares: memory that was just used is mapped, and in the cache.
+    scratch = target.new_empty(max(view.numel() for _, view in views))
+    for panel, view in views:
         for share in shares:
-            share(panel, view)
+            share(panel, view, scratch)
 
 
 def _bias_of_the_same(name: str, first: Block, second: Block, engines: dict[str, str]) -> str | None:

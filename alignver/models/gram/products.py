@@ -70,11 +70,11 @@ class Hadamard:
             K += plus
         return cls(K, B, B2)
 
-    def add(self, panel: Panel, target: torch.Tensor) -> None:
-        """Add this slot's share to a panel (rows x columns of the block)."""
+    def add(self, panel: Panel, target: torch.Tensor, scratch: torch.Tensor) -> None:
+        """Add this slot's share to a panel (rows x columns of the block), its products made in ``scratch``."""
         n2, rows = self.right.shape[2], target.shape[0]
         columns = panel.full * n2 + panel.part
-        buffer = target.new_empty((rows, columns))
+        buffer = scratch[: rows * columns].view(rows, columns)
         split = (panel.j1 - panel.j0, panel.i1 - panel.i0)
         for t in range(len(self.left)):
             X = self.left[t, panel.j0 : panel.j1, panel.i0 : panel.i1].flatten(0, 1)
@@ -90,12 +90,12 @@ class Hadamard:
                     target[:, width:].view(rest).addcmul_(buffer[:, width:].view(rest), K[None, :, : panel.part])
 
 
-def add_dense(left: torch.Tensor, right: torch.Tensor) -> Callable[[Panel, torch.Tensor], None]:
+def add_dense(left: torch.Tensor, right: torch.Tensor) -> Callable[[Panel, torch.Tensor, torch.Tensor], None]:
     """Make the share of per-sample gradients, (m, n, columns) on either side: their product."""
     first, second = left.flatten(0, 1), right.flatten(0, 1)
     n, n2 = left.shape[1], right.shape[1]
 
-    def add(panel: Panel, target: torch.Tensor) -> None:
+    def add(panel: Panel, target: torch.Tensor, scratch: torch.Tensor) -> None:
         start = panel.j0 * n + panel.i0
         target.addmm_(first[start : start + len(target)], second[: panel.full * n2 + panel.part].T)
 
