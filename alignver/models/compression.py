@@ -47,22 +47,25 @@ class Factors:
     ----------
     outputs : (n, m_y) torch.Tensor
         f_X(theta).
-    pairs : sequence of ((n, k), (N, l)) float64 torch.Tensor
-        Inputs, with a constant 1 where there is a bias, and derivatives of the outputs, rows output-major.
+    layers : sequence of ((n, k), (N, l) float64 torch.Tensor, bool)
+        Inputs, derivatives of the outputs (rows output-major), and whether there is a bias: one more input, always 1.
     """
 
     outputs: torch.Tensor
-    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    layers: Sequence[tuple[torch.Tensor, torch.Tensor, bool]]
 
     def gram(self) -> torch.Tensor:
         """Return J J^T (N, N): the sum over layers of (A A^T) o (B B^T)."""
-        n = len(self.outputs)
-        M = torch.zeros(())
-        for A, B in self.pairs:
+        n, N = len(self.outputs), self.outputs.numel()
+        M: torch.Tensor | None = None
+        for A, B, bias in self.layers:
             inner = A @ A.T
-            outer = (B @ B.T).view(len(B) // n, n, len(B) // n, n)
-            M = M + outer.mul_(inner[None, :, None, :])
-        return M.reshape(len(B), len(B))
+            if bias:
+                inner += 1.0
+            outer = (B @ B.T).view(N // n, n, N // n, n)
+            M = outer.mul_(inner[None, :, None, :]) if M is None else M.addcmul_(outer, inner[None, :, None, :])
+        assert M is not None
+        return M.reshape(N, N)
 
     def compressed(self) -> Matrix:
         """Return the compressed Jacobian, (N, columns) float64, rows output-major.
@@ -73,7 +76,9 @@ class Factors:
             A derivative that is NaN or Inf.
         """
         n = len(self.outputs)
-        lower = [(_lower(A.numpy()), _lower(B.numpy())) for A, B in self.pairs]
+        lower = [
+            (_lower(_with_ones(A).numpy() if bias else A.numpy()), _lower(B.numpy())) for A, B, bias in self.layers
+        ]
         N = len(lower[0][1])
         W = np.empty((N, sum(A.shape[1] * B.shape[1] for A, B in lower)))
         at = 0
@@ -207,11 +212,10 @@ class CompressedJacobian:
                 _require_equal(name, captured.gradients.get(name), mixed.T @ A)
                 if bias is not None:
                     _require_equal(bias, captured.gradients.get(bias), mixed.sum(0))
-            if bias is not None:
-                A = torch.cat([A, A.new_ones((self.n, 1))], 1)
             if equal:
                 A, B = A[same], B[same]
-            found.append((A.double(), B.transpose(0, 1).reshape(self.n * self.m_y, -1).double()))
+            B = B.transpose(0, 1).reshape(self.n * self.m_y, -1)
+            found.append((A.double(), B.double(), bias is not None))
         self._taken += 1
         return Factors(captured.outputs, found)
 
@@ -221,6 +225,10 @@ class CompressedJacobian:
         if free != self._function.slots.names or not self._function.refresh():
             self._function = bind(self._model, self._x, self._dtype, include_frozen=False)[0]
         return self._function
+
+
+def _with_ones(A: torch.Tensor) -> torch.Tensor:
+    return torch.cat([A, A.new_ones((len(A), 1))], 1)
 
 
 def _layers(function: Functional, x: torch.Tensor, m_y: int) -> list[tuple[nn.Linear, str, str | None]]:

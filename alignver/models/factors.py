@@ -114,15 +114,24 @@ def capture(
             handle.remove()
     uses: dict[nn.Module, list[Use] | None] = {module: [] for module in wanted}
     traced = [output for _, _, output in calls]
-    derivatives = [t.new_zeros((len(x), m_y, *t.shape[1:])) if a is not None else None for _, a, t in calls]
+    derivatives: list[torch.Tensor | None] = [None] * len(calls)
     for j in range(m_y):
         if not (traced and out.requires_grad):
             break
-        for whole, part in zip(
-            derivatives, torch.autograd.grad(out[:, j].sum(), traced, retain_graph=True, allow_unused=True)
-        ):
-            if whole is not None and part is not None:
-                whole[:, j] = part
+        found = torch.autograd.grad(out[:, j].sum(), traced, retain_graph=True, allow_unused=True)
+        for k, part in enumerate(found):
+            if part is None or calls[k][1] is None:
+                continue
+            whole = derivatives[k]
+            if m_y == 1:
+                derivatives[k] = part[:, None]
+                continue
+            if whole is None:
+                whole = derivatives[k] = part.new_zeros((len(x), m_y, *part.shape[1:]))
+            whole[:, j] = part
+    for k, (_, inputs, output) in enumerate(calls):
+        if inputs is not None and derivatives[k] is None:  # no output depends on it
+            derivatives[k] = output.new_zeros((len(x), m_y, *output.shape[1:]))
     for (module, inputs, _), B in zip(calls, derivatives):
         known = uses[module]
         if inputs is None or B is None or known is None:
