@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import alignver as av
 from alignver.linalg.pivoted_qr import qr_profile
-from alignver.linalg.profile import RangeProfile
+from alignver.linalg.profile import RangeProfile, descending_tails
 from alignver.linalg.reduction import reduce
 from alignver.linalg.svd import svd_profile
 from alignver.results import Verdict
@@ -171,3 +171,18 @@ def test_a_verdict_stands_over_its_band(problem, relative):
             assert profile.rho(nearby) <= limit
         if verdict is Verdict.FAILS:
             assert profile.rho(nearby) > limit
+
+
+@given(st.lists(st.floats(1e-12, 1e3), min_size=1, max_size=90), st.integers(0, 2**32 - 1))
+def test_the_curve_is_rho_at_its_points_and_rises(levels, seed):
+    ordered = np.sort(np.array(levels))[::-1]
+    profile = RangeProfile(ordered, descending_tails(np.random.default_rng(seed).standard_normal(ordered.size), 0.1))
+    points = profile.curve(1e-10, 10.0)
+    taus, rho = (np.array(column) for column in zip(*points))
+    assert (taus[0], taus[-1]) == (1e-10, 10.0)
+    assert len(points) <= 62
+    assert np.all(np.diff(taus) > 0)
+    assert np.all(np.diff(rho) >= 0)
+    assert all(value == profile.rho(tau) for tau, value in points)
+    if len(points) < 62:  # nothing was left out: between two points rho is what it is at the first
+        assert [profile.rho(tau) for tau in np.sqrt(taus[:-1] * taus[1:])] == list(rho[:-1])

@@ -30,6 +30,7 @@ __all__ = ["check_membership"]
 METHODS = ("auto", "svd", "qr", "lstsq", "exact")
 STATEMENT = "Membership of y in the column space of J"
 _LSTSQ_ENTRIES = 1 << 22  # 'auto' adds the explicit solution up to this size: it holds a second copy of J
+_AROUND = 1e4  # how far beyond the band of the verdict rho(tau) is told
 
 
 def check_membership(
@@ -220,6 +221,7 @@ def _numerically(J: Entries, y: Entries, method: str, rule: str, given: float | 
             "turns_at": None if turn is None else turn * unit,
             "levels_near_tolerance": [level * unit for level in leading_profile.near(tau.value)],
             "smallest_level": float(leading_profile.levels[-1]) * unit,
+            "curve": _curve(leading_profile, band, unit),
         }
     tau = dataclasses.replace(tau, value=tau.value * unit)
     return CheckResult(
@@ -235,6 +237,18 @@ def _numerically(J: Entries, y: Entries, method: str, rule: str, given: float | 
         else (),
         tolerance=tau,
     )
+
+
+def _curve(profile: RangeProfile, band: Band, unit: float) -> dict[str, Any] | None:
+    """Return rho around the band of the verdict, in the units of J; None where tau is zero or infinite."""
+    if not 0.0 < band.low < band.high < math.inf:
+        return None
+    points = profile.curve(band.low / _AROUND, band.high * _AROUND)
+    return {
+        "tau": [tau * unit for tau, _ in points],
+        "rho": [rho for _, rho in points],
+        "band": [band.low * unit, band.high * unit],
+    }
 
 
 def _methods(method: str, entries: int) -> tuple[str, ...]:

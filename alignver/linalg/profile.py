@@ -67,6 +67,21 @@ class RangeProfile:
             inside = inside[np.sort(np.argsort(distance, kind="stable")[:most])]
         return tuple(float(level) for level in inside)
 
+    def curve(self, low: float, high: float, most: int = 60) -> tuple[tuple[float, float], ...]:
+        """Return points (tau, rho(tau)), tau from ``low`` to ``high``, between which rho is constant.
+
+        Where rho takes more steps than ``most`` in there, some are left out, evenly by their number.
+
+        Examples
+        --------
+        >>> RangeProfile(np.array([2.0, 1.0, 1e-9]), np.array([1.0, 0.5, 0.1, 0.0])).curve(1e-12, 1.5)
+        ((1e-12, 0.0), (1e-09, 0.1), (1.0, 0.5), (1.5, 0.5))
+        """
+        inside = np.unique(self.levels[(self.levels > low) & (self.levels < high)])
+        if inside.size > most:
+            inside = inside[np.unique(np.linspace(0, inside.size - 1, most).astype(np.int64))]
+        return tuple((tau, self.rho(tau)) for tau in (low, *(float(level) for level in inside), high))
+
 
 def descending_tails(coordinates: Vector, leftover: float) -> Vector:
     """Return tails[r] = sqrt(leftover^2 + sum_{j >= r} coordinates_j^2), summed from the smallest end.

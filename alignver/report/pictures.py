@@ -30,7 +30,7 @@ class Picture:
 
 def of_result(result: CheckResult, samples: Mapping[str, Any], prefix: str) -> list[Picture]:
     """Return the figures that the numbers of a result allow."""
-    return [*_conflict(result, samples, prefix), *_rules(result, prefix)]
+    return [*_conflict(result, samples, prefix), *_turning(result, prefix), *_rules(result, prefix)]
 
 
 def of_history(source: Source, prefix: str) -> list[Picture]:
@@ -63,6 +63,27 @@ def _rules(result: CheckResult, prefix: str) -> Iterator[Picture]:
         f"{len(levels)} singular values near the tolerance.",
         ax.figure,
         f"{prefix}rules",
+    )
+
+
+def _turning(result: CheckResult, prefix: str) -> Iterator[Picture]:
+    """Show rho(tau) with the band that the numerical verdict has to stand over."""
+    curve, limit = result.measured.get("curve"), number(result.measured.get("residual_tolerance"))
+    tau = math.nan if result.tolerance is None else result.tolerance.value
+    if not isinstance(curve, Mapping) or not (tau > 0 and limit > 0):
+        return
+    lists = [curve.get(key) for key in ("tau", "rho", "band")]
+    taus, rho, band = ([number(value) for value in own] if isinstance(own, Sequence) else [] for own in lists)
+    good = all(math.isfinite(value) for value in (*taus, *rho, *band)) and min([*taus, *band], default=0.0) > 0.0
+    if not good or not taus or len(taus) != len(rho) or len(band) != 2:
+        return  # a file of somebody's
+    ax = verdict_plots.turning(taus, rho, tau=tau, limit=limit, band=(band[0], band[1]))
+    yield _picture(
+        "What is left of y, as a part of it, where singular values up to τ count as zero. Numerically HOLDS: below the "
+        "horizontal band all over the vertical one; FAILS: above it.",
+        f"A rising staircase from {rho[0]:.1e} at τ = {taus[0]:.1e} to {rho[-1]:.1e} at τ = {taus[-1]:.1e}.",
+        ax.figure,
+        f"{prefix}turning",
     )
 
 

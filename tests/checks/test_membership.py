@@ -81,6 +81,16 @@ def test_interval_and_neighbours_are_reported(rng):
     assert tight.measured["levels_near_tolerance"] == pytest.approx([1e-9])
 
 
+@pytest.mark.parametrize("unit", [1.0, 2.0**-200, 2.0**300])
+def test_the_curve_turns_where_the_verdict_does_in_the_units_of_J(unit):
+    result = check(unit * np.diag([1.0, 1e-3, 1e-9]), np.array([1.0, 0.0, 1.0]), tolerance=unit * 1e-8)
+    curve = result.measured["curve"]
+    assert curve["band"] == pytest.approx([unit * 1e-9, unit * 1e-7], rel=1e-12)
+    turn = next(tau for tau, rho in zip(curve["tau"], curve["rho"]) if rho > result.measured["residual_tolerance"])
+    assert turn == result.measured["turns_at"] == pytest.approx(unit * 1e-9)
+    assert check(np.zeros((2, 3)), np.ones(2)).measured.get("curve") is None
+
+
 def test_residual_tolerance_has_a_band_too():
     J = np.array([[1.0], [0.0]])
     for outside, expected in [(0.9e-4, "HOLDS"), (3e-4, "UNDECIDED"), (3e-3, "UNDECIDED"), (1.1e-2, "FAILS")]:

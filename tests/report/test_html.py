@@ -222,6 +222,15 @@ def test_conflicting_images_are_shown_where_they_are_at_hand():
     assert "sample 0" not in page(Source.of(report, samples={"X": np.ones((3, 64))}))  # no pictures
 
 
+def test_rho_is_drawn_where_a_result_has_it_and_what_is_no_curve_is_left_out():
+    curve = {"tau": [1e-16, 1e-13, 1e-9], "rho": [0.0, 1e-12, 0.3], "band": [1e-12, 1e-10]}
+    numbers = {"curve": curve, "residual_tolerance": 1.5e-8}
+    assert "A rising staircase from 0.0e+00 at τ = 1.0e-16 to 3.0e-01" in page(Report((result(measured=numbers),)))
+    for odd in ({"tau": None}, {"rho": [0.0]}, {"band": ["low", "high"]}, {"tau": [-1.0, 0.0, 1.0]}, {"band": [1e-12]}):
+        spoiled = {**numbers, "curve": {**curve, **odd}}
+        assert "rising staircase" not in page(Report((result(measured=spoiled),)))
+
+
 def test_without_matplotlib_the_page_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     text = page(REPORT)
