@@ -96,8 +96,10 @@ def conduct(
     for part in track([part for part in parts if kept[part.key] is None], item.name):
         if budget is not None and (begun or budget == 0) and time.perf_counter() - began >= 60 * budget:
             continue
-        begun += 1
-        kept[part.key] = _run(place, item, part, setting.device)
+        kept[part.key] = _kept(place, item, part)  # another process may have made it in the meantime
+        if kept[part.key] is None:
+            begun += 1
+            kept[part.key] = _run(place, item, part, setting.device)
     records = {key: record for key, record in kept.items() if record is not None}
     measured = {key: record["data"] for key, record in records.items()}
     return Outcome(

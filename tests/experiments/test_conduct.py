@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -66,6 +67,26 @@ def test_a_budget_leaves_parts_for_the_next_run(tmp_path):
     assert conduct(item, folder=tmp_path, budget=0).missing == outcome.missing  # what is there, judged
     assert item.ran == ["even 0"]
     assert conduct(item, folder=tmp_path).missing == ()
+
+
+def test_what_another_process_made_meanwhile_is_taken_up(tmp_path):
+    other, item = Squares(), Squares()
+
+    def parts(setting):
+        first, *rest = Squares.parts(item, setting)
+        run = first.run
+
+        def both():
+            conduct(other, folder=tmp_path)  # as if it ran beside us
+            return run()
+
+        return [dataclasses.replace(first, run=both), *rest]
+
+    item.parts = parts
+    outcome = conduct(item, folder=tmp_path)
+    assert outcome.missing == ()
+    assert item.ran == ["even 0"]
+    assert other.ran == ["even 0", "even 1", "odd 0", "odd 1"]
 
 
 def test_items_of_one_family_share_their_parts(tmp_path):
