@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from alignver.proof.rounding import FloatArray
 from alignver.training.exploitation import CachedProblem, as_model, wide
@@ -21,8 +22,13 @@ SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 
 def initial_values(model: nn.Module, network: GatedNetwork) -> dict[str, torch.Tensor]:
     """Return the values that the trainable parameters before the last hidden layer had in the model as it was given."""
-    given = dict(model.named_parameters())
-    return {name: given[name].detach() for name, p in network.body.named_parameters() if p.requires_grad}
+    # By all of its names: the first name of a shared parameter may be that of a layer that was replaced.
+    given = dict(model.named_parameters(remove_duplicate=False))
+    return {
+        name: given[name].detach()
+        for name, p in network.body.named_parameters()
+        if p.requires_grad and not is_lazy(given[name])  # which had no values yet
+    }
 
 
 def features_taken_back(

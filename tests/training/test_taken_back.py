@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from alignver.results import Rigor, Verdict
 from alignver.training import checkpoint
@@ -108,6 +109,37 @@ def test_a_frozen_parameter_stays_where_it_is():
         found = own.enter_exploitation(X, Y)
     assert found.taken_back > 0.0
     assert torch.equal(own.module.body[0].bias, kept + 1.0)
+
+
+class Shared(nn.Module):
+    """The first layer has the weight of the last hidden one, whose name comes first and is gone after the surgery."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.hidden, self.last, self.first = nn.Linear(3, 3), nn.Linear(3, 1), nn.Linear(3, 3)
+        self.first.weight = self.hidden.weight
+        self.double()
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.hidden(torch.tanh(self.first(x)))))
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_shared_and_lazy_parameters(lazy):
+    model = Shared()
+    if lazy:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.LazyLinear(4), nn.Tanh(), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+    X, Y = nets.data(n=8)
+    own = EEWrapper(model, loss="squared", tau=1, epsilon=1e-30, exploit_optimizer="newton")
+    own.explore_step(X, Y.double())
+    with torch.no_grad():
+        next(p for p in own.module.body.parameters() if p.dim() == 2).zero_()
+    with pytest.warns(RuntimeWarning):
+        found = own.enter_exploitation(X, Y.double())
+    assert found.proved is not lazy  # what had no values before has none to go back to
+    assert (found.taken_back > 0.0) is not lazy
 
 
 def test_gates_alone_are_enough_where_they_can_be():
