@@ -241,6 +241,7 @@ def main() -> int:
         for text in arguments.out.read_text().splitlines():
             row = json.loads(text)
             known[f"{row['case']} {row['seed']}"] = row["found"]
+        print(f"{len(known)} seeds kept from earlier runs")
 
     def kept(case: str, seed: int, work: Callable[[], Any]) -> Any:
         key = f"{case} {seed}"
