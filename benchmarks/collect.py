@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ def listen(command: list[str], environment: dict[str, str], limit: float) -> tup
     return (None if late.is_set() else code), lines, "".join(errors)
 
 
-def collect(name: str, threads: int, minutes: float, out: Path, more: list[str]) -> bool:
+def collect(name: str, threads: int, minutes: float, out: Path, more: Sequence[str] = ()) -> bool:
     """Run one benchmark and write its file; say whether there is a new one."""
     run = RUNS[name]
     arguments = [*run.arguments, *more]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -25,12 +26,12 @@ def collect(monkeypatch):
 def run(collect, monkeypatch, tmp_path):
     """Collect a script of our own; return whether a file was written, and the file's content if there is one."""
 
-    def of(source: str, minutes: float = 1.0):
+    def of(source: str, minutes: float = 1.0, more: Sequence[str] = ()):
         (tmp_path / "own.py").write_text(f'"""A benchmark of the tests.\n\nMore."""\n{source}')
         monkeypatch.setattr(collect, "FOLDER", tmp_path)
         monkeypatch.setattr(collect, "RUNS", {"own": collect.Run("own.py")})
         monkeypatch.setattr(collect, "VERSIONS", 'print(\'{"versions": {"python": "3"}, "blas": []}\')')
-        written = collect.collect("own", threads=1, minutes=minutes, out=tmp_path / "results")
+        written = collect.collect("own", threads=1, minutes=minutes, out=tmp_path / "results", more=more)
         file = tmp_path / "results" / "own.json"
         return written, json.loads(file.read_text()) if file.exists() else None
 
@@ -88,3 +89,9 @@ def test_the_threads_reach_the_script(run):
     _, document = run("import os; print(os.environ['OMP_NUM_THREADS'])")
     assert document["output"] == ["1"]
     assert document["threads"] == 1
+
+
+def test_further_arguments_reach_the_script_and_stand_in_the_command_without_their_folder(run, tmp_path):
+    _, document = run("import sys\nprint(sys.argv[1:])", more=["--features", str(tmp_path / "Z.npy")])
+    assert str(tmp_path / "Z.npy") in document["output"][0]
+    assert document["command"] == "python benchmarks/own.py --features Z.npy"
