@@ -88,12 +88,23 @@ class _Figure1bc:
         )
 
     def draw(self, measured: Measured) -> Any:
-        """Return the figure: training errors over the epochs, a line for each run."""
-        from alignver.report.plots import curves
+        """Return the figure: training errors over the epochs, a panel for each data set and a line for each run."""
+        from alignver.report.plots import curves, panels
 
-        errors = {key: run["error"] for key, run in measured.items()}
-        longest = max(len(error) for error in errors.values())
-        return curves(list(range(longest)), errors, x_label="epoch", y_label="training error").figure
+        names = [name for name in self.datasets if any(key.startswith(f"{name}, ") for key in measured)]
+        figure, axes = panels(len(names))
+        for name, ax in zip(names, axes):
+            errors = {
+                key.removeprefix(f"{name}, "): run["error"]
+                for key, run in measured.items()
+                if key.startswith(f"{name}, ")
+            }
+            longest = max(len(error) for error in errors.values())
+            curves(list(range(longest)), errors, x_label="epoch", y_label="training error", ax=ax)
+            ax.set_title(name)
+            ax.set_xscale("symlog", linthresh=10)  # all but the last tenth of the error goes in the first epochs
+            ax.set_xlim(0, longest - 1)
+        return figure
 
 
 _COLUMN = "press float64"
