@@ -9,8 +9,6 @@ J. Matrix Anal. Appl. 34 (2013) 338-344); one term more is charged for fused ope
 
 from __future__ import annotations
 
-import concurrent.futures
-import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +19,9 @@ import numpy as np
 
 from alignver import proof
 from alignver.errors import InvalidInput
+from alignver.phi import recheck_gates, recheck_optimality
 from alignver.phi.claims import EXPLORATION, GATES, NO_EXPLORATION, OPTIMALITY, SUBOPTIMALITY
+from alignver.phi.recheck_rows import identify
 from alignver.phi.rows import Rows, open_rows
 from alignver.phi.threads import ordered, single_threaded_blas
 from alignver.progress import track
@@ -86,8 +86,6 @@ def recheck(certificate: Certificate | str | Path, **inputs: Any) -> CheckResult
         raise InvalidInput("inputs", ", ".join(sorted(inputs)) or "none", "exactly " + ", ".join(names))
     try:
         if optimal:
-            from alignver.phi import recheck_optimality
-
             reason = recheck_optimality.check(certificate, inputs)
         else:
             reason = _check(certificate, inputs)
@@ -117,8 +115,6 @@ def _check(certificate: Certificate, inputs: Mapping[str, Any]) -> str:
         raise NotProved("the certificate lacks the number of rows, the width or whether the constant is added")
     if not assumptions_hold():
         raise NotProved("this thread does not round to nearest with gradual underflow")
-    from alignver.phi import recheck_gates
-
     methods: dict[tuple[str, str], Callable[..., str]] = {
         (EXPLORATION, "staircase"): _staircase,
         (NO_EXPLORATION, "count"): _count,
@@ -146,26 +142,6 @@ def _has_shape(certificate: Certificate, rows: Rows) -> None:
     shape = certificate.inputs.get("Z", {}).get("shape")
     if tuple(shape or ()) != (rows.n, rows.stored):
         raise NotProved(f"Z is {rows.n} x {rows.stored} and not the input that this certificate is about")
-
-
-def identify(certificate: Certificate, rows: Rows, visit: Callable[[int, Any], None]) -> None:
-    """Pass over the rows once, ``visit`` each block, and require finite entries, the constant and the sealed digest."""
-    content = hashlib.sha256(f"<f8 {(rows.n, rows.stored)}".encode())
-    with concurrent.futures.ThreadPoolExecutor(1) as beside:
-        waiting = None
-        for start, block in rows.blocks("reading Z"):
-            bare = np.ascontiguousarray(block[:, : rows.stored])
-            if waiting is not None:
-                waiting.result()
-            waiting = beside.submit(content.update, bare.data.cast("B"))
-            if not bool(np.all(np.isfinite(block))) or not bool(np.all(block[:, -1] == 1.0)):
-                raise NotProved(f"rows from {start} on are not finite, or their last entry is not 1")
-            visit(start, block)
-        if waiting is not None:
-            waiting.result()
-    record = {"sha256": content.hexdigest(), "shape": (rows.n, rows.stored), "dtype": "<f8"}
-    if dict(certificate.inputs.get("Z", {})) != record or certificate.constants["rank"] != rows.n:
-        raise NotProved("Z is not the input that this certificate is about: their digests differ")
 
 
 def _count(certificate: Certificate, rows: Rows) -> str:

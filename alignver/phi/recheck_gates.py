@@ -16,6 +16,7 @@ import numpy as np
 
 from alignver.phi.cholesky import factor_tiles
 from alignver.phi.hadamard import ScaledGram
+from alignver.phi.recheck_rows import identify
 from alignver.phi.rows import Rows
 from alignver.phi.tiles import MemoryStore
 from alignver.progress import track
@@ -33,8 +34,6 @@ _TILE = 1024
 
 def gram(certificate: Certificate, rows: Rows) -> str:
     """phi of the given gates has full row rank: its Gram matrix is definite."""
-    from alignver.phi.recheck import identify
-
     constants = certificate.constants
     gates = certificate.data["gates"]
     if gates.shape != (rows.m, constants["width"]) or not bool(np.all(np.isfinite(gates))):
