@@ -28,7 +28,7 @@ def place(device: str) -> Any:
     try:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises any of them, by device
         raise InvalidInput("--device", repr(device), f"a device of this machine ({_first_line(error)})") from error
     return chosen
 

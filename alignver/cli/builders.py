@@ -33,7 +33,7 @@ def find(spec: str) -> Callable[[], Any]:
         there = sorted(name for name, value in vars(module).items() if _is_own_function(module, name, value))
         need = f"one of its functions: {', '.join(there)}" if there else "a function that returns a torch.nn.Module"
         raise InvalidInput(ARGUMENT, f"{place} without a function {function!r}", need)
-    return builder  # type: ignore[no-any-return]
+    return builder  # type: ignore[no-any-return]  # a module's attribute; what it returns is looked at when called
 
 
 def built(spec: str) -> Any:

@@ -22,7 +22,7 @@ class _Figure1bc:
     source = "Figure 1(b), (c)"
     datasets: tuple[str, ...] = runs.DATASETS
     cost = (
-        "of one core: 2, 7 and 25 minutes a run for m_c = 1, 2 and 4 on random data, 2, 4 and 15 on Semeion, where a "
+        "of one core: 2, 7 and 25 minutes a run for m_c = 1, 2 and 4 on random data, 2, 4 and 11 on Semeion, where a "
         "check takes 4 GB; the GPU is not used"
     )
 

@@ -249,7 +249,7 @@ class _Standard:
         """Take one step; return the loss before it."""
         self.optimizer.zero_grad()
         loss = functional.cross_entropy(self.model(x), y)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
         self.optimizer.step()
         return float(loss.detach())
 
@@ -318,7 +318,7 @@ class _Wrapped:
             self.wrapper.optimizer.zero_grad()
             loss = functional.cross_entropy(problem.outputs(), data.y)
             losses.append(float(loss.detach()))
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
             return loss
 
         take_step(self.wrapper.optimizer, closure)

@@ -151,7 +151,7 @@ def of_module(module: nn.Module) -> tuple[str, str]:
     if kind in _BENT:
         found = ("broken", _BENT[kind])
     elif kind is nn.Softplus:
-        found = of_softplus(float(module.beta), float(module.threshold))  # type: ignore[arg-type]
+        found = of_softplus(float(module.beta), float(module.threshold))  # type: ignore[arg-type]  # numbers
     elif isinstance(module, _BatchNorm) and module.training:
         found = ("unclear", "is in train mode, where z(x_i) depends on the other samples: model.eval()")
     elif isinstance(module, _INSTANCE) and module.training and module.track_running_stats:
@@ -162,7 +162,7 @@ def of_module(module: nn.Module) -> tuple[str, str]:
         found = ("unclear", "has dropout in train mode, which is random: model.eval()")
     elif isinstance(module, (*_NORMS, *_INSTANCE, *_BATCH)) and not float(getattr(module, "eps", 1.0)) > 0.0:
         found = ("partly", "where the variance is not zero, its eps being 0")
-    elif isinstance(module, _RMS) and module.eps is not None and not module.eps > 0.0:  # type: ignore[operator]
+    elif isinstance(module, _RMS) and module.eps is not None and not module.eps > 0.0:  # type: ignore[operator]  # a number
         found = ("partly", "where the mean square is not zero, its eps being 0")
     elif isinstance(module, _RECURRENT) and module.nonlinearity == "relu":
         found = ("broken", "uses ReLU, which " + _KINK)

@@ -327,11 +327,11 @@ def _modules(where: dict[str, tuple[factors.Owner, ...]]) -> list[nn.Module]:
     return list(dict.fromkeys(owner.module for owner in itertools.chain.from_iterable(where.values())))
 
 
-class _Made(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Made(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its base unannotated
     """Add up the bytes of all tensors that operations return: what a pass keeps for its way back is not more."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
         self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -77,19 +77,11 @@ def test_from_the_share_that_was_taken_new_gates_are_enough():
         assert other.enter_exploitation(X, Y).taken_back == 0.0
 
 
-def test_none_leaves_the_features():
-    own, X, Y = dead("none")
-    before = body(own)
-    with pytest.warns(RuntimeWarning, match="no gates have it"):
-        found = own.enter_exploitation(X, Y)
-    assert not found.proved
-    assert found.taken_back == 0.0
-    assert all(torch.allclose(p, before[name], rtol=0, atol=1e-28) for name, p in body(own).items())
-
-
-def test_equal_samples_stay_equal_and_nothing_is_moved():
-    own, X, Y = dead()
-    X[5] = X[2]
+@pytest.mark.parametrize("why", ["repair is none", "two samples are equal"])
+def test_nothing_is_moved_where_no_repair_is_wanted_or_none_helps(why):
+    own, X, Y = dead("none" if why == "repair is none" else "staircase")
+    if why == "two samples are equal":
+        X[5] = X[2]
     before = body(own)
     with pytest.warns(RuntimeWarning, match="no gates have it"):
         found = own.enter_exploitation(X, Y)
@@ -156,7 +148,6 @@ def test_a_run_that_was_cut_off_afterwards_goes_on_bit_for_bit(tmp_path):
         own.enter_exploitation(X, Y)
     own.exploit_step()
     checkpoint.save(own, tmp_path / "run.pt")
-    other, _, _ = dead()
     other = EEWrapper(
         nets.plain(), loss="binary_cross_entropy", tau=3, epsilon=1e-30, seed=3, exploit_optimizer="newton"
     )

@@ -134,7 +134,7 @@ def _backward(out: torch.Tensor, uses: Sequence[Use], outputs: range) -> list[to
                 if g is not None:
                     if found[k] is None:
                         found[k] = g.new_zeros((len(weights), *g.shape))
-                    found[k][j] = g  # type: ignore[index]
+                    found[k][j] = g  # type: ignore[index]  # made in the line above
         return found
 
 

@@ -44,8 +44,8 @@ class _Function(nn.Module):
     def _at(self, path: tuple[str, ...]) -> torch.Tensor:
         home: nn.Module = self
         for step in path[:-1]:
-            home = home._modules[step]  # type: ignore[assignment]
-        return home._parameters[path[-1]]  # type: ignore[return-value]
+            home = home._modules[step]  # type: ignore[assignment]  # paths were found in the registries:
+        return home._parameters[path[-1]]  # type: ignore[return-value]  # no entry of theirs is None
 
 
 _TAKEN = set(dir(nn.Module())) | {"function", "paths", "params"}
