@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-import pickle
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +24,8 @@ __all__ = ["load", "restore", "save", "state"]
 
 
 _SETTINGS = ("loss", "epsilon", "slope", "seed", "repair", "tau")
+_KEYS = {"network", "optimizer", "generator", "random_state", "cuda_random_states", "settings", "phase", "steps"}
+_KEYS |= {"epochs", "history", "training", "exploitation"}
 
 
 def state(wrapper: EEWrapper) -> dict[str, Any]:
@@ -150,14 +152,24 @@ def save(wrapper: EEWrapper, path: str | os.PathLike[str]) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint: tensors and plain data only, no code."""
+    """Read a checkpoint: tensors and plain data only, no code; every byte is held against the file's checksums.
+
+    Raises
+    ------
+    InvalidInput
+        No checkpoint, or one that has been damaged since it was written.
+    """
+    file = os.fspath(path)
     try:
-        kept: Any = torch.load(path, weights_only=True, map_location="cpu")
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        got = f"{os.fspath(path)}, which cannot be read ({_first(error)})"
-        raise InvalidInput("checkpoint", got, "a checkpoint") from error
-    if not isinstance(kept, dict) or "settings" not in kept:
-        raise InvalidInput("checkpoint", f"{os.fspath(path)}, which holds no run's state", "what save() wrote")
+        with zipfile.ZipFile(file) as archive:  # torch.load reads past checksums
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+        kept: Any = torch.load(file, weights_only=True, map_location="cpu")
+    except Exception as error:  # an unpickler of arbitrary bytes may raise anything: IndexError, AssertionError, ...
+        raise InvalidInput("checkpoint", f"{file}, which cannot be read ({_first(error)})", "a checkpoint") from error
+    if not isinstance(kept, dict) or not kept.keys() >= _KEYS:
+        raise InvalidInput("checkpoint", f"{file}, which holds no run's state", "what save() wrote")
     return kept
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -153,10 +155,16 @@ def test_files_that_are_no_checkpoints(tmp_path):
     file = tmp_path / "run.pt"
     with pytest.raises(InvalidInput, match=r"checkpoint: got .*cannot be read"):
         checkpoint.load(file)
-    for garbage in (b"", b"not a checkpoint", os.urandom(5000), b"PK\x03\x04" + bytes(100)):
+    random = np.random.default_rng(0)
+    for garbage in (b"", b"not a checkpoint", b"PK\x03\x04" + bytes(100), *map(random.bytes, [5000] * 20)):
         file.write_bytes(garbage)
         with pytest.raises(InvalidInput, match=r"checkpoint: got .*cannot be read"):
             checkpoint.load(file)
+    pickled = io.BytesIO()  # PyTorch's format before zip files had no checksums
+    torch.save({"settings": {}}, pickled, _use_new_zipfile_serialization=False)
+    file.write_bytes(pickled.getvalue())
+    with pytest.raises(InvalidInput, match=r"checkpoint: got .*cannot be read"):
+        checkpoint.load(file)
     own, (X, Y) = wrapper(), nets.data("cross_entropy", m_y=2)
     own.explore_step(X, Y)
     checkpoint.save(own, file)
@@ -164,7 +172,7 @@ def test_files_that_are_no_checkpoints(tmp_path):
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InvalidInput, match="cannot be read"):
         checkpoint.load(file)
-    for other in ([1, 2], {"weights": torch.zeros(2)}, torch.zeros(3)):
+    for other in ([1, 2], {"weights": torch.zeros(2)}, torch.zeros(3), {"settings": {}}):
         torch.save(other, file)
         with pytest.raises(InvalidInput, match="holds no run's state"):
             checkpoint.load(file)
@@ -212,3 +220,34 @@ def test_saving_is_all_or_nothing(tmp_path, monkeypatch):
 
 def _full(_descriptor):
     raise OSError(28, "No space left on device")
+
+
+def same(one, other):
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def test_a_damaged_checkpoint_is_refused_or_the_same(tmp_path):
+    """A flipped bit is seen wherever it changes what was kept: names, numbers and tensors."""
+    file = tmp_path / "run.pt"
+    own, (X, Y) = wrapper(), nets.data("cross_entropy", m_y=2)
+    own.explore_step(X, Y)
+    checkpoint.save(own, file)
+    whole, kept = file.read_bytes(), checkpoint.load(file)
+    refused = 0
+    for place in np.random.default_rng(0).integers(len(whole), size=200):
+        damaged = bytearray(whole)
+        damaged[place] ^= 16
+        file.write_bytes(damaged)
+        try:
+            again = checkpoint.load(file)
+        except InvalidInput:
+            refused += 1
+        else:
+            assert same(again, kept)  # it fell into padding, or into a header that is kept twice
+    assert refused > 50
