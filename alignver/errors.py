@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import typing
+from collections.abc import Iterator
 
 if typing.TYPE_CHECKING:
     from alignver.results import CheckResult
 
-__all__ = ["InvalidInput", "MissingDependency", "VerificationFailed"]
+__all__ = ["InvalidInput", "MissingDependency", "VerificationFailed", "first_line", "reading"]
 
 
 class InvalidInput(ValueError):
@@ -42,3 +44,24 @@ class VerificationFailed(Exception):
     def __init__(self, result: CheckResult) -> None:
         self.result = result
         super().__init__(str(result))
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its type's name where it says nothing."""
+    text = str(error.args[0] if error.args and isinstance(error.args[0], str) else error)
+    return (text.strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+@contextlib.contextmanager
+def reading(argument: str, what: str, need: str) -> Iterator[None]:
+    """Turn whatever is raised over bytes that are not what they should be into :class:`InvalidInput`.
+
+    Readers of array, zip, pickle and image files raise IndexError, AssertionError, tokenize.TokenError and many more
+    over damaged bytes: no list of types is complete.
+    """
+    try:
+        yield
+    except (InvalidInput, MissingDependency, MemoryError):
+        raise
+    except Exception as error:
+        raise InvalidInput(argument, f"{what} ({first_line(error)})", need) from error

@@ -7,7 +7,7 @@ import importlib.util
 from typing import Any
 
 from alignver.cli.options import Backend
-from alignver.errors import InvalidInput, MissingDependency
+from alignver.errors import InvalidInput, MissingDependency, first_line
 
 __all__ = ["library", "place", "to_backend"]
 
@@ -29,7 +29,7 @@ def place(device: str) -> Any:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises any of them, by device
-        raise InvalidInput("--device", repr(device), f"a device of this machine ({_first_line(error)})") from error
+        raise InvalidInput("--device", repr(device), f"a device of this machine ({first_line(error)})") from error
     return chosen
 
 
@@ -64,8 +64,4 @@ def to_backend(array: Any, backend: Backend, device: str) -> Any:
         with cupy.cuda.Device(0 if device == "cpu" else int(number)):
             return cupy.asarray(array)
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise InvalidInput("--device", repr(device), f"a device of this machine ({_first_line(error)})") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise InvalidInput("--device", repr(device), f"a device of this machine ({first_line(error)})") from error

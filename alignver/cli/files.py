@@ -10,12 +10,11 @@ import difflib
 import os
 import stat
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, first_line, reading
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +27,7 @@ MAPPED_FROM = 1 << 26
 _OPTIONS = {"rule", "method", "tolerance", "residual_tolerance", "computed_in", "rank", "loss", "dtype", "device"}
 
 _NEED = "a .npy, .npz, .csv or .txt file of numbers"
+_DAMAGED = "a damaged .npz file"
 _TEXT = {".csv", ".tsv", ".txt", ".dat"}
 _FOREIGN = (
     (b"\x80", "a Python pickle, which is never opened since it can run code"),
@@ -85,7 +85,7 @@ def names_in(path: str, argument: str) -> list[str]:
     file = regular(path, argument)
     if not zipfile.is_zipfile(file):
         raise InvalidInput(named(argument, path), "no .npz file", f"a .npz file: {_savez(('name',))}")
-    with zipfile.ZipFile(file) as archive:
+    with reading(named(argument, path), _DAMAGED, "an intact file"), zipfile.ZipFile(file) as archive:
         return _names(archive)
 
 
@@ -152,7 +152,7 @@ def _header(stream: IO[bytes], size: int, name: str) -> tuple[tuple[int, ...], n
     """Return shape and dtype of the .npy data in ``stream``, of ``size`` bytes in all, if all of it is there."""
     from numpy.lib import format as npy
 
-    try:
+    with reading(name, "a damaged .npy header", "an intact file: save it again"):
         version = npy.read_magic(stream)
         reader = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
         if reader is None:
@@ -160,12 +160,6 @@ def _header(stream: IO[bytes], size: int, name: str) -> tuple[tuple[int, ...], n
                 name, f"a .npy file of format {version[0]}.{version[1]}", "format 1.0 or 2.0: save it again"
             )
         shape, _, dtype = reader(stream)
-    except InvalidInput:
-        raise
-    except Exception as error:  # numpy, tokenize, zlib and zipfile raise many kinds here: every one means the same
-        raise InvalidInput(
-            name, f"a damaged .npy header ({_first_line(error)})", "an intact file: save it again"
-        ) from error
     if dtype.hasobject:
         raise InvalidInput(
             name,
@@ -201,25 +195,21 @@ def _member(file: Path, path: str, argument: str, key: str | None, remedy: str) 
     from numpy.lib import format as npy
 
     name = named(argument, path if key is None else f"{path}:{key}")
-    try:
-        with zipfile.ZipFile(file) as archive:
-            names = _names(archive)
-            if not names:
-                raise InvalidInput(name, "a zip file without arrays", f"{_NEED}: {remedy}")
-            if key is None and len(names) > 1:
-                raise InvalidInput(name, f"the arrays {', '.join(names)}", f"one of them: {path}:{names[0]}")
-            chosen = names[0] if key is None else key
-            if chosen not in names:
-                raise InvalidInput(name, f"the arrays {', '.join(names)}", f"the array {chosen}: {remedy}")
-            entry = archive.getinfo(f"{chosen}.npy")
-            with archive.open(entry) as stream:
-                _header(stream, entry.file_size, name)
-            with archive.open(entry) as stream:
-                array: np.ndarray[Any, Any] = npy.read_array(stream, allow_pickle=False)
-                return array
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
-        # RuntimeError: the archive is encrypted; NotImplementedError: a compression that NumPy never writes.
-        raise InvalidInput(name, f"a damaged .npz file ({_first_line(error)})", f"an intact file: {remedy}") from error
+    with reading(name, _DAMAGED, f"an intact file: {remedy}"), zipfile.ZipFile(file) as archive:
+        names = _names(archive)
+        if not names:
+            raise InvalidInput(name, "a zip file without arrays", f"{_NEED}: {remedy}")
+        if key is None and len(names) > 1:
+            raise InvalidInput(name, f"the arrays {', '.join(names)}", f"one of them: {path}:{names[0]}")
+        chosen = names[0] if key is None else key
+        if chosen not in names:
+            raise InvalidInput(name, f"the arrays {', '.join(names)}", f"the array {chosen}: {remedy}")
+        entry = archive.getinfo(f"{chosen}.npy")
+        with archive.open(entry) as stream:
+            _header(stream, entry.file_size, name)
+        with archive.open(entry) as stream:
+            array: np.ndarray[Any, Any] = npy.read_array(stream, allow_pickle=False)
+            return array
 
 
 def _names(archive: zipfile.ZipFile) -> list[str]:
@@ -241,7 +231,7 @@ def _read_text(file: Path, name: str, ndim: int) -> np.ndarray[Any, Any]:
         array = np.loadtxt(rows, delimiter=delimiter, dtype=np.float64, ndmin=2)
     except ValueError as error:
         raise InvalidInput(
-            name, f"text that is no table ({_first_line(error)})", _table_remedy(rows, delimiter)
+            name, f"text that is no table ({first_line(error)})", _table_remedy(rows, delimiter)
         ) from error
     if ndim == 1 and 1 in array.shape:  # text has no 1-d arrays: here a lone row or column is one
         return array.reshape(-1)
@@ -262,8 +252,3 @@ def _table_remedy(rows: list[str], delimiter: str | None) -> str:
 
 def _savez(keys: tuple[str, ...]) -> str:
     return f"numpy.savez(file, {', '.join(f'{key}={key}' for key in keys)})"
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error.args[0] if error.args and isinstance(error.args[0], str) else error).strip()
-    return (text.splitlines() or [type(error).__name__])[0].rstrip(".")

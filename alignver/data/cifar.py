@@ -6,14 +6,13 @@ import io
 import os
 import pathlib
 import pickle
-import zipfile
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from alignver.data.dataset import Dataset
-from alignver.errors import InvalidInput, MissingDependency
+from alignver.errors import InvalidInput, MissingDependency, reading
 
 __all__ = ["cifar10", "cifar100"]
 
@@ -95,17 +94,13 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def _batch(path: pathlib.Path, label: str) -> Arrays:
-    def refuse(error: object) -> NoReturn:
-        raise InvalidInput("folder", f"an unreadable {path.name} ({error})", "a batch as torchvision downloads it")
-
-    try:
+    need = "a batch as torchvision downloads it"
+    with reading("folder", f"an unreadable {path.name}", need):
         with path.open("rb") as file:
             content = _PlainUnpickler(file, encoding="bytes").load()
         x, y = np.asarray(content[b"data"]), np.asarray(content[label.encode()])
-    except Exception as error:  # pickle raises many kinds on damaged bytes: every one means the same
-        refuse(error)
     if x.ndim != 2 or x.shape[1] != 3072 or x.dtype != np.uint8 or y.shape != x.shape[:1]:
-        refuse(f"data of shape {x.shape} {x.dtype}")
+        raise InvalidInput("folder", f"an unreadable {path.name} (data of shape {x.shape} {x.dtype})", need)
     return x.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), y.astype(np.uint8)
 
 
@@ -114,7 +109,7 @@ def _jpeg(path: pathlib.Path, part: str) -> Arrays:
         from PIL import Image
     except ImportError as error:
         raise MissingDependency("Pillow", "reading JPEG images", "test") from error
-    try:
+    with reading("folder", f"an unreadable {path.name}", "JPEG files and offsets"):
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             content, offsets, y = (archive[f"{key}_{part}"] for key in ("jpeg", "offsets", "y"))
         raw = content.tobytes()
@@ -123,8 +118,6 @@ def _jpeg(path: pathlib.Path, part: str) -> Arrays:
             for start, stop in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
         ]
         x = np.stack(images)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InvalidInput("folder", f"an unreadable {path.name} ({error})", "JPEG files and offsets") from error
     if x.shape[1:] != (32, 32, 3) or y.shape != x.shape[:1]:
         raise InvalidInput("folder", f"{path.name} with images of shape {x.shape[1:]}", "images of 32 x 32")
     return x, y.astype(np.uint8)

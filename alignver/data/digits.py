@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import pathlib
-import zipfile
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from alignver.data.dataset import Dataset
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, reading
 
 __all__ = ["semeion"]
 
@@ -68,14 +67,14 @@ Arrays = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
 
 def _read_npz(path: pathlib.Path) -> Arrays:
-    try:
-        # numpy leaves a file that it opened itself open when the archive is broken.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            x, y = archive["x"], archive["y"]
-    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise InvalidInput(
-            "folder", f"an unreadable {path.name} ({error})", "an npz file with arrays x and y"
-        ) from error
+    # numpy leaves a file that it opened itself open when the archive is broken.
+    need = "an npz file with arrays x and y"
+    with (
+        reading("folder", f"an unreadable {path.name}", need),
+        path.open("rb") as file,
+        np.load(file, allow_pickle=False) as archive,
+    ):
+        x, y = archive["x"], archive["y"]
     return _checked(x, y, path)
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import gzip
 import os
 import pathlib
-import zipfile
-import zlib
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from alignver.data.dataset import Dataset
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, reading
 
 __all__ = ["kmnist", "mnist"]
 
@@ -81,11 +79,9 @@ def _found(place: pathlib.Path, name: str) -> pathlib.Path | None:
 
 def _idx(path: pathlib.Path, ndim: int) -> npt.NDArray[np.uint8]:
     """Read an IDX file of unsigned bytes: magic 0 0 8 ndim, big-endian lengths, entries."""
-    try:
+    with reading("folder", f"an unreadable {path.name}", "an IDX file"):
         content = path.read_bytes()
         content = gzip.decompress(content) if path.suffix == ".gz" else content
-    except (OSError, EOFError, zlib.error) as error:
-        raise InvalidInput("folder", f"an unreadable {path.name} ({error})", "an IDX file") from error
     head = 4 + 4 * ndim
     shape = tuple(int(k) for k in np.frombuffer(content[4:head], dtype=">u4"))
     if content[:4] != bytes([0, 0, 8, ndim]) or len(shape) != ndim or len(content) - head != int(np.prod(shape)):
@@ -94,11 +90,12 @@ def _idx(path: pathlib.Path, ndim: int) -> npt.NDArray[np.uint8]:
 
 
 def _read_npz(path: pathlib.Path, part: str) -> Arrays:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            x, y = archive[f"x_{part}"], archive[f"y_{part}"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InvalidInput("folder", f"an unreadable {path.name} ({error})", f"x_{part} and y_{part} in it") from error
+    with (
+        reading("folder", f"an unreadable {path.name}", f"x_{part} and y_{part} in it"),
+        path.open("rb") as file,
+        np.load(file, allow_pickle=False) as archive,
+    ):
+        x, y = archive[f"x_{part}"], archive[f"y_{part}"]
     if x.ndim != 3 or x.shape[1:] != (28, 28) or x.dtype != np.uint8 or y.shape != x.shape[:1]:
         raise InvalidInput("folder", f"{path.name} with x {x.shape} {x.dtype}", "x (n, 28, 28) uint8 and y (n,)")
     return x, y.astype(np.uint8)

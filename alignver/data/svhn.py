@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 
 from alignver.data.dataset import Dataset
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, reading
 
 __all__ = ["svhn"]
 
@@ -40,11 +40,9 @@ def svhn(folder: str | os.PathLike[str], *, train: bool = True) -> Dataset:
     path = pathlib.Path(folder) / f"{'train' if train else 'test'}_32x32.mat"
     if not path.is_file():
         raise InvalidInput("folder", f"folder={os.fspath(folder)!r} with no {path.name}", "SVHN's cropped digits")
-    try:
+    with reading("folder", f"an unreadable {path.name}", "a MATLAB 5 file with X and y"):
         content = loadmat(path)
         x, y = content["X"], content["y"].reshape(-1)
-    except Exception as error:  # scipy raises many kinds on damaged bytes: every one means the same
-        raise InvalidInput("folder", f"an unreadable {path.name} ({error})", "a MATLAB 5 file with X and y") from error
     if x.ndim != 4 or x.shape[:3] != (32, 32, 3) or x.dtype != np.uint8 or y.shape != x.shape[3:]:
         raise InvalidInput("folder", f"{path.name} with X {x.shape} {x.dtype}", "X (32, 32, 3, n) uint8 and y (n, 1)")
     return Dataset("SVHN", x.transpose(3, 0, 1, 2), (y % 10).astype(np.uint8), _SOURCE, _LICENCE)

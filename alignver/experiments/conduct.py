@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from alignver._version import __version__
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, reading
 from alignver.experiments.item import Item, Part, Setting
 from alignver.experiments.machine import machine
 from alignver.progress import track
@@ -141,11 +141,9 @@ def _kept(place: pathlib.Path | None, item: Item, part: Part) -> dict[str, Any] 
     file = _file(place, item, part)
     if not file.is_file():
         return None
-    try:
+    with reading("out", f"{file}, which cannot be read", "a run folder, or a new one"):
         record: dict[str, Any] = json.loads(file.read_text())
         fits = {"data", *_ORIGIN} <= set(record)
-    except (OSError, ValueError) as error:
-        raise InvalidInput("out", f"{file}, which cannot be read ({error})", "a run folder, or a new one") from error
     if not fits:
         raise InvalidInput("out", f"{file}, which is no part of a run", "a run folder, or a new one")
     return record

@@ -22,7 +22,7 @@ from alignver.data.dataset import Dataset
 from alignver.data.digits import semeion
 from alignver.data.mnist import kmnist, mnist
 from alignver.data.svhn import svhn
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, reading
 from alignver.experiments.item import Item, Measured, Part, Setting, compared
 from alignver.experiments.resnet18 import fix_statistics, resnet18
 from alignver.models.features import extract_features, save_features
@@ -111,7 +111,8 @@ def features(
         name = hashlib.sha256(recipe.encode()).hexdigest()[:24]
         file = pathlib.Path(cache) / f"features-{name}.npy"
         if file.is_file():
-            kept: npt.NDArray[np.float32] = np.load(file, mmap_mode="r", allow_pickle=False)
+            with reading("cache", f"{file}, which cannot be read", "the features that were there, or none"):
+                kept: npt.NDArray[np.float32] = np.load(file, mmap_mode="r", allow_pickle=False)
             if kept.shape == (len(data), FEATURES) and kept.dtype == np.float32:
                 return kept
     images = _images(data)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, first_line
 from alignver.models import analytic_operations as known
 from alignver.models.guard import unchanged
 from alignver.results import CheckResult, Rigor, Verdict
@@ -110,8 +110,7 @@ def _inspect(model: nn.Module) -> tuple[int, list[_Finding]]:
         with _len_recorded(model):
             graph = _Tracer().trace(model)
     except Exception as error:  # tracing runs the user's code on proxies: it can raise anything
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        findings = [_Finding("", type(model).__name__, "unclear", f"cannot be traced ({said})")]
+        findings = [_Finding("", type(model).__name__, "unclear", f"cannot be traced ({first_line(error)})")]
         for name, module in model.named_modules():
             if type(module) in known.LEAVES:
                 # It is there; whether and on what it runs was not seen.

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, first_line
 from alignver.models.functional import Functional
 from alignver.models.precision import RoundingObserver, dtype_name
 from alignver.models.samplewise import treats_samples_apart
@@ -315,7 +315,7 @@ def _require_widened_gradient(function: Functional, x: torch.Tensor) -> None:
     except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        wide, said = dtype_name(function.dtype), (str(error).strip().splitlines() or ["RuntimeError"])[0]
+        wide, said = dtype_name(function.dtype), first_line(error)
         got = f"{_failing_module(function.model, error)}, whose backward pass fails in {wide} ({said})"
         need = f"dtype='same' (its own {dtype_name(own)}) or model.double(): "
         need += (

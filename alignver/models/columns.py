@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignver.arrays import Array
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, first_line
 from alignver.models import engines, factors
 from alignver.models.checkable import probe, require_checkable
 from alignver.models.functional import Functional
@@ -291,8 +291,7 @@ class JacobianColumns:
                     except torch.cuda.OutOfMemoryError:
                         raise
                     except Exception as error:  # vmap refuses in many ways
-                        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-                        engine, self._slow, block = engines.loop, f" (torch.func.vmap: {said})", None
+                        engine, self._slow, block = engines.loop, f" (torch.func.vmap: {first_line(error)[:120]})", None
                 if block is None:
                     block = engine(function, part, self.m_y)
             self.samples_run += len(part)

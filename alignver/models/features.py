@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, first_line
 from alignver.models.guard import unchanged
 from alignver.models.inputs import as_inputs
 from alignver.progress import track
@@ -200,10 +200,9 @@ def _output(model: nn.Module, module: nn.Module, batch: torch.Tensor, layer: str
         try:
             model(batch)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            message = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InvalidInput(
                 "X",
-                f"a batch of shape {tuple(batch.shape)} that the model refuses ({message})",
+                f"a batch of shape {tuple(batch.shape)} that the model refuses ({first_line(error)})",
                 "inputs that the model takes",
             ) from error
         finally:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, first_line
 from alignver.models import engines
 from alignver.models.checkable import probe, require_checkable
 from alignver.models.functional import Functional, functional, require_same_dtype
@@ -213,7 +213,7 @@ def fill(function: Functional, x: torch.Tensor, m_y: int, target: torch.Tensor, 
             except torch.cuda.OutOfMemoryError:
                 raise
             except Exception as error:  # vmap refuses in many ways; what is wrong with the model itself shows below
-                engine, why = engines.loop, f" (torch.func.vmap: {_first_line(error)})"
+                engine, why = engines.loop, f" (torch.func.vmap: {first_line(error)[:120]})"
         if engine is engines.loop:
             block = engine(function, part, m_y)
         for offset, size_of, columns in zip(function.slots.offsets, function.slots.sizes, block):
@@ -222,11 +222,6 @@ def fill(function: Functional, x: torch.Tensor, m_y: int, target: torch.Tensor, 
     if engine is engines.loop:
         return f"autograd, one output at a time{why}"
     return f"torch.func, {mode} mode, {min(size, n)} samples at once"
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:120] if lines else type(error).__name__
 
 
 def require_finite(slots: Slots, block: torch.Tensor, start: int) -> None:

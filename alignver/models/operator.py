@@ -12,7 +12,7 @@ from torch import nn
 from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, first_line
 from alignver.models.checkable import probe, require_checkable
 from alignver.models.functional import Functional, at_state, require_state
 from alignver.models.guard import unchanged
@@ -159,7 +159,7 @@ class JacobianOperator:
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            name, said = type(self._function.model).__name__, str(error).splitlines()[0]
+            name, said = type(self._function.model).__name__, first_line(error)
             got = f"{name}, whose operations have neither a forward mode nor second derivatives ({said})"
             raise InvalidInput("model", got, "the matrix itself: alignver.jacobian(model, X)") from error
 

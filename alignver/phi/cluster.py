@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alignver._version import __version__
-from alignver.errors import InvalidInput, MissingDependency
+from alignver.errors import InvalidInput, MissingDependency, first_line
 from alignver.phi import tasks
 from alignver.phi.blocks import Block
 from alignver.phi.column import Column
@@ -69,7 +69,7 @@ def connected(address: str, timeout: float = 10.0) -> Iterator[Any]:
             raise ValueError(f"a {kind}")
         client = connect(address, timeout=timeout, set_as_default=False)
     except (OSError, ValueError) as error:
-        why = (str(error).strip().splitlines() or [f"no answer within {timeout:g} s"])[0]
+        why = first_line(error) if str(error) else f"no answer within {timeout:g} s"
         raise InvalidInput("scheduler", f"{address} ({why})", _ADDRESS) from error
     with client:
         yield client
@@ -219,5 +219,6 @@ def _blamed() -> Iterator[None]:
     try:
         yield
     except broken as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InvalidInput("client", f"a cluster that fails ({type(error).__name__}: {first})", _NEED) from error
+        raise InvalidInput(
+            "client", f"a cluster that fails ({type(error).__name__}: {first_line(error)})", _NEED
+        ) from error

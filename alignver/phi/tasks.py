@@ -161,7 +161,7 @@ class _Folder:
     def _mapped(self, name: str) -> FloatArray:
         try:
             array: FloatArray = np.load(self._path / name, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # numpy raises many kinds over damaged bytes: every one means the same
             raise self._refused(f"without {name}") from error
         return array
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from alignver.checks.exploitation_ranks import Ranks
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, first_line, reading
 from alignver.training.exploitation import CachedProblem, as_model
 from alignver.training.guarantee import Guarantee, guarantee
 from alignver.training.recording import Recorder
@@ -77,7 +77,9 @@ def restore(wrapper: EEWrapper, kept: Mapping[str, Any], X: Any, Y: Any) -> EEWr
     try:
         wrapper.module.load_state_dict(kept["network"])
     except RuntimeError as error:
-        raise InvalidInput("checkpoint", f"parameters of another model ({_first(error)})", "the run's own") from error
+        raise InvalidInput(
+            "checkpoint", f"parameters of another model ({first_line(error)})", "the run's own"
+        ) from error
     wrapper.steps, wrapper.epochs = kept["steps"], kept["epochs"]
     wrapper.history[:] = [dict(record) for record in kept["history"]]
     for module, mode in zip(wrapper.module.modules(), kept["training"], strict=True):
@@ -90,7 +92,7 @@ def restore(wrapper: EEWrapper, kept: Mapping[str, Any], X: Any, Y: Any) -> EEWr
     try:
         wrapper.optimizer.load_state_dict(kept["optimizer"])
     except (ValueError, KeyError) as error:
-        got = f"the state of another optimiser ({_first(error)})"
+        got = f"the state of another optimiser ({first_line(error)})"
         raise InvalidInput("checkpoint", got, "the optimiser of the run") from error
     wrapper.generator.set_state(kept["generator"])
     torch.set_rng_state(kept["random_state"])
@@ -147,7 +149,7 @@ def save(wrapper: EEWrapper, path: str | os.PathLike[str]) -> None:
         os.replace(part, file)
     except (OSError, RuntimeError) as error:
         part.unlink(missing_ok=True)
-        message = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        message = error.strerror if isinstance(error, OSError) else first_line(error)
         raise InvalidInput("checkpoint", f"{file}, which cannot be written ({message})", "a disk with room") from error
 
 
@@ -160,18 +162,12 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         No checkpoint, or one that has been damaged since it was written.
     """
     file = os.fspath(path)
-    try:
+    with reading("checkpoint", f"{file}, which cannot be read", "a checkpoint"):
         with zipfile.ZipFile(file) as archive:  # torch.load reads past checksums
             damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
         kept: Any = torch.load(file, weights_only=True, map_location="cpu")
-    except Exception as error:  # an unpickler of arbitrary bytes may raise anything: IndexError, AssertionError, ...
-        raise InvalidInput("checkpoint", f"{file}, which cannot be read ({_first(error)})", "a checkpoint") from error
     if not isinstance(kept, dict) or not kept.keys() >= _KEYS:
         raise InvalidInput("checkpoint", f"{file}, which holds no run's state", "what save() wrote")
     return kept
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

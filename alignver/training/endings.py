@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, first_line
 
 __all__ = ["Call", "Ending", "ending"]
 
@@ -122,8 +122,9 @@ def _run(model: nn.Module, x: torch.Tensor, hooks: list[tuple[Callable[..., Any]
     try:
         return model(x)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        message = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InvalidInput("X", f"inputs that the model refuses ({message})", "inputs that the model takes") from error
+        raise InvalidInput(
+            "X", f"inputs that the model refuses ({first_line(error)})", "inputs that the model takes"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()

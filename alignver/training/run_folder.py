@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import save_model
 
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, reading
 from alignver.models.inputs import as_targets
 from alignver.results import Report, plain
 from alignver.theory.objective import objective
@@ -199,13 +199,9 @@ class RunFolder:
         file = self.path / "report.json"
         if not file.exists():
             return None
-        try:
+        need = "the report that was there; without it, the end of the run is made again"
+        with reading("folder", f"{file}, which cannot be read", need):
             return Report.from_json(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            got = f"{file}, which cannot be read ({error})"
-            raise InvalidInput(
-                "folder", got, "the report that was there; without it, the end of the run is made again"
-            ) from error
 
     @property
     def guarantee(self) -> Mapping[str, Any]:
@@ -213,8 +209,9 @@ class RunFolder:
         file = self.path / "guarantee.json"
         if not file.exists():
             return {"sentences": ()}
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return found
+        with reading("folder", f"{file}, which cannot be read", "the file as it was, or a new run in another folder"):
+            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            return {"sentences": (), **found}
 
     def restore(self, wrapper: EEWrapper, data: tuple[Any, Any]) -> int:
         """Bring a fresh wrapper to the last checkpoint, as :meth:`fit` does; return its epoch, 0 if there is none."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, first_line
 from alignver.models import engines
 from alignver.models.checkable import probe, require_checkable
 from alignver.models.functional import Functional, Theta, at_state, require_same_dtype, require_state
@@ -233,7 +233,7 @@ class Work:
             except torch.cuda.OutOfMemoryError:
                 raise
             except Exception as error:  # a model that does not run under observation has no structure we could use
-                refused |= dict.fromkeys(self.function.slots.names, _first_line(error))
+                refused |= dict.fromkeys(self.function.slots.names, _unobservable(error))
                 self.found = Survey(1, (), (), frozenset())
         slots = plan_slots(self.function, self.found, n, n2, self.m_y, refused)
         return with_blocks(self.function, self.found, slots, n, n2, self.m_y, self.chunk_size)
@@ -260,7 +260,7 @@ class Work:
             except torch.cuda.OutOfMemoryError:
                 raise
             except Exception as error:  # it ran on the samples of the survey, and not on these
-                raise _Disagreement(wanted, _first_line(error)) from error
+                raise _Disagreement(wanted, _unobservable(error)) from error
             # Of a chain of linear layers and elementwise functions the formulas are known to hold.
             if self.plain or (right, start, outputs.start) in checked:
                 return made
@@ -313,9 +313,8 @@ class Work:
         raise InvalidInput("model", "derivatives whose products overflow", "outputs on a smaller scale")
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"not observable: {lines[0][:100] if lines else type(error).__name__}"
+def _unobservable(error: Exception) -> str:
+    return f"not observable: {first_line(error)[:100]}"
 
 
 def _steps(left: int, right: int, symmetric: bool) -> list[tuple[int, int]]:
