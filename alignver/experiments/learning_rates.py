@@ -24,7 +24,7 @@ class _LearningRates:
     title = "Test errors at the best learning rate, ResNet-18 on MNIST"
     source = "Section 3.4.2, effect of learning rate"
     datasets: tuple[str, ...] = ()
-    cost = "reduced: 12 minutes on one core; in full: not measured"
+    cost = "reduced: 11 minutes on one core; in full: not measured"
 
     def parts(self, setting: Setting) -> Sequence[Part]:
         """Return a run for each method, rate and seed."""
