@@ -54,6 +54,17 @@ class Factors:
     outputs: torch.Tensor
     layers: Sequence[tuple[torch.Tensor, torch.Tensor, bool]]
 
+    @property
+    def terms(self) -> int:
+        r"""t with :math:`|\mathrm{fl}(M)_{ij} - M_{ij}| \le \gamma_t \sqrt{M_{ii} M_{jj}}` for M of :meth:`gram`.
+
+        A layer's share is a product of two inner products, of k (and one for the bias) and of l terms, so off by
+        :math:`\gamma_{k + 1 + l + 1}` times the product of the four norms, in whatever order the terms are added
+        (Higham, Accuracy and Stability, Section 3.1). The sum over L layers costs :math:`\gamma_L` more, and by
+        Cauchy-Schwarz the products of norms add up to at most :math:`\sqrt{M_{ii} M_{jj}}`.
+        """
+        return len(self.layers) + max(A.shape[1] + B.shape[1] + 2 for A, B, _ in self.layers)
+
     def gram(self) -> torch.Tensor:
         """Return J J^T (N, N): the sum over layers of (A A^T) o (B B^T)."""
         n, N = len(self.outputs), self.outputs.numel()

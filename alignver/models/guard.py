@@ -13,7 +13,7 @@ __all__ = ["unchanged"]
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 _CONTAINERS = (list, dict, set)
-_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @contextlib.contextmanager
@@ -92,24 +92,28 @@ class _Module:
         self.name = name
         self.module = module
         self.attributes = dict(vars(module))
-        self.contents = {key: value.copy() for key, value in self.attributes.items() if isinstance(value, _CONTAINERS)}
+        # Most are registries of hooks without any hook: nothing to copy, and one look to see that they are still empty.
+        held = [(key, value) for key, value in self.attributes.items() if isinstance(value, _CONTAINERS)]
+        self.empty = [(key, value) for key, value in held if not value]
+        self.contents = {key: value.copy() for key, value in held if value}
         self.tensors = [_Tensor("", value) for value in self.attributes.values() if isinstance(value, torch.Tensor)]
 
     def put_back(self) -> list[str]:
-        changes = []
         now = vars(self.module)
         for key in [key for key in now if key not in self.attributes]:
             del now[key]
-        for key, value in self.attributes.items():
-            moved = now.get(key, self) is not value
-            content = self.contents.get(key)
-            differs = content is not None and not _same_items(value, content)
-            if moved:
-                now[key] = value
-            if differs:
+        changed = {key: value for key, value in self.attributes.items() if now.get(key, self) is not value}
+        now.update(changed)
+        for key, value in self.empty:
+            if value:
+                value.clear()
+                changed[key] = value
+        for key, content in self.contents.items():
+            value = self.attributes[key]
+            if not _same_items(value, content):
                 _refill(value, content)
-            if moved or differs:
-                changes += self._words(key)
+                changed[key] = value
+        changes = [word for key in changed for word in self._words(key)]
         for tensor in self.tensors:
             tensor.put_back()
         return changes
@@ -178,8 +182,7 @@ def _copy_into(scratch: dict[Any, torch.Tensor], key: Any, tensor: torch.Tensor)
     if held is None or not fits or held.device != tensor.device or held.layout != tensor.layout:
         scratch[key] = _copy(tensor)
         return scratch[key]
-    with torch.inference_mode(False), torch.no_grad():
-        return held.copy_(tensor.detach())
+    return held.copy_(tensor.detach())  # neither records, nor makes a tensor of inference mode
 
 
 def _same_bytes(first: torch.Tensor, second: torch.Tensor) -> bool:
@@ -188,9 +191,13 @@ def _same_bytes(first: torch.Tensor, second: torch.Tensor) -> bool:
         return False
     if first.is_meta or first.is_sparse or first.is_quantized:
         return True  # refused before anything is computed
-    flat, other = (t.detach().contiguous().reshape(-1) for t in (first, second))
-    bits = _BITS.get(first.element_size(), torch.uint8)  # as wide as the entries: eight times faster than bytes
-    return torch.equal(flat.view(bits), other.view(bits))
+    first, second = first.detach(), second.detach()
+    bits = _BITS.get(first.element_size())  # as wide as the entries: eight times faster than bytes
+    if first.is_complex() or first.is_neg():
+        first, second = (t.resolve_conj().resolve_neg() for t in (first, second))
+    if bits is None:
+        bits, first, second = torch.uint8, first.contiguous().reshape(-1), second.contiguous().reshape(-1)
+    return torch.equal(first.view(bits), second.view(bits))
 
 
 def _same_items(first: Any, second: Any) -> bool:

@@ -170,7 +170,7 @@ class Lookout:
         ways = []
         if M is not None and self.d >= self.N:
             ways.append("Gram matrix")
-            found = full_rank(M, self._scale, self.rules)
+            found = full_rank(M, self._scale, self.rules, terms=None if parts is None else parts.terms)
             if found is not None:
                 answers, spectral, smallest = found
                 return Look(values, answers, spectral, smallest, _host(M), None, (), tuple(ways))
@@ -240,15 +240,15 @@ class Lookout:
 
 
 def full_rank(
-    M: torch.Tensor, scale_of: Callable[[float], Scale], rules: Sequence[str]
+    M: torch.Tensor, scale_of: Callable[[float], Scale], rules: Sequence[str], *, terms: int | None = None
 ) -> tuple[Answers, float, float | None] | None:
     r"""Return what each rule says, s_1, and s_N if known, where M shows full row rank; None where it does not.
 
     Every entry of M is a sum of d products or an equivalent of it: off by at most
     :math:`\gamma_d \sqrt{M_{ii} M_{jj}}`, so M by :math:`\gamma_d \, \mathrm{tr} M` in norm; eigenvalues and Cholesky's
-    pivots come within a modest multiple of N eps tr M. With c = (d + N) eps tr M, M - 2 c I positive definite leaves
-    :math:`s_N^2 > c`. It is also asked that s_N exceed a hundred times every tolerance: no band of any rule then has a
-    singular value in it.
+    pivots come within a modest multiple of N eps tr M. With c = (t + N) eps tr M, where t is d or the ``terms`` of the
+    sums that M was made of, M - 2 c I positive definite leaves :math:`s_N^2 > c`. It is also asked that s_N exceed a
+    hundred times every tolerance: no band of any rule then has a singular value in it.
 
     Parameters
     ----------
@@ -257,6 +257,8 @@ def full_rank(
     scale_of : callable
         The scale of J, given s_1.
     rules : sequence of str
+    terms : int, optional
+        t with :math:`\gamma_t` in place of :math:`\gamma_d`, where M was made of sums that short.
 
     Examples
     --------
@@ -270,7 +272,7 @@ def full_rank(
     trace, known = float(M.trace()), scale_of(1.0)
     if not trace > 0.0:
         return None
-    rounding = (known.columns + N) * float(torch.finfo(M.dtype).eps) * trace
+    rounding = ((known.columns if terms is None else terms) + N) * float(torch.finfo(M.dtype).eps) * trace
     smallest: float | None = None
     if N <= _EIGENVALUES:
         eigenvalues = torch.linalg.eigvalsh(M)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -126,3 +127,22 @@ def test_nan_is_named():
         model[0].weight[0, 0] = float("nan")
     with pytest.raises(av.InvalidInput, match="NaN"):
         J.factor()
+
+
+@pytest.mark.parametrize("m_y", [1, 2])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_gram_matrix_is_off_by_no_more_than_its_terms_allow(m_y, bias):
+    """Entry by entry, against the same factors multiplied in exact arithmetic."""
+    factors = CompressedJacobian(net(m_y, bias), X[:6]).factors()
+    exact = np.full((6 * m_y, 6 * m_y), Fraction(0), dtype=object)
+    for A, B, ones in factors.layers:
+        a, b = (np.vectorize(Fraction, otypes=[object])(part.numpy()) for part in (A, B))
+        exact = exact + np.kron(np.ones((m_y, m_y), dtype=int), a @ a.T + int(ones)) * (b @ b.T)
+    found = np.vectorize(Fraction, otypes=[object])(factors.gram().numpy())
+    unit = Fraction(1, 2**53)
+    gamma = factors.terms * unit / (1 - factors.terms * unit)
+    scale = np.sqrt(np.diagonal(exact).astype(float))
+    off = np.abs(found - exact).astype(float) / np.outer(scale, scale)
+    assert 0.0 < off.max() <= float(gamma)
+    widths = [(A.shape[1], B.shape[1]) for A, B, _ in factors.layers]
+    assert factors.terms < sum(k * height for k, height in widths) / 2  # what d would have cost

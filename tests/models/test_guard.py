@@ -104,3 +104,32 @@ def test_nan_values_are_equal_to_themselves():
         model.weight.fill_(float("nan"))
     with unchanged(model):
         pass
+
+
+ODD = {
+    "complex128": torch.tensor([[1 + 2j, 3j]], dtype=torch.complex128),
+    "conjugated": torch.tensor([1 + 2j, 3j], dtype=torch.complex64).conj(),
+    "negated": torch.tensor([1 + 2j, 3j], dtype=torch.complex64).conj().imag,
+    "bool": torch.tensor([True, False]),
+    "int8": torch.tensor([3, -4], dtype=torch.int8),
+    "no axis": torch.tensor(3.0),
+    "no entries": torch.zeros(0, 3),
+    "strided": torch.arange(20.0).reshape(4, 5).T[::2],
+    "half": torch.tensor([1.0, 2.0], dtype=torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("inference", [False, True], ids=["", "inference mode"])
+@pytest.mark.parametrize("kind", ODD)
+def test_buffers_of_any_kind(kind, inference):
+    net, scratch = nn.Linear(3, 2), {}
+    net.register_buffer("odd", ODD[kind].clone() if kind in ("bool", "int8") else ODD[kind])
+    before = net.odd.clone()
+    for _ in range(2):
+        with torch.inference_mode(inference), unchanged(net, scratch):
+            net(torch.zeros(1, 3))
+    if net.odd.numel():
+        with pytest.raises(AssertionError, match="values of buffer odd"), unchanged(net, scratch):
+            net.odd.data.copy_(torch.zeros_like(net.odd))
+    assert torch.equal(net.odd, before)
+    assert not any(held.is_inference() for held in scratch.values())

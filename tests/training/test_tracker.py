@@ -144,6 +144,20 @@ def test_full_rank_by_the_gram_matrix_is_refused_where_it_cannot_tell():
         assert (full_rank(large, scale_of, ("press", "golub")) is not None) == clear, smallest
 
 
+def test_sums_of_few_terms_leave_less_rounding():
+    """Between the two bounds of the rounding, a smallest eigenvalue counts where M was made of short sums."""
+    model, (x, y) = mlp(), data()
+    lookout = Lookout(question(model, x, y, "cross_entropy", "float64"))
+    N, d, eps = lookout.N, lookout.d, 2.0**-52
+    levels = torch.ones(N, dtype=torch.float64)
+    levels[-1] = math.sqrt(2.0 * (d / 4 + N) * eps * N)
+    M = torch.diag(levels**2)
+    assert full_rank(M, lookout._scale, ("press",)) is None
+    found = full_rank(M, lookout._scale, ("press",), terms=d // 8)
+    assert found is not None
+    assert found[2] == pytest.approx(float(levels[-1]))
+
+
 def test_least_squares_bounds_hold_the_residual_and_agree(monkeypatch):
     """Without singular values: bounds around those of the accurate way, and no opposite verdict."""
     import alignver.models.looks as looks
@@ -155,7 +169,7 @@ def test_least_squares_bounds_hold_the_residual_and_agree(monkeypatch):
         asked = question(model, x[:, None], y, loss, "float64")
         exact = Lookout(asked, thorough=True).look()
         lookout = Lookout(asked)
-        monkeypatch.setattr(looks, "full_rank", lambda *_: None)
+        monkeypatch.setattr(looks, "full_rank", lambda *_, **__: None)
         monkeypatch.setattr(looks, "_SOON", 0.0)
         monkeypatch.setattr(looks, "ROWS", 0)
         for fits in (True, False):
