@@ -162,6 +162,11 @@ class CompressedJacobian:
             got = f"{self.columns} columns for {self.n * self.m_y} rows"
             raise InvalidInput("model", got, "a Jacobian at least as wide as high, once compressed")
 
+    @property
+    def flops(self) -> float:
+        """Operations of :meth:`factor`: two sweeps of two products with the compressed matrix."""
+        return 8.0 * (self.n * self.m_y) ** 2 * self.columns
+
     @classmethod
     def suits(cls, model: nn.Module, X: Any, *, dtype: str | None = "float64") -> CompressedJacobian | None:
         """Return the compressed Jacobian of a model that has the structure for it, or None."""

@@ -12,6 +12,7 @@ r"""Alignment looked at again and again, at the parameters as they are: the chea
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +46,7 @@ from alignver.models.precision import as_asked, dtype_name
 from alignver.models.question import Question
 from alignver.models.represented import represent
 from alignver.models.slots import slots
+from alignver.phi.threads import single_threaded_blas
 
 __all__ = ["ROWS", "Look", "Lookout", "by_bounds", "by_singular_values", "full_rank"]
 
@@ -55,6 +57,7 @@ ROWS = 1000
 """Rows up to which the singular values decide what least squares leave open."""
 
 _NEAR = 100.0  # levels within this factor of a tolerance are recorded (RangeProfile.near): M has to clear them all
+_ALONE = 2e9  # operations up to which other BLAS threads bring nothing; they spin on into the training that follows
 _EIGENVALUES = 1500  # rows up to which all eigenvalues of M take less than a second or so
 _SOON = 2e10  # operations: about a second of dense linear algebra on a CPU
 _MATRICES = 4  # of N x N beside each other: M, M_0, a factor, and what it is made in
@@ -135,8 +138,7 @@ class Lookout:
         self.n, self.m_y, self.d = len(asked.x), asked.m_y, slots(asked.model).d
         self.N = self.n * self.m_y
         self._layers = CompressedJacobian.suits(asked.model, asked.x, dtype=dtype)
-        # One product with the compressed matrix and its transpose each sweep, see alignver.linalg.graded.
-        if self._layers is not None and 8.0 * self.N**2 * self._layers.columns > _SOON:
+        if self._layers is not None and self._layers.flops > _SOON:
             self._layers = None
         self.computed_in = self._probed() if self._layers is None else self._layers.computed_in
         self._eps = EPS[self.computed_in]
@@ -202,6 +204,11 @@ class Lookout:
 
     def _accurately(self, parts: Factors | None) -> tuple[Answers, Matrix, Matrix]:
         """Return answers and levels from the singular values, and the matrix that they are of."""
+        flops = self._plan.flops if parts is None or self._layers is None else self._layers.flops
+        with single_threaded_blas() if flops <= _ALONE else contextlib.nullcontext():
+            return self._decomposed(parts)
+
+    def _decomposed(self, parts: Factors | None) -> tuple[Answers, Matrix, Matrix]:
         if parts is not None:
             matrix = graded_factor(parts.compressed())
         else:

@@ -10,7 +10,9 @@ import collections
 import concurrent.futures
 import contextlib
 import contextvars
+import functools
 import os
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, TypeVar
@@ -33,20 +35,25 @@ def workers() -> int:
 def single_threaded_blas() -> Iterator[None]:
     """Keep BLAS to one thread inside the block: threads of ours and of its own would spin against each other.
 
-    A block inside a block of the same thread leaves the limit alone: to find the libraries and set it takes as long
-    as to prove a small block.
+    A block inside a block of the same thread leaves the limit alone.
     """
     if getattr(_here, "limited", False):
         yield
         return
-    import threadpoolctl
-
-    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+    with _libraries(len(sys.modules)).limit(limits=1, user_api="blas"):
         _here.limited = True
         try:
             yield
         finally:
             _here.limited = False
+
+
+@functools.lru_cache(maxsize=1)
+def _libraries(imported: int) -> Any:
+    """Find the BLAS libraries, again when more was imported: a search takes as long as to prove a small block."""
+    import threadpoolctl
+
+    return threadpoolctl.ThreadpoolController()
 
 
 def ordered(work: Callable[..., T], arguments: Iterable[tuple[Any, ...]], ahead: int = 2) -> Generator[T]:
