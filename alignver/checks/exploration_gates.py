@@ -94,7 +94,7 @@ def _by_gram(
             name="exploration",
             statement=STATEMENT,
             verdict=Verdict.UNDECIDED,
-            rigor=Rigor.PROOF,
+            rigor=Rigor.NUMERICAL,
             reason=f"nothing was proved of these gates: {definite.reason}",
             evidence=(line, how, *setting.remarks()),
             measured=measured,

@@ -73,9 +73,9 @@ def check_optimality(
     -------
     CheckResult
         HOLDS with PROOF and a certificate; for the cross-entropies also how many training errors there can be. FAILS
-        with PROOF, witness and certificate. NUMERICAL where only the dual bound of
-        :func:`~alignver.theory.gap.infimum` decides: HOLDS then says that these weights are as good as any with these
-        gates and features, and the reason says so. UNDECIDED.
+        with PROOF, witness and certificate; NUMERICAL by the dual bound of :func:`~alignver.theory.gap.infimum`.
+        UNDECIDED where that bound shows these weights to be as good as any with these gates and features, and no more:
+        the reason says so.
 
     Raises
     ------
@@ -227,13 +227,14 @@ def _measured(
     noise = 1e-12 * max(1.0, abs(value), abs(known.lower))
     high, low = value - known.lower, value - known.upper
     if high + noise <= tolerance:
-        verdict, compared = Verdict.HOLDS, f"at most {high:.3g}"
+        # The dual bound is one for these gates and features: without rank n another network may go below it.
+        verdict = Verdict.UNDECIDED if known.how == "dual" else Verdict.HOLDS
+        compared = f"at most {high:.3g}"
     elif low - noise > tolerance:
         verdict, compared = Verdict.FAILS, f"more than {low:.3g}"
     else:
         verdict, compared = Verdict.UNDECIDED, f"between {max(low, 0.0):.3g} and {high:.3g}"
     names = {"samples": "the mean of the samples' infima", "dual": "Fenchel duality"}
-    # The dual bound is one for these gates and features: another network may go below it.
     over = " over the weights of the last hidden layer" if known.how == "dual" else ""
     if over:
         remarks = ("without rank n, other layers may allow a smaller loss: the infimum is that of this phase", *remarks)

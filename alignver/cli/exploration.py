@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -174,25 +174,31 @@ def exploration(
             from alignver.cli import backends, certificates, files
 
             certificates.free(certificate)
+            gram = q is not None or method is ExplorationMethod.GRAM
+            _require_used(
+                model is not None,
+                {"--keep-features": keep_features, "--data": data, "--layer": layer, "--weights": weights},
+                "--model, whose features are looked at",
+            )
+            _require_used(gram, {"--tiles": tiles}, "--method gram, or --q")
+            if device != "cpu" and not gram and model is None:
+                raise InvalidInput("--device", device, "cpu, but for a model, or the factorization of --method gram")
             arguments = {"Z": z_file} if z_file is not None else {"X": f"{data}:X"}
             if q is not None:
                 arguments["q"] = q
             if model is not None:
                 features, inputs, estimate = _features(
-                    z_file, _Source(model, data, layer, weights, batch_size, device, seed, keep_features)
+                    session, z_file, _Source(model, data, layer, weights, batch_size, device, seed, keep_features)
                 )
-            elif keep_features is not None:
-                raise InvalidInput("--keep-features", "no model", "--model, whose features are kept")
             elif z_file is not None:
                 features, inputs = files.read_matrix(z_file, "Z"), {}
             else:
                 raise InvalidInput("Z", "no features", "a file, or --model with --data and --layer")
             if estimate_delta and (model is None or delta is not None):
                 raise InvalidInput("--estimate-delta", "no model, or --delta beside it", "--model without --delta")
-            gram = q is not None or method is ExplorationMethod.GRAM
             if gram and device != "cpu":
                 features = backends.to_backend(features, options.Backend.TORCH, device)
-            with _options_named(), files.blamed(arguments), _client(scheduler) as client:
+            with files.renamed(_OPTIONS), files.blamed(arguments), _client(scheduler) as client:
                 result = check_safe_exploration(
                     features,
                     width=width,
@@ -217,15 +223,11 @@ def exploration(
     return session.conduct(body)
 
 
-@contextlib.contextmanager
-def _options_named() -> Iterator[None]:
-    """Name the option where the library names its argument."""
-    try:
-        yield
-    except InvalidInput as error:
-        if error.argument in _OPTIONS:
-            raise InvalidInput(_OPTIONS[error.argument], error.got, error.need) from error
-        raise
+def _require_used(used: bool, given: Mapping[str, str | None], need: str) -> None:
+    """Refuse an option that nothing would come of."""
+    for option, value in given.items():
+        if value is not None and not used:
+            raise InvalidInput(option, f"{value}, of which nothing would come", need)
 
 
 def _client(scheduler: str | None) -> contextlib.AbstractContextManager[Any]:
@@ -250,7 +252,7 @@ class _Source:
     kept: str | None
 
 
-def _features(z_file: str | None, source: _Source) -> tuple[Any, dict[str, Any], Callable[[], float]]:
+def _features(session: Session, z_file: str | None, source: _Source) -> tuple[Any, dict[str, Any], Callable[[], float]]:
     from alignver.cli import files, torchside
 
     if z_file is not None:
@@ -264,7 +266,9 @@ def _features(z_file: str | None, source: _Source) -> tuple[Any, dict[str, Any],
     from alignver.models.features import estimate_row_error, extract_features, save_features
 
     X, layer, size = samples["X"], source.layer, source.batch_size
-    with _options_named(), files.blamed({"X": f"{source.data}:X", "model": source.model}):
+    if layer is None:
+        session.note("the features are the model's outputs: --layer NAME takes those of a layer inside")
+    with files.renamed(_OPTIONS), files.blamed({"X": f"{source.data}:X", "model": source.model}):
         if source.kept is None:
             features = extract_features(net, X, layer, batch_size=size)
         else:

@@ -19,7 +19,7 @@ from alignver.errors import InvalidInput, first_line, reading
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["MAPPED_FROM", "blamed", "named", "names_in", "read_matrix", "read_npz", "read_vector", "regular"]
+__all__ = ["MAPPED_FROM", "blamed", "named", "names_in", "read_matrix", "read_npz", "read_vector", "regular", "renamed"]
 
 MAPPED_FROM = 1 << 26
 """Size in bytes from which a .npy file is mapped into memory instead of read."""
@@ -57,6 +57,17 @@ def blamed(files: Mapping[str, str]) -> Iterator[None]:
             raise InvalidInput(f"--{argument.replace('_', '-')}", error.got, error.need) from error
         if argument == "inputs":
             raise InvalidInput("--input", error.got, error.need) from error
+        raise
+
+
+@contextlib.contextmanager
+def renamed(options: Mapping[str, str]) -> Iterator[None]:
+    """Name the option where the library names its argument."""
+    try:
+        yield
+    except InvalidInput as error:
+        if error.argument in options:
+            raise InvalidInput(options[error.argument], error.got, error.need) from error
         raise
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from typing import Annotated, Any
@@ -98,6 +99,10 @@ def _guarded(arguments: list[str]) -> int:
     except _ClickException as error:
         say(_sentence(error.format_message()))
         return Exit.BAD_INPUT
+    except SystemExit as error:  # click and rich leave with 1, which is a verdict here, where the reader is gone
+        if isinstance(error.__context__, OSError) and error.__context__.errno == errno.EPIPE:
+            return explain(BrokenPipeError())
+        raise
     except typer.Abort:
         return explain(KeyboardInterrupt())
     except (Exception, KeyboardInterrupt) as error:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alignver.cli import options
+from alignver.cli import files, options, outputs
 from alignver.cli.exits import Exit, exit_of
 from alignver.cli.session import Session
 
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
     from alignver.results import CheckResult
 
 __all__ = ["reproduce"]
+
+_FORMATS = (".png", ".svg", ".pdf")
+_OPTIONS = {"item": "ITEM", "folder": "--data-folder", "data_folder": "--data-folder"}
+_OPTIONS |= {name: f"--{name}" for name in ("dataset", "seeds", "budget", "out", "cache", "device")}
 
 
 def reproduce(
@@ -100,14 +106,16 @@ def reproduce(
             elif item is None:
                 raise InvalidInput("ITEM", "nothing", "one of " + ", ".join(NAMES) + "; --list tells what each costs")
             else:
-                chosen = load(item)
-                setting = Setting(seeds, tuple(dataset or ()), device, data_folder, cache, reduced)
-                outcome = conduct(chosen, setting, folder=out, budget=budget)
+                with files.renamed(_OPTIONS):
+                    chosen = load(item)
+                    outputs.possible("--figure", figure)
+                    _drawable(chosen, figure)
+                    setting = Setting(seeds, tuple(dataset or ()), device, data_folder, cache, reduced)
+                    session.farewell = _farewell(out)
+                    outcome = conduct(chosen, setting, folder=out, budget=budget)
         if chosen is None:
             session.print(_listed([load(name) for name in NAMES]))
             return Exit.HOLDS
-        if figure is not None:
-            _save(chosen, outcome, figure)
         if json:
             session.write_json(
                 outcome.results,
@@ -124,6 +132,8 @@ def reproduce(
             if outcome.missing:
                 session.note(f"not run yet: {', '.join(outcome.missing)}")
             session.show_provenance({})
+        if figure is not None:
+            _save(session, chosen, outcome, figure)
         return exit_of(worst(result.verdict for result in outcome.results))
 
     return session.conduct(body)
@@ -172,15 +182,30 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _save(item: Item, outcome: Outcome, file: str) -> None:
+def _farewell(out: str | None) -> str:
+    """Say, after Ctrl-C, what becomes of the parts that are finished."""
+    if out is None:
+        return "interrupted; nothing is kept: with --out DIR, finished parts are"
+    return f"interrupted; the same command goes on with the parts that are finished, which are in {out}"
+
+
+def _drawable(item: Item, file: str | None) -> None:
+    """Refuse a figure that could not be drawn, before anything is run."""
     from alignver.errors import InvalidInput
 
-    if not outcome.measured:
-        raise InvalidInput("figure", "nothing measured yet", "a part that has been run")
-    drawn = item.draw(outcome.measured)
+    if file is None:
+        return
+    if not item.name.startswith("figure"):  # what the paper shows as a table has none here either
+        raise InvalidInput("--figure", item.name, "an item that has a figure")
+    if Path(file).suffix not in _FORMATS:
+        raise InvalidInput("--figure", file, "a name that ends in " + ", ".join(_FORMATS))
+
+
+def _save(session: Session, item: Item, outcome: Outcome, file: str) -> None:
+    drawn = item.draw(outcome.measured) if outcome.measured else None
     if drawn is None:
-        raise InvalidInput("figure", item.name, "an item that has a figure")
-    try:
-        drawn.savefig(file)
-    except (OSError, ValueError) as error:
-        raise InvalidInput("figure", f"{file!r} ({error})", "a file that can be written, .png, .svg or .pdf") from error
+        session.note(f"no {file}: nothing was measured yet")
+        return
+    content = io.BytesIO()
+    drawn.savefig(content, format=Path(file).suffix.removeprefix("."))
+    outputs.write("--figure", file, content.getvalue())

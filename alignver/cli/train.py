@@ -20,6 +20,18 @@ _EXPLORATION = "Exploration"
 _COMPUTATION = "Computation"
 
 
+def _tau(text: str | float) -> float:
+    """Read 1 as an epoch and 0.5 as a share: what 1.0 means is left to be asked. A default comes as it is."""
+    try:
+        return text if isinstance(text, float) else int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no number") from None
+
+
 class Repair(enum.StrEnum):
     """What happens to gates whose rank is not proved."""
 
@@ -91,7 +103,10 @@ def train(
     tau: Annotated[
         float,
         typer.Option(
-            metavar="TAU", help="Exploration's share of the epochs, or its number of epochs.", rich_help_panel=_PHASES
+            metavar="TAU",
+            parser=_tau,
+            help="Exploration's share of the epochs, below 1, or its number of epochs, an integer.",
+            rich_help_panel=_PHASES,
         ),
     ] = 0.6,
     epsilon: Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import itertools
 import math
 import os
@@ -11,12 +12,11 @@ import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignver.cli import certificates, files, torchside
+from alignver.cli import certificates, files, outputs, torchside
 from alignver.cli.backends import library
-from alignver.cli.exits import Exit, exit_of
+from alignver.cli.exits import Exit, OutputFailed, exit_of
 from alignver.cli.session import Session
 from alignver.errors import InvalidInput, MissingDependency
 from alignver.results import Report
@@ -241,9 +241,9 @@ def _trained(session: Session, run: _Run) -> Exit:
         prove = options["prove"]
         result = wrapper.check(run.X, run.Y, tolerance=options["tolerance"], certify=prove is not False, rank=prove)
         known = {"epochs": epochs, "tau": tau, "last": folder.history[-1], "at_tau": folder.guarantee}
-        _draw(session, folder, tau)
         report = session.report((result,), run.inputs, training=known)
         folder.finish(wrapper, data, report)
+        _draw(session, folder, tau)
     if session.json:
         session.write(report)
     else:
@@ -291,17 +291,12 @@ def _draw(session: Session, folder: RunFolder, tau: int) -> None:
     except MissingDependency as missing:
         session.note(f"no training.png: {missing}")
         return
-    with _writable(folder.path / "training.png") as file:
-        figure.savefig(file)
-
-
-@contextlib.contextmanager
-def _writable(file: Path) -> Iterator[Path]:
+    file, content = folder.path / "training.png", io.BytesIO()
+    figure.savefig(content, format="png")
     try:
-        yield file
-    except OSError as error:
-        got = f"{file}, which cannot be written ({error.strerror or error})"
-        raise InvalidInput("folder", got, "a disk with room") from error
+        outputs.write("--out", str(file), content.getvalue())
+    except OutputFailed as failed:  # a picture of what is kept already
+        session.note(str(failed))
 
 
 def _rank(found: Guarantee | None) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, first_line
 from alignver.models.precision import dtype_name
 
-__all__ = ["as_inputs", "as_targets"]
+__all__ = ["as_inputs", "as_targets", "taken"]
 
 
 def as_inputs(X: Any, device: torch.device) -> torch.Tensor:
@@ -73,6 +75,18 @@ def as_targets(Y: Any, n: int) -> Any:
     return Y
 
 
+@contextlib.contextmanager
+def taken() -> Iterator[None]:
+    """Blame on X what a model's forward pass raises over it."""
+    try:
+        yield
+    except (InvalidInput, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        got = f"inputs that the model refuses ({first_line(error)})"
+        raise InvalidInput("X", got, "inputs that the model takes") from error
+
+
 def _tensor(X: Any) -> torch.Tensor:
     if isinstance(X, torch.Tensor):
         if X.layout != torch.strided:
@@ -94,7 +108,8 @@ def _tensor(X: Any) -> torch.Tensor:
     except (ValueError, TypeError, RuntimeError) as error:
         raise InvalidInput("X", f"{type(X).__name__} that is no array ({error})", "samples of equal shape") from error
     if array.dtype.kind not in "biufc":
-        raise InvalidInput("X", f"dtype {array.dtype}", "real numbers")
+        what = f"a {type(X).__name__} of dtype {array.dtype}"
+        raise InvalidInput("X", what, "real numbers, one array for all samples")
     # torch knows neither foreign byte orders, negative strides nor read-only memory.
     array = np.require(array, dtype=array.dtype.newbyteorder("="), requirements=["C", "W"])
     try:

@@ -34,8 +34,9 @@ def number(value: Any) -> str:
 def _table(*columns: tuple[str, JustifyMethod]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", show_edge=False)
     for position, (title, justify) in enumerate(columns):
-        last = position == len(columns) - 1
-        table.add_column(title, justify=justify, no_wrap=not last, overflow="fold")
+        sign = not title and position < len(columns) - 1
+        # Words give way where there is no room; numbers, and what is between two of them, never.
+        table.add_column(title, justify=justify, no_wrap=sign or justify == "right", overflow="fold")
     return table
 
 

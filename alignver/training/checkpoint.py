@@ -30,6 +30,7 @@ _KEYS |= {"epochs", "history", "training", "exploitation"}
 
 def state(wrapper: EEWrapper) -> dict[str, Any]:
     """Return parameters, optimiser, generators, counters and history as plain data; tensors are the run's own."""
+    wrapper.require_prepared("checkpoint")
     cuda = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return {
         "network": wrapper.module.state_dict(),

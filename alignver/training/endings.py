@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from alignver.errors import InvalidInput, first_line
+from alignver.errors import InvalidInput
+from alignver.models.inputs import taken
 
 __all__ = ["Call", "Ending", "ending"]
 
@@ -120,11 +121,8 @@ def _run(model: nn.Module, x: torch.Tensor, hooks: list[tuple[Callable[..., Any]
     model.eval()
     handles = [register(hook) for register, hook in hooks]
     try:
-        return model(x)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise InvalidInput(
-            "X", f"inputs that the model refuses ({first_line(error)})", "inputs that the model takes"
-        ) from error
+        with taken():
+            return model(x)
     finally:
         for handle in handles:
             handle.remove()

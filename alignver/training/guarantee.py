@@ -18,7 +18,7 @@ LARGEST = 6000
 """Samples up to which the ranks are proved unasked: a verified Cholesky factorization of that order an output."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Guarantee:
     """The state of affairs at tau.
 
@@ -56,6 +56,10 @@ class Guarantee:
     notes: tuple[str, ...] = ()
     batch_size: int | None = None
     taken_back: float = 0.0
+
+    def __repr__(self) -> str:
+        """Say it in words: the arrays would fill screens."""
+        return "Guarantee(" + "; ".join(self.sentences) + ")"
 
     @property
     def steps(self) -> Smoothness:

@@ -10,7 +10,7 @@ import torch
 
 from alignver.errors import InvalidInput
 from alignver.training.objective import as_tensor
-from alignver.training.pace import batches, denormals, tau_epoch
+from alignver.training.pace import as_count, batches, denormals, smallest_batch, tau_epoch
 from alignver.training.solvers import ScheduledSGD, full_batch
 from alignver.training.trained import EXPLOITING, EXPLORING
 
@@ -22,7 +22,7 @@ __all__ = ["planned", "run"]
 
 def run(
     wrapper: EEWrapper,
-    data: tuple[Any, Any],
+    data: Any,
     epochs: int,
     *,
     size: int | None,
@@ -32,6 +32,9 @@ def run(
     on_epoch: Callable[..., None] | None,
 ) -> None:
     """Train a wrapper until ``epochs`` epochs are behind it: :meth:`EEWrapper.fit` has the arguments' meaning."""
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        got = f"a {type(data).__name__}" + (f" of {len(data)}" if isinstance(data, tuple | list) else "")
+        raise InvalidInput("data", got, "(X, Y) with all training samples, whose features exploitation keeps")
     X, Y = data
     last, size = planned(wrapper, len(X), epochs, size)
     wrapper.prepare(X, Y)
@@ -39,7 +42,7 @@ def run(
     n = len(inputs)
     while wrapper.epochs < epochs:
         if wrapper.phase == EXPLORING and wrapper.epochs >= last:
-            least = size if n % size == 0 else n % size
+            least = smallest_batch(n, size)
             wrapper.enter_exploitation(inputs, targets, cache=augment is None, prove=prove, batch_size=least)
         with denormals(flush=flush):
             seen = _epoch(wrapper, inputs, targets, size, augment)
@@ -56,9 +59,7 @@ def run(
 def planned(wrapper: EEWrapper, n: int, epochs: int, size: int | None) -> tuple[int, int]:
     """Return the last epoch of exploration and the size of batches, or refuse what does not go together."""
     last = tau_epoch(wrapper.tau, epochs)
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise InvalidInput("batch_size", repr(size), "an integer >= 1, or None")
-    size = n if size is None else min(size, n)
+    size = n if size is None else min(as_count(size, "batch_size"), n)
     if size < n and full_batch(wrapper.exploiting):
         got = f"{wrapper.exploiting!r} with batches of {size} of {n}"
         raise InvalidInput("exploit_optimizer", got, "all samples at once (batch_size=None), or another one")

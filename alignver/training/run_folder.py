@@ -270,6 +270,7 @@ class RunFolder:
 
     def finish(self, wrapper: EEWrapper, data: tuple[Any, Any], report: Report) -> None:
         """Keep weights, certificate with its inputs, and report, in this order: the report says that all is there."""
+        wrapper.require_prepared("wrapper")
         with self._whole("model.safetensors") as part:
             save_model(wrapper.module, str(part))
             part.chmod((self.path / "config.json").stat().st_mode)  # safetensors lets nobody else read it

@@ -10,7 +10,7 @@ import torch
 from alignver.checks.convergence import check_convergence
 from alignver.checks.optimality import check_optimality
 from alignver.errors import InvalidInput
-from alignver.models.inputs import as_inputs, as_targets
+from alignver.models.inputs import as_inputs, as_targets, taken
 from alignver.results import CheckResult
 from alignver.theory.exploitation import Exploitation
 from alignver.theory.record import TrainingRecord
@@ -59,8 +59,11 @@ class Trained:
 
     def exploitation(self, X: Any) -> Exploitation:
         """Return the model of the exploitation phase on arrays, which :meth:`check` is about."""
-        cached = self._cached if self._cached is not None else CachedProblem(self.module, self._inputs(X))
-        return as_model(self.module, cached.Z)
+        inputs = self._inputs(X)
+        if self._cached is not None and self._cached.is_of(inputs):
+            return as_model(self.module, self._cached.Z)
+        with taken():
+            return as_model(self.module, CachedProblem(self.module, inputs).Z)
 
     def training_record(self) -> TrainingRecord:
         """Return what the steps of exploitation did.
@@ -94,15 +97,21 @@ class Trained:
 
     def outputs(self, X: Any, *, batch_size: int = 512) -> torch.Tensor:
         """Return the outputs (n, m_y) in eval mode, without a graph; the mode is put back."""
+        self.require_prepared("outputs")
         modes = [(module, module.training) for module in self.module.modules()]
         self.module.eval()
         inputs = self._inputs(X)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), taken():
                 return torch.cat([self.module(part) for part in torch.split(inputs, batch_size)])
         finally:
             for module, mode in modes:
                 module.training = mode
+
+    def require_prepared(self, argument: str) -> None:
+        """Refuse a call for which the modified model has to be there."""
+        if not hasattr(self, "module"):
+            raise InvalidInput(argument, "a wrapper whose model is not modified yet", "fit, a step, or prepare(X, Y)")
 
     def evaluate(self) -> dict[str, float]:
         """Return loss and error of all samples, from cached features."""

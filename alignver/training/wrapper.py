@@ -19,6 +19,7 @@ from alignver.training.guarantee import Guarantee
 from alignver.training.head import gate_slope
 from alignver.training.loop import run
 from alignver.training.objective import as_tensor, as_training_targets, count_outputs, error_rate, mean_loss
+from alignver.training.pace import as_count, as_tau
 from alignver.training.recording import Recorder, method_of
 from alignver.training.repair import MODES
 from alignver.training.solvers import (
@@ -56,7 +57,7 @@ class EEWrapper(Trained):
     loss : {"squared", "binary_cross_entropy", "cross_entropy"}
         Convex in the outputs; mean over the samples.
     tau : int or float
-        Epochs of exploration; a float below 1 is a share of the run.
+        Epochs of exploration; a float below 1 is a share of the run, the float 1.0 neither.
     epsilon : float
         Of the perturbation, positive.
     gate : float
@@ -134,13 +135,12 @@ class EEWrapper(Trained):
         layers: tuple[str, ...] | None = None,
         record: bool = False,
     ) -> None:
+        model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped: surgery needs the modules themselves
         if not isinstance(model, nn.Module) or next(iter(model.parameters()), None) is None:
             raise InvalidInput("model", f"a {type(model).__name__} without parameters", "a torch module to train")
         if not isinstance(loss, str) or loss not in LOSSES:
             need = "one of " + ", ".join(repr(known) for known in LOSSES) + ": convex in the outputs"
             raise InvalidInput("loss", f"loss={loss!r}", need)
-        if isinstance(tau, bool) or not isinstance(tau, int | float) or not 0 < tau < math.inf:
-            raise InvalidInput("tau", f"tau={tau!r}", "a number of epochs, or a share of the run between 0 and 1")
         if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0.0 < epsilon < math.inf:
             raise InvalidInput("epsilon", f"epsilon={epsilon!r}", "a positive number: Lemma 5 needs the perturbation")
         if repair not in MODES:
@@ -151,15 +151,20 @@ class EEWrapper(Trained):
             elif choice is not None and not callable(choice):
                 raise InvalidInput(name, repr(choice), "a function from parameters to an optimiser")
         same_for_each_sample(model)
-        self.loss, self.tau, self.epsilon, self.slope = loss, tau, float(epsilon), gate_slope(gate)
-        self.seed, self.repair, self.width, self.layers = seed, repair, width, layers
+        self.loss, self.tau, self.epsilon, self.slope = loss, as_tau(tau), float(epsilon), gate_slope(gate)
+        self.seed = as_count(seed, "seed", least=0)
+        self.repair, self.width, self.layers = repair, width, layers
         self._model, self._optimizer, self._exploit_optimizer = model, optimizer or _sgd, exploit_optimizer
         self._outputs, self._recording = outputs, bool(record)
         self.phase, self.steps, self.epochs = EXPLORING, 0, 0
         self.history: list[dict[str, Any]] = []
         self.optimizer: torch.optim.Optimizer
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(self.seed)
         self._warned = False
+
+    def __repr__(self) -> str:
+        """Say what is trained, and how far it has come."""
+        return f"EEWrapper({type(self._model).__name__}, loss={self.loss!r}: {self.phase}, {self.epochs} epochs)"
 
     # The pieces, for people with a loop of their own.
 
@@ -170,13 +175,20 @@ class EEWrapper(Trained):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
                 found = ending(self._model, inputs[:2], self.layers)
+                for name, p in found.body.named_parameters():
+                    if not bool(torch.isfinite(p).all()):
+                        raise InvalidInput("model", f"parameter {name} with NaN or Inf", "finite parameters at first")
                 y = as_tensor(Y)
                 m_y = self._outputs or count_outputs(self.loss, y, found.outputs or 1)
                 as_training_targets(self.loss, y, len(inputs), m_y, found.out)
                 module = gated(found, outputs=m_y, width=self.width, slope=self.slope)
-            self.module = module if self._model.training else module.train()
-            self.module.head.train()
-            self.optimizer = self._optimizer([p for p in self.module.parameters() if p.requires_grad])
+            module = module if self._model.training else module.train()
+            module.head.train()
+            optimizer: Any = self._optimizer([p for p in module.parameters() if p.requires_grad])
+            if not isinstance(optimizer, torch.optim.Optimizer):
+                got = f"a function that returns a {type(optimizer).__name__}"
+                raise InvalidInput("optimizer", got, "a function from parameters to a torch optimiser")
+            self.module, self.optimizer = module, optimizer
         return self.module
 
     def explore_step(self, x: Any, y: Any) -> float:
@@ -268,8 +280,9 @@ class EEWrapper(Trained):
         epochs : int
             Where the run ends; tau lies inside.
         batch_size : int, optional
-            None: all samples at once. Batches go through all samples in a new order in each epoch, but those of the
-            solver "sgd" are drawn independently: Theorem 5 (ii) needs unbiased gradients.
+            None: all samples at once. Batches go through all samples in a new order in each epoch (one sample that is
+            left alone joins the last batch), but those of the solver "sgd" are drawn independently: Theorem 5 (ii)
+            needs unbiased gradients.
         augment : callable, optional
             From a batch and a generator to a batch; features are then computed anew in every epoch of exploitation.
         prove : bool, optional
@@ -312,6 +325,7 @@ class EEWrapper(Trained):
     def _step(self, outputs: Callable[[], torch.Tensor], targets: torch.Tensor, drawn: str = "") -> float:
         seen: list[tuple[float, torch.Tensor]] = []
 
+        @torch.enable_grad()
         def closure() -> torch.Tensor:
             self.optimizer.zero_grad()
             found = outputs()

@@ -39,8 +39,11 @@ def test_a_result_with_its_origin_and_figure(here, tmp_path):
         (["table10"], "tables7-15"),
         ([], "figure1a"),
         (["table3", "--dataset", "imagenet"], "semeion, mnist"),
-        (["figure6", "--budget", "-1"], "budget"),
+        (["figure6", "--budget", "-1"], "--budget"),
         (["table2-gates", "--figure", "x.png"], "an item that has a figure"),
+        (["figure1a", "--figure", "x.foo"], "--figure: got x.foo; needs a name that ends in .png, .svg, .pdf"),
+        (["figure1a", "--figure", "nowhere/x.png"], "--figure: got nowhere/x.png, in a folder that is not there"),
+        (["table2", "--dataset", "mnist", "--data-folder", "nowhere"], "--data-folder: got"),
     ],
 )
 def test_refusals(here, arguments, words):

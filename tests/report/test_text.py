@@ -120,3 +120,12 @@ def test_numbers_in_tables():
     assert tables.number(float("inf")) == "inf"
     assert tables.number("svd") == "svd"
     assert tables.numbers_table({"rows": (1, 2)}) is None
+
+
+@pytest.mark.parametrize("width", [36, 40, 60])
+def test_a_narrow_terminal_never_cuts_a_number(width):
+    """Words wrap; a number that lost its end would be another one."""
+    bounds = (Bound("s_min(phi), press", 1.5e-3, ">", 3.21e-13), Bound("a bound", 1.25e-300, "<=", 6.4e-12))
+    words = shown(result(bounds=bounds), width, verbosity=1).split()
+    for number in ("0.0015", "3.21e-13", "1.25e-300", "6.4e-12", ">", "<=", "met"):
+        assert number in words

@@ -5,12 +5,16 @@ from __future__ import annotations
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import alignver as av
+from alignver.errors import InvalidInput
 from alignver.results import Rigor, Verdict
+from alignver.training import checkpoint
+from alignver.training.pace import batches, smallest_batch
 from alignver.training.surgery import modify
 from alignver.training.wrapper import EEWrapper
 from tests.training import nets
@@ -205,3 +209,113 @@ def test_a_network_without_linear_layers_trains():
     batch = EEWrapper(nets.convolutional(), loss="cross_entropy", width=8, outputs=5)
     batch.explore_step(x[:1], y[:1])  # labels of one batch would not tell
     assert batch.module.head.hidden.shape[0] == 5
+
+
+def test_a_check_is_about_the_inputs_that_it_is_given():
+    """Cached features stand for the inputs that they were made of, and for no others."""
+    X, Y = nets.data("binary_cross_entropy", m_y=1)
+    own = wrapper(exploit_optimizer="newton").fit((X, Y), 12)
+    here = own.check(X, Y, tolerance=0.5)
+    there = own.check(100.0 * X.flip(0), Y, tolerance=0.5)
+    assert here.measured["loss_upper"] < there.measured["loss_lower"]
+    loss = nn.functional.binary_cross_entropy_with_logits(own.outputs(100.0 * X.flip(0)).double(), Y.double())
+    assert there.measured["loss_lower"] <= float(loss) * (1 + 1e-5)
+    for wrong in ("nonsense", X[:, :1], X[None]):
+        with pytest.raises(InvalidInput, match=r"X|Y"):
+            own.check(wrong, Y)
+    assert own.check(X.clone(), Y, tolerance=0.5).measured == here.measured
+
+
+def test_what_comes_before_the_first_step():
+    own = wrapper()
+    for call in (lambda: own.outputs(torch.zeros(1, 2)), lambda: checkpoint.state(own)):
+        with pytest.raises(InvalidInput, match="not modified yet"):
+            call()
+    assert repr(own) == "EEWrapper(Sequential, loss='binary_cross_entropy': exploration, 0 epochs)"
+
+
+def test_one_sample_that_is_left_alone_joins_the_batch_before_it():
+    """BatchNorm has no statistics of one sample."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1))
+    X, Y = torch.randn(21, 2), torch.arange(21) % 2
+    own = wrapper(model=net).fit((X, Y), 6, batch_size=5)
+    assert own.steps == 6 * 4
+    assert own.guarantee.batch_size == 5
+    assert [smallest_batch(21, size) for size in (5, 20, 4, 2, 1, 21)] == [5, 21, 4, 2, 1, 21]
+    generator = torch.Generator().manual_seed(0)
+    for n, size in ((21, 5), (21, 20), (6, 5), (7, 2), (3, 1)):
+        drawn = list(batches(n, size, generator))
+        assert sorted(torch.cat(drawn).tolist()) == list(range(n))
+        assert min(map(len, drawn)) == smallest_batch(n, size)
+
+
+def test_a_compiled_model_is_taken_for_what_it_compiles():
+    X, Y = nets.data("binary_cross_entropy", m_y=1)
+    plain, compiled = wrapper(), wrapper(model=torch.compile(nets.plain(1), backend="eager"))
+    assert plain.explore_step(X, Y) == compiled.explore_step(X, Y)
+
+
+def test_steps_are_taken_wherever_gradients_are_off():
+    X, Y = nets.data("binary_cross_entropy", m_y=1)
+    usual, off = wrapper().fit((X, Y), 6), wrapper()
+    with torch.no_grad():
+        off.fit((X, Y), 6)
+    assert usual.history == off.history
+
+
+def test_a_guarantee_is_shown_in_words():
+    X, Y = nets.data("binary_cross_entropy", m_y=1)
+    shown = repr(wrapper().fit((X, Y), 6).guarantee)
+    assert shown.startswith("Guarantee(rank n = ")
+    assert "array(" not in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"tau": math.nan}, "tau: got tau=nan"),
+        ({"tau": 1.0}, "the float 1.0|tau=1.0; needs a share of the run below 1, or an integer"),
+        ({"tau": True}, "tau: got"),
+        ({"seed": "a"}, "seed: got 'a'; needs an integer >= 0"),
+        ({"seed": -1}, "seed: got -1"),
+        ({"optimizer": lambda parameters: None}, "a function that returns a NoneType"),
+    ],
+)
+def test_arguments_that_mean_nothing(options, words):
+    X, Y = nets.data("binary_cross_entropy", m_y=1)
+    with pytest.raises(InvalidInput, match=words):
+        wrapper(**options).fit((X, Y), 8)
+
+
+def test_numpy_integers_count():
+    X, Y = nets.data("binary_cross_entropy", m_y=1)
+    own = wrapper(tau=np.int64(4), seed=np.int32(3)).fit((X, Y), np.int64(8), batch_size=np.int16(9))
+    assert own.history == wrapper().fit((X, Y), 8, batch_size=9).history
+
+
+def test_data_is_a_pair():
+    X, Y = nets.data("binary_cross_entropy", m_y=1)
+    dataset = torch.utils.data.TensorDataset(X, Y)
+    for data, words in (
+        (torch.utils.data.DataLoader(dataset), "data: got a DataLoader; needs"),
+        (dataset, "data: got a TensorDataset"),
+        ((X, Y, Y), "data: got a tuple of 3"),
+        (X, "data: got a Tensor"),
+        ({"X": X, "Y": Y}, "data: got a dict"),
+    ):
+        with pytest.raises(InvalidInput, match=words):
+            wrapper().fit(data, 8)
+    with pytest.raises(InvalidInput, match=r"X: got a TensorDataset of dtype|X: got TensorDataset"):
+        av.check_alignment(nets.plain(1), dataset, Y, loss="binary_cross_entropy")
+
+
+def test_parameters_that_are_nan_are_seen_before_any_step():
+    X, Y = nets.data("binary_cross_entropy", m_y=1)
+    model = nets.plain(1)
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] = math.nan
+    own = wrapper(model=model)
+    with pytest.raises(InvalidInput, match=r"model: got parameter \S+ with NaN or Inf"):
+        own.fit((X, Y), 8)
+    assert own.steps == 0
