@@ -67,11 +67,15 @@ def test_ctrl_c_ends_at_once(files, inject, work):
     assert (process.returncode, out, err) == (130, "", "alignver: interrupted\n")
 
 
-def test_a_reader_that_left_is_no_verdict_and_no_noise(files):
+@pytest.mark.parametrize(
+    "arguments",
+    [["check", "rank", "J.npy", "--json"], ["check", "rank", "J.npy", "-v"], ["--help"], ["check", "--help"]],
+)
+def test_a_reader_that_left_is_no_verdict_and_no_noise(files, arguments):
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [*COMMAND, "check", "rank", "J.npy", "--json"],
+        [*COMMAND, *arguments],
         cwd=files,
         env=environment(),
         stdout=writing,

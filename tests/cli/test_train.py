@@ -337,6 +337,24 @@ def test_a_full_disk_is_said(alignver, files, inject):
     assert not list((files / "full").glob("*.part"))
 
 
+def test_a_picture_that_cannot_be_drawn_costs_no_verdict(here, files, monkeypatch):
+    from alignver.cli import outputs
+    from alignver.cli.exits import OutputFailed
+
+    def full(option, target, content):
+        raise OutputFailed(f"{option} {target} cannot be written: No space left on device")
+
+    monkeypatch.setattr(outputs, "write", full)
+    quick = ["net.py:other", "--data", "train.npz", "--loss", "binary_cross_entropy", "--epochs", "2", "--tau", "1"]
+    run = here("train", *quick, "--out", "undrawn")
+    (verdict,) = {"HOLDS", "FAILS", "UNDECIDED"} & set(run.out.splitlines()[0].split())
+    assert run.code == {"HOLDS": 0, "FAILS": 1, "UNDECIDED": 3}[verdict]
+    assert "training.png cannot be written: No space left" in " ".join(run.err.split())
+    kept = {path.name for path in (files / "undrawn").iterdir()}
+    assert {"model.safetensors", "report.json", "history.jsonl"} <= kept
+    assert "training.png" not in kept
+
+
 def test_the_folder_gets_a_free_name_and_the_verdict_its_code(here, files):
     quick = ["net.py:other", "--data", "train.npz", "--loss", "binary_cross_entropy", "--epochs", "2", "--tau", "1"]
     for name in ("run-1", "run-2"):
