@@ -35,6 +35,7 @@ from alignver.models.precision import as_asked, dtype_name
 __all__ = ["CompressedJacobian", "Factors"]
 
 Matrix = npt.NDArray[np.float64]
+Lowered = Sequence[tuple[Matrix, Matrix]]
 
 _VERIFIED = 32  # looks from one comparison with a backward pass to the next: it costs as much as a look
 
@@ -86,11 +87,42 @@ class Factors:
         InvalidInput
             A derivative that is NaN or Inf.
         """
-        n = len(self.outputs)
-        lower = [
-            (_lower(_with_ones(A).numpy() if bias else A.numpy()), _lower(B.numpy())) for A, B, bias in self.layers
-        ]
-        N = len(lower[0][1])
+        return self._wide(self._lowered())
+
+    def factor(self) -> Matrix:
+        """Return T (N x N), float64, with the column space and the singular values of the compressed Jacobian.
+
+        Raises
+        ------
+        InvalidInput
+            A derivative that is NaN or Inf.
+        """
+        lower = self._lowered()
+        return graded_factor(self._wide(lower), self._directions(lower))
+
+    def _lowered(self) -> Lowered:
+        return [(_lower(_with_ones(A).numpy() if bias else A.numpy()), _lower(B.numpy())) for A, B, bias in self.layers]
+
+    def _directions(self, lower: Lowered) -> Matrix:
+        """Return the left singular vectors of 2 N random combinations of the columns, which are never formed for it.
+
+        A combination with weights u_k v_l takes a product with each side of a layer. That many keep the norm of every
+        combination of the *rows* up to a modest factor, however small it is: with these directions the rows of the
+        rotated matrix are well conditioned at once (:mod:`alignver.linalg.graded`, which finds out).
+        """
+        n, N = len(self.outputs), self.outputs.numel()
+        random = np.random.default_rng(0)  # the same at every look: records do not depend on what came before
+        some = np.zeros((N // n, n, 2 * N))
+        for A, B in lower:
+            left = A @ random.standard_normal((A.shape[1], 2 * N))
+            some += (B @ random.standard_normal((B.shape[1], 2 * N))).reshape(some.shape) * left
+        if not np.isfinite(some.sum()):
+            raise InvalidInput("model", "a derivative that is NaN or Inf", "a differentiable model at finite theta")
+        directions: Matrix = np.linalg.svd(some.reshape(N, 2 * N), full_matrices=False)[0]
+        return directions
+
+    def _wide(self, lower: Lowered) -> Matrix:
+        n, N = len(self.outputs), self.outputs.numel()
         W = np.empty((N, sum(A.shape[1] * B.shape[1] for A, B in lower)))
         at = 0
         for A, B in lower:
@@ -183,7 +215,7 @@ class CompressedJacobian:
         InvalidInput
             A derivative that is NaN or Inf; layers whose factors do not give the gradient of a backward pass.
         """
-        return graded_factor(self.compressed())
+        return self.factors().factor()
 
     def compressed(self) -> Matrix:
         """Return the compressed Jacobian, (N, columns) float64, rows output-major."""

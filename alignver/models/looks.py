@@ -28,7 +28,6 @@ from alignver.checks.band import residual_tolerance
 from alignver.checks.by_rule import bounds_by_rule, membership_by_rule
 from alignver.errors import InvalidInput
 from alignver.linalg import rank_rules
-from alignver.linalg.graded import graded_factor
 from alignver.linalg.lsmr import Iterate, lsmr
 from alignver.linalg.norms import largest_singular_value, spectral_norm, start_vector
 from alignver.linalg.rank_rules import Scale
@@ -210,7 +209,7 @@ class Lookout:
 
     def _decomposed(self, parts: Factors | None) -> tuple[Answers, Matrix, Matrix]:
         if parts is not None:
-            matrix = graded_factor(parts.compressed())
+            matrix = parts.factor()
         else:
             engine = self._plan.engine if self._plan.engine in ("dense", "streamed") else "streamed"
             J = represent(self.asked.model, self.asked.x, self._planned(engine), dtype=self._dtype, chunk_size=None)

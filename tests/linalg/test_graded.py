@@ -62,3 +62,37 @@ def test_the_plain_gram_matrix_would_not_do():
     s = np.linalg.svd(W, compute_uv=False)
     squared = np.sqrt(np.maximum(np.linalg.eigvalsh(W @ W.T)[::-1], 0.0))
     assert np.max(np.abs(s - squared)) > 1e4 * EPS * s[0]
+
+
+@pytest.mark.parametrize("decades", [3.0, 12.0, 30.0])
+@pytest.mark.parametrize("kind", ["sketch", "random", "identity"])
+def test_any_start_gives_the_same_matrix(decades, kind):
+    W = graded(40, 900, decades)
+    rng = np.random.default_rng(5)
+    start = {
+        "sketch": lambda: np.linalg.svd(W @ rng.standard_normal((900, 80)), full_matrices=False)[0],
+        "random": lambda: np.linalg.qr(rng.standard_normal((40, 40)))[0],
+        "identity": lambda: np.eye(40),
+    }[kind]()
+    s = np.linalg.svd(W, compute_uv=False)
+    t = np.linalg.svd(graded_factor(W, start), compute_uv=False)
+    assert np.max(np.abs(s - t)) <= 16 * np.sqrt(40) * EPS * s[0]
+
+
+@pytest.mark.parametrize("decades", [3.0, 12.0, 30.0])
+def test_a_sketch_needs_one_sweep(decades, monkeypatch):
+    """With one sweep allowed, the fallback would be the QR: it is not asked."""
+    import alignver.linalg.graded as module
+
+    W = graded(40, 900, decades)
+    start = np.linalg.svd(W @ np.random.default_rng(6).standard_normal((900, 80)), full_matrices=False)[0]
+
+    def refused(*_):
+        raise AssertionError("a second sweep")
+
+    monkeypatch.setattr(module, "_SWEEPS", 1)
+    monkeypatch.setattr(module, "streamed_r", refused)
+    t = np.linalg.svd(graded_factor(W, start), compute_uv=False)
+    assert np.max(np.abs(np.linalg.svd(W, compute_uv=False) - t)) <= 16 * np.sqrt(40) * EPS * np.linalg.norm(W, 2)
+    with pytest.raises(AssertionError, match="a second sweep"):
+        graded_factor(graded(40, 900, 12.0), np.eye(40))
