@@ -143,6 +143,7 @@ def check_safe_exploration(
         else:
             with single_threaded_blas():  # from the survey on: a product with two threads spins into what follows
                 result = _staircase(setting)
+        rows.require_unchanged()
     finally:
         rows.close()
     if result.rigor is Rigor.PROOF and result.verdict is Verdict.HOLDS and (delta_is_estimate or not certify):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 from typing import Any
 
 from alignver.arrays import Array
@@ -15,7 +14,7 @@ from alignver.phi.refute import Refutation
 from alignver.phi.rows import Rows
 from alignver.phi.staircase import Staircase
 from alignver.proof import Certificate
-from alignver.proof.rounding import FloatArray, mul_down, mul_up, sqrt_up
+from alignver.proof.rounding import FloatArray, mul_down, mul_up, shown_down, sqrt_up
 from alignver.results import Bound, CheckResult, Rigor, Verdict
 
 __all__ = [
@@ -135,15 +134,8 @@ def rules_settled(
             bounds.append(Bound(f"s_min(phi), {rule.name}", s_min, ">", value))
             said.append(f"{rule.name} needs {value:.1e}" + ("" if settled else " (not settled by this bound)"))
     agreed = ": both rules agree" if all(bound.satisfied for bound in bounds) else ""
-    sentence = f"s_min(phi) >= {_down(s_min)}   {', '.join(said)}{agreed}"
+    sentence = f"s_min(phi) >= {shown_down(s_min, 2)}   {', '.join(said)}{agreed}"
     return sentence, tuple(bounds), tuple(table)
-
-
-def _down(value: float) -> str:
-    """Return a bound with two digits that is still a bound."""
-    exponent = math.floor(math.log10(value))
-    text = f"{value:.1e}"
-    return text if float(text) <= value else f"{value - 0.05 * 10.0**exponent:.1e}"
 
 
 def staircase(setting: Setting, stairs: Staircase, certificate: Certificate) -> CheckResult:

@@ -14,7 +14,7 @@ from alignver.checks.exploration_words import peak_bytes
 from alignver.errors import InvalidInput
 from alignver.phi.claims import OPTIMALITY, SUBOPTIMALITY
 from alignver.proof.certificate import make
-from alignver.proof.rounding import FloatArray, add_up, assumptions_hold, mul_up, sub_down
+from alignver.proof.rounding import FloatArray, add_up, assumptions_hold, mul_up, shown_down, shown_up, sub_down
 from alignver.results import Bound, CheckResult, Rigor, Verdict
 from alignver.theory.enclosure import LossBounds, enclose, loss_bounds
 from alignver.theory.exploitation import Exploitation
@@ -166,7 +166,8 @@ def _holds(
         least = [entry["s_min"] for entry in ranks.entries if entry is not None]
         if ranks.all:
             evidence.append(
-                f"rank n proved for every output, s_min >= {min(least):.1e}: the infimum is 0, the bound sharp"
+                f"rank n proved for every output, s_min >= {shown_down(min(least), 2)}: the infimum is 0, "
+                "the bound sharp"
             )
         else:
             evidence += ["rank n is not proved, so the gap may be smaller than the bound", *ranks.reasons]
@@ -177,7 +178,7 @@ def _holds(
         statement=STATEMENT,
         verdict=Verdict.HOLDS,
         rigor=Rigor.PROOF,
-        reason=f"the training loss exceeds its global infimum by at most {gap:.3g} (asked for: {tolerance:.3g})",
+        reason=f"the training loss exceeds its global infimum by at most {shown_up(gap)} (asked for: {tolerance:.3g})",
         evidence=tuple(evidence),
         measured={**_numbers(problem, loss, tight, ranks), "gap_upper": gap, "infimum_lower": 0.0},
         bounds=tuple(bounds),
@@ -211,7 +212,8 @@ def _fails(
         statement=STATEMENT,
         verdict=Verdict.FAILS,
         rigor=Rigor.PROOF,
-        reason=f"the training loss exceeds its infimum by more than {lead:.3g} (asked for: {tolerance:.3g}); {how}",
+        reason=f"the training loss exceeds its infimum by more than {shown_down(lead)} (asked for: {tolerance:.3g}); "
+        + how,
         measured={**_numbers(problem, loss, tight, ranks), "gap_lower": lead},
         bounds=(Bound("L(theta) - inf L", lead, "<=", tolerance),),
         witness=witness,
@@ -229,9 +231,9 @@ def _measured(
     if high + noise <= tolerance:
         # The dual bound is one for these gates and features: without rank n another network may go below it.
         verdict = Verdict.UNDECIDED if known.how == "dual" else Verdict.HOLDS
-        compared = f"at most {high:.3g}"
+        compared = f"at most {shown_up(high)}"
     elif low - noise > tolerance:
-        verdict, compared = Verdict.FAILS, f"more than {low:.3g}"
+        verdict, compared = Verdict.FAILS, f"more than {shown_down(low)}"
     else:
         verdict, compared = Verdict.UNDECIDED, f"between {max(low, 0.0):.3g} and {high:.3g}"
     names = {"samples": "the mean of the samples' infima", "dual": "Fenchel duality"}

@@ -16,10 +16,10 @@ for the matrices here). A row whose norm is of the order of the rounding of the 
 direction, and none is asked of it. Where C is not well conditioned the rotation is refined by the left singular
 vectors of T; after three refinements Householder QR takes over.
 
-A better start. With the left singular vectors V of a sketch W S of a few N random columns one sweep is enough. A sketch
-that embeds the row space keeps :math:`\|x^\top W\|` up to a factor :math:`1 \pm \delta` for every x, however small it is
-(Woodruff, Sketching as a Tool for Numerical Linear Algebra, 2014, Section 2.1). The rows of :math:`V^\top W S` are
-orthogonal, so the eigenvalues of C lie between :math:`((1 - \delta) / (1 + \delta))^{\pm 2}`.
+A better start. With the left singular vectors V of a sketch W S of a few N random columns one sweep is enough. A
+sketch that embeds the row space keeps :math:`\|x^\top W\|` up to a factor :math:`1 \pm \delta` for every x, however
+small it is (Woodruff, Sketching as a Tool for Numerical Linear Algebra, 2014, Section 2.1). The rows of
+:math:`V^\top W S` are orthogonal, so the eigenvalues of C lie between :math:`((1 - \delta) / (1 + \delta))^{\pm 2}`.
 
 Operations: :math:`4 N^2 p` a sweep, all in products, against :math:`2 N^2 p` of a QR whose panels are bound by memory.
 """

@@ -34,17 +34,16 @@ class Conflicts:
 def equal_rows(x: npt.NDArray[Any]) -> list[list[int]]:
     """Group the samples that have equal inputs: lists of at least two indices, found by hashing rows in O(n).
 
-    Equality is that of numbers: -0.0 equals 0.0.
+    Equality is that of bits: a model may tell -0.0 from 0.0 (atan2 does).
 
     Examples
     --------
     >>> equal_rows(np.array([[0.0], [1.0], [-0.0], [2.0], [1.0]]))
-    [[0, 2], [1, 4]]
+    [[1, 4]]
     """
     groups: dict[bytes, list[int]] = {}
     for i, row in enumerate(x):
-        positive = row + 0 if x.dtype.kind == "f" else row  # -0.0 + 0 is 0.0; every other number stays
-        key = hashlib.blake2b(np.ascontiguousarray(positive).tobytes(), digest_size=32).digest()
+        key = hashlib.blake2b(np.ascontiguousarray(row).tobytes(), digest_size=32).digest()
         groups.setdefault(key, []).append(i)
     return [group for group in groups.values() if len(group) > 1]
 

@@ -25,6 +25,7 @@ from alignver.models.planner import Plan
 from alignver.models.slots import slots
 from alignver.proof.certificate import Certificate, make
 from alignver.proof.factored import FactoredRank, row_rank_by_factors
+from alignver.proof.rounding import shown_down
 from alignver.results import CheckResult, Rigor, Tolerance, Verdict
 
 __all__ = ["Attempt", "arrays_of", "prove_by_factors"]
@@ -176,7 +177,8 @@ def _result(
         statement="Membership of y in the column space of J",
         verdict=Verdict.HOLDS,
         rigor=Rigor.PROOF,
-        reason=f"J has full row rank throughout the ball (s_min >= {proof.s_min:.3g}): every y is in its column space",
+        reason=f"J has full row rank throughout the ball (s_min >= {shown_down(proof.s_min)}): "
+        "every y is in its column space",
         evidence=tuple(evidence),
         measured=measured,
         tolerance=limit,

@@ -28,7 +28,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from alignver.arrays import Array
+from alignver.arrays import Array, host
 from alignver.errors import InvalidInput
 from alignver.phi import device
 from alignver.phi.cluster import Cluster
@@ -75,6 +75,8 @@ class Definite:
         What was subtracted from the diagonal for rounding, and beyond it.
     reason : str
         Why there is no proof.
+    taken : int
+        Tile columns that were there already, and were taken for what their folder says they are.
     """
 
     proved: bool
@@ -83,6 +85,7 @@ class Definite:
     margin: float
     shift: float
     reason: str = ""
+    taken: int = 0
 
 
 def tiled_shift(n: int, tile: int, trace: float, largest: float) -> float:
@@ -164,11 +167,13 @@ def prove_definite(
     with single_threaded_blas(), np.errstate(all="ignore"):
         if cluster is not None:
             shared = FolderStore(_shared(folder), key)
+            taken = shared.finished
             broken = factor_tiles(gram, total, tile, shared, cluster.maker(gram, shared))
-        elif place is not None:
-            broken = factor_tiles(gram.at(place), total, tile, open_store(folder, key, place), device.make)
         else:
-            broken = factor_tiles(gram, total, tile, open_store(folder, key))
+            store = open_store(folder, key, place)
+            taken = store.finished
+            own, make = (gram, None) if place is None else (gram.at(place), device.make)
+            broken = factor_tiles(own, total, tile, store, make)
     if broken is not None:
         reason = (
             f"phi phi^T is not safely definite: a shift of {total:.1e} times its scale breaks Cholesky at row {broken}"
@@ -176,7 +181,7 @@ def prove_definite(
         return refused(reason)
     smallest = sub_down(sqrt_down(shift), gram.moved)
     s_min = scale_down(smallest, -int(gram.exponents.max()))
-    return Definite(smallest > 0.0, s_min, max(0.0, smallest), margin, shift)
+    return Definite(smallest > 0.0, s_min, max(0.0, smallest), margin, shift, taken=taken)
 
 
 def _shared(folder: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
@@ -192,12 +197,21 @@ def factor_tiles(gram: Hadamard, total: float, tile: int, store: Store, make: Ma
     make = make or by_threads
     for j in track(range(-(-int(gram.Z.shape[0]) // tile)), "Cholesky"):
         if j < store.finished:
+            _require_factor(store[j], int(gram.Z.shape[0]) - j * tile, tile)
             continue
         column = make(Column(gram, total, tile, j, store))
         if isinstance(column, int):
             return j * tile + column
         store.append(column)
     return None
+
+
+def _require_factor(column: Array, rows: int, tile: int) -> None:
+    """Refuse a kept column that cannot be one: of another shape, or with pivots that no factorization leaves."""
+    columns = min(rows, tile)
+    pivots = host(column[:columns, :columns]).diagonal() if column.shape == (rows, columns) else np.zeros(1)
+    if not bool(np.all((pivots > 0.0) & (pivots < math.inf))):
+        raise InvalidInput("folder", "a tile column that no factorization wrote", "an empty folder")
 
 
 def by_threads(column: Column) -> FloatArray | int:

@@ -49,7 +49,7 @@ class Cuts:
         above = float(self.values[position - 1]) if position else math.inf
         below = float(self.values[position]) if position < n else -math.inf
         sides = [sub_down(a, b) for a, b in ((above, threshold), (threshold, below)) if math.isfinite(a - b)]
-        return sub_down(min(sides), self.error)
+        return sub_down(min(sides, default=0.0), self.error)  # none: projections too far apart to be subtracted
 
     def threshold(self, position: int) -> float:
         """Return t between the projections before and from ``position`` on; beyond the last or first one at an end."""

@@ -25,9 +25,9 @@ from alignver.phi.recheck_rows import identify
 from alignver.phi.rows import Rows, open_rows
 from alignver.phi.threads import ordered, single_threaded_blas
 from alignver.progress import track
-from alignver.proof.certificate import Certificate, describe, make
+from alignver.proof.certificate import Certificate, check_array, describe, make
 from alignver.proof.recheck.failure import NotProved
-from alignver.proof.rounding import assumptions_hold
+from alignver.proof.rounding import assumptions_hold, shown_down
 from alignver.proof.storage import Tampered, load_certificate
 from alignver.results import CheckResult, Rigor, Verdict
 
@@ -126,6 +126,7 @@ def _check(certificate: Certificate, inputs: Mapping[str, Any]) -> str:
     method = methods.get((certificate.claim, str(certificate.method)))
     if method is None:
         raise NotProved(f"unknown method {str(certificate.method)[:40]!r} for the claim {certificate.claim!r}")
+    _require_kinds(certificate)
     rows = open_rows(inputs["Z"], add_constant=added)
     try:
         _has_shape(certificate, rows)
@@ -135,6 +136,27 @@ def _check(certificate: Certificate, inputs: Mapping[str, Any]) -> str:
         raise NotProved(f"the certificate lacks what its method needs ({type(error).__name__}: {error})") from error
     finally:
         rows.close()
+
+
+_KINDS = {
+    "direction": "<f8",
+    "thresholds": "<f8",
+    "floors": "<f8",
+    "gates": "<f8",
+    "weights": "<f8",
+    "rows": "<i8",
+    "zero": "<i8",
+    "copies": "<i8",
+}
+
+
+def _require_kinds(certificate: Certificate) -> None:
+    """Refuse arrays of another kind than their method computes with: squares of integers wrap around."""
+    for name, array in certificate.data.items():
+        check_array(name, array)
+        kind = array.dtype.str if certificate.method == "rank of Z" else _KINDS.get(name, array.dtype.str)
+        if array.dtype.str != kind:
+            raise NotProved(f"{name} is of dtype {array.dtype.str}, not {kind}")
 
 
 def _has_shape(certificate: Certificate, rows: Rows) -> None:
@@ -238,7 +260,7 @@ def _staircase(certificate: Certificate, rows: Rows) -> str:
     if not bound > 0.0 or bound < 0.99 * float(constants["s_min"]):
         raise NotProved("c is too small: the gates are not close enough to 0 and 1")
     within = f", for every Z with rows within {delta:.1e}" if delta else ""
-    return f"{stops.size} independent blocks: phi(q) has rank {rows.n}, s_min(phi) >= {bound * (1 - 1e-12):.3g}{within}"
+    return f"{stops.size} independent blocks: phi(q) has rank {rows.n}, s_min(phi) >= {shown_down(bound)}{within}"
 
 
 def _floors_hold(rows: Rows, order: Any, stops: Any, floors: Any, delta: float) -> None:

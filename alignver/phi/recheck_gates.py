@@ -22,6 +22,7 @@ from alignver.phi.tiles import MemoryStore
 from alignver.progress import track
 from alignver.proof.certificate import Certificate
 from alignver.proof.recheck.failure import NotProved
+from alignver.proof.rounding import shown_down
 
 __all__ = ["full_rank", "gram"]
 
@@ -45,9 +46,15 @@ def gram(certificate: Certificate, rows: Rows) -> str:
 
     identify(certificate, rows, visit)
     delta, claimed = float(constants["delta"]), float(constants["s_min"])
+    if not 0.0 <= delta < math.inf or not 0.0 < claimed < math.inf:
+        raise NotProved("the radius or the bound is none")
     weights = certificate.data.get("weights")
-    bound = full_rank(Z, gates, weights, delta, float(constants["scaled_s_min"]), claimed)
-    return f"phi(q) has rank {rows.n}, s_min(phi) >= {bound:.3g}: a factorization of phi phi^T was multiplied out"
+    # A fifth of what was proved is claimed: by these other bounds less may come out.
+    bound = full_rank(Z, gates, weights, delta, float(constants["scaled_s_min"]), 5.0 * claimed)
+    if not bound >= claimed:
+        raise NotProved(f"the smallest singular value is only known to be {bound:.3g}, the claim is {claimed:.3g}")
+    least = shown_down(bound)
+    return f"phi(q) has rank {rows.n}, s_min(phi) >= {least}: a factorization of phi phi^T was multiplied out"
 
 
 def full_rank(Z: Any, gates: Any, weights: Any, delta: float, scaled_s_min: float, claimed: float) -> float:

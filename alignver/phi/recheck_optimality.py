@@ -21,7 +21,7 @@ from alignver.phi.recheck_gates import full_rank
 from alignver.phi.threads import single_threaded_blas
 from alignver.proof.certificate import Certificate, digest_input
 from alignver.proof.recheck.failure import NotProved
-from alignver.proof.rounding import assumptions_hold
+from alignver.proof.rounding import assumptions_hold, shown_down, shown_up
 
 __all__ = ["check"]
 
@@ -58,7 +58,7 @@ def _holds(certificate: Certificate, arrays: Mapping[str, Any]) -> str:
     _, upper, wrong = _loss(arrays, arrays["theta"], loss)
     if not upper <= gap:
         raise NotProved(f"the loss is only known to be at most {upper:.6g}, the claim is {gap:.6g}")
-    said = f"the loss is at most {gap:.6g}, and never below 0"
+    said = f"the loss is at most {shown_up(gap, 6)}, and never below 0"
     if errors is not None:
         if wrong is None or wrong > errors:
             raise NotProved(f"{wrong} samples are not known to be in their class, the claim is {errors}")
@@ -76,13 +76,13 @@ def _fails(certificate: Certificate, arrays: Mapping[str, Any]) -> str:
         proved = _ranks(certificate, arrays, required=True)
         if not lower > gap:
             raise NotProved(f"the loss is only known to be at least {lower:.6g}, the claim is {gap:.6g}")
-        return f"the loss exceeds {gap:.6g}, its infimum is 0{proved}"
+        return f"the loss exceeds {shown_down(gap, 6)}, its infimum is 0{proved}"
     if better.shape != arrays["theta"].shape or better.dtype != np.float64:
         raise NotProved("the better weights have another shape")
     _, upper, _ = _loss(arrays, better, loss)
     if not (lower - upper) * (1.0 - 2.0**-50) > gap:
         raise NotProved(f"the better weights are only known to be better by {lower - upper:.6g}")
-    return f"weights that are better by more than {gap:.6g} are in the certificate"
+    return f"weights that are better by more than {shown_down(gap, 6)} are in the certificate"
 
 
 def _constants(certificate: Certificate) -> tuple[float, str, int | None]:

@@ -87,6 +87,9 @@ class Rows:
         for start in track(range(0, self.n, step), label):
             yield start, self.read(start, min(start + step, self.n))
 
+    def require_unchanged(self) -> None:
+        """Refuse a file that was written to since it was opened: what was hashed, and what was proved, may differ."""
+
     def close(self) -> None:
         """Let go of files."""
 
@@ -122,7 +125,7 @@ class _FileRows(Rows):
     ) -> None:
         super().__init__(shape, dtype.name, added)
         self._file, self._offset, self._kind, self._path = file, offset, dtype, path
-        self._row_bytes = self.stored * dtype.itemsize
+        self._row_bytes, self._state = self.stored * dtype.itemsize, _state(file)
         self._closing = weakref.finalize(self, os.close, file)  # at the latest when nobody holds the rows
 
     @property
@@ -130,6 +133,10 @@ class _FileRows(Rows):
         if not self._path:
             return None
         return Location(self._path, self._offset, (self.n, self.stored), self.dtype, self.added)
+
+    def require_unchanged(self) -> None:
+        if _state(self._file) != self._state:
+            raise InvalidInput("Z", "a file that changed while it was read", "a file that nobody writes to meanwhile")
 
     def close(self) -> None:
         self._closing()
@@ -168,6 +175,11 @@ class _FileRows(Rows):
                 at = row + done // self._row_bytes
                 raise InvalidInput("Z", f"a file that ends in row {at} of {self.n}", "the whole file: copy it again")
             done += count
+
+
+def _state(file: int) -> tuple[int, int]:
+    about = os.fstat(file)
+    return about.st_size, about.st_mtime_ns
 
 
 def open_rows(Z: Any, *, add_constant: bool = False, folder: str | os.PathLike[str] | None = None) -> Rows:
@@ -217,8 +229,27 @@ def _mapped(Z: np.memmap[Any, Any], added: bool) -> Rows | None:
         file = os.open(Z.filename, os.O_RDONLY)
     except OSError:
         return None
+    if not _behind(Z, file):
+        os.close(file)
+        return None
     shape = (int(Z.shape[0]), int(Z.shape[1]))
     return _FileRows(file, Z.offset, shape, Z.dtype, added, os.path.abspath(Z.filename))
+
+
+def _behind(Z: np.memmap[Any, Any], file: int) -> bool:
+    """Whether the open file is the one that is mapped, and not another that took its name meanwhile."""
+    about, address = os.fstat(file), Z.ctypes.data
+    device = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}"
+    try:
+        with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+            for line in maps:
+                place, _, _, where, inode, *_ = line.split()
+                low, _, high = place.partition("-")
+                if int(low, 16) <= address < int(high, 16):
+                    return (where, int(inode)) == (device, about.st_ino)
+    except OSError:  # no such list here
+        pass
+    return False
 
 
 def _spooled(blocks: Iterable[Any], added: bool, folder: str | os.PathLike[str] | None) -> Rows:

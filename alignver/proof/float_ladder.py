@@ -22,7 +22,7 @@ from alignver.proof.exact import Combination
 from alignver.proof.gram import FullRank, row_rank_by_gram, row_rank_by_some_columns
 from alignver.proof.inverse import row_rank_by_inverse
 from alignver.proof.residual import Distance, distance_from
-from alignver.proof.rounding import FloatArray, assumptions_hold
+from alignver.proof.rounding import FloatArray, assumptions_hold, shown_down
 from alignver.proof.structure import find_conflict, redundant_rows
 from alignver.results import Verdict
 
@@ -70,7 +70,7 @@ def _without_repeats(inputs: dict[str, FloatArray], trail: Trail) -> Decision | 
     full, step = proof
     reason = (
         f"{len(repeated)} rows of J are zero or repeat others, with the same targets; "
-        f"the other {J.shape[0] - len(repeated)} are independent (s_min >= {full.s_min:.3g})"
+        f"the other {J.shape[0] - len(repeated)} are independent (s_min >= {shown_down(full.s_min)})"
     )
     return trail.decided(Verdict.HOLDS, step, reason, certify_reduced(inputs, repeated, full))
 
@@ -172,7 +172,9 @@ def _row_rank(inputs: dict[str, FloatArray], trail: Trail, prove: Prover) -> Dec
         return None
     full, step = proof
     certificate = certify_full_rank("membership", inputs, "rows", full, trail.ball)
-    reason = f"J has full row rank{_within(trail)} (s_min >= {full.s_min:.3g}), so every y is in its column space"
+    reason = (
+        f"J has full row rank{_within(trail)} (s_min >= {shown_down(full.s_min)}), so every y is in its column space"
+    )
     return trail.decided(Verdict.HOLDS, step, reason, certificate)
 
 
@@ -189,7 +191,8 @@ def _outside(inputs: dict[str, FloatArray], trail: Trail) -> Decision | None:
         trail.missed("residual", found.reason)
         return None
     trail.measured |= {"distance_lower": found.distance}
-    reason = f"J has full column rank{_within(trail)} and y is at least {found.distance:.3g} away from its column space"
+    away = shown_down(found.distance)
+    reason = f"J has full column rank{_within(trail)} and y is at least {away} away from its column space"
     witness = {"kind": "distance", "distance_lower": found.distance}
     return trail.decided(Verdict.FAILS, "residual", reason, certify_distance(inputs, found, trail.ball), witness)
 
@@ -213,7 +216,7 @@ def full_rank(inputs: dict[str, FloatArray], rank: int, trail: Trail, prove: Pro
     full, step = proof
     side = "columns" if tall else "rows"
     true = min(A.shape)
-    reason = f"A has full rank {true}{_within(trail)} (s_min >= {full.s_min:.3g})"
+    reason = f"A has full rank {true}{_within(trail)} (s_min >= {shown_down(full.s_min)})"
     claim = "rank" if rank == true else "not-rank"
     certificate = certify_full_rank(claim, inputs, side, full, trail.ball, rank)
     if rank == true:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from alignver.checks.exploitation_ranks import Ranks, prove_ranks
-from alignver.proof.rounding import FloatArray
+from alignver.proof.rounding import FloatArray, shown_down
 from alignver.theory.exploitation import Exploitation
 from alignver.theory.smoothness import Smoothness, smoothness
 from alignver.training.repair import Repaired, repair
@@ -106,17 +106,17 @@ class Guarantee:
             said.append(f"rank n is proved for {good} of {count} outputs: the global minimum is not promised")
         if self.after is not None and self.after.all:
             least = min(entry["s_min"] for entry in self.after.entries if entry is not None)
-            said.append(f"rank n is proved for every output, s_min >= {least:.1e}")
+            said.append(f"rank n is proved for every output, s_min >= {shown_down(least, 2)}")
         bounds = self.smoothness
         said.append(
             f"Lhat {bounds.spectral:.3g} ({bounds.paper:.3g} by Lemma 8): step 1/Lhat {bounds.step:.3g}, "
-            f"stable below {bounds.limit:.3g}"
+            f"stable below {shown_down(bounds.limit)}"
         )
         if self.batch_size is not None:
             steps = self.steps
             said.append(
                 f"for batches of {self.batch_size}: Lhat {steps.spectral:.3g}, step {steps.step:.3g}, stable below "
-                f"{steps.limit:.3g}"
+                f"{shown_down(steps.limit)}"
             )
         return (*said, *self.notes)
 

@@ -234,3 +234,20 @@ def test_engines_are_known():
     for options in ({"engine": "fast"}, {"engine": "gram", "method": "svd"}, {"engine": "gram", "certify": False}):
         with pytest.raises(InvalidInput, match="engine"):
             check_alignment(model, x, np.zeros((5, 2)), loss="squared", **options)
+
+
+def test_a_model_may_tell_minus_zero_from_zero():
+    """Their labels conflict for models that cannot; a proof has to be about this one."""
+
+    class Angle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Linear(1, 1)
+
+        def forward(self, x):
+            return self.last(torch.atan2(x, -torch.ones_like(x)))
+
+    X = torch.tensor([[0.0], [-0.0]], dtype=torch.float64)
+    assert check_alignment(Angle().double(), X, [1.0, 2.0], loss="squared").verdict is Verdict.HOLDS
+    blind = nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+    assert check_alignment(blind, X, [1.0, 2.0], loss="squared").verdict is Verdict.FAILS
