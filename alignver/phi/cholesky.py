@@ -85,7 +85,7 @@ class Definite:
     margin: float
     shift: float
     reason: str = ""
-    taken: int = 0
+    taken: int = dataclasses.field(default=0, compare=False)
 
 
 def tiled_shift(n: int, tile: int, trace: float, largest: float) -> float:

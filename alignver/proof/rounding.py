@@ -186,7 +186,7 @@ def shown_up(value: float, digits: int = 3) -> str:
     Examples
     --------
     >>> shown_up(1.0049), shown_up(2.81e-06), shown_up(1e-300)
-    ('1.01', '2.81e-06', '1.01e-300')
+    ('1.01', '2.82e-06', '1.01e-300')
     """
     return _shown(value, digits, decimal.ROUND_CEILING)
 

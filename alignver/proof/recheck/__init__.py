@@ -17,7 +17,7 @@ import numpy as np
 
 from alignver.arrays import as_matrix, as_vector, host
 from alignver.errors import InvalidInput
-from alignver.proof.certificate import Certificate, describe, digest_input
+from alignver.proof.certificate import Certificate, check_array, describe, digest_input
 from alignver.proof.recheck import factors, floats, integers, modular
 from alignver.proof.recheck.failure import NotProved
 from alignver.proof.storage import Tampered, load_certificate
@@ -117,6 +117,8 @@ def _check(certificate: Certificate, arrays: dict[str, Any]) -> str:
     factored = certificate.claim == _FACTORED
     if method is None or not (factored or certificate.claim in _INPUTS) or factored != (method is factors.factored):
         raise NotProved(f"unknown claim or method: {str(certificate.claim)[:40]!r}, {str(certificate.method)[:40]!r}")
+    for name, array in certificate.data.items():
+        check_array(name, array)
     for name, array in arrays.items():
         record = certificate.inputs.get(name)
         if record is None or dict(record) != _plain_record(array):
