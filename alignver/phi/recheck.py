@@ -26,6 +26,7 @@ from alignver.phi.rows import Rows, open_rows
 from alignver.phi.threads import ordered, single_threaded_blas
 from alignver.progress import track
 from alignver.proof.certificate import Certificate, check_array, describe, make
+from alignver.proof.recheck import floats
 from alignver.proof.recheck.failure import NotProved
 from alignver.proof.rounding import assumptions_hold, shown_down
 from alignver.proof.storage import Tampered, load_certificate
@@ -35,6 +36,7 @@ __all__ = ["recheck"]
 
 _U = 2.0**-53
 _TINY = 2.0**-1022
+_EXACT = 2**24  # products of integers: seconds, in plain Python
 _ROOM = 1.0 + 2.0**-30  # more than the rounding of the scalar operations that it covers
 
 
@@ -275,7 +277,7 @@ def _floors_hold(rows: Rows, order: Any, stops: Any, floors: Any, delta: float) 
         block = rows.take(order[start:stop])
         target = (float(floors[k]) + delta * math.sqrt(stop - start) * _ROOM) * _ROOM
         with np.errstate(all="ignore"):
-            if not (definite_floor(block, target * target) or inverse_floor(block) >= target):
+            if not (definite_floor(block, target * target) or inverse_floor(block, target) >= target):
                 raise NotProved(f"block {k}: s_min >= {target:.2e} is not proved again")
 
     for _ in zip(track(range(stops.size), "blocks"), ordered(one, ((k,) for k in range(stops.size)))):
@@ -312,9 +314,12 @@ def definite_floor(A: Any, target: float) -> bool:
     return bool(shift - (_length(rest) + errors) * _ROOM >= target and math.isfinite(size))
 
 
-def inverse_floor(A: Any) -> float:
+def inverse_floor(A: Any, target: float) -> float:
     """Return a proved lower bound of s_min(A): (1 - ||I - A X||) / ||X|| for a right inverse X; 0 where there is
     none.
+
+    Where rounding bounds of the product do not reach ``target``, it is multiplied out exactly, in blocks of a few
+    hundred rows.
     """
     n, d = A.shape
     Q, R = np.linalg.qr(A.T)
@@ -327,4 +332,10 @@ def inverse_floor(A: Any) -> float:
     sides = float(size.sum(axis=0).max()) * float(size.sum(axis=1).max()) * (1.0 + 4.0 * (n + d) * _U)
     norm = min(_length(X), math.sqrt(sides) * _ROOM)
     epsilon = (_length(residual) * (1.0 + 4.0 * _U) + (d + 2) * _U * _length(A) * _length(X) + n * d * _TINY) * _ROOM
-    return (1.0 - epsilon) / norm * (1.0 - 2.0**-50) if epsilon < 1.0 and 0.0 < norm < math.inf else 0.0
+    bound = (1.0 - epsilon) / norm * (1.0 - 2.0**-50) if epsilon < 1.0 and 0.0 < norm < math.inf else 0.0
+    if bound >= target or n * n * d > _EXACT or not bool(np.all(np.isfinite(X))):
+        return bound
+    try:
+        return max(bound, floats.inverse_floor(A, np.ascontiguousarray(X)))
+    except NotProved:
+        return bound

@@ -173,3 +173,13 @@ def test_the_norm_of_phi_is_bounded_for_exact_gates_and_all_of_the_ball(delta):
                     x = sum(mp.mpf(float(a)) * mp.mpf(float(b)) for a, b in zip(z, gate))
                     total += (1 / (1 + mp.exp(-x))) ** 2 * size
             assert mp.mpf(found.measured["norm_upper"]) >= mp.sqrt(total)
+
+
+@pytest.mark.parametrize("seed", [3556, 1, 2, 3])
+def test_proofs_about_columns_of_very_different_sizes_are_proved_again(seed):
+    random = np.random.default_rng(seed)
+    Z = np.column_stack([random.standard_normal((3, 2)) * 10.0 ** np.array([[7, -8]]), np.ones(3)])
+    found = av.check_safe_exploration(Z, width=3, method="staircase")
+    if found.verdict is Verdict.HOLDS:
+        assert av.recheck(found.certificate, Z=Z).verdict is Verdict.HOLDS
+    assert found.verdict is Verdict.HOLDS or seed != 3556

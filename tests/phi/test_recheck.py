@@ -159,7 +159,9 @@ def test_floors_are_floors(exponent, rng):
     V, _ = np.linalg.qr(rng.standard_normal((20, 20)))
     A = U @ np.diag(np.logspace(0, exponent, 12)) @ V[:12]
     exact = 10.0**exponent
-    assert 0.2 * exact < inverse_floor(A) < exact * (1 + 1e-8)  # a Frobenius norm is up to sqrt(12) too large
+    assert (
+        0.2 * exact < inverse_floor(A, 0.2 * exact) < exact * (1 + 1e-8)
+    )  # a Frobenius norm is up to sqrt(12) too large
     assert definite_floor(A, 0.8 * exact**2)
     assert not definite_floor(A, 1.2 * exact**2)
-    assert inverse_floor(np.ones((2, 3))) == 0.0
+    assert inverse_floor(np.ones((2, 3)), 1.0) == 0.0

@@ -21,7 +21,7 @@ from alignver.proof.certificate import Certificate
 from alignver.proof.recheck.failure import NotProved
 from alignver.proof.recheck.modular import conclude_lower, require_rank_at_least
 
-__all__ = ["full_rank", "outside"]
+__all__ = ["full_rank", "inverse_floor", "outside"]
 
 _U = 2.0**-53
 _TINY = 2.0**-1022
@@ -130,7 +130,7 @@ def _length_fast(x: Any) -> float:
 def _singular_floor(certificate: Certificate, wide: Any) -> tuple[float, str]:
     """Return a lower bound of the smallest singular value of the scaled matrix, and how it was reached."""
     if "right_inverse" in certificate.data:
-        return _inverse_floor(_scaled(certificate, wide), certificate.data["right_inverse"]), "by an exact product"
+        return inverse_floor(_scaled(certificate, wide), certificate.data["right_inverse"]), "by an exact product"
     floor = _definite_floor(_scaled(certificate, wide), max(float(certificate.constants["shift"]), 0.0))
     return math.sqrt(floor) * (1.0 - 2.0**-50), "a factorization of A A^T was multiplied out"
 
@@ -169,7 +169,7 @@ def _definite_floor(A: Any, target: float) -> float:
     return float(floor)
 
 
-def _inverse_floor(A: Any, X: Any) -> float:
+def inverse_floor(A: Any, X: Any) -> float:
     """Return (1 - ||I - A X||_F) / ||X|| with the residual in exact integer arithmetic, rounded down; or
     NotProved.
     """
