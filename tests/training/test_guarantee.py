@@ -12,6 +12,7 @@ import alignver as av
 from alignver.checks.exploitation_ranks import prove_ranks
 from alignver.errors import InvalidInput
 from alignver.phi.gate import logistic
+from alignver.proof.rounding import shown_down
 from alignver.results import Verdict
 from alignver.theory.exploitation import Exploitation
 from alignver.training.guarantee import guarantee
@@ -45,7 +46,7 @@ def test_what_is_proved_is_so():
     assert bounds.paper >= bounds.spectral
     said = " / ".join(found.sentences)
     assert "rank n = 40 of the trained gates is proved for 2 of 2 outputs" in said
-    assert f"step 1/Lhat {bounds.step:.3g}, stable below {bounds.limit:.3g}" in said
+    assert f"step 1/Lhat {bounds.step:.3g}, stable below {shown_down(bounds.limit)}" in said
     assert found.summary()["proved"] is True
 
 
@@ -225,4 +226,6 @@ def test_the_ranks_are_those_of_the_safe_exploration_check():
             found.model.Z, q=found.model.steep_gates[j], weights=found.model.output_weights[j], method="gram"
         )
         assert result.verdict is Verdict.HOLDS
-        assert result.measured["s_min_lower"] == found.after.entries[j]["s_min"]
+        claimed = found.after.entries[j]["s_min"]  # what a re-check proves again
+        assert claimed == result.certificate.constants["s_min"]
+        assert 0.19 * result.measured["s_min_lower"] <= claimed <= 0.2 * result.measured["s_min_lower"]
