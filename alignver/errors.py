@@ -1,4 +1,7 @@
-"""The three ways in which alignver says no by raising; a mathematical failure is a verdict, never an exception."""
+"""The three ways in which alignver says no by raising, and how what other libraries raise becomes one of them.
+
+A mathematical failure is a verdict, never an exception.
+"""
 
 from __future__ import annotations
 

@@ -128,9 +128,9 @@ def _check(certificate: Certificate, inputs: Mapping[str, Any]) -> str:
     method = methods.get((certificate.claim, str(certificate.method)))
     if method is None:
         raise NotProved(f"unknown method {str(certificate.method)[:40]!r} for the claim {certificate.claim!r}")
-    _require_kinds(certificate)
     rows = open_rows(inputs["Z"], add_constant=added)
     try:
+        _require_kinds(certificate)
         _has_shape(certificate, rows)
         with single_threaded_blas(), np.errstate(all="ignore"):
             return method(certificate, rows)

@@ -9,38 +9,14 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 
 import jsonschema
 import numpy as np
 import pytest
-import torch
 
 from alignver.report import schema
 from tests.cli.conftest import COMMAND, TIMEOUT, Outcome, environment
-from tests.cli.test_terminal import on_terminal, plain
-
-NET = """
-import os, time, torch
-from torch import nn
-
-class Slow(nn.Module):
-    def forward(self, x):
-        time.sleep(float(os.environ.get("NAP", "0")))
-        return x
-
-def build():
-    return nn.Sequential(
-        nn.Linear(2, 12), nn.BatchNorm1d(12), nn.Tanh(), nn.Dropout(0.1), Slow(), nn.Linear(12, 10), nn.Tanh(),
-        nn.Linear(10, 1),
-    )
-
-def other():
-    return nn.Sequential(nn.Linear(2, 10), nn.Tanh(), nn.Linear(10, 1))
-"""
-EPOCHS, TAU = 12, 6
-RUN = ["net.py:build", "--data", "train.npz", "--loss", "binary_cross_entropy", "--epochs", str(EPOCHS)]
-RUN += ["--tau", str(TAU), "--batch-size", "10", "--exploit-optimizer", "momentum", "--tolerance", "0.7"]
+from tests.cli.trained import EPOCHS, NET, RUN, TAU, one_thread, written
 
 # Ends the process as kill -9 does, at the worst moment: the checkpoint is written and not yet in its place.
 KILLED = """
@@ -57,29 +33,15 @@ os.replace = replace
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Here and in processes that are started: runs are the same to the last bit on as many threads, and a busy machine
-    may give fewer.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("MKL_NUM_THREADS", "1")
+def alone():
+    with one_thread():
         yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """Return a folder with a model and data, in the place of the other tests' inputs."""
-    folder = tmp_path_factory.mktemp("train")
-    random = np.random.default_rng(1)
-    X = random.standard_normal((40, 2))
-    np.savez(folder / "train.npz", X=X, Y=(X[:, 0] * X[:, 1] > 0).astype(int))
-    np.savez(folder / "other.npz", X=X, Y=(X[:, 0] > 0).astype(int))
-    (folder / "net.py").write_text(NET)
-    return folder
+    return written(tmp_path_factory.mktemp("train"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +53,7 @@ class Whole:
 
 
 @pytest.fixture(scope="module")
-def whole(files, one_thread):
+def whole(files, alone):
     done = subprocess.run(
         [*COMMAND, "train", *RUN, "--out", "whole", "--json"],
         cwd=files,
@@ -312,92 +274,3 @@ def test_bad_input_leaves_no_folder(here, files, whole, arguments, words):
     for word in words:
         assert word in run.err
     assert {entry.name for entry in files.iterdir()} - before <= {"__pycache__"}
-
-
-def test_a_loss_that_explodes_keeps_the_last_good_checkpoint(here, files):
-    arguments = ["net.py:other", "--data", "train.npz", "--loss", "squared", "--epochs", "90", "--lr", "3e4"]
-    run = here("train", *arguments, "--out", "exploded")
-    assert (run.code, run.out) == (2, "")
-    assert "--lr: got " in run.err
-    assert "step" in run.err
-    lines = (files / "exploded" / "history.jsonl").read_text().splitlines()
-    assert f"checkpoint.pt is good, after epoch {len(lines)}" in run.err
-    again = here("train", "--resume", "exploded")
-    assert (again.code, again.out) == (2, "")
-
-
-@pytest.mark.slow
-def test_a_full_disk_is_said(alignver, files, inject):
-    full = inject("import resource, signal; resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))")
-    run = alignver("train", *RUN, "--out", "full", injected=full, PYTHONDONTWRITEBYTECODE="1")
-    assert (run.code, run.out) == (2, "")
-    assert "full/checkpoint.pt, which cannot be written" in run.err
-    assert "then: alignver train --resume full" in run.err
-    assert not (files / "full" / "checkpoint.pt").exists()
-    assert not list((files / "full").glob("*.part"))
-
-
-def test_a_picture_that_cannot_be_drawn_costs_no_verdict(here, files, monkeypatch):
-    from alignver.cli import outputs
-    from alignver.cli.exits import OutputFailed
-
-    def full(option, target, content):
-        raise OutputFailed(f"{option} {target} cannot be written: No space left on device")
-
-    monkeypatch.setattr(outputs, "write", full)
-    quick = ["net.py:other", "--data", "train.npz", "--loss", "binary_cross_entropy", "--epochs", "2", "--tau", "1"]
-    run = here("train", *quick, "--out", "undrawn")
-    (verdict,) = {"HOLDS", "FAILS", "UNDECIDED"} & set(run.out.splitlines()[0].split())
-    assert run.code == {"HOLDS": 0, "FAILS": 1, "UNDECIDED": 3}[verdict]
-    assert "training.png cannot be written: No space left" in " ".join(run.err.split())
-    kept = {path.name for path in (files / "undrawn").iterdir()}
-    assert {"model.safetensors", "report.json", "history.jsonl"} <= kept
-    assert "training.png" not in kept
-
-
-def test_the_folder_gets_a_free_name_and_the_verdict_its_code(here, files):
-    quick = ["net.py:other", "--data", "train.npz", "--loss", "binary_cross_entropy", "--epochs", "2", "--tau", "1"]
-    for name in ("run-1", "run-2"):
-        run = here("train", *quick, "--tolerance", "1e-9", "--json", "--no-prove", "--dtype", "float32")
-        document = run.document()
-        verdict = document["verdict"]
-        assert verdict != "HOLDS"
-        assert document["results"][0]["measured"]["rank_n"] is None  # not proved at the end either
-        assert run.code == {"FAILS": 1, "UNDECIDED": 3}[verdict]
-        assert (files / name / "report.json").exists()
-    assert (files / "run-1" / "model.safetensors").read_bytes() == (files / "run-2" / "model.safetensors").read_bytes()
-
-
-def test_without_matplotlib_it_says_so(here, files, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    quick = ["net.py:other", "--data", "train.npz", "--loss", "binary_cross_entropy", "--epochs", "2", "--tau", "1"]
-    run = here("train", *quick, "--out", "plain")
-    assert "no training.png" in run.err
-    assert not (files / "plain" / "training.png").exists()
-    assert (files / "plain" / "report.json").exists()
-
-
-def test_warnings_of_the_run_are_remarks(here):
-    quick = ["net.py:other", "--data", "train.npz", "--loss", "binary_cross_entropy", "--epochs", "4", "--tau", "2"]
-    run = here("train", *quick, "--out", "warned", "--lr", "400")
-    assert "warning: the step 400" in run.err
-    assert run.code in {0, 1, 3}
-
-
-def test_on_a_terminal(files):
-    arguments = ["--epochs", "6", "--tau", "3", "--batch-size", "40", "--out", "shown"]
-    code, shown = on_terminal(files, "train", *RUN, *arguments, columns=80, NAP="0.1")
-    assert code in {0, 1, 3}
-    assert "\x1b[?25l" in shown  # something is drawn while it trains
-    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h")
-    text = plain(shown)
-    assert "6/6" in text or "5/6" in text
-    lines = [line.rstrip() for line in text.splitlines()]
-    assert max(len(line) for line in lines if ": alignver " not in line) <= 80
-
-
-def test_quiet_is_quiet(here, files):
-    quick = ["net.py:other", "--data", "train.npz", "--loss", "binary_cross_entropy", "--epochs", "2", "--tau", "1"]
-    run = here("train", *quick, "--out", "quiet", "-q")
-    assert run.err == ""
-    assert len(run.out.splitlines()) == 1

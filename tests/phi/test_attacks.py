@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from fractions import Fraction
 
@@ -183,3 +184,20 @@ def test_proofs_about_columns_of_very_different_sizes_are_proved_again(seed):
     if found.verdict is Verdict.HOLDS:
         assert av.recheck(found.certificate, Z=Z).verdict is Verdict.HOLDS
     assert found.verdict is Verdict.HOLDS or seed != 3556
+
+
+@pytest.mark.parametrize("kind", [bool, complex, np.float32])
+def test_arrays_of_a_kind_that_no_file_can_hold_are_refused_not_raised(kind):
+    """A certificate that is built in Python, and never read from a file."""
+    Z = np.column_stack([np.random.default_rng(0).standard_normal((12, 3)), np.ones(12)])
+    of_gates = av.check_safe_exploration(Z, q=np.random.default_rng(1).standard_normal((4, 6)), method="gram")
+    of_rank = av.check_rank(Z[:3], ball=av.Ball(norm=1e-12))
+    for found, inputs in ((of_gates, {"Z": Z}), (of_rank, {"A": Z[:3]})):
+        data = {name: array.astype(kind) for name, array in found.certificate.data.items()}
+        assert data
+        changed = dataclasses.replace(found.certificate, data=data)
+        resealed = dataclasses.replace(changed, seal=changed.expected_seal())
+        assert resealed.sealed
+        again = av.recheck(resealed, **inputs)
+        assert (again.verdict, again.rigor) == (Verdict.FAILS, Rigor.PROOF)
+        assert "an array of <f8, <i8, |u1" in again.reason
