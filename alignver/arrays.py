@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias
 
@@ -25,6 +27,7 @@ __all__ = [
     "accelerator",
     "as_matrix",
     "as_vector",
+    "available_memory",
     "blocks",
     "digest",
     "host",
@@ -279,3 +282,20 @@ def digest(array: Array) -> str:
     for _, block in blocks(entries, axis=0) if entries.ndim else [(0, entries)]:
         content.update(np.ascontiguousarray(block).tobytes())
     return content.hexdigest()
+
+
+def available_memory() -> int:
+    """Return the bytes of main memory that can be taken now: what is free, within the limit of the control group."""
+    room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        room = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        pass  # not Linux: all there is
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        room = min(room, max(0, limit - int((group / "memory.current").read_text())))
+    except (OSError, ValueError):
+        pass  # no limit
+    return room

@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+import shlex
 import stat
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -88,6 +89,8 @@ def read_npz(path: str, argument: str, keys: tuple[str, ...]) -> dict[str, np.nd
         raise InvalidInput(
             named(argument, path), "no .npz file", f"a .npz file with {' and '.join(keys)}: {_savez(keys)}"
         )
+    with reading(named(argument, path), _DAMAGED, "an intact file"), zipfile.ZipFile(file) as archive:
+        _require_room(archive, keys, named(argument, path))
     return {key: _member(file, path, argument, key, _savez(keys)) for key in keys}
 
 
@@ -97,7 +100,9 @@ def names_in(path: str, argument: str) -> list[str]:
     if not zipfile.is_zipfile(file):
         raise InvalidInput(named(argument, path), "no .npz file", f"a .npz file: {_savez(('name',))}")
     with reading(named(argument, path), _DAMAGED, "an intact file"), zipfile.ZipFile(file) as archive:
-        return _names(archive)
+        names = _names(archive)
+        _require_room(archive, names, named(argument, path))  # whoever asks goes on to read them all
+        return names
 
 
 def regular(path: str, argument: str) -> Path:
@@ -132,7 +137,7 @@ def _instead(file: Path) -> str:
         near = difflib.get_close_matches(file.name, alike, n=1, cutoff=0.7)
     except OSError:
         return f"an existing file; there is no folder {file.parent}"
-    return "an existing file" + (f"; did you mean {file.parent / near[0]}?" if near else "")
+    return "an existing file" + (f"; did you mean {shlex.quote(str(file.parent / near[0]))}?" if near else "")
 
 
 def _read(spec: str, argument: str, ndim: int) -> np.ndarray[Any, Any]:
@@ -159,43 +164,14 @@ def _read(spec: str, argument: str, ndim: int) -> np.ndarray[Any, Any]:
     return _read_text(file, name, ndim)
 
 
-def _header(stream: IO[bytes], size: int, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Return shape and dtype of the .npy data in ``stream``, of ``size`` bytes in all, if all of it is there."""
-    from numpy.lib import format as npy
-
-    with reading(name, "a damaged .npy header", "an intact file: save it again"):
-        version = npy.read_magic(stream)
-        reader = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
-        if reader is None:
-            raise InvalidInput(
-                name, f"a .npy file of format {version[0]}.{version[1]}", "format 1.0 or 2.0: save it again"
-            )
-        shape, _, dtype = reader(stream)
-    if dtype.hasobject:
-        raise InvalidInput(
-            name,
-            f"dtype {dtype}, pickled Python objects, which are never opened since they can run code",
-            "an array of numbers: array.astype(float) before saving",
-        )
-    length = dtype.itemsize
-    for axis in shape:
-        length *= axis
-    here = size - stream.tell()
-    if here < length:
-        raise InvalidInput(
-            name, f"a truncated file: {here} of {length} bytes of entries", "the whole file: save or copy it again"
-        )
-    if here > length:
-        raise InvalidInput(name, f"{here - length} bytes after the array of shape {shape}", "a file with one array")
-    return shape, dtype
-
-
 def _read_npy(file: Path, stream: IO[bytes], name: str) -> np.ndarray[Any, Any]:
     import numpy as np
 
+    from alignver.data.archives import read_header
+
     size = file.stat().st_size
     stream.seek(0)
-    shape, _ = _header(stream, size, name)
+    shape, _ = read_header(stream, size, name)
     mapped = size >= MAPPED_FROM and 0 not in shape
     array: np.ndarray[Any, Any] = np.load(file, mmap_mode="r" if mapped else None, allow_pickle=False)
     return array
@@ -203,7 +179,7 @@ def _read_npy(file: Path, stream: IO[bytes], name: str) -> np.ndarray[Any, Any]:
 
 def _member(file: Path, path: str, argument: str, key: str | None, remedy: str) -> np.ndarray[Any, Any]:
     """Return one array of a .npz file: ``key``, or the only one there is."""
-    from numpy.lib import format as npy
+    from alignver.data.archives import read_member
 
     name = named(argument, path if key is None else f"{path}:{key}")
     with reading(name, _DAMAGED, f"an intact file: {remedy}"), zipfile.ZipFile(file) as archive:
@@ -211,16 +187,19 @@ def _member(file: Path, path: str, argument: str, key: str | None, remedy: str) 
         if not names:
             raise InvalidInput(name, "a zip file without arrays", f"{_NEED}: {remedy}")
         if key is None and len(names) > 1:
-            raise InvalidInput(name, f"the arrays {', '.join(names)}", f"one of them: {path}:{names[0]}")
+            first = shlex.quote(f"{path}:{names[0]}")  # it is there to be copied
+            raise InvalidInput(name, f"the arrays {', '.join(names)}", f"one of them: {first}")
         chosen = names[0] if key is None else key
         if chosen not in names:
             raise InvalidInput(name, f"the arrays {', '.join(names)}", f"the array {chosen}: {remedy}")
-        entry = archive.getinfo(f"{chosen}.npy")
-        with archive.open(entry) as stream:
-            _header(stream, entry.file_size, name)
-        with archive.open(entry) as stream:
-            array: np.ndarray[Any, Any] = npy.read_array(stream, allow_pickle=False)
-            return array
+        _require_room(archive, [chosen], name)
+        return read_member(archive, chosen, name)
+
+
+def _require_room(archive: zipfile.ZipFile, names: Iterable[str], name: str) -> None:
+    from alignver.data.archives import require_room
+
+    require_room(archive, [f"{key}.npy" for key in names], name)
 
 
 def _names(archive: zipfile.ZipFile) -> list[str]:

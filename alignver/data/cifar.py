@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from alignver.data.archives import read_npz
 from alignver.data.dataset import Dataset
 from alignver.errors import InvalidInput, MissingDependency, reading
 
@@ -109,15 +110,16 @@ def _jpeg(path: pathlib.Path, part: str) -> Arrays:
         from PIL import Image
     except ImportError as error:
         raise MissingDependency("Pillow", "reading JPEG images", "test") from error
+    content, offsets, y = read_npz(path, [f"{key}_{part}" for key in ("jpeg", "offsets", "y")])
     with reading("folder", f"an unreadable {path.name}", "JPEG files and offsets"):
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            content, offsets, y = (archive[f"{key}_{part}"] for key in ("jpeg", "offsets", "y"))
         raw = content.tobytes()
-        images = [
-            np.asarray(Image.open(io.BytesIO(raw[start:stop])).convert("RGB"))
-            for start, stop in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
-        ]
+        images = []
+        for start, stop in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+            image = Image.open(io.BytesIO(raw[start:stop]))
+            if image.size != (32, 32):  # what its header declares, before it is unpacked
+                raise InvalidInput("folder", f"{path.name} with an image of {image.size}", "images of 32 x 32")
+            images.append(np.asarray(image.convert("RGB")))
         x = np.stack(images)
-    if x.shape[1:] != (32, 32, 3) or y.shape != x.shape[:1]:
-        raise InvalidInput("folder", f"{path.name} with images of shape {x.shape[1:]}", "images of 32 x 32")
+    if y.shape != x.shape[:1]:
+        raise InvalidInput("folder", f"{path.name} with {len(y)} labels beside {len(x)} images", "a label for each")
     return x, y.astype(np.uint8)

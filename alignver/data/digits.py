@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from alignver.data.archives import read_npz
 from alignver.data.dataset import Dataset
-from alignver.errors import InvalidInput, reading
+from alignver.errors import InvalidInput
 
 __all__ = ["semeion"]
 
@@ -67,14 +68,7 @@ Arrays = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
 
 def _read_npz(path: pathlib.Path) -> Arrays:
-    # numpy leaves a file that it opened itself open when the archive is broken.
-    need = "an npz file with arrays x and y"
-    with (
-        reading("folder", f"an unreadable {path.name}", need),
-        path.open("rb") as file,
-        np.load(file, allow_pickle=False) as archive,
-    ):
-        x, y = archive["x"], archive["y"]
+    x, y = read_npz(path, ("x", "y"))
     return _checked(x, y, path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import pathlib
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from alignver.data.archives import read_npz
 from alignver.data.dataset import Dataset
 from alignver.errors import InvalidInput, reading
 
@@ -62,9 +64,9 @@ def _load(name: str, folder: str | os.PathLike[str], train: bool) -> Dataset:
         images = _found(place, f"{part}-images-idx3-ubyte")
         labels = _found(place, f"{part}-labels-idx1-ubyte")
         if images is not None and labels is not None:
-            x, y = _idx(images, 3), _idx(labels, 1)
-            if x.shape != (_COUNTS[part], 28, 28) or y.shape != x.shape[:1] or y.max() > 9:
-                raise InvalidInput("folder", f"{images.name} of shape {x.shape}", f"{_COUNTS[part]} images of 28 x 28")
+            x, y = _idx(images, (_COUNTS[part], 28, 28)), _idx(labels, (_COUNTS[part],))
+            if y.max() > 9:
+                raise InvalidInput("folder", f"{labels.name} with labels up to {y.max()}", "labels in 0..9")
             return Dataset(name, x, y, *_SOURCES[name])
     raise InvalidInput(
         "folder",
@@ -77,25 +79,22 @@ def _found(place: pathlib.Path, name: str) -> pathlib.Path | None:
     return next((path for path in (place / name, place / f"{name}.gz") if path.is_file()), None)
 
 
-def _idx(path: pathlib.Path, ndim: int) -> npt.NDArray[np.uint8]:
+def _idx(path: pathlib.Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
     """Read an IDX file of unsigned bytes: magic 0 0 8 ndim, big-endian lengths, entries."""
-    with reading("folder", f"an unreadable {path.name}", "an IDX file"):
-        content = path.read_bytes()
-        content = gzip.decompress(content) if path.suffix == ".gz" else content
-    head = 4 + 4 * ndim
-    shape = tuple(int(k) for k in np.frombuffer(content[4:head], dtype=">u4"))
-    if content[:4] != bytes([0, 0, 8, ndim]) or len(shape) != ndim or len(content) - head != int(np.prod(shape)):
-        raise InvalidInput("folder", f"{path.name} that is no IDX file of {ndim} dimensions", "the file whole")
-    return np.frombuffer(content, dtype=np.uint8, offset=head).reshape(shape)
+    head = bytes([0, 0, 8, len(shape)]) + b"".join(length.to_bytes(4, "big") for length in shape)
+    whole = len(head) + math.prod(shape)
+    with (
+        reading("folder", f"an unreadable {path.name}", "an IDX file"),
+        gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file,
+    ):
+        content = file.read(whole + 1)  # a byte too many is seen: a gzip file may unpack to a thousand times its size
+    if not content.startswith(head) or len(content) != whole:
+        raise InvalidInput("folder", f"{path.name} that is no IDX file of shape {shape}", "the file whole")
+    return np.frombuffer(content, dtype=np.uint8, offset=len(head)).reshape(shape)
 
 
 def _read_npz(path: pathlib.Path, part: str) -> Arrays:
-    with (
-        reading("folder", f"an unreadable {path.name}", f"x_{part} and y_{part} in it"),
-        path.open("rb") as file,
-        np.load(file, allow_pickle=False) as archive,
-    ):
-        x, y = archive[f"x_{part}"], archive[f"y_{part}"]
+    x, y = read_npz(path, (f"x_{part}", f"y_{part}"))
     if x.ndim != 3 or x.shape[1:] != (28, 28) or x.dtype != np.uint8 or y.shape != x.shape[:1]:
         raise InvalidInput("folder", f"{path.name} with x {x.shape} {x.dtype}", "x (n, 28, 28) uint8 and y (n,)")
     return x, y.astype(np.uint8)

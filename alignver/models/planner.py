@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-from pathlib import Path
 
-from alignver.arrays import EPS
+from alignver.arrays import EPS, available_memory
 from alignver.errors import InvalidInput
 
 __all__ = ["ENGINES", "Plan", "available_memory", "gram_first", "plan"]
@@ -168,23 +166,6 @@ def _cost(engine: str, N: int, d: int, dtype: str, block_bytes: int) -> tuple[in
         # layer, the factor and what it is made in
         return 8 * 5 * N**2 + _FACTORS, 2.0 * N**2 * d + N**3
     return 8 * 8 * (N + d), 2.0 * _LSMR * 4.0 * float(N) * float(d)
-
-
-def available_memory() -> int:
-    """Return the bytes of main memory that can be taken now: what is free, within the limit of the control group."""
-    room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        room = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        pass  # not Linux: all there is
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        room = min(room, max(0, limit - int((group / "memory.current").read_text())))
-    except (OSError, ValueError):
-        pass  # no limit
-    return room
 
 
 def _gb(size: int) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from alignver.checks.exploitation_ranks import Ranks
+from alignver.data.archives import require_room
 from alignver.errors import InvalidInput, first_line, reading
 from alignver.training.exploitation import CachedProblem, as_model
 from alignver.training.guarantee import Guarantee, guarantee
@@ -165,6 +166,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     file = os.fspath(path)
     with reading("checkpoint", f"{file}, which cannot be read", "a checkpoint"):
         with zipfile.ZipFile(file) as archive:  # torch.load reads past checksums
+            require_room(archive, archive.namelist(), "checkpoint")
             damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")

@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from alignver.data import archives
 from alignver.errors import InvalidInput
 from alignver.training import checkpoint
 from alignver.training.solvers import SOLVERS
@@ -180,6 +182,14 @@ def test_files_that_are_no_checkpoints(tmp_path):
     with pytest.raises(InvalidInput, match="cannot be read"):
         checkpoint.load(file)  # code is not run
     assert not Evil.ran
+
+
+def test_a_checkpoint_that_declares_more_than_the_memory_is_not_read(tmp_path, monkeypatch):
+    torch.save({"weights": torch.zeros(100)}, tmp_path / "run.pt")
+    monkeypatch.setattr(archives, "available_memory", lambda: 300)
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", None)
+    with pytest.raises(InvalidInput, match=r"checkpoint: got arrays of .* GB in all"):
+        checkpoint.load(tmp_path / "run.pt")
 
 
 class Evil:
