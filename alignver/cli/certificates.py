@@ -57,7 +57,7 @@ def save(
 
 def command(target: str, again: Sequence[str]) -> str:
     """Return the command that checks a saved certificate again."""
-    return " ".join(shlex.quote(word) for word in ("alignver", "verify", target, *again))
+    return shlex.join(("alignver", "verify", target, *again))
 
 
 def said(target: str, again: Sequence[str]) -> str:

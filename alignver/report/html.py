@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignver._version import __version__
 from alignver.errors import MissingDependency
-from alignver.report.source import Source, lines_of
+from alignver.report.source import Source, lines_of, recheck_command
 from alignver.report.tables import number
 from alignver.results import CheckResult, Report, Summarised, Verdict
 
@@ -196,16 +196,15 @@ def _certificate(result: CheckResult, verify: str | None) -> dict[str, Any] | No
     if found is None:
         return None
     summary = dict(found.summary()) if isinstance(found, Summarised) else dict(found)
-    saved = summary.get("path") is not None
+    path = summary.get("path")
+    saved = verify is not None or path is not None
+    command = verify if verify is not None else shlex.join(("alignver", "verify", str(path)))
     return {
         "claim": summary.get("claim", ""),
         "pairs": _pairs({key: value for key, value in summary.items() if key not in ("claim", "path")}),
-        "verify": verify
-        if verify is not None
-        else f"alignver verify {shlex.quote(str(summary['path']))}"
-        if saved
-        else "",
-        "inputs": verify is None and saved,
+        "saved": saved,
+        "verify": recheck_command(command) if saved else None,
+        "inputs": verify is None,
     }
 
 

@@ -12,7 +12,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from alignver.report.source import lines_of
+from alignver.report.source import lines_of, recheck_command
 from alignver.results import CheckResult, Report, Verdict
 
 __all__ = ["document", "stopped"]
@@ -43,7 +43,7 @@ def document(report: Report) -> bytes:
     suite = ET.Element("testsuite", name=_legal(f"alignver {command}" if isinstance(command, str) else "alignver"))
     properties = ET.SubElement(suite, "properties")
     for name, value in lines_of({key: value for key, value in report.provenance.items() if key != "problems"}):
-        if value is None:
+        if value is None or (name.partition(".")[0] == "verify" and recheck_command(str(value)) is None):
             continue
         text = " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
         ET.SubElement(properties, "property", name=_legal(name), value=_legal(text))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,10 +15,13 @@ from alignver.errors import InvalidInput
 from alignver.report.history import History
 from alignver.results import Report
 
-__all__ = ["Source", "number", "read", "read_history"]
+__all__ = ["Source", "number", "read", "read_history", "recheck_command"]
 
 _ARGUMENT = "RUN"
 _NEED = "a run folder, its history.jsonl, or a file that --json wrote"
+
+_VERIFY = {"--input", "--model", "--data", "--loss", "--weights", "--seed", "--device", "--dtype", "--chunk-size"}
+_PLAIN = re.compile(r"[\w@%+=:,./ ][\w@%+=:,./ -]*")  # a word that no shell reads anything into, and no option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Source:
     settings : mapping
         What decided a run.
     verify : str or None
-        The command that checks the certificate again.
+        The command that checks the certificate again, as the source has it: :func:`recheck_command` judges it.
     remarks : tuple of str
         What a reader has to know of the source itself.
     samples : mapping of name to array
@@ -184,7 +188,7 @@ def _verify(place: Path) -> str | None:
         return None
     inputs = place / "inputs.npz"
     words = ["alignver", "verify", str(place / "certificate"), *(["--input", str(inputs)] if inputs.is_file() else [])]
-    return " ".join(shlex.quote(word) for word in words)
+    return shlex.join(words)
 
 
 def _report(place: Path, text: str) -> Report:
@@ -208,6 +212,28 @@ def _json(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
+
+
+def recheck_command(command: str) -> str | None:
+    """Return a command that may be copied and run: one exactly as ``alignver`` writes it. None for any other.
+
+    A report may come from somebody else, and a command in it run whatever its author likes.
+
+    Examples
+    --------
+    >>> recheck_command("alignver verify 'run 1/certificate' --input J=J.npy")
+    "alignver verify 'run 1/certificate' --input J=J.npy"
+    >>> recheck_command("alignver verify proof; reboot") is None
+    True
+    """
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return None
+    options, values = words[3::2], words[4::2]
+    known = words[:2] == ["alignver", "verify"] and set(options) <= _VERIFY and len(options) == len(values)
+    plain = all(_PLAIN.fullmatch(word) for word in (*words[2:3], *values))
+    return command if len(words) > 2 and known and plain and shlex.join(words) == command else None
 
 
 def lines_of(value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

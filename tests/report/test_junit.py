@@ -95,5 +95,12 @@ def test_any_text_makes_well_formed_xml(nasty):
     obeys(ET.fromstring(junit.stopped(nasty or "x", "InvalidInput", nasty or "y")))
 
 
+def test_only_a_command_of_alignver_is_a_property():
+    for command, shown in (("alignver verify proof --input A=A.npy", True), ("alignver verify proof; reboot", False)):
+        text = junit.document(Report((result("HOLDS"),), {"verify": command})).decode()
+        assert (command in text) is shown
+    assert "reboot" not in junit.document(Report((result("HOLDS"),), {"verify": {"a": "reboot"}})).decode()
+
+
 def test_no_results_is_a_suite_without_cases():
     assert parsed(Report(())).get("tests") == "0"

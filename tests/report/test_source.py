@@ -9,7 +9,7 @@ import pytest
 
 from alignver.errors import InvalidInput
 from alignver.report.history import FORMAT, Record
-from alignver.report.source import Source, number, read
+from alignver.report.source import Source, number, read, recheck_command
 from alignver.results import CheckResult, Report
 
 REPORT = Report((CheckResult("rank", "A has rank 3", "HOLDS", "NUMERICAL", "r"),), {"command": "check rank"})  # type: ignore[arg-type]
@@ -112,3 +112,52 @@ def test_a_report_alone_is_a_source():
     assert Source.of(Report(())).title == "alignver"
     assert Source.of(Report((), {"verify": "alignver verify c"})).verify == "alignver verify c"
     assert Source.of(REPORT).tau is None
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "alignver verify proof",
+        "alignver verify 'a run/certificate' --input 'a run/inputs.npz'",
+        "alignver verify '/tmp/é/proof' --input J=both.npz:J --input y=y.npy",
+        "alignver verify proof --model net.py:build --data a.npz --loss squared --weights w --seed 1 --chunk-size 2",
+    ],
+)
+def test_commands_that_alignver_writes_may_be_copied(command):
+    assert recheck_command(command) == command
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "",
+        "alignver verify",
+        "alignver train --resume run",
+        "sudo alignver verify proof",
+        "alignver  verify proof",
+        "alignver verify proof; reboot",
+        "alignver verify proof && reboot",
+        "alignver verify $(reboot)",
+        "alignver verify '$(reboot)'",  # quoted, and one slip from not being so
+        "alignver verify `reboot`",
+        "alignver verify proof | sh",
+        "alignver verify proof > ~/.bashrc",
+        "alignver verify ~/proof",
+        "alignver verify proof #",
+        "alignver verify proof\nreboot",
+        "alignver verify 'proof\nreboot'",
+        "alignver verify 'proof\x1b[8m'",
+        "alignver verify 'proof\u202e'",
+        "alignver verify 'proof",
+        "alignver verify --model=evil.py:build",
+        "alignver verify '' --input A=A.npy",
+        "alignver verify proof --html /etc/passwd",
+        "alignver verify proof --input",
+        "alignver verify proof --input --model",
+        "alignver verify proof --input=A.npy",
+        "alignver verify proof other",
+        "aIignver verify proof",
+    ],
+)
+def test_no_other_command_may_be_copied(command):
+    assert recheck_command(command) is None
