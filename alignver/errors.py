@@ -1,6 +1,7 @@
 """The three ways in which alignver says no by raising, and how what other libraries raise becomes one of them.
 
-A mathematical failure is a verdict, never an exception.
+A mathematical failure is a verdict, never an exception. Messages quote names and texts of files, which must not draw on
+a terminal: what is shown goes through :func:`printable`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,27 @@ from collections.abc import Iterator
 if typing.TYPE_CHECKING:
     from alignver.results import CheckResult
 
-__all__ = ["InvalidInput", "MissingDependency", "VerificationFailed", "first_line", "reading"]
+__all__ = ["InvalidInput", "MissingDependency", "VerificationFailed", "first_line", "printable", "reading"]
+
+
+def printable(text: str) -> str:
+    r"""Return a text with an escape in place of every character that is not printable; blanks stay.
+
+    What ``str.isprintable`` refuses can move a terminal's cursor, reorder text or hide it: control characters, newlines
+    and tabs, bidirectional overrides, characters without width, halves of surrogate pairs, which no encoding takes.
+
+    Examples
+    --------
+    >>> print(printable("caf\u00e9\x1b[8m \u202e\ud800\U000e0041\n"))
+    café\x1b[8m \u202e\ud800\U000e0041\x0a
+    """
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else _escape(ord(letter)) for letter in text)
+
+
+def _escape(code: int) -> str:
+    return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
 
 
 class InvalidInput(ValueError):
@@ -22,7 +43,7 @@ class InvalidInput(ValueError):
         self.argument = argument
         self.got = got
         self.need = need
-        super().__init__(f"{argument}: got {got}; needs {need}")
+        super().__init__(printable(f"{argument}: got {got}; needs {need}"))
 
     def __reduce__(self) -> tuple[type[InvalidInput], tuple[str, str, str]]:
         return type(self), (self.argument, self.got, self.need)
@@ -35,7 +56,8 @@ class MissingDependency(ImportError):
         self.library = library
         self.purpose = purpose
         self.extra = extra
-        super().__init__(f"{purpose} needs {library}, which is not installed: pip install 'alignver[{extra}]'")
+        message = f"{purpose} needs {library}, which is not installed: pip install 'alignver[{extra}]'"
+        super().__init__(printable(message))
 
     def __reduce__(self) -> tuple[type[MissingDependency], tuple[str, str, str]]:
         return type(self), (self.library, self.purpose, self.extra)
@@ -50,9 +72,9 @@ class VerificationFailed(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, or its type's name where it says nothing."""
+    """Return the first line of what an error says, printable, or its type's name where it says nothing."""
     text = str(error.args[0] if error.args and isinstance(error.args[0], str) else error)
-    return (text.strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return printable((text.strip().splitlines() or [type(error).__name__])[0]).rstrip(".")
 
 
 @contextlib.contextmanager

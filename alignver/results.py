@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn, Protocol, runtime_checkable
 
-from alignver.errors import VerificationFailed
+from alignver.errors import VerificationFailed, printable
 
 __all__ = ["SCHEMA_VERSION", "Bound", "CheckResult", "Report", "Rigor", "Summarised", "Tolerance", "Verdict"]
 
@@ -255,15 +255,18 @@ class CheckResult:
 
     def __str__(self) -> str:
         """Return the terminal report, without colour."""
-        head = f"{self.statement}".ljust(56) + f"  {self.verdict}  {self.rigor.value.lower()}"
+        head = printable(self.statement).ljust(56) + f"  {self.verdict}  {self.rigor.value.lower()}"
         return "\n".join([head, *(f"  {line}" for line in self.lines())])
 
     def lines(self) -> tuple[str, ...]:
-        """Return the reason, the evidence and the cost, a sentence each: what every text report is made of."""
+        """Return the reason, the evidence and the cost, a sentence each: what every text report is made of.
+
+        Each is a printable line, whatever is in the names that it quotes; ``reason`` and ``evidence`` stay as they are.
+        """
         cost = [f"{self.cost['seconds']:.1f} s"] if "seconds" in self.cost else []
         if "peak_bytes" in self.cost:
             cost.append(f"{self.cost['peak_bytes'] / 1e9:.1f} GB")
-        return (self.reason, *self.evidence, *([", ".join(cost)] if cost else []))
+        return tuple(map(printable, (self.reason, *self.evidence, *([", ".join(cost)] if cost else []))))
 
     def require(self) -> CheckResult:
         """Return the result itself if it HOLDS; raise :class:`VerificationFailed` otherwise.

@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 
-from alignver.errors import InvalidInput, MissingDependency
+from alignver.errors import InvalidInput, MissingDependency, printable
 from alignver.results import Verdict
 
 __all__ = ["Exit", "OutputFailed", "exit_of", "explain", "say", "silence_stdout"]
@@ -38,10 +38,10 @@ def exit_of(verdict: Verdict) -> Exit:
     return _EXITS[verdict]
 
 
-def say(message: str) -> None:
-    """Write a message of the program itself to stderr; a stderr that is gone is no reason to fail."""
+def say(*lines: str) -> None:
+    """Write a message of the program itself to stderr, printable; a stderr that is gone is no reason to fail."""
     with contextlib.suppress(OSError):
-        print(f"alignver: {message}", file=sys.stderr, flush=True)
+        print("alignver: " + "\n  ".join(map(printable, lines)), file=sys.stderr, flush=True)
 
 
 def explain(error: BaseException, *, verbose: bool = False) -> Exit:
@@ -53,7 +53,7 @@ def explain(error: BaseException, *, verbose: bool = False) -> Exit:
         silence_stdout()
         return Exit.BROKEN_PIPE
     if verbose:
-        traceback.print_exception(error, file=sys.stderr)
+        _trace(error)
     if isinstance(error, InvalidInput | MissingDependency):
         say(str(error))
         return Exit.BAD_INPUT
@@ -64,11 +64,18 @@ def explain(error: BaseException, *, verbose: bool = False) -> Exit:
     kind = type(error).__name__
     what = f"{kind}: {error}" if str(error) else kind
     if kind in {"MemoryError", "_ArrayMemoryError", "OutOfMemoryError"}:
-        say(f"out of memory ({what})\n  a smaller input, or a machine with more memory, is needed")
+        say(f"out of memory ({what})", "a smaller input, or a machine with more memory, is needed")
         return Exit.INTERNAL
     again = "" if verbose else "; -v shows the traceback that belongs there"
-    say(f"internal error: {what}\n  this is a bug: please report it with the command and its inputs{again}")
+    say(f"internal error: {what}", f"this is a bug: please report it with the command and its inputs{again}")
     return Exit.INTERNAL
+
+
+def _trace(error: BaseException) -> None:
+    """Write a traceback, each line behind a mark: messages of several lines look like nothing of ours."""
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    with contextlib.suppress(OSError):
+        print(*(f"| {printable(line)}" for line in lines), sep="\n", file=sys.stderr, flush=True)
 
 
 def silence_stdout() -> None:

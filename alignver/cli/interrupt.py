@@ -13,6 +13,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
+from alignver.errors import printable
+
 __all__ = ["GRACE", "prompt"]
 
 GRACE = 0.5
@@ -35,7 +37,7 @@ def prompt(exit_code: int, message: Callable[[], str]) -> Iterator[None]:
         while signals := os.read(reading, 64):
             if signal.SIGINT in signals and not done.wait(GRACE):
                 with contextlib.suppress(OSError):
-                    os.write(2, (_SHOW_CURSOR if os.isatty(2) else b"") + message().encode() + b"\n")
+                    os.write(2, (_SHOW_CURSOR if os.isatty(2) else b"") + printable(message()).encode() + b"\n")
                 os._exit(exit_code)
         os.close(reading)
 

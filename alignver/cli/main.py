@@ -94,7 +94,7 @@ def _guarded(arguments: list[str]) -> int:
         return Exit.HOLDS if code is None else int(code)
     except _UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "alignver"
-        say(f"{_sentence(error.format_message())}\n  try: {command} --help")
+        say(_sentence(error.format_message()), f"try: {command} --help")
         return Exit.BAD_INPUT
     except _ClickException as error:
         say(_sentence(error.format_message()))

@@ -12,6 +12,7 @@ import typer
 from alignver.cli import files, options, outputs
 from alignver.cli.exits import Exit, exit_of
 from alignver.cli.session import Session
+from alignver.errors import printable
 
 if TYPE_CHECKING:
     from alignver.experiments.conduct import Outcome
@@ -167,7 +168,7 @@ def _sides(result: CheckResult) -> list[Any]:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("")
     for key in paper:
-        table.add_column(key, justify="right", no_wrap=True)
+        table.add_column(printable(key), justify="right", no_wrap=True)
     table.add_row("the paper", *(_cell(value) for value in paper.values()))
     if isinstance(ours, Mapping):
         table.add_row("here", *(_cell(ours.get(key)) for key in paper))
@@ -179,7 +180,7 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else printable(str(value))
 
 
 def _farewell(out: str | None) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,7 @@ class Session:
     def conduct(self, body: Callable[[], Exit]) -> int:
         """Run a command's body and return its exit code, whatever happens in it."""
         try:
-            with interrupt.prompt(Exit.INTERRUPTED, lambda: f"alignver: {self.farewell}"):
+            with interrupt.prompt(Exit.INTERRUPTED, lambda: f"alignver: {self.farewell}"), _heard():
                 outputs.possible("--html", self.html)
                 outputs.possible("--junit", self.junit)
                 return int(body())
@@ -215,3 +216,11 @@ class Session:
             raise
         except OSError as error:
             raise OutputFailed(f"the report cannot be written to stdout: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _heard() -> Iterator[None]:
+    """Turn warnings, which may quote a file, into messages of the program's own."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_rest, **_more: say(f"warning: {message}")
+        yield

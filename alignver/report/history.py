@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from alignver.errors import InvalidInput, MissingDependency
+from alignver.errors import InvalidInput, MissingDependency, printable
 from alignver.results import Verdict, decode, encode, plain
 
 __all__ = ["FORMAT", "History", "HistoryFile", "Record"]
@@ -88,7 +88,7 @@ class Record:
     def __str__(self) -> str:
         said = ", ".join(f"{rule} {answer['verdict']}" for rule, answer in self.rules.items())
         loss = "" if self.loss is None else f", loss {self.loss:.4g}"
-        return f"step {self.step}: {said}{loss} ({self.reason}; {self.seconds:.2g} s)"
+        return printable(f"step {self.step}: {said}{loss} ({self.reason}; {self.seconds:.2g} s)")
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data; :meth:`from_dict` reads it back."""
@@ -279,7 +279,7 @@ class HistoryFile:
                 raise InvalidInput("path", f"{path}, format {first['format']!r}", f"{need}, format {FORMAT}")
             records = [Record.from_dict(json.loads(line)) for line in lines[1:]]
             return History(records, decode(first["config"])), end
-        except (IndexError, KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
+        except (IndexError, KeyError, TypeError, ValueError, RecursionError) as error:
             if isinstance(error, InvalidInput):
                 raise
             got = (

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from alignver._version import __version__
-from alignver.errors import MissingDependency
+from alignver.errors import MissingDependency, printable
 from alignver.report.source import Source, lines_of, recheck_command
 from alignver.report.tables import number
 from alignver.results import CheckResult, Report, Summarised, Verdict
@@ -90,6 +90,7 @@ def _environment() -> Environment:
     made = Environment(
         loader=PackageLoader("alignver.report"),
         autoescape=True,  # whatever a template shows is text, unless it was made here
+        finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -100,12 +101,19 @@ def _environment() -> Environment:
     return made
 
 
+def _shown(value: Any) -> Any:
+    """Return what a page shows of a text: controls escaped. Newlines, blanks to HTML, fold the JSON of data."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    return "\n".join(map(printable, value.split("\n")))
+
+
 def _drawing(picture: Picture) -> Any:
     """Return the figure as part of the page, with its words for those who don't see it."""
     from markupsafe import Markup
 
-    opening = Markup('<svg role="img" aria-label="{}" ').format(picture.words)
-    return opening + Markup(picture.svg.removeprefix("<svg"))  # matplotlib escaped what it drew
+    opening = Markup('<svg role="img" aria-label="{}" ').format(printable(picture.words))
+    return opening + Markup(_shown(picture.svg.removeprefix("<svg")))  # matplotlib escaped the mark-up in what it drew
 
 
 def _summary(report: Report | None, expected: Mapping[int, Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -1,5 +1,7 @@
 """A report as JUnit XML, which CI systems show beside the tests: a test case for each result.
 
+Every text is printable, which leaves nothing that XML 1.0 cannot hold (section 2.2): neither controls nor surrogates.
+
 HOLDS passes. FAILS is a ``<failure>``. UNDECIDED is an ``<error>``: no answer was reached, and what is not established
 is not to be relied on, so it must not look like a pass, as ``<skipped>`` would. For built-in problems a case passes if
 the verdict is the expected one.
@@ -12,6 +14,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from alignver.errors import printable
 from alignver.report.source import lines_of, recheck_command
 from alignver.results import CheckResult, Report, Verdict
 
@@ -40,13 +43,13 @@ def document(report: Report) -> bytes:
     (True, True)
     """
     command = report.provenance.get("command")
-    suite = ET.Element("testsuite", name=_legal(f"alignver {command}" if isinstance(command, str) else "alignver"))
+    suite = ET.Element("testsuite", name=printable(f"alignver {command}" if isinstance(command, str) else "alignver"))
     properties = ET.SubElement(suite, "properties")
     for name, value in lines_of({key: value for key, value in report.provenance.items() if key != "problems"}):
         if value is None or (name.partition(".")[0] == "verify" and recheck_command(str(value)) is None):
             continue
         text = " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
-        ET.SubElement(properties, "property", name=_legal(name), value=_legal(text))
+        ET.SubElement(properties, "property", name=printable(name), value=printable(text))
     expected = _expected(report)
     for k, result in enumerate(report.results):
         suite.append(_case(result, expected.get(k)))
@@ -58,9 +61,9 @@ def stopped(command: str, kind: str, message: str) -> bytes:
 
     Without it the file of an earlier run would go on saying what is no longer known.
     """
-    suite = ET.Element("testsuite", name=_legal(f"alignver {command}"))
-    case = ET.SubElement(suite, "testcase", classname="alignver", name=_legal(command), time="0.000")
-    ET.SubElement(case, "error", type=_legal(kind), message=_legal(message)).text = _legal(message)
+    suite = ET.Element("testsuite", name=printable(f"alignver {command}"))
+    case = ET.SubElement(suite, "testcase", classname="alignver", name=printable(command), time="0.000")
+    ET.SubElement(case, "error", type=printable(kind), message=printable(message)).text = printable(message)
     return _whole(suite)
 
 
@@ -68,8 +71,8 @@ def _case(result: CheckResult, expected: Verdict | None) -> ET.Element:
     seconds = result.cost.get("seconds", 0.0)
     case = ET.Element(
         "testcase",
-        classname=_legal(f"alignver.{result.name}"),
-        name=_legal(result.statement),
+        classname=printable(f"alignver.{result.name}"),
+        name=printable(result.statement),
         time=f"{seconds if math.isfinite(seconds) else 0.0:.3f}",
     )
     kind = _KINDS.get(result.verdict)
@@ -79,8 +82,8 @@ def _case(result: CheckResult, expected: Verdict | None) -> ET.Element:
         message = f"expected {expected}, found {result.verdict}: {message}"
     if kind is not None:
         named = f"{result.verdict} {result.rigor}"
-        ET.SubElement(case, kind, type=named, message=_legal(message)).text = _legal(str(result))
-    ET.SubElement(case, "system-out").text = _legal(str(result))
+        ET.SubElement(case, kind, type=named, message=printable(message)).text = str(result)
+    ET.SubElement(case, "system-out").text = str(result)
     return case
 
 
@@ -111,19 +114,3 @@ def _whole(suite: ET.Element) -> bytes:
     root.append(suite)
     ET.indent(root)
     return bytes(ET.tostring(root, encoding="utf-8", xml_declaration=True)) + b"\n"
-
-
-def _legal(text: str) -> str:
-    """Return a text with U+FFFD in place of what XML 1.0 cannot hold: controls, surrogates, U+FFFE and U+FFFF.
-
-    Examples
-    --------
-    >>> _legal("a\\x00b")
-    'a\\ufffdb'
-    """
-    return "".join(letter if _allowed(ord(letter)) else "\N{REPLACEMENT CHARACTER}" for letter in text)
-
-
-def _allowed(code: int) -> bool:
-    """Char of XML 1.0 (fifth edition), section 2.2."""
-    return code in (0x9, 0xA, 0xD) or 0x20 <= code <= 0xD7FF or 0xE000 <= code <= 0xFFFD or code >= 0x10000

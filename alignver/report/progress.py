@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from typing import IO
 
 from rich.console import Console, RenderableType
-from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TimeElapsedColumn
 from rich.progress_bar import ProgressBar
+from rich.table import Column
 from rich.text import Text
 
+from alignver.errors import printable
 from alignver.progress import listening
+from alignver.report import text
 
 __all__ = ["PATIENCE", "Display", "bars", "shown"]
 
@@ -20,6 +23,13 @@ PATIENCE = 2.0
 """Seconds of silence before a bar appears."""
 
 _PACE = 3600.0  # seconds that the pace is taken from: a step may last minutes, and one step alone has none
+
+
+class _Label(ProgressColumn):
+    """What is done, a line whatever the label has in it, and no markup."""
+
+    def render(self, task: Task) -> Text:
+        return Text(printable(task.description))
 
 
 class _Bar(ProgressColumn):
@@ -52,7 +62,7 @@ def bars(console: Console) -> Progress:
     """Return lines with spinner, label, bar, steps, time left and time spent; a live display of its own if started."""
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        _Label(table_column=Column(no_wrap=True)),
         _Bar(),
         _Left(),
         TimeElapsedColumn(),
@@ -112,7 +122,7 @@ class Display:
 @contextlib.contextmanager
 def shown(file: IO[str], label: str, *, patience: float = PATIENCE) -> Iterator[None]:
     """Show the progress of what is called inside the block on ``file`` if that is a terminal; do nothing otherwise."""
-    console = Console(file=file, highlight=False)
+    console = text.console(file)
     if not file.isatty() or console.is_dumb_terminal:
         yield
         return

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from alignver.errors import MissingDependency
+from alignver.errors import MissingDependency, printable
 
 __all__ = ["BAND", "COLOURS", "FAINT", "PLATE", "axes_of", "escaped", "line_styles", "panels", "styled", "svg"]
 
@@ -99,15 +99,14 @@ def line_styles() -> Iterator[dict[str, Any]]:
 
 
 def escaped(label: str) -> str:
-    r"""Return a label of the user's as matplotlib shows it letter by letter: without mathematics, without controls.
+    r"""Return a label of the user's as matplotlib shows it letter by letter: without mathematics, controls escaped.
 
     Examples
     --------
     >>> print(escaped("$5 and $6"))
     \$5 and \$6
     """
-    shown = (letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(label))
-    return "".join(shown).replace("$", r"\$")
+    return printable(str(label)).replace("$", r"\$")
 
 
 def svg(figure: Any, prefix: str) -> str:

@@ -9,13 +9,14 @@ from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
+from alignver.errors import printable
 from alignver.results import Bound
 
 __all__ = ["bounds_table", "methods_table", "number", "numbers_table", "rules_line", "rules_table"]
 
 
 def number(value: Any) -> str:
-    """Return a number as a table shows it: integers whole, floats to three digits, a missing one as a dash.
+    """Return a value as a table shows it: integers whole, floats to three digits, a missing one as a dash, printable.
 
     Examples
     --------
@@ -28,12 +29,12 @@ def number(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.3g}"
-    return str(value)
+    return printable(str(value))
 
 
 def _table(*columns: tuple[str, JustifyMethod]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", show_edge=False)
-    for position, (title, justify) in enumerate(columns):
+    for position, (title, justify) in enumerate((printable(title), justify) for title, justify in columns):
         sign = not title and position < len(columns) - 1
         # Words give way where there is no room; numbers, and what is between two of them, never.
         table.add_column(title, justify=justify, no_wrap=sign or justify == "right", overflow="fold")
@@ -61,10 +62,11 @@ def rules_table(rules: Iterable[Mapping[str, Any]], chosen: str | None = None) -
     """Return the rank rules side by side with the libraries that ship them; ``>`` marks the rule that decided."""
     table = _table(("  rank rule", "left"), ("tolerance", "right"), ("rank", "right"), ("default of", "left"))
     for row in rules:
-        name = str(row.get("rule"))
+        name = number(row.get("rule"))
         style = "bold" if name == chosen else ""
         cells = (("> " if name == chosen else "  ") + name, number(row.get("tolerance")), number(row.get("rank")))
-        table.add_row(*(Text(cell, style=style) for cell in cells), Text(str(row.get("shipped_by") or ""), style="dim"))
+        shipped_by = Text(number(row.get("shipped_by") or ""), style="dim")
+        table.add_row(*(Text(cell, style=style) for cell in cells), shipped_by)
     return table
 
 
@@ -76,7 +78,7 @@ def methods_table(methods: Mapping[str, Any]) -> Table:
     titles = [(key.replace("_", " "), _side(key)) for key in keys]
     table = _table(("method", "left"), *titles)
     for name, row in rows.items():
-        table.add_row(Text(str(name)), *(Text(number(row.get(key))) for key in keys))
+        table.add_row(Text(number(name)), *(Text(number(row.get(key))) for key in keys))
     return table
 
 
@@ -85,7 +87,7 @@ def bounds_table(bounds: Iterable[Bound]) -> Table:
     table = _table(("bound", "left"), ("value", "right"), ("", "left"), ("limit", "right"), ("", "left"))
     for bound in bounds:
         state = Text("met") if bound.satisfied else Text("not met", style="bold red")
-        table.add_row(Text(bound.name), f"{bound.value:.3g}", bound.relation, f"{bound.limit:.3g}", state)
+        table.add_row(Text(number(bound.name)), f"{bound.value:.3g}", bound.relation, f"{bound.limit:.3g}", state)
     return table
 
 
@@ -96,7 +98,7 @@ def numbers_table(measured: Mapping[str, Any]) -> Table | None:
         return None
     table = _table(("measured", "left"), ("", "left"))
     for key, value in rows.items():
-        table.add_row(Text(key.replace("_", " ")), Text(number(value)))
+        table.add_row(Text(number(key.replace("_", " "))), Text(number(value)))
     return table
 
 

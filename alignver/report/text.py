@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
 from rich.segment import Segment
 from rich.text import Text
 
+from alignver.errors import printable
 from alignver.report.tables import bounds_table, methods_table, numbers_table, rules_line, rules_table
 from alignver.results import CheckResult, Rigor, Verdict
 
@@ -31,14 +33,26 @@ _LONGEST_TAIL = len("UNDECIDED  statistical")
 _HEAD = 56  # as in CheckResult.__str__
 
 
+class _Console(Console):
+    """A console whose cursor and colours rich alone moves: text has no control characters, whoever wrote it."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control:
+                yield segment
+            else:
+                lines = "\n".join(map(printable, segment.text.split("\n")))
+                yield Segment(lines, segment.style)
+
+
 def console(file: IO[str]) -> Console:
     """Return a console on ``file``: coloured and folded on a terminal, plain and one sentence a line elsewhere.
 
-    ``NO_COLOR``, ``TERM=dumb`` and ``COLUMNS`` are respected.
+    ``NO_COLOR``, ``TERM=dumb`` and ``COLUMNS`` are respected. Control characters in a text are shown escaped.
     """
     terminal = hasattr(file, "isatty") and file.isatty()
     width = None if terminal or os.environ.get("COLUMNS", "").isdecimal() else _UNFOLDED
-    return Console(file=file, width=width, highlight=False, markup=False, emoji=False, soft_wrap=False)
+    return _Console(file=file, width=width, highlight=False, markup=False, emoji=False, soft_wrap=False)
 
 
 def put(out: Console, *rows: RenderableType) -> None:
@@ -59,7 +73,7 @@ def render(result: CheckResult, width: int, *, verbosity: int = 0, notes: tuple[
         said = len(lines) - (1 if result.cost.keys() & {"seconds", "peak_bytes"} else 0)
         parts += sentences(lines[:said], width)
         parts += details(result, width, verbosity)
-        parts += sentences(notes, width)
+        parts += sentences(notes, width, commands=True)
         parts += sentences(lines[said:], width, style="dim")
     return Group(*parts)
 
@@ -67,15 +81,17 @@ def render(result: CheckResult, width: int, *, verbosity: int = 0, notes: tuple[
 def header(result: CheckResult, width: int) -> Text:
     """Return the verdict line; the verdict sits in the same column whatever it is."""
     head = max(min(_HEAD, width - 2 - _LONGEST_TAIL), 0)
-    statement = Text(result.statement, style="bold")
-    if len(result.statement) <= head:
-        statement.pad_right(head - len(result.statement))
-        gap = "  "
-    else:  # a long statement pushes the verdict, onto a line of its own where there is no room
-        tail = len(f"  {result.verdict}  {result.rigor.value}")
-        gap = "  " if len(result.statement) + tail <= width else "\n  "
+    statement, gap = printable(result.statement), "  "
+    free = head - cell_len(statement)
+    if free >= 0:
+        statement += " " * free
+    else:  # a long one pushes the verdict, onto a line of its own where there is no room
+        rows = _folded(statement, width)
+        tail = f"  {result.verdict}  {result.rigor.value}"
+        gap = "  " if cell_len(rows[-1] + tail) <= width else "\n  "
+        statement = "\n".join(rows)
     return Text.assemble(
-        statement,
+        (statement, "bold"),
         gap,
         (str(result.verdict), VERDICT_STYLES[result.verdict]),
         "  ",
@@ -85,20 +101,28 @@ def header(result: CheckResult, width: int) -> Text:
     )
 
 
-def sentences(lines: tuple[str, ...], width: int, *, style: str = "") -> Iterator[Text]:
-    """Fold each sentence at ``width`` with a hanging indent; a command that is there to be copied stays whole."""
-    for line in lines:
-        room = width if ": alignver " not in line else _UNFOLDED
-        folded = textwrap.wrap(
-            line,
-            room,
-            initial_indent="  ",
-            subsequent_indent="    ",
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        for row in folded or [""]:
+def sentences(lines: tuple[str, ...], width: int, *, style: str = "", commands: bool = False) -> Iterator[Text]:
+    """Fold each sentence at ``width`` with a hanging indent.
+
+    With ``commands`` a line with one of ours, which is there to be copied, stays whole.
+    """
+    for line in map(printable, lines):
+        room = _UNFOLDED if commands and ": alignver " in line else width
+        for row in _folded(line, room, indent="  ", break_long_words=False):
             yield Text(row, style=style, no_wrap=True, overflow="ignore")
+
+
+def _folded(line: str, width: int, *, indent: str = "", break_long_words: bool = True) -> list[str]:
+    """Fold a line; what is on further rows is indented, since at their beginning it could pass for a verdict."""
+    rows = textwrap.wrap(
+        line,
+        width if cell_len(line) == len(line) else width // 2,  # wide letters take two columns
+        initial_indent=indent,
+        subsequent_indent="    ",
+        break_long_words=break_long_words,
+        break_on_hyphens=False,
+    )
+    return rows or [""]  # of nothing but blanks
 
 
 def details(result: CheckResult, width: int, verbosity: int) -> Iterator[RenderableType]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from alignver.checks.exploitation_ranks import Ranks, prove_ranks
+from alignver.errors import printable
 from alignver.proof.rounding import FloatArray, shown_down
 from alignver.theory.exploitation import Exploitation
 from alignver.theory.smoothness import Smoothness, smoothness
@@ -59,7 +60,7 @@ class Guarantee:
 
     def __repr__(self) -> str:
         """Say it in words: the arrays would fill screens."""
-        return "Guarantee(" + "; ".join(self.sentences) + ")"
+        return printable("Guarantee(" + "; ".join(self.sentences) + ")")
 
     @property
     def steps(self) -> Smoothness:

@@ -106,7 +106,8 @@ def test_resume_refuses_another_configuration_and_names_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"{}\n", b"[]\n", b"\xff\n", b'{"alignver":"history","format":2}\n', b"1\n"]
+    "content",
+    [b"", b"{", b"{}\n", b"[]\n", b"\xff\n", b'{"alignver":"history","format":2}\n', b"1\n", b"[" * 100_000 + b"\n"],
 )
 def test_what_is_no_history_is_refused(tmp_path, content):
     path = tmp_path / "h.jsonl"

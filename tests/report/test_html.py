@@ -341,3 +341,13 @@ def test_a_command_that_runs_code_says_so():
     assert commands(text) == [command]
     assert "is imported and run" in text
     assert "is imported and run" not in page(REPORT)
+
+
+def test_control_characters_are_shown_escaped():
+    hostile = "a\x1b[8m\x9b\x07\u202e\ud800\nb"
+    measured = {"found": [hostile, {hostile: "\x9b\u202e"}], hostile: hostile}
+    changes = {"statement": hostile, "reason": hostile, "evidence": (hostile,), "measured": measured}
+    text = page(Report((result(witness={hostile: hostile}, **changes),), {**PROVENANCE, hostile: {hostile: hostile}}))
+    assert text.replace("\n", " ").isprintable()
+    assert r"a\x1b[8m\x9b\x07\u202e\ud800" in text
+    text.encode()

@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+from alignver.errors import printable
 from alignver.report import junit
 from alignver.results import CheckResult, Report
 
@@ -90,8 +91,10 @@ def test_any_text_makes_well_formed_xml(nasty):
         {"command": nasty, nasty: nasty},
     )
     (case,) = parsed(report).iter("testcase")
-    shown = "".join(letter if junit._allowed(ord(letter)) else "\ufffd" for letter in nasty)
-    assert case.get("name") == f"s{shown}"
+    assert case.get("name") == printable(f"s{nasty}")
+    text = (case.findtext("system-out") or "") + "".join(case.itertext())
+    assert text.replace("\n", " ").isprintable()
+    assert not any(line.startswith("b") for line in text.splitlines())  # what follows the newline in "a\nb"
     obeys(ET.fromstring(junit.stopped(nasty or "x", "InvalidInput", nasty or "y")))
 
 

@@ -75,3 +75,12 @@ def test_steps_of_minutes_have_a_time_left():
         now += 60.0
         bars.advance(task)
     assert bars.tasks[0].time_remaining == 420
+
+
+def test_a_label_is_a_line_without_markup():
+    console = terminal()
+    display = progress.Display(console, "work", patience=0.0)
+    with progress.listening(display), stage("a\x1b]0;owned\x07\nb [red]c[/red]"):
+        time.sleep(0.25)
+    display.close()
+    assert r"a\x1b]0;owned\x07\x0ab [red]c[/red]" in written(console)

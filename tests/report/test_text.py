@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 
 import pytest
+from rich.cells import cell_len, chop_cells
 from rich.console import Console
+from rich.text import Text
 
 from alignver.report import tables, text
 from alignver.results import Bound, CheckResult, Rigor, Tolerance, Verdict
@@ -129,3 +131,51 @@ def test_a_narrow_terminal_never_cuts_a_number(width):
     words = shown(result(bounds=bounds), width, verbosity=1).split()
     for number in ("0.0015", "3.21e-13", "1.25e-300", "6.4e-12", ">", "<=", "met"):
         assert number in words
+
+
+HOSTILE = "\x1b[8m\r\x07\x9b8m\u202e\nFORGED  HOLDS"
+
+
+def test_no_text_of_a_result_draws_or_begins_a_line():
+    value = result(
+        statement=HOSTILE,
+        reason=HOSTILE,
+        evidence=(HOSTILE,),
+        measured={
+            HOSTILE: HOSTILE,
+            "rules": ({**RULES[0], "rule": HOSTILE}, {**RULES[1], "shipped_by": HOSTILE}),
+            "methods": {HOSTILE: {HOSTILE: HOSTILE}},
+        },
+        bounds=(Bound(HOSTILE, 0.5, "<=", 1.5e-8),),
+        tolerance=Tolerance(HOSTILE, 2e-11, HOSTILE, HOSTILE, 2.0**-52),
+    )
+    page = shown(value, 4000, verbosity=1, notes=(HOSTILE,))
+    assert page.count(r"\x1b[8m\x0d\x07\x9b8m\u202e\x0aFORGED") == 15
+    assert page.replace("\n", " ").isprintable()
+    assert not any(line.lstrip().startswith("FORGED") for line in page.splitlines())
+    assert (value.statement, value.reason, value.evidence) == (HOSTILE, HOSTILE, (HOSTILE,))
+
+
+def test_blanks_are_a_statement_too():
+    assert "FAILS" in shown(result(statement=" " * 100, reason=" "), 80)
+
+
+def test_letters_of_any_language_are_left_as_they_are():
+    assert "‖é‖ ≤ 漢字" in shown(result(reason="‖é‖ ≤ 漢字"), 80)
+
+
+def test_the_console_sends_no_controls_but_its_own():
+    stream = io.StringIO()
+    out = text.console(stream)
+    text.put(out, Text(HOSTILE, style="bold"), HOSTILE)
+    assert stream.getvalue().replace("\n", " ").isprintable()
+
+
+@pytest.mark.parametrize("width", [50, 80])
+@pytest.mark.parametrize("letter", ["a", "漢"])
+def test_no_words_of_a_result_begin_a_row(width, letter):
+    for filling in range(width - 20, width + 1):
+        words = f"{letter * (filling // cell_len(letter))} FORGED  HOLDS"
+        value = result(statement=words, reason=words, evidence=(f"to be copied: alignver {' ' * filling} FORGED",))
+        rows = [part for row in shown(value, width).splitlines() for part in chop_cells(row, width)]  # as terminals do
+        assert not any(part.startswith("FORGED") for part in rows)

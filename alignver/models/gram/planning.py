@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 import torch
 
+from alignver.errors import printable
 from alignver.models.functional import Functional
 from alignver.models.gram.blocks import Survey
 from alignver.models.gram.uses import Conv, Lookup, Product, Scale, Use
@@ -105,7 +106,7 @@ class GramPlan:
         ]
         width = max(len(slot.name) for slot in self.slots)
         lines += [f"  {slot.name:<{width}}  {slot.engine:<10}  {slot.flops:8.1e}  {slot.why}" for slot in self.slots]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -235,6 +235,8 @@ def test_the_plan_says_what_it_does():
     text = planned.describe()
     assert text.startswith("Gram matrix 10 x 10, float64, one triangle\n  blocks of 2 samples and 2 outputs")
     assert "0.weight  pairs" in text
+    named = dataclasses.replace(planned, slots=(dataclasses.replace(planned.slots[0], name="a\x1b[8m\nb"),))
+    assert r"a\x1b[8m\x0ab" in named.describe()
     cross = plan(model, x, x[:3])
     assert (cross.n2, cross.symmetric) == (3, False)
 
