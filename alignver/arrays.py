@@ -242,7 +242,12 @@ def host(array: Array) -> np.ndarray[Any, np.dtype[Any]]:
         return array
     if array_api_compat.is_cupy_array(array):
         return np.asarray(array.get())
-    return np.asarray(array_api_compat.to_device(array, "cpu") if array_api_compat.is_torch_array(array) else array)
+    if array_api_compat.is_torch_array(array):
+        return np.asarray(array_api_compat.to_device(array, "cpu"))
+    try:
+        return np.asarray(array)
+    except (RuntimeError, TypeError):  # on a device of its library, which does not convert by itself
+        return np.from_dlpack(array)
 
 
 def like(values: Any, reference: Array) -> Array:

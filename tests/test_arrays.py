@@ -137,3 +137,14 @@ def test_operators_are_not_arrays():
     assert is_operator(sparse.linalg.aslinearoperator(np.eye(3)))
     assert not is_operator(np.eye(3))
     assert not is_operator([[1.0]])
+
+
+def test_arrays_of_another_device_come_to_the_host():
+    """Those of CuPy and CUDA have ways of their own; any other library's come by DLPack."""
+    import array_api_strict as xp
+
+    there = xp.asarray([[1.0, 2.0]], device=xp.Device("device1"))
+    with pytest.raises(RuntimeError):
+        np.asarray(there)
+    assert np.array_equal(host(there), [[1.0, 2.0]])
+    assert digest(there) == digest(np.array([[1.0, 2.0]]))
