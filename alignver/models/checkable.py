@@ -13,7 +13,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from alignver.errors import InvalidInput, first_line
 from alignver.models.functional import Functional
-from alignver.models.precision import RoundingObserver, dtype_name
+from alignver.models.precision import RoundingObserver, differentiable, dtype_name
 from alignver.models.samplewise import treats_samples_apart
 
 __all__ = ["Probed", "probe", "require_checkable"]
@@ -260,7 +260,8 @@ def _require_same_gradient(function: Functional, x: torch.Tensor) -> None:
     there = dataclasses.replace(function, theta=theta, held=held, dtype=own)
     before = _state(model)
     try:
-        inside = model(there.batch(x))
+        with differentiable(model):
+            inside = model(there.batch(x))
     except Exception:
         if own == function.dtype:
             raise

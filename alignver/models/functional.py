@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 from alignver.errors import InvalidInput
-from alignver.models.precision import dtype_name
+from alignver.models.precision import differentiable, dtype_name
 from alignver.models.slots import Slots, slots
 
 __all__ = ["Functional", "Theta", "at_state", "functional", "require_same_dtype", "require_state"]
@@ -50,7 +50,8 @@ class Functional:
         values = {**self.held, **theta}
         tensors = {place: values[name] for place, name in self.places.items()}
         # With tie_weights=True torch swaps a module that has two names twice, and puts the wrong tensors back.
-        out: torch.Tensor = functional_call(self.model, tensors, (x,), tie_weights=False)
+        with differentiable(self.model):
+            out: torch.Tensor = functional_call(self.model, tensors, (x,), tie_weights=False)
         return out
 
     def batch(self, x: torch.Tensor) -> torch.Tensor:

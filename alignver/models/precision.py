@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from alignver.arrays import EPS
 from alignver.errors import InvalidInput
 
-__all__ = ["RoundingObserver", "as_asked", "dtype_name", "resolve_dtype"]
+__all__ = ["RoundingObserver", "as_asked", "differentiable", "dtype_name", "resolve_dtype"]
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -70,6 +70,21 @@ def _full_float32() -> Iterator[None]:
     finally:
         for (place, name, _), value in zip(switches, before):
             setattr(place, name, value)
+
+
+@contextlib.contextmanager
+def differentiable(model: nn.Module) -> Iterator[None]:
+    """Run a forward pass that a backward pass may follow: without cuDNN where there are recurrent layers, for which it
+    has none in eval mode.
+    """
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.enabled
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        cudnn.enabled = False
+    try:
+        yield
+    finally:
+        cudnn.enabled = before
 
 
 class RoundingObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -288,3 +288,15 @@ def test_a_jacobian_larger_than_the_memory_is_refused():
 
     with pytest.raises(InvalidInput, match=r"a Jacobian of .* GB; needs .*fewer samples"):
         jacobian(Tall(), torch.ones(100, 1))
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM, nn.RNN, nn.Linear])
+def test_recurrent_layers_run_without_cudnn(kind):
+    """Its kernels have no backward pass in eval mode; other layers are left to it."""
+    model = zoo.Last(kind).eval() if kind is not nn.Linear else nn.Linear(3, 2)
+    seen = []
+    model.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.enabled))
+    before = torch.backends.cudnn.enabled
+    jacobian(model, torch.randn(2, 4, 3) if kind is not nn.Linear else torch.randn(2, 3))
+    assert set(seen) == {before and kind is nn.Linear}
+    assert torch.backends.cudnn.enabled is before
