@@ -87,9 +87,22 @@ def _has_cupy() -> bool:
 BACKENDS = [Backend("numpy", np.asarray), Backend("torch", _torch), Backend("strict", _strict)]
 
 
+def _elsewhere(values: Any) -> Any:
+    """An array on a device that refuses NumPy and other devices, as a GPU's does; array-api-strict has such ones."""
+    import array_api_strict
+
+    return array_api_strict.asarray(values, device=array_api_strict.Device("device1"))
+
+
+def _stand_ins() -> list[Backend]:
+    """What runs the tests marked gpu in the dry mode of ``benchmarks/gpu.sh``."""
+    dry = os.environ.get("ALIGNVER_GPU_DRY", "0") not in {"", "0"}
+    return [Backend("device1", _elsewhere)] * dry
+
+
 def _parameters() -> list[Any]:
     # Where no GPU is, the CuPy path is exercised by array-api-strict, which stands for any conforming namespace.
-    gpu = [Backend("cuda", _cuda)] * _has_cuda() + [Backend("cupy", _cupy)] * _has_cupy()
+    gpu = [Backend("cuda", _cuda)] * _has_cuda() + [Backend("cupy", _cupy)] * _has_cupy() or _stand_ins()
     return [*BACKENDS, *(pytest.param(backend, marks=pytest.mark.gpu) for backend in gpu)]
 
 
