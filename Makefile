@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CONSTRAINTS := constraints.txt
 
-.PHONY: help check test test-slow lint format docs bench clean
+.PHONY: help check test test-slow lint format docs bench gpu-carry gpu-dry clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -54,5 +54,19 @@ bench: $(VENV)/.test ## the benchmarks behind docs/performance.md (ARGS="gram cl
 	$(PIP) install -q -c $(CONSTRAINTS) --no-deps nngeometry torchjd
 	$(BIN)/python benchmarks/collect.py $(ARGS)
 
+# A machine with a GPU may have no network: Python 3.12 on x86-64, torch and CuPy, and none of these. MNIST is taken from
+# the folder ALIGNVER_DATA; the Semeion digits are in the package.
+GPU_PLATFORMS := manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
+gpu-carry: $(BIN)/python ## into .gpu, what benchmarks/gpu.sh needs on such a machine (ALIGNVER_DATA=DIR with mnist.npz)
+	rm -rf .gpu && mkdir -p .gpu/data
+	$(PIP) download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+	  $(addprefix --platform ,$(GPU_PLATFORMS)) -c $(CONSTRAINTS) -d .gpu/wheels \
+	  array-api-compat array-api-extra array-api-strict sybil python-flint
+	@cp "$(ALIGNVER_DATA)/mnist.npz" .gpu/data || echo "without MNIST: ALIGNVER_DATA=DIR names its folder"
+	@du -sm .gpu | awk '{print $$1 " MiB in .gpu"; exit $$1 > 60}'
+
+gpu-dry: $(VENV)/.test ## benchmarks/gpu.sh in small, without a GPU
+	PYTHON=$(BIN)/python benchmarks/gpu.sh --dry "$$(mktemp -d)"
+
 clean: ## remove what the other targets made
-	rm -rf $(VENV) build dist docs/_build docs/gallery .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .gpu build dist docs/_build docs/gallery .pytest_cache .mypy_cache .ruff_cache .hypothesis

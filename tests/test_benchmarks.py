@@ -1,9 +1,11 @@
-"""benchmarks/collect.py: what it keeps of a run, what it refuses to keep, and that it knows every benchmark."""
+"""benchmarks/collect.py and gpu.py: what they keep of a run, what they refuse to keep, and that nothing is left out."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +41,7 @@ def run(collect, monkeypatch, tmp_path):
 
 
 def test_every_script_is_known_and_has_a_docstring(collect):
-    scripts = {path.name for path in FOLDER.glob("*.py")} - {"collect.py"}
+    scripts = {path.name for path in FOLDER.glob("*.py")} - {"collect.py", "gpu.py"}
     assert {run.script for run in collect.RUNS.values()} == scripts
     assert all((FOLDER / script).read_text().startswith('"""') for script in scripts)
 
@@ -95,3 +97,97 @@ def test_further_arguments_reach_the_script_and_stand_in_the_command_without_the
     _, document = run("import sys\nprint(sys.argv[1:])", more=["--features", str(tmp_path / "Z.npy")])
     assert str(tmp_path / "Z.npy") in document["output"][0]
     assert document["command"] == "python benchmarks/own.py --features Z.npy"
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    spec = importlib.util.spec_from_file_location("gpu", FOLDER / "gpu.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "gpu", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def perform(gpu, monkeypatch, tmp_path):
+    """Run a step of our own in the dry mode; return the exit code and what was kept."""
+
+    def of(work):
+        monkeypatch.setitem(gpu.STEPS, "jacobian", work)
+        code = gpu.perform(gpu.Run("jacobian", tmp_path, True, 60.0, tmp_path))
+        return code, json.loads((tmp_path / "jacobian.json").read_text())
+
+    return of
+
+
+def test_the_script_for_a_gpu_runs_every_step_within_nine_minutes(gpu):
+    script = (FOLDER / "gpu.sh").read_text()
+    steps = {name: int(limit) for name, limit in re.findall(r"^step (\w+) (\d+)$", script, re.MULTILINE)}
+    assert list(steps) == list(gpu.STEPS)
+    assert int(re.search(r"^deadline=(\d+)$", script, re.MULTILINE)[1]) <= 540
+    assert steps["tests"] + steps["agreement"] <= 180  # the first part
+    assert sum(limit for name, limit in steps.items() if name != "mnist") < 540 + 60
+    assert len(steps) <= 8  # files that come back
+
+
+def test_a_step_keeps_what_it_found_before_it_failed(perform):
+    def work(run):
+        run.note("one", 1.0)
+        raise ValueError(f"in {Path(__file__).resolve()}")
+
+    code, document = perform(work)
+    assert (code, document["found"]) == (1, {"one": 1.0})
+    assert document["status"] == f"failed: in {Path(__file__).name}"
+    assert {"accelerator", "driver"}.isdisjoint(document["machine"])
+    assert {"python", "torch", "numpy"} <= set(document["versions"])
+    assert document["dry"] is True
+    assert not re.search(r"/(home|root|work|tmp|usr)/", json.dumps(document))
+
+
+def test_a_step_that_cannot_run_is_skipped_and_one_that_is_stopped_says_so(gpu, perform):
+    def cannot(run):
+        raise gpu.Skipped("there is none")
+
+    def stopped(run):
+        run.note("one", 1.0)
+        gpu._stopped()
+
+    assert perform(cannot)[0] == 0
+    assert perform(cannot)[1]["status"] == "skipped: there is none"
+    code, document = perform(stopped)
+    assert (code, document["status"], document["found"]) == (1, "stopped by its time limit", {"one": 1.0})
+
+
+def test_the_step_whose_code_is_not_there_is_skipped(gpu, perform):
+    assert perform(gpu.jacobian)[1]["status"].startswith("skipped: ")
+
+
+def test_disagreements_are_counted_and_open_verdicts_are_told(gpu, perform):
+    import alignver as av
+
+    holds, fails = av.check_rank([[1.0]], rank=1, certify=False), av.check_rank([[1.0]], rank=0, certify=False)
+    open_ = dataclasses.replace(holds, verdict=av.Verdict.UNDECIDED)
+
+    def work(run):
+        made = gpu.Comparisons(run)
+        made.of("equal", lambda: made.verdicts(holds, holds))
+        made.of("opposite", lambda: made.verdicts(holds, fails))
+        made.of("open", lambda: made.verdicts(holds, open_))
+        made.of("near", lambda: gpu.near([1.0, 2.0], [1.0, 2.0 + 2.0**-45]))
+        made.of("far", lambda: gpu.near([1.0, 2.0], [1.0, 2.0 + 2.0**-30]))
+        made.of("raises", lambda: gpu.near([1.0], None))
+
+    found = perform(work)[1]["found"]
+    assert [line.split(":")[0] for line in found["disagreements"]] == ["opposite", "far", "raises"]
+    assert [entry["verdicts"] for entry in found["open on one side"]] == [["HOLDS", "UNDECIDED"]]
+
+
+def test_nothing_is_decided_with_other_arithmetic(gpu, perform, monkeypatch):
+    code, document = perform(gpu.require_plain_arithmetic)
+    assert code == 0
+    assert document["arithmetic"]["cancelling products"] == {"as inner products": 1.0, "exact": 0.0}
+    monkeypatch.setattr(gpu.phi_device, "distrust", lambda place, order: "it multiplies in a strange way")
+    code, document = perform(gpu.require_plain_arithmetic)
+    assert code == 1
+    assert "strange way" in document["status"]

@@ -12,6 +12,7 @@ from alignver.errors import InvalidInput, MissingDependency, first_line
 __all__ = ["library", "place", "to_backend"]
 
 _PURPOSE = {"torch": "--backend torch", "cupy": "--backend cupy"}
+_EXTRA = {"cupy": "cupy-cuda13x"}  # or cupy-cuda12x, for its CUDA
 
 
 def library(name: str, purpose: str) -> Any:
@@ -19,7 +20,7 @@ def library(name: str, purpose: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise MissingDependency(name, purpose, name) from error
+        raise MissingDependency(name, purpose, _EXTRA.get(name, name)) from error
 
 
 def place(device: str) -> Any:

@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Everything that is to be seen on a GPU, in nine minutes at most: benchmarks/gpu.sh [--dry] OUT
+# What 'make gpu-carry' collected into .gpu is installed first. Each step has its own time limit and writes
+# OUT/STEP.json; the first two take three minutes at most. With --dry they are small and run on the CPU.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+dry=
+[ "${1-}" = --dry ] && { dry=--dry; shift; }
+[ $# -eq 1 ] || { echo "usage: benchmarks/gpu.sh [--dry] OUT" >&2; exit 2; }
+out=$1
+mkdir -p "$out" || exit 2
+PYTHON=${PYTHON:-python3}
+deadline=540
+site=
+
+if [ -z "$dry" ]; then
+  site=$(mktemp -d)
+  if compgen -G '.gpu/wheels/*.whl' >/dev/null; then
+    "$PYTHON" -m pip install -q --disable-pip-version-check --no-index --no-deps --no-compile --no-cache-dir \
+      --target "$site" .gpu/wheels/*.whl || exit 1
+  fi
+fi
+export PYTHONPATH="$PWD:$site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false
+export CUBLAS_WORKSPACE_CONFIG=:4096:8
+unset NVIDIA_TF32_OVERRIDE CUBLAS_EMULATE_DOUBLE_PRECISION CUBLAS_EMULATE_SINGLE_PRECISION CUBLAS_EMULATION_STRATEGY
+
+# What is missing, all at once.
+"$PYTHON" - <<'PYTHON' || exit 1
+import importlib.util
+names = "array_api_compat array_api_extra array_api_strict sybil flint numpy scipy torch hypothesis pytest mpmath \
+safetensors threadpoolctl jinja2 typer rich cupy".split()
+absent = [name for name in names if importlib.util.find_spec(name) is None]
+print("not installed:", ", ".join(absent) or "nothing")
+raise SystemExit(bool({"array_api_compat", "numpy", "scipy", "torch"} & set(absent)))
+PYTHON
+
+worst=0
+step() {
+  local left=$((deadline - SECONDS)) limit=$2
+  [ -n "$dry" ] && limit=$((3 * limit))  # as slow as the machine is
+  [ "$left" -lt "$limit" ] && limit=$left
+  if [ "$limit" -lt 10 ]; then echo "== $1: no time left"; return; fi
+  echo "== $1 (at $SECONDS s, up to $limit s)"
+  timeout -k 10 "$limit" "$PYTHON" benchmarks/gpu.py "$1" --out "$out" --seconds "$((limit - 5))" $dry || worst=1
+}
+
+step tests 110
+step agreement 60
+step cholesky 110
+step alignment 50
+step exploitation 40
+step table3 130
+step jacobian 60
+step mnist 540
+echo "== done at $SECONDS s"
+exit $worst
