@@ -65,6 +65,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = (
     *("numpy", "scipy", "torch", "cupy-cuda12x", "cupy-cuda13x", "array-api-compat", "array-api-extra"),
     *("array-api-strict", "python-flint", "sybil", "pytest", "hypothesis"),
+    *("nvidia-cublas", "nvidia-cusolver", "nvidia-cudnn-cu13"),
 )
 CLOSE = 2.0**-40
 """Of two results in float64, relative to their norm: sums of the networks here carry fewer than 4096 roundings of 2^-53

@@ -1,4 +1,4 @@
-"""Make the sections of performance.md from what benchmarks/collect.py kept, when the site is built."""
+"""Make the sections of performance.md from what benchmarks/collect.py and gpu.sh kept, when the site is built."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from typing import Any
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE / "results" / "benchmarks"
 SECTIONS = HERE / "_generated" / "performance.md"
+CARDS = HERE / "results" / "gpu"
 
 
 def write(*_: Any) -> None:
-    """Write one section for each benchmark; Sphinx calls this when a build begins."""
+    """Write one section for each benchmark, and what is known of GPUs; Sphinx calls this when a build begins."""
     SECTIONS.parent.mkdir(exist_ok=True)
     documents = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     SECTIONS.write_text("\n".join([*_summary(documents), *map(_section, documents)]) + "\n")
+    steps = [json.loads(path.read_text()) for path in sorted(CARDS.glob("*.json"))]
+    nothing = "Nothing yet: no run on a card has been kept, and no number on these pages is from one."
+    SECTIONS.with_name("gpu.md").write_text("\n".join(map(_step, steps)) + "\n" if steps else nothing + "\n")
 
 
 def _summary(documents: list[dict[str, Any]]) -> list[str]:
@@ -49,3 +53,32 @@ def _section(document: dict[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _step(document: dict[str, Any]) -> str:
+    """Show a step of benchmarks/gpu.py: its numbers, line by line, and what they are of."""
+    machine, versions = document["machine"], document["versions"]
+    lines = [f"{name}: {_told(value)}" for name, value in document["found"].items() if name not in ("made", "seconds")]
+    return "\n".join(
+        [
+            f"**{document['step']}**: {document['status']}.",
+            "",
+            "```text",
+            *lines,
+            "```",
+            "",
+            f"{document['date'][:10]}; {machine['accelerator']}, {machine['accelerator_gib']} GiB, driver "
+            f"{machine['driver']}, CUDA {machine['cuda']}; {machine['processor']}, {machine['cores']} cores; "
+            + ", ".join(f"{name} {version}" for name, version in versions.items())
+            + f"; {document['seconds']} s; {{download}}`JSON <results/gpu/{document['step']}.json>`.",
+            "",
+        ]
+    )
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{name} {_told(own)}" for name, own in value.items() if own not in (None, [], {}))
+    if isinstance(value, list):
+        return ", ".join(map(_told, value)) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

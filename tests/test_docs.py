@@ -213,6 +213,48 @@ def test_a_benchmark_says_what_it_was_run_with(path, tmp_path, monkeypatch):
     assert f"## {path.stem}\n" in performance_tables.SECTIONS.read_text()
 
 
+CARDS = sorted((DOCS / "results" / "gpu").glob("*.json"))
+
+
+def test_runs_that_are_kept_of_a_card_are_of_one():
+    for path in CARDS:
+        document = json.loads(path.read_text())
+        assert document["step"] == path.stem
+        assert document["dry"] is False
+        assert {"accelerator", "driver", "cuda", "processor"} <= set(document["machine"])
+        assert {"alignver", "python", "torch"} <= set(document["versions"])
+        assert re.match(r"\d{4}-\d\d-\d\dT", document["date"])
+
+
+def test_pages_say_what_ran_on_a_card(tmp_path, monkeypatch):
+    monkeypatch.setattr(performance_tables, "SECTIONS", tmp_path / "made" / "performance.md")
+    monkeypatch.setattr(performance_tables, "CARDS", tmp_path)
+    performance_tables.write()
+    assert (tmp_path / "made" / "gpu.md").read_text().startswith("Nothing yet")
+    of = {
+        "accelerator": "a card",
+        "accelerator_gib": 80,
+        "driver": "1.2",
+        "cuda": "13.0",
+        "processor": "a CPU",
+        "cores": 16,
+    }
+    found = {"n = 60000": {"verdict": "HOLDS", "seconds": 12.3456}, "disagreements": [], "made": ["many"]}
+    kept = {
+        "step": "own",
+        "status": "done",
+        "date": "2026-11-26T00:00:00",
+        "machine": of,
+        "versions": {"torch": "2.11"},
+    }
+    (tmp_path / "own.json").write_text(json.dumps({**kept, "found": found, "seconds": 20.0}))
+    performance_tables.write()
+    text = (tmp_path / "made" / "gpu.md").read_text()
+    assert "**own**: done." in text
+    assert "n = 60000: verdict HOLDS; seconds 12.35\ndisagreements: none\n```" in text
+    assert "a card, 80 GiB, driver 1.2, CUDA 13.0" in text
+
+
 def test_no_page_tells_of_a_machine():
-    for page in [*PAGES, *BENCHMARKS]:
+    for page in [*PAGES, *BENCHMARKS, *CARDS]:
         assert not re.search(r"/(home|root|work|tmp)/", page.read_text()), page.name
