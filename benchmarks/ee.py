@@ -131,12 +131,12 @@ def digits(seed: int) -> tuple[Any, Any, Any, Any]:
     return x[order[:1000]], y[order[:1000]], x[order[1000:]], y[order[1000:]]
 
 
-def wrapped(seed: int, channels: int = 64, **more: Any) -> EEWrapper:
+def wrapped(seed: int, channels: int = 64, *, samples: int = 1000, device: str = "cpu", **more: Any) -> EEWrapper:
     return EEWrapper(
-        resnet18(1, 10, seed=seed, width=channels),
+        resnet18(1, 10, seed=seed, width=channels).to(device),
         loss="cross_entropy",
         epsilon=1e-3,
-        width=-(-2 * 1000 // (8 * channels + 1)),
+        width=-(-2 * samples // (8 * channels + 1)),
         optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-5),
         seed=seed,
         **more,
