@@ -22,10 +22,13 @@ def _devices() -> list[str]:
     return [pretend.begin() if pretend.available() else "cpu"]
 
 
+_PLACES = _devices()  # before any test module: what they import may copy functions of torch
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "place" in metafunc.fixturenames:
         nothing = pytest.mark.skip(reason="no CUDA device; ALIGNVER_GPU_DRY=1 runs this without one")
-        metafunc.parametrize("place", _devices() or [pytest.param("none", marks=nothing)])
+        metafunc.parametrize("place", _PLACES or [pytest.param("none", marks=nothing)])
 
 
 @pytest.fixture

@@ -40,9 +40,23 @@ def begin() -> str:
     library = torch.library.Library("_", "IMPL")
     library.fallback(_made, "PrivateUse1")
     begin.library = library  # its registrations live as long as it does
+    for name in ("arange", "asarray", "eye", "linspace", "tensor"):
+        setattr(torch, name, _moved(getattr(torch, name)))
     # Module.to puts a tensor into another's place: tied weights stay tied, as they do on their way to CUDA.
     torch.__future__.set_swap_module_params_on_conversion(True)
     return NAME
+
+
+def _moved(function: Any) -> Any:
+    """Make a tensor on the CPU first: where torch would resize one of the device, or fill it past all dispatch."""
+
+    @functools.wraps(function)
+    def made(*args: Any, device: Any = None, **kwargs: Any) -> Any:
+        there = device is not None and torch.device(device).type == NAME
+        found = function(*args, **kwargs) if device is None or there else function(*args, device=device, **kwargs)
+        return found.to(device) if there else found
+
+    return made
 
 
 class Tensor(torch.Tensor):
