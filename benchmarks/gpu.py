@@ -1,6 +1,6 @@
 """What is to be seen on a GPU, step by step: tests, agreement with the CPU, times; or the same in small without one.
 
-    python benchmarks/gpu.py STEP --out DIR [--dry] [--seconds N] [--carry DIR]
+    python benchmarks/gpu.py STEP ... --out DIR [--dry] [--seconds N] [--carry DIR]
 
 Steps, in the order of benchmarks/gpu.sh: tests, agreement, cholesky, alignment, exploitation, table3, jacobian, mnist.
 Each writes DIR/STEP.json, again after every number, so that a step that is stopped leaves what it had: card, driver,
@@ -265,7 +265,7 @@ def tests(run: Run) -> None:
     folder = Path(tempfile.mkdtemp())
     # Other plugins than those that the project is tested with may be there, and warnings of other versions.
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "ALIGNVER_GPU_DRY": str(int(run.dry))}
-    options = ["-q", "-m", "gpu", "-W", "default", "--tb=short", "-p", "no:cacheprovider"]
+    options = ["-v", "-m", "gpu", "-W", "default", "--tb=short", "-p", "no:cacheprovider"]
     if importlib.util.find_spec("xdist") is not None and not run.dry:
         options += ["-p", "xdist", "-n", "3"]
     running = {}
@@ -282,9 +282,9 @@ def tests(run: Run) -> None:
         for name, (process, log, report) in running.items():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=max(1.0, run.left))
-            counts, failures = _outcomes(report) if report.is_file() else ({}, {})
-            code = process.poll()
-            end = _clean(log.read_text()[-1500:]).splitlines()[-6:]
+            code, text = process.poll(), _clean(log.read_text())
+            counts, failures = _outcomes(report) if report.is_file() else _outcomes_so_far(text)
+            end = text[-1500:].splitlines()[-6:]
             run.note(name, {"exit_code": code, "outcomes": counts, "failures": failures, "end": end})
             if code != 0 or not counts.get("passed"):
                 wrong.append(f"{name} ({'the time was over' if code is None else f'{len(failures)} failed'})")
@@ -306,6 +306,13 @@ def _outcomes(report: Path) -> tuple[dict[str, int], dict[str, str]]:
         if word in ("error", "failure"):
             failures[f"{case.get('classname')}::{case.get('name')}"] = _clean((kinds[word].text or "")[-1500:])
     return counts, failures
+
+
+def _outcomes_so_far(text: str) -> tuple[dict[str, int], dict[str, str]]:
+    """Read the log of tests that have not ended."""
+    counts = {word.lower(): len(re.findall(rf"\b{word}\b", text)) for word in ("PASSED", "FAILED", "ERROR", "SKIPPED")}
+    lines = [line for line in text.splitlines() if re.search(r"\b(FAILED|ERROR)\b", line)]
+    return counts, {line.strip(): "" for line in lines}
 
 
 # agreement
@@ -808,10 +815,10 @@ def _stopped(*_: Any) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=STEPS, metavar="STEP", help=", ".join(STEPS))
+    parser.add_argument("steps", nargs="+", choices=STEPS, metavar="STEP", help=", ".join(STEPS))
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the JSON files go")
     parser.add_argument("--dry", action="store_true", help="small, on the CPU")
-    parser.add_argument("--seconds", type=float, default=600.0, metavar="N", help="what the step may take")
+    parser.add_argument("--seconds", type=float, default=600.0, metavar="N", help="what each step may take")
     parser.add_argument(
         "--carry", type=Path, default=ROOT / ".gpu", metavar="DIR", help="what make gpu-carry collected"
     )
@@ -823,7 +830,8 @@ def main() -> int:
         _stand_in()
         torch.set_num_threads(1)  # the machines that run this are shared
     options.out.mkdir(parents=True, exist_ok=True)
-    return perform(Run(options.step, options.out, options.dry, options.seconds, options.carry))
+    options_of_each = options.out, options.dry, options.seconds, options.carry
+    return max([perform(Run(name, *options_of_each)) for name in options.steps])
 
 
 if __name__ == "__main__":

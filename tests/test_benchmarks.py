@@ -123,8 +123,10 @@ def perform(gpu, monkeypatch, tmp_path):
 
 def test_the_script_for_a_gpu_runs_every_step_within_nine_minutes(gpu):
     script = (FOLDER / "gpu.sh").read_text()
-    steps = {name: int(limit) for name, limit in re.findall(r"^step (\w+) (\d+)$", script, re.MULTILINE)}
+    steps = {name: int(limit) for name, limit in re.findall(r"^  step (\w+) (\d+)$", script.split("\nelse\n")[1], re.M)}
     assert list(steps) == list(gpu.STEPS)
+    dry = re.findall(r"^  step \"?([\w ]+?)\"? \d+", script.split("\nelse\n")[0], re.M)
+    assert " ".join(dry).split() == list(gpu.STEPS)
     assert int(re.search(r"^deadline=(\d+)$", script, re.MULTILINE)[1]) <= 540
     assert steps["tests"] + steps["agreement"] <= 180  # the first part
     assert sum(limit for name, limit in steps.items() if name != "mnist") < 540 + 60
