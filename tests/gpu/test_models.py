@@ -106,7 +106,7 @@ def test_arrays_go_to_the_device_and_tensors_have_to_be_there(device):
 
 
 def test_operator(device):
-    (model, x), (there, x_there) = both("mlp", device)
+    (model, x), (there, x_there) = both("linear", device)
     J, operator = av.jacobian(model, x), av.JacobianOperator(there, x_there)
     v = torch.linspace(-1.0, 1.0, J.shape[1], dtype=torch.float64)
     w = torch.linspace(-1.0, 1.0, J.shape[0], dtype=torch.float64)

@@ -47,7 +47,7 @@ def test_tracker(device, options, tmp_path):
 
 def test_tracker_where_the_rank_is_not_full(device):
     """The CPU has a shorter way to these singular values: near a tolerance one may be UNDECIDED, never contrary."""
-    X, Y = data(n=40)
+    X, Y = data(n=20)
     X[1] = X[0]
     Y[1] = 1 - Y[0]
     narrow = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Tanh(), torch.nn.Linear(2, 1)).double()
@@ -151,8 +151,8 @@ def test_an_image_run_of_the_paper(device, method):
 
 def test_resnet18_alignment(device):
     model = resnet18(1, 4, width=2)
-    x = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    y = torch.arange(6) % 4
+    x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(3)
     here = av.check_alignment(model, x, y, loss="cross_entropy")
     there = av.check_alignment(copy.deepcopy(model).to(device), x.to(device), y, loss="cross_entropy")
     assert (there.verdict, there.rigor) == (here.verdict, here.rigor)
