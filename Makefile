@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CONSTRAINTS := constraints.txt
 
-.PHONY: help check test test-slow lint format docs bench gpu-carry gpu-dry clean
+.PHONY: help check test test-slow mutants lint format docs bench gpu-carry gpu-dry clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -35,6 +35,9 @@ test: $(VENV)/.test ## set up, and run tests/ and property_tests/
 
 test-slow: $(VENV)/.test ## the tests that take longer
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+mutants: $(VENV)/.test ## change the code in a few hundred ways, and see a test fail for each (ARGS="--only WORD")
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 lint: $(VENV)/.dev ## ruff, mypy, import-linter
 	$(BIN)/ruff format --check .

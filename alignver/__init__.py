@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from alignver.checks.optimality import check_optimality
     from alignver.checks.rank import check_rank
     from alignver.errors import InvalidInput, MissingDependency, VerificationFailed
+    from alignver.kernel import Certificate, load_certificate
     from alignver.models.alignment import check_alignment
     from alignver.models.analytic import check_analytic
     from alignver.models.change import RepresentationChange, RepresentationSnapshot, representation_change
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from alignver.models.operator import JacobianOperator
     from alignver.models.structure import check_common_structure
     from alignver.phi.recheck import recheck
-    from alignver.proof import Ball, Certificate, load_certificate
+    from alignver.proof import Ball
     from alignver.report.history import History
     from alignver.results import Bound, CheckResult, Report, Rigor, Tolerance, Verdict
     from alignver.theory.exploitation import Exploitation
@@ -42,7 +43,7 @@ _HOMES = {
     "AlignmentTracker": "alignver.training.tracker",
     "Ball": "alignver.proof",
     "Bound": "alignver.results",
-    "Certificate": "alignver.proof",
+    "Certificate": "alignver.kernel",
     "CheckResult": "alignver.results",
     "EEWrapper": "alignver.training.wrapper",
     "Exploitation": "alignver.theory.exploitation",
@@ -68,7 +69,7 @@ _HOMES = {
     "check_safe_exploration": "alignver.checks.exploration",
     "gram": "alignver.models.gram",
     "jacobian": "alignver.models.jacobian",
-    "load_certificate": "alignver.proof",
+    "load_certificate": "alignver.kernel",
     "recheck": "alignver.phi.recheck",
     "representation_change": "alignver.models.change",
 }

@@ -8,6 +8,7 @@ since a proof nobody can re-check is the worst bug this project can have.
 from __future__ import annotations
 
 import dataclasses
+import decimal
 import enum
 import json
 import math
@@ -16,7 +17,18 @@ from typing import Any, NoReturn, Protocol, runtime_checkable
 
 from alignver.errors import VerificationFailed, printable
 
-__all__ = ["SCHEMA_VERSION", "Bound", "CheckResult", "Report", "Rigor", "Summarised", "Tolerance", "Verdict"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "Bound",
+    "CheckResult",
+    "Report",
+    "Rigor",
+    "Summarised",
+    "Tolerance",
+    "Verdict",
+    "shown_down",
+    "shown_up",
+]
 
 SCHEMA_VERSION = 1
 """Version of the JSON document that :meth:`Report.to_dict` makes; it changes when a reader would have to."""
@@ -365,3 +377,33 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
         if verdict in seen:
             return verdict
     return Verdict.HOLDS
+
+
+def shown_down(value: float, digits: int = 3) -> str:
+    """Return a lower bound in few digits that is still one.
+
+    Examples
+    --------
+    >>> shown_down(1.2355), shown_down(1.2395), shown_down(0.0)
+    ('1.23', '1.23', '0')
+    """
+    return _shown(value, digits, decimal.ROUND_FLOOR)
+
+
+def shown_up(value: float, digits: int = 3) -> str:
+    """Return an upper bound in few digits that is still one.
+
+    Examples
+    --------
+    >>> shown_up(1.0049), shown_up(2.81e-06), shown_up(1e-300)
+    ('1.01', '2.82e-06', '1.01e-300')
+    """
+    return _shown(value, digits, decimal.ROUND_CEILING)
+
+
+def _shown(value: float, digits: int, rounding: str) -> str:
+    if not math.isfinite(value):
+        return f"{value:g}"
+    exact = decimal.Context(prec=digits, rounding=rounding).create_decimal_from_float(value)
+    text = f"{float(exact):.{digits}g}"  # so few digits survive the way through a float, but at the ends of its range
+    return text if decimal.Decimal(text) == exact else f"{exact:.{digits - 1}e}"

@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from alignver.proof import Decision, prove_membership, prove_rank, recheck
+from alignver.phi.recheck import recheck
+from alignver.proof import Decision, prove_membership, prove_rank
 from alignver.results import Verdict
 
 ROUNDS = 5

@@ -59,6 +59,7 @@ def setup(app: Any) -> None:
     import performance_tables
     import report_pictures
     import reproduction_tables
+    import trust_tables
 
-    for page in (command_line_tables, performance_tables, report_pictures, reproduction_tables):
+    for page in (command_line_tables, performance_tables, report_pictures, reproduction_tables, trust_tables):
         app.connect("builder-inited", page.write)

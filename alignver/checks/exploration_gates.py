@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from alignver.checks import exploration_words
 from alignver.checks.exploration_words import STATEMENT, Setting, rules_settled, size_line
 from alignver.checks.rank import check_rank
 from alignver.errors import InvalidInput
+from alignver.kernel import Certificate, seal
+from alignver.kernel.environment import arithmetic_fault
 from alignver.phi.cholesky import Definite, prove_definite
-from alignver.phi.claims import GATES, about, seal
 from alignver.phi.dense import dense_phi
 from alignver.phi.hadamard import scaled_gram
 from alignver.phi.refute import by_columns, by_count, by_equal_rows
 from alignver.phi.survey import Survey, directions, survey
-from alignver.proof import Certificate
-from alignver.proof.rounding import FloatArray, add_up, mul_down, mul_up, sqrt_up
+from alignver.proof.rounding import FloatArray, add_up, mul_up, sqrt_up
 from alignver.results import CheckResult, Rigor, Verdict
 
 __all__ = ["check"]
@@ -41,6 +43,11 @@ def check(
         gates = np.random.default_rng(setting.seed).standard_normal((rows.m, width))
     setting = dataclasses.replace(setting, width=int(gates.shape[1]))
     how = f"q sampled from the standard normal distribution, seed {setting.seed}" if sampled else "q as given"
+    fault = arithmetic_fault()
+    if fault and method != "gram" and 8 * rows.n * rows.m * gates.shape[1] <= _DENSE_QUICK and not setting.delta:
+        return _by_svd(setting, gates, how, sampled)
+    if fault:
+        return _nothing_proved(setting, how, {**setting.measured(), "method": method}, fault)
     found = survey(rows, directions(rows, 1, setting.seed))
     refuted = _refuted(setting, found)
     if refuted is not None:
@@ -90,15 +97,7 @@ def _by_gram(
     measured = {**setting.measured(), "method": "gram", "margin": definite.margin, "shift": definite.shift}
     line = size_line(setting, width)
     if not definite.proved or isinstance(gram, str):
-        return CheckResult(
-            name="exploration",
-            statement=STATEMENT,
-            verdict=Verdict.UNDECIDED,
-            rigor=Rigor.NUMERICAL,
-            reason=f"nothing was proved of these gates: {definite.reason}",
-            evidence=(line, how, *setting.remarks()),
-            measured=measured,
-        )
+        return _nothing_proved(setting, how, measured, definite.reason)
     # Of D phi as computed, and of how far the exact one may be; undone by the largest 2^-e.
     norm = mul_up(add_up(sqrt_up(gram.trace), gram.moved), 2.0 ** -int(gram.exponents.min()))
     sentence, bounds, table = rules_settled(setting, width, definite.s_min, norm)
@@ -106,32 +105,48 @@ def _by_gram(
         name="exploration",
         statement=STATEMENT,
         verdict=Verdict.HOLDS,
-        rigor=Rigor.PROOF,
+        rigor=Rigor.NUMERICAL if definite.taken else Rigor.PROOF,
         reason=line,
         evidence=(how, f"verified Cholesky factorization of phi phi^T{_taken(definite)}", sentence, *setting.remarks()),
         measured={**measured, "s_min_lower": definite.s_min, "norm_upper": norm, "rank_rules": table},
         bounds=bounds,
-        certificate=_certificate(setting, q, definite, found),
+        certificate=_certificate(setting, q, definite, gram.exponents, found),
+    )
+
+
+def _nothing_proved(setting: Setting, how: str, measured: dict[str, Any], why: str) -> CheckResult:
+    assert setting.width is not None
+    return CheckResult(
+        name="exploration",
+        statement=STATEMENT,
+        verdict=Verdict.UNDECIDED,
+        rigor=Rigor.NUMERICAL,
+        reason=f"nothing was proved of these gates: {why}",
+        evidence=(size_line(setting, setting.width), how, *setting.remarks()),
+        measured=measured,
     )
 
 
 def _taken(definite: Definite) -> str:
-    """Say what was not computed here: a folder of tiles is believed, a re-check is not in need of it."""
-    return f", {definite.taken} of its tile columns as they were kept in the folder" if definite.taken else ""
+    """Say what was not computed here: nobody knows who wrote the tiles of a folder; the certificate can do without."""
+    if not definite.taken:
+        return ""
+    return f", {definite.taken} of its tile columns from the folder: no proof until the certificate has been verified"
 
 
-def _certificate(setting: Setting, q: FloatArray, definite: Definite, found: Survey) -> Certificate:
+def _certificate(
+    setting: Setting, q: FloatArray, definite: Definite, exponents: npt.NDArray[np.int64], found: Survey
+) -> Certificate:
     rows = setting.rows
     constants = {
         "rank": rows.n,
         "width": int(q.shape[1]),
         "add_constant": rows.added,
-        "s_min": mul_down(0.2, definite.s_min),  # by other bounds a re-check finds a little less
-        "scaled_s_min": definite.scaled_s_min,
+        "s_min": definite.s_min,
         "delta": setting.delta,
     }
-    data = {"gates": q} | ({} if setting.weights is None else {"weights": setting.weights})
-    return seal(GATES, "gram", about(found.record), data, constants)
+    data = {"gates": q, "scaling": exponents} | ({} if setting.weights is None else {"weights": setting.weights})
+    return seal("exploration-gates", "gram", {"Z": found.record}, data, constants)
 
 
 def _by_svd(setting: Setting, q: FloatArray, how: str, sampled: bool) -> CheckResult:

@@ -14,8 +14,8 @@ from alignver.phi.refute import Refutation
 from alignver.phi.rows import Rows
 from alignver.phi.staircase import Staircase
 from alignver.proof import Certificate
-from alignver.proof.rounding import FloatArray, mul_down, mul_up, shown_down, sqrt_up
-from alignver.results import Bound, CheckResult, Rigor, Verdict
+from alignver.proof.rounding import FloatArray, mul_down, mul_up, sqrt_up
+from alignver.results import Bound, CheckResult, Rigor, Verdict, shown_down
 
 __all__ = [
     "STATEMENT",
@@ -79,7 +79,7 @@ class Setting:
         if self.idle:
             remarks.append(f"{self.idle} units with output weight zero are left out of the width")
         if self.delta:
-            remarks.append(f"for every Z whose rows differ by at most {self.delta:.1e} each")
+            remarks.append(f"for every Z whose rows differ by at most {shown_down(self.delta)} each")
         return tuple(remarks)
 
 

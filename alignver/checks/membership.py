@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from alignver.arrays import Entries, as_matrix, as_vector, is_operator, same_place
 from alignver.checks import band as bands
 from alignver.checks import proving
@@ -33,6 +35,7 @@ _LSTSQ_ENTRIES = 1 << 22  # 'auto' adds the explicit solution up to this size: i
 _AROUND = 1e4  # how far beyond the band of the verdict rho(tau) is told
 
 
+@np.errstate(all="ignore")
 def check_membership(
     J: Any,
     y: Any,

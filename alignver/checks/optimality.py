@@ -12,10 +12,10 @@ import numpy as np
 from alignver.checks.exploitation_ranks import Ranks, prove_ranks
 from alignver.checks.exploration_words import peak_bytes
 from alignver.errors import InvalidInput
-from alignver.phi.claims import OPTIMALITY, SUBOPTIMALITY
-from alignver.proof.certificate import make
-from alignver.proof.rounding import FloatArray, add_up, assumptions_hold, mul_up, shown_down, shown_up, sub_down
-from alignver.results import Bound, CheckResult, Rigor, Verdict
+from alignver.kernel import seal
+from alignver.kernel.environment import arithmetic_fault
+from alignver.proof.rounding import FloatArray, add_up, mul_up, sub_down
+from alignver.results import Bound, CheckResult, Rigor, Verdict, shown_down, shown_up
 from alignver.theory.enclosure import LossBounds, enclose, loss_bounds
 from alignver.theory.exploitation import Exploitation
 from alignver.theory.gap import Infimum, better_weights, infimum
@@ -31,6 +31,7 @@ _MOST = 6000
 """Samples up to which rank n is proved without being asked for: a Cholesky factorization of that order each output."""
 
 
+@np.errstate(all="ignore")
 def check_optimality(
     model: Exploitation,
     weights: Any,
@@ -99,6 +100,7 @@ def check_optimality(
         raise InvalidInput("tolerance", repr(tolerance), "a positive finite number")
     theta = model.weights(weights)
     problem = objective(model, Y, loss)
+    problem = dataclasses.replace(problem, targets=np.array(problem.targets))  # what is hashed is what is proved
     if isinstance(loss, str) and loss in LOSSES:
         result = _proved(problem, theta, loss, float(tolerance), rank)
     else:
@@ -112,7 +114,7 @@ def check_optimality(
 
 
 def _proved(problem: Objective, theta: FloatArray, loss: str, tolerance: float, rank: bool | None) -> CheckResult:
-    enclosed = enclose(problem.model, theta) if assumptions_hold() else "this thread does not round to nearest"
+    enclosed = arithmetic_fault() or enclose(problem.model, theta)
     if isinstance(enclosed, str):
         return _measured(problem, theta, tolerance, infimum(problem, theta), (f"no proof: {enclosed}",))
     tight = loss_bounds(enclosed, problem.targets, loss)
@@ -182,7 +184,7 @@ def _holds(
         evidence=tuple(evidence),
         measured={**_numbers(problem, loss, tight, ranks), "gap_upper": gap, "infimum_lower": 0.0},
         bounds=tuple(bounds),
-        certificate=make(OPTIMALITY, "outputs", problem.model.inputs(theta, problem.targets), {}, constants),
+        certificate=seal("optimality", "outputs", problem.model.inputs(theta, problem.targets), {}, constants),
     )
 
 
@@ -217,7 +219,7 @@ def _fails(
         measured={**_numbers(problem, loss, tight, ranks), "gap_lower": lead},
         bounds=(Bound("L(theta) - inf L", lead, "<=", tolerance),),
         witness=witness,
-        certificate=make(SUBOPTIMALITY, "outputs", model.inputs(theta, problem.targets), data, constants),
+        certificate=seal("suboptimality", "outputs", model.inputs(theta, problem.targets), data, constants),
     )
 
 

@@ -13,7 +13,7 @@ from alignver.errors import InvalidInput
 from alignver.linalg.norms import norm
 from alignver.linalg.rank_rules import Scale, tolerance
 from alignver.proof import Ball, Decision
-from alignver.results import CheckResult, Rigor, Verdict
+from alignver.results import CheckResult, Rigor, Verdict, shown_down
 
 __all__ = ["answer", "meaning"]
 
@@ -147,5 +147,5 @@ def _about(ball: Ball | None, subject: str) -> str:
     if ball is None or ball.is_point:
         return f"the matrix {subject} of exactly these entries"
     if ball.norm is not None:
-        return f"every matrix within {ball.norm:.1e} of {subject} (spectral norm)"
+        return f"every matrix within {shown_down(ball.norm)} of {subject} (spectral norm)"
     return f"every matrix that differs from {subject} by at most the given bound in each entry"

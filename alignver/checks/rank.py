@@ -7,6 +7,8 @@ import operator
 import time
 from typing import Any
 
+import numpy as np
+
 from alignver.arrays import Entries, as_matrix, is_operator
 from alignver.checks import band as bands
 from alignver.checks import proving
@@ -27,6 +29,7 @@ __all__ = ["check_rank"]
 METHODS = ("auto", "svd", "qr", "exact")
 
 
+@np.errstate(all="ignore")
 def check_rank(
     A: Any,
     *,

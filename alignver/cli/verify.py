@@ -65,7 +65,7 @@ def verify(
 ) -> int:
     """Check a certificate again.
 
-    The checker shares no code with what produced the certificate. Give every input that the claim is about; for an
+    The checker imports none of the code that produces certificates. Give every input that the claim is about; for an
     alignment, the model, the data and the loss, from which the inputs are made again.
 
     [bold]Examples[/bold]
@@ -82,19 +82,25 @@ def verify(
         with session.working():
             from alignver.cli import files
             from alignver.phi.recheck import recheck
+            from alignver.results import Rigor, Verdict
 
             named = _split(inputs or [])
             if source.given:
                 if named:
                     raise InvalidInput("--input", "inputs beside --model", "one or the other")
-                arrays, identity, notes = source.again(certificate)
+                arrays, identity, notes, covered = source.again(certificate)
             else:
                 read = {"y": files.read_vector}  # the one vector among the inputs that claims have
                 arrays = {name: read.get(name, files.read_matrix)(file, name) for name, file in named.items()}
-                identity, notes = {}, ()
+                identity, notes, covered = {}, (), True
             with files.blamed(named):
                 result = recheck(certificate, **arrays)
             result = dataclasses.replace(result, evidence=(*result.evidence, *notes))
+            if not covered and result.verdict is Verdict.HOLDS:
+                reason = f"of the factors in the certificate: {result.reason}"
+                result = dataclasses.replace(
+                    result, verdict=Verdict.UNDECIDED, rigor=Rigor.NUMERICAL, reason=notes[0], evidence=(reason,)
+                )
         return session.finish(result, inputs={**arrays, **identity})
 
     return session.conduct(body)
@@ -117,10 +123,12 @@ class _Source:
     def given(self) -> bool:
         return any(value is not None for value in (self.model, self.data, self.loss, self.weights))
 
-    def again(self, certificate: str) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]:
-        """Make the inputs again; return them, what identifies their source, and what is to be said of them."""
+    def again(self, certificate: str) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...], bool]:
+        """Make the inputs again; return them, what identifies their source, what is to be said of them, and whether the
+        claim is about the model.
+        """
         from alignver.cli import files, torchside
-        from alignver.proof.storage import Tampered, load_certificate
+        from alignver.kernel.storage import Tampered, load_certificate
 
         for option, value in (("--model", self.model), ("--data", self.data), ("--loss", self.loss)):
             if value is None:
@@ -131,13 +139,13 @@ class _Source:
         try:
             loaded = load_certificate(certificate)
         except Tampered:
-            return {}, {}, ()  # the checker says what is wrong with it
+            return {}, {}, (), True  # the checker says what is wrong with it
         samples = files.read_npz(self.data, "--data", ("X", "Y"))
         net, identity = torchside.load(self.model, self.weights, device=self.device, seed=self.seed)
         from alignver.models.reverify import inputs_again
 
         with files.blamed({"X": f"{self.data}:X", "Y": f"{self.data}:Y", "model": self.model}):
-            made, notes = inputs_again(
+            made, notes, covered = inputs_again(
                 loaded,
                 net,
                 samples["X"],
@@ -146,7 +154,7 @@ class _Source:
                 dtype=self.dtype,
                 chunk_size=self.chunk_size,
             )
-        return made, {**samples, **identity}, notes
+        return made, {**samples, **identity}, notes, covered
 
 
 def _split(pairs: list[str]) -> dict[str, str]:

@@ -17,16 +17,15 @@ import torch
 from torch import nn
 
 from alignver.arrays import EPS
+from alignver.kernel import Certificate, seal
 from alignver.linalg import rank_rules
 from alignver.linalg.rank_rules import Scale
 from alignver.models.layer_factors import LayerFactors, layer_factors
 from alignver.models.operator import JacobianOperator
 from alignver.models.planner import Plan
 from alignver.models.slots import slots
-from alignver.proof.certificate import Certificate, make
 from alignver.proof.factored import FactoredRank, row_rank_by_factors
-from alignver.proof.rounding import shown_down
-from alignver.results import CheckResult, Rigor, Tolerance, Verdict
+from alignver.results import CheckResult, Rigor, Tolerance, Verdict, shown_down
 
 __all__ = ["Attempt", "arrays_of", "prove_by_factors"]
 
@@ -124,7 +123,7 @@ def _certificate(
     layers = [{"name": layer.name, "positions": int(layer.inputs.shape[1])} for layer in found.layers]
     ball = {"kind": "norm", "value": float(proof.constants["radius"])}
     assert proof.exponents is not None
-    certificate = make(
+    certificate = seal(
         "factored-membership",
         "factored gram",
         {"y": y} if stored else {"y": y, **arrays},
@@ -140,8 +139,8 @@ def _result(
     certificate, size, stored = _certificate(found, proof, y)
     radius = float(proof.constants["radius"])
     about = (
-        f"every matrix within {radius:.1e} (spectral norm) of the one whose layer factors, inputs and backpropagated "
-        "outputs, are the floats that were computed"
+        f"every matrix within {shown_down(radius)} (spectral norm) of the one whose layer factors, inputs and "
+        "backpropagated outputs, are the floats that were computed"
     )
     evidence = [
         f"proved about {about}, by the step {STEP}; the radius is the tolerance of {limit.rule}, and stands for the "
@@ -177,7 +176,7 @@ def _result(
         statement="Membership of y in the column space of J",
         verdict=Verdict.HOLDS,
         rigor=Rigor.PROOF,
-        reason=f"J has full row rank throughout the ball (s_min >= {shown_down(proof.s_min)}): "
+        reason=f"J has full row rank throughout the ball (s_min >= {shown_down(proof.s_min)} at the centre): "
         "every y is in its column space",
         evidence=tuple(evidence),
         measured=measured,

@@ -89,7 +89,7 @@ def plan(
     Examples
     --------
     >>> print(plan(100, 10, 11_000_000, memory=16 * 10**9).reason)
-    streamed: 0.3 GB; dense would take 88 GB of the 16.0 GB there are
+    streamed: 0.3 GB; dense would take 176 GB of the 16.0 GB there are
     >>> plan(100, 10, 11_000_000, memory=16 * 10**9, engine="gram").engine
     'gram'
     >>> plan(60000, 10, 11_000_000, memory=16 * 10**9).engine
@@ -154,9 +154,10 @@ def _cost(engine: str, N: int, d: int, dtype: str, block_bytes: int) -> tuple[in
     # Loan, 4th ed., section 5.2 and figure 8.6.1).
     svd = 21.0 * small**3
     if engine == "dense":
-        # J; widened to float64 when it is not; the larger of the chunks it is filled by and the SVD's workspace.
+        # J; widened to float64 when it is not; the largest of the chunks it is filled by, the copy that a proof works
+        # on and the SVD's workspace.
         widened = 0 if item == 8 else 8 * N * d
-        work = max(min(_TEMPORARIES, 2 * item * N * d), 8 * 8 * small**2)
+        work = max(min(_TEMPORARIES, 2 * item * N * d), 8 * N * d, 8 * 8 * small**2)
         return item * N * d + widened + work, 2.0 * large * small**2 - 2.0 / 3.0 * small**3 + svd
     if engine == "streamed":
         # stacks of N rows on R: d / N of them, each a QR of 2 N x N, 2 (2 N) N^2 - 2 N^3 / 3

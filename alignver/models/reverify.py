@@ -11,13 +11,14 @@ import numpy.typing as npt
 
 from alignver.arrays import EPS, host
 from alignver.errors import InvalidInput
+from alignver.kernel import Certificate
 from alignver.models.factored_proof import arrays_of
 from alignver.models.layer_factors import LayerFactors, layer_factors
 from alignver.models.planner import plan
 from alignver.models.question import question
 from alignver.models.represented import represent
 from alignver.models.slots import slots
-from alignver.proof import Certificate
+from alignver.results import shown_down, shown_up
 
 __all__ = ["inputs_again"]
 
@@ -35,7 +36,7 @@ def inputs_again(
     loss: str,
     dtype: str | None = "float64",
     chunk_size: int | None = None,
-) -> tuple[dict[str, Matrix], tuple[str, ...]]:
+) -> tuple[dict[str, Matrix], tuple[str, ...], bool]:
     """Compute the inputs that a certificate of :func:`~alignver.models.alignment.check_alignment` is about, once more.
 
     J (or the triangle of its streamed QR, whichever has the shape in the certificate) and y; or y and those factors of
@@ -48,6 +49,9 @@ def inputs_again(
         For :func:`alignver.recheck`.
     notes : tuple of str
         What they have to do with the model, in sentences.
+    covered : bool
+        False where the model is further from the factors in the certificate than its ball reaches: what the certificate
+        proves is not about this model then.
 
     Raises
     ------
@@ -60,7 +64,7 @@ def inputs_again(
     >>> import torch, alignver
     >>> model, X, Y = torch.nn.Linear(2, 1), [[1.0, 2.0], [3.0, 4.0]], [5.0, 6.0]
     >>> proved = alignver.check_alignment(model, X, Y, loss="squared")
-    >>> inputs, notes = inputs_again(proved.certificate, model, X, Y, loss="squared")
+    >>> inputs, notes, covered = inputs_again(proved.certificate, model, X, Y, loss="squared")
     >>> alignver.recheck(proved.certificate, **inputs).verdict
     <Verdict.HOLDS: 'HOLDS'>
     """
@@ -71,8 +75,8 @@ def inputs_again(
     if certificate.claim == "factored-membership":
         found = layer_factors(asked.model, asked.x, dtype=dtype, chunk_size=chunk_size)
         arrays = arrays_of(found)
-        note = _compared(found, arrays, certificate)
-        return {"y": asked.y, **{k: v for k, v in arrays.items() if k in certificate.inputs}}, (note,)
+        note, covered = _compared(found, arrays, certificate)
+        return {"y": asked.y, **{k: v for k, v in arrays.items() if k in certificate.inputs}}, (note,), covered
     shape = _shape(certificate.inputs)
     N = n * asked.m_y
     if shape not in ((N, d), (N, min(N, d))):
@@ -82,7 +86,7 @@ def inputs_again(
     J = represent(asked.model, asked.x, chosen, dtype=dtype, chunk_size=chunk_size)
     J.equalise(asked.groups)
     matrix = np.ascontiguousarray(host(J.matrix).astype(np.float64))
-    return {"J": matrix, "y": asked.y}, (f"J was computed again: {J.words}",)
+    return {"J": matrix, "y": asked.y}, (f"J was computed again: {J.words}",), True
 
 
 def _shape(inputs: Mapping[str, Mapping[str, Any]]) -> tuple[int, ...]:
@@ -91,19 +95,21 @@ def _shape(inputs: Mapping[str, Mapping[str, Any]]) -> tuple[int, ...]:
     return tuple(shape) if isinstance(shape, tuple | list) and all(isinstance(size, int) for size in shape) else ()
 
 
-def _compared(found: LayerFactors, arrays: Mapping[str, Matrix], certificate: Certificate) -> str:
-    """Say how the factors in a certificate differ from those of the model; refuse more than rounding explains."""
+def _compared(found: LayerFactors, arrays: Mapping[str, Matrix], certificate: Certificate) -> tuple[str, bool]:
+    """Say how the factors in a certificate differ from the model's, and whether the ball around them reaches these;
+    refuse more than rounding explains.
+    """
     need = "the model and the data that it was made from: the same code, weights, seed and dtype"
     names = [layer.name for layer in found.layers]
     if (found.n, found.m_y, names) != _stated(certificate):
         raise InvalidInput("certificate", "factors of other layers than this model has", need)
     held = {name: array for name, array in certificate.data.items() if name in arrays}
     if not held:
-        return "the factors are those that this model gives here: the certificate has their digests"
+        return "the factors are those that this model gives here: the certificate has their digests", True
     if set(held) != set(arrays) or any(arrays[name].shape != held[name].shape for name in held):
         raise InvalidInput("certificate", "factors of other shapes than this model's", need)
     if all(np.array_equal(arrays[name], held[name]) for name in held):
-        return "the factors in the certificate are those that this model gives here, bit for bit"
+        return "the factors in the certificate are those that this model gives here, bit for bit", True
     gap = max(float(np.abs(arrays[k] - held[k]).max()) / max(float(np.abs(held[k]).max()), 1e-300) for k in held)
     if not gap <= EPS[found.computed_in] ** 0.5:
         raise InvalidInput(
@@ -111,11 +117,12 @@ def _compared(found: LayerFactors, arrays: Mapping[str, Matrix], certificate: Ce
         )
     distance, radius = _distance(found, held), float(certificate.constants["ball"]["value"])
     said = (
-        f"the matrix made of the factors in the certificate is within {distance:.1e} (Frobenius norm) of this model's"
+        f"the matrix made of the factors in the certificate is within {shown_up(distance)} (Frobenius norm) of this "
+        "model's"
     )
     if distance <= radius:
-        return f"{said}, and every matrix within {radius:.1e} is covered"
-    return f"{said}, further than the {radius:.1e} that are covered: the claim is about the factors as they were then"
+        return f"{said}, and every matrix within {shown_down(radius)} is covered", True
+    return f"{said}, further than the {shown_down(radius)} that are covered: nothing is proved of this model", False
 
 
 def _stated(certificate: Certificate) -> tuple[Any, Any, list[Any]]:
@@ -129,7 +136,7 @@ def _stated(certificate: Certificate) -> tuple[Any, Any, list[Any]]:
 
 
 def _distance(found: LayerFactors, held: Mapping[str, Matrix]) -> float:
-    """Bound the Frobenius norm of what differs: sum_t |b - b'| |a| + |b'| |a - a'| for every row, up to rounding."""
+    """Bound the Frobenius norm of what differs: sum_t |b - b'| |a| + |b'| |a - a'| for every row, rounded up."""
     squares = 0.0
     for k, layer in enumerate(found.layers):
         A, B = layer.inputs, layer.gradients
@@ -137,4 +144,4 @@ def _distance(found: LayerFactors, held: Mapping[str, Matrix]) -> float:
         moved = np.linalg.norm(B - b, axis=3) * np.linalg.norm(A, axis=2)
         moved += np.linalg.norm(b, axis=3) * np.linalg.norm(A - a, axis=2)
         squares += float(np.square(moved.sum(axis=2)).sum())
-    return math.sqrt(squares)
+    return math.sqrt(squares) * (1.0 + 2.0**-20)  # more than any sum of fewer than 2^30 terms rounds

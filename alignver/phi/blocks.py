@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 
+from alignver.kernel.environment import arithmetic_fault
 from alignver.proof.gram import row_rank_by_gram
 from alignver.proof.inverse import row_rank_by_inverse
-from alignver.proof.rounding import FloatArray, add_up, assumptions_hold, mul_up, sqrt_up, sub_down
+from alignver.proof.rounding import FloatArray, add_up, mul_up, sqrt_up, sub_down
 
 __all__ = ["Block", "prove_block"]
 
-_ROOM = 0.9  # what is claimed of what was proved: an independent check by other bounds needs some of it
+_ROOM = {"gram": 0.9, "right inverse": 0.5}  # of what was proved is claimed: a check by other bounds finds less
+_RESIDUAL = 0.25  # of a right inverse at most: a check computes another one, with a residual a few times as large
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,13 +68,14 @@ def prove_block(Z: FloatArray, start: int, stop: int, delta: float = 0.0) -> Blo
     """
     if Z.shape[0] > Z.shape[1]:
         return Block(start, stop, 0.0, "", f"{Z.shape[0]} rows in {Z.shape[1]} columns are dependent")
-    if not assumptions_hold():  # asked in the thread that does the work
-        return Block(start, stop, 0.0, "", "this thread does not round to nearest with gradual underflow")
+    fault = arithmetic_fault(threaded=False)  # asked in the thread that does the work
+    if fault:
+        return Block(start, stop, 0.0, "", fault)
     moved = mul_up(delta, sqrt_up(float(Z.shape[0]))) if delta else 0.0
     reason = ""
     for method, prove in (("gram", row_rank_by_gram), ("right inverse", row_rank_by_inverse)):
         full = prove(Z)
-        floor = sub_down(_ROOM * full.s_min, moved) if full.proved else 0.0
+        floor = sub_down(_ROOM[method] * full.s_min, moved) if full.proved and full.residual <= _RESIDUAL else 0.0
         if floor > add_up(0.0, 2.0**-960):
             return Block(start, stop, floor, method)
         reason = full.reason or f"s_min >= {full.s_min:.1e} does not outweigh rows moved by {delta:.1e}"

@@ -6,11 +6,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from alignver.phi.claims import EXPLORATION, about, seal
+from alignver.kernel import Certificate, seal
 from alignver.phi.rows import Rows
 from alignver.phi.staircase import Staircase, gates
 from alignver.phi.survey import Survey
-from alignver.proof import Certificate
 from alignver.proof.rounding import FloatArray
 
 __all__ = ["certify_staircase", "gates_of"]
@@ -36,7 +35,7 @@ def certify_staircase(stairs: Staircase, rows: Rows, found: Survey, delta: float
         "s_min": stairs.s_min,
         "delta": float(delta),
     }
-    return seal(EXPLORATION, "staircase", about(found.record), data, constants)
+    return seal("exploration", "staircase", {"Z": found.record}, data, constants)
 
 
 def gates_of(certificate: Certificate) -> FloatArray:

@@ -30,6 +30,7 @@ import numpy as np
 
 from alignver.arrays import Array, host
 from alignver.errors import InvalidInput
+from alignver.kernel.environment import arithmetic_fault
 from alignver.phi import device
 from alignver.phi.cluster import Cluster
 from alignver.phi.column import Column, factored, solved
@@ -42,18 +43,20 @@ from alignver.proof.rounding import (
     FloatArray,
     U,
     add_up,
-    assumptions_hold,
     div_up,
     gamma,
     mul_up,
     scale_down,
     sqrt_down,
+    sqrt_up,
     sub_down,
 )
 
 __all__ = ["Definite", "by_threads", "factor_tiles", "prove_definite", "tiled_shift"]
 
 TILE = 1024
+_ROOM = 0.8  # of what is proved is claimed
+_LIBRARY = 2.0**-38  # the relative error of a gate in a check that relies on a library's exponential
 
 Maker: TypeAlias = Callable[[Column], Array | int]
 """Makes a tile column, or returns the row of its diagonal tile where that broke down."""
@@ -150,14 +153,16 @@ def prove_definite(
     backward = tiled_shift(n, tile, trace, largest)
     # Twice what the theorem asks and a little: an independent check by another bound needs some of the room.
     margin = add_up(mul_up(2.0, add_up(gram.error, backward)), mul_up(32.0 * U, trace))
-    shift = max(margin, mul_up(4.0, gram.moved, gram.moved))
+    moved = add_up(gram.moved, mul_up(_LIBRARY, sqrt_up(trace)))
+    shift = max(margin, mul_up(4.0, moved, moved))
     total = add_up(margin, shift)
 
     def refused(reason: str) -> Definite:
         return Definite(False, 0.0, 0.0, margin, shift, reason)
 
-    if not assumptions_hold():
-        return refused("this thread does not round to nearest with gradual underflow")
+    fault = arithmetic_fault()
+    if fault:
+        return refused(fault)
     if not total < 0.5:
         return refused(f"rounding alone may change the Gram matrix by {margin:.1e} times its scale")
     distrust = "" if place is None else device.distrust(place, min(tile, n))
@@ -179,7 +184,8 @@ def prove_definite(
             f"phi phi^T is not safely definite: a shift of {total:.1e} times its scale breaks Cholesky at row {broken}"
         )
         return refused(reason)
-    smallest = sub_down(sqrt_down(shift), gram.moved)
+    # A check by other bounds takes the library's exponential for less than it is, and finds a little less.
+    smallest = _ROOM * sub_down(sqrt_down(shift), moved)
     s_min = scale_down(smallest, -int(gram.exponents.max()))
     return Definite(smallest > 0.0, s_min, max(0.0, smallest), margin, shift, taken=taken)
 

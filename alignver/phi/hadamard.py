@@ -23,6 +23,10 @@ from alignver.proof.rounding import (
 
 __all__ = ["Hadamard", "ScaledGram", "gram", "scaled_gram"]
 
+_FAR = (
+    390  # exponents of norms of rows and gates: products of four are far from over- and underflow, here and in a check
+)
+
 
 def gram(Z: Array, S: Array, weights: Array | None = None) -> Array:
     r"""Return :math:`\phi \phi^\top = (S S^\top) \circ (Z Z^\top)`, with output weights :math:`(S\,
@@ -136,11 +140,13 @@ def scaled_gram(
             relative = add_up(relative, 2.0**-52)
         gate_squares = square_sums_up(S, 1)
         products = squares * gate_squares
-        if not bool(np.all((products > 2.0**-900) & (products < 2.0**900))) or not relative < 2.0**-10:
-            return "the rows of phi are too large, too small, or their gates are not known well enough"
-        exponents = -(np.frexp(products)[1].astype(np.int64) // 2)
-        if int(np.abs(exponents).max()) > 400:
+        heaviest = 1.0 if weights is None else max(1.0, float(np.abs(weights).max()))
+        in_range = max(float(squares.max()), float(square_sums_up(q, 0).max()), heaviest * heaviest) < 2.0 ** (2 * _FAR)
+        if not (in_range and bool(np.all((products > 2.0 ** (-2 * _FAR)) & (products < 2.0 ** (2 * _FAR))))):
             return "the rows of phi are too large or too small"
+        if not relative < 2.0**-10:
+            return "the gates are not known well enough"
+        exponents = -(np.frexp(products)[1].astype(np.int64) // 2)
         T = np.ldexp(S, exponents[:, None])
     diagonal = np.nextafter(np.ldexp(products, 2 * exponents), np.inf)
     trace, largest = sum_up(diagonal), float(diagonal.max())
@@ -152,8 +158,7 @@ def scaled_gram(
     if delta:
         lengths = np.nextafter(np.ldexp(gate_squares, 2 * exponents), np.inf)
         own = add_up(own, mul_up(1.002, delta, sqrt_up(sum_up(lengths))))
-    scale = 1.0 if weights is None else max(1.0, float(np.abs(weights).max()))
     tiny = mul_up(
-        GATE_UNDERFLOW, 2.0**401, scale, float(n), float(T.shape[1]), add_up(1.0, sqrt_up(float(squares.max())))
+        GATE_UNDERFLOW, 2.0**401, heaviest, float(n), float(T.shape[1]), add_up(1.0, sqrt_up(float(squares.max())))
     )
     return ScaledGram(Z, T, exponents, trace, largest, error, add_up(own, tiny))

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from alignver.phi.claims import NO_EXPLORATION, about, seal
+from alignver.kernel import Certificate, seal
 from alignver.phi.rows import Rows
 from alignver.phi.survey import Survey
 from alignver.progress import stage
-from alignver.proof import Certificate, prove_rank
+from alignver.proof import prove_rank
 from alignver.results import Verdict, plain
 
 __all__ = ["Refutation", "by_columns", "by_count", "by_equal_rows"]
@@ -50,7 +50,7 @@ def by_count(n: int, m: int, width: int, record: dict[str, Any], added: bool) ->
     if width * m >= n:
         return None
     constants = {"rank": n, "width": width, "add_constant": added}
-    certificate = seal(NO_EXPLORATION, "count", about(record), {}, constants)
+    certificate = seal("no-exploration", "count", {"Z": record}, {}, constants)
     reason = f"width {width} times {m} features is {width * m} columns, fewer than {n} samples"
     return Refutation(reason, {"kind": "count", "width": width, "features": m, "samples": n}, certificate)
 
@@ -75,7 +75,7 @@ def by_equal_rows(rows: Rows, found: Survey, width: int) -> Refutation | None:
     i, j = min(pairs)
     data = {"rows": np.array([i, j], dtype=np.int64)}
     constants = {"rank": rows.n, "width": width, "add_constant": rows.added}
-    certificate = seal(NO_EXPLORATION, "equal rows", about(found.record), data, constants)
+    certificate = seal("no-exploration", "equal rows", {"Z": found.record}, data, constants)
     others = "" if len(pairs) == 1 else f" ({len(pairs)} such pairs in all)"
     reason = f"samples {i} and {j} have equal features{others}: their rows of phi are equal for every q"
     return Refutation(reason, {"kind": "equal rows", "rows": (i, j), "pairs": len(pairs)}, certificate)
@@ -104,7 +104,7 @@ def by_columns(rows: Rows, found: Survey, width: int) -> Refutation | None:
             "copies": np.array(copies, dtype=np.int64).reshape(-1, 2),
         }
         constants = {"rank": rows.n, "width": width, "add_constant": rows.added}
-        certificate = seal(NO_EXPLORATION, "columns", about(found.record), data, constants)
+        certificate = seal("no-exploration", "columns", {"Z": found.record}, data, constants)
         reason = (
             f"{len(zero)} features are zero and {len(copies)} repeat another one, so Z has rank {rank} at most: times "
             f"width {width} that is fewer than {rows.n} samples"
@@ -124,7 +124,7 @@ def by_columns(rows: Rows, found: Survey, width: int) -> Refutation | None:
     # The kernel's certificate is about Z with its constant; this one holds it, and is about Z as it was given.
     own = {"method": inner.method, "constants": plain(dict(inner.constants))}
     held: dict[str, Any] = {"rank": rows.n, "width": width, "add_constant": rows.added, "of Z": own}
-    certificate = seal(NO_EXPLORATION, "rank of Z", about(found.record), inner.data, held)
+    certificate = seal("no-exploration", "rank of Z", {"Z": found.record}, inner.data, held)
     reason = f"Z has rank {rank} exactly: times width {width} that is fewer than {rows.n} samples"
     return Refutation(reason, {"kind": "rank of Z", "rank": rank, "width": width}, certificate)
 
@@ -133,7 +133,7 @@ def _idle_columns(rows: Rows) -> tuple[list[int], list[tuple[int, int]]]:
     """Return the columns that are zero, and (column, earlier column) pairs that are equal, in one pass."""
     zero = np.ones(rows.m, dtype=bool)
     earlier: npt.NDArray[np.int64] | None = None
-    for _, block in rows.blocks("columns of Z"):
+    for _, block in rows.passes("columns of Z"):
         zero &= ~np.any(block, axis=0)
         if earlier is None:
             seen: dict[bytes, int] = {}

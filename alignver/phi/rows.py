@@ -21,12 +21,12 @@ import numpy.typing as npt
 
 from alignver.arrays import as_matrix, host
 from alignver.errors import InvalidInput
+from alignver.kernel import snapshot
 from alignver.progress import track
 from alignver.proof.rounding import FloatArray
 
 __all__ = ["Location", "Rows", "open_rows"]
 
-_BLOCK_BYTES = 1 << 26  # float64 rows that one pass holds at a time
 _FLOATS = ("float16", "float32", "float64")
 
 
@@ -45,8 +45,10 @@ class Location:
         return open_rows(np.memmap(self.path, self.dtype, "r", self.offset, self.shape), add_constant=self.added)
 
 
-class Rows:
-    """n rows of m numbers, the last of them the constant 1 where ``added``.
+class Rows(snapshot.Rows):
+    """n rows of m numbers, the last of them the constant 1 where ``added``; see :class:`alignver.kernel.snapshot.Rows`.
+
+    What is hashed is what is proved: the first pass settles the rows, by a copy or by a digest of each.
 
     Attributes
     ----------
@@ -58,97 +60,60 @@ class Rows:
         Whether the constant column is not in the data but appended to every row that is read.
     """
 
-    def __init__(self, shape: tuple[int, int], dtype: str, added: bool) -> None:
-        self.n, self.m = shape[0], shape[1] + added
-        self.stored = shape[1]
-        self.dtype = dtype
-        self.added = added
-
     @property
     def location(self) -> Location | None:
         """The file that the rows are in, if it has a name."""
-        return None
-
-    def raw(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """Return the rows with these indices as they are stored, without an added constant."""
-        return self._rows(indices)
-
-    def read(self, start: int, stop: int) -> FloatArray:
-        """Return rows ``start`` to ``stop`` as a float64 array of their own or a view, not to be written to."""
-        return self._complete(self._range(start, stop))
+        return self.source.location(self.added) if isinstance(self.source, _File) else None
 
     def take(self, indices: npt.NDArray[np.int64]) -> FloatArray:
-        """Return the rows with these indices, in this order, as a float64 array of their own."""
-        return self._complete(self._rows(indices))
+        """Return the rows with these indices, in this order, as float64, not to be written to."""
+        rows: FloatArray = super().take(indices)
+        return rows
 
-    def blocks(self, label: str, *, least: int = 1) -> Iterator[tuple[int, FloatArray]]:
+    def read(self, start: int, stop: int) -> FloatArray:
+        """Return rows ``start`` to ``stop`` as float64, not to be written to."""
+        rows: FloatArray = super().read(start, stop)
+        return rows
+
+    def passes(self, label: str) -> Iterator[tuple[int, FloatArray]]:
         """Yield (start, rows) over all rows, a bounded number at a time, reporting progress."""
-        step = max(least, _BLOCK_BYTES // (8 * self.m), 1)
-        for start in track(range(0, self.n, step), label):
-            yield start, self.read(start, min(start + step, self.n))
-
-    def require_unchanged(self) -> None:
-        """Refuse a file that was written to since it was opened: what was hashed, and what was proved, may differ."""
+        return self.blocks(track, label)
 
     def close(self) -> None:
         """Let go of files."""
-
-    def _range(self, start: int, stop: int) -> npt.NDArray[Any]:
-        raise NotImplementedError
-
-    def _rows(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        raise NotImplementedError
-
-    def _complete(self, rows: npt.NDArray[Any]) -> FloatArray:
-        if not self.added:
-            return np.ascontiguousarray(rows, dtype=np.float64)
-        whole = np.ones((rows.shape[0], self.m))
-        whole[:, :-1] = rows
-        return whole
+        if isinstance(self.source, _File):
+            self.source.close()
 
 
-class _ArrayRows(Rows):
-    def __init__(self, array: npt.NDArray[Any], added: bool) -> None:
-        super().__init__((int(array.shape[0]), int(array.shape[1])), str(array.dtype), added)
-        self._array = array
+class _File:
+    """The rows of an open file, read with ``pread``."""
 
-    def _range(self, start: int, stop: int) -> npt.NDArray[Any]:
-        return self._array[start:stop]
-
-    def _rows(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        return self._array[indices]
-
-
-class _FileRows(Rows):
-    def __init__(
-        self, file: int, offset: int, shape: tuple[int, int], dtype: np.dtype[Any], added: bool, path: str = ""
-    ) -> None:
-        super().__init__(shape, dtype.name, added)
-        self._file, self._offset, self._kind, self._path = file, offset, dtype, path
-        self._row_bytes, self._state = self.stored * dtype.itemsize, _state(file)
+    def __init__(self, file: int, offset: int, shape: tuple[int, int], dtype: np.dtype[Any], path: str = "") -> None:
+        self.shape, self.dtype = shape, dtype
+        self._file, self._offset, self._path = file, offset, path
+        self._row_bytes = shape[1] * dtype.itemsize
         self._closing = weakref.finalize(self, os.close, file)  # at the latest when nobody holds the rows
 
-    @property
-    def location(self) -> Location | None:
-        if not self._path:
-            return None
-        return Location(self._path, self._offset, (self.n, self.stored), self.dtype, self.added)
-
-    def require_unchanged(self) -> None:
-        if _state(self._file) != self._state:
-            raise InvalidInput("Z", "a file that changed while it was read", "a file that nobody writes to meanwhile")
+    def location(self, added: bool) -> Location | None:
+        """Where another process finds the rows, if the file has a name."""
+        return Location(self._path, self._offset, self.shape, self.dtype.name, added) if self._path else None
 
     def close(self) -> None:
+        """Close the file."""
         self._closing()
         self._file = -1  # the number may belong to another file by now
 
+    def __getitem__(self, which: slice | npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Return rows by a slice (start, stop) or an array of indices."""
+        return self._range(which.start, which.stop) if isinstance(which, slice) else self._rows(which)
+
     def _range(self, start: int, stop: int) -> npt.NDArray[Any]:
-        rows = np.empty((stop - start, self.stored), dtype=self._kind)
+        rows = np.empty((stop - start, self.shape[1]), dtype=self.dtype)
         self._fill(rows.data.cast("B"), start)
         return rows
 
     def _rows(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        rows = np.empty((indices.size, self.stored), dtype=self._kind)
+        rows = np.empty((indices.size, self.shape[1]), dtype=self.dtype)
         view = rows.data.cast("B")
         # Runs of neighbours are one read; in the order of the file they cost a disk the least.
         order = np.argsort(indices, kind="stable")
@@ -173,13 +138,9 @@ class _FileRows(Rows):
                 ) from error
             if count == 0:
                 at = row + done // self._row_bytes
-                raise InvalidInput("Z", f"a file that ends in row {at} of {self.n}", "the whole file: copy it again")
+                got = f"a file that ends in row {at} of {self.shape[0]}"
+                raise InvalidInput("Z", got, "the whole file: copy it again")
             done += count
-
-
-def _state(file: int) -> tuple[int, int]:
-    about = os.fstat(file)
-    return about.st_size, about.st_mtime_ns
 
 
 def open_rows(Z: Any, *, add_constant: bool = False, folder: str | os.PathLike[str] | None = None) -> Rows:
@@ -214,10 +175,10 @@ def open_rows(Z: Any, *, add_constant: bool = False, folder: str | os.PathLike[s
         if mapped is not None:
             return mapped
     if type(Z) in (np.ndarray, np.memmap) and Z.ndim == 2 and Z.size and Z.dtype.isnative and Z.dtype.name in _FLOATS:
-        return _ArrayRows(Z.view(np.ndarray), add_constant)
+        return Rows(Z.view(np.ndarray), add_constant)
     if isinstance(Z, Iterable) and not hasattr(Z, "shape") and not isinstance(Z, list | tuple | str | bytes | dict):
         return _spooled(Z, add_constant, folder)
-    return _ArrayRows(host(as_matrix(Z, "Z").array), add_constant)
+    return Rows(host(as_matrix(Z, "Z").array), add_constant)
 
 
 def _mapped(Z: np.memmap[Any, Any], added: bool) -> Rows | None:
@@ -233,7 +194,7 @@ def _mapped(Z: np.memmap[Any, Any], added: bool) -> Rows | None:
         os.close(file)
         return None
     shape = (int(Z.shape[0]), int(Z.shape[1]))
-    return _FileRows(file, Z.offset, shape, Z.dtype, added, os.path.abspath(Z.filename))
+    return Rows(_File(file, Z.offset, shape, Z.dtype, os.path.abspath(Z.filename)), added)
 
 
 def _behind(Z: np.memmap[Any, Any], file: int) -> bool:
@@ -273,7 +234,7 @@ def _spooled(blocks: Iterable[Any], added: bool, folder: str | os.PathLike[str] 
             n += int(rows.shape[0])
         if n == 0:
             raise InvalidInput("Z", "no blocks", "at least one block of rows")
-        return _FileRows(os.dup(file.fileno()), 0, (n, m), dtype, added)
+        return Rows(_File(os.dup(file.fileno()), 0, (n, m), dtype), added)
 
 
 def _temporary(folder: str | os.PathLike[str] | None) -> Any:

@@ -48,6 +48,7 @@ from alignver.proof.rounding import (
 __all__ = ["Search", "Staircase", "find_staircase", "gates"]
 
 _SHARE = 2.0**-10  # of s_min(phi) that the finite c may cost
+_ROOM = 0.98  # of the bound that is proved is claimed: a check by other bounds finds a little less
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,7 +270,7 @@ def _complete(
     if not exact or not bool(np.array_equal(q[:, 0][:-1] / c, direction[:-1])):
         return f"c = {c:.1e} takes the gates out of the range of floats"
     lost = scale_up(spill, -_halvings(c, margin))
-    s_min = max(0.0, sub_down(base, lost))
+    s_min = _ROOM * max(0.0, sub_down(base, lost))
     # Row i of the limit holds z_i once for every threshold below it: the blocks from its own on.
     repeats = np.repeat(np.arange(len(blocks), 0, -1.0), [block.stop - block.start for block in blocks])
     norm = add_up(sqrt_up(sum_up(np.nextafter(squares * repeats, np.inf))), lost)

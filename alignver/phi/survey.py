@@ -87,7 +87,7 @@ def survey(rows: Rows, V: FloatArray) -> Survey:
     # Hashing is as slow as all the rest and lets go of the interpreter: it runs beside it, in order.
     with concurrent.futures.ThreadPoolExecutor(1) as beside:
         hashed: concurrent.futures.Future[None] | None = None
-        for start, block in rows.blocks("reading Z"):
+        for start, block in rows.passes("reading Z"):
             bare = np.ascontiguousarray(block[:, : rows.stored])
             if hashed is not None:
                 hashed.result()
@@ -133,7 +133,7 @@ def _no_constant(rows: Rows, block: FloatArray, start: int) -> None:
 def digest_rows(rows: Rows) -> dict[str, Any]:
     """Return what identifies the rows, as :func:`survey` does, by a pass of its own."""
     content = hashlib.sha256(f"<f8 {(rows.n, rows.stored)}".encode())
-    for _, block in rows.blocks("identifying Z"):
+    for _, block in rows.passes("identifying Z"):
         content.update(np.ascontiguousarray(block[:, : rows.stored]).tobytes())
     return {"sha256": content.hexdigest(), "shape": [rows.n, rows.stored], "dtype": "<f8"}
 

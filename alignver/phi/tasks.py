@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from alignver._version import __version__
 from alignver.errors import InvalidInput
+from alignver.kernel.environment import arithmetic_fault
 from alignver.phi.blocks import Block, prove_block
 from alignver.phi.column import Column, factored, solved
 from alignver.phi.hadamard import Hadamard
@@ -28,7 +29,7 @@ from alignver.phi.rows import Location, Rows, open_rows
 from alignver.phi.survey import digest_rows
 from alignver.phi.threads import single_threaded_blas
 from alignver.phi.tiles import MemoryStore, column_name, content_hash
-from alignver.proof.rounding import FloatArray, assumptions_hold
+from alignver.proof.rounding import FloatArray
 
 __all__ = ["FileRows", "Job", "SentRows", "factor_tile", "prove_rows", "reduce_rows", "solve_rows"]
 
@@ -120,9 +121,10 @@ def solve_rows(part: FloatArray, lower: FloatArray | int) -> tuple[str, FloatArr
 def _at_work(version: str) -> Iterator[None]:
     if version != __version__:
         raise InvalidInput("client", f"{_name()} with alignver {__version__}", f"workers with alignver {version}")
-    if not assumptions_hold():
-        trouble = f"{_name()}, whose thread does not round to nearest with gradual underflow"
-        raise InvalidInput("client", trouble, "workers where no library has changed the floating-point environment")
+    fault = arithmetic_fault(threaded=False)
+    if fault:
+        need = "workers where no library has changed the floating-point environment"
+        raise InvalidInput("client", f"{_name()}: {fault}", need)
     with single_threaded_blas(), np.errstate(all="ignore"):
         yield
 

@@ -1,10 +1,8 @@
-"""The trusted kernel: verdicts with proof, certificates, and an independent re-check."""
+"""Producers of proofs about matrices: what they write, :mod:`alignver.kernel` checks."""
 
+from alignver.kernel import Certificate, load_certificate
 from alignver.proof.ball import Ball
-from alignver.proof.certificate import Certificate
 from alignver.proof.decision import Decision
 from alignver.proof.ladder import prove_membership, prove_rank
-from alignver.proof.recheck import recheck
-from alignver.proof.storage import load_certificate
 
-__all__ = ["Ball", "Certificate", "Decision", "load_certificate", "prove_membership", "prove_rank", "recheck"]
+__all__ = ["Ball", "Certificate", "Decision", "load_certificate", "prove_membership", "prove_rank"]

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from alignver.kernel.certificate import Certificate, pack, seal
+from alignver.kernel.exact import FARTHEST, equal
 from alignver.proof.ball import Ball
-from alignver.proof.certificate import Certificate, make, pack
+from alignver.proof.dyadic import mantissas
 from alignver.proof.exact import Combination, Profile
 from alignver.proof.gram import FullRank
 from alignver.proof.residual import Distance
-from alignver.proof.rounding import FloatArray
+from alignver.proof.rounding import FloatArray, mul_down
 from alignver.proof.structure import Conflict
 
 __all__ = [
@@ -32,6 +34,9 @@ __all__ = [
 
 Inputs = Mapping[str, FloatArray]
 
+_ROOM = 0.99  # of a bound that was proved is stated: a check by other bounds finds a little less
+_MULTIPLIED = 1 << 26  # products in an exact residual: seconds for FLINT
+
 
 def _ball(ball: Ball | None) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
     """Return constants and data that describe the ball."""
@@ -45,55 +50,85 @@ def _ball(ball: Ball | None) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]
 
 
 def scaling_is_exact(matrix: FloatArray, exponents: npt.NDArray[np.int64]) -> bool:
-    """Whether scaling the rows by powers of two loses nothing to underflow: what a re-check with a ball
-    insists on.
+    """Whether scaling the rows by powers of two loses nothing to underflow: what a certificate that states a number, or
+    is about a ball, is checked for.
     """
+    if not exponents.any():
+        return True
     with np.errstate(all="ignore"):
-        return bool(np.all(np.ldexp(np.ldexp(matrix, exponents[:, None]), -exponents[:, None]) == matrix))
+        return equal(np.ldexp(np.ldexp(matrix, exponents[:, None]), -exponents[:, None]), matrix)
+
+
+def _integers(numbers: Sequence[int], exponents: npt.NDArray[np.int64]) -> tuple[list[int], int]:
+    """Return integers and e with n 2^p = integer 2^e."""
+    low = int(exponents.min(initial=0))
+    return [value << (power - low) for value, power in zip(numbers, exponents.tolist(), strict=True)], low
+
+
+def _folded(numbers: Sequence[int], exponents: npt.NDArray[np.int64]) -> tuple[list[int], npt.NDArray[np.int64], int]:
+    """Return integers, exponents that a certificate can hold, and e with n 2^p = integer 2^(exponent + e)."""
+    if not bool(np.any(np.abs(exponents) > FARTHEST)):
+        return list(numbers), exponents, 0
+    integers, low = _integers(numbers, exponents)
+    return integers, 0 * exponents, low
 
 
 def certify_full_rank(
     claim: str, inputs: Inputs, side: str, full: FullRank, ball: Ball | None, rank: int | None = None
 ) -> Certificate:
-    """Full rank from the Gram matrix or a right inverse; the inverse is stored only where a ball needs it."""
+    """Full rank from the Gram matrix or a right inverse, which is stored where a ball or a bound of s_min needs it.
+
+    A bound is stated where it can be checked: the scaling is exact, and a right inverse not too large to be multiplied
+    out.
+    """
     constants, data = _ball(ball)
     assert full.exponents is not None
+    A = inputs["A"] if "A" in inputs else inputs["J"]
+    wide = A if side == "rows" else A.T
+    stated = full.s_min > 0.0 and scaling_is_exact(wide, full.exponents)
     data["scaling"] = full.exponents
-    if full.factor is not None and ball is not None:
-        data["right_inverse"] = full.factor
+    if full.factor is not None:
+        stated = stated and full.factor.size * wide.shape[0] <= _MULTIPLIED
+        if ball is not None or stated:
+            data["right_inverse"] = full.factor
     if full.columns is not None:
         data["columns"] = full.columns
-    constants |= {**full.constants, "side": side}
+    constants["side"] = side
+    if full.factor is None:
+        constants["shift"] = full.shift
+    if stated:
+        constants["s_min"] = mul_down(_ROOM, full.s_min)
     if rank is not None:
         constants["rank"] = rank
-    return make(claim, "gram" if full.factor is None else "right inverse", inputs, data, constants)
+    return seal(claim, "gram" if full.factor is None else "right inverse", inputs, data, constants)
 
 
 def certify_distance(inputs: Inputs, found: Distance, ball: Ball | None) -> Certificate:
-    """Non-membership from full column rank and a residual."""
+    """Non-membership from full column rank and a residual, with the distance where it can be checked."""
     constants, data = _ball(ball)
-    full = found.full
+    full, beta = found.full, found.beta
     assert full is not None
-    if ball is not None:
-        assert full.exponents is not None
-        assert found.beta is not None
-        data |= {"scaling": full.exponents, "beta": found.beta}
+    assert full.exponents is not None
+    small = full.factor is None or full.factor.size * full.factor.shape[1] <= _MULTIPLIED
+    checked = beta is not None and bool(np.all(np.isfinite(beta))) and scaling_is_exact(inputs["J"].T, full.exponents)
+    stated = found.stated > 0.0 and checked and small
+    if beta is not None and (ball is not None or stated):
+        data |= {"scaling": full.exponents, "beta": beta}
         if full.factor is not None:
             data["right_inverse"] = full.factor
-    return make("non-membership", "residual", inputs, data, {**constants, **full.constants, **found.constants})
+        else:
+            constants["shift"] = full.shift
+    if stated:
+        constants["distance"] = found.stated
+    return seal("non-membership", "residual", inputs, data, constants)
 
 
 def certify_conflict(inputs: Inputs, conflict: Conflict) -> Certificate:
     """Non-membership from a null vector of one or two floats."""
-    ratios = [weight.as_integer_ratio() for weight in conflict.weights]
-    numerators = [numerator for numerator, _ in ratios]
-    exponents = np.array([1 - denominator.bit_length() for _, denominator in ratios], dtype=np.int64)
-    data = {
-        "support": np.array(conflict.rows, dtype=np.int64),
-        "exponents": exponents,
-        **pack("w", numerators),
-    }
-    return make("non-membership", "null vector", inputs, data, {"found": conflict.kind})
+    numerators, exponents = mantissas(np.array(conflict.weights))
+    weights, exponents, _ = _folded(numerators.tolist(), exponents)
+    data = {"support": np.array(conflict.rows, dtype=np.int64), "exponents": exponents, **pack("w", weights)}
+    return seal("non-membership", "null vector", inputs, data, {"found": conflict.kind})
 
 
 def certify_null_vector(inputs: Inputs, w: Combination, exponents: npt.NDArray[np.int64]) -> Certificate:
@@ -101,8 +136,9 @@ def certify_null_vector(inputs: Inputs, w: Combination, exponents: npt.NDArray[n
     rows.
     """
     support = np.array(w.support, dtype=np.int64)
-    data = {"support": support, "exponents": exponents[support], **pack("w", w.numerators)}
-    return make("non-membership", "null vector", inputs, data, {"found": "exact"})
+    weights, powers, _ = _folded(w.numerators, exponents[support])
+    data = {"support": support, "exponents": powers, **pack("w", weights)}
+    return seal("non-membership", "null vector", inputs, data, {"found": "exact"})
 
 
 def certify_solution(
@@ -110,17 +146,18 @@ def certify_solution(
 ) -> Certificate:
     """Membership from a rational solution; ``exponents`` are those of all columns."""
     support = np.array(beta.support, dtype=np.int64)
-    packed = pack("beta", [*beta.numerators, beta.denominator])
+    numerators, powers, low = _folded(beta.numerators, exponents[support])
+    numerators, denominator = [value << max(low, 0) for value in numerators], beta.denominator << max(-low, 0)
     constants, data = _ball(ball)
-    data |= {"support": support, "exponents": exponents[support], **packed}
-    return make("membership", "solution", inputs, data, constants)
+    data |= {"support": support, "exponents": powers, **pack("beta", [*numerators, denominator])}
+    return seal("membership", "solution", inputs, data, constants)
 
 
 def certify_minor(claim: str, inputs: Inputs, minor: Profile, rank: int | None = None) -> Certificate:
     """A lower bound of the rank from a minor that is not zero modulo a prime."""
     data = {"rows": np.array(minor.rows, dtype=np.int64), "columns": np.array(minor.columns, dtype=np.int64)}
     constants: dict[str, Any] = {"prime": minor.prime, "order": minor.rank}
-    return make(claim, "minor", inputs, data, constants if rank is None else {**constants, "rank": rank})
+    return seal(claim, "minor", inputs, data, constants if rank is None else {**constants, "rank": rank})
 
 
 def certify_null_space(
@@ -134,22 +171,27 @@ def certify_null_space(
     rank: int,
 ) -> Certificate:
     """An upper bound of the rank from independent null vectors."""
+    # One list of exponents serves all vectors: where a certificate cannot hold it, each takes up its own.
+    far = bool(np.any(np.abs(exponents) > FARTHEST))
+    weights: list[int] = []
+    for vector in vectors:
+        weights += _integers(vector.numerators, exponents[list(vector.support)])[0] if far else vector.numerators
     data = {
         "own": np.array([vector.support[0] for vector in vectors], dtype=np.int64),
         "shared": np.array(shared, dtype=np.int64),
-        "exponents": exponents,
-        **pack("w", [value for vector in vectors for value in vector.numerators]),
+        "exponents": 0 * exponents if far else exponents,
+        **pack("w", weights),
     }
-    return make(claim, "null space", inputs, data, {"side": "left" if left else "right", "rank": rank})
+    return seal(claim, "null space", inputs, data, {"side": "left" if left else "right", "rank": rank})
 
 
 def certify_primes(claim: str, inputs: Inputs, most: int, used: Sequence[int], rank: int) -> Certificate:
     """An upper bound of the rank from ranks modulo primes whose product exceeds every larger minor."""
     data = {"primes": np.array(used, dtype=np.int64)}
-    return make(claim, "primes", inputs, data, {"most": most, "rank": rank})
+    return seal(claim, "primes", inputs, data, {"most": most, "rank": rank})
 
 
-def certify_reduced(inputs: Inputs, repeated: Mapping[int, int], full: FullRank) -> Certificate:
+def certify_reduced(inputs: Inputs, repeated: Mapping[int, int]) -> Certificate:
     """Membership from full rank of the rows that remain when zero and repeated rows with the same targets are
     left out.
     """
@@ -157,7 +199,7 @@ def certify_reduced(inputs: Inputs, repeated: Mapping[int, int], full: FullRank)
         "dropped": np.array(list(repeated), dtype=np.int64),
         "repeats": np.array(list(repeated.values()), dtype=np.int64),
     }
-    return make("membership", "reduced", inputs, data, {"s_min": full.s_min})
+    return seal("membership", "reduced", inputs, data, {})
 
 
 def certify_repeats(claim: str, inputs: Inputs, repeated: Mapping[int, int], *, left: bool, rank: int) -> Certificate:

@@ -7,8 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from alignver.kernel import Certificate
 from alignver.proof.ball import Ball
-from alignver.proof.certificate import Certificate
 from alignver.results import Frozen, Verdict, plain
 
 __all__ = ["Decision", "Trail"]

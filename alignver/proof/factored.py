@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from alignver.kernel.environment import arithmetic_fault
 from alignver.progress import track
 from alignver.proof.definiteness import estimate_smallest, factor_shifted, rump_shift
 from alignver.proof.rounding import (
@@ -21,7 +22,6 @@ from alignver.proof.rounding import (
     FloatArray,
     U,
     add_up,
-    assumptions_hold,
     gamma,
     mul_up,
     norm_up,
@@ -185,8 +185,9 @@ def row_rank_by_factors(layers: Sequence[Layer], radius: Callable[[float], float
     N, columns = m * n, sum(layer.columns for layer in layers)
     if columns < N:
         return FactoredRank(False, 0.0, f"{N} rows in {columns} columns are dependent")
-    if not assumptions_hold():
-        return FactoredRank(False, 0.0, "this thread does not round to nearest with gradual underflow")
+    fault = arithmetic_fault()
+    if fault:
+        return FactoredRank(False, 0.0, fault)
     if not all(_in_range(layer) for layer in layers):
         return FactoredRank(False, 0.0, _RANGE)
     with np.errstate(all="ignore"):

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from alignver.kernel import Certificate
+from alignver.kernel.exact import nonzero
 from alignver.progress import stage
 from alignver.proof.ball import Ball
 from alignver.proof.certify import (
@@ -22,9 +24,9 @@ from alignver.proof.exact import Combination
 from alignver.proof.gram import FullRank, row_rank_by_gram, row_rank_by_some_columns
 from alignver.proof.inverse import row_rank_by_inverse
 from alignver.proof.residual import Distance, distance_from
-from alignver.proof.rounding import FloatArray, assumptions_hold, shown_down
+from alignver.proof.rounding import FloatArray
 from alignver.proof.structure import find_conflict, redundant_rows
-from alignver.results import Verdict
+from alignver.results import Verdict, shown_down
 
 __all__ = [
     "by_gram",
@@ -41,7 +43,7 @@ _MOST_WEIGHTS = 10_000_000  # of null vectors in one certificate of repeated lin
 def by_structure(inputs: dict[str, FloatArray], trail: Trail) -> Decision | None:
     """Decide membership by what can be seen: a zero target, zero rows, proportional rows."""
     J, y = inputs["J"], inputs["y"]
-    if not np.any(y):
+    if not nonzero(y).any():
         certificate = certify_solution(inputs, Combination((), (), 1), np.zeros(J.shape[1], dtype=np.int64), trail.ball)
         return trail.decided(Verdict.HOLDS, "structure", "y is zero, and so is J times zero", certificate)
     if trail.ball is not None:
@@ -67,12 +69,11 @@ def _without_repeats(inputs: dict[str, FloatArray], trail: Trail) -> Decision | 
     proof = _wide_rank(np.delete(J, list(repeated), axis=0), trail)
     if proof is None:
         return None
-    full, step = proof
     reason = (
         f"{len(repeated)} rows of J are zero or repeat others, with the same targets; "
-        f"the other {J.shape[0] - len(repeated)} are independent (s_min >= {shown_down(full.s_min)})"
+        f"the other {J.shape[0] - len(repeated)} are independent"
     )
-    return trail.decided(Verdict.HOLDS, step, reason, certify_reduced(inputs, repeated, full))
+    return trail.decided(Verdict.HOLDS, proof[1], reason, certify_reduced(inputs, repeated))
 
 
 def rank_by_repeats(inputs: dict[str, FloatArray], rank: int, trail: Trail) -> Decision | None:
@@ -103,9 +104,6 @@ Proof = tuple[FullRank, str]
 
 def by_gram(wide: FloatArray, trail: Trail, ball: Ball | None) -> Proof | None:
     """Prove full row rank through a Gram matrix: of some columns where that may do, else of all."""
-    if not assumptions_hold():
-        trail.missed("gram", "this thread does not round to nearest with gradual underflow")
-        return None
     if ball is None:
         with stage("full rank: gram of some columns"):
             some = row_rank_by_some_columns(wide)
@@ -120,9 +118,6 @@ def by_gram(wide: FloatArray, trail: Trail, ball: Ball | None) -> Proof | None:
 
 def by_right_inverse(wide: FloatArray, trail: Trail, ball: Ball | None) -> Proof | None:
     """Prove full row rank by a right inverse."""
-    if not assumptions_hold():
-        trail.missed("right inverse", "this thread does not round to nearest with gradual underflow")
-        return None
     with stage("full rank: right inverse"):
         full = row_rank_by_inverse(wide, ball)
     return _accept("right inverse", wide, full, trail, ball)
@@ -172,16 +167,11 @@ def _row_rank(inputs: dict[str, FloatArray], trail: Trail, prove: Prover) -> Dec
         return None
     full, step = proof
     certificate = certify_full_rank("membership", inputs, "rows", full, trail.ball)
-    reason = (
-        f"J has full row rank{_within(trail)} (s_min >= {shown_down(full.s_min)}), so every y is in its column space"
-    )
+    reason = f"J has full row rank{_within(trail)}{_stated(certificate)}, so every y is in its column space"
     return trail.decided(Verdict.HOLDS, step, reason, certificate)
 
 
 def _outside(inputs: dict[str, FloatArray], trail: Trail) -> Decision | None:
-    if not assumptions_hold():
-        trail.missed("residual", "this thread does not round to nearest with gradual underflow")
-        return None
     with stage("residual"):
         found = distance_from(inputs["J"], inputs["y"], trail.ball)
     if found.proved and trail.ball is not None and not _leaves_recheck(inputs["J"], found):
@@ -191,10 +181,12 @@ def _outside(inputs: dict[str, FloatArray], trail: Trail) -> Decision | None:
         trail.missed("residual", found.reason)
         return None
     trail.measured |= {"distance_lower": found.distance}
-    away = shown_down(found.distance)
-    reason = f"J has full column rank{_within(trail)} and y is at least {away} away from its column space"
+    certificate = certify_distance(inputs, found, trail.ball)
+    distance = certificate.constants.get("distance")
+    away = "not in" if distance is None else f"at least {shown_down(distance)} away from"
+    reason = f"J has full column rank{_within(trail)} and y is {away} its column space"
     witness = {"kind": "distance", "distance_lower": found.distance}
-    return trail.decided(Verdict.FAILS, "residual", reason, certify_distance(inputs, found, trail.ball), witness)
+    return trail.decided(Verdict.FAILS, "residual", reason, certificate, witness)
 
 
 def _leaves_recheck(J: FloatArray, found: Distance) -> bool:
@@ -216,13 +208,20 @@ def full_rank(inputs: dict[str, FloatArray], rank: int, trail: Trail, prove: Pro
     full, step = proof
     side = "columns" if tall else "rows"
     true = min(A.shape)
-    reason = f"A has full rank {true}{_within(trail)} (s_min >= {shown_down(full.s_min)})"
     claim = "rank" if rank == true else "not-rank"
     certificate = certify_full_rank(claim, inputs, side, full, trail.ball, rank)
+    reason = f"A has full rank {true}{_within(trail)}{_stated(certificate)}"
     if rank == true:
         return trail.decided(Verdict.HOLDS, step, reason, certificate)
     witness = {"kind": "full rank", "rank": true, "s_min_lower": full.s_min}
     return trail.decided(Verdict.FAILS, step, reason + f", not {rank}", certificate, witness)
+
+
+def _stated(certificate: Certificate) -> str:
+    """Return the bound of the smallest singular value that a certificate states, in words."""
+    s_min = certificate.constants.get("s_min")
+    centre = "" if certificate.constants.get("ball") is None else " at the centre"
+    return "" if s_min is None else f" (s_min >= {shown_down(s_min)}{centre})"
 
 
 def _within(trail: Trail) -> str:

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
+from alignver.kernel.exact import FARTHEST
 from alignver.proof.ball import Ball
 from alignver.proof.definiteness import estimate_smallest, factor_shifted, rump_shift
 from alignver.proof.rounding import (
@@ -53,20 +53,23 @@ class FullRank:
         The same bound for D A.
     reason : str
         Why there is no proof; empty when there is.
-    constants : mapping
-        The numbers of the bound, for the certificate.
+    shift : float
+        What the smallest eigenvalue of (D A)(D A)^T was proved to exceed.
     factor : array or None
-        The right inverse, where the method has one.
+        The right inverse X, where the method has one.
+    residual : float
+        Bound of ||I - D A X||.
     """
 
     proved: bool
     s_min: float
     reason: str
-    constants: Mapping[str, float | int] = dataclasses.field(default_factory=dict)
+    shift: float = 0.0
     factor: FloatArray | None = None
     exponents: npt.NDArray[np.int64] | None = None
     scaled_s_min: float = 0.0
     columns: npt.NDArray[np.int64] | None = None
+    residual: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +93,8 @@ def scale_rows(A: FloatArray, *, always: bool = False) -> Scaled | None:
         largest = np.maximum(A.max(axis=1), -A.min(axis=1))
     if not bool(np.all((largest > 0) & (largest < np.inf))):
         return None
-    exponents = np.frexp(largest)[1].astype(np.int64)
+    # Rows of subnormal numbers stay below 2^-73: their squares are far from underflow all the same.
+    exponents = np.clip(np.frexp(largest)[1].astype(np.int64), -FARTHEST, FARTHEST)
     if not always and int(exponents.min()) > -_SAFE and int(exponents.max()) < _SAFE:
         return Scaled(A, np.zeros(A.shape[0], dtype=np.int64), 0.0)
     with np.errstate(all="ignore"):
@@ -150,6 +154,7 @@ def _from_gram(scaled: Scaled, ball: Ball | None, quick: bool) -> FullRank:
     halves = -(np.frexp(squares)[1].astype(np.int64) // 2)
     if float(squares.max()) <= _UNEVEN * float(squares.min()):
         halves[:] = 0
+    halves = np.clip(scaled.exponents + halves, -FARTHEST, FARTHEST) - scaled.exponents
     if bool(np.any(halves)):  # |halves| <= about _SAFE: the powers and both products are far from overflow
         power = np.ldexp(1.0, halves)
         gram *= power[:, None]
@@ -194,15 +199,10 @@ def _from_gram(scaled: Scaled, ball: Ball | None, quick: bool) -> FullRank:
             break
     smallest = max(0.0, sub_down(sqrt_down(proved_shift), scaled.lost and scale_up(scaled.lost, int(halves.max()))))
     s_min = scale_down(smallest, -int(exponents.max()))
-    constants = {"shift": proved_shift, "margin": margin, "radius": radius, "s_min": s_min}
     if radius > 0.0 and not sqrt_down(proved_shift) > radius:
-        return FullRank(
-            False,
-            s_min,
-            f"the ball's radius {radius:.1e} reaches past the proved s_min {smallest:.1e} (rows scaled)",
-            constants,
-        )
-    return FullRank(True, s_min, "", constants, None, exponents, smallest)
+        reason = f"the ball's radius {radius:.1e} reaches past the proved s_min {smallest:.1e} (rows scaled)"
+        return FullRank(False, s_min, reason)
+    return FullRank(True, s_min, "", proved_shift, None, exponents, smallest)
 
 
 def row_rank_by_some_columns(A: FloatArray) -> FullRank | None:

@@ -171,20 +171,22 @@ def row_rank_by_inverse(A: FloatArray, ball: Ball | None = None) -> FullRank:
             if better < epsilon:
                 X, epsilon = refined, better
         size = _norm_up(X)
-    return _conclude(X, epsilon, size, radius, scaled)
+    return _conclude(X, epsilon, size, radius, scaled, ball)
 
 
-def _conclude(X: FloatArray, epsilon: float, size: float, radius: float, scaled: Scaled) -> FullRank:
-    constants = {"residual": epsilon, "norm": size, "radius": radius}
+def _conclude(X: FloatArray, epsilon: float, size: float, radius: float, scaled: Scaled, ball: Ball | None) -> FullRank:
     if not (epsilon < 1.0 and size < math.inf):
-        return FullRank(False, 0.0, f"||I - A X|| <= {epsilon:.1e} is not below 1", constants)
+        return FullRank(False, 0.0, f"||I - A X|| <= {epsilon:.1e} is not below 1")
     smallest = max(0.0, sub_down(div_down(max(0.0, sub_down(1.0, epsilon)), size), scaled.lost))
-    s_min = max(scale_down(smallest, -int(scaled.exponents.max())), _unscaled(X, epsilon, scaled))
-    constants["s_min"] = s_min
+    s_min = scale_down(smallest, -int(scaled.exponents.max()))
     if not add_up(epsilon, mul_up(radius, size)) < 1.0:
         reason = f"the ball's radius {radius:.1e} reaches past the proved s_min {smallest:.1e} (rows scaled)"
-        return FullRank(False, s_min, reason, constants)
-    return FullRank(True, s_min, "", constants, X, scaled.exponents, smallest)
+        return FullRank(False, s_min, reason)
+    without = _unscaled(X, epsilon, scaled) if ball is None else 0.0
+    if without > s_min:  # X D is a right inverse of A itself
+        unscaled = np.ldexp(X, scaled.exponents[None, :])
+        return FullRank(True, without, "", 0.0, unscaled, np.zeros_like(scaled.exponents), without, residual=epsilon)
+    return FullRank(True, s_min, "", 0.0, X, scaled.exponents, smallest, residual=epsilon)
 
 
 def _unscaled(X: FloatArray, epsilon: float, scaled: Scaled) -> float:

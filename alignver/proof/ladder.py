@@ -8,8 +8,9 @@ import numpy as np
 
 from alignver.arrays import as_matrix, as_vector, host
 from alignver.errors import InvalidInput
+from alignver.kernel import seal
+from alignver.kernel.environment import arithmetic_fault
 from alignver.proof.ball import Ball
-from alignver.proof.certificate import make
 from alignver.proof.decision import Decision, Trail
 from alignver.proof.exact_ladder import Budget, membership_exactly, rank_exactly
 from alignver.proof.float_ladder import (
@@ -34,6 +35,7 @@ BUDGET_SECONDS = 60.0
 """Estimated time that ``exact="auto"`` may spend on exact arithmetic: about what a person waits for."""
 
 
+@np.errstate(all="ignore")
 def prove_membership(
     J: Any,
     y: Any,
@@ -81,13 +83,16 @@ def prove_membership(
     >>> prove_membership(np.array([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]]), np.array([3.0, 4.0])).step
     'gram'
     >>> prove_membership(np.array([[1.0, 2.0], [2.0, 4.0]]), np.array([1.0, 3.0])).reason
-    'row 1 of J is exactly 2 times row 0, and its target is not (1, 3)'
+    'row 1 of J is exactly 2.0 times row 0, and its target is not (1.0, 3.0)'
     """
-    matrix, target = _matrix(J, "J"), np.ascontiguousarray(host(as_vector(y, "y").array))
+    matrix, target = _matrix(J, "J"), np.array(host(as_vector(y, "y").array), copy=True)
     if matrix.shape[0] != target.shape[0]:
         raise InvalidInput("y", f"{target.shape[0]} entries", f"{matrix.shape[0]}, one for every row of J")
     trail = _start(matrix, "J", ball, exact)
     inputs = {"J": matrix, "y": target}
+    fault = arithmetic_fault()
+    if fault:
+        return trail.undecided(fault)
     found = by_structure(inputs, trail)
     if found is None and exact != "force":
         found = membership_in_floats(inputs, trail)
@@ -96,6 +101,7 @@ def prove_membership(
     return found if found is not None else trail.undecided(_advice(trail, exact))
 
 
+@np.errstate(all="ignore")
 def prove_rank(
     A: Any,
     rank: int,
@@ -143,8 +149,11 @@ def prove_rank(
     rank = int(rank)
     trail = _start(matrix, "A", ball, exact)
     inputs = {"A": matrix}
+    fault = arithmetic_fault()
+    if fault:
+        return trail.undecided(fault)
     if rank > min(matrix.shape):
-        certificate = make("not-rank", "shape", inputs, {}, {"rank": rank})
+        certificate = seal("not-rank", "shape", inputs, {}, {"rank": rank})
         reason = f"a {matrix.shape[0]} by {matrix.shape[1]} matrix has rank {min(matrix.shape)} at most"
         return trail.decided(Verdict.FAILS, "structure", reason, certificate, {"kind": "shape", "shape": matrix.shape})
     found = None
@@ -160,7 +169,11 @@ def prove_rank(
 
 
 def _matrix(value: Any, name: str) -> FloatArray:
-    return np.ascontiguousarray(host(as_matrix(value, name).array))
+    """Return a copy: what is proved is what is hashed, whoever writes to the caller's array meanwhile."""
+    matrix: FloatArray = np.array(host(as_matrix(value, name).array), order="C", copy=True)
+    if not bool(np.all(np.isfinite(matrix))):  # it was written to between the two
+        raise InvalidInput(name, "NaN or Inf", "finite entries, and nobody who writes to them")
+    return matrix
 
 
 def _start(matrix: FloatArray, name: str, ball: Ball | None, exact: str) -> Trail:

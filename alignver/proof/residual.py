@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 
 import numpy as np
 from scipy.linalg import lapack
 
+from alignver.kernel.exact import FARTHEST
 from alignver.proof.ball import Ball
 from alignver.proof.gram import FullRank, row_rank_by_gram, scale_rows
 from alignver.proof.inverse import row_rank_by_inverse
@@ -18,6 +18,7 @@ from alignver.proof.rounding import (
     div_up,
     frobenius_up,
     gamma,
+    mul_down,
     mul_up,
     norm_down,
     norm_up,
@@ -27,6 +28,8 @@ from alignver.proof.rounding import (
 )
 
 __all__ = ["Distance", "distance_bound", "distance_from"]
+
+_ROOM = 0.98  # of s_min, and of the bound, is left to a check by other bounds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +44,8 @@ class Distance:
         The bound, in the units of y; 0 where there is none.
     reason : str
         Why there is no proof.
-    constants : mapping
-        The numbers behind it.
+    stated : float
+        What of it is left to a check by other bounds; 0 where nothing is.
     beta : array or None
         The coefficients whose residual was used, for the matrix as given.
     full : FullRank or None
@@ -52,7 +55,7 @@ class Distance:
     proved: bool
     distance: float
     reason: str
-    constants: Mapping[str, float | int] = dataclasses.field(default_factory=dict)
+    stated: float = 0.0
     beta: FloatArray | None = None
     full: FullRank | None = None
 
@@ -153,6 +156,8 @@ def distance_from(J: FloatArray, y: FloatArray, ball: Ball | None = None) -> Dis
         return Distance(False, 0.0, f"full column rank not proved: {full.reason}")
     assert full.exponents is not None
     exponents = scaled.exponents + full.exponents
+    if int(np.abs(exponents).max()) > FARTHEST:
+        return Distance(False, 0.0, "the columns are too far apart in size")
     matrix = np.ascontiguousarray((scaled.matrix * np.ldexp(1.0, full.exponents)[:, None]).T)
     delta = mul_up(2.0, scale_up(lost, max(0, int(full.exponents.max()))))  # two scalings, each may underflow
     if ball is not None:
@@ -162,12 +167,12 @@ def distance_from(J: FloatArray, y: FloatArray, ball: Ball | None = None) -> Dis
     bound = max(0.0, sub_down(bound, _underflow(target, mul_up(float(n), OMEGA))))
     with np.errstate(all="ignore"):
         original = np.ldexp(beta, exponents + power)
-    constants = {"s_min": full.scaled_s_min, "radius": delta, "distance": scale_down(bound, power)}
     if not bound > 0.0:
         reason = "the residual does not exceed what full column rank, rounding and the ball can absorb"
-        return Distance(False, 0.0, reason, constants, full=full)
+        return Distance(False, 0.0, reason, full=full)
+    stated = mul_down(_ROOM, distance_bound(matrix, target, beta, mul_down(_ROOM, full.scaled_s_min), delta))
     whole = dataclasses.replace(full, exponents=exponents)
-    return Distance(True, constants["distance"], "", constants, original, whole)
+    return Distance(True, scale_down(bound, power), "", scale_down(stated, power), original, whole)
 
 
 def _underflow(scaled: FloatArray, lost: float) -> float:

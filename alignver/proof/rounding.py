@@ -17,7 +17,6 @@ value of a correctly rounded operation lies between the two neighbours of its re
 
 from __future__ import annotations
 
-import decimal
 import math
 from typing import TypeAlias
 
@@ -29,7 +28,6 @@ __all__ = [
     "FloatArray",
     "U",
     "add_up",
-    "assumptions_hold",
     "div_down",
     "div_up",
     "frobenius_up",
@@ -40,8 +38,6 @@ __all__ = [
     "norm_up",
     "scale_down",
     "scale_up",
-    "shown_down",
-    "shown_up",
     "sqrt_down",
     "sqrt_up",
     "square_sums_up",
@@ -167,55 +163,6 @@ def gamma(k: int) -> float:
         return math.inf
     ku = k * U  # exact: k has fewer than 53 bits
     return div_up(ku, _down(1.0 - ku))
-
-
-def shown_down(value: float, digits: int = 3) -> str:
-    """Return a lower bound in few digits that is still one.
-
-    Examples
-    --------
-    >>> shown_down(1.2355), shown_down(1.2395), shown_down(0.0)
-    ('1.23', '1.23', '0')
-    """
-    return _shown(value, digits, decimal.ROUND_FLOOR)
-
-
-def shown_up(value: float, digits: int = 3) -> str:
-    """Return an upper bound in few digits that is still one.
-
-    Examples
-    --------
-    >>> shown_up(1.0049), shown_up(2.81e-06), shown_up(1e-300)
-    ('1.01', '2.82e-06', '1.01e-300')
-    """
-    return _shown(value, digits, decimal.ROUND_CEILING)
-
-
-def _shown(value: float, digits: int, rounding: str) -> str:
-    if not math.isfinite(value):
-        return f"{value:g}"
-    exact = decimal.Context(prec=digits, rounding=rounding).create_decimal_from_float(value)
-    text = f"{float(exact):.{digits}g}"  # so few digits survive the way through a float, but at the ends of its range
-    return text if decimal.Decimal(text) == exact else f"{exact:.{digits - 1}e}"
-
-
-def assumptions_hold() -> bool:
-    """Whether this thread rounds to nearest with gradual underflow, tried on a few numbers.
-
-    A process where a library has set another rounding mode, or flushes subnormals to zero, gets no
-    floating-point proof.
-    """
-    one = np.ones(1)
-    half_ulp, tiny = np.full(1, U), np.full(1, OMEGA)
-    above = np.full(1, U * (1 + 2.0**-20))
-    nearest = (
-        (one + half_ulp)[0] == 1.0
-        and (one + above)[0] == 1.0 + 2 * U
-        and (one - half_ulp / 2)[0] == 1.0
-        and (-one - above)[0] == -(1.0 + 2 * U)
-        and (-one + half_ulp / 2)[0] == -1.0
-    )
-    return bool(nearest and (tiny * 0.5)[0] > 0.0)
 
 
 def sum_up(terms: FloatArray) -> float:

@@ -13,6 +13,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
+from alignver.kernel.exact import equal, nonzero
 from alignver.proof.dyadic import mantissas
 from alignver.proof.rounding import FloatArray
 
@@ -63,13 +64,12 @@ def find_conflict(J: FloatArray, y: FloatArray) -> Conflict | None:
     >>> find_conflict(np.array([[1.0, 2.0], [3.0, 6.0]]), np.array([1.0, 4.0])).rows
     (0, 1)
     """
-    with np.errstate(all="ignore"):
-        largest = np.maximum(J.max(axis=1), -J.min(axis=1))
-    zeros = largest == 0
-    bad = np.flatnonzero(zeros & (y != 0))
+    largest = np.maximum(J.max(axis=1), -J.min(axis=1))
+    zeros = ~nonzero(largest)
+    bad = np.flatnonzero(zeros & nonzero(y))
     if bad.size:
         i = int(bad[0])
-        return Conflict("zero row", (i,), (1.0,), f"row {i} of J is zero and its target is {float(y[i]):g}")
+        return Conflict("zero row", (i,), (1.0,), f"row {i} of J is zero and its target is {float(y[i])!r}")
     for i, j in _close_pairs(J, largest, np.flatnonzero(~zeros)):
         conflict = _conflicting(J, y, i, j)
         if conflict is not None:
@@ -89,13 +89,12 @@ def redundant_rows(A: FloatArray) -> dict[int, int]:
     >>> redundant_rows(np.array([[1.0, 2.0], [0.0, 0.0], [1.0, 2.0]]))
     {1: -1, 2: 0}
     """
-    with np.errstate(all="ignore"):
-        largest = np.maximum(A.max(axis=1), -A.min(axis=1))
-    zeros = largest == 0
+    largest = np.maximum(A.max(axis=1), -A.min(axis=1))
+    zeros = ~nonzero(largest)
     found = {int(i): -1 for i in np.flatnonzero(zeros)}
     for i, j in _close_pairs(A, largest, np.flatnonzero(~zeros)):
         first, second = min(i, j), max(i, j)
-        if second not in found and bool(np.array_equal(A[first], A[second])):
+        if second not in found and equal(A[first], A[second]):
             found[second] = found.get(first, first)
     return found
 
@@ -130,12 +129,12 @@ def _close_pairs(J: FloatArray, largest: FloatArray, rows: npt.NDArray[np.int64]
 def _conflicting(J: FloatArray, y: FloatArray, i: int, j: int) -> Conflict | None:
     """Verify in integers that rows i and j are proportional and their targets are not."""
     i, j = min(i, j), max(i, j)
-    if bool(np.array_equal(J[i], J[j])):
-        if y[i] == y[j]:
+    if equal(J[i], J[j]):
+        if equal(y[i : i + 1], y[j : j + 1]):
             return None
-        reason = f"rows {i} and {j} of J are equal and their targets differ ({float(y[i]):g}, {float(y[j]):g})"
+        reason = f"rows {i} and {j} of J are equal and their targets differ ({float(y[i])!r}, {float(y[j])!r})"
         return Conflict("equal rows", (i, j), (1.0, -1.0), reason)
-    if not bool(np.array_equal(J[i] != 0, J[j] != 0)):
+    if not bool(np.array_equal(nonzero(J[i]), nonzero(J[j]))):
         return None
     k = int(np.argmax(np.abs(J[i])))
     a, b = float(J[i, k]), float(J[j, k])  # w = b e_i - a e_j
@@ -145,11 +144,11 @@ def _conflicting(J: FloatArray, y: FloatArray, i: int, j: int) -> Conflict | Non
     left, left_exponents = mantissas(J[i])
     right, right_exponents = mantissas(J[j])
     # m_b 2^eb m_i 2^ei == m_a 2^ea m_j 2^ej; products of odd integers are odd, so both parts must agree.
-    nonzero = left != 0
-    if not bool(np.all((left_exponents + eb == right_exponents + ea)[nonzero])):
+    if not bool(np.all((left_exponents + eb == right_exponents + ea)[left != 0])):
         return None
     if any(mb * p != ma * q for p, q in zip(left.tolist(), right.tolist(), strict=True)):
         return None
-    targets = f"({float(y[i]):g}, {float(y[j]):g})"
-    reason = f"row {j} of J is exactly {b / a:g} times row {i}, and its target is not {targets}"
+    times = repr(b / a) if Fraction(b / a) * Fraction(a) == Fraction(b) else f"{b!r}/{a!r}"
+    targets = f"({float(y[i])!r}, {float(y[j])!r})"
+    reason = f"row {j} of J is exactly {times} times row {i}, and its target is not {targets}"
     return Conflict("proportional rows", (i, j), (b, -a), reason)

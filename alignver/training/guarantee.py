@@ -8,7 +8,8 @@ from typing import Any
 
 from alignver.checks.exploitation_ranks import Ranks, prove_ranks
 from alignver.errors import printable
-from alignver.proof.rounding import FloatArray, shown_down
+from alignver.proof.rounding import FloatArray
+from alignver.results import shown_down
 from alignver.theory.exploitation import Exploitation
 from alignver.theory.smoothness import Smoothness, smoothness
 from alignver.training.repair import Repaired, repair

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import alignver as av
 from alignver.checks.optimality import check_optimality
-from alignver.proof.rounding import shown_down, shown_up
+from alignver.results import shown_down, shown_up
 from alignver.theory.exploitation import Exploitation
 
 

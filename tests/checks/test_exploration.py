@@ -135,7 +135,7 @@ def test_output_weights():
 
 def test_ball_and_rigor():
     Z = features(60, 9)
-    assert "rows differ by at most 1.0e-06" in str(holds(check_safe_exploration(Z, width=8, delta=1e-6)))
+    assert "rows differ by at most 9.99e-07" in str(holds(check_safe_exploration(Z, width=8, delta=1e-6)))
     estimate = check_safe_exploration(Z, width=8, delta=1e-6, delta_is_estimate=True)
     assert (estimate.verdict, estimate.rigor) == (Verdict.HOLDS, Rigor.NUMERICAL)
     assert check_safe_exploration(Z, width=8, certify=False).rigor is Rigor.NUMERICAL
@@ -165,7 +165,9 @@ def test_tiles_in_a_folder(tmp_path):
     Z = features(60, 9)
     first = holds(check_safe_exploration(Z, method="gram", folder=tmp_path))
     assert (tmp_path / "tiles.json").exists()
-    assert holds(check_safe_exploration(Z, method="gram", folder=tmp_path)).bounds == first.bounds
+    again = check_safe_exploration(Z, method="gram", folder=tmp_path)  # anyone may have written the tiles meanwhile
+    assert (again.verdict, again.rigor, again.bounds) == (Verdict.HOLDS, Rigor.NUMERICAL, first.bounds)
+    assert recheck(again.certificate, Z=Z).rigor is Rigor.PROOF
 
 
 @pytest.mark.parametrize("name", BAD_MATRICES)

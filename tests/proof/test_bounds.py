@@ -69,10 +69,6 @@ def test_norms_enclose_the_exact_norm(scale: float) -> None:
     assert rounding.norm_down(np.array([1.0, np.nan])) == 0.0
 
 
-def test_this_machine_meets_the_assumptions() -> None:
-    assert rounding.assumptions_hold()
-
-
 @pytest.mark.parametrize("n", [1, 2, 5, 30])
 def test_smallest_eigenvalue_is_below_the_exact_one_and_close(n: int) -> None:
     mpmath = pytest.importorskip("mpmath")

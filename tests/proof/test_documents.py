@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import alignver.proof
-from tests.proof.test_certificates import MADE, certificate_of
+from tests.kernel.test_certificates import MADE, certificate_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "check_a_certificate.md"
 

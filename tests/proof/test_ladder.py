@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from alignver.errors import InvalidInput, MissingDependency
-from alignver.proof import Ball, prove_membership, prove_rank, recheck
+from alignver.kernel.modular import rank_modulo, residues, small_primes
+from alignver.phi.recheck import recheck
+from alignver.proof import Ball, prove_membership, prove_rank
 from alignver.proof.dyadic import bytes_needed, to_integers
 from alignver.proof.exact import null_vectors, primes, profile, vanishing_primes
-from alignver.proof.recheck.modular import rank_modulo, residues, small_primes
 from alignver.proof.structure import find_conflict, redundant_rows
 from alignver.results import Verdict
 from tests.proof.cases import cases, exact_rank
@@ -139,14 +140,10 @@ def test_without_flint_floats_still_prove_and_exact_says_what_is_missing(
     assert recheck(ball.certificate, J=HILBERT, y=np.ones(9)).verdict is Verdict.HOLDS
 
 
-def test_a_thread_that_rounds_otherwise_gets_no_floating_point_proof(monkeypatch: pytest.MonkeyPatch) -> None:
-    from alignver.proof import float_ladder as ladder
-
-    monkeypatch.setattr(ladder, "assumptions_hold", lambda: False)
-    for J, y in ((WIDE, np.ones(8)), (TALL, np.ones(12))):
-        assert prove_membership(J, y).step == "exact"
-        assert prove_membership(J, y, exact="never").verdict is Verdict.UNDECIDED
-    assert prove_rank(WIDE, 8).step == "exact"
+def test_a_thread_that_rounds_otherwise_gets_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alignver.proof.ladder.arithmetic_fault", lambda: "this thread rounds downwards")
+    for decision in (prove_membership(WIDE, np.ones(8)), prove_membership(TALL, np.ones(12)), prove_rank(WIDE, 8)):
+        assert (decision.verdict, decision.reason) == (Verdict.UNDECIDED, "this thread rounds downwards")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,287 @@
+"""Certificates: what a proof leaves behind, sealed, so that anyone can check it without trusting who produced it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from alignver.kernel.failure import demand
+from alignver.results import Frozen, plain, shown_down, shown_up
+
+__all__ = ["CLAIMS", "Certificate", "describe", "pack", "record", "seal", "unpack"]
+
+CLAIMS = {
+    "membership": "y is in the column space of J",
+    "non-membership": "y is not in the column space of J",
+    "factored-membership": "y is in the column space of J, the matrix made of the layer factors as computed",
+    "rank": "rank(A) == {rank}",
+    "not-rank": "rank(A) != {rank}",
+    "exploration": "phi(q) has rank {rank}, all rows of Z, for the gates q of this certificate (Assumption 4)",
+    "exploration-gates": "phi(q) has rank {rank}, all rows of Z, for the gates q that were given (Assumption 4)",
+    "no-exploration": "phi(q) has a rank below {rank}, the number of rows of Z, for all gates q of the width",
+    "optimality": "L(theta) - inf L <= {gap}: no parameters of any layer have a smaller training loss by more",
+    "suboptimality": "L(theta) - inf L > {gap}: the weights of the last hidden layer can be changed for the better",
+}
+"""What a certificate can claim; with a ball, of every matrix in it."""
+
+VERSIONS = (1, 2)
+"""Formats that are read; 2 is written. There ``s_min`` and ``distance`` are part of the claim, in 1 they went along."""
+
+STATED = dict.fromkeys(("gram", "right inverse", "factored gram", "staircase"), "s_min") | {"residual": "distance"}
+"""For each method the number that a claim may state beyond its words, which is checked then; others state none."""
+
+DTYPES = ("<f8", "<i8", "|u1")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Certificate:
+    """A claim about given matrices, with the data that proves it and a seal over all of it.
+
+    Attributes
+    ----------
+    claim : str
+        A key of :data:`CLAIMS`.
+    method : str
+        How it is proved, hence how it is checked.
+    inputs : mapping
+        For every input ``{"sha256", "shape", "dtype"}``: the digest of its float64 entries in row-major
+        order.
+    data : mapping of str to array
+        Factors, vectors and big integers (see :func:`pack`): float64, int64 or uint8.
+    constants : mapping
+        Numbers of the proof, as plain data.
+    versions : mapping
+        What produced it.
+    seal : str
+        SHA-256 over everything above: a checksum, by which one changed bit is found, not a signature.
+    version : int
+        Of the format: 1 or 2.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> certificate = seal("rank", "shape", {"A": np.eye(2)}, {}, {"rank": 2})
+    >>> certificate.sealed
+    True
+    >>> dataclasses.replace(certificate, method="minor").sealed
+    False
+    """
+
+    claim: str
+    method: str
+    inputs: Mapping[str, Mapping[str, Any]]
+    data: Mapping[str, npt.NDArray[Any]]
+    constants: Mapping[str, Any]
+    versions: Mapping[str, Any]
+    seal: str
+    version: int = VERSIONS[-1]
+    path: str | None = dataclasses.field(default=None, compare=False, repr=False)
+
+    def header(self, records: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return everything but the arrays' bytes, as it is sealed and written; ``records`` are those of the data."""
+        if records is None:
+            records = {name: record(array) for name, array in sorted(self.data.items())}
+        form = {"format": "alignver certificate", "version": self.version, "claim": self.claim, "method": self.method}
+        content = {"constants": _jsonable(self.constants), "versions": dict(self.versions), "data": records}
+        return {**form, **content, "inputs": {name: dict(entry) for name, entry in self.inputs.items()}}
+
+    def expected_seal(self, records: Mapping[str, Any] | None = None) -> str:
+        """Return the seal that the content deserves."""
+        return hashlib.sha256(canonical(self.header(records))).hexdigest()
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the seal is that of the content."""
+        try:
+            return self.seal == self.expected_seal()
+        except (TypeError, ValueError, AttributeError, OverflowError, RecursionError):
+            return False
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the data and the header."""
+        return sum(int(array.nbytes) for array in self.data.values()) + len(canonical(self.header()))
+
+    def summary(self) -> Mapping[str, Any]:
+        """Return claim, method, size and place as plain data."""
+        content = {"claim": describe(self), "method": self.method, "bytes": self.nbytes}
+        return Frozen({**content, "path": self.path, "seal": self.seal})
+
+    def save(self, path: str | Path) -> Path:
+        """Write the certificate as a directory: ``certificate.json`` and, where there are arrays,
+        ``data.npz``.
+
+        The directory appears whole or not at all; an earlier certificate at ``path`` is replaced, anything
+        else is refused with :class:`~alignver.errors.InvalidInput`. What is stored: solutions, null vectors, index
+        sets, and the right inverse where the claim needs it. What is recomputed: Gram matrices and Cholesky factors.
+        """
+        from alignver.kernel.storage import write
+
+        target = write(self, Path(path))
+        object.__setattr__(self, "path", str(path))
+        return target
+
+
+def describe(certificate: Certificate) -> str:
+    """Return the claim as a sentence: a smaller ball, a weaker bound where a number has too many digits."""
+    constants = certificate.constants if isinstance(certificate.constants, Mapping) else {}
+    claim = certificate.claim if isinstance(certificate.claim, str) else ""
+    template = CLAIMS.get(claim, "?")
+    rank, gap, bound = constants.get("rank"), constants.get("gap"), shown_up if claim == "optimality" else shown_down
+    if claim == "exploration-gates" and "weights" in certificate.data:
+        template = template.replace("phi(q)", "phi(q) (diag(w) x I), w the weights in this certificate,")
+    counted = str(rank) if type(rank) is int and abs(rank) < 2**63 else "?"
+    sentence = template.format(rank=counted, gap=bound(gap, 6) if isinstance(gap, float) else "?")
+    s_min, distance = (constants.get(name) if certificate.version != 1 else None for name in ("s_min", "distance"))
+    if isinstance(distance, float):
+        sentence += f", at a distance of at least {shown_down(distance)}"
+    ball, centre = constants.get("ball"), ""
+    if isinstance(ball, Mapping):
+        value, kind = ball.get("value"), "spectral norm" if ball.get("kind") == "norm" else "entrywise"
+        size = "the given radii" if value is None else shown_down(value) if isinstance(value, float) else "?"
+        sentence, centre = f"{sentence}, for every matrix within {size} ({kind})", " at the centre"
+    if isinstance(s_min, float):
+        sentence += f"; s_min >= {shown_down(s_min)}{centre}"
+    return sentence
+
+
+def canonical(document: Any) -> bytes:
+    """Return the one serialization of a document that is ever written or accepted."""
+    return json.dumps(document, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False).encode("ascii")
+
+
+def _jsonable(value: Any) -> Any:
+    """Plain data with floats as hexadecimal strings, so that they read back bit for bit in any language."""
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError("a certificate holds finite numbers only")
+        return {"float": value.hex()}
+    return value
+
+
+def decoded(value: Any) -> Any:
+    """Invert the encoding of floats."""
+    if isinstance(value, dict):
+        if set(value) == {"float"} and isinstance(value["float"], str):
+            number = float.fromhex(value["float"])
+            if not math.isfinite(number) or number.hex() != value["float"]:
+                raise ValueError("a float that is not finite, or spelt in another way")
+            return number
+        return {key: decoded(item) for key, item in value.items()}
+    return tuple(decoded(item) for item in value) if isinstance(value, list) else value
+
+
+def record(array: npt.NDArray[Any]) -> dict[str, Any]:
+    """Return what identifies an array: SHA-256 of dtype, shape and row-major bytes; shape and dtype in clear."""
+    content = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
+    content.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return {"sha256": content.hexdigest(), "shape": list(array.shape), "dtype": array.dtype.str}
+
+
+def seal(
+    claim: str, method: str, inputs: Mapping[str, Any], data: Mapping[str, Any], constants: Mapping[str, Any],
+    *, version: int = VERSIONS[-1],
+) -> Certificate:  # fmt: skip
+    """Return a certificate of any claim by any method: whether it proves anything is for :func:`verify` to say.
+
+    Parameters
+    ----------
+    claim : str
+        A key of :data:`CLAIMS`.
+    method : str
+        ``docs/check_a_certificate.md`` tables them, and the data and constants that each needs.
+    inputs : mapping of str to array or record
+        float64 arrays, or their :func:`record` where they were hashed on the way.
+    data : mapping of str to array
+        float64, int64 or uint8; copied.
+    constants : mapping
+        Plain data: str, int, float, bool, None, lists and mappings of them.
+    version : {1, 2}, optional
+        Of the format.
+
+    Returns
+    -------
+    Certificate
+        The seal is a checksum over all of it, which anyone can compute.
+
+    Raises
+    ------
+    InvalidInput
+        A claim, name or array that a certificate cannot hold.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from alignver.kernel import verify
+    >>> forged = seal("rank", "shape", {"A": np.eye(2)}, {}, {"rank": 1})
+    >>> verify(forged, {"A": np.eye(2)}).verdict
+    <Verdict.FAILS: 'FAILS'>
+    """
+    from alignver._version import __version__
+
+    demand(claim in CLAIMS, "claim", repr(claim), " or ".join(CLAIMS))
+    demand(version in VERSIONS, "version", repr(version), "1 or 2")
+    arrays = {}
+    for name, array in data.items():
+        check_array(name, array)
+        arrays[name] = np.array(array, order="C", copy=True)
+        arrays[name].setflags(write=False)
+    records = {name: value if isinstance(value, Mapping) else record(value) for name, value in inputs.items()}
+    versions = {"alignver": __version__, "numpy": np.__version__, "python": platform.python_version()}
+    content = (plain(records), Frozen(arrays), plain(dict(constants)), Frozen(versions))
+    unsealed = Certificate(claim, method, *content, "", version)
+    return dataclasses.replace(unsealed, seal=unsealed.expected_seal())
+
+
+def check_array(name: str, array: npt.NDArray[Any]) -> None:
+    """Raise :class:`~alignver.errors.InvalidInput` unless ``array`` may be part of a certificate."""
+    plainly = isinstance(name, str) and _NAME.fullmatch(name) is not None
+    demand(plainly, "certificate data", f"the name {str(name)[:80]!r}", "letters, digits and underscores")
+    kind = array.dtype.str if isinstance(array, np.ndarray) else type(array).__name__
+    demand(kind in DTYPES, f"certificate data {name}", kind, "an array of " + ", ".join(DTYPES))
+    finite = kind != "<f8" or bool(np.isfinite(array).all())
+    demand(finite, f"certificate data {name}", "NaN or Inf", "finite numbers")
+
+
+def pack(name: str, integers: Sequence[int]) -> dict[str, npt.NDArray[Any]]:
+    """Return big integers as two arrays: two's complement little-endian bytes, and how many belong to each.
+
+    Examples
+    --------
+    >>> unpack(pack("w", [1, -(10**40)]), "w", 2)
+    [1, -10000000000000000000000000000000000000000]
+    """
+    chunks = [value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True) for value in integers]
+    lengths = np.array([len(chunk) for chunk in chunks], dtype=np.int64)
+    return {f"{name}_bytes": np.frombuffer(b"".join(chunks), dtype=np.uint8), f"{name}_lengths": lengths}
+
+
+def unpack(data: Mapping[str, npt.NDArray[Any]], name: str, count: int) -> list[int]:
+    """Return the ``count`` integers that :func:`pack` stored under ``name``; :class:`~alignver.errors.InvalidInput`
+    where they do not add up, KeyError where there are none.
+    """
+    content, lengths = data[f"{name}_bytes"], data[f"{name}_lengths"]
+    integers = (content.dtype.str, lengths.dtype.str, content.ndim, lengths.ndim) == ("|u1", "<i8", 1, 1)
+    sizes = lengths.tolist() if integers and lengths.size == count else [0]
+    whole = all(size >= 1 for size in sizes) and sum(sizes) == content.size
+    demand(whole, f"certificate data {name}", "lengths that do not add up", "as many bytes as they say")
+    raw, values, start = content.tobytes(), [], 0
+    for length in sizes:
+        values.append(int.from_bytes(raw[start : start + length], "little", signed=True))
+        start += length
+    return values

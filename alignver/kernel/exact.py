@@ -1,0 +1,157 @@
+"""Floats are dyadic rationals: numbers and matrices read from their bits, and scalars that are never rounded.
+
+Zero and equality are asked of bit patterns, and mantissas and exponents are taken from them: no floating-point
+operation is involved, so no mode of the machine can lose a digit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from alignver.kernel.failure import require
+
+__all__ = [
+    "FARTHEST", "combination", "equal", "exponents", "floats", "indices", "integers", "nonzero", "number", "power",
+    "rounded_down", "rounded_up", "sqrt_down", "sqrt_up",
+]  # fmt: skip
+
+FARTHEST = 1000
+"""Exponents of powers of two in a certificate lie between -1000 and 1000: all of them act in float64."""
+
+_SIGN = np.int64(-(2**63))
+_FRACTION = np.int64((1 << 52) - 1)
+
+
+def bits(x: Any) -> Any:
+    """Return the bit patterns of float64 numbers, -0.0 as 0.0: equal where the numbers are."""
+    patterns = np.ascontiguousarray(x).view(np.int64)
+    return np.where(patterns == _SIGN, 0, patterns)
+
+
+def equal(x: Any, y: Any) -> bool:
+    """Whether two arrays hold the same numbers.
+
+    Examples
+    --------
+    >>> equal(np.array([0.0, 1.0]), np.array([-0.0, 1.0])), equal(np.array([0.0]), np.array([5e-324]))
+    (True, False)
+    """
+    same = np.array_equal(np.ascontiguousarray(x).view(np.int64), np.ascontiguousarray(y).view(np.int64))
+    return bool(same or np.array_equal(bits(x), bits(y)))
+
+
+def nonzero(x: Any) -> Any:
+    """Return where numbers are not zero, subnormal ones included."""
+    return bits(x) != 0
+
+
+def integers(x: Any) -> tuple[Any, Any]:
+    r"""Return int64 arrays m and e with :math:`x = m\,2^e` exactly.
+
+    Examples
+    --------
+    >>> m, e = integers(np.array([0.75, 5e-324]))
+    >>> [(int(a) % 2**20, int(b)) for a, b in zip(m, e)]
+    [(0, -53), (1, -1074)]
+    """
+    patterns = np.ascontiguousarray(x).view(np.int64)
+    biased = (patterns >> 52) & 0x7FF
+    m = (patterns & _FRACTION) | np.where(biased > 0, _FRACTION + 1, 0)
+    return np.where(patterns < 0, -m, m), np.maximum(biased, 1) - 1075
+
+
+def power(exponent: int) -> Fraction:
+    """Return 2^exponent."""
+    return Fraction(1 << exponent) if exponent >= 0 else Fraction(1, 1 << -exponent)
+
+
+def sqrt_up(x: Fraction) -> Fraction:
+    """Return a rational at least the square root of ``x >= 0``, by less than 2^-60 of it; zero for zero.
+
+    Examples
+    --------
+    >>> 2 <= sqrt_up(Fraction(2)) ** 2 <= 2 + Fraction(1, 2**58)
+    True
+    """
+    root, shift = _root(x)
+    return Fraction(root + 1, 1 << shift) if x else x
+
+
+def sqrt_down(x: Fraction) -> Fraction:
+    """Return a rational at most the square root of ``x``, by less than 2^-60 of it; zero for ``x <= 0``."""
+    root, shift = _root(max(x, Fraction(0)))
+    return Fraction(root, 1 << shift)
+
+
+def _root(x: Fraction) -> tuple[int, int]:
+    # The integer under the root has at least 124 bits, so that its root, rounded down, is good to 2^-61.
+    shift = max(0, 64 + (x.denominator.bit_length() - x.numerator.bit_length()) // 2)
+    return math.isqrt((x.numerator << 2 * shift) // x.denominator), shift
+
+
+def rounded_up(x: Fraction) -> float:
+    """Return a float that is at least ``x``."""
+    try:
+        value = float(x)
+    except OverflowError:
+        return math.inf
+    return value if Fraction(value) >= x else math.nextafter(value, math.inf)
+
+
+def rounded_down(x: Fraction) -> float:
+    """Return a float that is at most ``x``."""
+    return -rounded_up(-x)
+
+
+def number(constants: Mapping[str, Any], name: str) -> Fraction:
+    """Return a constant of a certificate, a finite float of at least zero, exactly."""
+    value = constants[name]
+    require(isinstance(value, float) and 0.0 <= value < math.inf, f"{name} is not a number of at least zero")
+    return Fraction(value)
+
+
+def floats(array: Any, shape: tuple[int, ...], what: str) -> Any:
+    """Return an array of a certificate as float64 of a shape: integers, say, would wrap around when squared."""
+    require(array.dtype == np.float64 and array.shape == shape, f"{what} of another kind or shape")
+    return array
+
+
+def indices(array: Any, size: int) -> list[int]:
+    """Return an array of a certificate as distinct indices below ``size``."""
+    fits = array.ndim == 1 and array.dtype == np.int64 and array.size <= size
+    require(fits, "an index set of another kind or size")
+    values: list[int] = array.tolist()
+    require(len(set(values)) == len(values), "indices that are repeated")
+    require(all(0 <= value < size for value in values), "indices that are out of range")
+    return values
+
+
+def exponents(array: Any, count: int) -> Any:
+    """Return an array of a certificate as ``count`` exponents of two."""
+    require(array.dtype == np.int64 and array.shape == (count,), "exponents of another kind")
+    require(all(-FARTHEST <= value <= FARTHEST for value in array.tolist()), f"exponents beyond {FARTHEST}")
+    return array
+
+
+def combination(lines: Any, numbers: Sequence[int], powers: Sequence[int]) -> tuple[list[int], int]:
+    r"""Return integers v and an exponent e with :math:`\sum_k n_k 2^{p_k} \mathrm{lines}_k = v\,2^e` exactly.
+
+    Examples
+    --------
+    >>> combination(np.array([[0.5, 1.0], [1.0, 2.0]]), [2, -1], [0, 0])[0]
+    [0, 0]
+    """
+    m, e = integers(lines)
+    e = e + np.array(powers, dtype=np.int64)[:, None]
+    low = int(e.min(initial=0, where=m != 0))
+    total = [0] * lines.shape[1]
+    for mantissas, shifts, factor in zip(m.tolist(), (e - low).tolist(), numbers, strict=True):
+        for column, (mantissa, shift) in enumerate(zip(mantissas, shifts, strict=True)):
+            if mantissa:
+                total[column] += (mantissa * factor) << shift
+    return total, low

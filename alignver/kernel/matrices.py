@@ -1,0 +1,304 @@
+"""Claims about a matrix, or about every matrix in a ball around it: rank, membership, non-membership."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from alignver.kernel import exact
+from alignver.kernel.certificate import Certificate, unpack
+from alignver.kernel.exact import equal, exponents, floats, indices, nonzero, number, power
+from alignver.kernel.failure import NotProved, require
+from alignver.kernel.floats import Run, gram_floor, inverse_floor, norm_down, norm_up, product_error, spectral_up
+from alignver.kernel.modular import independent_modulo, rank_modulo, residues, small_primes
+
+__all__ = ["METHODS", "ball_radius"]
+
+Inputs = Mapping[str, Any]
+
+
+def _full_rank(certificate: Certificate, inputs: Inputs, run: Run) -> str:
+    """Every matrix of the ball has full rank: by definiteness, by a right inverse, or modulo a prime."""
+    A = inputs["A"] if "A" in inputs else inputs["J"]
+    side = certificate.constants["side"]
+    wide = A if side == "rows" else np.ascontiguousarray(A.T)
+    require(side in ("rows", "columns"), "neither rows nor columns are said to be independent")
+    require(wide.shape[0] <= wide.shape[1], "a matrix has no more independent rows than columns")
+    sentence = _conclude_lower(certificate, A, min(A.shape))
+    top, stated = power(int(_scaling(certificate, wide.shape[0]).max())), _states(certificate, "s_min")
+    in_ball = certificate.constants.get("ball") is not None
+    radius = ball_radius(certificate, wide.shape, side == "columns") if in_ball else Fraction(0)
+    claimed = number(certificate.constants, "s_min") * top if stated else Fraction(0)
+    try:
+        floor, how = _singular_floor(certificate, wide, max(radius, claimed), run)
+        require(floor > radius, "s_min is not known to exceed the radius of the ball")
+        require(floor >= claimed, "s_min is not known to be as large as it is claimed to be")
+    except NotProved:
+        if in_ball or stated:
+            raise
+        how = f"full rank modulo {independent_modulo(wide, wide.shape[0], 'the matrix')}"
+    return f"{sentence}{', throughout the ball' if in_ball else ''} ({how})"
+
+
+def _states(certificate: Certificate, name: str) -> bool:
+    """Whether a number is part of the claim: in format 1 it only went along."""
+    return certificate.version != 1 and name in certificate.constants
+
+
+def _scaling(certificate: Certificate, rows: int) -> Any:
+    return exponents(certificate.data["scaling"], rows)
+
+
+def _scaled(certificate: Certificate, wide: Any) -> Any:
+    """Return the matrix with its rows multiplied by powers of two, which must be exact."""
+    powers = _scaling(certificate, wide.shape[0])[:, None]
+    matrix = wide * np.ldexp(1.0, powers)
+    require(equal(matrix * np.ldexp(1.0, -powers), wide), "the scaling is not exact on this matrix")
+    return matrix
+
+
+def _singular_floor(certificate: Certificate, wide: Any, target: Fraction | None, run: Run) -> tuple[Fraction, str]:
+    """Return a lower bound of the smallest singular value of the scaled matrix, and how it was reached.
+
+    ``target`` is what the claim needs; None asks for as much as there is. Columns that are left out would only add:
+    s_min(A) is at least that of some of its columns.
+    """
+    matrix = _scaled(certificate, wide)
+    columns = certificate.data.get("columns")
+    if columns is not None:
+        matrix = np.ascontiguousarray(matrix[:, indices(columns, matrix.shape[1])])
+        require(matrix.shape[0] <= matrix.shape[1], "a matrix has no more independent rows than columns")
+    if certificate.method != "gram" and "right_inverse" in certificate.data:
+        return inverse_floor(matrix, certificate.data["right_inverse"], target), "a right inverse was multiplied out"
+    # As much as there is, the producer says: its proof of it is the shift.
+    hoped = number(certificate.constants, "shift") if target is None else target**2
+    return exact.sqrt_down(gram_floor(matrix, hoped, run)), "a factorization of A A^T was multiplied out"
+
+
+def ball_radius(certificate: Certificate, shape: tuple[int, ...], transposed: bool) -> Fraction:
+    r"""Bound :math:`\|D E\|_2` over the ball, D = diag(2^e) the scaling of the rows.
+
+    A norm bound is multiplied by the largest power; one radius r for all entries gives the rank-one matrix
+    :math:`r\,2^{e_i}`, whose norm is :math:`r (d \sum_i 4^{e_i})^{1/2}`; a matrix of radii R has
+    :math:`\|D E\|_2 \le \|D R\|_2`, bounded by :func:`~alignver.kernel.floats.spectral_up`.
+    """
+    ball, powers = certificate.constants["ball"], _scaling(certificate, shape[0])
+    top = int(powers.max())
+    if ball["kind"] == "norm":
+        return number(ball, "value") * power(top)
+    require(ball["kind"] == "entrywise", "an unknown kind of ball")
+    if ball["value"] is not None:
+        squares = sum((power(2 * e) for e in powers.tolist()), Fraction(0))
+        return number(ball, "value") * exact.sqrt_up(Fraction(shape[1] * squares))
+    radii = certificate.data["ball_radii"]
+    radii = floats(radii.T if transposed else radii, shape, "radii of the ball")
+    require(bool(np.all(radii >= 0)), "a radius that is negative")
+    # Relative to the largest power nothing overflows; what underflows is off by 2^-1075 at most.
+    scaled = np.ldexp(radii, (powers - top)[:, None])
+    radius: Fraction = (spectral_up(scaled) + scaled.size * power(-1074)) * power(top)
+    return radius
+
+
+def _minor(certificate: Certificate, inputs: Inputs, run: Run) -> str:
+    """A minor that does not vanish: the rank is at least its order."""
+    A = inputs["A"] if "A" in inputs else inputs["J"]
+    rows, columns = (indices(certificate.data[name], size) for name, size in zip(("rows", "columns"), A.shape))
+    require(len(rows) == len(columns), "the minor is not square")
+    p = independent_modulo(A[np.ix_(rows, columns)], len(rows), "the minor") if rows else 0
+    return _conclude_lower(certificate, A, len(rows)) + f" (a minor of order {len(rows)} is not zero modulo {p})"
+
+
+def _conclude_lower(certificate: Certificate, A: Any, order: int) -> str:
+    """Return the claim's sentence if ``rank >= order`` proves it, else raise NotProved."""
+    claim = certificate.claim
+    if claim == "membership" and order == A.shape[0]:
+        return "J has full row rank, so every y is in its column space"
+    if claim == "rank" and order == min(A.shape) == _rank(certificate):
+        return f"the rank is {order}"
+    proves = claim == "not-rank" and order > _rank(certificate)
+    require(proves, f"a rank of at least {order} does not prove the claim")
+    return f"the rank is at least {order}, more than {_rank(certificate)}"
+
+
+def _conclude_upper(certificate: Certificate, A: Any, most: int) -> str:
+    """Return the claim's sentence if ``rank <= most`` proves it, with a lower bound of its own if needed."""
+    if certificate.claim == "not-rank" and most < _rank(certificate):
+        return f"the rank is at most {most}, less than {_rank(certificate)}"
+    if certificate.claim == "rank" and most == _rank(certificate):
+        if most:
+            independent_modulo(A, most, "A")
+        return f"the rank is {most}"
+    raise NotProved(f"a rank of at most {most} does not prove the claim")
+
+
+def _rank(certificate: Certificate) -> int:
+    rank: int = certificate.constants["rank"]
+    require(type(rank) is int and rank >= 0, "the claimed rank is no number")
+    return rank
+
+
+def _reduced(certificate: Certificate, inputs: Inputs, run: Run) -> str:
+    """Rows that are zero, or equal to one that stays, with targets to match, ask for nothing; the rest is full."""
+    J, y = inputs["J"], inputs["y"]
+    dropped = indices(certificate.data["dropped"], len(y))
+    repeats = certificate.data["repeats"]
+    require(repeats.dtype == np.int64 and repeats.shape == (len(dropped),), "the repeated rows are not named")
+    remains = np.ones(len(y), dtype=bool)
+    remains[dropped] = False
+    for i, j in zip(dropped, repeats.tolist(), strict=True):
+        if j == -1:
+            same = not nonzero(J[i]).any() and not nonzero(y[i : i + 1]).any()
+        else:
+            same = 0 <= j < len(y) and bool(remains[j]) and equal(J[i], J[j]) and equal(y[i : i + 1], y[j : j + 1])
+        require(same, f"row {i} does not repeat row {j} with its target")
+    rest = J[remains]
+    p = independent_modulo(rest, len(rest), "the matrix without repeated rows") if len(rest) else 0
+    return f"the {len(rest)} rows that are left without repetitions are independent (modulo {p})"
+
+
+def _shape(certificate: Certificate, inputs: Inputs, run: Run) -> str:
+    """A rank never exceeds the smaller side; true of every matrix of the shape, so of any ball."""
+    rows, columns = inputs["A"].shape
+    require(_rank(certificate) > min(rows, columns), "the shape does not prove the claim")
+    return f"no {rows} by {columns} matrix has rank {_rank(certificate)}"
+
+
+def _primes(certificate: Certificate, inputs: Inputs, run: Run) -> str:
+    r"""Ranks of at most r modulo primes whose product exceeds every minor of order r + 1 as an integer.
+
+    With :math:`A_{ij} = b_{ij}\,2^{r_i + c_j}` in integers b, a minor of order r + 1 is an integer times a power of
+    two, at most the product of the r + 1 largest of :math:`(d \max_j b_{ij}^2)^{1/2}` (Hadamard).
+    """
+    A = inputs["A"]
+    most = certificate.constants["most"]
+    require(type(most) is int and 0 <= most < min(A.shape), "the bound of the rank is no number")
+    bound = math.prod(sorted(_row_squares(A), reverse=True)[: most + 1])
+    product = 1
+    for p in small_primes():
+        require(rank_modulo(residues(A, p), p) <= most, f"the rank exceeds {most}")
+        product *= p
+        if product * product > bound:
+            return _conclude_upper(certificate, A, most)
+    raise NotProved("more primes are needed than there are")
+
+
+def _row_squares(A: Any) -> list[int]:
+    """Return d max_j b_ij^2 for each row, b the integers that are left without powers of two for rows and columns."""
+    m, e = exact.integers(A)
+    here = m != 0
+    odd = np.where(here, m & -m, 1)
+    e = e + np.frexp(odd.astype(np.float64))[1] - 1
+    m = np.abs(m) // odd
+    far = 1 << 20
+    columns = np.min(np.where(here, e, far), axis=0)
+    e = np.where(here, e - columns, far)
+    shifts = np.where(here, e - e.min(axis=1, keepdims=True), 0)
+    lengths = np.where(here, shifts + np.frexp(m.astype(np.float64))[1], 0).max(axis=1)
+    return [A.shape[1] << 2 * int(length) for length in lengths]
+
+
+def _solution(certificate: Certificate, inputs: Inputs, run: Run) -> str:
+    """J beta = y, entry by entry, with beta = numerators 2^exponents / denominator; J 0 = 0 for a whole ball."""
+    J, y = inputs["J"], inputs["y"]
+    support = indices(certificate.data["support"], J.shape[1])
+    require(not support or certificate.constants.get("ball") is None, "a solution is one for the given matrix only")
+    *numerators, denominator = unpack(certificate.data, "beta", len(support) + 1)
+    require(denominator != 0, "the denominator of beta is zero")
+    powers = exponents(certificate.data["exponents"], len(support)).tolist()
+    # J beta - y, times the denominator, with y as one more column.
+    lines = np.vstack([J[:, support].T, y])
+    differences, _ = exact.combination(lines, [*numerators, -denominator], [*powers, 0])
+    require(not any(differences), "J beta differs from y")
+    return f"J beta = y holds exactly, with {len(support)} coefficients"
+
+
+def _null_vector(certificate: Certificate, inputs: Inputs, run: Run) -> str:
+    """w^T J = 0 and w^T y != 0 (Fredholm's alternative)."""
+    J, y = inputs["J"], inputs["y"]
+    support = indices(certificate.data["support"], J.shape[0])
+    weights = unpack(certificate.data, "w", len(support))
+    powers = exponents(certificate.data["exponents"], len(support)).tolist()
+    lines = np.column_stack([J[support], y[support]])
+    *products, target = exact.combination(lines, weights, powers)[0]
+    require(not any(products), "w^T J is not zero")
+    require(target != 0, "w^T y is zero")
+    return f"w^T J = 0 and w^T y != 0 hold exactly, with {len(support)} weights"
+
+
+def _null_space(certificate: Certificate, inputs: Inputs, run: Run) -> str:
+    """Null vectors, each with an index of its own where it is not zero and all others are: the rest bounds the rank."""
+    A = inputs["A"]
+    lines = A if certificate.constants["side"] == "left" else np.ascontiguousarray(A.T)
+    own = indices(certificate.data["own"], lines.shape[0])
+    shared = indices(certificate.data["shared"], lines.shape[0])
+    require(not (set(own) & set(shared)), "index sets that overlap")
+    width = 1 + len(shared)
+    weights = unpack(certificate.data, "w", width * len(own))
+    powers = exponents(certificate.data["exponents"], lines.shape[0])
+    for k, line in enumerate(own):
+        vector = weights[k * width : (k + 1) * width]
+        require(vector[0] != 0, "a null vector is zero at its own index")
+        terms = [(index, value) for index, value in zip([line, *shared], vector, strict=True) if value]
+        support = [index for index, _ in terms]
+        sums, _ = exact.combination(lines[support], [value for _, value in terms], powers[support].tolist())
+        require(not any(sums), f"null vector {k} is none")
+    return _conclude_upper(certificate, A, lines.shape[0] - len(own)) + f" ({len(own)} independent null vectors)"
+
+
+def _outside(certificate: Certificate, inputs: Inputs, run: Run) -> str:
+    r"""The distance from y to the column space is positive throughout the ball, or as large as it is claimed to be.
+
+    For the given matrix alone, without a claim of a distance: rank [J y] = d + 1 exceeds what d columns can have.
+    Otherwise, with any beta, :math:`r = y - J\beta` and a ball of radius delta,
+
+    .. math:: \mathrm{dist} \ge \|r\| - \delta\|\beta\|
+              - \frac{\|J^\top r\| + \delta \|r\| + (\|J\| + \delta)\,\delta\,\|\beta\|}{s_{\min}(J) - \delta} .
+
+    The computed residual, of d + 1 products, is off by
+    :math:`\gamma_{d+1} (\|y\| + \|J\|_F \|\beta\|) + n (d+1)\,\omega`.
+    """
+    J, y = inputs["J"], inputs["y"]
+    n, d = J.shape
+    require(n > d, "as many columns as rows leave no distance")
+    in_ball, stated = certificate.constants.get("ball") is not None, _states(certificate, "distance")
+    if not in_ball and not stated:
+        p = independent_modulo(np.column_stack([J, y]), d + 1, "J with y as one more column")
+        return f"J has {d} columns, and with y beside them the rank is {d + 1} (modulo {p})"
+    wide = np.ascontiguousarray(J.T)
+    delta = ball_radius(certificate, wide.shape, True) if in_ball else Fraction(0)
+    floor, _ = _singular_floor(certificate, wide, None, run)
+    require(floor > delta, "the columns are not known to be independent throughout the ball")
+    matrix = np.ascontiguousarray(_scaled(certificate, wide).T)
+    beta = floats(certificate.data["beta"], (d,), "beta")
+    scale = -math.frexp(float(np.abs(y).max()))[1]
+    target = np.ldexp(y, scale)  # what underflows is off by 2^-1075 at most
+    # Any beta will do: what is lost here changes the bound, not its truth.
+    beta = np.ldexp(beta, scale - _scaling(certificate, d))
+    residual = target - matrix @ beta
+    size, length = norm_up(matrix), norm_up(beta)
+    error = product_error(d + 1, Fraction(1), norm_up(target) + size * length, n) + n * power(-1074)
+    longest = norm_up(residual) + error
+    slope = norm_up(matrix.T @ residual) + product_error(n, size, norm_up(residual), d) + size * error
+    moved = delta * length
+    absorbed = (slope + delta * longest + (size + delta) * moved) / (floor - delta)
+    distance = norm_down(residual) - error - moved - absorbed
+    require(distance > 0, "the residual does not exceed what the columns and the ball can absorb")
+    claimed = number(certificate.constants, "distance") if stated else Fraction(0)
+    require(distance >= claimed * power(scale), "the distance is not known to be as large as it is claimed to be")
+    return "the distance from y to the column space is positive" + (" throughout the ball" if in_ball else "")
+
+
+_OF_RANK = {"gram": _full_rank, "right inverse": _full_rank, "minor": _minor, "null space": _null_space}
+_OF_MEMBERS = {"gram": _full_rank, "right inverse": _full_rank, "minor": _minor, "reduced": _reduced}
+METHODS = {(claim, name): method for claim in ("rank", "not-rank") for name, method in _OF_RANK.items()}
+METHODS |= {("membership", name): method for name, method in _OF_MEMBERS.items()}
+METHODS |= {("rank", "primes"): _primes, ("not-rank", "primes"): _primes, ("not-rank", "shape"): _shape}
+METHODS |= {("membership", "solution"): _solution, ("non-membership", "null vector"): _null_vector}
+METHODS |= {("non-membership", "residual"): _outside}
+
+IN_A_BALL = {"gram", "right inverse", "residual", "solution", "shape", "factored gram"}
+"""Methods that can say something about every matrix of a ball; the others are about the given one."""

@@ -1,0 +1,166 @@
+"""What was hashed is what is looked at: inputs are copied before anything else, or held to what their first reading
+was.
+
+Another thread or process may write to an array or a file while it is being checked. Arrays are copied, hashed and never
+read again. Rows that memory should not hold twice are read again where they are needed, and each must then have the
+digest that it had in the pass that identified all of them.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from alignver.kernel.certificate import Certificate
+from alignver.kernel.environment import require_ieee
+from alignver.kernel.failure import demand, require
+from alignver.results import Frozen, plain
+
+__all__ = ["Rows", "frozen", "real"]
+
+MOST_COPIED = 1 << 30
+"""Bytes of rows up to which a copy is kept; digests of the rows are kept of more."""
+
+_BLOCK_BYTES = 1 << 26  # of float64 rows that one pass holds at a time
+_FLOATS = ("float16", "float32", "float64")
+
+
+def frozen(certificate: Certificate) -> Certificate:
+    """Return a copy that no one else holds: arrays that may be written to are copied, the rest is plain data."""
+    mappings = (certificate.data, certificate.constants, certificate.inputs, *certificate.inputs.values())
+    words = (certificate.claim, certificate.method, certificate.seal)
+    if not all(isinstance(part, Mapping) for part in mappings) or not all(isinstance(word, str) for word in words):
+        raise TypeError("parts of a certificate of another kind")
+    data = {name: np.array(array, order="C", copy=True) for name, array in certificate.data.items()}
+    constants, inputs = plain(dict(certificate.constants)), plain(dict(certificate.inputs))
+    return dataclasses.replace(certificate, data=Frozen(data), constants=constants, inputs=inputs)
+
+
+def real(value: Any, name: str, dimensions: int) -> Any:
+    """Return a private float64 copy of an array of finite real numbers, each of which float64 holds exactly.
+
+    Raises
+    ------
+    InvalidInput
+        Another kind of array, another number of dimensions, empty, NaN or Inf.
+    """
+    array = np.array(value, order="C", copy=True)
+    known = array.dtype.name in _FLOATS or array.dtype.kind in "iub"
+    demand(known, name, f"dtype {array.dtype}", "float16, float32, float64, integers or bool")
+    fits = array.ndim == dimensions and array.size > 0
+    demand(fits, name, f"shape {array.shape}", f"{dimensions} dimensions, not empty")
+    exactly = array.dtype.kind not in "iu" or -(2**53) <= int(array.min()) <= int(array.max()) <= 2**53
+    demand(exactly, name, "integers beyond 2**53", "integers that float64 holds exactly")
+    array = array.astype(np.float64, copy=False)
+    demand(bool(np.isfinite(array).all()), name, "NaN or Inf", "finite entries")
+    return array
+
+
+class Rows:
+    """The rows z_i, read whole once and then some at a time: those that were read first, or none.
+
+    Parameters
+    ----------
+    source : array, or what can be indexed like one
+        Has ``shape`` (n, k) and ``dtype`` float16, float32 or float64; slices and index arrays of rows give arrays.
+    added : bool
+        Append the constant 1 to every row.
+
+    Attributes
+    ----------
+    n, m, stored : int
+        Rows; columns, with the constant that is added; columns without it.
+    source
+        What is read from.
+
+    Raises
+    ------
+    InvalidInput
+        Not a matrix of floats; rows that have changed since they were first read.
+    """
+
+    def __init__(self, source: Any, added: bool) -> None:
+        kind = str(source.dtype)
+        matrix = len(source.shape) == 2 and all(source.shape) and kind in _FLOATS
+        demand(matrix, "Z", f"{kind} of shape {tuple(source.shape)}", "a matrix of floats, not empty")
+        self.n, self.stored = (int(size) for size in source.shape)
+        self.m, self.dtype, self.added = self.stored + added, kind, added
+        self.source = source
+        self._copy: Any = None  # of all rows, once they have been read, or
+        self._digests: list[bytes] | None = None  # of each of them
+
+    def blocks(self, track: Any, label: str) -> Iterator[tuple[int, Any]]:
+        """Yield (start, float64 rows) over all rows, a bounded number at a time; the first pass settles them."""
+        small = self.n * self.stored * np.dtype(self.dtype).itemsize <= MOST_COPIED
+        first = self._copy is None and self._digests is None
+        copy = np.empty((self.n, self.stored), dtype=self.dtype) if first and small else None
+        digests: list[bytes] = []
+        step = max(_BLOCK_BYTES // (8 * self.m), 1)
+        for start in track(range(0, self.n, step), label):
+            rows = self.raw(slice(start, min(start + step, self.n)))
+            if copy is not None:
+                copy[start : start + len(rows)] = rows
+            elif first:
+                digests += [_digest(row) for row in rows]
+            yield start, self._complete(rows)
+        if copy is not None:
+            self._copy = copy
+        elif first:
+            self._digests = digests
+
+    def raw(self, which: Any) -> Any:
+        """Return rows as they are stored, by a slice (start, stop) or an array of indices, not to be written to."""
+        if self._copy is not None:
+            return self._copy[which]
+        rows = np.array(self.source[which], dtype=self.dtype, order="C", copy=True)
+        count = which.stop - which.start if isinstance(which, slice) else len(which)
+        demand(rows.shape == (count, self.stored), "Z", f"{rows.shape} for {count} rows", "all rows that are asked for")
+        if self._digests is not None:
+            indices = range(which.start, which.stop) if isinstance(which, slice) else which.tolist()
+            same = all(_digest(row) == self._digests[index] for row, index in zip(rows, indices, strict=True))
+            demand(same, "Z", "rows that changed while they were read", "rows that nobody writes to meanwhile")
+        return rows
+
+    def take(self, indices: Any) -> Any:
+        """Return the rows with these indices, in this order, as float64, not to be written to."""
+        return self._complete(self.raw(indices))
+
+    def read(self, start: int, stop: int) -> Any:
+        """Return rows ``start`` to ``stop`` as float64, not to be written to."""
+        return self._complete(self.raw(slice(start, stop)))
+
+    def identify(self, certificate: Certificate, track: Any, visit: Callable[[int, Any], None] | None = None) -> None:
+        """Pass over all rows, ``visit`` each block, and require finite entries, the constant and the sealed digest."""
+        content = hashlib.sha256(f"<f8 {(self.n, self.stored)}".encode())
+        # Hashing lets go of the interpreter: it runs beside the rest, one block behind; leaving the pool waits for it.
+        with concurrent.futures.ThreadPoolExecutor(1) as beside:
+            waiting = None
+            for start, block in self.blocks(track, "reading Z"):
+                bare = np.ascontiguousarray(block[:, : self.stored])
+                if waiting is not None:
+                    waiting.result()
+                waiting = beside.submit(content.update, bare.data.cast("B"))
+                require(bool(np.isfinite(block).all()), f"rows from {start} on are not finite")
+                require(bool(np.all(block[:, -1] == 1.0)), f"rows from {start} on do not end with the constant 1")
+                if visit is not None:
+                    visit(start, block)
+        require_ieee(threaded=True)  # whatever the source did meanwhile
+        found = {"sha256": content.hexdigest(), "shape": (self.n, self.stored), "dtype": "<f8"}
+        same = dict(certificate.inputs.get("Z", {})) == found and certificate.constants["rank"] == self.n
+        require(same, "Z is not the input that this certificate is about: their digests differ")
+
+    def _complete(self, rows: Any) -> Any:
+        if not self.added:
+            return rows.astype(np.float64, copy=False)
+        whole = np.ones((len(rows), self.m))
+        whole[:, :-1] = rows
+        return whole
+
+
+def _digest(row: Any) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(row).data.cast("B"), digest_size=16).digest()
