@@ -136,7 +136,10 @@ def smoothness(model: Exploitation, loss: str | SampleLoss, *, order: int = _ORD
         squared_norm_up(model.Z, factor, order=order)
         for factor in track([model.factors[j] for j in range(model.m_y)], "norms of A_j")
     ]
-    spectral = min(mul_up(constant, max(upper for upper, _, _ in norms), room), paper)
+    # ||A' - A||_2 <= ||A' - A||_F <= 1.01 relative ||A||_F. The share of ||A||_2 alone would not do: gates that
+    # err with signs of their own can make the norm grow by more than that.
+    size = add_up(sqrt_up(max(upper for upper, _, _ in norms)), mul_up(1.01, relative, sqrt_up(sum_up(squares))))
+    spectral = min(mul_up(constant, size, size), paper)
     how = "Schur" if any(how == "Schur" for _, _, how in norms) else "eigenvalues"
     return Smoothness(paper, spectral, constant * max(estimate for _, estimate, _ in norms), how, sample)
 
