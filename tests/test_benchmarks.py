@@ -41,7 +41,11 @@ def run(collect, monkeypatch, tmp_path):
 
 
 def test_every_script_is_known_and_has_a_docstring(collect):
-    scripts = {path.name for path in FOLDER.glob("*.py")} - {"collect.py", "gpu.py"}
+    scripts = {path.name for path in FOLDER.glob("*.py")} - {
+        "collect.py",
+        "gpu.py",
+        "recheck.py",
+    }  # needs a GPU; another version
     assert {run.script for run in collect.RUNS.values()} == scripts
     assert all((FOLDER / script).read_text().startswith('"""') for script in scripts)
 
