@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +14,8 @@ from alignver.phi.hadamard import gram
 from alignver.phi.operator import phi_from_gates
 from alignver.phi.recheck import recheck
 from alignver.results import Verdict
+
+from .kernel.forger import exact, rank_of
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -40,28 +40,11 @@ def feature_matrices(draw):
     return np.column_stack([bare, np.ones(n)])
 
 
-def exact_rank(Z):
-    """Return the rank in rational arithmetic."""
-    rows = [[Fraction(value) for value in row] for row in Z.tolist()]
-    rank = 0
-    for column in range(Z.shape[1]):
-        pivot = next((i for i in range(rank, len(rows)) if rows[i][column]), None)
-        if pivot is None:
-            continue
-        rows[rank], rows[pivot] = rows[pivot], rows[rank]
-        for i in range(rank + 1, len(rows)):
-            factor = rows[i][column] / rows[rank][column]
-            if factor:
-                rows[i] = [a - factor * b for a, b in zip(rows[i], rows[rank], strict=True)]
-        rank += 1
-    return rank
-
-
 @given(feature_matrices(), st.integers(1, 12))
 def test_verdicts_stand(Z, width):
     n, m = Z.shape
     result = check_safe_exploration(Z, width=width)
-    impossible = width * m < n or len(np.unique(Z + 0.0, axis=0)) < n or exact_rank(Z) * width < n
+    impossible = width * m < n or len(np.unique(Z + 0.0, axis=0)) < n or rank_of(exact(Z)) * width < n
     if impossible:
         assert result.verdict is not Verdict.HOLDS
     if result.verdict is Verdict.FAILS:

@@ -19,7 +19,7 @@ from alignver.kernel import Certificate, seal
 from alignver.kernel.certificate import pack
 from alignver.kernel.modular import small_primes
 
-__all__ = ["Forgery", "distance_squared", "exceeds", "exceeds_not", "forgeries", "rank_of"]
+__all__ = ["Forgery", "distance_squared", "exact", "exceeds", "exceeds_not", "forgeries", "rank_of"]
 
 FULL_RANK = ("gram", "right inverse")
 PRIMES = tuple(itertools.islice(small_primes(), 2))

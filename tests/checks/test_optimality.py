@@ -16,6 +16,7 @@ from alignver.theory.descent import reference_points
 from alignver.theory.exploitation import Exploitation
 from alignver.theory.gap import better_weights
 from alignver.theory.objective import objective
+from tests.reseal import resealed
 from tests.theory.models import LOSSES, model, problem, targets
 from tests.theory.test_sample_losses import Huber
 
@@ -29,15 +30,6 @@ def fitted(loss, **shape):
 def check(own, theta, loss, tolerance=1e-9, **options):
     Y = own.targets.argmax(axis=1) if own.loss.name == "cross_entropy" and own.model.m_y > 1 else own.targets
     return check_optimality(own.model, theta, Y, loss=loss, tolerance=tolerance, **options)
-
-
-def resealed(certificate, data=None, **constants):
-    changed = dataclasses.replace(
-        certificate,
-        data=Frozen({**certificate.data, **(data or {})}),
-        constants=Frozen({**certificate.constants, **constants}),
-    )
-    return dataclasses.replace(changed, seal=changed.expected_seal())
 
 
 @pytest.mark.parametrize("m_y", [1, 3])

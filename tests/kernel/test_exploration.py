@@ -18,16 +18,7 @@ from alignver.phi.recheck import recheck
 from alignver.proof import prove_rank
 from alignver.results import Frozen, Verdict
 from tests.phi.features import features
-
-
-def resealed(certificate, data=None, **constants):
-    """Return the certificate with some content changed and a seal that fits."""
-    changed = dataclasses.replace(
-        certificate,
-        data=Frozen({**certificate.data, **(data or {})}),
-        constants=Frozen({**certificate.constants, **constants}),
-    )
-    return dataclasses.replace(changed, seal=changed.expected_seal())
+from tests.reseal import resealed
 
 
 @pytest.fixture
