@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
+from alignver.data import archives
 from alignver.data import mnist as idx
 from alignver.data.cifar import cifar10, cifar100
 from alignver.data.mnist import kmnist, mnist
@@ -95,6 +96,84 @@ def test_cifar_as_jpeg(tmp_path):
     data = cifar10(tmp_path)
     assert data.name == "CIFAR-10 (JPEG)"
     assert abs(int(data.x[1].mean()) - 200) <= 2
+
+
+def differences(x):
+    """Return what _differences of cifar.py undoes, made from images (n, 32, 32, 3)."""
+    planes = np.moveaxis(x, 3, 0).copy()
+    planes[[0, 2]] -= planes[1]
+    for axis in (3, 2):
+        planes = np.diff(planes, axis=axis, prepend=np.uint8(0))
+    return planes
+
+
+@pytest.mark.parametrize(
+    ("load", "name", "folder", "label"),
+    [
+        (cifar10, "cifar10", "cifar-10-batches-py", b"labels"),
+        (cifar100, "cifar100", "cifar-100-python", b"fine_labels"),
+    ],
+)
+def test_cifar_as_differences(tmp_path, rng, load, name, folder, label):
+    x = rng.integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    x[3], x[4] = 255, 0
+    y = np.array([0, 9, 3, 3, 1], dtype=np.uint8)
+    d = differences(x)
+    assert d.dtype == np.uint8
+    np.savez_compressed(tmp_path / f"{name}.npz", d_train=d[:, 1:], y_train=y[1:], d_test=d, y_test=y)
+    data = load(tmp_path, train=False)
+    np.testing.assert_array_equal(data.x, x)
+    np.testing.assert_array_equal(data.y, y)
+    assert len(load(tmp_path)) == 4
+    # The files of torchvision are taken where they are, and they are the same data.
+    (tmp_path / folder).mkdir()
+    content = {b"data": x.transpose(0, 3, 1, 2).reshape(5, 3072), label: y.tolist()}
+    file = "test_batch" if load is cifar10 else "test"
+    (tmp_path / folder / file).write_bytes(pickle.dumps(content, protocol=2))
+    assert (load(tmp_path, train=False).sha256, load(tmp_path, train=False).name) == (data.sha256, data.name)
+    (tmp_path / f"{name}.npz").unlink()
+    assert load(tmp_path, train=False).sha256 == data.sha256
+
+
+GOOD = {"d_train": np.zeros((3, 4, 32, 32), np.uint8), "y_train": np.zeros(4, np.uint8)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"d_train": np.zeros((4, 3, 32, 32), np.uint8)}, r"d \(4, 3, 32, 32\) uint8"),
+        ({"d_train": np.zeros((3, 4, 32, 31), np.uint8)}, r"d \(3, 4, 32, 31\)"),
+        ({"d_train": np.zeros((3, 4, 1024), np.uint8)}, r"d \(3, 4, 1024\)"),
+        ({"d_train": np.zeros((3, 4, 32, 32), np.int16)}, "int16"),
+        ({"d_train": np.zeros((3, 0, 32, 32), np.uint8), "y_train": np.zeros(0, np.uint8)}, r"\(3, 0, 32, 32\)"),
+        ({"y_train": np.zeros(5, np.uint8)}, r"y \(5,\)"),
+        ({"y_train": np.zeros((4, 1), np.uint8)}, r"y \(4, 1\)"),
+        ({"y_train": np.zeros(4)}, "float64"),
+        ({"y_train": np.full(4, 10, np.uint8)}, r"labels up to 10; needs labels in 0\.\.9"),
+        ({"d_train": np.array([{}], dtype=object)}, "unreadable cifar10.npz"),
+        ({"d_train": None}, "unreadable cifar10.npz"),
+    ],
+)
+def test_differences_that_are_refused(tmp_path, changes, words):
+    arrays = {key: value for key, value in {**GOOD, **changes}.items() if value is not None}
+    np.savez(tmp_path / "cifar10.npz", **arrays)
+    with pytest.raises(InvalidInput, match=words):
+        cifar10(tmp_path)
+
+
+def test_damaged_differences_are_refused(tmp_path, monkeypatch):
+    path = tmp_path / "cifar100.npz"
+    np.savez_compressed(path, **GOOD)
+    whole = path.read_bytes()
+    assert len(cifar100(tmp_path)) == 4
+    for content in (b"", b"hello", whole[: len(whole) // 2], whole[:60] + bytes(8) + whole[68:]):
+        path.write_bytes(content)
+        with pytest.raises(InvalidInput, match=r"unreadable cifar100\.npz"):
+            cifar100(tmp_path)
+    path.write_bytes(whole)
+    monkeypatch.setattr(archives, "available_memory", lambda: 10_000)  # 12 kB are declared
+    with pytest.raises(InvalidInput, match="of memory free"):
+        cifar100(tmp_path)
 
 
 def test_svhn(tmp_path, rng):
