@@ -7,16 +7,23 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from alignver.errors import InvalidInput
 from alignver.report import plots, verdict_plots
 from alignver.report.history import History
 from alignver.report.source import Source, number
 from alignver.report.style import svg
 from alignver.results import CheckResult
+from alignver.samples import as_numbers
 
 __all__ = ["Picture", "of_history", "of_result"]
 
 _WIDTH = 4.2  # inches: letters stay readable when the page is as wide as a phone
 _LETTERS = 20
+_PAIRS = 20
+_MOST = 10**12  # pairs that a caption counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +37,7 @@ class Picture:
 
 def of_result(result: CheckResult, samples: Mapping[str, Any], prefix: str) -> list[Picture]:
     """Return the figures that the numbers of a result allow."""
-    return [*_conflict(result, samples, prefix), *_turning(result, prefix), *_rules(result, prefix)]
+    return [*_equal(result, samples, prefix), *_turning(result, prefix), *_rules(result, prefix)]
 
 
 def of_history(source: Source, prefix: str) -> list[Picture]:
@@ -87,20 +94,88 @@ def _turning(result: CheckResult, prefix: str) -> Iterator[Picture]:
     )
 
 
-def _conflict(result: CheckResult, samples: Mapping[str, Any], prefix: str) -> Iterator[Picture]:
-    """Show the first two samples with equal inputs and different targets, where the inputs are images."""
-    found = result.measured.get("conflicts")
-    pairs = found.get("pairs") if isinstance(found, Mapping) else None
+def _equal(result: CheckResult, samples: Mapping[str, Any], prefix: str) -> Iterator[Picture]:
+    """Show pairs of samples with equal inputs, conflicts first, where the inputs are images and at hand."""
+    conflicts, equal = (_listed(result.measured.get(key)) for key in ("conflicts", "equal"))
     X, Y = samples.get("X"), samples.get("Y")
-    if not pairs or X is None or not _images(X.shape):
+    if X is None or conflicts is None or equal is None:
         return
-    pair = [int(index) for index in pairs[0]]
-    labels = [f"label {Y[index]}" if Y is not None and Y.ndim == 1 else "" for index in pair]
-    names = [f"sample {index}" for index in pair]
-    axes = verdict_plots.conflict([X[index] for index in pair], labels, names=names)
-    said = " and ".join(f"{name} {label}".strip() for name, label in zip(names, labels))
-    words = f"The images of two samples side by side: {said}. The images are equal."
-    yield _picture("Equal inputs with different targets: no model fits both.", words, axes[0].figure, f"{prefix}pair")
+    listed = [*conflicts, *(pair for pair in equal if pair not in conflicts)][:_PAIRS]
+    images = [_alike(X, pair, result.measured.get("dtype")) for pair in listed]
+    found = [image for image in images if image is not None]
+    if not found or len(found) < len(images):
+        return  # a report about other samples
+    labels = [(a, b) if a and b else ("", "") for a, b in ((_label(Y, i), _label(Y, j)) for i, j in listed)]
+    differ = [pair in conflicts or a != b for pair, (a, b) in zip(listed, labels)]
+    titles = [
+        f"samples {i} and {j}\n{_said(*of, other, Y)}".strip() for (i, j), of, other in zip(listed, labels, differ)
+    ]
+    try:
+        axes = verdict_plots.pairs([(image, image) for image in found], titles, width=_WIDTH)
+    except InvalidInput:
+        return
+    named = [[f"sample {k}{of and f' label {of}'}" for k, of in zip(*both)] for both in zip(listed, labels)]
+    words = f"Pairs of equal images side by side: {'; '.join(' and '.join(pair) for pair in named)}."
+    caption = "Pairs of equal inputs"
+    if all(differ):
+        caption = "Equal inputs with different targets: no model fits both"
+    elif any(differ):
+        caption += ". Where targets differ, no model fits both"
+    elif Y is not None:
+        caption += " with equal targets"
+    counts = [_count(result.measured.get(key)) for key in ("conflicts", "equal")]
+    if max(counts) > len(listed):
+        caption += f"; the first {len(listed)} of {max(counts)} pairs" + (", conflicts before others" * any(differ))
+    yield _picture(f"{caption}.", words, axes[0].figure, f"{prefix}pair")
+
+
+def _listed(found: Any) -> list[tuple[int, int]] | None:
+    """Return the pairs of samples that a result lists; none where it has none; None for what is no list of pairs."""
+    if found is None:
+        return []
+    rows = found.get("pairs") if isinstance(found, Mapping) else None
+    if not isinstance(rows, tuple | list):
+        return None
+    rows = rows[:_PAIRS]
+    good = (isinstance(row, tuple | list) and len(row) == 2 and {type(k) for k in row} == {int} for row in rows)
+    return [(row[0], row[1]) for row in rows] if all(good) else None
+
+
+def _count(found: Any) -> int:
+    count = found.get("count") if isinstance(found, Mapping) else None
+    return count if type(count) is int and count <= _MOST else 0
+
+
+def _alike(X: Any, pair: tuple[int, int], dtype: Any) -> npt.NDArray[Any] | None:
+    """Return the picture that two samples are, in the dtype in which they were compared; None if they are not."""
+    try:
+        if not _images((len(X), *np.shape(X[0]))) or not 0 <= min(pair) <= max(pair) < len(X):
+            return None
+        one, other = (as_numbers(X[index], "X") for index in pair)
+    except (InvalidInput, ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError):
+        return None
+    if dtype in ("float16", "float32"):
+        with np.errstate(all="ignore"):
+            one, other = one.astype(dtype), other.astype(dtype)
+    return one if np.array_equal(one, other) else None
+
+
+def _label(Y: Any, index: int) -> str:
+    """Return the target of a sample in a word: its number, or the class of a one-hot row; empty for any other."""
+    try:
+        row = as_numbers(Y[index], "Y").ravel()
+    except (InvalidInput, ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError):
+        return ""
+    if row.size == 1:
+        return f"{row[0]:g}" if row.dtype.kind == "f" else _short(int(row[0]))
+    return str(row.argmax()) if row.size and row.max() == 1 and np.count_nonzero(row) == 1 else ""
+
+
+def _said(one: str, other: str, differ: bool, Y: Any) -> str:
+    """Say how the targets of a pair compare."""
+    if one and other and (one != other) == differ:
+        return f"labels {one} \N{NOT EQUAL TO} {other}" if differ else f"label {one}, both"
+    return "different targets" if differ else "equal targets" * (Y is not None)
 
 
 def _short(name: Any) -> str:

@@ -13,7 +13,9 @@ import numpy as np
 from alignver.errors import InvalidInput
 from alignver.report.style import BAND, COLOURS, PLATE, axes_of, escaped, line_styles, styled
 
-__all__ = ["conflict", "occupancy", "rules", "spectrum", "turning"]
+__all__ = ["conflict", "occupancy", "pairs", "rules", "spectrum", "turning"]
+
+_PIXELS = 160  # along each side of a small picture: of more, every second, third, ... is drawn
 
 
 def spectrum(levels: Sequence[float], tolerances: Mapping[str, float], *, ax: Any = None) -> Any:
@@ -234,13 +236,88 @@ def conflict(images: Sequence[Any], labels: Sequence[str], *, names: Sequence[st
     return list(axes)
 
 
-def _picture(image: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return (h, w) or (h, w, 3)."""
-    values = np.asarray(image, dtype=np.float64)
+def pairs(
+    images: Sequence[tuple[Any, Any]],
+    titles: Sequence[str],
+    *,
+    columns: int = 2,
+    width: float = 6.0,
+    axes: Any = None,
+) -> list[Any]:
+    """Draw pairs of samples, the two of a pair beside each other, in rows of a few pairs.
+
+    Parameters
+    ----------
+    images : sequence of two arrays
+        (h, w), or with a channel axis of 1 or 3 at the front or at the end; one scale for all of them.
+    titles : sequence of str
+        What stands above each pair.
+    columns : int
+        Pairs in a row; one where there is only one.
+    width : float
+        Of a new figure, in inches.
+    axes : sequence of matplotlib axes, optional
+        One for each pair; new ones if not given.
+
+    Returns
+    -------
+    list of matplotlib.axes.Axes
+
+    Examples
+    --------
+    >>> axes = pairs([([[0.0, 1.0]], [[0.0, 1.0]])], ["samples 17 and 41"])
+    >>> axes[0].get_title(), len(axes[0].images)
+    ('samples 17 and 41', 2)
+    """
+    if len(images) != len(titles) or not len(images):
+        raise InvalidInput("titles", f"{len(titles)} beside {len(images)} pairs", "one for each pair, at least one")
+    drawn = [[_picture(image, _PIXELS) for image in pair] for pair in images]
+    low = min(float(p.min()) for pair in drawn for p in pair)
+    high = max(float(p.max()) for pair in drawn for p in pair)
+    if not np.isfinite(high - low):
+        raise InvalidInput("images", f"entries from {low:.3g} to {high:.3g}", "finite images")
+    columns = min(columns, len(images))
+    tall = max(p.shape[0] / p.shape[1] for pair in drawn for p in pair)
+    with styled() as module:
+        if axes is None:
+            rows = -(-len(images) // columns)
+            each = width / columns * min(max(tall, 0.2), 3.0) / 2 + 0.17 * (1 + max(t.count("\n") + 1 for t in titles))
+            figure = module.Figure(figsize=(width, rows * each), dpi=150)
+            grid = figure.subplots(rows, columns, squeeze=False).ravel()
+            for ax in grid[len(images) :]:
+                ax.set_axis_off()
+            axes = list(grid[: len(images)])
+        for pair, title, ax in zip(drawn, titles, axes):
+            _side_by_side(ax, pair, low, high)
+            ax.set_title("\n".join(map(escaped, title.split("\n"))), fontsize=9.5)
+    return list(axes)
+
+
+def _side_by_side(ax: Any, pair: Sequence[np.ndarray[Any, np.dtype[np.float64]]], low: float, high: float) -> None:
+    """Draw pictures from left to right in one unit of height, as far as they are as tall as each other."""
+    left = 0.0
+    for picture in pair:
+        wide = picture.shape[1] / picture.shape[0]
+        place = {"extent": (left, left + wide, 0.0, 1.0), "interpolation": "none"}
+        if picture.ndim == 3:
+            ax.imshow((picture - low) / ((high - low) or 1.0), **place)
+        else:
+            ax.imshow(picture, cmap="Greys", vmin=low, vmax=high, **place)
+        left += wide + 0.06
+    ax.set_xlim(0.0, left - 0.06)
+    ax.set_ylim(0.0, 1.0)
+    ax.set_axis_off()
+
+
+def _picture(image: Any, most: int | None = None) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return (h, w) or (h, w, 3), thinned where a side has more than ``most`` pixels."""
+    values = np.asarray(image)
     if values.ndim == 3 and values.shape[0] in (1, 3) and values.shape[2] not in (1, 3):
         values = np.moveaxis(values, 0, -1)
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[:, :, 0]
     if (values.ndim != 2 and (values.ndim != 3 or values.shape[2] != 3)) or 0 in values.shape:
         raise InvalidInput("images", f"shape {np.shape(image)}", "(h, w), (3, h, w) or (h, w, 3)")
-    return values
+    if most is not None:
+        values = values[:: -(-values.shape[0] // most), :: -(-values.shape[1] // most)]
+    return np.asarray(values, dtype=np.float64)

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from alignver.report.history import History, Record
 from alignver.report.html import page
@@ -220,6 +221,151 @@ def test_conflicting_images_are_shown_where_they_are_at_hand():
     assert "sample 0 label 3 and sample 2 label 5" in shown
     assert "data:image/png" in shown
     assert "sample 0" not in page(Source.of(report, samples={"X": np.ones((3, 64))}))  # no pictures
+
+
+PAIRS = {
+    "conflicts": {"count": 1, "pairs": [[1, 4]]},
+    "equal": {"count": 3, "pairs": [[0, 3], [1, 4], [2, 5]]},
+    "dtype": "uint8",
+}
+IMAGES = {
+    "(n, h, w)": np.arange(3 * 64, dtype=np.uint8).reshape(3, 8, 8),
+    "(n, 3, h, w)": np.arange(3 * 192, dtype=np.uint8).reshape(3, 3, 8, 8),
+    "(n, h, w, 3)": np.arange(3 * 192, dtype=np.uint8).reshape(3, 8, 8, 3),
+    "(n, h, w, 1)": np.arange(3 * 64, dtype=np.uint8).reshape(3, 8, 8, 1),
+}
+
+
+def twice(images):
+    """Samples 3, 4, 5 are samples 0, 1, 2 again."""
+    return np.concatenate([images, images])
+
+
+def shown_pairs(measured, **samples) -> str:
+    """Return what the figure of pairs says to those who do not see it; empty where there is none."""
+    source = Source.of(Report((result(measured=measured),)), samples=samples)
+    text = page(source)
+    assert not text.count("<svg") or text.count("<svg") == 1
+    found = re.findall(r'<svg role="img" aria-label="([^"]*)"', text)
+    return found[0] if found else ""
+
+
+@pytest.mark.parametrize("images", IMAGES.values(), ids=IMAGES)
+def test_all_pairs_are_shown_conflicts_first(images):
+    Y = np.array([7, 8, 9, 7, 5, 9])
+    said = shown_pairs(PAIRS, X=twice(images), Y=Y)
+    assert said == (
+        "Pairs of equal images side by side: sample 1 label 8 and sample 4 label 5; "
+        "sample 0 label 7 and sample 3 label 7; sample 2 label 9 and sample 5 label 9."
+    )
+    assert shown_pairs(PAIRS, X=list(twice(images)), Y=Y.tolist()) == said  # anything with rows
+    assert shown_pairs(PAIRS, X=torch.from_numpy(twice(images)), Y=torch.from_numpy(Y)) == said
+    assert shown_pairs(PAIRS, X=twice(images), Y=np.eye(10)[Y]) == said
+    assert "sample 1 and sample 4;" in shown_pairs(PAIRS, X=twice(images), Y=np.eye(10)[Y] + 0.5)
+    assert "sample 1 and sample 4;" in shown_pairs(PAIRS, X=twice(images))
+
+
+def test_pairs_have_titles_and_a_caption_that_says_what_they_are():
+    images = {"X": twice(IMAGES["(n, h, w, 3)"])}
+    Y = np.array([7, 8, 9, 7, 5, 9])
+
+    def text(measured, **samples):
+        return page(Source.of(Report((result(measured=measured),)), samples=samples))
+
+    mixed = text(PAIRS, **images, Y=Y)
+    assert "Pairs of equal inputs. Where targets differ, no model fits both." in mixed
+    assert all(title in mixed for title in ("samples 1 and 4", "labels 8 \N{NOT EQUAL TO} 5", "label 7, both"))
+    assert mixed.count("data:image/png") == 6
+    some = text({"equal": {"count": 14, "pairs": [[0, 3]]}}, **images, Y=Y)
+    assert "Pairs of equal inputs with equal targets; the first 1 of 14 pairs." in some
+    many = text({"conflicts": {"count": 99, "pairs": [[1, 4]]}, "equal": {"count": 200, "pairs": []}}, **images, Y=Y)
+    assert "no model fits both; the first 1 of 200 pairs, conflicts before others." in many
+    Y = np.where(np.arange(6) == 4, 8 + 1e-12, Y)
+    assert "different targets" in text(PAIRS, **images, Y=Y)  # they read alike in few digits
+
+
+def test_at_most_twenty_pairs_are_shown_and_large_images_are_thinned():
+    pairs = [[i, i + 30] for i in range(30)]
+    measured = {"conflicts": {"count": 30, "pairs": pairs}, "equal": {"count": 30, "pairs": pairs}}
+    images = np.random.default_rng(0).integers(0, 256, (60, 12, 9), dtype=np.uint8)
+    images[30:] = images[:30]
+    assert shown_pairs(measured, X=images).count(" and ") == 20
+    large = np.broadcast_to(
+        np.random.default_rng(0).integers(0, 256, (1000, 900, 3), dtype=np.uint8), (2, 1000, 900, 3)
+    )
+    text = page(Source.of(Report((result(measured={"equal": {"count": 1, "pairs": [[0, 1]]}}),)), samples={"X": large}))
+    assert 10_000 < len(text) < 600_000
+
+
+def test_pairs_are_compared_in_the_dtype_of_the_check():
+    images = twice(IMAGES["(n, h, w)"] + 1.0)
+    images[3:] += 1e-9
+    assert shown_pairs({**PAIRS, "dtype": "float32"}, X=images) != ""
+    assert shown_pairs({**PAIRS, "dtype": "float64"}, X=images) == ""
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [[0, 6]],
+        [[-1, 2]],
+        [[0, 10**30]],
+        [[0.0, 3.0]],
+        [[False, True]],
+        [["0", "3"]],
+        [[0]],
+        [[0, 3, 3]],
+        [0, 3],
+        ["03"],
+        [[0, 1]],  # not equal
+        [[1, 4], [0, 6]],
+        [[[0], [3]]],
+        "0 and 3",
+        None,
+        {"0": 3},
+        7,
+    ],
+)
+@pytest.mark.parametrize("key", ["conflicts", "equal"])
+def test_pairs_that_a_report_invents_are_not_drawn(rows, key):
+    images = twice(IMAGES["(n, h, w)"])
+    assert shown_pairs({**PAIRS, key: {"count": 1, "pairs": rows}}, X=images) == ""
+
+
+@pytest.mark.parametrize(
+    "X",
+    [
+        np.zeros((6, 64)),
+        np.zeros((6, 2, 8, 8)),
+        np.zeros((6, 3, 8, 8, 1)),
+        np.full((6, 8, 8), np.nan),
+        np.full((6, 8, 8), "x"),
+        np.zeros((6, 8, 8), dtype=complex),
+        np.stack([np.full((8, 8), 1.7e308), np.full((8, 8), -1.7e308)] * 3),
+        [np.zeros((8, 8))] * 4,
+        [[[1.0], [1.0, 2.0]]] * 6,
+        6,
+        iter(()),
+        {},
+        "abcdef",
+    ],
+    ids=lambda X: f"{type(X).__name__}{getattr(X, 'shape', '')}",
+)
+def test_samples_that_are_no_images_have_no_picture(X):
+    measured = {"equal": {"count": 3, "pairs": [[0, 2], [1, 5]]}}
+    assert shown_pairs(measured, X=X, Y=np.arange(6)) == ""
+
+
+def test_targets_that_are_none_leave_the_images():
+    for Y in (np.arange(3), ["a"] * 6, 5, {}, np.full((6, 2, 2), 0.5)):
+        assert "sample 1 and sample 4;" in shown_pairs(PAIRS, X=twice(IMAGES["(n, h, w)"]), Y=Y)
+
+
+def test_what_else_a_report_says_of_pairs_is_not_trusted():
+    images = twice(IMAGES["(n, h, w)"])
+    for count in ("many", None, 10**400, -5, True, [1]):
+        measured = {**PAIRS, "equal": {"count": count, "pairs": [[0, 3]]}, "dtype": ["uint8"]}
+        assert shown_pairs(measured, X=images) != ""
 
 
 def test_rho_is_drawn_where_a_result_has_it_and_what_is_no_curve_is_left_out():

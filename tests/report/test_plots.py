@@ -59,6 +59,7 @@ def test_curves_are_the_numbers_and_short_ones_end_early():
         lambda ax: verdict_plots.turning([1e-16, 1.0], [0.0, 1.0], tau=1e-14, limit=1e-8, ax=ax),
         lambda ax: verdict_plots.occupancy([[0.5]], ax=ax),
         lambda ax: verdict_plots.conflict([[[1.0]]], ["3"], axes=[ax])[0],
+        lambda ax: verdict_plots.pairs([([[1.0]], [[1.0]])], ["3"], axes=[ax])[0],
     ],
 )
 def test_given_axes_are_drawn_on_and_returned_and_the_rest_of_matplotlib_is_left_alone(draw):
@@ -68,7 +69,7 @@ def test_given_axes_are_drawn_on_and_returned_and_the_rest_of_matplotlib_is_left
     _, (ax,) = plots.panels(1)
     assert draw(ax) is ax
     assert ax.has_data()
-    assert draw(None if "conflict" not in draw.__code__.co_names else ax).figure is not None
+    assert draw(None if not {"conflict", "pairs"} & set(draw.__code__.co_names) else ax).figure is not None
     assert dict(matplotlib.rcParams) == before
     if "matplotlib.pyplot" in sys.modules:
         assert sys.modules["matplotlib.pyplot"].get_fignums() == []
@@ -204,6 +205,29 @@ def test_two_images_side_by_side_share_one_scale():
     for images, labels in (([], []), ([image], []), ([np.ones(3)], ["x"])):
         with pytest.raises(InvalidInput):
             verdict_plots.conflict(images, labels)
+
+
+def test_pairs_stand_in_rows_with_the_two_of_a_pair_side_by_side():
+    image = np.arange(48.0).reshape(3, 4, 4)
+    axes = verdict_plots.pairs([(image, image)] * 5, [f"pair {k}\nlabel $" for k in range(5)])
+    figure = axes[0].figure
+    assert len(axes) == 5
+    assert len(figure.axes) == 6  # the last row has an empty place
+    assert not figure.axes[-1].axison
+    left, right = axes[4].images
+    assert left.get_extent()[1] < right.get_extent()[0]
+    assert axes[0].get_xlim() == (0.0, right.get_extent()[1])
+    assert left.get_array().shape == (4, 4, 3)
+    assert (left.get_array().min(), left.get_array().max()) == (0.0, 1.0)
+    assert axes[1].get_title() == "pair 1\nlabel \\$"
+    (tall,) = verdict_plots.pairs([(np.ones((4000, 2)), np.ones((4000, 2)))], ["x"])
+    assert tall.images[0].get_array().shape[0] <= 160
+    assert tall.figure.get_figheight() < 12
+    for images, titles in (([], []), ([(image, image)], []), ([(np.ones(3), np.ones(3))], ["x"])):
+        with pytest.raises(InvalidInput):
+            verdict_plots.pairs(images, titles)
+    with pytest.raises(InvalidInput, match="finite"):
+        verdict_plots.pairs([(np.full((2, 2), np.nan),) * 2], ["x"])
 
 
 def test_dollars_and_controls_in_labels_are_letters():
