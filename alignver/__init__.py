@@ -17,6 +17,7 @@ from alignver._version import __version__
 
 if TYPE_CHECKING:
     from alignver.checks.convergence import check_convergence
+    from alignver.checks.data import check_data
     from alignver.checks.exploration import check_safe_exploration
     from alignver.checks.membership import check_membership
     from alignver.checks.optimality import check_optimality
@@ -63,6 +64,7 @@ _HOMES = {
     "check_analytic": "alignver.models.analytic",
     "check_common_structure": "alignver.models.structure",
     "check_convergence": "alignver.checks.convergence",
+    "check_data": "alignver.checks.data",
     "check_membership": "alignver.checks.membership",
     "check_optimality": "alignver.checks.optimality",
     "check_rank": "alignver.checks.rank",
@@ -99,6 +101,7 @@ __all__ = [
     "check_analytic",
     "check_common_structure",
     "check_convergence",
+    "check_data",
     "check_membership",
     "check_optimality",
     "check_rank",

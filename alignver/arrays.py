@@ -31,9 +31,11 @@ __all__ = [
     "blocks",
     "digest",
     "host",
+    "is_array",
     "is_operator",
     "like",
     "namespace",
+    "native",
     "same_place",
 ]
 
@@ -106,6 +108,11 @@ def as_vector(value: Any, name: str, *, computed_in: str | None = None) -> Entri
     return _validated(value, name, 1, computed_in)
 
 
+def is_array(value: Any) -> bool:
+    """Whether ``value`` is an array of a library that follows the array API standard: NumPy's, a tensor, CuPy's."""
+    return bool(array_api_compat.is_array_api_obj(value))
+
+
 def is_operator(value: Any) -> bool:
     """Whether ``value`` is a linear operator: ``shape``, ``matvec`` and ``rmatvec``, and not an array."""
     return not array_api_compat.is_array_api_obj(value) and all(
@@ -114,7 +121,7 @@ def is_operator(value: Any) -> bool:
 
 
 def _validated(value: Any, name: str, ndim: int, computed_in: str | None) -> Entries:
-    array = _native(value, name)
+    array = native(value, name)
     dtype = _dtype_name(array)
     kind = {1: "vector", 2: "matrix"}[ndim]
     if dtype not in EPS and dtype not in _INTEGERS and dtype != "bool":
@@ -144,7 +151,7 @@ def _validated(value: Any, name: str, ndim: int, computed_in: str | None) -> Ent
     return Entries(wide, source, EPS[source], EPS[stored])
 
 
-def _native(value: Any, name: str) -> Array:
+def native(value: Any, name: str) -> Array:
     """Return ``value`` as an array of a supported namespace, without changing one that already is."""
     if hasattr(value, "tocsr") or getattr(getattr(value, "layout", None), "__repr__", str)() in _TORCH_SPARSE:
         raise InvalidInput(

@@ -43,6 +43,7 @@ class Run:
 
 RUNS = {
     "cli": Run("cli.py", minutes=1),
+    "data": Run("data.py", minutes=2),
     "streamed_qr": Run("streamed_qr.py", minutes=1),
     "gram": Run("gram.py", minutes=10),
     "membership": Run("membership.py", minutes=10),

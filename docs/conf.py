@@ -56,10 +56,12 @@ suppress_warnings = ["config.cache"]  # sphinx-gallery's configuration holds a f
 def setup(app: Any) -> None:
     """Make what is made from committed results, from the commands themselves and from code on the pages."""
     import command_line_tables
+    import data_tables
     import performance_tables
     import report_pictures
     import reproduction_tables
     import trust_tables
 
-    for page in (command_line_tables, performance_tables, report_pictures, reproduction_tables, trust_tables):
+    made = (command_line_tables, data_tables, performance_tables, report_pictures, reproduction_tables, trust_tables)
+    for page in made:
         app.connect("builder-inited", page.write)

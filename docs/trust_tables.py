@@ -10,7 +10,10 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 KERNEL = sorted((ROOT / "alignver/kernel").glob("*.py"))
-MOST_LINES = 1500
+ON_DATA = [path for path in KERNEL if path.name == "data.py"]
+ON_MATRICES = [path for path in KERNEL if path not in ON_DATA]
+MOST_LINES = {"together, but for `data.py`": (ON_MATRICES, 1500), "`data.py` alone": (ON_DATA, 180)}
+"""What is counted together, and how many lines of code it may have."""
 TABLE = ROOT / "docs/_generated/trust.md"
 _LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
@@ -35,7 +38,8 @@ def table() -> str:
     for path in KERNEL:
         said = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")[0].replace("\n", " ")
         rows.append(f"| `{path.name}` | {code_lines(path)} | {said.split(': ')[0].rstrip('.').replace('``', '`')} |")
-    rows.append(f"| together | {sum(map(code_lines, KERNEL))} | at most {MOST_LINES} |")
+    for what, (paths, most) in MOST_LINES.items():
+        rows.append(f"| {what} | {sum(map(code_lines, paths))} | at most {most} |")
     return "\n".join(rows)
 
 

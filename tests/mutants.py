@@ -30,7 +30,8 @@ _LAWS = "property_tests/kernel/test_laws_of_kernel.py"
 NEARBY = {
     "__init__": ("test_closure.py",),
     "__main__": ("test_closure.py",),
-    "certificate": ("test_edges.py", "test_storage.py", "test_certificates.py", _LAWS),
+    "certificate": ("test_edges.py", "test_storage.py", "test_certificates.py", "test_data.py", _LAWS),
+    "data": ("test_data.py", "property_tests/test_laws_of_data.py"),
     "environment": ("test_environment.py",),
     "exact": ("test_bounds.py", "test_edges.py", "test_certificates.py", _LAWS),
     "exploration": ("test_edges.py", "test_bounds.py", "test_exploration.py", "test_attacks.py", "test_faults.py"),
@@ -40,10 +41,10 @@ NEARBY = {
     "gates": ("test_bounds.py", "test_edges.py", "test_exploration.py"),
     "matrices": ("test_edges.py", "test_bounds.py", "test_certificates.py", _LAWS, "test_faults.py"),
     "modular": ("test_bounds.py", "test_edges.py", "test_certificates.py"),
-    "optimality": ("test_bounds.py", "test_edges.py", "tests/checks/test_optimality.py"),
-    "snapshot": ("test_snapshot.py", "test_exploration.py"),
+    "optimality": ("test_bounds.py", "test_edges.py", "test_data.py", "tests/checks/test_optimality.py"),
+    "snapshot": ("test_snapshot.py", "test_exploration.py", "test_data.py"),
     "storage": ("test_storage.py", "test_format_1.py"),
-    "verify": ("test_edges.py", "test_certificates.py", "test_exploration.py", "test_closure.py"),
+    "verify": ("test_edges.py", "test_certificates.py", "test_exploration.py", "test_closure.py", "test_data.py"),
 }
 """The tests that are nearest to each file of the kernel."""
 _FLIPPED = {

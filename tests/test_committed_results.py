@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import math
+import os
 import re
 from pathlib import Path
 
 import jsonschema
 import pytest
 
+from alignver.checks.data import check_data
+from alignver.data import semeion
+from alignver.data.cifar import cifar10, cifar100
 from alignver.experiments.catalogue import NAMES, load
 from alignver.experiments.conduct import conduct
 from alignver.experiments.item import Setting
@@ -59,6 +65,64 @@ def test_every_committed_result_answers_the_claims_that_the_item_makes_today(pat
 
 def committed(name: str) -> Report:
     return Report.from_json(next(path for path in RESULTS if path.stem == name).read_text())
+
+
+DATA_SETS = Path(__file__).parents[1] / "docs" / "results" / "data" / "data_sets.json"
+
+
+def test_what_is_committed_of_the_data_sets_agrees_with_itself_and_with_the_page():
+    text = DATA_SETS.read_text()
+    document = json.loads(text)
+    assert {"processor", "cores", "memory_gib"} <= set(document["machine"])
+    assert {"alignver", "python", "numpy"} <= set(document["versions"])
+    assert not re.search(r"/(work|tmp|home|root|mnt|Users)/", text)
+    rows = {row["name"]: row for row in document["sets"]}
+    assert list(rows) == ["MNIST", "KMNIST", "Semeion", "CIFAR-10", "CIFAR-100"]
+    for row in rows.values():
+        assert row["rechecked"] == "HOLDS"
+        assert row["samples"] - row["distinct"] == row["equal"]["count"] == len(row["equal"]["pairs"])
+        assert (row["verdict"] == "FAILS") == (row["conflicts"]["count"] > 0)
+        assert all(one != other for _, _, one, other in row["conflicts"]["pairs"])
+        # Every group is a pair.
+        count = row["conflicts"]["count"]
+        floor = 2 * count * math.log(2) / row["samples"]
+        assert row["errors_lower"] == count
+        assert floor * (1 - 1e-8) <= row["loss_lower"] <= floor
+    found = rows["CIFAR-100"]
+    assert (found["distinct"], found["equal"]["count"], found["errors_lower"]) == (49986, 14, 9)
+    assert (found["test"]["seen"], found["test"]["seen_with_another_label"]) == (10, 6)
+    assert found["test"]["conflicts"]["count"] == found["test"]["equal"]["count"] == 2
+    page = " ".join((DATA_SETS.parents[2] / "data.md").read_text().split())
+    assert "makes at least 9 training errors of 50000" in page
+    assert "at most 49986 rows" in page
+    assert found["loss_lower"] > 2.49532e-4
+
+
+def test_the_tables_of_the_data_sets_round_to_the_safe_side():
+    tables = importlib.util.spec_from_file_location("data_tables", DATA_SETS.parents[2] / "data_tables.py")
+    module = importlib.util.module_from_spec(tables)
+    tables.loader.exec_module(module)
+    text = module.tables(json.loads(DATA_SETS.read_text()))
+    assert "| CIFAR-100 | 50000 | 49986 | 14 | 9 | 0.000249532 | 9 |" in text
+    assert "| CIFAR-100 | 10000 | 9998 | 2 | 2 | 10 | 6 |" in text
+    assert text.count("| Semeion |") == 1  # it has no test set
+
+
+def test_the_data_of_semeion_again():
+    (before,) = (row for row in json.loads(DATA_SETS.read_text())["sets"] if row["name"] == "Semeion")
+    digits = semeion()
+    now = check_data(digits.x, digits.y, loss="cross_entropy")
+    assert (digits.sha256, str(now.verdict), now.reason) == (before["sha256"], before["verdict"], before["reason"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("ALIGNVER_DATA" not in os.environ, reason="ALIGNVER_DATA names no folder")
+@pytest.mark.parametrize(("name", "load"), [("CIFAR-10", cifar10), ("CIFAR-100", cifar100)])
+def test_the_data_of_cifar_again(name, load):
+    (before,) = (row for row in json.loads(DATA_SETS.read_text())["sets"] if row["name"] == name)
+    train, test = load(os.environ["ALIGNVER_DATA"]), load(os.environ["ALIGNVER_DATA"], train=False)
+    now = check_data(train.x, train.y, loss="cross_entropy", X_test=test.x, Y_test=test.y)
+    assert (train.sha256, now.reason, list(now.evidence)) == (before["sha256"], before["reason"], before["evidence"])
 
 
 def test_figure_6_again():

@@ -17,7 +17,7 @@ LAYERS = [
     {"results", "progress"},
     {"arrays"},
     {"linalg", "kernel"},
-    {"proof"},
+    {"proof", "samples"},
     {"phi"},
     {"theory"},
     {"checks"},

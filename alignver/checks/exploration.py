@@ -13,6 +13,7 @@ import numpy as np
 
 from alignver.arrays import accelerator, as_matrix, as_vector, host
 from alignver.checks import exploration_gates, exploration_words
+from alignver.checks.duplicate_inputs import DuplicateInputs
 from alignver.checks.exploration_words import STATEMENT, Setting
 from alignver.errors import InvalidInput
 from alignver.kernel.environment import arithmetic_fault
@@ -26,8 +27,9 @@ from alignver.phi.survey import directions, survey
 from alignver.phi.threads import single_threaded_blas
 from alignver.proof.rounding import FloatArray
 from alignver.results import CheckResult, Rigor, Verdict
+from alignver.samples import fingerprints, open_samples
 
-__all__ = ["check_safe_exploration"]
+__all__ = ["check_safe_exploration", "equal_inputs"]
 
 _MOST = 10**7  # units or directions: each takes memory here, and in a certificate
 METHODS = ("auto", "staircase", "gram", "dense")
@@ -50,6 +52,7 @@ def check_safe_exploration(
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
     client: Any = None,
+    X: Any = None,
 ) -> CheckResult:
     r"""Check whether some gates q of the given width make the feature matrix phi of full row rank.
 
@@ -92,6 +95,9 @@ def check_safe_exploration(
     client : dask.distributed.Client, optional
         Prove the staircase's blocks and make the factor's tiles on its workers. ``gram`` then needs a ``folder`` that
         all of them share with this process. ``dense`` works here.
+    X : array, Dataset or DataLoader, optional
+        The inputs that Z was computed from, as :func:`~alignver.checks.data.check_data` takes them. Two equal ones
+        decide at once: rank phi is below n for every theta, width and q.
 
     Returns
     -------
@@ -133,6 +139,9 @@ def check_safe_exploration(
     seed = _count(seed, "seed", least=0, most=2**128)
     radius = _radius(delta)
     cluster = None if client is None else Cluster(client)
+    refuted = None if X is None else equal_inputs(X)
+    if refuted is not None:
+        return dataclasses.replace(refuted, cost=_cost(began))
     place = accelerator(Z)
     rows = open_rows(Z, add_constant=add_constant, folder=folder)
     try:
@@ -153,6 +162,39 @@ def check_safe_exploration(
             result, rigor=Rigor.NUMERICAL, certificate=None, evidence=(*result.evidence, f"numerical: {why}")
         )
     return dataclasses.replace(result, cost=_cost(began))
+
+
+def equal_inputs(X: Any, dtype: str | None = None) -> CheckResult | None:
+    """Return FAILS with PROOF where two inputs are equal, for every theta; None where all of them are distinct.
+
+    Examples
+    --------
+    >>> equal_inputs([[0.0], [1.0], [0.0]]).reason
+    'samples 0 and 2 have equal inputs: rank phi is at most 2, below n = 3, for every theta, width and all gates'
+    """
+    duplicates = DuplicateInputs.of(fingerprints(open_samples(X), cast=dtype))
+    if duplicates.distinct == duplicates.n or arithmetic_fault():
+        return None
+    i, j = duplicates.equal.pairs[0]
+    more = duplicates.equal.count - 1
+    others = f" ({more} other pair{'s' * (more > 1)} as well)" if more else ""
+    return CheckResult(
+        name="exploration",
+        statement=STATEMENT,
+        verdict=Verdict.FAILS,
+        rigor=Rigor.PROOF,
+        reason=f"samples {i} and {j} have equal inputs{others}: rank phi is at most {duplicates.distinct}, "
+        f"below n = {duplicates.n}, for every theta, width and all gates",
+        evidence=("proved about the data; without the repeated samples the question is open",),
+        measured={
+            "samples": duplicates.n,
+            "distinct": duplicates.distinct,
+            "equal": duplicates.equal.plain(),
+            "rank_phi_upper": duplicates.distinct,
+        },
+        witness={"kind": "equal inputs", "samples": (i, j), "pairs": duplicates.equal.count},
+        certificate=duplicates.certificate(),
+    )
 
 
 def _staircase(setting: Setting) -> CheckResult:

@@ -9,13 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from alignver.checks.data import bound_sentence, conflict_sentence
+from alignver.checks.duplicate_inputs import DuplicateInputs
 from alignver.checks.exploitation_ranks import Ranks, prove_ranks
 from alignver.checks.exploration_words import peak_bytes
 from alignver.errors import InvalidInput
 from alignver.kernel import seal
 from alignver.kernel.environment import arithmetic_fault
+from alignver.kernel.exact import equal
 from alignver.proof.rounding import FloatArray, add_up, mul_up, sub_down
 from alignver.results import Bound, CheckResult, Rigor, Verdict, shown_down, shown_up
+from alignver.samples import fingerprints, open_samples
 from alignver.theory.enclosure import LossBounds, enclose, loss_bounds
 from alignver.theory.exploitation import Exploitation
 from alignver.theory.gap import Infimum, better_weights, infimum
@@ -41,6 +45,7 @@ def check_optimality(
     tolerance: float,
     certify: bool = True,
     rank: bool | None = None,
+    X: Any = None,
 ) -> CheckResult:
     r"""Check whether the training loss is within ``tolerance`` of its global infimum.
 
@@ -69,6 +74,10 @@ def check_optimality(
     rank : bool, optional
         Whether to prove rank n of every A_j. None: where n is at most 6000. It costs a Cholesky factorization of
         order n for each output.
+    X : array, Dataset or DataLoader, optional
+        The inputs of the network, as :func:`~alignver.checks.data.check_data` takes them. Equal ones with different
+        targets keep every model's loss above a bound, and the gap is counted from there. That alone is no FAILS: the
+        loss may be as small as such data allow.
 
     Returns
     -------
@@ -101,8 +110,11 @@ def check_optimality(
     theta = model.weights(weights)
     problem = objective(model, Y, loss)
     problem = dataclasses.replace(problem, targets=np.array(problem.targets))  # what is hashed is what is proved
+    data = None
     if isinstance(loss, str) and loss in LOSSES:
-        result = _proved(problem, theta, loss, float(tolerance), rank)
+        if X is not None:
+            data = DuplicateInputs.of(fingerprints(open_samples(X, problem.targets)))
+        result = _proved(problem, theta, loss, float(tolerance), rank, data)
     else:
         result = _measured(problem, theta, float(tolerance), infimum(problem, theta), ())
     if not certify and result.rigor is Rigor.PROOF and result.verdict is not Verdict.UNDECIDED:
@@ -113,16 +125,48 @@ def check_optimality(
     return dataclasses.replace(result, cost={"seconds": time.perf_counter() - began, **peak_bytes()})
 
 
-def _proved(problem: Objective, theta: FloatArray, loss: str, tolerance: float, rank: bool | None) -> CheckResult:
+def _proved(
+    problem: Objective,
+    theta: FloatArray,
+    loss: str,
+    tolerance: float,
+    rank: bool | None,
+    data: DuplicateInputs | None,
+) -> CheckResult:
+    if data is not None and not equal(problem.model.Z, problem.model.Z[data.first]):
+        # Features of one input that differ (in their last digits, from another batch) are no function of the inputs.
+        result = _decided(problem, theta, loss, tolerance, rank, None, 0.0)
+        remark = "equal inputs have different features in Z: what the data cost is left out of account"
+        return dataclasses.replace(result, evidence=(*result.evidence, remark))
+    floor = 0.0 if data is None else data.least_loss(loss)[0]
+    result = _decided(problem, theta, loss, tolerance, rank, data if floor else None, floor)
+    if data is None or not data.conflicts.count:
+        return result
+    said = (conflict_sentence(data, loss, "no model"), bound_sentence(loss, floor))
+    measured = {**result.measured, "conflicts": data.conflicts.plain(), "loss_lower": floor}
+    return dataclasses.replace(result, evidence=(*said, *result.evidence), measured=measured)
+
+
+def _decided(
+    problem: Objective,
+    theta: FloatArray,
+    loss: str,
+    tolerance: float,
+    rank: bool | None,
+    data: DuplicateInputs | None,
+    floor: float,
+) -> CheckResult:
+    """Decide, where ``data`` keep every model's loss above ``floor``."""
     enclosed = arithmetic_fault() or enclose(problem.model, theta)
     if isinstance(enclosed, str):
-        return _measured(problem, theta, tolerance, infimum(problem, theta), (f"no proof: {enclosed}",))
+        return _measured(problem, theta, tolerance, _above(infimum(problem, theta), floor), (f"no proof: {enclosed}",))
     tight = loss_bounds(enclosed, problem.targets, loss)
     wide = loss_bounds(enclosed.widened(), problem.targets, loss)
-    gap = add_up(mul_up(wide.upper, 1.0 + 2.0**-30), 2.0**-900)
+    gap = max(add_up(mul_up(wide.upper, 1.0 + 2.0**-30), 2.0**-900, -floor), 0.0)
     wanted = problem.model.n <= _MOST if rank is None else rank
     if gap <= tolerance:
-        return _holds(problem, theta, loss, tolerance, tight, wide, gap, prove_ranks(problem.model) if wanted else None)
+        ranks = prove_ranks(problem.model) if wanted else None
+        return _holds(problem, theta, loss, tolerance, tight, wide, gap, ranks, data, floor)
     better = better_weights(problem, theta)
     enclosed = enclose(problem.model, better)
     if not isinstance(enclosed, str):
@@ -135,7 +179,12 @@ def _proved(problem: Objective, theta: FloatArray, loss: str, tolerance: float, 
     if ranks is not None and ranks.all and lead > tolerance:
         return _fails(problem, theta, loss, tolerance, tight, lead, None, ranks)
     said = () if ranks is None else ranks.reasons
-    return _measured(problem, theta, tolerance, infimum(problem, better), said)
+    return _measured(problem, theta, tolerance, _above(infimum(problem, better), floor), said)
+
+
+def _above(known: Infimum, floor: float) -> Infimum:
+    """Return what is known of the infimum, where no model's loss is below ``floor``."""
+    return known if floor <= known.lower else dataclasses.replace(known, lower=floor, how="data")
 
 
 def _numbers(problem: Objective, loss: str, tight: LossBounds, ranks: Ranks | None) -> dict[str, Any]:
@@ -157,6 +206,8 @@ def _holds(
     wide: LossBounds,
     gap: float,
     ranks: Ranks | None,
+    data: DuplicateInputs | None,
+    floor: float,
 ) -> CheckResult:
     bounds = [Bound("L(theta) - inf L", gap, "<=", tolerance)]
     evidence = []
@@ -175,6 +226,9 @@ def _holds(
             evidence += ["rank n is not proved, so the gap may be smaller than the bound", *ranks.reasons]
     entries = (None,) * problem.model.m_y if ranks is None else ranks.entries
     constants = {"loss": loss, "gap": gap, "errors": wide.errors, "ranks": entries}
+    inputs: dict[str, Any] = dict(problem.model.inputs(theta, problem.targets))
+    if data is not None:
+        inputs |= {"X": data.known.record}
     return CheckResult(
         name="optimality",
         statement=STATEMENT,
@@ -182,9 +236,9 @@ def _holds(
         rigor=Rigor.PROOF,
         reason=f"the training loss exceeds its global infimum by at most {shown_up(gap)} (asked for: {tolerance:.3g})",
         evidence=tuple(evidence),
-        measured={**_numbers(problem, loss, tight, ranks), "gap_upper": gap, "infimum_lower": 0.0},
+        measured={**_numbers(problem, loss, tight, ranks), "gap_upper": gap, "infimum_lower": floor},
         bounds=tuple(bounds),
-        certificate=seal("optimality", "outputs", problem.model.inputs(theta, problem.targets), {}, constants),
+        certificate=seal("optimality", "outputs", inputs, {}, constants),
     )
 
 
@@ -238,7 +292,7 @@ def _measured(
         verdict, compared = Verdict.FAILS, f"more than {shown_down(low)}"
     else:
         verdict, compared = Verdict.UNDECIDED, f"between {max(low, 0.0):.3g} and {high:.3g}"
-    names = {"samples": "the mean of the samples' infima", "dual": "Fenchel duality"}
+    names = {"samples": "the mean of the samples' infima", "dual": "Fenchel duality", "data": "the data"}
     over = " over the weights of the last hidden layer" if known.how == "dual" else ""
     if over:
         remarks = ("without rank n, other layers may allow a smaller loss: the infimum is that of this phase", *remarks)

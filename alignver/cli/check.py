@@ -7,6 +7,7 @@ import typer
 from alignver.cli import options
 from alignver.cli.alignment import alignment
 from alignver.cli.builtin import builtin
+from alignver.cli.data import data
 from alignver.cli.exploration import exploration
 from alignver.cli.membership import membership
 from alignver.cli.rank import rank
@@ -60,5 +61,5 @@ def _given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-for _command in (membership, rank, exploration, alignment, structure):
+for _command in (membership, rank, exploration, alignment, structure, data):
     app.command(_command.__name__)(_command)

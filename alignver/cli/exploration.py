@@ -170,7 +170,7 @@ def exploration(
 
     def body() -> Exit:
         with session.working():
-            from alignver.checks.exploration import check_safe_exploration
+            from alignver.checks.exploration import check_safe_exploration, equal_inputs
             from alignver.cli import backends, certificates, files
 
             certificates.free(certificate)
@@ -186,10 +186,15 @@ def exploration(
             arguments = {"Z": z_file} if z_file is not None else {"X": f"{data}:X"}
             if q is not None:
                 arguments["q"] = q
+            samples = {} if model is None else _inputs(z_file, data)
+            with files.blamed(arguments):
+                refuted = equal_inputs(samples["X"]) if samples else None  # before a feature is computed
+            if refuted is not None:
+                notes = certificates.save(refuted, certificate, {"X": f"{data}:X"}, session)
+                return session.finish(refuted, inputs=samples, notes=notes)
             if model is not None:
-                features, inputs, estimate = _features(
-                    session, z_file, _Source(model, data, layer, weights, batch_size, device, seed, keep_features)
-                )
+                source = _Source(model, data, layer, weights, batch_size, device, seed, keep_features)
+                features, inputs, estimate = _features(session, samples, source)
             elif z_file is not None:
                 features, inputs = files.read_matrix(z_file, "Z"), {}
             else:
@@ -223,6 +228,17 @@ def exploration(
     return session.conduct(body)
 
 
+def _inputs(z_file: str | None, data: str | None) -> dict[str, Any]:
+    """Return the inputs of the model whose features are wanted."""
+    from alignver.cli import files
+
+    if z_file is not None:
+        raise InvalidInput("--model", f"a model beside the features {z_file}", "one of the two")
+    if data is None:
+        raise InvalidInput("--data", "no file", "a .npz file with the model's inputs X")
+    return files.read_npz(data, "--data", ("X",))
+
+
 def _require_used(used: bool, given: Mapping[str, str | None], need: str) -> None:
     """Refuse an option that nothing would come of."""
     for option, value in given.items():
@@ -252,16 +268,13 @@ class _Source:
     kept: str | None
 
 
-def _features(session: Session, z_file: str | None, source: _Source) -> tuple[Any, dict[str, Any], Callable[[], float]]:
+def _features(
+    session: Session, samples: dict[str, Any], source: _Source
+) -> tuple[Any, dict[str, Any], Callable[[], float]]:
     from alignver.cli import files, torchside
 
-    if z_file is not None:
-        raise InvalidInput("--model", f"a model beside the features {z_file}", "one of the two")
-    if source.data is None:
-        raise InvalidInput("--data", "no file", "a .npz file with the model's inputs X")
     if source.kept is not None and (Path(source.kept).exists() or Path(source.kept).suffix != ".npy"):
         raise InvalidInput("--keep-features", source.kept, "a new file, FILE.npy")
-    samples = files.read_npz(source.data, "--data", ("X",))
     net, identity = torchside.load(source.model, source.weights, device=source.device, seed=source.seed)
     from alignver.models.features import estimate_row_error, extract_features, save_features
 

@@ -20,7 +20,18 @@ from alignver.errors import InvalidInput, first_line, reading
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["MAPPED_FROM", "blamed", "named", "names_in", "read_matrix", "read_npz", "read_vector", "regular", "renamed"]
+__all__ = [
+    "MAPPED_FROM",
+    "blamed",
+    "is_archive",
+    "named",
+    "names_in",
+    "read_matrix",
+    "read_npz",
+    "read_vector",
+    "regular",
+    "renamed",
+]
 
 MAPPED_FROM = 1 << 26
 """Size in bytes from which a .npy file is mapped into memory instead of read."""
@@ -103,6 +114,11 @@ def names_in(path: str, argument: str) -> list[str]:
         names = _names(archive)
         _require_room(archive, names, named(argument, path))  # whoever asks goes on to read them all
         return names
+
+
+def is_archive(path: str) -> bool:
+    """Whether a path is that of a .npz file, and not of one array in it."""
+    return os.path.isfile(path) and zipfile.is_zipfile(path)
 
 
 def regular(path: str, argument: str) -> Path:

@@ -10,7 +10,7 @@ import platform
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from alignver.kernel.failure import demand
 from alignver.results import Frozen, plain, shown_down, shown_up
 
-__all__ = ["CLAIMS", "Certificate", "describe", "pack", "record", "seal", "unpack"]
+__all__ = ["CLAIMS", "LOSSES", "Certificate", "Inputs", "describe", "pack", "record", "rows_of", "seal", "unpack"]
 
 CLAIMS = {
     "membership": "y is in the column space of J",
@@ -30,6 +30,9 @@ CLAIMS = {
     "exploration-gates": "phi(q) has rank {rank}, all rows of Z, for the gates q that were given (Assumption 4)",
     "no-exploration": "phi(q) has a rank below {rank}, the number of rows of Z, for all gates q of the width",
     "optimality": "L(theta) - inf L <= {gap}: no parameters of any layer have a smaller training loss by more",
+    "distinct": "{rank} rows of X are distinct",
+    "consistent": "equal rows of X have equal rows of Y, and {rank} rows of X are distinct",
+    "conflicting": "two equal rows of X have different rows of Y, and {rank} rows of X are distinct",
     "suboptimality": "L(theta) - inf L > {gap}: the weights of the last hidden layer can be changed for the better",
 }
 """What a certificate can claim; with a ball, of every matrix in it."""
@@ -37,10 +40,17 @@ CLAIMS = {
 VERSIONS = (1, 2)
 """Formats that are read; 2 is written. There ``s_min`` and ``distance`` are part of the claim, in 1 they went along."""
 
+LOSSES = ("squared", "binary_cross_entropy", "cross_entropy")
+"""Losses that claims are about: ||q - y||^2, and the logistic and softmax cross-entropies of natural logarithms."""
+
 STATED = dict.fromkeys(("gram", "right inverse", "factored gram", "staircase"), "s_min") | {"residual": "distance"}
 """For each method the number that a claim may state beyond its words, which is checked then; others state none."""
 
 DTYPES = ("<f8", "<i8", "|u1")
+
+Inputs: TypeAlias = Mapping[str, Any]
+"""What a claim is about, by name."""
+
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 
 
@@ -56,7 +66,7 @@ class Certificate:
         How it is proved, hence how it is checked.
     inputs : mapping
         For every input ``{"sha256", "shape", "dtype"}``: the digest of its float64 entries in row-major
-        order.
+        order; of X, that of the digests of its rows (:func:`~alignver.kernel.data.record_of`).
     data : mapping of str to array
         Factors, vectors and big integers (see :func:`pack`): float64, int64 or uint8.
     constants : mapping
@@ -139,11 +149,17 @@ def describe(certificate: Certificate) -> str:
     claim = certificate.claim if isinstance(certificate.claim, str) else ""
     template = CLAIMS.get(claim, "?")
     rank, gap, bound = constants.get("rank"), constants.get("gap"), shown_up if claim == "optimality" else shown_down
+    if claim == "optimality" and "X" in certificate.inputs:
+        template = template.replace("parameters of any layer have", "function of a row of X has")
     if claim == "exploration-gates" and "weights" in certificate.data:
         template = template.replace("phi(q)", "phi(q) (diag(w) x I), w the weights in this certificate,")
     counted = str(rank) if type(rank) is int and abs(rank) < 2**63 else "?"
     sentence = template.format(rank=counted, gap=bound(gap, 6) if isinstance(gap, float) else "?")
     s_min, distance = (constants.get(name) if certificate.version != 1 else None for name in ("s_min", "distance"))
+    loss, floor = constants.get("loss"), constants.get("floor")
+    if claim in ("consistent", "conflicting") and isinstance(floor, float) and floor > 0.0 and loss in LOSSES:
+        sentence += f"; every function of a row of X has a {loss} loss of at least {shown_down(floor)}"
+    sentence = sentence.replace(" of X", f" of {rows_of(certificate)}")
     if isinstance(distance, float):
         sentence += f", at a distance of at least {shown_down(distance)}"
     ball, centre = constants.get("ball"), ""
@@ -154,6 +170,12 @@ def describe(certificate: Certificate) -> str:
     if isinstance(s_min, float):
         sentence += f"; s_min >= {shown_down(s_min)}{centre}"
     return sentence
+
+
+def rows_of(certificate: Certificate) -> str:
+    """Name X, with the dtype in which its rows are compared where they may have been rounded to it."""
+    kind = certificate.inputs.get("X", {}).get("dtype")
+    return {"<f2": "X in float16", "<f4": "X in float32"}.get(str(kind), "X")
 
 
 def canonical(document: Any) -> bytes:

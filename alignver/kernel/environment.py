@@ -22,9 +22,8 @@ _ORDER, _TERMS = 160, 12  # a product that multithreaded BLAS libraries share ou
 _LEFT, _RIGHT, _NEAREST = np.array(
     [(1, _U, 1), (1, _ABOVE, 1 + 2 * _U), (1, -_U / 2, 1), (-1, -_U, -1), (-1, -_ABOVE, -1 - 2 * _U), (-1, _U / 2, -1)]
 ).T
-_TINY = np.array([1, 1 << 51, 1 << 52], dtype=np.int64).view(
-    np.float64
-)  # 2^-1074, 2^-1023 and 2^-1022, from their bits
+# 2^-1074, 2^-1023 and 2^-1022, from their bits.
+_TINY = np.array([1, 1 << 51, 1 << 52], dtype=np.int64).view(np.float64)
 _SCALES = np.array([1.0, 2.0**1000, 0.5])
 
 

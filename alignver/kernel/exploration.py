@@ -125,9 +125,12 @@ def _staircase(certificate: Certificate, rows: Rows, run: Run, track: Any) -> st
     bound = least - power(-halvings) * sqrt_up(Fraction(width)) * size
     needed = claimed * (Fraction(99, 100) if certificate.version == 1 else 1)
     require(bound > 0 and bound >= needed, "c is too small: the gates are not close enough to 0 and 1")
+    return f"{stops.size} independent blocks: phi(q) has rank {rows.n}, s_min(phi) >= {_said(bound, delta)}"
+
+
+def _said(bound: Fraction, delta: Fraction) -> str:
     within = f", for every Z with rows within {shown_down(float(delta))}" if delta else ""
-    shown = shown_down(rounded_down(bound))
-    return f"{stops.size} independent blocks: phi(q) has rank {rows.n}, s_min(phi) >= {shown}{within}"
+    return shown_down(rounded_down(bound)) + within
 
 
 def _blocks_hold(
@@ -180,10 +183,8 @@ def _gates(certificate: Certificate, rows: Rows, run: Run, track: Any) -> str:
     scaling = certificate.data.get("scaling")
     scaling = None if scaling is None else exponents(scaling, rows.n)
     bound = gate_floor(Z, gates, weights, delta, claimed, run, scaling)
-    within = f", for every Z with rows within {shown_down(float(delta))}" if delta else ""
-    shown = shown_down(rounded_down(bound))
     matrix = "phi(q)" if weights is None else "phi(q) (diag(w) x I)"
-    return f"{matrix} has rank {rows.n}, s_min >= {shown}: its Gram matrix was factored again{within}"
+    return f"{matrix} has rank {rows.n}: its Gram matrix was factored again, s_min >= {_said(bound, delta)}"
 
 
 METHODS = {("exploration", "staircase"): _staircase, ("exploration-gates", "gram"): _gates}

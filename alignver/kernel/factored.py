@@ -7,13 +7,12 @@ is made of the factors, with several its columns are formed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from alignver.kernel.certificate import Certificate
+from alignver.kernel.certificate import Certificate, Inputs
 from alignver.kernel.exact import exponents, floats, number, power, sqrt_down
 from alignver.kernel.failure import require
 from alignver.kernel.floats import OMEGA, Run, definite_floor, gamma, lengths_up, norm_up
@@ -24,7 +23,7 @@ _FAR = 2.0**400  # factors below it have products that do not overflow
 _WIDTH = 256  # columns that are formed at once, about
 
 
-def _full_row_rank(certificate: Certificate, inputs: Mapping[str, Any], run: Run) -> str:
+def _full_row_rank(certificate: Certificate, inputs: Inputs, run: Run) -> str:
     r"""Every matrix in the ball around the one made of the factors has full row rank, so y is in its column space.
 
     Let p_s be the vector of :math:`\sum_t \|a_{it}\| \|b_{jit}\|`. The magnitudes of the products in entry (k, l) of a
@@ -73,7 +72,7 @@ def _full_row_rank(certificate: Certificate, inputs: Mapping[str, Any], run: Run
     return f"{n * m} independent rows throughout the ball: the Gram matrix of the factors {whose} was factored again"
 
 
-def _factors(sources: Mapping[str, Any], k: int, layer: Any, n: int, m: int) -> tuple[Any, Any]:
+def _factors(sources: Inputs, k: int, layer: Any, n: int, m: int) -> tuple[Any, Any]:
     T = layer["positions"]
     A, B = sources[f"A{k}"], sources[f"B{k}"]
     require(type(T) is int and T >= 1 and A.size > 0 and B.size > 0, f"layer {k} has no positions or factors")

@@ -28,7 +28,7 @@ from alignver.kernel.exact import floats, integers, power, rounded_up, sqrt_down
 from alignver.kernel.failure import NotProved, require
 
 __all__ = [
-    "EXACT", "OMEGA", "Run", "U", "definite_floor", "exact_residual", "gamma", "gram_floor", "inverse_floor",
+    "EXACT", "OMEGA", "Run", "U", "common", "definite_floor", "exact_residual", "gamma", "gram_floor", "inverse_floor",
     "lengths_up", "norm_down", "norm_up", "product_error", "spectral_up",
 ]  # fmt: skip
 
@@ -229,7 +229,7 @@ def inverse_floor(A: Any, X: Any, target: Fraction | None = None, *, exactly: bo
 
 def exact_residual(A: Any, X: Any) -> tuple[list[list[int]], int]:
     """Return I - A X exactly, as integers over one power of two."""
-    (left, left_power), (right, right_power) = _common(A), _common(X)
+    (left, left_power), (right, right_power) = common(A), common(X)
     one = 1 << -(left_power + right_power)
     rows = [[-value for value in row] for row in _multiplied(left, right)]
     for i, row in enumerate(rows):
@@ -237,7 +237,7 @@ def exact_residual(A: Any, X: Any) -> tuple[list[list[int]], int]:
     return rows, one
 
 
-def _common(M: Any) -> tuple[list[list[int]], int]:
+def common(M: Any) -> tuple[list[list[int]], int]:
     """Return integers and one exponent e <= 0 with M = integers 2^e."""
     m, e = integers(M)
     low = int(e.min(initial=0, where=m != 0))

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from alignver.kernel import exact
-from alignver.kernel.certificate import Certificate, unpack
+from alignver.kernel.certificate import Certificate, Inputs, unpack
 from alignver.kernel.exact import equal, exponents, floats, indices, nonzero, number, power
 from alignver.kernel.failure import NotProved, require
 from alignver.kernel.floats import Run, gram_floor, inverse_floor, norm_down, norm_up, product_error, spectral_up
 from alignver.kernel.modular import independent_modulo, rank_modulo, residues, small_primes
 
 __all__ = ["METHODS", "ball_radius"]
-
-Inputs = Mapping[str, Any]
 
 
 def _full_rank(certificate: Certificate, inputs: Inputs, run: Run) -> str:
@@ -29,7 +26,7 @@ def _full_rank(certificate: Certificate, inputs: Inputs, run: Run) -> str:
     require(side in ("rows", "columns"), "neither rows nor columns are said to be independent")
     require(wide.shape[0] <= wide.shape[1], "a matrix has no more independent rows than columns")
     sentence = _conclude_lower(certificate, A, min(A.shape))
-    top, stated = power(int(_scaling(certificate, wide.shape[0]).max())), _states(certificate, "s_min")
+    top, stated = power(int(exponents(certificate.data["scaling"], wide.shape[0]).max())), _states(certificate, "s_min")
     in_ball = certificate.constants.get("ball") is not None
     radius = ball_radius(certificate, wide.shape, side == "columns") if in_ball else Fraction(0)
     claimed = number(certificate.constants, "s_min") * top if stated else Fraction(0)
@@ -49,13 +46,9 @@ def _states(certificate: Certificate, name: str) -> bool:
     return certificate.version != 1 and name in certificate.constants
 
 
-def _scaling(certificate: Certificate, rows: int) -> Any:
-    return exponents(certificate.data["scaling"], rows)
-
-
 def _scaled(certificate: Certificate, wide: Any) -> Any:
     """Return the matrix with its rows multiplied by powers of two, which must be exact."""
-    powers = _scaling(certificate, wide.shape[0])[:, None]
+    powers = exponents(certificate.data["scaling"], wide.shape[0])[:, None]
     matrix = wide * np.ldexp(1.0, powers)
     require(equal(matrix * np.ldexp(1.0, -powers), wide), "the scaling is not exact on this matrix")
     return matrix
@@ -71,7 +64,6 @@ def _singular_floor(certificate: Certificate, wide: Any, target: Fraction | None
     columns = certificate.data.get("columns")
     if columns is not None:
         matrix = np.ascontiguousarray(matrix[:, indices(columns, matrix.shape[1])])
-        require(matrix.shape[0] <= matrix.shape[1], "a matrix has no more independent rows than columns")
     if certificate.method != "gram" and "right_inverse" in certificate.data:
         return inverse_floor(matrix, certificate.data["right_inverse"], target), "a right inverse was multiplied out"
     # As much as there is, the producer says: its proof of it is the shift.
@@ -86,7 +78,7 @@ def ball_radius(certificate: Certificate, shape: tuple[int, ...], transposed: bo
     :math:`r\,2^{e_i}`, whose norm is :math:`r (d \sum_i 4^{e_i})^{1/2}`; a matrix of radii R has
     :math:`\|D E\|_2 \le \|D R\|_2`, bounded by :func:`~alignver.kernel.floats.spectral_up`.
     """
-    ball, powers = certificate.constants["ball"], _scaling(certificate, shape[0])
+    ball, powers = certificate.constants["ball"], exponents(certificate.data["scaling"], shape[0])
     top = int(powers.max())
     if ball["kind"] == "norm":
         return number(ball, "value") * power(top)
@@ -277,7 +269,7 @@ def _outside(certificate: Certificate, inputs: Inputs, run: Run) -> str:
     scale = -math.frexp(float(np.abs(y).max()))[1]
     target = np.ldexp(y, scale)  # what underflows is off by 2^-1075 at most
     # Any beta will do: what is lost here changes the bound, not its truth.
-    beta = np.ldexp(beta, scale - _scaling(certificate, d))
+    beta = np.ldexp(beta, scale - exponents(certificate.data["scaling"], d))
     residual = target - matrix @ beta
     size, length = norm_up(matrix), norm_up(beta)
     error = product_error(d + 1, Fraction(1), norm_up(target) + size * length, n) + n * power(-1074)

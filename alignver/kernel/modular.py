@@ -65,11 +65,8 @@ def rank_modulo(M: Any, p: int) -> int:
     Columns of a panel without a pivot are skipped.
     """
     M = np.array(M, dtype=np.float64)
-    n, d = M.shape
-    top = 0
+    d, top = M.shape[1], 0
     for start in range(0, d, _PANEL):
-        if top == n:
-            break
         stop = min(start + _PANEL, d)
         order, lower = _eliminated(M[top:, start:stop].copy(), p)
         pivots = lower.shape[1]
@@ -94,9 +91,8 @@ def _eliminated(panel: Any, p: int) -> tuple[Any, Any]:
         if not candidates.size:
             continue
         pivot = k + int(candidates[0])
-        if pivot != k:
-            for array in (panel, order, lower):
-                array[[k, pivot]] = array[[pivot, k]]
+        for array in (panel, order, lower):
+            array[[k, pivot]] = array[[pivot, k]]
         inverse = pow(int(panel[k, column]), -1, p)
         multipliers = _reduce(panel[k + 1 :, column] * inverse, p)
         lower[k + 1 :, k] = multipliers

@@ -12,13 +12,13 @@ each: the factor :data:`ROOM` pays for them; :data:`FINE` pays for fewer than 2^
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from alignver.kernel.certificate import Certificate
+from alignver.kernel.certificate import LOSSES, Certificate, Inputs
+from alignver.kernel.data import floor_of
 from alignver.kernel.exact import equal, floats, number, rounded_up
 from alignver.kernel.failure import NotProved, require
 from alignver.kernel.floats import Run, U, gamma
@@ -30,17 +30,16 @@ __all__ = ["METHODS", "loss_interval"]
 ROOM, FINE = 1.0 + 2.0**-30, 1.0 + 2.0**-45
 _U, _LIBRARY = float(U), float(LIBRARY)
 _TINY = 2.0**-1000
-_LOSSES = ("squared", "binary_cross_entropy", "cross_entropy")
-
-Inputs = Mapping[str, Any]
 
 
 def _optimal(certificate: Certificate, inputs: Inputs, run: Run) -> str:
-    """The loss, which is never negative, is at most the gap."""
+    """The loss is at most the gap above 0, or above what equal rows of X cost every function of them."""
     gap, loss, errors = _constants(certificate)
     _, upper, wrong = loss_interval(inputs, inputs["theta"], loss)
-    require(upper <= gap, f"the loss is only known to be at most {shown_up(rounded_up(upper), 6)}")
-    sentence = f"the loss is at most {shown_up(rounded_up(gap), 6)}, and never below 0"
+    floor = floor_of(inputs, loss) if "X" in inputs else Fraction(0)
+    require(upper - floor <= gap, f"the loss is only known to be at most {shown_up(rounded_up(upper), 6)}")
+    cost = f" above what the data cost, {shown_down(float(floor), 6)} or more" if floor else ", and never below 0"
+    sentence = f"the loss is at most {shown_up(rounded_up(gap), 6)}{cost}"
     if errors is not None:
         require(wrong is not None and wrong <= errors, f"{wrong} samples are not known to be in their class")
         sentence += f"; {errors} training errors at most"
@@ -65,7 +64,7 @@ def _suboptimal(certificate: Certificate, inputs: Inputs, run: Run) -> str:
 
 def _constants(certificate: Certificate) -> tuple[Fraction, str, int | None]:
     loss, errors = certificate.constants["loss"], certificate.constants["errors"]
-    require(loss in _LOSSES, "an unknown loss")
+    require(loss in LOSSES, "an unknown loss")
     require(errors is None or (type(errors) is int and errors >= 0), "the training errors are no number")
     return number(certificate.constants, "gap"), loss, errors
 

@@ -50,6 +50,7 @@ def real(value: Any, name: str, dimensions: int) -> Any:
         Another kind of array, another number of dimensions, empty, NaN or Inf.
     """
     array = np.array(value, order="C", copy=True)
+    array = array[:, None] if name == "Y" and array.ndim == 1 else array  # one target for each sample
     known = array.dtype.name in _FLOATS or array.dtype.kind in "iub"
     demand(known, name, f"dtype {array.dtype}", "float16, float32, float64, integers or bool")
     fits = array.ndim == dimensions and array.size > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import stat
@@ -208,10 +209,7 @@ def _declared(name: str, entry: Mapping[str, Any]) -> tuple[tuple[int, ...], Any
     known = isinstance(shape, list) and len(shape) <= 2 and kind in DTYPES
     known = known and all(type(length) is int and 0 <= length <= MOST_BYTES for length in shape)
     _demand(known, f"an array of another form ({name[:80]!r})", "at most two dimensions of " + ", ".join(DTYPES))
-    dtype, size = np.dtype(kind), np.dtype(kind).itemsize
-    for length in shape:
-        size *= length
-    return tuple(shape), dtype, size
+    return tuple(shape), np.dtype(kind), np.dtype(kind).itemsize * math.prod(shape)
 
 
 def _member(name: str, shape: tuple[int, ...], dtype: Any, size: int, read: Callable[[int], bytes]) -> Any:

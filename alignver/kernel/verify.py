@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from alignver.errors import InvalidInput
-from alignver.kernel import exploration, factored, matrices, optimality
+from alignver.kernel import data, exploration, factored, matrices, optimality
 from alignver.kernel.certificate import STATED, Certificate, check_array, describe, record
 from alignver.kernel.environment import require_ieee
 from alignver.kernel.failure import NotProved, Unsupported, require
@@ -21,10 +21,11 @@ from alignver.results import CheckResult, Rigor, Verdict, plain
 
 __all__ = ["verify"]
 
-_ON_MATRICES = matrices.METHODS | factored.METHODS | optimality.METHODS
+_ON_MATRICES = matrices.METHODS | factored.METHODS | optimality.METHODS | data.METHODS
 _NAMES: dict[str, tuple[str, ...]] = {"membership": ("J", "y"), "non-membership": ("J", "y"), "rank": ("A",)}
 _NAMES |= {"not-rank": ("A",), "exploration": ("Z",), "exploration-gates": ("Z",), "no-exploration": ("Z",)}
 _NAMES |= dict.fromkeys(("optimality", "suboptimality"), ("R", "W", "Y", "Z", "theta"))
+_NAMES |= {"distinct": ("X",), "consistent": ("X", "Y"), "conflicting": ("X", "Y")}
 _LACKS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError, RecursionError)
 
 
@@ -40,7 +41,7 @@ def verify(
     inputs : mapping of str to array
         The matrices that the claim is about, by the names that the certificate lists: NumPy arrays. ``Z`` of a claim of
         exploration may be a mapped file, or anything with shape, dtype and rows that can be indexed: it is read block
-        by block, and held to its first reading.
+        by block, and held to its first reading. So may ``X``, of any number of dimensions, which is read once.
     threads : int
         How many blocks or tiles are worked on beside each other; the BLAS should then have one thread.
     track : callable, optional
@@ -77,6 +78,8 @@ def verify(
     names = _NAMES.get(whole.claim) if isinstance(whole.claim, str) else None
     if whole.claim == "factored-membership":
         names = tuple(sorted({"y", *whole.inputs}))
+    if whole.claim == "optimality" and "X" in whole.inputs:
+        names = (*_NAMES["optimality"], "X")
     if names is not None and set(inputs) != set(names):
         raise InvalidInput("inputs", ", ".join(sorted(inputs)) or "none", "exactly " + ", ".join(names))
     try:
@@ -112,7 +115,7 @@ def _checked(certificate: Certificate, inputs: Mapping[str, Any], threads: int, 
     unproved = stated - {STATED.get(certificate.method)}
     require(not unproved, f"{certificate.method!r} does not prove {' and '.join(sorted(unproved))}")
     try:
-        arrays = {} if on_matrices is None else _identified(certificate, inputs)
+        arrays = {} if on_matrices is None else _identified(certificate, inputs, track)
         for name, array in certificate.data.items():
             check_array(name, array)
         with concurrent.futures.ThreadPoolExecutor(max(1, threads)) as pool:
@@ -132,21 +135,21 @@ def _checked(certificate: Certificate, inputs: Mapping[str, Any], threads: int, 
         raise NotProved(f"the certificate lacks what its method needs ({type(error).__name__}: {error})") from error
 
 
-def _identified(certificate: Certificate, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return private copies of the inputs, each of which must be the one that was sealed in."""
-    arrays = {name: real(value, name, 1 if name == "y" else 2) for name, value in inputs.items()}
+def _identified(certificate: Certificate, inputs: Mapping[str, Any], track: Any) -> dict[str, Any]:
+    """Return private copies of the inputs, each of which must be the one that was sealed in; of X, what is equal."""
+    arrays = {name: real(value, name, 1 if name == "y" else 2) for name, value in inputs.items() if name != "X"}
     for name, array in arrays.items():
         same = dict(certificate.inputs.get(name, {})) == plain(record(array))
         require(same, f"{name} is not the input that this certificate is about: their digests differ")
+    if "X" in inputs:
+        arrays["X"] = data.identified(certificate, inputs["X"], track)
     require("J" not in arrays or arrays["J"].shape[0] == arrays["y"].shape[0], "J and y differ in length")
     return arrays
 
 
 def _result(certificate: Certificate | None, verdict: Verdict, reason: str, began: float) -> CheckResult:
-    statement = "Certificate: " + ("the claim" if certificate is None else describe(certificate))
+    claim = "Certificate: " + ("the claim" if certificate is None else describe(certificate))
     rigor = Rigor.NUMERICAL if verdict is Verdict.UNDECIDED else Rigor.PROOF
     witness = {"kind": "not proved", "reason": reason} if verdict is Verdict.FAILS else None
     cost = {"seconds": time.perf_counter() - began}
-    return CheckResult(
-        "recheck", statement, verdict, rigor, reason, witness=witness, certificate=certificate, cost=cost
-    )
+    return CheckResult("recheck", claim, verdict, rigor, reason, witness=witness, certificate=certificate, cost=cost)

@@ -9,22 +9,24 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
+from alignver.checks.data import merge_sentence, refutation
 from alignver.checks.membership import check_membership
 from alignver.errors import InvalidInput
-from alignver.models.conflicts import Conflicts
 from alignver.models.factored_proof import prove_by_factors
 from alignver.models.kinks import met_kinks
 from alignver.models.planner import Plan, gram_first
 from alignver.models.question import Question, question
+from alignver.models.rank_bounds import RankBound, row_rank_bound
 from alignver.models.represented import Represented, planned, represent
 from alignver.models.slots import slots
-from alignver.results import CheckResult, Verdict
+from alignver.results import CheckResult
 
 __all__ = ["check_alignment"]
+
+_STATEMENT = "Data-architecture alignment (Definition 2)"
 
 
 def check_alignment(
@@ -70,8 +72,9 @@ def check_alignment(
     Returns
     -------
     CheckResult
-        Of :func:`~alignver.checks.membership.check_membership`, with what J is, and the samples that have equal
-        inputs and different labels, if any.
+        Of :func:`~alignver.checks.membership.check_membership`, with what J is. Samples with equal inputs and different
+        labels: FAILS with PROOF at once, about the data (:func:`~alignver.checks.data.check_data`), at any n. Samples
+        that repeat others, input and label, are merged: the distinct ones are asked about, and the answer is for all.
 
     Raises
     ------
@@ -80,10 +83,9 @@ def check_alignment(
 
     Notes
     -----
-    Rigor: that of the membership check, about the matrix of derivatives as computed. Rows of samples with equal
-    inputs, equal in theory, are made equal in the computed matrix. A proof through the Gram matrix is about the matrix
-    whose layer factors (inputs and backpropagated outputs) are the floats that were computed, and every matrix within
-    the rank rule's tolerance of it (:mod:`alignver.models.factored_proof`).
+    Rigor: that of the membership check, about the matrix of derivatives as computed for the distinct samples. A proof
+    through the Gram matrix is about the matrix whose layer factors (inputs and backpropagated outputs) are the floats
+    that were computed, and every matrix within the rank rule's tolerance of it (:mod:`alignver.models.factored_proof`).
 
     Examples
     --------
@@ -110,33 +112,36 @@ def check_alignment(
         got = f"engine='gram' with method={method!r}, certify={certify}"
         raise InvalidInput("engine", got, "method='auto' and certify=True: the Gram matrix only ever proves")
     asked = question(model, X, Y, loss, dtype)
-    chosen = planned(len(asked.x), asked.m_y, slots(asked.model).d, engine)
+    d = slots(asked.model).d
+    sizes = {"n": asked.duplicates.n, "m_y": asked.m_y, "d": d, "loss": loss}
+    refuted = refutation(asked.duplicates, loss, name="alignment", statement=_STATEMENT, measured=sizes)
+    if refuted is not None:
+        return dataclasses.replace(refuted, cost={"seconds": time.perf_counter() - began})
+    bound = row_rank_bound(asked.model, asked.x, asked.m_y)
+    chosen = planned(len(asked.x), asked.m_y, d, engine)
     prove = method == "auto" and certify
-    J, result = _answered(asked, check, chosen, rule, tolerance, dtype, chunk_size, engine, prove=prove)
-    clash, bends = asked.clash, met_kinks(asked.model, asked.x, dtype)
+    J, result = _answered(asked, check, chosen, rule, tolerance, dtype, chunk_size, engine, bound, prove=prove)
+    bends = met_kinks(asked.model, asked.x, dtype)
     measured = {
         **result.measured,
-        "n": J.n,
-        "m_y": J.m_y,
-        "d": J.d,
-        "loss": loss,
+        **sizes,
+        "distinct": len(asked.x),
         "dtype": J.dtype,
         "computed_in": J.computed_in,
         "engine": J.words,
         "planned": chosen.reason,
-        "conflicts": {"count": clash.count, "pairs": clash.pairs},
+        "conflicts": asked.duplicates.conflicts.plain(),
+        "rank_upper": bound.value,
         **({} if bends is None else {"kinks": bends.summary()}),
     }
-    sentences = [*_sentences(clash, asked.given, asked.targets, loss), result.reason]
-    if result.verdict is not Verdict.FAILS:  # an operator's rows cannot be compared: the conflict is said, not proved
-        sentences.reverse()
+    merged = (merge_sentence(asked.duplicates),) if asked.merged else ()
+    limit = (bound.sentence,) if bound.sentence else ()
     bent = () if bends is None else (bends.sentence(),)
     return dataclasses.replace(
         result,
-        reason=sentences[0],
         name="alignment",
-        statement="Data-architecture alignment (Definition 2)",
-        evidence=(*sentences[1:], *result.evidence, _what_j_is(J), *bent),
+        statement=_STATEMENT,
+        evidence=(*merged, *limit, *result.evidence, _what_j_is(J), *bent),
         measured=measured,
         cost={**result.cost, "seconds": time.perf_counter() - began},
     )
@@ -151,6 +156,7 @@ def _answered(
     dtype: str | None,
     chunk_size: int | None,
     engine: str | None,
+    bound: RankBound,
     *,
     prove: bool,
 ) -> tuple[Represented, CheckResult]:
@@ -158,8 +164,8 @@ def _answered(
     n, d = len(asked.x), slots(asked.model).d
     tried = ""
     if prove and (engine == "gram" or (engine is None and gram_first(n, asked.m_y, d, chosen))):
-        if asked.groups:
-            tried = "samples with equal inputs have equal rows"
+        if bound.sentence:
+            tried = f"rank J <= {bound.value}"
         else:
             attempt = prove_by_factors(
                 asked.model,
@@ -177,10 +183,8 @@ def _answered(
                 return Represented(None, n, asked.m_y, d, attempt.computed_in, words, attempt.dtype), attempt.result
             tried = attempt.reason
     J = represent(asked.model, asked.x, chosen, dtype=dtype, chunk_size=chunk_size)
-    J.equalise(asked.groups)
     y = torch.from_numpy(asked.y).to(J.matrix.device)
-    # Equal inputs give equal rows at every theta: a conflict is a statement about the exact matrix, without a ball.
-    result = check(J.matrix, y, computed_in=None if asked.clash.count else J.computed_in)
+    result = check(J.matrix, y, computed_in=J.computed_in)
     if tried:
         line = f"no proof through the Gram matrix of layer factors: {tried}"
         result = dataclasses.replace(result, evidence=(*result.evidence, line))
@@ -191,28 +195,3 @@ def _what_j_is(J: Represented) -> str:
     rounding = "" if J.dtype == J.computed_in else f", rounded to {J.computed_in} on the way"
     plural = "s" * (J.m_y > 1)
     return f"J: {J.n} samples, {J.m_y} output{plural}, {J.d} parameters; {J.dtype}{rounding}; {J.words}"
-
-
-def _sentences(clash: Conflicts, given: Any, targets: npt.NDArray[np.float64], loss: str) -> tuple[str, ...]:
-    if not clash.count:
-        return ()
-    i, j = clash.pairs[0]
-    noun = "targets" if loss == "squared" else "labels"
-    sentence = f"samples {i} and {j} have equal inputs and different {noun}"
-    labels = [_label(given, targets, k, loss) for k in (i, j)]
-    if all(labels):
-        sentence += f" ({', '.join(labels)})"
-    sentence += ": no theta fits both"
-    more = clash.count - 1
-    if more:
-        others = ", ".join(f"{a} and {b}" for a, b in clash.pairs[1:3]) + (", ..." if more > 2 else "")
-        sentence += f"; so do {more} other pair{'s' * (more > 1)} ({others})"
-    return (sentence,)
-
-
-def _label(given: Any, targets: npt.NDArray[np.float64], k: int, loss: str) -> str:
-    """Name the target of a sample as the caller gave it; empty where it is a vector that is not one-hot."""
-    row = targets[k]
-    if len(row) == 1:
-        return f"{row[0]:g}" if loss == "squared" else f"{(row[0] + 1) / 2:g}"
-    return str(int(row.argmax())) if loss == "cross_entropy" else ""

@@ -16,7 +16,7 @@ from alignver.models.functional import Functional
 from alignver.models.precision import RoundingObserver, differentiable, dtype_name
 from alignver.models.samplewise import treats_samples_apart
 
-__all__ = ["Probed", "probe", "require_checkable"]
+__all__ = ["Probed", "probe", "probes", "require_checkable"]
 
 _PROBES = 8  # samples that the probes below look at, spread over X
 
@@ -140,6 +140,12 @@ class Probed:
     plain: bool = False
 
 
+def probes(x: torch.Tensor) -> torch.Tensor:
+    """Return the samples that :func:`probe` runs: eight at most, from the first to the last."""
+    count = len(x)
+    return x[torch.linspace(0, count - 1, min(count, _PROBES), dtype=torch.float64).round().long().to(x.device)]
+
+
 def probe(function: Functional, x: torch.Tensor) -> Probed:
     """Run a model on up to eight of its samples, and refuse it unless its outputs are rows that depend on theta alone.
 
@@ -156,8 +162,7 @@ def probe(function: Functional, x: torch.Tensor) -> Probed:
         not depend on the parameters; reaches parameters past the module's attributes.
     """
     model = type(function.model).__name__
-    count = len(x)
-    x = x[torch.linspace(0, count - 1, min(count, _PROBES), dtype=torch.float64).round().long().to(x.device)]
+    x = probes(x)
     if treats_samples_apart(function.model, x):
         with torch.no_grad():
             return Probed(int(_rows(function, x).shape[1]), function.dtype, plain=True)

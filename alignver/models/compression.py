@@ -221,16 +221,11 @@ class CompressedJacobian:
         """Return the compressed Jacobian, (N, columns) float64, rows output-major."""
         return self.factors().compressed()
 
-    def factors(self, equal: Sequence[Sequence[int]] = ()) -> Factors:
+    def factors(self) -> Factors:
         """Return the inputs and derivatives of every layer at the parameters as they are now.
 
         Every 32nd call compares them with an ordinary backward pass, the first one among them: whether a layer only
         multiplies and adds is a matter of its code, not of its parameters.
-
-        Parameters
-        ----------
-        equal : groups of int
-            Samples with equal inputs, which get the same factors to the last bit.
 
         Raises
         ------
@@ -248,9 +243,6 @@ class CompressedJacobian:
                 against = (weights, names) if verify else ()
                 captured = factors.capture(function, self._x, modules, self.m_y, *against)
         found = []
-        same = torch.arange(self.n)
-        for first, *others in equal:
-            same[others] = first
         for layer, name, bias in self._layers:
             (use,) = captured.uses[layer] or (None,)
             assert use is not None
@@ -260,8 +252,6 @@ class CompressedJacobian:
                 _require_equal(name, captured.gradients.get(name), mixed.T @ A)
                 if bias is not None:
                     _require_equal(bias, captured.gradients.get(bias), mixed.sum(0))
-            if equal:
-                A, B = A[same], B[same]
             B = B.transpose(0, 1).reshape(self.n * self.m_y, -1)
             found.append((A.double(), B.double(), bias is not None))
         self._taken += 1

@@ -1,5 +1,7 @@
 r"""Alignment looked at again and again, at the parameters as they are: the cheapest way that decides goes first.
 
+0. The data: samples with equal inputs and different targets are FAILS at every theta. Samples that repeat others are
+   left out of everything below.
 1. The Gram matrix :math:`M = J J^\top` from the factors of the layers. Where its smallest eigenvalue clears its
    rounding and a hundred times the largest tolerance, J has full row rank and every target is in its column space.
    That is all that M may say: squaring costs half of the digits.
@@ -26,6 +28,7 @@ from scipy.linalg import lapack
 from alignver.arrays import EPS
 from alignver.checks.band import residual_tolerance
 from alignver.checks.by_rule import bounds_by_rule, membership_by_rule
+from alignver.checks.data import conflict_sentence
 from alignver.errors import InvalidInput
 from alignver.linalg import rank_rules
 from alignver.linalg.lsmr import Iterate, lsmr
@@ -70,16 +73,16 @@ class Look:
     Attributes
     ----------
     outputs : (n, m_y) float64
-        f_X(theta).
+        f_X(theta), of all samples.
     answers : mapping of rule to mapping
         ``tolerance``, ``residual`` (lower, upper), ``verdict``; ``rank``, ``near`` and ``member`` where the singular
         values are known.
-    spectral : float
-        s_1.
+    spectral : float or None
+        s_1; None where the data decided.
     smallest : float or None
         s_N where it is known.
     gram : (N, N) float64 or None
-        M, where it fits into memory.
+        M of the distinct samples, where it fits into memory.
     matrix : (N, .) float64 or None
         With the column space and the singular values of J, where one was made.
     iterates : sequence of Iterate
@@ -90,7 +93,7 @@ class Look:
 
     outputs: Matrix
     answers: Mapping[str, Mapping[str, Any]]
-    spectral: float
+    spectral: float | None
     smallest: float | None
     gram: Matrix | None
     matrix: Matrix | None
@@ -136,7 +139,10 @@ class Lookout:
         self.asked, self.rules, self._dtype, self._thorough = asked, tuple(rules), dtype, thorough
         self.n, self.m_y, self.d = len(asked.x), asked.m_y, slots(asked.model).d
         self.N = self.n * self.m_y
-        self._layers = CompressedJacobian.suits(asked.model, asked.x, dtype=dtype)
+        self._conflict = (
+            conflict_sentence(asked.duplicates, None, "no theta") if asked.duplicates.conflicts.count else ""
+        )
+        self._layers = None if self._conflict else CompressedJacobian.suits(asked.model, asked.x, dtype=dtype)
         if self._layers is not None and self._layers.flops > _SOON:
             self._layers = None
         self.computed_in = self._probed() if self._layers is None else self._layers.computed_in
@@ -148,7 +154,7 @@ class Lookout:
 
     def forms_gram(self) -> bool:
         """Whether looks form M, as far as the memory that is free now tells."""
-        return self._layers is not None or self._fits()
+        return not self._conflict and (self._layers is not None or self._fits())
 
     def look(self) -> Look:
         """Look at the model as it is now.
@@ -158,14 +164,16 @@ class Lookout:
         InvalidInput
             What :func:`alignver.models.jacobian.jacobian` refuses.
         """
-        parts = None if self._layers is None else self._layers.factors(self.asked.groups)
+        if self._conflict:
+            return self._refuted()
+        parts = None if self._layers is None else self._layers.factors()
         M: torch.Tensor | None
         if parts is not None:
             outputs, M = parts.outputs, parts.gram()
         else:
             outputs = self._outputs()
             M = gram(self.asked.model, self.asked.x, dtype=self._dtype) if self._fits() else None
-        values = outputs.double().cpu().numpy()
+        values = self.asked.of_all(outputs.double().cpu().numpy())
         if not np.isfinite(values).all() or (M is not None and not bool(torch.isfinite(M.sum()))):
             raise InvalidInput("model", "outputs or derivatives that are NaN or Inf", "finite outputs at finite theta")
         ways = []
@@ -181,6 +189,15 @@ class Lookout:
             kept = None if M is None else _host(M)
             return Look(values, answers, float(levels[0]), float(levels[-1]), kept, matrix, (), tuple(ways))
         return self._bounded(values, None if M is None else _host(M), ways)
+
+    def _refuted(self) -> Look:
+        """Answer from the data: equal inputs with different targets are out of reach of every theta."""
+        values = self._outputs().double().cpu().numpy()
+        if not np.isfinite(values).all():
+            raise InvalidInput("model", "outputs that are NaN or Inf", "finite outputs at finite theta")
+        answer = {"tolerance": None, "residual": None, "verdict": "FAILS"}
+        ways = (f"data: {self._conflict}",)
+        return Look(values, dict.fromkeys(self.rules, answer), None, None, None, None, (), ways)
 
     def _bounded(self, values: Matrix, M: Matrix | None, ways: list[str]) -> Look:
         """Answer by least squares, and by the singular values what those leave open."""
@@ -213,7 +230,6 @@ class Lookout:
         else:
             engine = self._plan.engine if self._plan.engine in ("dense", "streamed") else "streamed"
             J = represent(self.asked.model, self.asked.x, self._planned(engine), dtype=self._dtype, chunk_size=None)
-            J.equalise(self.asked.groups)
             matrix = J.matrix.double().cpu().numpy()
         profile = svd_profile(reduce(matrix, self.target))
         scale = self._scale(float(profile.levels[0]))

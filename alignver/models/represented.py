@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from alignver.errors import InvalidInput
-from alignver.models.checkable import probe, require_checkable
+from alignver.models.checkable import probe, probes, require_checkable
 from alignver.models.guard import unchanged
 from alignver.models.jacobian import bind, differentiate
 from alignver.models.operator import JacobianOperator
@@ -47,21 +47,12 @@ class Represented:
     words: str
     dtype: str
 
-    def equalise(self, groups: list[list[int]]) -> None:
-        """Give samples with equal inputs the same rows to the last bit: rounding may tell them apart, J does not."""
-        if not isinstance(self.matrix, torch.Tensor):
-            return
-        rows = self.matrix.view(self.m_y, self.n, -1)
-        for first, *others in groups:
-            for other in others:
-                rows[:, other] = rows[:, first]
-
 
 def count_outputs(model: nn.Module, x: torch.Tensor, dtype: str | None) -> int:
     """Return m_y from a few evaluations, refusing what no check can be about before any long work."""
     require_checkable(model)
     with unchanged(model):
-        function, inputs = bind(model, x, dtype, include_frozen=False)
+        function, inputs = bind(model, probes(x), dtype, include_frozen=False)
         with as_asked(function.device, function.dtype):
             return probe(function, inputs).m_y
 

@@ -25,6 +25,7 @@ __all__ = ["inputs_again"]
 Matrix = npt.NDArray[np.float64]
 
 _CLAIMS = ("membership", "non-membership", "factored-membership")
+_OF_DATA = ("conflicting", "consistent")
 
 
 def inputs_again(
@@ -46,7 +47,7 @@ def inputs_again(
     Returns
     -------
     inputs : dict of str to array
-        For :func:`alignver.recheck`.
+        For :func:`alignver.recheck`; X and Y themselves where the claim is about the data.
     notes : tuple of str
         What they have to do with the model, in sentences.
     covered : bool
@@ -68,6 +69,8 @@ def inputs_again(
     >>> alignver.recheck(proved.certificate, **inputs).verdict
     <Verdict.HOLDS: 'HOLDS'>
     """
+    if certificate.claim in _OF_DATA:
+        return {"X": X, "Y": Y}, ("the claim is about the data: it holds for every model",), True
     if certificate.claim not in _CLAIMS:
         raise InvalidInput("certificate", f"a claim {certificate.claim!r}", "one that check_alignment made")
     asked = question(model, X, Y, loss, dtype)
@@ -84,7 +87,6 @@ def inputs_again(
         raise InvalidInput("certificate", got, f"one of this model and these data: {N} x {d}, or its triangle")
     chosen = plan(n, asked.m_y, d, engine="dense" if shape == (N, d) else "streamed")
     J = represent(asked.model, asked.x, chosen, dtype=dtype, chunk_size=chunk_size)
-    J.equalise(asked.groups)
     matrix = np.ascontiguousarray(host(J.matrix).astype(np.float64))
     return {"J": matrix, "y": asked.y}, (f"J was computed again: {J.words}",), True
 

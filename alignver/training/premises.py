@@ -149,4 +149,8 @@ def _constants(lookout: Lookout, theorem: Mapping[str, float], Y: Any, loss: str
     if not 0.0 < alpha < 1.0 or not values["lipschitz"] > 0.0:
         got = f"rate {values['rate']:g} beside lipschitz {values['lipschitz']:g}"
         raise InvalidInput("theorem_3", got, "a rate below 2 / lipschitz, both positive")
-    return {**values, "alpha": alpha, "target": target_loss(loss, Y, lookout.asked.targets, values["eta"])}
+    return {
+        **values,
+        "alpha": alpha,
+        "target": target_loss(loss, Y, lookout.asked.of_all(lookout.asked.targets), values["eta"]),
+    }

@@ -22,6 +22,7 @@ from safetensors.torch import save_model
 from alignver.errors import InvalidInput, reading
 from alignver.models.inputs import as_targets
 from alignver.results import Report, plain
+from alignver.samples import as_numbers
 from alignver.theory.objective import objective
 from alignver.theory.sample_losses import sample_loss
 from alignver.training import checkpoint
@@ -278,8 +279,10 @@ class RunFolder:
             writer = getattr(result.certificate, "save", None)
             if writer is None:
                 continue
+            of_data = "X" in getattr(result.certificate, "inputs", ())
             with self._whole("inputs.npz") as part, part.open("wb") as stream:
-                np.savez(stream, **_inputs(wrapper, *data))
+                inputs = _inputs(wrapper, *data) | ({"X": as_numbers(data[0], "X")} if of_data else {})
+                np.savez(stream, **inputs)
             try:
                 writer(self.path / "certificate")
             except OSError as error:

@@ -20,7 +20,7 @@ from alignver.errors import InvalidInput
 from alignver.linalg import rank_rules
 from alignver.models.change import METHODS, RepresentationSnapshot, squared_distance
 from alignver.models.gram import gram
-from alignver.models.inputs import as_targets
+from alignver.models.inputs import as_inputs
 from alignver.models.looks import Look, Lookout
 from alignver.models.question import Question, question
 from alignver.report.history import History, HistoryFile, Record
@@ -146,12 +146,13 @@ class AlignmentTracker:
         with self._watching():
             asked = question(model, X, Y, loss, dtype)
             self.model = asked.model
-            self.x = asked.x.clone()
-            asked = dataclasses.replace(asked, x=self.x)
+            self.x = as_inputs(X, asked.x.device).clone()
+            asked = dataclasses.replace(asked, x=asked.x.clone() if asked.merged else self.x)
             self.lookout = Lookout(asked, rules=rules, dtype=dtype, limit=residual_tolerance, thorough=thorough)
+            self._counts = np.sqrt(np.bincount(asked.duplicates.position)) if asked.merged else None
             self._premises = Premises.of(self.lookout, structure, theorem_3, asked.given, loss)
         self._sample_loss = sample_loss(loss, asked.m_y)
-        self._y = self._sample_loss.targets(as_targets(Y, len(asked.x)), len(asked.x), asked.m_y)
+        self._y = self._sample_loss.targets(asked.given, len(self.x), asked.m_y)
         self.clock, self.step, self.epoch = Clock(), -1, 0
         self._start: Any = None
         config = self._config(asked)
@@ -255,7 +256,7 @@ class AlignmentTracker:
         M = look.gram
         if M is None:  # it did not fit this time: what else has come to memory since the first check
             return None
-        value = squared_distance(torch.from_numpy(M), self._start)
+        value = squared_distance(self._of_all(torch.from_numpy(M)), self._start)
         return {"value": value, "interval": (value, value), "confidence": 1.0, "rigor": "NUMERICAL"}
 
     def _begin(self, start: Mapping[str, torch.Tensor] | None) -> None:
@@ -265,11 +266,19 @@ class AlignmentTracker:
             return
         with self._watching():
             if self._change != "probes" and self.lookout.forms_gram():
-                self._start = gram(self.model, self.x, state=start, dtype=self._dtype).double().cpu()
+                M = gram(self.model, self.lookout.asked.x, state=start, dtype=self._dtype)
+                self._start = self._of_all(M.double().cpu())
                 return
             self._start = RepresentationSnapshot(
                 self.model, self.x, state=start, method=self._change, dtype=self._dtype
             )
+
+    def _of_all(self, M: torch.Tensor) -> torch.Tensor:
+        """Weigh the Gram matrix of the distinct samples so that its norms are those of the whole one."""
+        if self._counts is None:
+            return M
+        weights = torch.from_numpy(np.tile(self._counts, self.lookout.m_y))
+        return M * weights[:, None] * weights[None, :]
 
     def _config(self, asked: Question) -> dict[str, Any]:
         """What decides the meaning of the records; how often there are some does not."""
@@ -279,11 +288,11 @@ class AlignmentTracker:
             "mode": self._mode,
             "computed_in": self.lookout.computed_in,
             "residual_tolerance": self.lookout.limit,
-            "n": self.lookout.n,
+            "n": len(self.x),
             "m_y": self.lookout.m_y,
             "d": self.lookout.d,
             "model": type(self.model).__name__,
-            "data": _digest(asked.x, asked.targets),
+            "data": _digest(self.x, asked.of_all(asked.targets)),
         }
 
     @contextlib.contextmanager

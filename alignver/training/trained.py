@@ -55,6 +55,7 @@ class Trained:
             tolerance=tolerance,
             certify=certify,
             rank=rank,
+            X=self._inputs(X),
         )
 
     def exploitation(self, X: Any) -> Exploitation:

@@ -1,22 +1,27 @@
 """Certificates that claim anything about matrices of which everything is known: what the kernel must not believe.
 
 Matrices have small integers or dyadic numbers times powers of two, from 2^-1074 to 2^1023, so that rank, membership and
-the smallest singular value are decided in rationals. A forgery is a well-sealed certificate with data that an enemy
-would choose: those of a proof of something near, numbers at the edge, exponents at the limits.
+the smallest singular value are decided in rationals. Claims about data are decided pair by pair, their losses in
+rationals or 40 digits. A forgery is a well-sealed certificate with data that an enemy would choose: those of a proof of
+something near, numbers at the edge, exponents at the limits, records of another dtype.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import sys
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
+import mpmath
 import numpy as np
 
+from alignver.errors import InvalidInput
 from alignver.kernel import Certificate, seal
-from alignver.kernel.certificate import pack
+from alignver.kernel.certificate import LOSSES, pack
+from alignver.kernel.data import canonical, digests_of, record_of
 from alignver.kernel.modular import small_primes
 
 __all__ = ["Forgery", "distance_squared", "exact", "exceeds", "exceeds_not", "forgeries", "rank_of"]
@@ -294,9 +299,106 @@ def distance_squared(J: np.ndarray, y: np.ndarray) -> Fraction:
     return sum((v * v for v in last), Fraction(0))
 
 
+ROWS = {
+    "<f8": (0.0, -0.0, 1.0, 1.0 + 2.0**-52, 1.0 + 2.0**-30, 5e-324, 0.25, -1.0, 256.0, 1e300),
+    "<f4": (0.0, -0.0, 1.0, 1.0 + 2.0**-23, 5e-324, 2.0**-149, 1.0 + 2.0**-52, 256.0),
+    "<f2": (0.0, -0.0, 1.0, 1.0 + 2.0**-30, 256.0, 5e-324),
+    "|u1": (0.0, 1.0, 255.0, 256.0, 0.25, -1.0),
+    "|b1": (0.0, 1.0, 2.0, 0.25),
+    "<i8": (0.0, 1.0, 2.0**53, -(2.0**63), 2.0**63, 0.5),
+}
+
+
+def _forms(rng: np.random.Generator) -> tuple[np.ndarray, str, dict[str, Any]]:
+    """Return rows, a dtype to compare them in, and a record: of these rows, or of what a careless cast makes."""
+    kind = str(rng.choice(list(ROWS)))
+    few = rng.choice(np.array(ROWS[kind]), 3)  # so that rows repeat
+    X = rng.choice(few, (int(rng.integers(2, 6)), int(rng.integers(1, 3))))
+    try:
+        rows = canonical(X, kind)
+    except InvalidInput:
+        with np.errstate(all="ignore"):
+            rows = X.astype(kind)
+    return X, kind, record_of(digests_of(rows), X.shape, kind)
+
+
+def _equal_in(X: np.ndarray, kind: str, i: int, j: int) -> bool:
+    """Whether two rows are equal, as numbers, after the rounding that the sentence of the claim names."""
+    if kind in ("<f2", "<f4"):
+        X = X.astype(kind)
+    return bool(X[i].tolist() == X[j].tolist())
+
+
+def least_losses(groups: list[list[int]], Y: np.ndarray, loss: str) -> Any:
+    """Return the sum of the least losses of groups of equal inputs: in rationals, or in the digits of mpmath."""
+    total = Fraction(0) if loss == "squared" else mpmath.mpf(0)
+    for group in groups:
+        columns = [[Fraction(v) for v in column] for column in Y[group].T.tolist()]
+        k = len(group)
+        if loss == "squared":
+            total += sum(sum(v * v for v in column) - sum(column) ** 2 / k for column in columns)
+            continue
+        sums = [sum(column, Fraction(0)) for column in columns]
+        splits = [(s, k - s) for s in sums] if loss == "binary_cross_entropy" else [tuple(sums)]
+        if loss == "cross_entropy" and Y.shape[1] == 1:
+            splits = [tuple(Fraction(columns[0].count(label)) for label in set(columns[0]))]
+        for split in splits:
+            parts = [mpmath.mpf(part.numerator) / part.denominator for part in split if part]
+            total += sum(part * mpmath.log(sum(parts) / part) for part in parts)
+    return total
+
+
+def _data_forgery(rng: np.random.Generator) -> Iterator[Forgery]:
+    X, kind, record = _forms(rng)
+    n = len(X)
+    groups: list[list[int]] = []
+    for i in range(n):
+        group = next((group for group in groups if _equal_in(X, kind, group[0], i)), None)
+        if group is None:
+            groups.append([i])
+        else:
+            group.append(i)
+    loss = str(rng.choice(LOSSES))
+    choices = [np.eye(2)[rng.integers(0, 2, n)], rng.choice([0.0, 0.5, 1.0, 2.0**-60], (n, 2))]
+    Y = [*choices, rng.integers(0, 2, (n, 1)).astype(float)][rng.integers(3)]
+    if loss == "cross_entropy" and Y.shape[1] == 1:
+        Y = np.floor(Y)
+    pairs = list(itertools.combinations(range(n), 2))
+    equal = {(i, j) for i, j in pairs if _equal_in(X, kind, i, j)}
+    conflicts = {(i, j) for i, j in equal if Y[i].tolist() != Y[j].tolist()}
+    with mpmath.workdps(40):
+        exact = least_losses(groups, Y, loss) / n
+        share = float(rng.choice([0.0, 1 - 2.0**-20, 1 + 2.0**-20, 2.0]))
+        floor = min(float(exact) * share, sys.float_info.max)
+        stated = mpmath.mpf(floor) <= exact if loss != "squared" else Fraction(floor) <= exact
+    rank = len(groups) + int(rng.choice([0, 0, 0, 1, -1]))
+    errors = int(rng.choice([0, 0, 1, n]))
+    hard = bool(np.all(np.isin(Y, (0.0, 1.0)))) and loss != "squared"
+    hard = hard and (loss == "binary_cross_entropy" or Y.shape[1] == 1 or bool(np.all(Y.sum(axis=1) == 1.0)))
+    fewest = 0
+    for group in groups:
+        counts = [Y[group].sum(axis=0)] if loss == "cross_entropy" and Y.shape[1] > 1 else []
+        counts = counts or [np.array([column.sum(), len(group) - column.sum()]) for column in Y[group].T]
+        fewest += sum(int(count.sum() - count.max()) for count in counts)
+    known = errors <= (fewest if hard else 0)
+    constants = {"rank": rank, "loss": loss, "floor": floor, "errors": errors}
+    i, j = pairs[rng.integers(len(pairs))]
+    inputs, given = {"X": record, "Y": Y}, {"X": X, "Y": Y}
+    counted = rank == len(groups)
+    bounds = counted and bool(stated) and known
+    rows = {"rows": np.array([i, j])}
+    alone: tuple[dict[str, Any], dict[str, np.ndarray]] = ({"X": record}, {"X": X})
+    yield Forgery(seal("distinct", "digests", alone[0], {}, {"rank": rank}), alone[1], counted, "distinct")
+    consistent = seal("consistent", "digests", inputs, {}, constants)
+    yield Forgery(consistent, given, bounds and not conflicts, "consistent")
+    conflicting = seal("conflicting", "digests", inputs, rows, constants)
+    yield Forgery(conflicting, given, bounds and (i, j) in conflicts, "conflicting")
+
+
 def forgeries(seed: int, rounds: int) -> Iterator[Forgery]:
-    """Yield the forgeries of ``rounds`` matrices for rank and as many for membership, about 20 for each."""
+    """Yield the forgeries of ``rounds`` matrices for rank, as many for membership, about 20 for each, and of data."""
     rng = np.random.default_rng(seed)
     for _ in range(rounds):
         yield from _rank_forgery(rng)
         yield from _membership_forgery(rng)
+        yield from _data_forgery(rng)

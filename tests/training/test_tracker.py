@@ -95,7 +95,7 @@ def test_train_mode_is_refused_with_the_remedy():
 
 @pytest.mark.parametrize("thorough", [False, True])
 def test_a_record_is_what_check_alignment_says(thorough):
-    """For a network of linear layers, one with a convolution, one with equal inputs."""
+    """For a network of linear layers, one with a convolution, one with samples that repeat another."""
     torch.manual_seed(2)
     convolution = nn.Sequential(nn.Conv1d(1, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(6, 2))
     x, y = data(9)
@@ -104,7 +104,8 @@ def test_a_record_is_what_check_alignment_says(thorough):
         (mlp(), *data()),
         (mlp(sizes=(3, 4, 2)), *data(40)),
         (convolution, x[:, None], y),
-        (mlp(), twice, torch.cat([y, 1 - y[:1]])),
+        (mlp(), twice, torch.cat([y, y[:1]])),
+        (mlp(sizes=(3, 4, 2)), torch.cat([x, x, data(40, seed=6)[0]]), torch.cat([y, y, data(40, seed=6)[1]])),
     ]
     verdicts = set()
     for model, inputs, labels in cases:

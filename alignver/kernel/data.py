@@ -1,0 +1,290 @@
+r"""Claims about data: which rows of X are equal, whether their targets are, and what that costs every model.
+
+Equal inputs have equal outputs under every function of one input. In a group of k samples with equal inputs and one
+output q for all of them, the least sum of the losses is, with sums over the group,
+
+* squared, :math:`\|q - y\|^2`: :math:`\sum_i \|y_i\|^2 - \|\sum_i y_i\|^2 / k`, exactly, in rationals;
+* cross-entropy: :math:`\sum_c C_c \ln(C / C_c)`, C_c the sums of the columns of the targets, C the sum of those;
+* binary cross-entropy: the same for the two labels of each output, of sums C_j and k - C_j.
+
+A group makes at least k - max_c C_c errors where each target is one class, since the group has one answer. The claims
+are about numbers: -0.0 is 0.0, and whatever rows have different SHA-256 digests differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sys
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from alignver.errors import InvalidInput
+from alignver.kernel.certificate import LOSSES, Certificate, Inputs, rows_of
+from alignver.kernel.environment import require_ieee
+from alignver.kernel.exact import equal, indices, number, power, rounded_down
+from alignver.kernel.failure import NotProved, demand, require
+from alignver.kernel.floats import Run, common
+from alignver.kernel.gates import LIBRARY
+from alignver.results import shown_down
+
+__all__ = ["METHODS", "canonical", "digests_of", "first_equal", "floor_of", "identified", "least_loss", "record_of"]
+
+_KINDS = ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8")
+_BLOCK_BYTES = 1 << 26
+_FAR = 900  # sums of numbers below 2^900, and logarithms times them, do not overflow
+
+
+def canonical(block: Any, kind: str) -> Any:
+    """Return rows as a matrix of the dtype ``kind``: their bytes are equal exactly where their numbers are.
+
+    Raises
+    ------
+    InvalidInput
+        Entries that are not real numbers; NaN or Inf, also where a narrower dtype has no number for an entry; numbers
+        that ``kind`` does not hold, but for floats: those are rounded to a narrower floating dtype.
+    """
+    rows, lost = _cast(block, kind)
+    demand(not lost, "X", lost, f"finite numbers of {np.dtype(kind)}")
+    return rows
+
+
+def _cast(block: Any, kind: str) -> tuple[Any, str]:
+    """Return rows as a matrix of another dtype, and what it does not hold of them."""
+    array = np.array(block, order="C", copy=True)  # private: what is looked at is what is hashed
+    demand(array.dtype.kind in "biuf" and array.dtype.itemsize <= 8, "X", f"dtype {array.dtype}", "real numbers")
+    demand(bool(np.isfinite(array).all()), "X", "NaN or Inf", f"finite numbers of {np.dtype(kind)}")
+    array = array.reshape(len(array), -1)
+    with np.errstate(all="ignore"):
+        rows = array.astype(kind, copy=False)
+    if kind[1] != "f":
+        # Cast to integers, different numbers may become equal. Python compares integers and floats exactly.
+        low, high = (0, 1) if kind[1] == "b" else (np.iinfo(kind).min, np.iinfo(kind).max)
+        held = low <= array.min().item() <= array.max().item() <= high and np.array_equal(rows, array)
+        return rows, "" if held else f"numbers that {np.dtype(kind)} does not hold"
+    if array.dtype.kind != "f" and not -(2**53) <= array.min().item() <= array.max().item() <= 2**53:
+        return rows, "integers beyond 2**53"
+    patterns = rows.view(f"<i{rows.dtype.itemsize}")
+    patterns[patterns == np.iinfo(patterns.dtype).min] = 0  # -0.0, without an operation on floats
+    return rows, "" if bool(np.isfinite(rows).all()) else "NaN or Inf"
+
+
+def digests_of(rows: Any) -> list[bytes]:
+    """Return the SHA-256 digest of each row of a canonical matrix."""
+    return [hashlib.sha256(row).digest() for row in rows]
+
+
+def record_of(digests: Iterable[bytes], shape: tuple[int, ...], kind: str) -> dict[str, Any]:
+    """Return what identifies rows: SHA-256 of dtype, shape and the digests of all rows; shape and dtype in clear."""
+    content = hashlib.sha256(f"rows {kind} {shape}".encode())
+    content.update(b"".join(digests))
+    return {"sha256": content.hexdigest(), "shape": shape, "dtype": kind}
+
+
+def first_equal(digests: list[bytes]) -> Any:
+    """Return for each row the index of the first row that has its digest.
+
+    Examples
+    --------
+    >>> first_equal([b"a", b"b", b"a"]).tolist()
+    [0, 1, 0]
+    """
+    seen: dict[bytes, int] = {}
+    return np.array([seen.setdefault(digest, i) for i, digest in enumerate(digests)], dtype=np.int64)
+
+
+def identified(certificate: Certificate, X: Any, track: Any) -> tuple[Any, list[bytes]]:
+    """Read X once; return for each row the first row equal to it, and the digests: X must be what was sealed in.
+
+    X is an array, or anything with ``shape`` and slices of rows. Nothing is read twice.
+    """
+    sealed = dict(certificate.inputs.get("X", {}))
+    kind = sealed.get("dtype")
+    require(isinstance(kind, str) and kind in _KINDS, "the certificate names no dtype of X")
+    demand(hasattr(X, "shape"), "X", f"a {type(X).__name__}", "an array, or what has a shape and slices of rows")
+    shape = tuple(int(size) for size in X.shape)
+    demand(min(shape, default=0) >= 1, "X", f"shape {shape}", "at least one row, not empty")
+    step = max(_BLOCK_BYTES // (8 * math.prod(shape[1:])), 1)
+    digests: list[bytes] = []
+    for start in track(range(0, shape[0], step), "reading X"):
+        block = np.asarray(X[start : start + step])
+        whole = block.shape == (min(step, shape[0] - start), *shape[1:])
+        demand(whole, "X", f"rows of shape {block.shape} from row {start} on", f"all rows of shape {shape}")
+        rows, lost = _cast(block, str(kind))
+        require(not lost, f"X is not the input that this certificate is about: {lost}")
+        digests += digests_of(rows)
+    require_ieee(threaded=True)  # whatever the source did meanwhile
+    same = sealed == record_of(digests, shape, str(kind))
+    require(same, "X is not the input that this certificate is about: their digests differ")
+    return first_equal(digests), digests
+
+
+@np.errstate(all="ignore")
+def least_loss(first: Any, Y: Any, loss: str | None) -> tuple[float, int | None]:
+    r"""Return a lower bound of the mean loss of every function of the rows of X, and of its errors.
+
+    Parameters
+    ----------
+    first : (n,) int64
+        Of :func:`first_equal`.
+    Y : (n, m) float64
+        Targets. One column of integers: classes, of which 0 and 1 are those of one output.
+    loss : {"squared", "binary_cross_entropy", "cross_entropy"} or None
+        None: the loss is 0, and errors are counted where there are classes.
+
+    Returns
+    -------
+    lower : float
+        Rounded down: exactly for the squared loss, else by less than 2^-30 of it, in groups of up to a million samples
+        and for sums of targets none of which is 2^1000 times another.
+    errors : int or None
+        None where targets are no classes. Wrong entries where several outputs have labels of their own.
+
+    Raises
+    ------
+    InvalidInput
+        Targets that the loss has no meaning for.
+    """
+    n, m = Y.shape
+    classes = m == 1 and loss in (None, "cross_entropy")
+    order = np.lexsort((Y[:, 0], first)) if classes else np.argsort(first, kind="stable")
+    new, T = np.diff(first[order], prepend=-1) != 0, Y[order]
+    starts = np.flatnonzero(new)
+    sizes, whole = np.diff(np.append(starts, n)), bool(np.all(np.floor(Y) == Y))
+    if loss == "squared":
+        total = sum((_spread(group) for group in _unequal(T, starts, sizes)), Fraction(0))
+        return rounded_down(min(total / n, Fraction(sys.float_info.max))), None
+    if classes:
+        _demand_targets(loss is None or (whole and bool(np.all(Y >= 0.0))), loss)
+        if not whole:
+            return 0.0, None
+        heads = np.flatnonzero(new | (np.diff(T[:, 0], prepend=0.0) != 0.0))
+        parts = np.diff(np.append(heads, n))
+        others = np.repeat(sizes, np.diff(np.append(np.searchsorted(heads, starts), heads.size))) - parts
+        errors = n - int(np.maximum.reduceat(parts, np.searchsorted(heads, starts)).sum())
+        return (0.0 if loss is None else _entropy(parts, others, n, int(sizes.max()) + 1)), errors
+    sums = np.add.reduceat(T, starts, axis=0)
+    hard = bool(np.all((Y == 0.0) | (Y == 1.0)))
+    if loss == "binary_cross_entropy":
+        _demand_targets(bool(np.all((Y >= 0.0) & (Y <= 1.0))), loss)
+        rest = np.add.reduceat(1.0 - T, starts, axis=0)
+        wrong = int(np.minimum(sums, rest).sum()) if hard else None
+        return _entropy(np.vstack([sums, rest]), np.vstack([rest, sums]), n, int(sizes.max()) + m), wrong
+    _demand_targets(loss is None or bool(np.all((Y >= 0.0) & (Y < 2.0**_FAR))), loss)
+    wrong = n - int(sums.max(axis=1).sum()) if hard and bool(np.all(Y.sum(axis=1) == 1.0)) else None
+    if loss is None:
+        return 0.0, wrong
+    # The sum of the other columns, from both sides: a difference would lose digits.
+    none = np.zeros((len(sums), 1))
+    before = np.hstack([none, np.cumsum(sums[:, :-1], axis=1)])
+    after = np.hstack([np.cumsum(sums[:, :0:-1], axis=1)[:, ::-1], none])
+    return _entropy(sums, before + after, n, int(sizes.max()) + m), wrong
+
+
+def _demand_targets(good: bool, loss: str | None) -> None:
+    needs = {
+        "binary_cross_entropy": "numbers from 0 to 1",
+        "cross_entropy": f"classes 0, 1, ..., or numbers from 0 to 2**{_FAR} in a column for each class",
+    }
+    demand(good, "Y", f"targets that are none of the {loss}", needs.get(str(loss), "numbers of at least 0"))
+
+
+def _entropy(parts: Any, others: Any, n: int, terms: int) -> float:
+    r"""Return a lower bound of the sum of :math:`C_c \ln (1 + D_c / C_c)`, by n, D_c the sum of the other columns.
+
+    With u = 2^-53, C_c is a computed sum of fewer than t terms, D_c one of fewer than 2 t, none negative, and the
+    quotient rounds once more: it is at most :math:`1 + (3 t + 3) u` times the exact one, and so is its log1p, which is
+    good to 2^-40 besides (:mod:`alignver.kernel.gates`). A term is too large by less than :math:`(4 t + 8) u + 2^{-40}`
+    of it. Products that underflow lose 2^-1075. Rounding may double a quotient that is subnormal, so C_c loses D_c; the
+    other columns are those whose quotient is cut off, and gain more than 15 D_c by it.
+    """
+    some = parts > 0.0
+    parts, others = parts[some], others[some]
+    shares = parts * np.log1p(np.minimum(others / parts, 2.0**1000))
+    total = Fraction(math.fsum(shares.tolist())) * (1 - (terms + 2) * power(-51) - LIBRARY)
+    return max(rounded_down(total / n - power(-1000)), 0.0)
+
+
+def _unequal(T: Any, starts: Any, sizes: Any) -> Iterable[Any]:
+    """Yield the targets of each group in which they are not all equal."""
+    for k in np.flatnonzero(sizes > 1).tolist():
+        group = T[starts[k] : starts[k] + sizes[k]]
+        if not equal(group, np.broadcast_to(group[:1], group.shape)):
+            yield group
+
+
+def _spread(group: Any) -> Fraction:
+    """Return the sum of squares less the square of the sum by k, exactly."""
+    rows, exponent = common(group)
+    k = len(rows)
+    total = sum(k * sum(value * value for value in column) - sum(column) ** 2 for column in zip(*rows, strict=True))
+    return Fraction(total, k) * power(2 * exponent)
+
+
+def _distinct(certificate: Certificate, inputs: Inputs, run: Run) -> str:
+    """As many rows are distinct as the claim says: those whose digests it holds."""
+    first, digests = inputs["X"]
+    rows = np.flatnonzero(first == np.arange(first.size))
+    rank, held = certificate.constants["rank"], certificate.data.get("digests")
+    require(type(rank) is int and rank == rows.size, f"{rows.size} rows of {rows_of(certificate)} are distinct")
+    if held is not None:
+        require(held.shape == (rows.size, 32) and held.dtype == np.uint8, "digests of another kind or number")
+        kept = b"".join(digests[i] for i in rows.tolist())
+        require(held.tobytes() == kept, "the digests are not those of the distinct rows")
+    return f"{rows.size} of {first.size} rows of {rows_of(certificate)} are distinct"
+
+
+def _consistent(certificate: Certificate, inputs: Inputs, run: Run) -> str:
+    """Rows with one digest have one target: no others can be equal."""
+    sentence = _distinct(certificate, inputs, run)
+    first, Y = inputs["X"][0], inputs["Y"]
+    require(len(Y) == first.size and equal(Y, Y[first]), "two equal rows of X have different targets")
+    return f"{sentence}, and equal ones have equal targets{_stated(certificate, inputs)}"
+
+
+def _conflicting(certificate: Certificate, inputs: Inputs, run: Run) -> str:
+    """Two rows are equal and their targets are not."""
+    sentence = _distinct(certificate, inputs, run)
+    first, Y = inputs["X"][0], inputs["Y"]
+    stated = _stated(certificate, inputs)
+    i, j = indices(certificate.data["rows"], first.size)
+    require(first[i] == first[j] and not equal(Y[i], Y[j]), f"rows {i} and {j} are no conflict")
+    return f"rows {i} and {j} of {rows_of(certificate)} are equal, and their targets differ; {sentence}{stated}"
+
+
+def _stated(certificate: Certificate, inputs: Inputs) -> str:
+    """Require the bounds that the claim states, and say what was found."""
+    constants = certificate.constants
+    loss, least, errors = constants["loss"], number(constants, "floor"), constants["errors"]
+    require(loss is None or loss in LOSSES, "an unknown loss")
+    lower, wrong = _bounds(inputs, loss)
+    require(Fraction(lower) >= least, f"the loss of every function is only known to be at least {shown_down(lower)}")
+    counted = errors is None or (type(errors) is int and 0 <= errors <= (wrong or 0))
+    require(counted, f"{wrong or 0} errors are known")
+    costs = [f"a {loss} loss of at least {shown_down(float(least))}"] if least else []
+    costs += [f"at least {errors} error{'s' * (errors > 1)}"] if errors else []
+    return f"; every function of a row has {' and '.join(costs)}" if costs else ""
+
+
+def _bounds(inputs: Inputs, loss: str | None) -> tuple[float, int | None]:
+    first, Y = inputs["X"][0], inputs["Y"]
+    require(len(Y) == first.size, "X and Y differ in length")
+    try:
+        return least_loss(first, Y, loss)
+    except InvalidInput as error:  # the loss is the certificate's choice
+        raise NotProved(f"the targets are none of the {loss}") from error
+
+
+def floor_of(inputs: Inputs, loss: str) -> Fraction:
+    """Return a lower bound of the loss of every function of the rows of X, for a claim about a training loss."""
+    floor = Fraction(_bounds(inputs, loss)[0])
+    same = equal(inputs["Z"], inputs["Z"][inputs["X"][0]])
+    require(same, "equal rows of X have different rows of Z: the outputs are no function of X")
+    return floor
+
+
+METHODS = {("distinct", "digests"): _distinct, ("consistent", "digests"): _consistent}
+METHODS |= {("conflicting", "digests"): _conflicting}
