@@ -30,8 +30,10 @@ $(VENV)/.dev: $(VENV)/.test
 check: $(VENV)/.run ## set up, and run the built-in problems
 	$(BIN)/alignver check
 
+# Two processes, with a thread each. A file stays in one of them: the code blocks of a page build on each other, and so do
+# fixtures of a module. ARGS="-n 0" for one process.
 test: $(VENV)/.test ## set up, and run tests/ and property_tests/
-	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.test ## the tests that take longer
 	$(BIN)/python -m pytest -q -m slow $(ARGS)

@@ -28,6 +28,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Shells start background jobs that way, and it is inherited: processes that tests interrupt would not notice.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Where they say a width, reports are folded. readline puts them there, and the processes of pytest-xdist inherit them.
+for _name in ("COLUMNS", "LINES"):
+    os.environ.pop(_name, None)
+
 pytest_collect_file = Sybil(
     # '...' stands for numbers that depend on the machine, such as seconds.
     parsers=[PythonCodeBlockParser(doctest_optionflags=doctest.ELLIPSIS)],
