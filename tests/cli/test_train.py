@@ -171,7 +171,7 @@ def test_ctrl_c_says_how_to_go_on(here, files, whole):
     process = subprocess.Popen(
         [*COMMAND, "train", *RUN, "--out", "stopped"],
         cwd=files,
-        env=environment(NAP="0.3"),
+        env=environment(NAP="0.1"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
