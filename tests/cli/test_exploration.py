@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,8 @@ from tests.phi.features import features
 @pytest.fixture
 def folder(files, monkeypatch):
     monkeypatch.chdir(files)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "net", raising=False)
     Z = features(60, 9)
     np.save("Z.npy", Z)
     np.save("bare.npy", Z[:, :-1].astype(np.float32))
@@ -48,24 +52,24 @@ def folder(files, monkeypatch):
         ),
     ],
 )
-def test_verdicts(alignver, folder, arguments, code, words):
-    run = alignver("check", "exploration", *arguments)
+def test_verdicts(here, folder, arguments, code, words):
+    run = here("check", "exploration", *arguments)
     assert run.code == code, run.err
     assert words in run.out
     assert run.err == ""
 
 
-def test_certificate_is_verified(alignver, folder):
+def test_certificate_is_verified(alignver, here, folder):
     run = alignver("check", "exploration", "Z.npy", "--width", "8", "--certificate", "proof")
     assert "re-check with: alignver verify proof --input Z=Z.npy" in run.out
     assert alignver("verify", "proof", "--input", "Z=Z.npy").code == 0
-    assert alignver("verify", "proof", "--input", "Z=equal.npy").code == 1
-    assert alignver("check", "exploration", "equal.npy", "--width", "30", "--certificate", "no").code == 1
-    assert alignver("verify", "no", "--input", "Z=equal.npy").code == 0
+    assert here("verify", "proof", "--input", "Z=equal.npy").code == 1
+    assert here("check", "exploration", "equal.npy", "--width", "30", "--certificate", "no").code == 1
+    assert here("verify", "no", "--input", "Z=equal.npy").code == 0
 
 
-def test_gates_that_overflow_leave_nothing_behind(alignver, folder):
-    run = alignver("check", "exploration", "close.npy", "--width", "4", "--certificate", "none")
+def test_gates_that_overflow_leave_nothing_behind(here, folder):
+    run = here("check", "exploration", "close.npy", "--width", "4", "--certificate", "none")
     assert run.code == 3
     assert "nothing was proved for width 4" in run.out
     assert not (folder / "none").exists()
@@ -116,49 +120,49 @@ def test_ended_in_the_middle(alignver, folder, inject, name, code):
     assert len(list(place.glob("column_*.npy"))) == 6
 
 
-def test_kept_features(alignver, folder):
+def test_kept_features(here, folder):
     model = ["--model", "net.py:build", "--data", "data.npz", "--layer", "1"]
-    run = alignver("check", "exploration", *model, "--keep-features", "kept.npy", "--certificate", "about-kept")
+    run = here("check", "exploration", *model, "--keep-features", "kept.npy", "--certificate", "about-kept")
     assert "re-check with: alignver verify about-kept --input Z=kept.npy" in run.out
-    assert alignver("verify", "about-kept", "--input", "Z=kept.npy").code == 0
+    assert here("verify", "about-kept", "--input", "Z=kept.npy").code == 0
     assert np.load(folder / "kept.npy").shape == (30, 6)
-    run = alignver("check", "exploration", *model, "--certificate", "about-none")
+    run = here("check", "exploration", *model, "--certificate", "about-none")
     assert "a re-check wants them kept, with --keep-features FILE.npy" in run.out
-    run = alignver("check", "exploration", *model, "--keep-features", "kept.npy")
+    run = here("check", "exploration", *model, "--keep-features", "kept.npy")
     assert (run.code, run.out) == (2, "")
     assert "--keep-features: got kept.npy; needs a new file" in run.err
 
 
-def test_refutation_is_verified(alignver, folder):
+def test_refutation_is_verified(here, folder):
     """By the rank of Z, which the command that is printed checks again."""
     pytest.importorskip("flint")
     rng = np.random.default_rng(0)
     base = rng.integers(-999, 999, (30, 3)) / 64
     np.save("flat.npy", base @ rng.integers(-3, 4, (3, 6)))
-    run = alignver("check", "exploration", "flat.npy", "--add-constant", "--width", "7", "--certificate", "flat")
+    run = here("check", "exploration", "flat.npy", "--add-constant", "--width", "7", "--certificate", "flat")
     assert run.code == 1
     assert "Z has rank 4 exactly" in run.out
     assert "re-check with: alignver verify flat --input Z=flat.npy" in run.out
-    assert alignver("verify", "flat", "--input", "Z=flat.npy").code == 0
+    assert here("verify", "flat", "--input", "Z=flat.npy").code == 0
 
 
-def test_cluster(alignver, folder):
+def test_cluster(alignver, here, folder):
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
         address = ["--scheduler", cluster.scheduler_address]
         run = alignver("check", "exploration", "Z.npy", *address, "--certificate", "there")
         assert run.code == 0, run.err
         assert run.err == ""
-        assert alignver("verify", "there", "--input", "Z=Z.npy").code == 0
+        assert here("verify", "there", "--input", "Z=Z.npy").code == 0
         run = alignver("check", "exploration", "Z.npy", "--method", "gram", "--tiles", "shared", *address)
         assert run.code == 0, run.err
-        run = alignver("check", "exploration", "Z.npy", "--method", "gram", *address)
+        run = here("check", "exploration", "Z.npy", "--method", "gram", *address)
         assert run.code == 2
         assert "--tiles: got no folder beside a client" in run.err
 
 
-def test_json(alignver, folder):
-    run = alignver("check", "exploration", "Z.npy", "--json")
+def test_json(here, folder):
+    run = here("check", "exploration", "Z.npy", "--json")
     document = run.document()
     assert document["results"][0]["measured"]["width"] == 7
     assert document["provenance"]["inputs"]["Z"]["file"] == "Z.npy"
@@ -187,8 +191,8 @@ def test_json(alignver, folder):
         (["Z.npy", "--method", "gram", "--device", "cuda:77"], "--device"),
     ],
 )
-def test_bad_input(alignver, folder, arguments, words):
-    run = alignver("check", "exploration", *arguments)
+def test_bad_input(here, folder, arguments, words):
+    run = here("check", "exploration", *arguments)
     assert run.code == 2
     assert words in run.err
     assert run.out == ""
@@ -202,7 +206,7 @@ def test_bad_input(alignver, folder, arguments, words):
         (["--dataset", "imagenet"], "imagenet"),
     ],
 )
-def test_reproduce_says_what_it_needs(alignver, folder, arguments, words):
-    run = alignver("reproduce", "table2", *arguments)
+def test_reproduce_says_what_it_needs(here, folder, arguments, words):
+    run = here("reproduce", "table2", *arguments)
     assert run.code == 2
     assert words in run.err
