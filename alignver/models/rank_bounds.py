@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 
 import torch
@@ -77,10 +76,8 @@ def _cuts(model: nn.Module, x: torch.Tensor) -> list[tuple[str, int, int, int]]:
     chain = _chain(model, "")
     if len(chain) < 2 or not all(_plain(module) for module in model.modules()):
         return []
-    free: collections.Counter[int] = collections.Counter()
-    for p in slots(model).parameters:
-        free[p.untyped_storage().data_ptr()] += p.numel()
-    uses = [{p.untyped_storage().data_ptr() for p in module.parameters()} & free.keys() for _, module in chain]
+    free = {id(p): p.numel() for p in slots(model).parameters}
+    uses = [{id(p) for p in module.parameters()} & free.keys() for _, module in chain]
     cuts: list[tuple[str, int, int, int]] = []
     first = next(model.parameters())
     value = x[:2].to(first.dtype) if x.is_floating_point() else x[:2]
