@@ -6,8 +6,10 @@ statement about the data would be about the same data.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,6 +24,12 @@ from alignver.progress import track
 __all__ = ["Fingerprints", "Samples", "Sequential", "as_numbers", "fingerprints", "open_samples", "targets_of"]
 
 _BLOCK_BYTES = 1 << 26
+_REMEDIES = {
+    "O": "real numbers: .astype(float) where all entries are",
+    "U": "real numbers: numpy.unique(values, return_inverse=True)[1] numbers the classes",
+    "S": "real numbers: numpy.unique(values, return_inverse=True)[1] numbers the classes",
+    "c": "real numbers: numpy.stack([x.real, x.imag], -1)",
+}
 _CASTS = {"float16": "<f2", "float32": "<f4", "float64": "<f8"}
 
 
@@ -71,7 +79,8 @@ class Samples:
         if not self.streamed:
             first = as_numbers(self.source[:1], self.name)
         else:
-            first = next(iter(_batches(self.source, self.name)), (np.empty(0), None))[0]
+            with _random_state_kept():
+                first = next(iter(_batches(self.source, self.name)), (np.empty(0), None))[0]
         return _little_endian(first.dtype)
 
 
@@ -127,7 +136,7 @@ def open_samples(X: Any, Y: Any = None, *, names: tuple[str, str] = ("X", "Y")) 
             raise InvalidInput(targets_name, f"targets beside a {type(X).__name__} with its own", "one of the two")
         X, Y = X.x, X.y
     if _is_stream(X):
-        if iter(X) is X if hasattr(X, "__iter__") else False:
+        if hasattr(X, "__next__"):
             got = f"a {type(X).__name__}, which can be read once"
             raise InvalidInput(name, got, "an array, or a Dataset or DataLoader that can be read twice")
         sampler = type(getattr(X, "sampler", None)).__name__
@@ -137,9 +146,12 @@ def open_samples(X: Any, Y: Any = None, *, names: tuple[str, str] = ("X", "Y")) 
     if X is None or isinstance(X, str | bytes | dict | set) or (not is_array(X) and not _listed(X)):
         need = "an array with a row for each sample, a Dataset or a DataLoader"
         raise InvalidInput(name, f"a {type(X).__name__}", need)
+    if getattr(X, "is_nested", False):
+        raise InvalidInput(name, "a nested tensor", "samples of one shape: X.to_padded_tensor(0.0)")
     array = native(X, name) if is_array(X) else as_numbers(X, name)
     if array.ndim == 0 or 0 in tuple(array.shape):
-        raise InvalidInput(name, f"shape {tuple(array.shape)}", "at least one sample, a row for each: shape (n, ...)")
+        need = "at least one sample, a row for each, with a number in it: shape (n, ...)"
+        raise InvalidInput(name, f"shape {tuple(array.shape)}", need)
     return Samples(array, Y, name, targets_name)
 
 
@@ -209,11 +221,27 @@ def fingerprints(samples: Samples, *, cast: str | None = None, kind: str | None 
     if cast is not None and cast not in _CASTS:
         raise InvalidInput("dtype", repr(cast), "one of " + ", ".join(_CASTS))
     kind = kind if cast is None else _CASTS[cast]
-    digests, record, streamed = _read(samples, kind)
-    targets, classes = _targets(samples, streamed, len(digests))
-    if samples.streamed:
-        _require_the_same(samples, kind, digests, targets)
+    with _random_state_kept():
+        digests, record, streamed = _read(samples, kind)
+        targets, classes = _targets(samples, streamed, len(digests))
+        if samples.streamed:
+            _require_the_same(samples, kind, digests, targets)
     return Fingerprints(digests, record, targets, classes)
+
+
+@contextlib.contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Put torch's random state back in the end: a DataLoader draws a seed each time that it is read.
+
+    Not between two readings, which have to differ where samples are drawn at random.
+    """
+    torch = sys.modules.get("torch")
+    state = None if torch is None else torch.get_rng_state()
+    try:
+        yield
+    finally:
+        if torch is not None:
+            torch.set_rng_state(state)
 
 
 def as_numbers(value: Any, name: str) -> npt.NDArray[Any]:
@@ -224,6 +252,9 @@ def as_numbers(value: Any, name: str) -> npt.NDArray[Any]:
     InvalidInput
         Rows of different lengths; entries that are no real numbers.
     """
+    if type(value).__module__ == "torch" and type(value).__name__ == "Tensor":
+        with contextlib.suppress(TypeError, RuntimeError):  # a dense tensor on the CPU, as almost all are
+            value = value.detach().numpy()
     try:
         array = native(value, name)
         array = host(array.float() if str(array.dtype) == "torch.bfloat16" else array)
@@ -231,8 +262,7 @@ def as_numbers(value: Any, name: str) -> npt.NDArray[Any]:
         need = "real numbers, in samples of one shape"
         raise InvalidInput(name, f"a {type(value).__name__} that is no array ({first_line(error)})", need) from error
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
-        need = "real numbers: .astype(float) makes them where they can be"
-        raise InvalidInput(name, f"entries of dtype {array.dtype}", need)
+        raise InvalidInput(name, f"entries of dtype {array.dtype}", _REMEDIES.get(array.dtype.kind, "real numbers"))
     return array
 
 

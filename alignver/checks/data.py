@@ -109,10 +109,15 @@ def check_data(
     duplicates = DuplicateInputs.of(known)
     lower, errors = duplicates.least_loss(loss)
     measured = _measured(duplicates, loss, lower, errors)
-    evidence = [*_costs(loss, lower, errors), *_pairs(duplicates, loss), *_ranks(duplicates)]
+    evidence = [*_costs(duplicates, loss, lower, errors), *_pairs(duplicates, loss), *_ranks(duplicates)]
     if tests is not None:
         overlap, sentence = _overlap(duplicates, fingerprints(tests, cast=dtype, kind=kind), loss)
         measured["test"], evidence = overlap, [*evidence, sentence]
+    if tests is not None and kind is not None and dtype is None:
+        kinds = [np.dtype(part.kind()).name for part in (samples, tests)]
+        evidence.append(
+            f"X is {kinds[0]}, X_test {kinds[1]}: they are compared as they are; dtype='float32' rounds both first"
+        )
     if samples.streamed:
         evidence.append("the samples were read twice, and were the same")
     cost = {"seconds": time.perf_counter() - began}
@@ -153,7 +158,7 @@ def refutation(
         reason=conflict_sentence(duplicates, loss, "no theta"),
         evidence=(
             "proved about the data, for every theta and every model",
-            *_costs(loss, lower, errors),
+            *_costs(duplicates, loss, lower, errors),
             *_pairs(duplicates, loss),
         ),
         measured={**_measured(duplicates, loss, lower, errors), **measured},
@@ -165,7 +170,7 @@ def refutation(
 def conflict_sentence(duplicates: DuplicateInputs, loss: str | None, subject: str) -> str:
     """Name the first conflict, its targets where they are short, and how many more there are."""
     i, j = duplicates.conflicts.pairs[0]
-    labels = [_label(duplicates.known, k, loss) for k in (i, j)]
+    labels = _labels(duplicates.known, (i, j), loss)
     noun = (
         "labels"
         if loss in ("cross_entropy", "binary_cross_entropy") or _are_classes(duplicates.known, loss)
@@ -210,9 +215,13 @@ def _measured(duplicates: DuplicateInputs, loss: str | None, lower: float, error
     }
 
 
-def _costs(loss: str | None, lower: float, errors: int | None) -> list[str]:
-    """Say what every model loses at least."""
-    wrong = "" if not errors else f"at least {errors} training error{'s' * (errors > 1)}"
+def _costs(duplicates: DuplicateInputs, loss: str | None, lower: float, errors: int | None) -> list[str]:
+    """Say what every model loses at least: several labels a sample are outputs of their own, and counted so."""
+    Y = duplicates.known.targets
+    outputs = Y.shape[1] if Y is not None and loss == "binary_cross_entropy" else 1
+    noun = "training error" if outputs == 1 else "wrong output"
+    of = "" if outputs == 1 else f" (of {duplicates.n * outputs})"
+    wrong = "" if not errors else f"at least {errors} {noun}{'s' * (errors > 1)}{of}"
     if loss is not None and lower > 0.0:
         return [bound_sentence(loss, lower) + (f" and {wrong}" if wrong else "")]
     return [f"every model makes {wrong}"] if wrong else []
@@ -223,7 +232,7 @@ def _pairs(duplicates: DuplicateInputs, loss: str | None) -> list[str]:
     equal, conflicts, known = duplicates.equal, duplicates.conflicts, duplicates.known
     lines = []
     if conflicts.count > 1:
-        named = [(i, j, _label(known, i, loss), _label(known, j, loss)) for i, j in conflicts.pairs]
+        named = [(i, j, *_labels(known, (i, j), loss)) for i, j in conflicts.pairs]
         shown = [f"{i} and {j}" + (f" ({a}, {b})" if a and b else "") for i, j, a, b in named]
         lines.append(f"{conflicts.count} pairs in conflict: {_listed(shown, conflicts.count)}")
     others = [f"{i} and {j}" for i, j in equal.pairs if (i, j) not in conflicts.pairs]
@@ -249,7 +258,7 @@ def _ranks(duplicates: DuplicateInputs) -> list[str]:
 
 def _agreement(duplicates: DuplicateInputs) -> str:
     if duplicates.distinct == duplicates.n:
-        return f"all {duplicates.n} inputs are distinct"
+        return "the only input is distinct" if duplicates.n == 1 else f"all {duplicates.n} inputs are distinct"
     pairs = duplicates.equal.count
     return f"equal inputs have equal targets, in {'the only pair' if pairs == 1 else f'all {pairs} pairs'} of them"
 
@@ -277,8 +286,8 @@ def _overlap(duplicates: DuplicateInputs, tests: Fingerprints, loss: str | None)
     if compared:
         record |= {"conflicts": {"count": len(other), "pairs": other[:LISTED]}}
     if not pairs:
-        return record, f"none of the {n} test samples is a training sample"
-    sentence = f"{len(pairs)} of {n} test samples equal a training sample"
+        return record, f"none of the {n} test samples is a training sample" if n > 1 else "the test sample is new"
+    sentence = f"{len(pairs)} of {n} test samples equal{'s' * (len(pairs) == 1)} a training sample"
     if compared and other:
         (i, j), labels = other[0], [_label(tests, other[0][0], loss), _label(duplicates.known, other[0][1], loss)]
         shown = f", targets {labels[0]} and {labels[1]}" if all(labels) else ""
@@ -296,6 +305,14 @@ def _witness(duplicates: DuplicateInputs) -> dict[str, Any]:
 
 def _are_classes(known: Fingerprints, loss: str | None) -> bool:
     return loss is None and known.classes and known.targets is not None and bool(np.all(known.targets % 1.0 == 0.0))
+
+
+def _labels(known: Fingerprints, pair: tuple[int, int], loss: str | None) -> tuple[str, str]:
+    """Name the targets of two samples: in all digits where a few do not tell them apart."""
+    first, second = (_label(known, k, loss) for k in pair)
+    if first and first == second and known.targets is not None:
+        first, second = (repr(float(known.targets[k, 0])) for k in pair)
+    return first, second
 
 
 def _label(known: Fingerprints, k: int, loss: str | None) -> str:

@@ -139,15 +139,15 @@ def check_safe_exploration(
     seed = _count(seed, "seed", least=0, most=2**128)
     radius = _radius(delta)
     cluster = None if client is None else Cluster(client)
-    refuted = None if X is None else equal_inputs(X)
-    if refuted is not None:
-        return dataclasses.replace(refuted, cost=_cost(began))
     place = accelerator(Z)
     rows = open_rows(Z, add_constant=add_constant, folder=folder)
     try:
         gates = _gates(q, rows.m, width)
         width = width if gates is None else int(gates.shape[1])
         w = _weights(weights, width)
+        refuted = None if X is None else equal_inputs(X, rows.n)
+        if refuted is not None:
+            return dataclasses.replace(refuted, cost=_cost(began))
         setting = Setting(rows, width, rule, radius, w, tries, seed, place=place, cluster=cluster)
         if method in ("gram", "dense") or gates is not None:
             result = exploration_gates.check(setting, gates, method, folder)
@@ -164,15 +164,17 @@ def check_safe_exploration(
     return dataclasses.replace(result, cost=_cost(began))
 
 
-def equal_inputs(X: Any, dtype: str | None = None) -> CheckResult | None:
-    """Return FAILS with PROOF where two inputs are equal, for every theta; None where all of them are distinct.
+def equal_inputs(X: Any, n: int | None = None) -> CheckResult | None:
+    """Return FAILS with PROOF where two of n inputs are equal, for every theta; None where all of them are distinct.
 
     Examples
     --------
     >>> equal_inputs([[0.0], [1.0], [0.0]]).reason
     'samples 0 and 2 have equal inputs: rank phi is at most 2, below n = 3, for every theta, width and all gates'
     """
-    duplicates = DuplicateInputs.of(fingerprints(open_samples(X), cast=dtype))
+    duplicates = DuplicateInputs.of(fingerprints(open_samples(X)))
+    if n is not None and duplicates.n != n:
+        raise InvalidInput("X", f"{duplicates.n} samples beside {n} rows of Z", "the inputs that Z was computed from")
     if duplicates.distinct == duplicates.n or arithmetic_fault():
         return None
     i, j = duplicates.equal.pairs[0]

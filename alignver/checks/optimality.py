@@ -113,7 +113,11 @@ def check_optimality(
     data = None
     if isinstance(loss, str) and loss in LOSSES:
         if X is not None:
-            data = DuplicateInputs.of(fingerprints(open_samples(X, problem.targets)))
+            known = fingerprints(open_samples(X))
+            if len(known.digests) != problem.model.n:
+                got = f"{len(known.digests)} samples beside {problem.model.n} rows of Z"
+                raise InvalidInput("X", got, "the inputs that Z was computed from")
+            data = DuplicateInputs.of(dataclasses.replace(known, targets=problem.targets))
         result = _proved(problem, theta, loss, float(tolerance), rank, data)
     else:
         result = _measured(problem, theta, float(tolerance), infimum(problem, theta), ())

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from alignver.cli import outputs
+from alignver.cli.exits import OutputFailed
 from alignver.cli.session import Session
 from alignver.errors import InvalidInput
 from alignver.results import CheckResult, Rigor, Summarised
@@ -45,9 +46,9 @@ def save(
     try:
         writer(target)
     except OSError as error:
-        raise InvalidInput(
-            "--certificate", f"{target} ({error.strerror or error})", "a folder that can be written"
-        ) from error
+        # The work is done: its verdict is shown before the file is given up, as with the other files.
+        session.unwritten = OutputFailed(f"--certificate {target} cannot be written: {error.strerror or error}")
+        return ()
     if not files and not again:  # it is about matrices that were made on the way
         return (f"certificate {target} ({outputs.size(Path(target))}): {_claim(result)}",)
     named = [word for name, file in files.items() for word in ("--input", f"{name}={file}")]

@@ -70,9 +70,9 @@ def data(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> int:
-    """Have samples with equal inputs equal targets?
+    """Do samples with equal inputs have equal targets?
 
-    No model fits two that have not. Says what they cost every model, and which test samples are training samples.
+    No model fits two that do not. Says what they cost every model, and which test samples are training samples.
 
     [bold]Examples[/bold]
 
@@ -112,7 +112,8 @@ def _read(data_file: str, targets: str | None, test: str | None) -> tuple[dict[s
     places = _places(data_file, "DATA", _NAMES)
     if targets is not None:
         if "Y" in places:
-            raise InvalidInput("--targets", f"{targets} beside {places['Y']}", "one of the two")
+            need = f"one of the two; {places['X']} names the inputs alone"
+            raise InvalidInput("--targets", f"{targets} beside {places['Y']}", need)
         places["Y"] = targets
     if test is not None:
         found = _places(test, "--test", {f"{name}_test": (*names, f"{name}_test") for name, names in _NAMES.items()})
@@ -135,6 +136,6 @@ def _places(file: str, argument: str, names: Mapping[str, tuple[str, ...]], *, r
     there = files.names_in(file, argument)
     places = {name: f"{file}:{key}" for name, keys in names.items() for key in reversed(keys) if key in there}
     if required and inputs not in places:
-        need = f"inputs under the name {' or '.join(names[inputs])}: numpy.savez(file, X=X, Y=Y)"
+        need = f"inputs under the name {' or '.join(names[inputs])}; or {file}:NAME with --targets {file}:NAME"
         raise InvalidInput(files.named(argument, file), f"the arrays {', '.join(there) or 'none'}", need)
     return places if inputs in places else {}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -186,15 +187,17 @@ def exploration(
             arguments = {"Z": z_file} if z_file is not None else {"X": f"{data}:X"}
             if q is not None:
                 arguments["q"] = q
-            samples = {} if model is None else _inputs(z_file, data)
-            with files.blamed(arguments):
-                refuted = equal_inputs(samples["X"]) if samples else None  # before a feature is computed
-            if refuted is not None:
-                notes = certificates.save(refuted, certificate, {"X": f"{data}:X"}, session)
-                return session.finish(refuted, inputs=samples, notes=notes)
             if model is not None:
+                samples = _inputs(z_file, data)
                 source = _Source(model, data, layer, weights, batch_size, device, seed, keep_features)
-                features, inputs, estimate = _features(session, samples, source)
+                net, identity = _loaded(samples, source)
+                with files.blamed(arguments):
+                    refuted = equal_inputs(samples["X"])
+                if refuted is not None:
+                    notes = certificates.save(refuted, certificate, {"X": f"{data}:X"}, session)
+                    return session.finish(refuted, inputs={**samples, **identity}, notes=notes)
+                features, inputs = _features(session, net, samples, source), {**samples, **identity}
+                estimate = functools.partial(_estimated, net, samples["X"], source)
             elif z_file is not None:
                 features, inputs = files.read_matrix(z_file, "Z"), {}
             else:
@@ -268,29 +271,37 @@ class _Source:
     kept: str | None
 
 
-def _features(
-    session: Session, samples: dict[str, Any], source: _Source
-) -> tuple[Any, dict[str, Any], Callable[[], float]]:
+def _loaded(samples: dict[str, Any], source: _Source) -> tuple[Any, dict[str, Any]]:
+    """Return the model and what identifies it, after a try of two samples: a wrong name is no verdict."""
     from alignver.cli import files, torchside
 
     if source.kept is not None and (Path(source.kept).exists() or Path(source.kept).suffix != ".npy"):
         raise InvalidInput("--keep-features", source.kept, "a new file, FILE.npy")
     net, identity = torchside.load(source.model, source.weights, device=source.device, seed=source.seed)
-    from alignver.models.features import estimate_row_error, extract_features, save_features
+    from alignver.models.features import extract_features
+
+    with files.renamed(_OPTIONS), files.blamed({"X": f"{source.data}:X", "model": source.model}):
+        extract_features(net, samples["X"][:2], source.layer, batch_size=source.batch_size)
+    return net, identity
+
+
+def _features(session: Session, net: Any, samples: dict[str, Any], source: _Source) -> Any:
+    from alignver.cli import files
+    from alignver.models.features import extract_features, save_features
 
     X, layer, size = samples["X"], source.layer, source.batch_size
     if layer is None:
         session.note("the features are the model's outputs: --layer NAME takes those of a layer inside")
     with files.renamed(_OPTIONS), files.blamed({"X": f"{source.data}:X", "model": source.model}):
         if source.kept is None:
-            features = extract_features(net, X, layer, batch_size=size)
-        else:
-            features = save_features(source.kept, net, X, layer, batch_size=size)
+            return extract_features(net, X, layer, batch_size=size)
+        return save_features(source.kept, net, X, layer, batch_size=size)
 
-    def estimate() -> float:
-        return estimate_row_error(net, X, layer, seed=source.seed)
 
-    return features, {**samples, **identity}, estimate
+def _estimated(net: Any, X: Any, source: _Source) -> float:
+    from alignver.models.features import estimate_row_error
+
+    return estimate_row_error(net, X, source.layer, seed=source.seed)
 
 
 def _identity(result: Any, z_file: str | None) -> dict[str, Any]:

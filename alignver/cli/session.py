@@ -41,6 +41,8 @@ class Session:
         What to say on Ctrl-C.
     verify : str, optional
         The command that checks the saved certificate again.
+    unwritten : OutputFailed, optional
+        A file that could not be written when the work was done: said after the report.
     """
 
     command: str
@@ -54,6 +56,7 @@ class Session:
     seed: int | None = None
     farewell: str = "interrupted"
     verify: str | None = None
+    unwritten: OutputFailed | None = None
     _began: float = dataclasses.field(default_factory=time.perf_counter)
 
     @property
@@ -103,6 +106,8 @@ class Session:
             self.show_provenance(inputs)
         if report is not None:
             self.keep(report, {name: value for name, value in inputs.items() if not isinstance(value, Mapping)})
+        if self.unwritten is not None:
+            raise self.unwritten
         return exit_of(result.verdict)
 
     def show(self, result: CheckResult, notes: tuple[str, ...] = ()) -> None:

@@ -194,6 +194,17 @@ def _built(
     return wrapper, samples["X"], samples["Y"], settings, inputs
 
 
+def _of_data(run: _Run) -> tuple[str, ...]:
+    """Say before the first epoch what no training gets around: conflicts, and samples that repeat others."""
+    from alignver.checks.data import check_data
+
+    found = check_data(run.X, run.Y, loss=run.options["loss"])
+    if found.measured["distinct"] == found.measured["samples"]:
+        return ()
+    conflict = (found.reason, found.evidence[0]) if found.measured["conflicts"]["count"] else ()
+    return (*conflict, found.evidence[-1])
+
+
 def _content(identity: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any] | None:
     return {"sha256": identity[name]["sha256"]} if name in identity else None
 
@@ -229,6 +240,8 @@ def _trained(session: Session, run: _Run) -> Exit:
         table.go_on(done)
         for change in wrapper.module.changes if not done else (f"{folder.path}: on after epoch {done} of {epochs}",):
             noted(change)
+        for sentence in () if done else _of_data(run):
+            noted(sentence)
         folder.fit(
             wrapper,
             data,

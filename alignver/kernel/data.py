@@ -25,9 +25,9 @@ import numpy as np
 from alignver.errors import InvalidInput
 from alignver.kernel.certificate import LOSSES, Certificate, Inputs, rows_of
 from alignver.kernel.environment import require_ieee
-from alignver.kernel.exact import equal, indices, number, power, rounded_down
+from alignver.kernel.exact import equal, indices, integers, number, power, rounded_down
 from alignver.kernel.failure import NotProved, demand, require
-from alignver.kernel.floats import Run, common
+from alignver.kernel.floats import Run
 from alignver.kernel.gates import LIBRARY
 from alignver.results import shown_down
 
@@ -155,8 +155,8 @@ def least_loss(first: Any, Y: Any, loss: str | None) -> tuple[float, int | None]
     starts = np.flatnonzero(new)
     sizes, whole = np.diff(np.append(starts, n)), bool(np.all(np.floor(Y) == Y))
     if loss == "squared":
-        total = sum((_spread(group) for group in _unequal(T, starts, sizes)), Fraction(0))
-        return rounded_down(min(total / n, Fraction(sys.float_info.max))), None
+        total = sum((_spread(column, starts, sizes) for column in T.T), Fraction(0))
+        return rounded_down(min(total / n, Fraction(sys.float_info.max))) + 0.0, None
     if classes:
         _demand_targets(loss is None or (whole and bool(np.all(Y >= 0.0))), loss)
         if not whole:
@@ -185,11 +185,10 @@ def least_loss(first: Any, Y: Any, loss: str | None) -> tuple[float, int | None]
 
 
 def _demand_targets(good: bool, loss: str | None) -> None:
-    needs = {
-        "binary_cross_entropy": "numbers from 0 to 1",
-        "cross_entropy": f"classes 0, 1, ..., or numbers from 0 to 2**{_FAR} in a column for each class",
-    }
-    demand(good, "Y", f"targets that are none of the {loss}", needs.get(str(loss), "numbers of at least 0"))
+    labels = "classes 0, 1, ... (labels -1 and 1 are (Y + 1) / 2; samples without a label are left out)"
+    needs = {"cross_entropy": f"{labels}, or a column of numbers from 0 to 2**{_FAR} for each class"}
+    need = needs.get(str(loss), "numbers from 0 to 1" if loss == "binary_cross_entropy" else "numbers of at least 0")
+    demand(good, "Y", f"targets that loss={loss!r} does not take", need)
 
 
 def _entropy(parts: Any, others: Any, n: int, terms: int) -> float:
@@ -208,20 +207,19 @@ def _entropy(parts: Any, others: Any, n: int, terms: int) -> float:
     return max(rounded_down(total / n - power(-1000)), 0.0)
 
 
-def _unequal(T: Any, starts: Any, sizes: Any) -> Iterable[Any]:
-    """Yield the targets of each group in which they are not all equal."""
-    for k in np.flatnonzero(sizes > 1).tolist():
-        group = T[starts[k] : starts[k] + sizes[k]]
-        if not equal(group, np.broadcast_to(group[:1], group.shape)):
-            yield group
-
-
-def _spread(group: Any) -> Fraction:
-    """Return the sum of squares less the square of the sum by k, exactly."""
-    rows, exponent = common(group)
-    k = len(rows)
-    total = sum(k * sum(value * value for value in column) - sum(column) ** 2 for column in zip(*rows, strict=True))
-    return Fraction(total, k) * power(2 * exponent)
+def _spread(column: Any, starts: Any, sizes: Any) -> Fraction:
+    """Return, summed over groups, the sum of squares less the square of the sum by k, exactly: in Python's integers."""
+    mixed = np.repeat(np.maximum.reduceat(column, starts) != np.minimum.reduceat(column, starts), sizes)
+    if not mixed.any():
+        return Fraction(0)
+    mantissas, exponents = integers(column[mixed])
+    low = int(exponents.min(initial=1024, where=mantissas != 0))  # not that of zeros, which is the lowest there is
+    values = mantissas.astype(object) << np.maximum(exponents - low, 0).astype(object)
+    counts = sizes[mixed[starts]]
+    heads = np.cumsum(counts) - counts
+    numerators = np.add.reduceat(values * values, heads) * counts.astype(object) - np.add.reduceat(values, heads) ** 2
+    by_size = (Fraction(int(numerators[counts == k].sum()), k) for k in np.unique(counts).tolist())
+    return sum(by_size, Fraction(0)) * power(2 * low)
 
 
 def _distinct(certificate: Certificate, inputs: Inputs, run: Run) -> str:
@@ -265,7 +263,8 @@ def _stated(certificate: Certificate, inputs: Inputs) -> str:
     counted = errors is None or (type(errors) is int and 0 <= errors <= (wrong or 0))
     require(counted, f"{wrong or 0} errors are known")
     costs = [f"a {loss} loss of at least {shown_down(float(least))}"] if least else []
-    costs += [f"at least {errors} error{'s' * (errors > 1)}"] if errors else []
+    what = "wrong output" if loss == "binary_cross_entropy" and inputs["Y"].shape[1] > 1 else "error"
+    costs += [f"at least {errors} {what}{'s' * (errors > 1)}"] if errors else []
     return f"; every function of a row has {' and '.join(costs)}" if costs else ""
 
 

@@ -98,7 +98,11 @@ def _require_parameters(model: nn.Module, include_frozen: bool) -> None:
             raise InvalidInput("model", f"{called} that is sparse, quantized or complex", "dense real parameters")
     chosen = {name: p for name, p in parameters.items() if include_frozen or p.requires_grad}
     if not any(p.numel() for p in chosen.values()):
-        need = "at least one; include_frozen=True counts frozen ones" if parameters else "at least one"
+        need = (
+            "at least one: model.requires_grad_(True) frees all; jacobian(include_frozen=True) counts frozen ones"
+            if parameters
+            else "at least one"
+        )
         raise InvalidInput("model", f"{type(model).__name__} with no trainable parameter", need)
     called, first = f"parameter {next(iter(chosen))!r}", next(iter(chosen.values()))
     for other, tensor in tensors:

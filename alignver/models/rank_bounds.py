@@ -64,11 +64,15 @@ def row_rank_bound(model: nn.Module, x: torch.Tensor, m_y: int) -> RankBound:
         value = min(before, n * r) + after
         if value < best.value:
             sentence = (
-                f"{before} parameters reach the outputs through the {r} numbers a sample that module {name} gives, "
+                f"{before} parameters reach the outputs through the {_counted(r)} a sample that module {name} gives, "
                 f"{after} otherwise: rank J <= {value} < N = {N}"
             )
             best = RankBound(value, sentence)
     return best
+
+
+def _counted(r: int) -> str:
+    return "one number" if r == 1 else f"{r} numbers"
 
 
 def _cuts(model: nn.Module, x: torch.Tensor) -> list[tuple[str, int, int, int]]:

@@ -410,7 +410,7 @@ def test_no_other_claim_states_a_loss():
 def test_a_loss_that_the_targets_have_none_of(Y, loss):
     """Targets may be anything; that the certificate names a loss for them is no fault of who checks it."""
     Y = np.reshape(Y, (5, -1)).astype(float)
-    with pytest.raises(InvalidInput, match=f"^Y: got targets that are none of the {loss}"):
+    with pytest.raises(InvalidInput, match=f"^Y: got targets that loss='{loss}' does not take"):
         least_loss(np.arange(5), Y, loss)
     result = claimed("conflicting", Y=Y, rows=[0, 2], loss=loss)
     assert (result.verdict, result.reason) == (Verdict.FAILS, f"the targets are none of the {loss}")

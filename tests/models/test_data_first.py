@@ -170,6 +170,8 @@ def test_exploration_is_refuted_by_equal_inputs():
     )
     assert av.recheck(result.certificate, X=X).verdict is Verdict.HOLDS
     assert av.check_safe_exploration(Z[:20].double(), X=X[:20]).verdict is Verdict.HOLDS
+    with pytest.raises(av.InvalidInput, match="X: got 22 samples beside 20 rows of Z"):
+        av.check_safe_exploration(Z[:20].double(), X=X)
 
 
 def conflicting_model():
@@ -193,6 +195,8 @@ def test_the_gap_is_counted_from_what_the_data_cost():
     assert av.recheck(result.certificate, **inputs, X=X).verdict is Verdict.HOLDS
     apart = X + np.array([[0.0], [1e-9], [0.0], [0.0]])
     assert av.recheck(result.certificate, **inputs, X=apart).verdict is Verdict.FAILS
+    with pytest.raises(av.InvalidInput, match="X: got 2 samples beside 4 rows of Z"):
+        av.check_optimality(model, weights, Y, X=X[:2], **options)
     with pytest.raises(av.InvalidInput, match="exactly R, W, Y, Z, theta, X"):
         av.recheck(result.certificate, **inputs)
 
