@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from alignver.phi.recheck import recheck
     from alignver.proof import Ball
     from alignver.report.history import History
-    from alignver.results import Bound, CheckResult, Report, Rigor, Tolerance, Verdict
+    from alignver.results import Bound, CheckResult, Report, Rigor, Subject, Tolerance, Verdict
     from alignver.theory.exploitation import Exploitation
     from alignver.theory.record import TrainingRecord
     from alignver.training.tracker import AlignmentTracker
@@ -56,6 +56,7 @@ _HOMES = {
     "RepresentationChange": "alignver.models.change",
     "RepresentationSnapshot": "alignver.models.change",
     "Rigor": "alignver.results",
+    "Subject": "alignver.results",
     "Tolerance": "alignver.results",
     "TrainingRecord": "alignver.theory.record",
     "Verdict": "alignver.results",
@@ -92,6 +93,7 @@ __all__ = [
     "RepresentationChange",
     "RepresentationSnapshot",
     "Rigor",
+    "Subject",
     "Tolerance",
     "TrainingRecord",
     "Verdict",

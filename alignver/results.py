@@ -1,6 +1,7 @@
 """What a check returns: frozen plain data that prints well, travels as JSON and refuses to be misread as a bool.
 
-Verdict and rigor are independent: HOLDS, FAILS or UNDECIDED on one side, PROOF, NUMERICAL or STATISTICAL on the other.
+Verdict, rigor and subject are independent: HOLDS, FAILS or UNDECIDED; PROOF, NUMERICAL or STATISTICAL; about the
+network, about the matrix that was computed, or about the data.
 A HOLDS with PROOF carries a certificate and a FAILS with PROOF a witness; building one without raises ``ValueError``,
 since a proof nobody can re-check is the worst bug this project can have.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import decimal
 import enum
+import html
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -23,6 +25,7 @@ __all__ = [
     "CheckResult",
     "Report",
     "Rigor",
+    "Subject",
     "Summarised",
     "Tolerance",
     "Verdict",
@@ -30,20 +33,20 @@ __all__ = [
     "shown_up",
 ]
 
-SCHEMA_VERSION = 1
-"""Version of the JSON document that :meth:`Report.to_dict` makes; it changes when a reader would have to."""
+SCHEMA_VERSION = 2
+"""Version of the JSON document that :meth:`Report.to_dict` makes; it changes when a reader would have to.
+
+Version 1 had no ``subject``, ``code``, ``next_steps`` and ``plan``; it is still read.
+"""
 
 
-class _NoTruth(enum.Enum):
-    """An enumeration whose members have no truth value."""
+class _NoTruth(enum.StrEnum):
+    """A string enumeration, equal to its names, whose members have no truth value."""
 
     def __bool__(self) -> NoReturn:
         raise TypeError(
             f"{type(self).__name__}.{self.name} has no truth value: compare it with 'is', or call result.require()"
         )
-
-    def __str__(self) -> str:
-        return str(self.value)
 
 
 class Verdict(_NoTruth):
@@ -51,8 +54,8 @@ class Verdict(_NoTruth):
 
     Examples
     --------
-    >>> Verdict.HOLDS is Verdict("HOLDS")
-    True
+    >>> Verdict.HOLDS is Verdict("HOLDS"), Verdict.HOLDS == "HOLDS"
+    (True, True)
     >>> bool(Verdict.FAILS)
     Traceback (most recent call last):
         ...
@@ -70,6 +73,28 @@ class Rigor(_NoTruth):
     PROOF = "PROOF"
     NUMERICAL = "NUMERICAL"
     STATISTICAL = "STATISTICAL"
+
+
+class Subject(_NoTruth):
+    """What the answer is about.
+
+    The network: the function of real arithmetic that the model writes down, at its parameters and inputs. The computed
+    matrix: exactly these floats, or a ball around them. The data: every model that is a function of its input.
+
+    Examples
+    --------
+    >>> Subject.COMPUTED_MATRIX.words
+    'computed matrix'
+    """
+
+    NETWORK = "NETWORK"
+    COMPUTED_MATRIX = "COMPUTED_MATRIX"
+    DATA = "DATA"
+
+    @property
+    def words(self) -> str:
+        """The subject as a report names it."""
+        return self.value.lower().replace("_", " ")
 
 
 class Frozen(dict[str, Any]):
@@ -97,6 +122,10 @@ def plain(value: Any) -> Any:
     >>> plain({"rank": np.int64(3), "levels": np.array([1.0, 0.5])})
     {'rank': 3, 'levels': (1.0, 0.5)}
     """
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, enum.Enum):
+        return value.value
     if value is None or isinstance(value, bool | int | float | str):
         # numpy.float64 is a float: rebuild, so that repr and pickles do not depend on numpy.
         return float(value) if isinstance(value, float) else value
@@ -203,7 +232,7 @@ class Bound:
         return bool(_RELATIONS[self.relation](self.value, self.limit))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class CheckResult:
     """One check's answer with everything it rests on.
 
@@ -217,6 +246,12 @@ class CheckResult:
         The answer and how it was reached.
     reason : str
         One sentence that a person can act on.
+    subject : Subject
+        What the answer is about.
+    code : str
+        A stable name of the kind of answer, for programs: ``"data-conflict"``. ``docs/verdicts.md`` lists them.
+    next_steps : tuple of str
+        What to try, in this order.
     evidence : tuple of str
         Further sentences, most important first; what the terminal report shows.
     measured : mapping
@@ -231,6 +266,8 @@ class CheckResult:
         What re-checks a proof; after a JSON round trip, its summary.
     cost : mapping
         ``seconds`` and, where known, ``peak_bytes``.
+    plan : mapping or None
+        How it was computed, and what that was expected to take: ``engine``, ``reason``, ``peak_bytes``, ``flops``.
     """
 
     name: str
@@ -245,16 +282,23 @@ class CheckResult:
     witness: Mapping[str, Any] | None = None
     certificate: Summarised | Mapping[str, Any] | None = dataclasses.field(default=None, compare=False)
     cost: Mapping[str, Any] = dataclasses.field(default_factory=Frozen)
+    subject: Subject = dataclasses.field(kw_only=True)
+    code: str = dataclasses.field(kw_only=True)
+    next_steps: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
+    plan: Mapping[str, Any] | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "verdict", Verdict(self.verdict))
         object.__setattr__(self, "rigor", Rigor(self.rigor))
+        object.__setattr__(self, "subject", Subject(self.subject))
         object.__setattr__(self, "evidence", tuple(self.evidence))
+        object.__setattr__(self, "next_steps", tuple(self.next_steps))
         object.__setattr__(self, "bounds", tuple(self.bounds))
         for field in ("measured", "cost"):
             object.__setattr__(self, field, plain(getattr(self, field)))
-        if self.witness is not None:
-            object.__setattr__(self, "witness", plain(self.witness))
+        for field in ("witness", "plan"):
+            if getattr(self, field) is not None:
+                object.__setattr__(self, field, plain(getattr(self, field)))
         if self.certificate is not None and not isinstance(self.certificate, Summarised):
             object.__setattr__(self, "certificate", plain(self.certificate))
         if self.rigor is Rigor.PROOF and self.verdict is Verdict.HOLDS and self.certificate is None:
@@ -267,18 +311,33 @@ class CheckResult:
 
     def __str__(self) -> str:
         """Return the terminal report, without colour."""
-        head = printable(self.statement).ljust(56) + f"  {self.verdict}  {self.rigor.value.lower()}"
-        return "\n".join([head, *(f"  {line}" for line in self.lines())])
+        return "\n".join(
+            [f"{printable(self.statement).ljust(56)}  {self.answer}", *(f"  {line}" for line in self.lines())]
+        )
+
+    def __repr__(self) -> str:
+        """Return one line."""
+        return f"<CheckResult {self.name}: {self.answer}; {printable(self.reason)}>"
+
+    def _repr_html_(self) -> str:
+        """Return the report for a notebook."""
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+    @property
+    def answer(self) -> str:
+        """Verdict, rigor and subject in words: ``"HOLDS  proof (computed matrix)"``."""
+        return f"{self.verdict}  {self.rigor.value.lower()} ({self.subject.words})"
 
     def lines(self) -> tuple[str, ...]:
-        """Return the reason, the evidence and the cost, a sentence each: what every text report is made of.
+        """Return reason, evidence, what to try and the cost, a sentence each: what every text report is made of.
 
         Each is a printable line, whatever is in the names that it quotes; ``reason`` and ``evidence`` stay as they are.
         """
         cost = [f"{self.cost['seconds']:.1f} s"] if "seconds" in self.cost else []
         if "peak_bytes" in self.cost:
             cost.append(f"{self.cost['peak_bytes'] / 1e9:.1f} GB")
-        return tuple(map(printable, (self.reason, *self.evidence, *([", ".join(cost)] if cost else []))))
+        steps = (f"next: {step}" for step in self.next_steps)
+        return tuple(map(printable, (self.reason, *self.evidence, *steps, *([", ".join(cost)] if cost else []))))
 
     def require(self) -> CheckResult:
         """Return the result itself if it HOLDS; raise :class:`VerificationFailed` otherwise.
@@ -300,7 +359,10 @@ class CheckResult:
                 "statement": self.statement,
                 "verdict": self.verdict.value,
                 "rigor": self.rigor.value,
+                "subject": self.subject.value,
+                "code": self.code,
                 "reason": self.reason,
+                "next_steps": self.next_steps,
                 "evidence": self.evidence,
                 "measured": self.measured,
                 "bounds": [dataclasses.asdict(bound) for bound in self.bounds],
@@ -308,18 +370,23 @@ class CheckResult:
                 "witness": self.witness,
                 "certificate": certificate,
                 "cost": self.cost,
+                "plan": self.plan,
             }
         )
         return document
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> CheckResult:
-        """Rebuild a result from :meth:`to_dict`."""
-        fields = decode(document)
+        """Rebuild a result from :meth:`to_dict`, of this version of the schema or of version 1."""
+        fields = {**_FROM_VERSION_1, **decode(document)}
         fields["bounds"] = tuple(Bound(**bound) for bound in fields["bounds"])
         if fields["tolerance"] is not None:
             fields["tolerance"] = Tolerance(**fields["tolerance"])
         return cls(**fields)
+
+
+_FROM_VERSION_1 = {"subject": Subject.COMPUTED_MATRIX, "code": ""}
+"""What version 1 of the schema did not say: its proofs were all about matrices."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -358,8 +425,8 @@ class Report:
     def from_json(cls, text: str) -> Report:
         """Rebuild a report from :meth:`to_json`."""
         document = json.loads(text)
-        if not isinstance(document, dict) or document.get("schema") != SCHEMA_VERSION:
-            raise ValueError(f"not a report of schema {SCHEMA_VERSION}")
+        if not isinstance(document, dict) or document.get("schema") not in (1, SCHEMA_VERSION):
+            raise ValueError(f"not a report of schema 1 or {SCHEMA_VERSION}")
         results = tuple(CheckResult.from_dict(result) for result in document["results"])
         return cls(results, decode(document["provenance"]))
 

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from alignver.errors import InvalidInput, first_line, printable
-from alignver.results import CheckResult, Rigor, Verdict
+from alignver.results import CheckResult, Rigor, Subject, Verdict
 
 LETTERS = st.characters(exclude_categories=())  # surrogates too
 TEXTS = st.text(LETTERS)
@@ -60,8 +60,9 @@ def test_refusals_are_a_line_and_keep_what_they_are_about(argument, got, need):
 
 @given(TEXTS, TEXTS, st.lists(TEXTS, max_size=3))
 def test_results_show_a_line_for_each_sentence_and_keep_the_words(statement, reason, evidence):
-    result = CheckResult("rank", statement, Verdict.UNDECIDED, Rigor.NUMERICAL, reason, tuple(evidence))
+    about = {"subject": Subject.DATA, "code": "rank-at-tolerance", "next_steps": (reason,)}
+    result = CheckResult("rank", statement, Verdict.UNDECIDED, Rigor.NUMERICAL, reason, tuple(evidence), **about)
     shown = str(result).split("\n")
     assert all(line.isprintable() for line in shown)
-    assert len(shown) == 2 + len(evidence)
+    assert len(shown) == 3 + len(evidence)
     assert (result.statement, result.reason, list(result.evidence)) == (statement, reason, evidence)

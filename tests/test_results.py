@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from alignver.errors import InvalidInput, MissingDependency, VerificationFailed
-from alignver.results import Bound, CheckResult, Report, Rigor, Tolerance, Verdict, plain, worst
+from alignver.results import Bound, CheckResult, Report, Rigor, Subject, Tolerance, Verdict, plain, worst
 
 
 class Paper:
@@ -29,6 +29,10 @@ def result(**changes) -> CheckResult:
         "verdict": Verdict.HOLDS,
         "rigor": Rigor.NUMERICAL,
         "reason": "because",
+        "subject": Subject.COMPUTED_MATRIX,
+        "code": "rank-at-tolerance",
+        "next_steps": ("first this", "then that"),
+        "plan": {"engine": "dense", "peak_bytes": 12},
         "evidence": ("first", "second"),
         "measured": {"rank": np.int64(3), "levels": np.array([1.0, math.inf]), "deep": {"list": [1, "a", None, True]}},
         "bounds": (Bound("residual", 1e-15, "<=", 1e-8),),
@@ -40,7 +44,7 @@ def result(**changes) -> CheckResult:
 
 
 def test_no_truth_value():
-    for thing in (*Verdict, *Rigor, result()):
+    for thing in (*Verdict, *Rigor, *Subject, result()):
         with pytest.raises(TypeError, match="no truth value"):
             bool(thing)
 
@@ -67,6 +71,33 @@ def test_proof_needs_what_rechecks_it():
         result(rigor=Rigor.PROOF, verdict=Verdict.FAILS, witness=None)
     assert result(rigor=Rigor.PROOF, certificate=Paper()).certificate.summary()["bytes"] == 12
     assert result(rigor=Rigor.PROOF, verdict=Verdict.FAILS).rigor is Rigor.PROOF
+
+
+def test_enumerations_are_strings():
+    assert result().verdict == "HOLDS"
+    assert f"{result().rigor} {result().subject}" == "NUMERICAL COMPUTED_MATRIX"
+    assert json.dumps([result().subject]) == '["COMPUTED_MATRIX"]'
+    assert type(plain(Verdict.HOLDS)) is str
+
+
+def test_reports_of_version_1_are_read():
+    """They had no subject, code, next steps and plan."""
+    document = Report((result(),)).to_dict()
+    document["schema"] = 1
+    for field in ("subject", "code", "next_steps", "plan"):
+        del document["results"][0][field]
+    (read,) = Report.from_json(json.dumps(document)).results
+    assert (read.subject, read.code, read.next_steps, read.plan) == ("COMPUTED_MATRIX", "", (), None)
+    assert read.reason == result().reason
+    with pytest.raises(ValueError, match="schema 1 or 2"):
+        Report.from_json(json.dumps({**document, "schema": 3}))
+
+
+def test_one_line_for_a_prompt_and_a_block_for_a_notebook():
+    assert repr(result()) == "<CheckResult rank: HOLDS  numerical (computed matrix); because>"
+    assert result(reason="a < b")._repr_html_().startswith("<pre>A has rank 3")
+    assert "a &lt; b" in result(reason="a < b")._repr_html_()
+    assert str(result()).splitlines()[-3:] == ["  next: first this", "  next: then that", "  0.2 s, 2.0 GB"]
 
 
 def test_require():

@@ -12,7 +12,7 @@ import numpy as np
 from alignver.arrays import EPS
 from alignver.checks.exploitation_ranks import prove_ranks
 from alignver.errors import InvalidInput
-from alignver.results import Bound, CheckResult, Rigor, Verdict
+from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict
 from alignver.theory.descent import gradient_descent_bound, reference_points, sgd_bound
 from alignver.theory.exploitation import Exploitation
 from alignver.theory.objective import objective
@@ -161,9 +161,14 @@ def check_convergence(
     ]
 
 
+_KINDS = {Verdict.HOLDS: "kept", Verdict.FAILS: "violated", Verdict.UNDECIDED: "premise-missing"}
+
+
 def _result(name: str, statement: str, verdict: Verdict, reason: str, **more: Any) -> CheckResult:
     rigor = more.pop("rigor", Rigor.NUMERICAL)
-    return CheckResult(name=name, statement=statement, verdict=verdict, rigor=rigor, reason=reason, **more)
+    code = f"{name.replace('_', '-')}-{_KINDS[verdict]}"
+    about: dict[str, Any] = {"subject": Subject.NETWORK, "code": code, **more}
+    return CheckResult(name=name, statement=statement, verdict=verdict, rigor=rigor, reason=reason, **about)
 
 
 def _updates(phase: _Phase) -> CheckResult:

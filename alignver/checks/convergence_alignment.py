@@ -9,7 +9,7 @@ import numpy as np
 
 from alignver.arrays import as_vector, host
 from alignver.errors import InvalidInput
-from alignver.results import Bound, CheckResult, Rigor, Verdict
+from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict
 from alignver.theory.alignment_bounds import theorem_3, zeta
 from alignver.theory.record import TrainingRecord
 
@@ -95,6 +95,8 @@ def check_theorem_3(
         statement=STATEMENT,
         verdict=Verdict.HOLDS if holds else Verdict.FAILS,
         rigor=Rigor.NUMERICAL,
+        subject=Subject.NETWORK,
+        code="theorem-3-kept" if holds else "theorem-3-violated",
         reason=f"the least loss of {count} aligned steps is {least:.4g}, {said} the bound {limit:.4g}",
         evidence=("L is the caller's: with a lower bound of it, as power iteration gives, this shows little",),
         measured={"least_loss": least, "bound": limit, "zeta": size, "alpha": alpha, "aligned_steps": count},
@@ -104,4 +106,5 @@ def check_theorem_3(
 
 
 def _undecided(why: str) -> CheckResult:
-    return CheckResult("theorem_3", STATEMENT, Verdict.UNDECIDED, Rigor.NUMERICAL, why)
+    about: dict[str, Any] = {"subject": Subject.NETWORK, "code": "theorem-3-premise-missing"}
+    return CheckResult("theorem_3", STATEMENT, Verdict.UNDECIDED, Rigor.NUMERICAL, why, **about)

@@ -12,11 +12,15 @@ from alignver.checks.duplicate_inputs import LISTED, DuplicateInputs
 from alignver.errors import InvalidInput
 from alignver.kernel.certificate import LOSSES
 from alignver.kernel.environment import arithmetic_fault
-from alignver.results import CheckResult, Rigor, Verdict, shown_down
+from alignver.results import CheckResult, Rigor, Subject, Verdict, shown_down
 from alignver.samples import Fingerprints, fingerprints, open_samples
 
 __all__ = ["bound_sentence", "check_data", "conflict_sentence", "merge_sentence", "refutation"]
 
+_REMEDIES = (
+    "look at these samples, and drop or relabel one of each pair",
+    "or add an input that tells them apart; augmentation does not",
+)
 STATEMENT = "Consistency of the data (equal inputs have equal targets)"
 DISTINCT = "Distinct inputs (no two samples are equal)"
 
@@ -121,25 +125,30 @@ def check_data(
     if samples.streamed:
         evidence.append("the samples were read twice, and were the same")
     cost = {"seconds": time.perf_counter() - began}
+    common: dict[str, Any]
     fault = arithmetic_fault()
     if fault:
         reason = f"nothing is proved here: {fault}"
-        return CheckResult("data", STATEMENT, Verdict.UNDECIDED, Rigor.NUMERICAL, reason, measured=measured, cost=cost)
+        common = {"measured": measured, "cost": cost, "subject": Subject.DATA, "code": "data-arithmetic"}
+        return CheckResult("data", STATEMENT, Verdict.UNDECIDED, Rigor.NUMERICAL, reason, **common)
     statement = STATEMENT if known.targets is not None else DISTINCT
-    common: dict[str, Any] = {"evidence": tuple(evidence), "measured": measured, "cost": cost}
+    common = {"evidence": tuple(evidence), "measured": measured, "cost": cost, "subject": Subject.DATA}
     common |= {"name": "data", "statement": statement, "rigor": Rigor.PROOF}
     common |= {"certificate": duplicates.certificate(loss)}
     if duplicates.conflicts.count:
         reason = conflict_sentence(duplicates, loss, "no model")
+        common |= {"code": "data-conflict", "next_steps": _REMEDIES}
         return CheckResult(verdict=Verdict.FAILS, reason=reason, witness=_witness(duplicates), **common)
     if known.targets is None and duplicates.equal.count:
         i, j = duplicates.equal.pairs[0]
         return CheckResult(
             verdict=Verdict.FAILS,
+            code="data-equal-inputs",
             reason=f"samples {i} and {j} have equal inputs: every model gives them one output",
             witness={"kind": "equal inputs", "samples": (i, j), "targets": None},
             **common,
         )
+    common["code"] = "data-consistent" if known.targets is not None else "data-distinct"
     return CheckResult(verdict=Verdict.HOLDS, reason=_agreement(duplicates), **common)
 
 
@@ -155,9 +164,12 @@ def refutation(
         statement=statement,
         verdict=Verdict.FAILS,
         rigor=Rigor.PROOF,
+        subject=Subject.DATA,
+        code=f"{name}-data-conflict",
+        next_steps=_REMEDIES,
         reason=conflict_sentence(duplicates, loss, "no theta"),
         evidence=(
-            "proved about the data, for every theta and every model",
+            "this holds for every theta and every model",
             *_costs(duplicates, loss, lower, errors),
             *_pairs(duplicates, loss),
         ),

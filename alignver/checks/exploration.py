@@ -26,7 +26,7 @@ from alignver.phi.staircase import find_staircase
 from alignver.phi.survey import directions, survey
 from alignver.phi.threads import single_threaded_blas
 from alignver.proof.rounding import FloatArray
-from alignver.results import CheckResult, Rigor, Verdict
+from alignver.results import CheckResult, Rigor, Subject, Verdict
 from alignver.samples import fingerprints, open_samples
 
 __all__ = ["check_safe_exploration", "equal_inputs"]
@@ -194,6 +194,9 @@ def equal_inputs(X: Any, n: int | None = None) -> CheckResult | None:
             "equal": duplicates.equal.plain(),
             "rank_phi_upper": duplicates.distinct,
         },
+        subject=Subject.DATA,
+        code="exploration-equal-inputs",
+        next_steps=("drop the samples that repeat another, and ask again",),
         witness={"kind": "equal inputs", "samples": (i, j), "pairs": duplicates.equal.count},
         certificate=duplicates.certificate(),
     )
@@ -247,6 +250,9 @@ def _undecided(setting: Setting, least: int, reason: str, attempts: int = 0) -> 
         statement=STATEMENT,
         verdict=Verdict.UNDECIDED,
         rigor=Rigor.NUMERICAL,
+        subject=Subject.COMPUTED_MATRIX,
+        code="exploration-not-proved",
+        next_steps=("raise tries, or the width", "give other features: float64, or of another layer"),
         reason=f"nothing was proved for {asked}: {reason}",
         evidence=(*tried, *setting.remarks()),
         measured=setting.measured(),

@@ -21,7 +21,7 @@ from alignver.phi.hadamard import scaled_gram
 from alignver.phi.refute import by_columns, by_count, by_equal_rows
 from alignver.phi.survey import Survey, directions, survey
 from alignver.proof.rounding import FloatArray, add_up, mul_up, sqrt_up
-from alignver.results import CheckResult, Rigor, Verdict
+from alignver.results import CheckResult, Rigor, Subject, Verdict
 
 __all__ = ["check"]
 
@@ -106,6 +106,8 @@ def _by_gram(
         statement=STATEMENT,
         verdict=Verdict.HOLDS,
         rigor=Rigor.NUMERICAL if definite.taken else Rigor.PROOF,
+        subject=Subject.COMPUTED_MATRIX,
+        code="exploration-gram",
         reason=line,
         evidence=(how, f"verified Cholesky factorization of phi phi^T{_taken(definite)}", sentence, *setting.remarks()),
         measured={**measured, "s_min_lower": definite.s_min, "norm_upper": norm, "rank_rules": table},
@@ -121,6 +123,9 @@ def _nothing_proved(setting: Setting, how: str, measured: dict[str, Any], why: s
         statement=STATEMENT,
         verdict=Verdict.UNDECIDED,
         rigor=Rigor.NUMERICAL,
+        subject=Subject.COMPUTED_MATRIX,
+        code="exploration-gates-not-proved",
+        next_steps=("method='staircase', which makes gates of its own", "float64 features, or a smaller delta"),
         reason=f"nothing was proved of these gates: {why}",
         evidence=(size_line(setting, setting.width), how, *setting.remarks()),
         measured=measured,
@@ -178,6 +183,9 @@ def _by_svd(setting: Setting, q: FloatArray, how: str, sampled: bool) -> CheckRe
         statement=STATEMENT,
         verdict=verdict,
         rigor=Rigor.NUMERICAL,
+        subject=Subject.COMPUTED_MATRIX,
+        code=f"exploration-{deciding.code}",
+        next_steps=deciding.next_steps,
         reason=reason,
         evidence=(size_line(setting, width), how, f"{said} of {rows.n}", *setting.remarks()),
         measured={**setting.measured(), "method": "dense", **_levels(deciding)},

@@ -15,7 +15,7 @@ from alignver.phi.rows import Rows
 from alignver.phi.staircase import Staircase
 from alignver.proof import Certificate
 from alignver.proof.rounding import FloatArray, mul_down, mul_up, sqrt_up
-from alignver.results import Bound, CheckResult, Rigor, Verdict, shown_down
+from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict, shown_down
 
 __all__ = [
     "STATEMENT",
@@ -31,6 +31,12 @@ __all__ = [
 STATEMENT = "Safe exploration (Assumption 4)"
 
 _EPS = 2.0**-52
+_REMEDIES = {
+    "count": "widen the last hidden layer, or give it more features",
+    "equal rows": "drop the samples that repeat another, or use a layer that tells them apart",
+    "columns": "use a layer whose features are not constant and do not repeat each other",
+    "rank of Z": "use a layer whose features depend less on each other",
+}
 _NAMED = ("press", "golub")  # the two that the paper's Table 2 was verified with
 
 
@@ -164,6 +170,8 @@ def staircase(setting: Setting, stairs: Staircase, certificate: Certificate) -> 
         rigor=Rigor.PROOF,
         reason=reason,
         evidence=(*evidence, *weighted, *setting.remarks()),
+        subject=Subject.COMPUTED_MATRIX,
+        code="exploration-staircase",
         measured={
             **setting.measured(),
             "method": "staircase",
@@ -215,6 +223,9 @@ def refutation(setting: Setting, refuted: Refutation) -> CheckResult:
         reason=refuted.reason,
         evidence=(*evidence, *setting.remarks()),
         measured=setting.measured(),
+        subject=Subject.COMPUTED_MATRIX,
+        code=f"exploration-{refuted.witness['kind'].replace(' ', '-')}",
+        next_steps=(_REMEDIES[refuted.witness["kind"]],),
         witness=refuted.witness,
         certificate=refuted.certificate,
     )

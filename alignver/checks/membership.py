@@ -25,7 +25,7 @@ from alignver.linalg.rank_rules import Scale
 from alignver.linalg.reduction import reduce
 from alignver.linalg.svd import svd_profile
 from alignver.proof import Ball, prove_membership
-from alignver.results import Bound, CheckResult, Rigor, Verdict
+from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict
 
 __all__ = ["check_membership"]
 
@@ -232,6 +232,9 @@ def _numerically(J: Entries, y: Entries, method: str, rule: str, given: float | 
         statement=STATEMENT,
         verdict=verdict,
         rigor=Rigor.NUMERICAL,
+        subject=Subject.COMPUTED_MATRIX,
+        code="membership-methods-disagree" if disagreeing else f"membership-{KINDS[verdict]}",
+        next_steps=DEFENSIBLE if verdict is Verdict.UNDECIDED else (),
         reason=_reason(verdict, disagreeing, leading, lead, measured, tau.value),
         evidence=_evidence(verdict, measured, tau.value, tau.rule, band.floor * unit, answers, wanted),
         measured=measured,
@@ -240,6 +243,10 @@ def _numerically(J: Entries, y: Entries, method: str, rule: str, given: float | 
         else (),
         tolerance=tau,
     )
+
+
+KINDS = {Verdict.HOLDS: "at-tolerance", Verdict.FAILS: "not-at-tolerance", Verdict.UNDECIDED: "tolerance-decides"}
+DEFENSIBLE = ("give a tolerance and a residual tolerance that you can defend: tolerance=, residual_tolerance=",)
 
 
 def _curve(profile: RangeProfile, band: Band, unit: float) -> dict[str, Any] | None:

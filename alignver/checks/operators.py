@@ -13,7 +13,7 @@ from alignver.linalg import rank_rules
 from alignver.linalg.lsmr import lsmr
 from alignver.linalg.norms import norm, spectral_norm, start_vector
 from alignver.linalg.rank_rules import Scale
-from alignver.results import Bound, CheckResult, Rigor, Verdict
+from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict
 
 __all__ = ["operator_membership"]
 
@@ -63,6 +63,9 @@ def operator_membership(
         statement="Membership of y in the column space of J",
         verdict=verdict,
         rigor=Rigor.NUMERICAL,
+        subject=Subject.COMPUTED_MATRIX,
+        code=f"membership-operator-{_KINDS[verdict]}",
+        next_steps=("give a larger tolerance, or the matrix itself",) if verdict is Verdict.UNDECIDED else (),
         reason=_reason(verdict, residual, iterate.iterations),
         evidence=(
             f"J is an operator, {rows} x {columns}; tolerance {tau.value:.1e} by the rule {tau.rule}",
@@ -86,6 +89,9 @@ def operator_membership(
         tolerance=tau,
         cost={"seconds": time.perf_counter() - began},
     )
+
+
+_KINDS = {Verdict.HOLDS: "at-tolerance", Verdict.FAILS: "not-at-tolerance", Verdict.UNDECIDED: "tolerance-decides"}
 
 
 def _shape(operator: Any) -> tuple[int, int]:

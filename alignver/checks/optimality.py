@@ -18,7 +18,7 @@ from alignver.kernel import seal
 from alignver.kernel.environment import arithmetic_fault
 from alignver.kernel.exact import equal
 from alignver.proof.rounding import FloatArray, add_up, mul_up, sub_down
-from alignver.results import Bound, CheckResult, Rigor, Verdict, shown_down, shown_up
+from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict, shown_down, shown_up
 from alignver.samples import fingerprints, open_samples
 from alignver.theory.enclosure import LossBounds, enclose, loss_bounds
 from alignver.theory.exploitation import Exploitation
@@ -239,6 +239,8 @@ def _holds(
         verdict=Verdict.HOLDS,
         rigor=Rigor.PROOF,
         reason=f"the training loss exceeds its global infimum by at most {shown_up(gap)} (asked for: {tolerance:.3g})",
+        subject=Subject.COMPUTED_MATRIX,
+        code="optimality-gap-below",
         evidence=tuple(evidence),
         measured={**_numbers(problem, loss, tight, ranks), "gap_upper": gap, "infimum_lower": floor},
         bounds=tuple(bounds),
@@ -274,11 +276,17 @@ def _fails(
         rigor=Rigor.PROOF,
         reason=f"the training loss exceeds its infimum by more than {shown_down(lead)} (asked for: {tolerance:.3g}); "
         + how,
+        subject=Subject.COMPUTED_MATRIX,
+        code="optimality-rank-n" if better is None else "optimality-better-weights",
+        next_steps=("train on: the solver 'newton' of exploitation is the fastest where it fits",),
         measured={**_numbers(problem, loss, tight, ranks), "gap_lower": lead},
         bounds=(Bound("L(theta) - inf L", lead, "<=", tolerance),),
         witness=witness,
         certificate=seal("suboptimality", "outputs", model.inputs(theta, problem.targets), data, constants),
     )
+
+
+_KINDS = {Verdict.HOLDS: "estimate-below", Verdict.FAILS: "estimate-above", Verdict.UNDECIDED: "not-decided"}
 
 
 def _measured(
@@ -306,6 +314,8 @@ def _measured(
         verdict=verdict,
         rigor=Rigor.NUMERICAL,
         reason=f"the training loss exceeds its infimum{over} by {compared} (asked for: {tolerance:.3g})",
+        subject=Subject.COMPUTED_MATRIX,
+        code=f"optimality-{_KINDS[verdict]}",
         evidence=(f"the infimum lies between {known.lower:.6g} ({names[known.how]}) and {known.upper:.6g}", *remarks),
         measured={
             "loss": problem.loss.name,

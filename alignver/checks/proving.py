@@ -13,7 +13,7 @@ from alignver.errors import InvalidInput
 from alignver.linalg.norms import norm
 from alignver.linalg.rank_rules import Scale, tolerance
 from alignver.proof import Ball, Decision
-from alignver.results import CheckResult, Rigor, Verdict, shown_down
+from alignver.results import CheckResult, Rigor, Subject, Verdict, shown_down
 
 __all__ = ["answer", "meaning"]
 
@@ -67,8 +67,7 @@ def answer(
     decision = prover(*arguments, ball=around, exact=exact, budget_seconds=EXACT_SECONDS)
     numerical = numerically() if _numerics_wanted(decision, method, shape) else None
     asked = method == "exact" or ball is not None
-    result = _combine(decision, numerical, around, asked=asked, subject=subject)
-    return dataclasses.replace(result, name=name, statement=statement)
+    return _combine(decision, numerical, around, asked=asked, subject=subject, name=name, statement=statement)
 
 
 def meaning(matrix: Entries, rule: str, given: float | None, computed_in: str | None, ball: Ball | None) -> Ball | None:
@@ -97,7 +96,14 @@ def _numerics_wanted(decision: Decision, method: str, shape: tuple[int, int]) ->
 
 
 def _combine(
-    decision: Decision, numerical: CheckResult | None, ball: Ball | None, *, asked: bool, subject: str
+    decision: Decision,
+    numerical: CheckResult | None,
+    ball: Ball | None,
+    *,
+    asked: bool,
+    subject: str,
+    name: str,
+    statement: str,
 ) -> CheckResult:
     """Make one result of a decision and the numerical evidence.
 
@@ -124,22 +130,29 @@ def _combine(
         rigor, reason = Rigor.PROOF, decision.reason
     elif numerical is not None and not asked:
         return dataclasses.replace(
-            numerical, evidence=(*numerical.evidence, f"no proof: {decision.reason}"), measured=measured
+            numerical,
+            name=name,
+            statement=statement,
+            evidence=(*numerical.evidence, f"no proof: {decision.reason}"),
+            measured=measured,
         )
     else:
         lines = [*evidence, *decision.tried]
         rigor, reason = Rigor.PROOF, f"nothing was proved about {about}: {decision.reason}"
+    kind = "not-proved" if decision.verdict is Verdict.UNDECIDED else decision.step.replace(" ", "-")
     return CheckResult(
         verdict=decision.verdict,
         rigor=rigor,
+        subject=Subject.COMPUTED_MATRIX,
+        code=f"{name}-{kind}",
         reason=reason,
         evidence=tuple(lines),
         measured=measured,
         witness=decision.witness,
         certificate=decision.certificate,
         tolerance=numerical.tolerance if numerical is not None else None,
-        name="",
-        statement="",
+        name=name,
+        statement=statement,
     )
 
 

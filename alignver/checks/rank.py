@@ -22,7 +22,7 @@ from alignver.linalg.rank_rules import Scale
 from alignver.linalg.reduction import reduce
 from alignver.linalg.svd import svd_profile
 from alignver.proof import Ball, prove_rank
-from alignver.results import CheckResult, Rigor, Verdict
+from alignver.results import CheckResult, Rigor, Subject, Verdict
 
 __all__ = ["check_rank"]
 
@@ -153,6 +153,9 @@ def _numerically(A: Entries, claimed: int, method: str, rule: str, given: float 
         statement=_statement(claimed, min(rows, columns)),
         verdict=verdict,
         rigor=Rigor.NUMERICAL,
+        subject=Subject.COMPUTED_MATRIX,
+        code="rank-methods-disagree" if opposed else f"rank-{_KINDS[verdict]}",
+        next_steps=("give a tolerance that you can defend: tolerance=",) if verdict is Verdict.UNDECIDED else (),
         reason=_reason(verdict, opposed, counted, claimed, (least, most), tau.value * unit),
         evidence=(
             f"A is {rows} x {columns}, computed in {A.dtype}; tolerance by the rule {tau.rule}",
@@ -179,6 +182,9 @@ def _numerically(A: Entries, claimed: int, method: str, rule: str, given: float 
         },
         tolerance=dataclasses.replace(tau, value=tau.value * unit),
     )
+
+
+_KINDS = {Verdict.HOLDS: "at-tolerance", Verdict.FAILS: "not-at-tolerance", Verdict.UNDECIDED: "tolerance-decides"}
 
 
 def _gap(profile: RangeProfile, counted: int, unit: float) -> tuple[str, ...]:

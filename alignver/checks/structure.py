@@ -13,7 +13,7 @@ import numpy.typing as npt
 from alignver.arrays import EPS, as_matrix, host
 from alignver.errors import InvalidInput
 from alignver.linalg import rank_rules
-from alignver.results import Bound, CheckResult, Rigor, Tolerance, Verdict
+from alignver.results import Bound, CheckResult, Rigor, Subject, Tolerance, Verdict
 
 __all__ = ["STATEMENT", "Indicator", "check_structure", "indicator"]
 
@@ -121,6 +121,8 @@ def check_structure(
         statement=STATEMENT,
         verdict=verdict,
         rigor=rigor,
+        subject=Subject.NETWORK,
+        code=f"structure-{_KINDS[verdict]}",
         reason=reason,
         evidence=(f"tolerance {limit.value:.1e}: {limit.formula}",),
         measured={
@@ -134,6 +136,9 @@ def check_structure(
         tolerance=limit,
         witness=witness,
     )
+
+
+_KINDS = {Verdict.HOLDS: "sampled", Verdict.FAILS: "residual", Verdict.UNDECIDED: "rounding"}
 
 
 def _bound(verdict: Verdict, residual: float, limit: float, fails: float) -> Bound:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from alignver.errors import InvalidInput
-from alignver.results import Bound, CheckResult, Rigor, Verdict
+from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict
 
 __all__ = ["Item", "Measured", "Part", "Run", "Setting", "compared"]
 
@@ -122,6 +122,9 @@ class Item(Protocol):
         """Return the matplotlib figure of what was measured, or None."""
 
 
+_KINDS = {Verdict.HOLDS: "agrees", Verdict.FAILS: "differs", Verdict.UNDECIDED: "undecided"}
+
+
 def compared(
     item: Item,
     claim: str,
@@ -159,6 +162,8 @@ def compared(
         statement=f"{item.source}: {claim}",
         verdict=verdict,
         rigor=Rigor.NUMERICAL,
+        subject=Subject.NETWORK,
+        code=f"paper-{_KINDS[verdict]}",
         reason=reason,
         evidence=tuple(evidence),
         measured={"paper": paper, "ours": ours},

@@ -174,8 +174,7 @@ def describe(certificate: Certificate) -> str:
 
 def rows_of(certificate: Certificate) -> str:
     """Name X, with the dtype in which its rows are compared where they may have been rounded to it."""
-    kind = certificate.inputs.get("X", {}).get("dtype")
-    return {"<f2": "X in float16", "<f4": "X in float32"}.get(str(kind), "X")
+    return {"<f2": "X in float16", "<f4": "X in float32"}.get(str(certificate.inputs.get("X", {}).get("dtype")), "X")
 
 
 def canonical(document: Any) -> bytes:

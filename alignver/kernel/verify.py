@@ -17,7 +17,7 @@ from alignver.kernel.environment import require_ieee
 from alignver.kernel.failure import NotProved, Unsupported, require
 from alignver.kernel.snapshot import Rows, frozen, real
 from alignver.kernel.storage import Tampered, load_certificate
-from alignver.results import CheckResult, Rigor, Verdict, plain
+from alignver.results import CheckResult, Rigor, Subject, Verdict, plain
 
 __all__ = ["verify"]
 
@@ -76,10 +76,8 @@ def verify(
     except NotProved as failure:
         return _result(None, Verdict.FAILS, str(failure), began)
     names = _NAMES.get(whole.claim) if isinstance(whole.claim, str) else None
-    if whole.claim == "factored-membership":
-        names = tuple(sorted({"y", *whole.inputs}))
-    if whole.claim == "optimality" and "X" in whole.inputs:
-        names = (*_NAMES["optimality"], "X")
+    if whole.claim in ("factored-membership", "optimality"):
+        names = tuple(sorted({*_NAMES.get(whole.claim, ("y",)), *whole.inputs}))
     if names is not None and set(inputs) != set(names):
         raise InvalidInput("inputs", ", ".join(sorted(inputs)) or "none", "exactly " + ", ".join(names))
     try:
@@ -108,9 +106,8 @@ def _checked(certificate: Certificate, inputs: Mapping[str, Any], threads: int, 
     key = (certificate.claim, certificate.method)
     on_rows, on_matrices = exploration.METHODS.get(key), _ON_MATRICES.get(key)
     require(on_rows is not None or on_matrices is not None, f"unknown claim or method: {str(key)[:80]}")
-    of_one = certificate.constants.get("ball") is None
     in_ball = on_rows is None and certificate.method in matrices.IN_A_BALL
-    require(of_one or in_ball, f"{certificate.method!r} says nothing about a ball")
+    require(in_ball or certificate.constants.get("ball") is None, f"{certificate.method!r} says nothing about a ball")
     stated = {"s_min", "distance"} & set(certificate.constants) if certificate.version != 1 else set()
     unproved = stated - {STATED.get(certificate.method)}
     require(not unproved, f"{certificate.method!r} does not prove {' and '.join(sorted(unproved))}")
@@ -147,9 +144,16 @@ def _identified(certificate: Certificate, inputs: Mapping[str, Any], track: Any)
     return arrays
 
 
+_KINDS = {Verdict.HOLDS: "proved", Verdict.FAILS: "not-proved", Verdict.UNDECIDED: "arithmetic"}
+
+
 def _result(certificate: Certificate | None, verdict: Verdict, reason: str, began: float) -> CheckResult:
     claim = "Certificate: " + ("the claim" if certificate is None else describe(certificate))
     rigor = Rigor.NUMERICAL if verdict is Verdict.UNDECIDED else Rigor.PROOF
     witness = {"kind": "not proved", "reason": reason} if verdict is Verdict.FAILS else None
     cost = {"seconds": time.perf_counter() - began}
-    return CheckResult("recheck", claim, verdict, rigor, reason, witness=witness, certificate=certificate, cost=cost)
+    of_data = certificate is not None and certificate.method == "digests"
+    return CheckResult(
+        "recheck", claim, verdict, rigor, reason, witness=witness, certificate=certificate, cost=cost,
+        subject=Subject.DATA if of_data else Subject.COMPUTED_MATRIX, code=f"recheck-{_KINDS[verdict]}",
+    )  # fmt: skip

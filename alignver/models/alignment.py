@@ -140,9 +140,11 @@ def check_alignment(
     return dataclasses.replace(
         result,
         name="alignment",
+        code=result.code.replace("membership", "alignment", 1),
         statement=_STATEMENT,
         evidence=(*merged, *limit, *result.evidence, _what_j_is(J), *bent),
         measured=measured,
+        plan=dataclasses.asdict(chosen),
         cost={**result.cost, "seconds": time.perf_counter() - began},
     )
 

@@ -15,7 +15,7 @@ from torch import fx, nn
 from alignver.errors import InvalidInput, first_line
 from alignver.models import analytic_operations as known
 from alignver.models.guard import unchanged
-from alignver.results import CheckResult, Rigor, Verdict
+from alignver.results import CheckResult, Rigor, Subject, Verdict
 
 __all__ = ["check_analytic"]
 
@@ -291,6 +291,9 @@ def _result(seen: int, findings: list[_Finding], seconds: float) -> CheckResult:
         statement="Real analytic in the parameters (Assumption 6)",
         verdict=verdict,
         rigor=Rigor.NUMERICAL,
+        subject=Subject.NETWORK,
+        code="analytic-inspected" if verdict is Verdict.HOLDS else "analytic-broken" if broken else "analytic-unknown",
+        next_steps=("replace what is not analytic: softplus for ReLU, tanh for hardtanh",) if broken else (),
         reason=reason,
         evidence=tuple(evidence),
         measured={"operations": seen, **listed},

@@ -25,7 +25,7 @@ from alignver.models.operator import JacobianOperator
 from alignver.models.planner import Plan
 from alignver.models.slots import slots
 from alignver.proof.factored import FactoredRank, row_rank_by_factors
-from alignver.results import CheckResult, Rigor, Tolerance, Verdict, shown_down
+from alignver.results import CheckResult, Rigor, Subject, Tolerance, Verdict, shown_down
 
 __all__ = ["Attempt", "arrays_of", "prove_by_factors"]
 
@@ -176,6 +176,8 @@ def _result(
         statement="Membership of y in the column space of J",
         verdict=Verdict.HOLDS,
         rigor=Rigor.PROOF,
+        subject=Subject.COMPUTED_MATRIX,
+        code="membership-factored-gram",
         reason=f"J has full row rank throughout the ball (s_min >= {shown_down(proof.s_min)} at the centre): "
         "every y is in its column space",
         evidence=tuple(evidence),

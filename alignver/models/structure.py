@@ -21,7 +21,7 @@ from alignver.models.guard import unchanged
 from alignver.models.jacobian import bind
 from alignver.models.operator import differentiable, push, push_twice
 from alignver.models.precision import dtype_name
-from alignver.results import Bound, CheckResult, Rigor, Verdict
+from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict
 
 __all__ = ["check_common_structure", "structure_here"]
 
@@ -301,6 +301,9 @@ def _refuted(at: _At, weights: Indicator) -> CheckResult:
         statement=STATEMENT,
         verdict=Verdict.FAILS,
         rigor=Rigor.NUMERICAL,
+        subject=Subject.NETWORK,
+        code="structure-no-weights",
+        next_steps=("end the network with a linear layer whose parameters are all trainable",),
         reason=reason,
         evidence=("weights by least squares over all parameters at once, at the model's theta and others drawn",),
         measured=measured,
@@ -315,6 +318,9 @@ def _undecided(at: _At, weights: Indicator) -> CheckResult:
         statement=STATEMENT,
         verdict=Verdict.UNDECIDED,
         rigor=Rigor.NUMERICAL,
+        subject=Subject.NETWORK,
+        code="structure-not-found",
+        next_steps=("name the parameters: S=",),
         reason="no union of whole parameter tensors gives f = J nu; name S if some entries of them should",
         evidence=(f"weights on the tensors, by least squares, leave {weights.residual:.1e} of f",),
         measured={"S": None, "weights_residual": weights.residual, "parameters": at.function.slots.d, "seed": at.seed},

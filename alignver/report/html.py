@@ -153,7 +153,8 @@ def _result(
     tolerance = result.tolerance
     return {
         **_verdict(result.verdict),
-        "rigor": result.rigor.value.lower(),
+        "rigor": f"{result.rigor.value.lower()} ({result.subject.words})",
+        "next_steps": result.next_steps,
         "name": result.name,
         "statement": result.statement,
         "reason": result.reason,

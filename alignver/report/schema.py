@@ -6,17 +6,20 @@ import importlib.resources
 import json
 from typing import Any
 
+from alignver.results import SCHEMA_VERSION
+
 __all__ = ["load"]
 
 
-def load() -> dict[str, Any]:
-    """Return the schema of the current version as a fresh dict.
+def load(version: int = SCHEMA_VERSION) -> dict[str, Any]:
+    """Return the schema of a version as a fresh dict: the current one, or 1, which is still read.
 
     Examples
     --------
     >>> load()["properties"]["schema"]
-    {'description': 'Version of this document.', 'const': 1}
+    {'description': 'Version of this document.', 'const': 2}
     """
-    text = importlib.resources.files("alignver.report").joinpath("schema.json").read_text(encoding="utf-8")
+    name = "schema.json" if version == SCHEMA_VERSION else f"schema_{version}.json"
+    text = importlib.resources.files("alignver.report").joinpath(name).read_text(encoding="utf-8")
     schema: dict[str, Any] = json.loads(text)
     return schema

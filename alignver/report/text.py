@@ -29,7 +29,7 @@ VERDICT_STYLES = {Verdict.HOLDS: "bold green", Verdict.FAILS: "bold red", Verdic
 RIGOR_STYLES = {Rigor.PROOF: "bold", Rigor.NUMERICAL: "", Rigor.STATISTICAL: "italic"}
 
 _UNFOLDED = 1 << 14  # the width of what is piped: one sentence, one line, which grep and diff can use
-_LONGEST_TAIL = len("UNDECIDED  statistical")
+_LONGEST_TAIL = len("UNDECIDED  numerical (computed matrix)")
 _HEAD = 56  # as in CheckResult.__str__
 
 
@@ -87,7 +87,7 @@ def header(result: CheckResult, width: int) -> Text:
         statement += " " * free
     else:  # a long one pushes the verdict, onto a line of its own where there is no room
         rows = _folded(statement, width)
-        tail = f"  {result.verdict}  {result.rigor.value}"
+        tail = f"  {result.answer}"
         gap = "  " if cell_len(rows[-1] + tail) <= width else "\n  "
         statement = "\n".join(rows)
     return Text.assemble(
@@ -96,6 +96,7 @@ def header(result: CheckResult, width: int) -> Text:
         (str(result.verdict), VERDICT_STYLES[result.verdict]),
         "  ",
         (result.rigor.value.lower(), RIGOR_STYLES[result.rigor]),
+        f" ({result.subject.words})",
         no_wrap=False,
         overflow="fold",
     )

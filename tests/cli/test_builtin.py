@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from alignver.results import CheckResult, Rigor, Verdict
+from alignver.results import CheckResult, Rigor, Subject, Verdict
 
 
 class Problem(types.SimpleNamespace):
@@ -16,8 +16,9 @@ class Problem(types.SimpleNamespace):
 
 def problem(name: str, expected: Verdict, found: Verdict) -> Problem:
     def run(seed: int, device: str, dtype: str) -> CheckResult:
+        about = {"subject": Subject.COMPUTED_MATRIX, "code": "rank-at-tolerance"}
         statement = f"Statement of {name} (Definition 2)"
-        return CheckResult(name, statement, found, Rigor.NUMERICAL, f"seed {seed}, {device}, {dtype}")
+        return CheckResult(name, statement, found, Rigor.NUMERICAL, f"seed {seed}, {device}, {dtype}", **about)
 
     return Problem(name=name, description=f"what {name} is", expected=expected, source=f"words on {name}", run=run)
 

@@ -19,7 +19,7 @@ def proof(tmp_path, files):
 def test_a_certificate_holds(alignver, proof):
     run = alignver("verify", str(proof), "--input", "J=J.npy", "--input", "y=y.npy")
     assert (run.code, run.err) == (0, "")
-    assert run.out.splitlines()[0].split()[-2:] == ["HOLDS", "proof"]
+    assert run.out.splitlines()[0].split()[-4:] == ["HOLDS", "proof", "(computed", "matrix)"]
 
 
 def test_json(here, proof):

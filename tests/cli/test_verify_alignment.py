@@ -52,7 +52,7 @@ def test_the_command_that_the_report_shows_works(project, here, engine):
     assert command == ["verify", "proof", "--model", "aligned_net.py:build", *MODEL]
     run = here(*command)
     assert run.code == 0, run.out + run.err
-    assert run.out.splitlines()[0].split()[-2:] == ["HOLDS", "proof"]
+    assert run.out.splitlines()[0].split()[-4:] == ["HOLDS", "proof", "(computed", "matrix)"]
     assert ("bit for bit" if engine == "gram" else "J was computed again") in run.out
     document = here(*command, "--json").document()
     assert document["verdict"] == "HOLDS"

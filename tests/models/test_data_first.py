@@ -197,7 +197,7 @@ def test_the_gap_is_counted_from_what_the_data_cost():
     assert av.recheck(result.certificate, **inputs, X=apart).verdict is Verdict.FAILS
     with pytest.raises(av.InvalidInput, match="X: got 2 samples beside 4 rows of Z"):
         av.check_optimality(model, weights, Y, X=X[:2], **options)
-    with pytest.raises(av.InvalidInput, match="exactly R, W, Y, Z, theta, X"):
+    with pytest.raises(av.InvalidInput, match="exactly R, W, X, Y, Z, theta"):
         av.recheck(result.certificate, **inputs)
 
 

@@ -14,7 +14,7 @@ import torch
 from alignver.report.history import History, Record
 from alignver.report.html import page
 from alignver.report.source import Source
-from alignver.results import Bound, CheckResult, Report, Rigor, Tolerance, Verdict
+from alignver.results import Bound, CheckResult, Report, Rigor, Subject, Tolerance, Verdict
 
 NASTY = (
     "<script>document.title='owned'</script>\"'&{{ 7 * 7 }}<img src=x onerror=alert(1)>\N{PILE OF POO}\u202e$\\frac{"
@@ -43,6 +43,8 @@ def result(verdict=Verdict.FAILS, rigor=Rigor.NUMERICAL, **changes) -> CheckResu
         "witness": {"rows": (1, 2)},
         "certificate": {"claim": "rank(A) == 4", "method": "exact", "path": "proof dir", "seal": "0" * 64},
         "cost": {"seconds": 0.25},
+        "subject": Subject.COMPUTED_MATRIX,
+        "code": "rank-at-tolerance",
     }
     return CheckResult(verdict=verdict, rigor=rigor, **{**fields, **changes})
 

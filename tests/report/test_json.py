@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from alignver.report import provenance, schema
-from alignver.results import Bound, CheckResult, Report, Rigor, Tolerance, Verdict
+from alignver.results import Bound, CheckResult, Report, Rigor, Subject, Tolerance, Verdict
 
 
 def valid(document) -> None:
@@ -38,6 +38,10 @@ def test_reports_are_valid(verdict, rigor):
         {"rows": (1, 2)},
         {"claim": "c"},
         {"seconds": 0.1, "peak_bytes": 8},
+        subject=Subject.COMPUTED_MATRIX,
+        code="rank-at-tolerance",
+        next_steps=("this",),
+        plan={"engine": "dense", "reason": "it fits", "peak_bytes": 8, "flops": 1e9},
     )
     made = provenance.collect(seed=3, dtype="float64", seconds=0.2)
     report = Report((result,), made)
@@ -53,7 +57,8 @@ def test_an_empty_provenance_is_valid():
 @pytest.mark.parametrize(
     "change",
     [
-        {"schema": 2},
+        {"schema": 1},
+        {"schema": 3},
         {"verdict": "MAYBE"},
         {"extra": 1},
         {"results": [{"name": "x"}]},
@@ -66,7 +71,8 @@ def test_what_is_no_report_is_refused(change):
 
 
 def test_a_proof_without_evidence_is_no_valid_document():
-    result = CheckResult("rank", "s", "HOLDS", "PROOF", "r", certificate={"claim": "c"})  # type: ignore[arg-type]
+    about = {"subject": "COMPUTED_MATRIX", "code": "rank-at-tolerance"}
+    result = CheckResult("rank", "s", "HOLDS", "PROOF", "r", certificate={"claim": "c"}, **about)  # type: ignore[arg-type]
     document = Report((result,)).to_dict()
     valid(document)
     document["results"][0]["certificate"] = None

@@ -16,6 +16,7 @@ PROOF = {"certificate": {"claim": "c"}, "witness": {"rows": (1,)}}
 
 def result(verdict: str, rigor: str = "NUMERICAL", **changes) -> CheckResult:
     fields = {"name": "rank", "statement": "A has rank 3", "reason": f"because {verdict}", "cost": {"seconds": 0.25}}
+    fields |= {"subject": "COMPUTED_MATRIX", "code": "rank-at-tolerance"}
     return CheckResult(verdict=verdict, rigor=rigor, **{**fields, **(PROOF if rigor == "PROOF" else {}), **changes})
 
 

@@ -12,7 +12,8 @@ from alignver.report.history import FORMAT, Record
 from alignver.report.source import Source, number, read, recheck_command
 from alignver.results import CheckResult, Report
 
-REPORT = Report((CheckResult("rank", "A has rank 3", "HOLDS", "NUMERICAL", "r"),), {"command": "check rank"})  # type: ignore[arg-type]
+ABOUT = {"subject": "COMPUTED_MATRIX", "code": "rank-at-tolerance"}
+REPORT = Report((CheckResult("rank", "A has rank 3", "HOLDS", "NUMERICAL", "r", **ABOUT),), {"command": "check rank"})
 LINES = [{"epoch": k, "phase": "exploration" if k < 3 else "exploitation", "loss": 1 / k} for k in range(1, 5)]
 
 
@@ -72,6 +73,7 @@ def test_what_a_tracker_wrote(tmp_path):
     ("name", "content", "said"),
     [
         ("a.json", "{", "no JSON"),
+        ("a.json", '{"schema": 3}', "no report"),
         ("a.json", '{"schema": 2}', "no report"),
         ("a.json", '{"schema": 1, "results": [{"name": 1}], "provenance": {}}', "no report"),
         ("a.json", '{"schema": 1, "results": 3, "provenance": {}}', "no report"),

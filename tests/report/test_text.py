@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from alignver.report import tables, text
-from alignver.results import Bound, CheckResult, Rigor, Tolerance, Verdict
+from alignver.results import Bound, CheckResult, Rigor, Subject, Tolerance, Verdict
 
 RULES = (
     {"rule": "press", "tolerance": 3e-13, "rank": 5, "shipped_by": ""},
@@ -29,6 +29,8 @@ def result(**changes):
         "bounds": (Bound("residual", 0.5, "<=", 1.5e-8),),
         "tolerance": Tolerance("golub", 2e-11, "s_1 eps max(N, d)", "a book", 2.0**-52),
         "cost": {"seconds": 0.25},
+        "subject": Subject.COMPUTED_MATRIX,
+        "code": "rank-at-tolerance",
     }
     return CheckResult(**{**fields, **changes})
 
@@ -67,7 +69,7 @@ def test_the_verdict_keeps_its_column():
 def test_a_long_statement_pushes_the_verdict_to_a_line_of_its_own():
     page = shown(result(statement="x" * 75), 80).splitlines()
     assert page[0] == "x" * 75
-    assert page[1].split() == ["FAILS", "numerical"]
+    assert page[1].split() == ["FAILS", "numerical", "(computed", "matrix)"]
 
 
 def test_rules_that_agree_take_one_line_and_a_table_when_asked():
