@@ -653,3 +653,27 @@ def test_format_and_seal_of_such_a_certificate(tmp_path):
     assert av.recheck(path, X=X, Y=GOOD).verdict is Verdict.HOLDS
     changed = dataclasses.replace(certificate, constants={**certificate.constants, "floor": 0.5})
     assert verify(changed, {"X": X, "Y": GOOD}).reason.startswith("the seal is broken")
+
+
+def test_errors_are_named_after_what_is_counted():
+    """Several labels a sample are several outputs; one label a sample is one answer."""
+    X = np.zeros((2, 1))
+    for loss, Y, words in (
+        ("binary_cross_entropy", np.array([[1.0, 1.0], [0.0, 0.0]]), "at least 2 wrong outputs"),
+        ("binary_cross_entropy", np.array([[1.0], [0.0]]), "at least 1 error"),
+        ("cross_entropy", np.array([[1.0, 0.0], [0.0, 1.0]]), "at least 1 error"),
+        (None, np.array([[1.0], [0.0]]), "at least 1 error"),
+    ):
+        rows = digests_of(canonical(X, "<f8"))
+        lower, errors = least_loss(first_equal(rows), Y, loss)
+        constants = {"rank": 1, "loss": loss, "floor": lower, "errors": errors}
+        inputs = {"X": record_of(rows, X.shape, "<f8"), "Y": Y}
+        certificate = seal("conflicting", "digests", inputs, {"rows": np.array([0, 1])}, constants)
+        reason = verify(certificate, {"X": X, "Y": Y}).reason
+        assert reason.endswith(words), reason
+
+
+def test_each_loss_says_which_targets_it_takes():
+    for loss, need in (("binary_cross_entropy", "numbers from 0 to 1"), ("cross_entropy", r"classes 0, 1, \.\.\.")):
+        with pytest.raises(InvalidInput, match=f"needs {need}"):
+            least_loss(np.zeros(2, dtype=int), np.array([[-1.0], [2.0]]), loss)
