@@ -187,7 +187,7 @@ def equal_inputs(X: Any, n: int | None = None) -> CheckResult | None:
         rigor=Rigor.PROOF,
         reason=f"samples {i} and {j} have equal inputs{others}: rank phi is at most {duplicates.distinct}, "
         f"below n = {duplicates.n}, for every theta, width and all gates",
-        evidence=("proved about the data; without the repeated samples the question is open",),
+        evidence=("proved for the data; without the repeated samples the question is open",),
         measured={
             "samples": duplicates.n,
             "distinct": duplicates.distinct,

@@ -65,8 +65,8 @@ def check_membership(
     y : (N,) array
         In the namespace and on the device of J.
     method : {"auto", "svd", "qr", "lstsq", "exact"}
-        ``auto``: a proof, from cheap to dear; and numerically: svd decides, qr and (where a second copy of J is
-        affordable) lstsq have to agree. ``svd``: projection onto the singular vectors. ``qr``: column-pivoted QR, tau
+        ``auto``: proof methods, cheapest first; and numerically: svd decides, qr and (if memory allows a second copy
+        of J) lstsq have to agree. ``svd``: projection onto the singular vectors. ``qr``: column-pivoted QR, tau
         against ||R_22||. ``lstsq``: an explicit b, its residual measured with J itself (LSMR for an operator).
         ``exact``: a proof in rational arithmetic, whatever it takes.
     rule : str
@@ -315,9 +315,6 @@ def _interval(turn: float | None, floor: float, limit: float, tau: float) -> str
         return f"HOLDS at every tolerance: the residual never exceeds {limit:.1e}"
     if turn == 0.0 or math.isclose(turn, 0.0):
         return f"FAILS at every tolerance: the residual always exceeds {limit:.1e}"
-    low = (
-        f"HOLDS for every tolerance below {turn:.1e}"
-        if turn > floor
-        else f"would hold only below {turn:.1e}, which is rounding"
-    )
-    return f"{low}, FAILS from there on (residual tolerance {limit:.1e})"
+    if turn > floor:
+        return f"HOLDS for every tolerance below {turn:.1e}, FAILS at or above it (residual tolerance {limit:.1e})"
+    return f"FAILS at every tolerance of {turn:.1e} or more, within rounding error (residual tolerance {limit:.1e})"

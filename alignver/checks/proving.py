@@ -121,7 +121,7 @@ def _combine(
         measured["numerical"] = {"verdict": numerical.verdict.value, "reason": numerical.reason}
         evidence = (f"numerically {numerical.verdict}: {numerical.reason}", *numerical.evidence)
     if decision.verdict is not Verdict.UNDECIDED:
-        lines = [f"proved about {about}, by the step {decision.step}", *evidence]
+        lines = [f"proved for {about}; method: {decision.step}", *evidence]
         if numerical is not None and {numerical.verdict, decision.verdict} == {Verdict.HOLDS, Verdict.FAILS}:
             lines.append(
                 f"the two differ because the proof takes every digit of {subject} at its word; where the digits carry "
@@ -138,7 +138,7 @@ def _combine(
         )
     else:
         lines = [*evidence, *decision.tried]
-        rigor, reason = Rigor.PROOF, f"nothing was proved about {about}: {decision.reason}"
+        rigor, reason = Rigor.PROOF, f"nothing was proved for {about}: {decision.reason}"
     kind = "not-proved" if decision.verdict is Verdict.UNDECIDED else decision.step.replace(" ", "-")
     return CheckResult(
         verdict=decision.verdict,
@@ -158,7 +158,7 @@ def _combine(
 
 def _about(ball: Ball | None, subject: str) -> str:
     if ball is None or ball.is_point:
-        return f"the matrix {subject} of exactly these entries"
+        return f"the matrix {subject} with exactly these entries"
     if ball.norm is not None:
         return f"every matrix within {shown_down(ball.norm)} of {subject} (spectral norm)"
     return f"every matrix that differs from {subject} by at most the given bound in each entry"

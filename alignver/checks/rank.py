@@ -1,4 +1,4 @@
-"""Has A the rank that is claimed? With proof where one is found, and beside it what every rule would say."""
+"""Does A have the claimed rank? A proof where one is found, and the answer of every rank rule."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def check_rank(
     rank : int, optional
         The claim; between 0 and min(N, d).
     method : {"auto", "svd", "qr", "exact"}
-        ``auto``: a proof, from cheap to dear; and numerically svd decides and qr must not contradict it. ``exact``: a
+        ``auto``: proof methods, cheapest first; and numerically svd decides and qr must not contradict it. ``exact``: a
         proof in rational arithmetic, whatever it takes.
     rule, certify, tolerance, computed_in, ball
         As in :func:`~alignver.checks.membership.check_membership`.
@@ -147,7 +147,7 @@ def _numerically(A: Entries, claimed: int, method: str, rule: str, given: float 
     verdict = Verdict.UNDECIDED if opposed else verdicts[leading]
     counted = profile.rank(tau.value)
     least, most = profile.rank(band.high), profile.rank(band.low)
-    gap = _gap(profile, counted, unit)
+    gap = _gap(profile, counted, unit, leading)
     return CheckResult(
         name="rank",
         statement=_statement(claimed, min(rows, columns)),
@@ -187,15 +187,16 @@ def _numerically(A: Entries, claimed: int, method: str, rule: str, given: float 
 _KINDS = {Verdict.HOLDS: "at-tolerance", Verdict.FAILS: "not-at-tolerance", Verdict.UNDECIDED: "tolerance-decides"}
 
 
-def _gap(profile: RangeProfile, counted: int, unit: float) -> tuple[str, ...]:
-    """Say what lies on both sides of the cut: a wide gap is what makes a numerical rank believable."""
+def _gap(profile: RangeProfile, counted: int, unit: float, method: str) -> tuple[str, ...]:
+    """Return a sentence with the values on both sides of the cut: a wide gap makes a numerical rank credible."""
+    name = "singular value" if method == "svd" else "trailing norm of R"
     inside = float(profile.levels[counted - 1]) * unit if counted else None
     outside = float(profile.levels[counted]) * unit if counted < profile.levels.size else None
     if inside is None:
-        return ("no level lies above the tolerance",)
+        return (f"no {name} is above the tolerance",)
     if outside is None:
-        return (f"the smallest level is {inside:.1e}",)
-    return (f"level {counted} is {inside:.1e}, level {counted + 1} is {outside:.1e}",)
+        return (f"the smallest {name} is {inside:.1e}",)
+    return (f"{name} {counted} is {inside:.1e}, {name} {counted + 1} is {outside:.1e}",)
 
 
 def _reason(verdict: Verdict, opposed: bool, counted: int, claimed: int, ends: tuple[int, int], tau: float) -> str:

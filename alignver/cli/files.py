@@ -98,7 +98,9 @@ def read_npz(path: str, argument: str, keys: tuple[str, ...]) -> dict[str, np.nd
     file = regular(path, argument)
     if not zipfile.is_zipfile(file):
         raise InvalidInput(
-            named(argument, path), "no .npz file", f"a .npz file with {' and '.join(keys)}: {_savez(keys)}"
+            named(argument, path),
+            "a file that is not a .npz file",
+            f"a .npz file with {' and '.join(keys)}: {_savez(keys)}",
         )
     with reading(named(argument, path), _DAMAGED, "an intact file"), zipfile.ZipFile(file) as archive:
         _require_room(archive, keys, named(argument, path))
@@ -109,7 +111,7 @@ def names_in(path: str, argument: str) -> list[str]:
     """Return the names of the arrays in a .npz file."""
     file = regular(path, argument)
     if not zipfile.is_zipfile(file):
-        raise InvalidInput(named(argument, path), "no .npz file", f"a .npz file: {_savez(('name',))}")
+        raise InvalidInput(named(argument, path), "a file that is not a .npz file", f"a .npz file: {_savez(('name',))}")
     with reading(named(argument, path), _DAMAGED, "an intact file"), zipfile.ZipFile(file) as archive:
         names = _names(archive)
         _require_room(archive, names, named(argument, path))  # whoever asks goes on to read them all
@@ -130,7 +132,7 @@ def regular(path: str, argument: str) -> Path:
         if stat.S_ISDIR(about.st_mode):
             raise InvalidInput(name, "a folder", "a file")
         if not stat.S_ISREG(about.st_mode):
-            raise InvalidInput(name, "no regular file", "a file on disk: a pipe cannot be read twice")
+            raise InvalidInput(name, "a pipe, socket or device", "a regular file, which can be read twice")
         if about.st_size == 0:
             raise InvalidInput(name, "an empty file", "a file with an array in it")
         with file.open("rb"):

@@ -1,4 +1,4 @@
-"""``alignver check rank``: has A full row rank, or the rank that was asked for?"""
+"""``alignver check rank``: does A have full row rank, or the given rank?"""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def rank(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> int:
-    """Has A full row rank, or the rank R?
+    """Does A have full row rank, or rank R?
 
     Shows the singular values at the tolerance and what other rank rules and libraries say.
 

@@ -105,7 +105,7 @@ def reproduce(
             if listing:
                 chosen = None
             elif item is None:
-                raise InvalidInput("ITEM", "nothing", "one of " + ", ".join(NAMES) + "; --list tells what each costs")
+                raise InvalidInput("ITEM", "no value", "one of " + ", ".join(NAMES) + "; --list shows what each costs")
             else:
                 with files.renamed(_OPTIONS):
                     chosen = load(item)
@@ -186,8 +186,8 @@ def _cell(value: Any) -> str:
 def _farewell(out: str | None) -> str:
     """Say, after Ctrl-C, what becomes of the parts that are finished."""
     if out is None:
-        return "interrupted; nothing is kept: with --out DIR, finished parts are"
-    return f"interrupted; the same command goes on with the parts that are finished, which are in {out}"
+        return "interrupted; nothing was kept (--out DIR keeps finished parts)"
+    return f"interrupted; finished parts are kept in {out}: repeat the command to continue"
 
 
 def _drawable(item: Item, file: str | None) -> None:

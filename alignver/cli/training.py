@@ -100,7 +100,7 @@ def _begun(request: Request, stack: contextlib.ExitStack) -> _Run:
         ("--epochs", options["epochs"]),
     ):
         if value is None:
-            raise InvalidInput(name, "nothing", "MODEL, --data, --loss and --epochs; or --resume RUN")
+            raise InvalidInput(name, "no value", "MODEL, --data, --loss and --epochs; or --resume RUN")
     with _named("--out"):
         if request.out is not None:
             vacant(request.out)
@@ -238,7 +238,9 @@ def _trained(session: Session, run: _Run) -> Exit:
         done = folder.restore(wrapper, data)
         session.farewell = _farewell(folder)
         table.go_on(done)
-        for change in wrapper.module.changes if not done else (f"{folder.path}: on after epoch {done} of {epochs}",):
+        for change in (
+            wrapper.module.changes if not done else (f"{folder.path}: resuming after epoch {done} of {epochs}",)
+        ):
             noted(change)
         for sentence in () if done else _of_data(run):
             noted(sentence)
@@ -331,7 +333,7 @@ def _again(folder: RunFolder) -> str:
 
 def _farewell(folder: RunFolder) -> str:
     where = f"after epoch {folder.kept}" if folder.kept else "from its beginning"
-    return f"interrupted; the run goes on {where} with: {_again(folder)}"
+    return f"interrupted; resume {where} with: {_again(folder)}"
 
 
 @contextlib.contextmanager

@@ -132,7 +132,7 @@ class _Source:
 
         for option, value in (("--model", self.model), ("--data", self.data), ("--loss", self.loss)):
             if value is None:
-                raise InvalidInput(option, "nothing", "--model, --data and --loss together")
+                raise InvalidInput(option, "no value", "--model, --data and --loss together")
         assert self.model is not None
         assert self.data is not None
         assert self.loss is not None

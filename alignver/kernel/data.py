@@ -274,7 +274,7 @@ def _bounds(inputs: Inputs, loss: str | None) -> tuple[float, int | None]:
     try:
         return least_loss(first, Y, loss)
     except InvalidInput as error:  # the loss is the certificate's choice
-        raise NotProved(f"the targets are none of the {loss}") from error
+        raise NotProved(f"the targets do not fit the loss {loss}") from error
 
 
 def floor_of(inputs: Inputs, loss: str) -> Fraction:

@@ -237,7 +237,7 @@ def _null_space(certificate: Certificate, inputs: Inputs, run: Run) -> str:
         terms = [(index, value) for index, value in zip([line, *shared], vector, strict=True) if value]
         support = [index for index, _ in terms]
         sums, _ = exact.combination(lines[support], [value for _, value in terms], powers[support].tolist())
-        require(not any(sums), f"null vector {k} is none")
+        require(not any(sums), f"vector {k} is not a null vector")
     return _conclude_upper(certificate, A, lines.shape[0] - len(own)) + f" ({len(own)} independent null vectors)"
 
 

@@ -132,7 +132,7 @@ def load_certificate(path: str | Path) -> Certificate:
         records = {name: record(array) for name, array in data.items()}
         same = canonical(document) == text and records == document["data"]
         same = same and document["data_file"] == actual and seal == certificate.expected_seal(records)
-        _demand(isinstance(constants, Mapping), "constants that are none", "a mapping")
+        _demand(isinstance(constants, Mapping), "constants that are not a mapping", "a mapping")
     except (TypeError, ValueError, KeyError, OverflowError, RecursionError) as error:
         raise _refused(f"content of the wrong kind ({type(error).__name__})", _NEED) from None
     if not same:

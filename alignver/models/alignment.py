@@ -181,7 +181,7 @@ def _answered(
                 asked=engine == "gram",
             )
             if attempt.result is not None:
-                words = f"gram: layer factors, never J itself; {chosen.engine} would have followed"
+                words = f"gram: from layer factors, without forming J; fallback: {chosen.engine}"
                 return Represented(None, n, asked.m_y, d, attempt.computed_in, words, attempt.dtype), attempt.result
             tried = attempt.reason
     J = represent(asked.model, asked.x, chosen, dtype=dtype, chunk_size=chunk_size)

@@ -143,8 +143,8 @@ def _result(
         "backpropagated outputs, are the floats that were computed"
     )
     evidence = [
-        f"proved about {about}, by the step {STEP}; the radius is the tolerance of {limit.rule}, and stands for the "
-        "rounding of a Jacobian that is computed",
+        f"proved for {about}; method: {STEP}; the radius is the tolerance of the rule {limit.rule}, which covers the "
+        "rounding errors of the computed Jacobian",
     ]
     if found.left_out:
         names = ", ".join(found.left_out[:3]) + (", ..." if len(found.left_out) > 3 else "")

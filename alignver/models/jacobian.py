@@ -188,7 +188,7 @@ def bind(model: nn.Module, X: Any, dtype: str | None, *, include_frozen: bool) -
 
 
 def checked_chunk(chunk_size: int | None) -> int | None:
-    """Return a caller's chunk size, refusing what is no positive number of samples."""
+    """Return a caller's chunk size; raises InvalidInput unless it is a positive integer or None."""
     if chunk_size is None:
         return None
     if isinstance(chunk_size, bool) or not isinstance(chunk_size, int | np.integer) or chunk_size < 1:

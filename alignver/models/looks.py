@@ -102,7 +102,7 @@ class Look:
 
 
 class Lookout:
-    """Looks at the alignment of one model with its data, at every call of :meth:`look` at the parameters of then.
+    """Checks the alignment of one model with its data; each call of :meth:`look` uses the current parameters.
 
     Parameters
     ----------
@@ -153,7 +153,7 @@ class Lookout:
         self.target: Matrix = asked.y / size if size else asked.y
 
     def forms_gram(self) -> bool:
-        """Whether looks form M, as far as the memory that is free now tells."""
+        """Whether looks form M, judged by the memory that is currently free."""
         return not self._conflict and (self._layers is not None or self._fits())
 
     def look(self) -> Look:

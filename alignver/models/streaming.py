@@ -80,7 +80,7 @@ def streamed_qr(
     Raises
     ------
     InvalidInput
-        A model or inputs that no check can be about; a derivative that is NaN or Inf; a size that is none.
+        A model or inputs that no check can be about; a derivative that is NaN or Inf; an invalid size.
 
     Notes
     -----

@@ -129,7 +129,7 @@ class Climber:
         return stop
 
     def _members(self, start: int, stop: int) -> npt.NDArray[np.int64]:
-        # The order of rows within a block is nobody's business; in the file's order they are read faster.
+        # The order of rows within a block does not matter; file order is faster to read.
         return np.sort(self.cuts.order[start:stop])
 
     def _one(self, start: int, stop: int) -> Block:

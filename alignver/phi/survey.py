@@ -56,7 +56,7 @@ class Survey:
 def directions(rows: Rows, count: int, seed: int) -> FloatArray:
     """Return random directions v (m, count), each feature weighted by one over its spread, with v_m = 0.
 
-    Any direction is admissible; these let every feature have its say whatever units it is in.
+    Any direction is admissible. The weights make the result independent of the units of the features.
     """
     sample = rows.take(np.linspace(0, rows.n - 1, min(rows.n, _SAMPLE)).astype(np.int64))
     with np.errstate(all="ignore"):
@@ -110,7 +110,7 @@ def survey(rows: Rows, V: FloatArray) -> Survey:
 
 
 def _blame(block: FloatArray, start: int) -> None:
-    """Name the first entry that is no number; a row whose square overflows is none that anything can be proved of."""
+    """Name the first entry that is no number; nothing can be proved about a row whose square overflows."""
     bad = ~np.isfinite(block)
     if bad.any():
         i, j = (int(k[0]) for k in np.nonzero(bad))

@@ -148,7 +148,7 @@ def _wide_rank(rest: FloatArray, trail: Trail) -> Proof | None:
 
 
 def membership_in_floats(inputs: dict[str, FloatArray], trail: Trail) -> Decision | None:
-    """Decide membership by the floating-point steps, from cheap to dear."""
+    """Decide membership by the floating-point methods, cheapest first."""
     wide = inputs["J"].shape[0] <= inputs["J"].shape[1]
     found = _row_rank(inputs, trail, by_gram) if wide else None
     if found is None and trail.ball is None:

@@ -1,4 +1,4 @@
-"""From cheap to dear: the steps by which membership and rank are proved or refuted."""
+"""The proof methods for membership and rank, tried in order of increasing cost."""
 
 from __future__ import annotations
 

@@ -283,7 +283,9 @@ class HistoryFile:
             if isinstance(error, InvalidInput):
                 raise
             got = (
-                f"{path}, which has no complete first line" if not lines else f"{path}, with a line that is none of it"
+                f"{path}, which has no complete first line"
+                if not lines
+                else f"{path}, with a line that does not belong to it"
             )
             raise InvalidInput("path", got, need) from error
 

@@ -129,7 +129,7 @@ def read_history(place: Path) -> tuple[tuple[Mapping[str, Any], ...], tuple[str,
 
 
 def number(value: Any) -> float:
-    """Return a number of a JSON document as a float: NaN for what is none.
+    """Return a number of a JSON document as a float: NaN if it is not a number.
 
     Examples
     --------

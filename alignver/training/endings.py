@@ -168,7 +168,7 @@ def _is_leaf(module: nn.Module) -> bool:
 def _elementwise(model: nn.Module, x: torch.Tensor, before: Call, last: Call) -> bool:
     """Whether each entry of what ``last`` gets follows from that entry of what ``before`` returned, and nothing else.
 
-    Another value is put in the place of that output, with other inputs of the model, then with one column changed.
+    That output is replaced by another value, with other inputs of the model, then with one column changed.
     """
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(before.output.shape, generator=generator, dtype=torch.float64)

@@ -86,7 +86,7 @@ def _epoch(
 
 
 def _stop_unless_finite(wrapper: EEWrapper, record: dict[str, Any]) -> None:
-    """Raise before a state that is NaN or Inf could be kept in the place of a good one."""
+    """Raise if a state has NaN or Inf, before it replaces a good one."""
     parameters = all(bool(torch.isfinite(p).all()) for p in wrapper.module.parameters())
     if not parameters or not math.isfinite(record["loss"]):
         what = "parameters that are NaN or Inf" if not parameters else f"a loss that is {record['loss']}"

@@ -38,7 +38,7 @@ def error_rate(name: str, outputs: torch.Tensor, targets: torch.Tensor) -> float
 
 
 def as_tensor(Y: Any) -> torch.Tensor:
-    """Return targets as a tensor; :class:`InvalidInput` for what is none."""
+    """Return targets as a tensor; raises :class:`InvalidInput` if they cannot be converted."""
     try:
         y = torch.as_tensor(Y)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -63,7 +63,7 @@ def as_training_targets(name: str, Y: Any, n: int, m_y: int, like: torch.Tensor)
     Raises
     ------
     InvalidInput
-        An unknown loss, NaN or Inf, labels that are none, a number of targets that does not fit.
+        An unknown loss, NaN or Inf, invalid labels, a number of targets that does not fit.
     """
     if name not in LOSSES:
         raise InvalidInput("loss", f"loss={name!r}", "one of " + ", ".join(repr(known) for known in LOSSES))

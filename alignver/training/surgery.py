@@ -114,8 +114,8 @@ def modify(
 
 
 def gated(found: Ending, *, outputs: int, width: int | None = None, slope: float = 1.0) -> GatedNetwork:
-    """Put a gated head in the place of the layers that :func:`~alignver.training.endings.ending` found; the network is
-    made of the copy there.
+    """Replace the layers that :func:`~alignver.training.endings.ending` found with a gated head, in the copy of
+    the model made there.
     """
     layers = found.layers
     if layers and found.outputs != outputs:
@@ -170,10 +170,10 @@ def _adopted(head: GatedHead, found: Ending) -> list[str]:
     head.hidden.copy_(with_bias(first.module).expand_as(head.hidden))
     head.output.copy_(last.module.weight)
     of = "the output" if len(head.hidden) == 1 else f"each of {len(head.hidden)} outputs"
-    place = " and ".join(found.between) or "nothing"
+    between = f" replace {' and '.join(found.between)}" if found.between else ""
     changes = [
         f"{first.name} and {last.name} became gated units, {first.module.out_features} for {of}, with the same "
-        f"weights; gates of slope {head.slope:g} in the place of {place} between them"
+        f"weights; gates of slope {head.slope:g}{between} between them"
     ]
     if last.module.bias is not None:
         changes.append(f"the bias of {last.name} was dropped: equation (16) has none")
@@ -188,7 +188,7 @@ def _added(head: GatedHead, last: Call) -> list[str]:
 
 
 def _replaced(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
-    """Put a module in the place of another, under all its names; return the model (``new`` if the model was it)."""
+    """Replace a module with another under all its names; return the model (``new`` if the model was it)."""
     if model is old:
         return new
     for name in [name for name, module in model.named_modules(remove_duplicate=False) if module is old]:

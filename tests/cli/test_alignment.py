@@ -85,7 +85,7 @@ def test_code_that_does_not_work(here, project, monkeypatch, model, words):
     ("options", "words"),
     [
         (["--data", "no_labels.npz", "--loss", "squared"], ["the array Y", "numpy.savez"]),
-        (["--data", "my_net.py", "--loss", "squared"], ["no .npz file"]),
+        (["--data", "my_net.py", "--loss", "squared"], ["a file that is not a .npz file"]),
         (["--data", "data.npz", "--loss", "hinge"], ["--loss", "cross_entropy"]),
         (["--data", "data.npz"], ["--loss"]),
         (["--data", "data.npz", "--loss", "squared", "--device", "cuda:99"], ["--device"]),

@@ -162,7 +162,7 @@ def test_a_killed_run_goes_on_bit_for_bit(alignver, here, files, inject, whole, 
         stream.write('{"epoch": ')
     resumed = here("train", "--resume", phase) if phase == "exploration" else alignver("train", "--resume", phase)
     assert resumed.code == 0, resumed.err
-    assert f"{phase}: on after epoch {count - 1} of {EPOCHS}" in resumed.err  # no more than the epoch is lost
+    assert f"{phase}: resuming after epoch {count - 1} of {EPOCHS}" in resumed.err  # no more than the epoch is lost
     same_run(files / whole.place, files / phase)
     assert not list((files / phase).glob("*.part"))
 
@@ -183,7 +183,7 @@ def test_ctrl_c_says_how_to_go_on(here, files, whole):
     out, err = process.communicate(timeout=TIMEOUT)
     assert (process.returncode, out) == (130, "")
     said = err.splitlines()[-1]
-    assert "interrupted; the run goes on after epoch" in said
+    assert "interrupted; resume after epoch" in said
     words = shlex.split(said.partition("with: alignver ")[2])
     assert words == ["train", "--resume", "stopped"]
     assert here(*words, "-q").code == 0

@@ -413,7 +413,7 @@ def test_a_loss_that_the_targets_have_none_of(Y, loss):
     with pytest.raises(InvalidInput, match=f"^Y: got targets that loss='{loss}' does not take"):
         least_loss(np.arange(5), Y, loss)
     result = claimed("conflicting", Y=Y, rows=[0, 2], loss=loss)
-    assert (result.verdict, result.reason) == (Verdict.FAILS, f"the targets are none of the {loss}")
+    assert (result.verdict, result.reason) == (Verdict.FAILS, f"the targets do not fit the loss {loss}")
     assert holds("conflicting", Y=Y, rows=[0, 2])
     assert least_loss(np.arange(5), Y, None)[0] == 0.0
 

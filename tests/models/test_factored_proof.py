@@ -122,7 +122,7 @@ def test_a_proof_and_its_certificate(build, tmp_path):
     smallest = float(torch.linalg.svdvals(reference_jacobian(model, x))[-1])
     assert proof["radius"] < proof["s_min_lower"] <= smallest
     assert proof["s_min_lower"] > smallest / 20
-    assert result.measured["engine"].startswith("gram: layer factors")
+    assert result.measured["engine"].startswith("gram: from layer factors, without forming J; fallback: ")
     assert "layer factors" in proof["about"]
     certificate = load_certificate(result.certificate.save(tmp_path / "proof"))
     assert certificate.claim == "factored-membership"

@@ -106,7 +106,7 @@ def test_what_was_changed_is_said():
     model = nn.Sequential(nn.Linear(3, 4), nn.Softplus(), nn.Dropout(), nn.Linear(4, 2))
     said = modify(model, X3, outputs=2, slope=7.0).changes
     assert "0 and 3 became gated units, 4 for each of 2 outputs, with the same weights" in said[0]
-    assert "gates of slope 7 in the place of Softplus and Dropout" in said[0]
+    assert "gates of slope 7 replace Softplus and Dropout between them" in said[0]
     assert said[1:] == ("the bias of 3 was dropped: equation (16) has none",)
     assert modify(nets.Tied(), X3, outputs=4).changes[-1].startswith("c shared its weights with another layer")
 

@@ -62,7 +62,7 @@ class SkorchCallback(skorch.callbacks.Callback):
         self.deferred_.begin(net.module_)
 
     def on_batch_end(self, net: Any, batch: Any = None, training: bool = False, **kwargs: Any) -> None:
-        """Count a step; batches of the validation are none."""
+        """Count a training step; validation batches are not counted."""
         if training:
             self.deferred_.step()
 
