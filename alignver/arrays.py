@@ -103,9 +103,9 @@ def as_matrix(value: Any, name: str, *, computed_in: str | None = None) -> Entri
     return _validated(value, name, 2, computed_in)
 
 
-def as_vector(value: Any, name: str, *, computed_in: str | None = None) -> Entries:
+def as_vector(value: Any, name: str) -> Entries:
     """Validate a real vector, as :func:`as_matrix` does; an (N, 1) or (1, N) matrix is refused, not guessed at."""
-    return _validated(value, name, 1, computed_in)
+    return _validated(value, name, 1, None)
 
 
 def is_array(value: Any) -> bool:
@@ -217,11 +217,11 @@ def _require_exact(array: Array, name: str) -> None:
         )
 
 
-def blocks(array: Array, axis: int, *, least: int = 1) -> list[tuple[int, Array]]:
+def blocks(array: Array, axis: int) -> list[tuple[int, Array]]:
     """Cut an array into slices along ``axis`` (views, in order) of bounded size: (start, slice) pairs."""
     length = int(array.shape[axis])
     width = max(1, int(np.prod(array.shape, dtype=np.int64)) // max(1, length)) * 8
-    step = max(least, _BLOCK_BYTES // width, 1)
+    step = max(1, _BLOCK_BYTES // width)
     cut = [slice(None)] * array.ndim
     pieces = []
     for start in range(0, length, step):

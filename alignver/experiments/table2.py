@@ -31,6 +31,7 @@ from alignver.results import CheckResult, Rigor, Verdict, worst
 
 __all__ = ["ITEM", "PAPER", "Row", "data_folder", "features", "load", "table2"]
 
+_BATCH = 250  # images at once
 _STATISTICS = 2048  # images that the BatchNorm statistics are averaged over
 FEATURES = 512
 """Of the network, without the constant."""
@@ -84,9 +85,7 @@ def data_folder(given: str | os.PathLike[str] | None) -> pathlib.Path:
     return pathlib.Path(place)
 
 
-def features(
-    data: Dataset, *, seed: int = 0, cache: str | os.PathLike[str] | None = None, batch_size: int = 250
-) -> npt.NDArray[np.float32]:
+def features(data: Dataset, *, seed: int = 0, cache: str | os.PathLike[str] | None = None) -> npt.NDArray[np.float32]:
     """Return the 512 features of a freshly initialised ResNet-18 for every image, without the constant.
 
     Pixels are scaled to mean 0 and deviation 1 over the whole set, channel by channel. The network is PyTorch's default
@@ -105,7 +104,7 @@ def features(
     -------
     (n, 512) float32
     """
-    recipe = f"{data.sha256} resnet18 {_RECIPE} seed {seed} torch {torch.__version__} batch {batch_size}"
+    recipe = f"{data.sha256} resnet18 {_RECIPE} seed {seed} torch {torch.__version__} batch {_BATCH}"
     file = None
     if cache is not None:
         name = hashlib.sha256(recipe.encode()).hexdigest()[:24]
@@ -122,13 +121,13 @@ def features(
     with stage("BatchNorm statistics"):
         fix_statistics(model, images[np.sort(chosen)])
     if file is None:
-        return extract_features(model, images, "features", batch_size=batch_size).astype(np.float32, copy=False)
+        return extract_features(model, images, "features", batch_size=_BATCH).astype(np.float32, copy=False)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidInput("cache", f"{file.parent} ({error.strerror})", "a folder that can be written") from error
     try:
-        return save_features(file, model, images, "features", batch_size=batch_size)
+        return save_features(file, model, images, "features", batch_size=_BATCH)
     except InvalidInput as error:
         raise InvalidInput("cache" if error.argument == "file" else error.argument, error.got, error.need) from error
 

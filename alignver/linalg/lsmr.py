@@ -15,6 +15,8 @@ from alignver.progress import track
 
 __all__ = ["Iterate", "lsmr"]
 
+_ACCURACY = 1e-14
+
 
 @dataclasses.dataclass(frozen=True)
 class Iterate:
@@ -52,10 +54,10 @@ class Iterate:
         return max(0.0, outside - tau * self.size), upper
 
 
-def lsmr(operator: Any, target: Array, *, iterations: int | None = None, accuracy: float = 1e-14) -> Iterate:
+def lsmr(operator: Any, target: Array, *, iterations: int | None = None) -> Iterate:
     """Minimise ||y - J b|| with products only.
 
-    Stops when ||J^T r|| <= accuracy ||J|| ||r||, when ||r|| <= accuracy (||J|| ||b|| + ||y||) (both with LSMR's own
+    Stops when ||J^T r|| <= 1e-14 ||J|| ||r||, when ||r|| <= 1e-14 (||J|| ||b|| + ||y||) (both with LSMR's own
     estimates of the norms), or after ``iterations`` (default: 4 min(N, d) + 200) products with J and J^T.
 
     Parameters
@@ -117,9 +119,9 @@ def lsmr(operator: Any, target: Array, *, iterations: int | None = None, accurac
         frobenius_squared += beta**2
         frobenius = math.sqrt(frobenius_squared)
         frobenius_squared += alpha**2
-        if alpha == 0.0 or beta == 0.0 or abs(zetabar) <= accuracy * frobenius * residual:
+        if alpha == 0.0 or beta == 0.0 or abs(zetabar) <= _ACCURACY * frobenius * residual:
             break
-        if residual <= accuracy * (frobenius * norm(b) + size):
+        if residual <= _ACCURACY * (frobenius * norm(b) + size):
             break
     rest = target - operator.matvec(b)
     return Iterate(b, norm(rest), norm(operator.rmatvec(rest)), norm(b), done)

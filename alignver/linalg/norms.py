@@ -19,6 +19,8 @@ __all__ = [
     "start_vector",
 ]
 
+_PRODUCTS, _CHANGE = 60, 1e-6  # of power iteration
+
 
 def row_sum_norm(matrix: Array) -> float:
     """Return ||A||_inf = max_i sum_j |a_ij|, a block of rows at a time."""
@@ -56,29 +58,28 @@ def norm(vector: Array) -> float:
     return float(xp.linalg.vector_norm(vector if scale == 1.0 else vector / scale)) * scale
 
 
-def spectral_norm(operator: Any, vector: Array, *, iterations: int = 60, change: float = 1e-6) -> float:
+def spectral_norm(operator: Any, vector: Array) -> float:
     """Estimate s_1 = ||A||_2 from below by power iteration on A A^T, from the given start (length N).
 
     NUMERICAL: every value that the iteration takes is a Rayleigh quotient, so it is at most s_1 (up to rounding); it
-    sets the scale of a tolerance, where a few per cent do not matter, and never a bound.
+    sets the scale of a tolerance, where a few per cent do not matter, and never a bound. It stops after 60 products, or
+    when the estimate grows by less than a millionth.
 
     Parameters
     ----------
     operator : object with matvec and rmatvec
     vector : (N,) float64
-        The start; changed by nobody.
-    iterations, change : int, float
-        Stop after so many products, or when the estimate grows by less than ``change`` (relative).
+        The start; not modified.
     """
     size = norm(vector)
     estimate = 0.0
-    for _ in range(iterations):
+    for _ in range(_PRODUCTS):
         if size == 0.0:
             return estimate
         vector = vector / size
         image = operator.rmatvec(vector)
         previous, estimate = estimate, norm(image)
-        if estimate <= previous * (1 + change):
+        if estimate <= previous * (1 + _CHANGE):
             break
         vector = operator.matvec(image)
         size = norm(vector)

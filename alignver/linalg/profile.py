@@ -9,6 +9,8 @@ import numpy as np
 
 __all__ = ["RangeProfile"]
 
+_STEPS = 60  # of a curve
+
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -67,10 +69,10 @@ class RangeProfile:
             inside = inside[np.sort(np.argsort(distance, kind="stable")[:most])]
         return tuple(float(level) for level in inside)
 
-    def curve(self, low: float, high: float, most: int = 60) -> tuple[tuple[float, float], ...]:
+    def curve(self, low: float, high: float) -> tuple[tuple[float, float], ...]:
         """Return points (tau, rho(tau)), tau from ``low`` to ``high``, between which rho is constant.
 
-        Where rho takes more steps than ``most`` in there, some are left out, evenly by their number.
+        At most 60 of the steps of rho in there are kept, evenly by their number.
 
         Examples
         --------
@@ -78,8 +80,8 @@ class RangeProfile:
         ((1e-12, 0.0), (1e-09, 0.1), (1.0, 0.5), (1.5, 0.5))
         """
         inside = np.unique(self.levels[(self.levels > low) & (self.levels < high)])
-        if inside.size > most:
-            inside = inside[np.unique(np.linspace(0, inside.size - 1, most).astype(np.int64))]
+        if inside.size > _STEPS:
+            inside = inside[np.unique(np.linspace(0, inside.size - 1, _STEPS).astype(np.int64))]
         return tuple((tau, self.rho(tau)) for tau in (low, *(float(level) for level in inside), high))
 
 

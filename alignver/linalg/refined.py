@@ -34,9 +34,7 @@ _SHIFTS = (1.0, 1e4)
 the large one gives a residual whose image under J^T is small sooner, where y is outside the column space."""
 
 
-def refine(
-    operator: Any, M: npt.NDArray[np.float64], y: Array, *, shifts: Sequence[float] = _SHIFTS, steps: int = _STEPS
-) -> list[Iterate]:
+def refine(operator: Any, M: npt.NDArray[np.float64], y: Array, *, shifts: Sequence[float] = _SHIFTS) -> list[Iterate]:
     """Return the iterates of every shift, each measured with the operator.
 
     Parameters
@@ -49,8 +47,6 @@ def refine(
         In the operator's namespace.
     shifts : sequence of float
         mu in units of eps trace(M).
-    steps : int
-        For each shift.
 
     Returns
     -------
@@ -75,7 +71,7 @@ def refine(
             continue
         r = y
         b: Array | None = None
-        for step in range(steps):
+        for step in range(_STEPS):
             a = cho_solve(factor, host(r), check_finite=False)
             push = operator.rmatvec(like(a, y))
             b = push if b is None else b + push

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -155,13 +154,8 @@ def differentiate(
     chunk_size: int | None = None,
     dtype: str | None = "float64",
     include_frozen: bool = False,
-    announce: Callable[[int, int], None] | None = None,
 ) -> Differentiated:
-    """Compute :func:`jacobian` and keep what was learnt on the way.
-
-    ``announce`` is called with n and m_y once they are known, before the long work: the place to refuse what does not
-    fit.
-    """
+    """Compute :func:`jacobian` and keep what was learnt on the way."""
     model = require_checkable(model, include_frozen=include_frozen)
     checked_chunk(chunk_size)
     with unchanged(model):
@@ -169,8 +163,6 @@ def differentiate(
         with as_asked(function.device, function.dtype):
             probed = probe(function, x)
             n, m_y, d = len(x), probed.m_y, function.slots.d
-            if announce is not None:
-                announce(n, m_y)
             _require_memory(n, m_y, d, function)
             matrix = torch.empty((n * m_y, d), dtype=function.dtype, device=function.device)
             engine = fill(function, x, m_y, matrix.view(m_y, n, d), chunk_size)

@@ -13,6 +13,8 @@ from alignver.errors import InvalidInput
 
 __all__ = ["BIASES", "fully_connected", "lenet"]
 
+_BETA = 100.0  # the paper's varsigma
+
 BIASES = ("default", "zero", "none")
 """What :func:`fully_connected` can do about biases."""
 
@@ -24,7 +26,6 @@ def fully_connected(
     m_y: int = 1,
     *,
     seed: int = 0,
-    softplus_beta: float = 100.0,
     biases: str = "default",
 ) -> nn.Sequential:
     """Build the fully-connected network of the paper: softplus layers with weights N(0, 1/width).
@@ -46,8 +47,6 @@ def fully_connected(
         Neurons of a hidden layer, number of weight matrices.
     seed : int
         Seed of the initialisation; the global random state is not touched.
-    softplus_beta : float
-        The paper's varsigma.
     biases : str
         ``"default"`` (PyTorch's initialisation), ``"zero"`` (trainable, starting at 0) or ``"none"`` (no biases).
 
@@ -76,7 +75,7 @@ def fully_connected(
     with _seeded(seed):
         for fan_in, fan_out in itertools.pairwise(sizes):
             if layers:
-                layers.append(nn.Softplus(beta=softplus_beta))
+                layers.append(nn.Softplus(beta=_BETA))
             linear = nn.Linear(fan_in, fan_out, bias=biases != "none")
             nn.init.normal_(linear.weight, std=width**-0.5)
             if biases == "zero":
@@ -85,9 +84,7 @@ def fully_connected(
     return nn.Sequential(*layers).eval()
 
 
-def lenet(
-    m_c: int = 1, classes: int = 10, side: int = 16, *, seed: int = 0, softplus_beta: float = 100.0
-) -> nn.Sequential:
+def lenet(m_c: int = 1, classes: int = 10, side: int = 16, *, seed: int = 0) -> nn.Sequential:
     """Build the LeNet of the paper: two 5 x 5 convolutions of 8 m_c filters, then 128 m_c units, then the outputs.
 
     Softplus with beta = 100 after each hidden layer, PyTorch's default initialisation (that of 1.4.0 is that of
@@ -103,8 +100,6 @@ def lenet(
         Height and width of the grey images, at least 9.
     seed : int
         Seed of the initialisation; the global random state is not touched.
-    softplus_beta : float
-        The paper's varsigma.
 
     Returns
     -------
@@ -130,12 +125,12 @@ def lenet(
         layers = [
             _OneChannel(side),
             nn.Conv2d(1, filters, 5),
-            nn.Softplus(beta=softplus_beta),
+            nn.Softplus(beta=_BETA),
             nn.Conv2d(filters, filters, 5),
-            nn.Softplus(beta=softplus_beta),
+            nn.Softplus(beta=_BETA),
             nn.Flatten(),
             nn.Linear(filters * (side - 8) ** 2, units),
-            nn.Softplus(beta=softplus_beta),
+            nn.Softplus(beta=_BETA),
             nn.Linear(units, classes),
         ]
     return nn.Sequential(*layers).eval()

@@ -113,9 +113,7 @@ def check_common_structure(
     return dataclasses.replace(result, evidence=(*result.evidence, *more), cost=seconds)
 
 
-def structure_here(
-    model: nn.Module, X: Any, S: Sequence[str], *, dtype: str | None = "float64"
-) -> tuple[CheckResult, float]:
+def structure_here(model: nn.Module, X: Any, S: Sequence[str]) -> tuple[CheckResult, float]:
     """Return :func:`~alignver.checks.structure.check_structure` at the model's own theta alone, and ``||nu||``.
 
     Arguments are those of :func:`check_common_structure`, S by name.
@@ -127,7 +125,7 @@ def structure_here(
     """
     model = require_checkable(model)
     with unchanged(model):
-        function, x = bind(model, X, dtype, include_frozen=False)
+        function, x = bind(model, X, "float64", include_frozen=False)
         with differentiable(function):
             probed = probe(function, x)
             at = _At(function, x, probed.m_y, dtype_name(probed.computed_in), 0)

@@ -3,6 +3,6 @@
 from alignver.phi.certify import gates_of
 from alignver.phi.dense import dense_phi
 from alignver.phi.hadamard import gram
-from alignver.phi.operator import Phi, phi_from_gates
+from alignver.phi.operator import Phi
 
-__all__ = ["Phi", "dense_phi", "gates_of", "gram", "phi_from_gates"]
+__all__ = ["Phi", "dense_phi", "gates_of", "gram"]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from alignver.arrays import Array, namespace
 from alignver.errors import InvalidInput
-from alignver.phi.gate import logistic_plain
 
-__all__ = ["Phi", "phi_from_gates"]
+__all__ = ["Phi"]
 
 
 class Phi:
@@ -55,8 +54,3 @@ class Phi:
         """Return phi^T r for r of length n."""
         xp = namespace(self.Z)
         return xp.reshape((self.S * r[:, None]).T @ self.Z, (-1,))
-
-
-def phi_from_gates(Z: Array, q: Array) -> Phi:
-    """Return phi(q) for gates q (m, h): S_ik = s(z_i^T q_k) with the logistic gate."""
-    return Phi(Z, logistic_plain(Z @ q))

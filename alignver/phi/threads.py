@@ -56,8 +56,8 @@ def _libraries(imported: int) -> Any:
     return threadpoolctl.ThreadpoolController()
 
 
-def ordered(work: Callable[..., T], arguments: Iterable[tuple[Any, ...]], ahead: int = 2) -> Generator[T]:
-    """Yield ``work(*each)`` in order, on all workers, at most ``ahead`` begun beyond those that work.
+def ordered(work: Callable[..., T], arguments: Iterable[tuple[Any, ...]]) -> Generator[T]:
+    """Yield ``work(*each)`` in order, on all workers, at most two begun beyond those that work.
 
     Examples
     --------
@@ -70,7 +70,7 @@ def ordered(work: Callable[..., T], arguments: Iterable[tuple[Any, ...]], ahead:
         try:
             for each in arguments:
                 waiting.append(pool.submit(contextvars.copy_context().run, work, *each))
-                if len(waiting) > count + ahead - 1:
+                if len(waiting) > count + 1:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

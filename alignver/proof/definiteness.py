@@ -1,4 +1,4 @@
-"""Positive definiteness proved by a floating-point Cholesky factorization, and lower bounds of eigenvalues."""
+"""Positive definiteness proved by a floating-point Cholesky factorization."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scipy.linalg import lapack
 
 from alignver.proof.rounding import OMEGA, FloatArray, add_up, div_up, gamma, mul_up, sub_down, sum_up
 
-__all__ = ["factor_shifted", "is_positive_definite", "rump_shift", "smallest_eigenvalue"]
+__all__ = ["estimate_smallest", "factor_shifted", "is_positive_definite", "rump_shift"]
 
 
 def rump_shift(n: int, trace: float, largest: float) -> float:
@@ -119,12 +119,12 @@ def is_positive_definite(A: FloatArray, *, error: float = 0.0, shift: float = 0.
         return total < math.inf and factor_shifted(A, total) is not None
 
 
-def estimate_smallest(L: FloatArray, steps: int = 5) -> float:
+def estimate_smallest(L: FloatArray) -> float:
     """Return an estimate (no bound) of the smallest eigenvalue of ``L L^T`` by inverse iteration."""
     n = L.shape[0]
     x = np.random.default_rng(0).standard_normal(n)
     value = 0.0
-    for _ in range(steps):
+    for _ in range(5):
         x /= float(np.linalg.norm(x)) or 1.0
         x, _info = lapack.dpotrs(L.T, x, lower=0)
         size = float(np.linalg.norm(x))
@@ -132,52 +132,3 @@ def estimate_smallest(L: FloatArray, steps: int = 5) -> float:
             return 0.0
         value = 1.0 / size
     return value
-
-
-def smallest_eigenvalue(A: FloatArray, *, error: float = 0.0, steps: int = 12) -> float:
-    r"""Return a verified lower bound of :math:`\lambda_{\min}(A + E)`, :math:`\|E\|_2 \le` ``error``, by
-    bisection.
-
-    Every shift that :func:`is_positive_definite` accepts is a bound; the bisection starts from an inverse
-    iteration with the factor and ends after ``steps`` factorizations or when two digits are settled.
-
-    Parameters
-    ----------
-    A : (n, n) float64
-        Symmetric; only the lower triangle is read.
-    error : float
-        As in :func:`is_positive_definite`.
-
-    Returns
-    -------
-    float
-        A lower bound >= 0 with PROOF of ``lambda_min > bound``; ``-inf`` where definiteness itself could not
-        be proved.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> 1.9 < smallest_eigenvalue(np.diag([2.0, 3.0])) < 2.0
-    True
-    >>> smallest_eigenvalue(np.ones((2, 2)))
-    -inf
-    """
-    trace, largest = _bounds(A)
-    base = add_up(rump_shift(A.shape[0], trace, largest), max(error, 0.0))
-    with np.errstate(all="ignore"):
-        factor = factor_shifted(A, base) if base < math.inf else None
-        if factor is None:
-            return -math.inf
-        proved, refused = 0.0, float(np.diagonal(A).min())
-        guess = 0.99 * estimate_smallest(factor)
-        for _ in range(steps):
-            if not proved < guess < refused:
-                guess = proved + 0.5 * (refused - proved)
-            if is_positive_definite(A, error=error, shift=guess):
-                proved = guess
-            else:
-                refused = guess
-            if refused - proved <= 0.01 * refused:
-                break
-            guess = 0.5 * (proved + refused) if proved > 0.01 * refused else 0.1 * refused
-    return proved

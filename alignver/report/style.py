@@ -57,13 +57,13 @@ def styled() -> Iterator[Any]:
         yield module
 
 
-def axes_of(ax: Any, width: float = 6.0, height: float = 3.4) -> Any:
+def axes_of(ax: Any, *, height: float = 3.4) -> Any:
     """Return the axes, or new ones in a figure of their own if there are none."""
     if ax is not None:
         return ax
     with styled() as module:
         # Without pyplot nothing is registered anywhere: a figure is garbage when nobody holds it.
-        return module.Figure(figsize=(width, height), dpi=150).subplots()
+        return module.Figure(figsize=(6.0, height), dpi=150).subplots()
 
 
 def panels(count: int) -> tuple[Any, list[Any]]:

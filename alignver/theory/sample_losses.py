@@ -8,13 +8,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from alignver.arrays import as_matrix, host
 from alignver.errors import InvalidInput
 from alignver.phi.gate import logistic
 from alignver.proof.rounding import FloatArray
 from alignver.theory.losses import LOSSES, modified_targets
 
-__all__ = ["LogisticLoss", "SampleLoss", "SoftmaxLoss", "SquaredLoss", "own_targets", "sample_loss"]
+__all__ = ["LogisticLoss", "SampleLoss", "SoftmaxLoss", "SquaredLoss", "sample_loss"]
 
 
 @runtime_checkable
@@ -256,14 +255,6 @@ class SoftmaxLoss:
         inside = np.all(p >= 0.0, axis=1) & (np.abs(p.sum(axis=1) - 1.0) <= 2.0**-40)
         values: FloatArray = np.where(inside, _xlogx(p).sum(axis=1), np.inf)
         return values
-
-
-def own_targets(Y: Any, n: int, m_y: int) -> FloatArray:
-    """Return real targets (n, m_y) for a caller's own loss: a validation to call from its ``targets``."""
-    values = np.array(host(as_matrix(Y, "Y").array), dtype=np.float64)
-    if values.shape != (n, m_y):
-        raise InvalidInput("Y", f"shape {values.shape}", f"({n}, {m_y}): a row for each sample")
-    return values
 
 
 def _xlogx(p: FloatArray) -> FloatArray:

@@ -10,9 +10,8 @@ import numpy as np
 
 from alignver.arrays import as_vector, host
 from alignver.errors import InvalidInput
-from alignver.proof.rounding import FloatArray
 
-__all__ = ["UpdateConstants", "constants_of_updates", "constants_of_vectors"]
+__all__ = ["UpdateConstants", "constants_of_updates"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,16 +88,3 @@ def constants_of_updates(gradient_norms: Any, update_norms: Any, inner_products:
         squares = (update[seen] / g[seen]) ** 2
     worst = int(np.argmin(ratios))
     return UpdateConstants(float(ratios[worst]), max(upper, float(squares.max())), int(seen[worst]), int(seen.size))
-
-
-def constants_of_vectors(gradients: FloatArray, updates: FloatArray) -> UpdateConstants:
-    """Return the constants for the vectors themselves, (T, d) each.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> constants_of_vectors(np.eye(2), 3 * np.eye(2))
-    UpdateConstants(lower=3.0, upper=9.0, worst=0, counted=2)
-    """
-    norms = np.linalg.norm(gradients, axis=1)
-    return constants_of_updates(norms, np.linalg.norm(updates, axis=1), np.einsum("td,td->t", gradients, updates))

@@ -19,6 +19,7 @@ from alignver.theory.exploitation import Exploitation
 __all__ = ["MODES", "Repaired", "balanced", "repair", "stairs"]
 
 MODES = ("none", "redraw", "staircase")
+_DIRECTIONS = 100  # drawn for a staircase, for each number of principal ones
 _DIRECT = 5000  # samples up to which the least-squares problem is solved by its Gram matrix
 _SINGULAR = 20_000_000  # entries of A_j up to which its singular values are computed
 
@@ -198,7 +199,7 @@ def _drawn(Z: FloatArray, k: int, seed: int) -> FloatArray:
     return gates
 
 
-def stairs(Z: FloatArray, k: int, seed: int = 0, *, tries: int = 100) -> FloatArray:
+def stairs(Z: FloatArray, k: int, seed: int = 0) -> FloatArray:
     r"""Return gates (m, k) of a staircase with k blocks, as steep as its gaps ask for and no steeper.
 
     Unit j has the gate :math:`\tilde\sigma(c_j (v^\top z - t_j))`: near 1 on the first j blocks along v and near 0 on
@@ -224,7 +225,7 @@ def stairs(Z: FloatArray, k: int, seed: int = 0, *, tries: int = 100) -> FloatAr
     source = np.random.default_rng([seed, k])
     best: tuple[float, FloatArray] | None = None
     for leading in sorted({min(alive, count) for count in (1, 3, 8, 12, 20, 30)} - {0}):
-        for _ in range(1 if leading == 1 else tries):
+        for _ in range(1 if leading == 1 else _DIRECTIONS):
             v = axes[:leading].T @ (source.standard_normal(leading) / s[:leading])
             if leading > 1:
                 v -= mean * (float(mean @ v) / max(float(mean @ mean), 1e-300))

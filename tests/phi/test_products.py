@@ -11,7 +11,7 @@ from alignver.errors import InvalidInput
 from alignver.phi.dense import dense_phi
 from alignver.phi.gate import GATE_ERROR, gate_matrix_error, logistic, logistic_plain
 from alignver.phi.hadamard import gram, scaled_gram
-from alignver.phi.operator import Phi, phi_from_gates
+from alignver.phi.operator import Phi
 from tests.phi.features import features
 
 
@@ -42,7 +42,7 @@ def test_gate_matrix_error_covers_rounded_products(rng):
 
 def test_operator_is_dense_phi(backend, rng):
     Z, q = features(12, 5), rng.standard_normal((5, 3))
-    phi = phi_from_gates(backend(Z), backend(q))
+    phi = Phi(backend(Z), logistic_plain(backend(Z @ q)))
     dense = host(dense_phi(backend(Z), backend(q)))
     t, r = rng.standard_normal(15), rng.standard_normal(12)
     assert phi.shape == dense.shape == (12, 15)

@@ -10,11 +10,12 @@ import pytest
 
 from alignver.proof import rounding
 from alignver.proof.ball import Ball
-from alignver.proof.definiteness import is_positive_definite, rump_shift, smallest_eigenvalue
+from alignver.proof.definiteness import is_positive_definite, rump_shift
 from alignver.proof.gram import row_rank_by_gram
 from alignver.proof.inverse import right_inverse, right_residual, row_rank_by_inverse
 from alignver.proof.residual import distance_bound, distance_from
 from tests.proof.cases import cases
+from tests.proof.eigenvalues import smallest_eigenvalue
 
 
 def with_singular_values(rng: np.random.Generator, n: int, d: int, values: np.ndarray) -> np.ndarray:

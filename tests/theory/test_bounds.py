@@ -9,7 +9,7 @@ from alignver.theory.descent import gradient_descent_bound, nearest_fit, referen
 from alignver.theory.gap import better_weights, dual_bound, infimum
 from alignver.theory.record import TrainingRecord
 from alignver.theory.smoothness import smoothness
-from alignver.theory.updates import constants_of_updates, constants_of_vectors
+from alignver.theory.updates import constants_of_updates
 from tests.theory.models import LOSSES, descend, model, problem
 
 
@@ -45,6 +45,12 @@ def test_scalars():
     ):
         with pytest.raises(InvalidInput):
             call()
+
+
+def constants_of_vectors(g, update):
+    """Return the constants for the vectors themselves, (T, d) each."""
+    inner = np.einsum("td,td->t", g, update)
+    return constants_of_updates(np.linalg.norm(g, axis=1), np.linalg.norm(update, axis=1), inner)
 
 
 def test_constants_of_updates(rng):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from alignver.errors import InvalidInput
-from alignver.theory.sample_losses import LogisticLoss, SampleLoss, SoftmaxLoss, SquaredLoss, own_targets, sample_loss
+from alignver.theory.sample_losses import LogisticLoss, SampleLoss, SoftmaxLoss, SquaredLoss, sample_loss
 
 
 def exact(loss, q, y):
@@ -77,7 +77,9 @@ class Huber:
     smoothness: float = 1.0
 
     def targets(self, Y, n, m_y):
-        return own_targets(Y, n, m_y)
+        if np.shape(Y) != (n, m_y):
+            raise InvalidInput("Y", f"shape {np.shape(Y)}", f"({n}, {m_y})")
+        return np.asarray(Y, dtype=np.float64)
 
     def values(self, q, y):
         r = np.abs(q - y)
