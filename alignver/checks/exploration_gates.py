@@ -110,7 +110,7 @@ def _by_gram(
         code="exploration-gram",
         reason=line,
         evidence=(how, f"verified Cholesky factorization of phi phi^T{_taken(definite)}", sentence, *setting.remarks()),
-        measured={**measured, "s_min_lower": definite.s_min, "norm_upper": norm, "rank_rules": table},
+        measured={**measured, "s_min_lower": definite.s_min, "norm_upper": norm, "rules": table},
         bounds=bounds,
         certificate=_certificate(setting, q, definite, gram.exponents, found),
     )

@@ -122,8 +122,9 @@ def rules_settled(
 ) -> tuple[str, tuple[Bound, ...], tuple[dict[str, Any], ...]]:
     """Compare a proved lower bound of s_min(phi) with what each rank rule counts as zero.
 
-    The rules want s_1, which is at most ``norm``: their tolerance is bounded from above, so a bound that exceeds it
-    settles the rule. eps is that of float64, in which phi is computed from the rows as they are.
+    The rules use s_1, which is at most ``norm``: their tolerance is bounded from above, so a bound that exceeds it
+    settles the rule. The rank of a rule that is not settled is None. eps is that of float64, in which phi is
+    computed from the rows as they are.
     """
     n, columns = setting.rows.n, setting.rows.m * width
     row_sum = mul_up(norm, sqrt_up(float(columns)))  # ||A||_inf <= sqrt(d) ||A||_2
@@ -185,7 +186,7 @@ def staircase(setting: Setting, stairs: Staircase, certificate: Certificate) -> 
             "margin": stairs.margin,
             "s_min_lower": s_min,
             "norm_upper": norm,
-            "rank_rules": table,
+            "rules": table,
         },
         bounds=bounds,
         certificate=certificate,

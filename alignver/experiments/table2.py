@@ -267,7 +267,7 @@ class _Table2:
 def _measure(name: str, seed: int, setting: Setting) -> dict[str, Any]:
     _row, data, results = table2(name, setting.data_folder, seed=seed, cache=setting.cache)
     smallest, width = results["smallest width"], results["paper width"]
-    ranks = {rule["rule"]: rule["rank"] for rule in width.measured.get("rank_rules", ())}
+    ranks = {rule["rule"]: rule["rank"] for rule in width.measured.get("rules", ())}
     full = {rule: ranks.get(rule) == width.measured["samples"] for rule in ("press", "golub")}
     return {
         "data": data.name,

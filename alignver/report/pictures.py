@@ -60,14 +60,14 @@ def _rules(result: CheckResult, prefix: str) -> Iterator[Picture]:
         return
     near = result.measured.get("levels_near_tolerance")
     levels = [number(level) for level in near] if isinstance(near, Sequence) else []
+    counted = f" {len(levels)} singular values near the tolerance." if isinstance(near, Sequence) else ""
     chosen = None if result.tolerance is None else _short(result.tolerance.rule)
     ax = verdict_plots.rules(tolerances, ranks, levels, chosen=chosen)
-    said = sorted({str(rank) for rank in ranks.values()})
+    said = sorted({"not settled" if rank is None else str(rank) for rank in ranks.values()})
     yield _picture(
         "Tolerances of the rank rules, each with the rank it gives; filled: the rule that decided. "
         "Where no singular value lies between two rules, they agree.",
-        f"{len(rows)} rank rules on a logarithmic axis of tolerances; ranks: {', '.join(said)}. "
-        f"{len(levels)} singular values near the tolerance.",
+        f"{len(rows)} rank rules on a logarithmic axis of tolerances; ranks: {', '.join(said)}.{counted}",
         ax.figure,
         f"{prefix}rules",
     )

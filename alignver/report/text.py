@@ -132,9 +132,10 @@ def details(result: CheckResult, width: int, verbosity: int) -> Iterator[Rendera
     methods = result.measured.get("methods")
     if rules:
         chosen = result.tolerance.rule if result.tolerance else None
-        if verbosity > 0 or len({row.get("rank") for row in rules}) > 1:
+        ranks = {row.get("rank") for row in rules}
+        if verbosity > 0 or len(ranks - {None}) > 1:
             yield _Block(rules_table(rules, chosen), indent=0)  # its first column is two wide, for the mark
-        else:
+        elif None not in ranks:
             yield from sentences((rules_line(rules),), width)
     if isinstance(methods, Mapping) and methods and (verbosity > 0 or _disagree(methods)):
         yield _Block(methods_table(methods))

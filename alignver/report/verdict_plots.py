@@ -65,7 +65,7 @@ def spectrum(levels: Sequence[float], tolerances: Mapping[str, float], *, ax: An
 
 def rules(
     tolerances: Mapping[str, float],
-    ranks: Mapping[str, int],
+    ranks: Mapping[str, int | None],
     levels: Sequence[float] = (),
     *,
     chosen: str | None = None,
@@ -78,6 +78,7 @@ def rules(
     Parameters
     ----------
     tolerances, ranks : mappings of a rule's name
+        A rank of None: not settled.
     levels : sequence of float
         Singular values near the tolerances; vertical lines.
     chosen : str, optional
@@ -100,7 +101,8 @@ def rules(
         for row, (name, tau) in enumerate(named):
             ax.plot([tau], [row], "o", color="#000000", fillstyle="full" if name == chosen else "none", markersize=5)
             place = {"xytext": (7, 0), "textcoords": "offset points", "va": "center", "size": 8, "bbox": PLATE}
-            ax.annotate(f"rank {ranks[name]}", (tau, row), **place)
+            rank = ranks[name]
+            ax.annotate("rank not settled" if rank is None else f"rank {rank}", (tau, row), **place)
         ax.set_xscale("log")
         low, high = named[-1][1], named[0][1]
         shown = [level for level in levels if low / 100 <= level <= high * 100]

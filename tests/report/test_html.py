@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from alignver.checks.exploration import check_safe_exploration
 from alignver.report.history import History, Record
 from alignver.report.html import page
 from alignver.report.source import Source
 from alignver.results import Bound, CheckResult, Report, Rigor, Subject, Tolerance, Verdict
+from tests.phi.features import features
 
 NASTY = (
     "<script>document.title='owned'</script>\"'&{{ 7 * 7 }}<img src=x onerror=alert(1)>\N{PILE OF POO}\u202e$\\frac{"
@@ -57,6 +59,23 @@ PROVENANCE = {
     "inputs": {"A": {"sha256": "ab" * 32, "shape": (5, 9), "dtype": "float64", "file": "A.npy"}},
 }
 REPORT = Report((result(), result(Verdict.HOLDS, Rigor.PROOF), result(Verdict.UNDECIDED)), PROVENANCE)
+
+
+@pytest.mark.parametrize("gates", [{}, {"q": np.random.default_rng(1).standard_normal((9, 14)), "method": "gram"}])
+def test_the_rules_of_safe_exploration_are_shown(gates):
+    value = check_safe_exploration(features(60, 9), **gates)
+    text = page(Report((value,)))
+    assert "Rank rules" in text
+    for row in value.measured["rules"]:
+        assert f'<th scope="row">{row["rule"]}</th>' in text
+    assert "rank rules on a logarithmic axis" in text
+    assert "singular values near the tolerance" not in text  # which were not computed
+
+
+def test_the_rank_of_a_rule_that_is_not_settled_is_a_dash():
+    text = page(Report((result(measured={"rules": [{**RULES[0], "rank": None}, RULES[1]]}),)))
+    assert re.search(r'<th scope="row">press</th><td class="n">3e-13</td><td class="n">-</td>', text)
+    assert "ranks: 4, not settled" in text
 
 
 def nasty() -> Report:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -10,8 +11,11 @@ import sys
 import jsonschema
 import pytest
 
+from alignver.checks.exploration import check_safe_exploration
 from alignver.report import provenance, schema
+from alignver.report.html import page
 from alignver.results import Bound, CheckResult, Report, Rigor, Subject, Tolerance, Verdict
+from tests.phi.features import features
 
 
 def valid(document) -> None:
@@ -48,6 +52,25 @@ def test_reports_are_valid(verdict, rigor):
     text = report.to_json()
     valid(json.loads(text))
     assert Report.from_json(text).results[0].verdict is verdict
+
+
+def test_the_rules_of_safe_exploration_are_in_the_form_of_all_rules():
+    value = check_safe_exploration(features(60, 9), width=8)
+    rows = (*value.measured["rules"][1:], {**value.measured["rules"][0], "rank": None})
+    report = Report((dataclasses.replace(value, measured={**value.measured, "rules": rows}),))
+    valid(json.loads(report.to_json()))
+    assert Report.from_json(report.to_json()).results[0].measured["rules"][-1]["rank"] is None
+
+
+def test_a_document_with_the_earlier_name_of_the_rules_still_loads():
+    value = check_safe_exploration(features(60, 9), width=8)
+    document = json.loads(Report((value,)).to_json())
+    measured = document["results"][0]["measured"]
+    measured["rank_rules"] = measured.pop("rules")
+    valid(document)
+    old = Report.from_json(json.dumps(document)).results[0]
+    assert [row["rank"] for row in old.measured["rank_rules"]] == [60] * len(value.measured["rules"])
+    page(Report((old,)))
 
 
 def test_an_empty_provenance_is_valid():

@@ -9,8 +9,10 @@ from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.text import Text
 
+from alignver.checks.exploration import check_safe_exploration
 from alignver.report import tables, text
 from alignver.results import Bound, CheckResult, Rigor, Subject, Tolerance, Verdict
+from tests.phi.features import features
 
 RULES = (
     {"rule": "press", "tolerance": 3e-13, "rank": 5, "shipped_by": ""},
@@ -77,6 +79,22 @@ def test_rules_that_agree_take_one_line_and_a_table_when_asked():
     assert "rank rules: all 2 give rank 5" in shown(value, 80)
     assert "> golub" not in shown(value, 80)
     assert "> golub" in shown(value, 80, verbosity=1)
+
+
+def test_rules_that_a_bound_does_not_settle_have_no_rank():
+    rows = [{**RULES[0], "rank": None}, RULES[1]]
+    assert "rank rule" not in shown(result(measured={"rules": rows}), 80)
+    table = shown(result(measured={"rules": rows}), 80, verbosity=1).splitlines()
+    assert [line.split() for line in table if "press" in line] == [["press", "3e-13", "-"]]
+
+
+def test_the_rules_of_safe_exploration_are_shown():
+    value = check_safe_exploration(features(60, 9), width=8)
+    rules = [row["rule"] for row in value.measured["rules"]]
+    assert f"rank rules: all {len(rules)} give rank 60" in shown(value, 4000)
+    rows = [line.split() for line in shown(value, 4000, verbosity=1).splitlines()]
+    for rule in rules:
+        assert [row[2] for row in rows if row[:1] == [rule] and row[2:] and row[2].isdecimal()] == ["60"]
 
 
 def test_one_rule_alone_is_not_called_all():
