@@ -189,7 +189,7 @@ _KINDS = {Verdict.HOLDS: "at-tolerance", Verdict.FAILS: "not-at-tolerance", Verd
 
 def _gap(profile: RangeProfile, counted: int, unit: float, method: str) -> tuple[str, ...]:
     """Return a sentence with the values on both sides of the cut: a wide gap makes a numerical rank credible."""
-    name = "singular value" if method == "svd" else "trailing norm of R"
+    name = "singular value" if method == "svd" else "trailing norm"
     inside = float(profile.levels[counted - 1]) * unit if counted else None
     outside = float(profile.levels[counted]) * unit if counted < profile.levels.size else None
     if inside is None:

@@ -36,10 +36,23 @@ def test_float32_matrix_is_judged_by_its_own_epsilon(backend, rng):
 def test_moving_count_is_undecided(rng):
     A = with_singular_values([1.0, 1e-6, 3e-9], (3, 5), rng)
     assert check(A, tolerance=1e-3, rank=1).verdict is Verdict.HOLDS
-    assert check(A, tolerance=2e-6, rank=1).verdict is Verdict.UNDECIDED
-    assert check(A, tolerance=2e-6, rank=2).verdict is Verdict.UNDECIDED
-    assert check(A, tolerance=2e-6, rank=3).verdict is Verdict.FAILS
-    assert "at ten times it" in check(A, tolerance=2e-6).reason or check(A, tolerance=2e-6).verdict is Verdict.FAILS
+    for rank in (1, 2):
+        result = check(A, tolerance=2e-6, rank=rank)
+        assert result.verdict is Verdict.UNDECIDED
+        assert result.reason.startswith("rank 1 at tolerance 2.0e-06, but 1 at ten times it and 2 at a tenth: ")
+    for rank in (3, None):
+        result = check(A, tolerance=2e-6, rank=rank)
+        assert result.verdict is Verdict.FAILS
+        assert result.reason == "rank 1 at tolerance 2.0e-06, between 1 and 2 nearby"
+
+
+def test_the_values_on_both_sides_of_the_cut_are_named(rng):
+    A = with_singular_values([1.0, 1e-3, 1e-9], (3, 5), rng)
+    assert "singular value 2 is 1.0e-03, singular value 3 is 1.0e-09" in check(A, tolerance=1e-6).evidence
+    assert "the smallest singular value is 1.0e-09" in check(A, tolerance=1e-12).evidence
+    assert "no singular value is above the tolerance" in check(A, tolerance=9.0).evidence
+    by_qr = check(A, tolerance=1e-6, method="qr").evidence
+    assert any(line.startswith("trailing norm 2 is ") for line in by_qr)
 
 
 def test_zero_and_identity(backend):

@@ -40,7 +40,7 @@ def alone():
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Return a folder with a model and data, in the place of the other tests' inputs."""
+    """Return a folder with a model and data, instead of the other tests' inputs."""
     return written(tmp_path_factory.mktemp("train"))
 
 
