@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from alignver import atomic
 from alignver.cli.exits import OutputFailed
 from alignver.errors import InvalidInput
 
@@ -32,13 +33,8 @@ def write(option: str, target: str, content: bytes) -> None:
         if place.exists() and not place.is_file():  # a device or a pipe: it must not be replaced
             place.write_bytes(content)
             return
-        place = place.resolve()  # a link stays a link, to the new content
-        part = place.with_name(f".{place.name}.{os.getpid()}.part")
-        try:
-            part.write_bytes(content)
-            os.replace(part, place)
-        finally:
-            part.unlink(missing_ok=True)
+        with atomic.writing(place.resolve(), shared=True) as stream:  # a link stays a link, to the new content
+            stream.write(content)
     except OSError as error:
         raise OutputFailed(f"{option} {target} cannot be written: {error.strerror or error}") from error
 

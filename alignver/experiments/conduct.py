@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from alignver import atomic
 from alignver._version import __version__
 from alignver.errors import InvalidInput, reading
 from alignver.experiments.item import Item, Part, Setting
@@ -125,12 +126,10 @@ def _run(place: pathlib.Path | None, item: Item, part: Part, device: str) -> dic
     }
     if place is not None:
         file = _file(place, item, part)
-        working = file.with_suffix(f".{os.getpid()}.part")
         try:
-            working.write_text(json.dumps(record, separators=(",", ":")) + "\n")
-            os.replace(working, file)
+            with atomic.writing(file, shared=True) as stream:
+                stream.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
         except OSError as error:
-            working.unlink(missing_ok=True)
             raise _unwritable(place, error) from error
     return record
 

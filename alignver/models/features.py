@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from alignver import atomic
 from alignver.errors import InvalidInput, first_line
 from alignver.models.guard import unchanged
 from alignver.models.inputs import as_inputs
@@ -125,22 +126,18 @@ def save_features(
     (5, 3)
     """
     whole = Path(file)
-    part = whole.with_name(f"{whole.name}.{os.getpid()}.part")
     blocks = feature_blocks(model, X, layer, batch_size=batch_size)
     first = next(blocks)
     header = {"descr": first.dtype.str, "fortran_order": False, "shape": (len(X), first.shape[1])}
     try:
-        with part.open("wb") as stream:
+        with atomic.writing(whole, shared=True) as stream:
             np.lib.format.write_array_header_1_0(stream, header)
             for rows in itertools.chain([first], blocks):
                 stream.write(np.ascontiguousarray(rows).data)
-        os.replace(part, whole)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         got = f"{whole}, on a disk that is full" if full else f"{whole}, which cannot be written ({error.strerror})"
         raise InvalidInput("file", got, "a place with room for all rows") from error
-    finally:
-        part.unlink(missing_ok=True)
     kept: np.memmap[Any, Any] = np.load(whole, mmap_mode="r", allow_pickle=False)
     return kept
 

@@ -7,17 +7,16 @@ killed goes on where it was, and a damaged file is computed again instead of bel
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from alignver import atomic
 from alignver.arrays import Array, host, like
 from alignver.errors import InvalidInput
 from alignver.proof.rounding import FloatArray
@@ -127,7 +126,7 @@ class FolderStore:
 
     def _write_manifest(self, hashes: list[str]) -> None:
         document = json.dumps({"key": self._key, "columns": hashes}, indent=1)
-        with _replacing(self.folder / _MANIFEST) as stream:
+        with atomic.writing(self.folder / _MANIFEST) as stream:
             stream.write(document.encode("ascii"))
         self._hashes = hashes
 
@@ -188,25 +187,10 @@ def column_name(index: int) -> str:
     return f"column_{index:05d}.npy"
 
 
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    part = path.with_suffix(".part")
-    try:
-        with part.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise
-
-
 def _write_array(path: Path, array: FloatArray) -> None:
     """Write a .npy file; NumPy's own writer does not tell why it could not."""
     content = np.ascontiguousarray(array)
-    with _replacing(path) as stream:
+    with atomic.writing(path) as stream:
         np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(content))
         stream.write(content.data.cast("B"))
 

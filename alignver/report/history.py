@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import importlib
 import json
 import os
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from alignver import atomic
 from alignver.errors import InvalidInput, MissingDependency, printable
 from alignver.results import Verdict, decode, encode, plain
 
@@ -251,15 +251,12 @@ class HistoryFile:
     def _line(self, document: Mapping[str, Any]) -> None:
         line = json.dumps(document, allow_nan=False, separators=(",", ":")).encode() + b"\n"
         try:
-            with self.path.open("ab", buffering=0) as file:
-                end = file.tell()
-                if file.write(line) != len(line):
-                    os.truncate(self.path, end)
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                # Now with the operating system: the end of this process loses nothing.
-                if time.monotonic() - self._synced >= _SYNC:  # and the end of the machine a second at most
-                    os.fsync(file.fileno())
-                    self._synced = time.monotonic()
+            # A written line is with the operating system: if this process ends, nothing is lost, and if the machine
+            # does, a second at most.
+            sync = time.monotonic() - self._synced >= _SYNC
+            atomic.append(self.path, line, sync=sync)
+            if sync:
+                self._synced = time.monotonic()
         except OSError as error:
             raise _unwritable(self.path, error) from error
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from alignver import atomic
 from alignver.checks.exploitation_ranks import Ranks
 from alignver.data.archives import require_room
 from alignver.errors import InvalidInput, first_line, reading
@@ -142,15 +143,10 @@ def save(wrapper: EEWrapper, path: str | os.PathLike[str]) -> None:
         It cannot be written, or the disk is full: the file that was there is untouched.
     """
     file = pathlib.Path(path)
-    part = file.with_suffix(".part")
     try:
-        with part.open("wb") as stream:
+        with atomic.writing(file) as stream:
             torch.save(state(wrapper), stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, file)
     except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
         message = error.strerror if isinstance(error, OSError) else first_line(error)
         raise InvalidInput("checkpoint", f"{file}, which cannot be written ({message})", "a disk with room") from error
 

@@ -19,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import save_model
 
+from alignver import atomic
 from alignver.errors import InvalidInput, reading
 from alignver.models.inputs import as_targets
 from alignver.results import Report, plain
@@ -312,10 +313,7 @@ class RunFolder:
     def _append(self, line: str) -> None:
         file = self.path / "history.jsonl"
         try:
-            with file.open("ab") as stream:
-                stream.write(line.encode())
-                stream.flush()
-                os.fsync(stream.fileno())
+            atomic.append(file, line.encode(), sync=True)
         except OSError as error:
             raise _unwritable(file, error) from error
 
@@ -327,13 +325,11 @@ class RunFolder:
 
     @contextlib.contextmanager
     def _whole(self, name: str) -> Iterator[pathlib.Path]:
-        """Give a name to write to; what is there afterwards takes its place whole, or not at all."""
-        part = self.path / f"{name}.part"
+        """Yield a path to write to; the file appears whole or not at all."""
         try:
-            yield part
-            os.replace(part, self.path / name)
+            with atomic.replacing(self.path / name) as part:
+                yield part
         except (OSError, SafetensorError) as error:
-            part.unlink(missing_ok=True)
             raise _unwritable(self.path / name, error) from error
 
 

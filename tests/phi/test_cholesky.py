@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import pytest
 
+from alignver import atomic
 from alignver.errors import InvalidInput
 from alignver.phi import cholesky, tiles
 from alignver.phi.cholesky import prove_definite, tiled_shift
@@ -120,7 +121,7 @@ def test_full_disk_keeps_finished_tiles(tmp_path, monkeypatch):
     def full(path, array):
         calls.append(1)
         if len(calls) == 3:
-            with tiles._replacing(path) as stream:
+            with atomic.writing(path) as stream:
                 stream.write(b"half")
                 raise OSError(errno.ENOSPC, "No space left on device")
         write(path, array)
