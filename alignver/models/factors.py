@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from alignver.models.functional import Functional
+from alignver.models.windows import windows
 
 __all__ = ["Captured", "Owner", "Use", "capture", "contract", "owners"]
 
@@ -206,16 +207,14 @@ def _patches(module: Any, inputs: torch.Tensor) -> torch.Tensor:
     if isinstance(module, nn.Linear):
         return inputs.reshape(len(inputs), -1, 1, inputs.shape[-1])
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    windows = F.pad(inputs, module._reversed_padding_repeated_twice, mode=mode)
+    padded = F.pad(inputs, module._reversed_padding_repeated_twice, mode=mode)
     spatial = len(module.kernel_size)
-    for axis in range(spatial):
-        size, gap = module.kernel_size[axis], module.dilation[axis]
-        windows = windows.unfold(axis + 2, (size - 1) * gap + 1, module.stride[axis])[..., ::gap]
+    view = windows(padded, module.kernel_size, module.stride, module.dilation)
     # (n, channels, positions..., kernel...) -> (n, positions, groups, channels of a group, kernel)
-    n, channels = windows.shape[:2]
-    grouped = windows.reshape(n, module.groups, channels // module.groups, *windows.shape[2:])
+    n, channels = view.shape[:2]
+    grouped = view.reshape(n, module.groups, channels // module.groups, *view.shape[2:])
     order = [0, *range(3, 3 + spatial), 1, 2, *range(3 + spatial, 3 + 2 * spatial)]
     positions = 1
-    for length in windows.shape[2 : 2 + spatial]:
+    for length in view.shape[2 : 2 + spatial]:
         positions *= length
     return grouped.permute(order).reshape(n, positions, module.groups, -1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 
 import torch
@@ -13,7 +14,7 @@ from alignver.errors import InvalidInput
 from alignver.models.precision import differentiable, dtype_name
 from alignver.models.slots import Slots, slots
 
-__all__ = ["Functional", "Theta", "at_state", "functional", "require_same_dtype", "require_state"]
+__all__ = ["Functional", "Theta", "at_state", "functional", "require_memory", "require_same_dtype", "require_state"]
 
 Theta = Mapping[str, torch.Tensor]
 
@@ -162,6 +163,18 @@ def _require_like(value: object, own: torch.Tensor, name: str, argument: str) ->
     if value.is_floating_point() and not bool(torch.isfinite(value).all()):
         raise InvalidInput(argument, f"{name!r} with NaN or Inf entries", "finite values")
     return value.detach()
+
+
+def require_memory(entries: int, function: Functional, got: str, what: str) -> None:
+    """Refuse a matrix with so many entries of a model's dtype where its device could not hold it, were it empty."""
+    need = entries * torch.finfo(function.dtype).bits // 8
+    if function.device.type == "cuda":
+        room = torch.cuda.mem_get_info(function.device)[1]
+    else:
+        room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if need > room:
+        fits = f"{what} that fits in the {room / 1e9:.0f} GB of {function.device}: fewer samples"
+        raise InvalidInput("X", f"{got} {need / 1e9:.0f} GB", fits)
 
 
 def require_same_dtype(x: torch.Tensor, dtype: torch.dtype) -> None:

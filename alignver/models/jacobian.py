@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import nn
 from alignver.errors import InvalidInput, first_line
 from alignver.models import engines
 from alignver.models.checkable import probe, require_checkable
-from alignver.models.functional import Functional, functional, require_same_dtype
+from alignver.models.functional import Functional, functional, require_memory, require_same_dtype
 from alignver.models.guard import unchanged
 from alignver.models.inputs import as_inputs
 from alignver.models.precision import as_asked, dtype_name, resolve_dtype
@@ -163,7 +162,8 @@ def differentiate(
         with as_asked(function.device, function.dtype):
             probed = probe(function, x)
             n, m_y, d = len(x), probed.m_y, function.slots.d
-            _require_memory(n, m_y, d, function)
+            got = f"{n} samples, {m_y} outputs and {d} parameters: a Jacobian of"
+            require_memory(n * m_y * d, function, got, "a Jacobian")
             matrix = torch.empty((n * m_y, d), dtype=function.dtype, device=function.device)
             engine = fill(function, x, m_y, matrix.view(m_y, n, d), chunk_size)
     return Differentiated(matrix, function.slots, n, m_y, engine, dtype_name(probed.computed_in))
@@ -227,16 +227,3 @@ def require_finite(slots: Slots, block: torch.Tensor, start: int) -> None:
             f"a derivative of output {j} by parameter {slots.where(column)!r} that is NaN or Inf, at sample {start + i}"
         )
         raise InvalidInput("model", got, "a differentiable model: look for sqrt, norm, log or a power at 0")
-
-
-def _require_memory(n: int, m_y: int, d: int, function: Functional) -> None:
-    need = n * m_y * d * torch.finfo(function.dtype).bits // 8
-    if function.device.type == "cuda":
-        room = torch.cuda.mem_get_info(function.device)[1]
-    else:
-        room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if need > room:
-        got = f"{n} samples, {m_y} outputs and {d} parameters: a Jacobian of {need / 1e9:.0f} GB"
-        raise InvalidInput(
-            "X", got, f"a Jacobian that fits in the {room / 1e9:.0f} GB of {function.device}: fewer samples"
-        )

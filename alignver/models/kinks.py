@@ -30,6 +30,7 @@ from alignver.models.functional import Functional
 from alignver.models.guard import unchanged
 from alignver.models.jacobian import bind, checked_chunk
 from alignver.models.precision import as_asked
+from alignver.models.windows import each, windows
 
 __all__ = ["Kink", "Kinks", "count_kinks", "kinks", "met_kinks"]
 
@@ -281,8 +282,7 @@ def _pool_gap(args: Any, kwargs: Any, out: torch.Tensor) -> torch.Tensor:
     given = [args[0].detach(), *args[1:], *[None] * 5][:5]
     z, kernel, stride, padding, dilation = given
     axes = len(kernel)
-    strides = _each(stride, kernel, axes)
-    paddings, dilations = _each(padding, [0] * axes, axes), _each(dilation, [1] * axes, axes)
+    strides, paddings, dilations = each(stride or kernel, axes), each(padding or 0, axes), each(dilation or 1, axes)
     pads: list[int] = []
     for axis in reversed(range(axes)):
         length = z.shape[axis - axes] + paddings[axis]
@@ -290,8 +290,7 @@ def _pool_gap(args: Any, kwargs: Any, out: torch.Tensor) -> torch.Tensor:
         pads += [paddings[axis], max(0, needed - length)]
     z = F.pad(z, pads, value=-torch.inf)
     first = z.ndim - axes
-    for axis in range(axes):
-        z = z.unfold(first + axis, (kernel[axis] - 1) * dilations[axis] + 1, strides[axis])[..., :: dilations[axis]]
+    z = windows(z, kernel, strides, dilations, first=first)
     return _top_gap(z.reshape(*z.shape[: first + axes], -1))
 
 
@@ -313,12 +312,6 @@ def _top_gap(windows: torch.Tensor) -> torch.Tensor:
         return windows.new_empty(0)
     top = windows.topk(2, dim=-1).values
     return top[..., 0] - top[..., 1]
-
-
-def _each(value: Any, default: list[int], axes: int) -> list[int]:
-    if value is None or value == []:
-        return default
-    return [int(value)] * axes if isinstance(value, int) else [int(v) for v in value] * (axes // len(value))
 
 
 _POOLS: dict[str, Callable[[Any, Any, torch.Tensor], torch.Tensor]] = {

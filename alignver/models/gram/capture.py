@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from alignver.models.functional import Functional
 from alignver.models.gram.recurrent import RECURRENT
 from alignver.models.gram.uses import Conv, Lookup, Product, Scale, Use
+from alignver.models.windows import each
 
 __all__ = ["Capture", "captured"]
 
@@ -111,7 +112,7 @@ def _conv(capture: Capture, func: Any, args: Any, kwargs: Any) -> torch.Tensor |
     if names == (None, None) or x.ndim != axes + 2:
         return None
     out = func(x, _free(weight, names[0]), _free(bias, names[1]), stride, padding, dilation, groups)
-    use = Conv(*names, 1, x.detach(), tuple(weight.shape[2:]), _each(stride, axes), (), _each(dilation, axes), groups)
+    use = Conv(*names, 1, x.detach(), tuple(weight.shape[2:]), each(stride, axes), (), each(dilation, axes), groups)
     use.padding = _padding(padding, use)
     return capture.record(out, use)
 
@@ -123,13 +124,7 @@ def _padding(padding: Any, use: Conv) -> tuple[tuple[int, int], ...]:
     if padding == "same":
         totals = [d * (k - 1) for d, k in zip(use.dilation, use.kernel)]
         return tuple((total // 2, total - total // 2) for total in totals)
-    return tuple((p, p) for p in _each(padding, len(use.kernel)))
-
-
-def _each(value: Any, axes: int) -> tuple[int, ...]:
-    if isinstance(value, int):
-        return (value,) * axes
-    return tuple(value) * axes if len(value) == 1 else tuple(value)
+    return tuple((p, p) for p in each(padding, len(use.kernel)))
 
 
 def _embedding(capture: Capture, func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:

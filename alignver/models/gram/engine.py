@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import nn
 from alignver.errors import InvalidInput, first_line
 from alignver.models import engines
 from alignver.models.checkable import probe, require_checkable
-from alignver.models.functional import Functional, Theta, at_state, require_same_dtype, require_state
+from alignver.models.functional import Functional, Theta, at_state, require_memory, require_same_dtype, require_state
 from alignver.models.gram.assemble import add_pair
 from alignver.models.gram.blocks import Block, Survey, block, disagreeing, survey
 from alignver.models.gram.functions import as_module
@@ -224,7 +223,8 @@ class Work:
     def plan(self, refused: dict[str, str]) -> GramPlan:
         """Survey the structure and choose the formulas; ``refused`` slots get none."""
         n, n2 = len(self.x), None if self.x2 is None else len(self.x2)
-        _require_memory(n * self.m_y, (n if n2 is None else n2) * self.m_y, self.function)
+        rows, columns = n * self.m_y, (n if n2 is None else n2) * self.m_y
+        require_memory(rows * columns, self.function, f"a Gram matrix of {rows} x {columns},", "a matrix")
         if not refused:
             source = self.x if n2 is None or n >= n2 else self.x2
             assert source is not None
@@ -325,16 +325,3 @@ def _places(n: int, m_y: int, planned: GramPlan) -> list[tuple[int, range]]:
     """Return the first sample and the outputs of every block."""
     cut = range(0, m_y, planned.outputs)
     return [(start, range(j, min(j + planned.outputs, m_y))) for start in range(0, n, planned.samples) for j in cut]
-
-
-def _require_memory(rows: int, columns: int, function: Functional) -> None:
-    need = rows * columns * torch.finfo(function.dtype).bits // 8
-    if function.device.type == "cuda":
-        room = torch.cuda.mem_get_info(function.device)[1]
-    else:
-        room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if need > room:
-        got = f"a Gram matrix of {rows} x {columns}, {need / 1e9:.0f} GB"
-        raise InvalidInput(
-            "X", got, f"a matrix that fits in the {room / 1e9:.0f} GB of {function.device}: fewer samples"
-        )

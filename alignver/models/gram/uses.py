@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.graph import GradientEdge
 
+from alignver.models.windows import windows
+
 __all__ = ["Conv", "Lookup", "Product", "Scale", "Use"]
 
 
@@ -77,9 +79,7 @@ class Conv(Use):
         if any(p != (0, 0) for p in self.padding):
             x = F.pad(x, [p for pair in reversed(self.padding) for p in pair])
         rows, channels = x.shape[:2]
-        view = x
-        for axis, (k, s, d) in enumerate(zip(self.kernel, self.stride, self.dilation), start=2):
-            view = view.unfold(axis, d * (k - 1) + 1, s)[..., ::d]
+        view = windows(x, self.kernel, self.stride, self.dilation)
         spatial = len(self.kernel)
         order = [0, 1, *range(2 + spatial, 2 + 2 * spatial), *range(2, 2 + spatial)]
         view = view.permute(order)

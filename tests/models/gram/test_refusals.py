@@ -82,9 +82,9 @@ def test_bad_chunk_sizes(chunk_size):
 
 
 def test_a_result_beyond_memory(monkeypatch):
-    from alignver.models.gram import engine
+    from alignver.models import functional
 
-    monkeypatch.setattr(engine.os, "sysconf", lambda key: 8)
+    monkeypatch.setattr(functional.os, "sysconf", lambda key: 8)
     with pytest.raises(InvalidInput, match=r"X: got a Gram matrix of 8 x 8"):
         gram(nn.Linear(3, 2), torch.ones(4, 3))
 
