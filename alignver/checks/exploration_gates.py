@@ -126,14 +126,14 @@ def _nothing_proved(setting: Setting, how: str, measured: dict[str, Any], why: s
         subject=Subject.COMPUTED_MATRIX,
         code="exploration-gates-not-proved",
         next_steps=("method='staircase', which makes gates of its own", "float64 features, or a smaller delta"),
-        reason=f"nothing was proved of these gates: {why}",
+        reason=f"nothing was proved about these gates: {why}",
         evidence=(size_line(setting, setting.width), how, *setting.remarks()),
         measured=measured,
     )
 
 
 def _taken(definite: Definite) -> str:
-    """Say what was not computed here: nobody knows who wrote the tiles of a folder; the certificate can do without."""
+    """Say what was not computed here. The origin of tiles in a folder is unknown; the certificate does without them."""
     if not definite.taken:
         return ""
     return f", {definite.taken} of its tile columns from the folder: no proof until the certificate has been verified"

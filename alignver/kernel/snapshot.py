@@ -124,7 +124,7 @@ class Rows:
         if self._digests is not None:
             indices = range(which.start, which.stop) if isinstance(which, slice) else which.tolist()
             same = all(_digest(row) == self._digests[index] for row, index in zip(rows, indices, strict=True))
-            demand(same, "Z", "rows that changed while they were read", "rows that nobody writes to meanwhile")
+            demand(same, "Z", "rows that changed while they were read", "rows that are not modified meanwhile")
         return rows
 
     def take(self, indices: Any) -> Any:

@@ -172,7 +172,7 @@ def _matrix(value: Any, name: str) -> FloatArray:
     """Return a copy: what is proved is what is hashed, whoever writes to the caller's array meanwhile."""
     matrix: FloatArray = np.array(host(as_matrix(value, name).array), order="C", copy=True)
     if not bool(np.all(np.isfinite(matrix))):  # it was written to between the two
-        raise InvalidInput(name, "NaN or Inf", "finite entries, and nobody who writes to them")
+        raise InvalidInput(name, "NaN or Inf", "finite entries that are not modified during the call")
     return matrix
 
 

@@ -296,7 +296,7 @@ def pairs(
 
 
 def _side_by_side(ax: Any, pair: Sequence[np.ndarray[Any, np.dtype[np.float64]]], low: float, high: float) -> None:
-    """Draw pictures from left to right in one unit of height, as far as they are as tall as each other."""
+    """Draw pictures from left to right in one unit of height, as long as they are equally tall."""
     left = 0.0
     for picture in pair:
         wide = picture.shape[1] / picture.shape[0]

@@ -112,7 +112,7 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(self._lock)
-            need = "a folder that nobody works on; the other process first"
+            need = "a folder that no other process uses; end the other process first"
             raise InvalidInput("folder", f"{self.path}, on which another process is working", need) from error
         except OSError as error:
             if error.errno not in _NO_LOCKS:
@@ -275,7 +275,7 @@ class RunFolder:
         wrapper.require_prepared("wrapper")
         with self._whole("model.safetensors") as part:
             save_model(wrapper.module, str(part))
-            part.chmod((self.path / "config.json").stat().st_mode)  # safetensors lets nobody else read it
+            part.chmod((self.path / "config.json").stat().st_mode)  # safetensors makes it unreadable for others
         for result in report.results:
             writer = getattr(result.certificate, "save", None)
             if writer is None:

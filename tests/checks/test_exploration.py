@@ -110,7 +110,7 @@ def test_given_gates():
     # Equal gates: rank 9. The Gram matrix cannot say so, the singular values do.
     equal = check_safe_exploration(Z, q=np.repeat(q[:, :1], 14, axis=1))
     assert (equal.verdict, equal.rigor) == (Verdict.FAILS, Rigor.NUMERICAL)
-    assert "nothing was proved of these gates" in str(equal)
+    assert "nothing was proved about these gates" in str(equal)
     assert check_safe_exploration(Z, q=np.repeat(q[:, :1], 14, axis=1), method="gram").verdict is Verdict.UNDECIDED
 
 
