@@ -52,7 +52,8 @@ def check_data(
     ----------
     X : (n, ...) array, tensor or memory map; Dataset or DataLoader
         Inputs, one sample a row, real numbers of any dtype. A Dataset or DataLoader of torch, or anything that has a
-        length and items, gives pairs (x, y) and is read twice. Memory: a block of 64 MB, and 32 bytes a sample.
+        length and items, gives pairs (x, y) and is read twice. Memory: a few blocks of 64 MB, and some 200 bytes a
+        sample.
     Y : (n,) or (n, m) array, optional
         Targets: labels, one-hot rows, or real numbers. One column of integers are labels for the cross-entropy. None:
         the question is whether the inputs are distinct.
