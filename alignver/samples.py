@@ -21,7 +21,16 @@ from alignver.errors import InvalidInput, first_line, reading
 from alignver.kernel.data import canonical, digests_of, record_of
 from alignver.progress import track
 
-__all__ = ["Fingerprints", "Samples", "Sequential", "as_numbers", "fingerprints", "open_samples", "targets_of"]
+__all__ = [
+    "Fingerprints",
+    "Samples",
+    "Sequential",
+    "as_numbers",
+    "fingerprints",
+    "is_stream",
+    "open_samples",
+    "targets_of",
+]
 
 _BLOCK_BYTES = 1 << 26
 _REMEDIES = {
@@ -135,7 +144,7 @@ def open_samples(X: Any, Y: Any = None, *, names: tuple[str, str] = ("X", "Y")) 
         if Y is not None:
             raise InvalidInput(targets_name, f"targets beside a {type(X).__name__} with its own", "one of the two")
         X, Y = X.x, X.y
-    if _is_stream(X):
+    if is_stream(X):
         if hasattr(X, "__next__"):
             got = f"a {type(X).__name__}, which can be read once"
             raise InvalidInput(name, got, "an array, or a Dataset or DataLoader that can be read twice")
@@ -270,7 +279,8 @@ def _listed(value: Any) -> bool:
     return isinstance(value, Sequence) or hasattr(value, "__array__") or hasattr(value, "__array_interface__")
 
 
-def _is_stream(value: Any) -> bool:
+def is_stream(value: Any) -> bool:
+    """Whether a value gives samples one after the other: a Dataset, a DataLoader, an iterable."""
     if is_array(value) or isinstance(value, Sequence | str | bytes | dict | set) or hasattr(value, "__array__"):
         return False
     return hasattr(value, "__iter__") or (hasattr(value, "__getitem__") and hasattr(value, "__len__"))

@@ -11,6 +11,7 @@ import torch
 
 from alignver.errors import InvalidInput, first_line
 from alignver.models.precision import dtype_name
+from alignver.samples import is_stream
 
 __all__ = ["as_inputs", "as_targets", "taken"]
 
@@ -103,6 +104,9 @@ def _tensor(X: Any) -> torch.Tensor:
         raise InvalidInput("X", "a masked array", "an array without a mask: X.filled(...)")
     if isinstance(X, dict | str | bytes | set) or X is None:
         raise InvalidInput("X", f"a {type(X).__name__}", "one array of inputs, one sample a row")
+    if is_stream(X):
+        need = "one array of inputs: X, Y = next(iter(DataLoader(data, batch_size=len(data))))"
+        raise InvalidInput("X", f"a {type(X).__name__}", need)
     try:
         array = np.asarray(X)
     except (ValueError, TypeError, RuntimeError) as error:

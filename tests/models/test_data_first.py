@@ -224,3 +224,15 @@ def test_data_that_cost_something_do_not_refute_optimality():
     assert worse.verdict is not Verdict.HOLDS
     wide = av.check_optimality(model, 0.5 * weights, Y, X=X, loss="binary_cross_entropy", tolerance=0.1)
     assert (wide.verdict, wide.rigor) == (Verdict.HOLDS, Rigor.PROOF)
+
+
+def test_a_data_set_is_no_array_of_inputs():
+    X, Y = samples(6)
+    data = torch.utils.data.TensorDataset(X, Y)
+    for given in (data, torch.utils.data.DataLoader(data, batch_size=2)):
+        with pytest.raises(
+            av.InvalidInput, match=rf"^X: got a {type(given).__name__}; needs one array of inputs: X, Y = "
+        ):
+            av.check_alignment(mlp(), given, Y, loss="cross_entropy")
+    loaded = next(iter(torch.utils.data.DataLoader(data, batch_size=len(data))))
+    assert av.check_alignment(mlp(), *loaded, loss="cross_entropy").verdict is Verdict.HOLDS
