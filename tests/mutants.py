@@ -31,7 +31,7 @@ NEARBY = {
     "__init__": ("test_closure.py",),
     "__main__": ("test_closure.py",),
     "certificate": ("test_edges.py", "test_storage.py", "test_certificates.py", "test_data.py", _LAWS),
-    "data": ("test_data.py", "property_tests/test_laws_of_data.py"),
+    "data": ("test_data.py", "test_data_bounds.py", "property_tests/test_laws_of_data.py"),
     "environment": ("test_environment.py",),
     "exact": ("test_bounds.py", "test_edges.py", "test_certificates.py", _LAWS),
     "exploration": ("test_edges.py", "test_bounds.py", "test_exploration.py", "test_attacks.py", "test_faults.py"),
