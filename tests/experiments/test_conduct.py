@@ -8,7 +8,7 @@ import json
 import pytest
 
 from alignver import InvalidInput
-from alignver.experiments import catalogue
+from alignver.experiments.catalogue import NAMES, load
 from alignver.experiments.conduct import conduct, spread
 from alignver.experiments.item import Part, Setting, compared
 from alignver.results import CheckResult, Verdict
@@ -90,7 +90,7 @@ def test_what_another_process_made_meanwhile_is_taken_up(tmp_path):
 
 
 def test_items_of_one_family_share_their_parts(tmp_path):
-    parts = {name: catalogue.load(name).parts(Setting(seeds=1)) for name in ("figure1a", "table1a")}
+    parts = {name: load(name).parts(Setting(seeds=1)) for name in ("figure1a", "table1a")}
     assert [p.recipe for p in parts["figure1a"]] == [p.recipe for p in parts["table1a"]]
     assert {p.family for p in parts["figure1a"]} == {"fully-connected"}
 
@@ -124,9 +124,9 @@ def test_bad_budget_and_folder(tmp_path):
         conduct(Squares(), folder=tmp_path / "file")
 
 
-@pytest.mark.parametrize("name", catalogue.NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_item_says_what_it_is_and_judges_nothing_it_has_not_measured(name):
-    item = catalogue.load(name)
+    item = load(name)
     assert item.name == name
     assert all((item.title, item.source, item.cost))
     keys = [part.key for part in item.parts(Setting())]
@@ -137,7 +137,7 @@ def test_every_item_says_what_it_is_and_judges_nothing_it_has_not_measured(name)
 
 def test_unknown_item():
     with pytest.raises(InvalidInput, match="did you mean figure1a"):
-        catalogue.load("figure1")
+        load("figure1")
 
 
 def test_spread_is_the_papers_form():
@@ -145,9 +145,9 @@ def test_spread_is_the_papers_form():
     assert spread([0.0, 1.0]) == "0.50 (0.71)"
 
 
-@pytest.mark.parametrize("name", catalogue.NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_an_item_uses_the_device_or_refuses_it(name):
-    item, setting = catalogue.load(name), Setting(device="cuda")
+    item, setting = load(name), Setting(device="cuda")
     if "ResNet-18" in item.title and not name.startswith("table2"):
         assert {part.recipe["device"] for part in item.parts(setting)} == {"cuda"}
     else:

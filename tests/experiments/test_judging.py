@@ -6,7 +6,10 @@ import copy
 
 import pytest
 
-from alignver.experiments import figure1bc, grid, lenet_runs, sine_wave_runs
+from alignver.experiments import figure1bc as lenet_figure
+from alignver.experiments import grid
+from alignver.experiments import lenet_runs as lenet_module
+from alignver.experiments import sine_wave_runs as sine_wave_module
 from alignver.experiments.catalogue import load
 from alignver.experiments.fully_connected_runs import PRECISIONS, RULES
 from alignver.experiments.image_runs import STANDARD, WRAPPER
@@ -93,7 +96,7 @@ def test_table_1a(factor, verdict):
 def lenet(recipe):
     answer = {"verdict": "HOLDS", "residual": [0.0, 0.0], "tolerance": 1e-9, "rank": 500}
     look = {"epoch": 0, "change": 3e12, "answers": {column: dict(answer) for column in COLUMNS}}
-    return {"error": [0.5, 0.0], "looks": [copy.deepcopy(look) for _ in lenet_runs.LOOKS[recipe["dataset"]]]}
+    return {"error": [0.5, 0.0], "looks": [copy.deepcopy(look) for _ in lenet_module.LOOKS[recipe["dataset"]]]}
 
 
 def test_figure_1bc_agrees():
@@ -124,9 +127,9 @@ def test_figure_1bc_smallest_eigenvalue():
     answers = [look["answers"] for look in measured["random, m_c = 1, seed 0"]["looks"]]
     del answers[0]["press float64"]["rank"]  # decided by least squares: the smaller ranks of other rules say nothing
     assert verdicts(item, setting, measured)[1] is UNDECIDED
-    answers[1]["golub float64"]["rank"] = lenet_runs.ROWS["random"]
+    answers[1]["golub float64"]["rank"] = lenet_module.ROWS["random"]
     assert verdicts(item, setting, measured)[1] is FAILS
-    assert figure1bc._rank({"answers": answers[1]}, 1000) == 1000
+    assert lenet_figure._rank({"answers": answers[1]}, 1000) == 1000
 
 
 @pytest.mark.parametrize(("change", "verdict"), [(3e12, HOLDS), (1e5, FAILS), (1e15, FAILS)])
@@ -142,7 +145,7 @@ def test_table_1b(change, verdict):
 
 
 def sine_wave(recipe):
-    base = recipe["method"] == sine_wave_runs.BASE
+    base = recipe["method"] == sine_wave_module.BASE
     run = {
         "steps": [0, 2000, 10000],
         "loss": [0.7, 0.6, 0.6 if base else 1e-3],

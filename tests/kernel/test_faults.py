@@ -15,7 +15,8 @@ import pytest
 
 import alignver as av
 from alignver import kernel
-from alignver.checks import exploitation_ranks, optimality
+from alignver.checks import exploitation_ranks as ranks_module
+from alignver.checks import optimality
 from alignver.phi import blocks, cholesky, climb, cuts, hadamard, refute, rows, staircase, survey
 from alignver.proof import Ball, exact, float_ladder, gram, inverse, prove_membership, prove_rank, residual
 from alignver.proof.definiteness import factor_shifted
@@ -258,7 +259,7 @@ def test_gaps(fault, monkeypatch):
         loss, Y, theta = "binary_cross_entropy", np.array([[1.0], [0.0]]), np.ones((1, 3, 2))
         monkeypatch.setattr(optimality, "loss_bounds", always(optimality.LossBounds(0.0, 1.0, 0)))
     elif fault == "ranks":
-        ranks = exploitation_ranks.Ranks(({"s_min": 50.0},), ())
+        ranks = ranks_module.Ranks(({"s_min": 50.0},), ())
         monkeypatch.setattr(optimality, "prove_ranks", always(ranks))
         monkeypatch.setattr(optimality, "better_weights", lambda problem, theta: theta)
     else:

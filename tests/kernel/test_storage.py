@@ -170,7 +170,7 @@ def test_saving_replaces_a_certificate_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_a_failed_save_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from alignver.kernel import storage
+    from alignver.kernel import storage as module
 
     certificate, inputs = certificate_of("solution")
     path = certificate.save(tmp_path / "c")
@@ -178,7 +178,7 @@ def test_a_failed_save_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest
     def full(descriptor: int) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(storage.os, "fsync", full)
+    monkeypatch.setattr(module.os, "fsync", full)
     with pytest.raises(OSError, match="no space"):
         certificate.save(tmp_path / "c")
     with pytest.raises(OSError, match="no space"):

@@ -161,7 +161,7 @@ def test_sums_of_few_terms_leave_less_rounding():
 
 def test_least_squares_bounds_hold_the_residual_and_agree(monkeypatch):
     """Without singular values: bounds around those of the accurate way, and no opposite verdict."""
-    import alignver.models.looks as looks
+    from alignver.models import looks
 
     for loss, width in (("cross_entropy", 16), ("cross_entropy", 2)):
         torch.manual_seed(4)
@@ -263,7 +263,7 @@ def test_schedule_by_epochs():
 
 def test_schedule_by_share_of_the_time(monkeypatch):
     """With a clock of our own: checks of 2 s, steps of 1 s, 10 %: never more than a tenth after the first check."""
-    import alignver.training.tracker as module
+    from alignver.training import tracker as module
 
     now = [0.0]
 
