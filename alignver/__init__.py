@@ -16,22 +16,22 @@ from typing import TYPE_CHECKING, Any
 from alignver._version import __version__
 
 if TYPE_CHECKING:
+    from alignver.checks.alignment import check_alignment
+    from alignver.checks.analytic import check_analytic
+    from alignver.checks.common_structure import check_common_structure
     from alignver.checks.convergence import check_convergence
     from alignver.checks.data import check_data
     from alignver.checks.exploration import check_safe_exploration
     from alignver.checks.membership import check_membership
     from alignver.checks.optimality import check_optimality
     from alignver.checks.rank import check_rank
+    from alignver.checks.recheck import recheck
     from alignver.errors import InvalidInput, MissingDependency, VerificationFailed
+    from alignver.jacobians.gram import gram
+    from alignver.jacobians.jacobian import jacobian
+    from alignver.jacobians.kernel_distance import RepresentationChange, RepresentationSnapshot, representation_change
+    from alignver.jacobians.operator import JacobianOperator
     from alignver.kernel import Certificate, load_certificate
-    from alignver.models.alignment import check_alignment
-    from alignver.models.analytic import check_analytic
-    from alignver.models.change import RepresentationChange, RepresentationSnapshot, representation_change
-    from alignver.models.gram import gram
-    from alignver.models.jacobian import jacobian
-    from alignver.models.operator import JacobianOperator
-    from alignver.models.structure import check_common_structure
-    from alignver.phi.recheck import recheck
     from alignver.proof import Ball
     from alignver.report.history import History
     from alignver.results import Bound, CheckResult, Report, Rigor, Subject, Tolerance, Verdict
@@ -50,31 +50,31 @@ _HOMES = {
     "Exploitation": "alignver.theory.exploitation",
     "History": "alignver.report.history",
     "InvalidInput": "alignver.errors",
-    "JacobianOperator": "alignver.models.operator",
+    "JacobianOperator": "alignver.jacobians.operator",
     "MissingDependency": "alignver.errors",
     "Report": "alignver.results",
-    "RepresentationChange": "alignver.models.change",
-    "RepresentationSnapshot": "alignver.models.change",
+    "RepresentationChange": "alignver.jacobians.kernel_distance",
+    "RepresentationSnapshot": "alignver.jacobians.kernel_distance",
     "Rigor": "alignver.results",
     "Subject": "alignver.results",
     "Tolerance": "alignver.results",
     "TrainingRecord": "alignver.theory.record",
     "Verdict": "alignver.results",
     "VerificationFailed": "alignver.errors",
-    "check_alignment": "alignver.models.alignment",
-    "check_analytic": "alignver.models.analytic",
-    "check_common_structure": "alignver.models.structure",
+    "check_alignment": "alignver.checks.alignment",
+    "check_analytic": "alignver.checks.analytic",
+    "check_common_structure": "alignver.checks.common_structure",
     "check_convergence": "alignver.checks.convergence",
     "check_data": "alignver.checks.data",
     "check_membership": "alignver.checks.membership",
     "check_optimality": "alignver.checks.optimality",
     "check_rank": "alignver.checks.rank",
     "check_safe_exploration": "alignver.checks.exploration",
-    "gram": "alignver.models.gram",
-    "jacobian": "alignver.models.jacobian",
+    "gram": "alignver.jacobians.gram",
+    "jacobian": "alignver.jacobians.jacobian",
     "load_certificate": "alignver.kernel",
-    "recheck": "alignver.phi.recheck",
-    "representation_change": "alignver.models.change",
+    "recheck": "alignver.checks.recheck",
+    "representation_change": "alignver.jacobians.kernel_distance",
 }
 
 __all__ = [

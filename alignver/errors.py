@@ -37,16 +37,20 @@ def _escape(code: int) -> str:
 
 
 class InvalidInput(ValueError):
-    """An argument that no verdict can be about: the message names it, what it got and what it needs."""
+    """An argument that no verdict can be about: the message names it, what it got and what it needs.
 
-    def __init__(self, argument: str, got: str, need: str) -> None:
+    ``code`` is the kind of refusal, one of :data:`alignver.require.CODES`; it stays when a message is reworded.
+    """
+
+    def __init__(self, argument: str, got: str, need: str, code: str = "invalid-value") -> None:
         self.argument = argument
         self.got = got
         self.need = need
+        self.code = code
         super().__init__(printable(f"{argument}: got {got}; needs {need}"))
 
-    def __reduce__(self) -> tuple[type[InvalidInput], tuple[str, str, str]]:
-        return type(self), (self.argument, self.got, self.need)
+    def __reduce__(self) -> tuple[type[InvalidInput], tuple[str, str, str, str]]:
+        return type(self), (self.argument, self.got, self.need, self.code)
 
 
 class MissingDependency(ImportError):

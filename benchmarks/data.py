@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 import alignver as av
-from alignver.checks.exploration_words import forget_peak, peak_bytes
-from alignver.models.networks import lenet
+from alignver.checks.exploration_report import forget_peak, peak_bytes
+from alignver.experiments.networks import lenet
 
 GIB = 1e9
 

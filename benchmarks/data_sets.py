@@ -25,10 +25,9 @@ from typing import Any
 from collect import machine
 
 import alignver as av
-from alignver.checks.exploration_words import forget_peak, peak_bytes
+from alignver.checks.exploration_report import forget_peak, peak_bytes
 from alignver.data import Dataset, semeion
-from alignver.data.cifar import cifar10, cifar100
-from alignver.data.mnist import kmnist, mnist
+from alignver.data.image_sets import cifar10, cifar100, kmnist, mnist
 from alignver.report.provenance import versions
 from alignver.results import shown_down
 

@@ -32,8 +32,7 @@ import numpy as np
 import torch
 
 from alignver.data import semeion, sine_wave
-from alignver.experiments.resnet18 import resnet18
-from alignver.models.networks import fully_connected
+from alignver.experiments.networks import fully_connected, resnet18
 from alignver.results import Rigor, Verdict
 from alignver.training.checkpoint import restore, state
 from alignver.training.wrapper import EEWrapper

@@ -30,12 +30,11 @@ from typing import Any
 import numpy as np
 
 from alignver.checks.exploration import check_safe_exploration
-from alignver.checks.exploration_words import forget_peak, peak_bytes
-from alignver.phi.dense import dense_phi
-from alignver.phi.recheck import recheck
-from alignver.phi.rows import open_rows
-from alignver.phi.staircase import find_staircase
-from alignver.phi.survey import directions, survey
+from alignver.checks.exploration_report import forget_peak, peak_bytes
+from alignver.checks.recheck import recheck
+from alignver.features.products import dense_phi
+from alignver.features.rows import directions, open_rows, survey
+from alignver.features.staircase import find_staircase
 from alignver.results import CheckResult, Rigor, Verdict
 
 CASES = ("rank", "gram", "staircase", "directions", "rank-large", "paper", "imagenet")

@@ -46,17 +46,14 @@ from exploration import dgemm, synthetic
 import alignver as av
 from alignver.arrays import host
 from alignver.checks import exploration
-from alignver.experiments.conduct import conduct
+from alignver.experiments.conduct import Setting, conduct, machine
 from alignver.experiments.image_runs import Effort, ImageRun
 from alignver.experiments.image_sets import split
-from alignver.experiments.item import Setting
-from alignver.experiments.machine import machine
-from alignver.experiments.resnet18 import fix_statistics, resnet18
-from alignver.experiments.table3 import RUNS
-from alignver.models.features import extract_features
-from alignver.models.networks import fully_connected, lenet
-from alignver.models.precision import as_asked
-from alignver.phi import device as phi_device
+from alignver.experiments.image_tables import RUNS
+from alignver.experiments.networks import fix_statistics, fully_connected, lenet, resnet18
+from alignver.features import tiles as phi_device
+from alignver.network.feature_extraction import extract_features
+from alignver.network.inputs import as_asked
 from alignver.report import provenance
 from alignver.results import CheckResult, Verdict
 
@@ -201,7 +198,7 @@ def rounded_as_inner_products(run: Run) -> dict[str, float]:
     FMA, where the products cancel to within their rounding.
 
     cuBLAS emulates float64 in fixed point only where few bits are enough, and is then *more* accurate than that: the
-    trial of :func:`alignver.phi.device.distrust`, which asks for many bits, does not see it. Told, not yet refused.
+    trial of :func:`alignver.features.tiles.distrust`, which asks for many bits, does not see it. Told, not yet refused.
     """
     n, rng = run.size(64, 2048), np.random.default_rng(0)
     a, b = (rng.uniform(1.0, 2.0, n) for _ in range(2))

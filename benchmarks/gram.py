@@ -23,8 +23,8 @@ import torch
 from torch import nn
 from torch.func import functional_call, jacrev, vmap
 
-from alignver.models.gram import gram
-from alignver.models.networks import lenet
+from alignver.experiments.networks import lenet
+from alignver.jacobians.gram import gram
 
 WRONG = {torch.float64: 1e-6, torch.float32: 1e-3}
 LIMIT = {torch.float64: 1e-12, torch.float32: 1e-5}

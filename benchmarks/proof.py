@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from alignver.phi.recheck import recheck
+from alignver.checks.recheck import recheck
 from alignver.proof import Decision, prove_membership, prove_rank
 from alignver.results import Verdict
 

@@ -67,7 +67,7 @@ def peak():
 
 def pass_of_the_model(model, x):
     """Differentiate a few samples both ways, by one layer and by all norms, so that what passes need is in the peak."""
-    from alignver.models.columns import JacobianColumns
+    from alignver.jacobians.columns import JacobianColumns
 
     convolutions = [p for p in model.parameters() if p.ndim > 1]
     next(iter(JacobianColumns(model, x[:CHUNK], block_bytes=1, chunk_size=CHUNK)))
@@ -80,8 +80,8 @@ def pass_of_the_model(model, x):
 
 def stream(samples, width, side, block):
     """Print what the streamed QR took in this process."""
-    from alignver.linalg.reduction import streamed_r
-    from alignver.models.columns import JacobianColumns
+    from alignver.jacobians.columns import JacobianColumns
+    from alignver.linalg.qr_reduction import streamed_r
 
     model, x = problem(samples, width, side)
     streamed_r([np.ones((3, 2))], 2)  # loads the library
@@ -118,7 +118,7 @@ def stream(samples, width, side, block):
 
 def dense(samples, width, side, block):
     """Print the same for the dense Jacobian and one QR."""
-    from alignver.models.jacobian import jacobian
+    from alignver.jacobians.jacobian import jacobian
 
     model, x = problem(samples, width, side)
     jacobian(model, x[:1])
@@ -133,7 +133,7 @@ def dense(samples, width, side, block):
 
 def accuracy():
     """Smallest singular value of a Jacobian made to have it, from the streamed R and from the Gram matrix."""
-    from alignver.models.streaming import streamed_qr
+    from alignver.jacobians.jacobian_form import streamed_qr
 
     rng = np.random.default_rng(0)
     print(f"{'smallest singular value':<26}{'streamed QR':>14}{'Gram matrix':>14}   (relative error)")

@@ -22,7 +22,7 @@ from torch import nn
 from torch.func import functional_call, jacrev, vmap
 
 from alignver.data import semeion, sine_wave, two_moons
-from alignver.models.networks import fully_connected, lenet
+from alignver.experiments.networks import fully_connected, lenet
 from alignver.training.tracker import AlignmentTracker
 
 CASES = ("two-moons", "sine-wave", "semeion")

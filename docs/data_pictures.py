@@ -1,7 +1,7 @@
 """Draw CIFAR-100's pairs of equal training images for data.md: ALIGNVER_DATA=DIR python docs/data_pictures.py.
 
-DIR holds CIFAR-100 in one of the forms that ``alignver.data.cifar.cifar100`` reads. The picture is committed, since a
-build of the site has no data sets.
+DIR holds CIFAR-100 in one of the forms that ``alignver.data.image_sets.cifar100`` reads. The picture is committed,
+since a build of the site has no data sets.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import pathlib
 import sys
 
 import alignver as av
-from alignver.data.cifar import cifar100
+from alignver.data.image_sets import cifar100
 from alignver.report.verdict_plots import pairs
 
 PICTURE = pathlib.Path(__file__).parent / "results" / "data" / "cifar100-pairs.png"

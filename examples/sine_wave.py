@@ -16,7 +16,7 @@ import torch
 
 import alignver as av
 from alignver.data import sine_wave
-from alignver.models.networks import fully_connected
+from alignver.experiments.networks import fully_connected
 from alignver.training.exploitation import as_model
 
 TAU, EPOCHS = 1200, 1215

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from alignver.linalg.frobenius import basis, estimate, vectors
+from alignver.linalg.norms import basis, estimate, vectors
 
 N, RUNS = 24, 400
 SPECTRA = {

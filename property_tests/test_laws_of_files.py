@@ -11,10 +11,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from alignver.cli.files import names_in, read_matrix, read_npz, read_vector
+from alignver.cli.input_files import names_in, read_matrix, read_npz, read_vector
 from alignver.data import semeion
 from alignver.errors import InvalidInput
-from alignver.phi.tiles import FolderStore
+from alignver.features.tiles import FolderStore
 
 A = np.arange(12.0).reshape(3, 4)
 

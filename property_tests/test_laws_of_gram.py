@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from alignver.models.gram import gram, plan
-from alignver.models.jacobian import jacobian
+from alignver.jacobians.gram import gram, plan
+from alignver.jacobians.jacobian import jacobian
 
 WIDTH = 4
 STEPS = {

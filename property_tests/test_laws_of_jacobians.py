@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignver.models.change import representation_change
-from alignver.models.gram import gram
-from alignver.models.jacobian import jacobian
-from alignver.models.operator import JacobianOperator
-from alignver.models.streaming import streamed_qr
+from alignver.jacobians.gram import gram
+from alignver.jacobians.jacobian import jacobian
+from alignver.jacobians.jacobian_form import streamed_qr
+from alignver.jacobians.kernel_distance import representation_change
+from alignver.jacobians.operator import JacobianOperator
 from tests.models.reference import fingerprint, reference_jacobian
 
 from .test_laws_of_gram import close, drawn

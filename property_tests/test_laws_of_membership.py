@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 import alignver as av
 from alignver.linalg.pivoted_qr import qr_profile
-from alignver.linalg.profile import RangeProfile, descending_tails
-from alignver.linalg.reduction import reduce
-from alignver.linalg.svd import svd_profile
+from alignver.linalg.qr_reduction import reduce
+from alignver.linalg.svd import RangeProfile, descending_tails, svd_profile
 from alignver.results import Verdict
 from tests.matrices import integer_rank, orthogonal, with_singular_values
 

@@ -7,12 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignver.checks.exploration import check_safe_exploration
-from alignver.phi.certify import gates_of
-from alignver.phi.dense import dense_phi
-from alignver.phi.gate import logistic
-from alignver.phi.hadamard import gram
-from alignver.phi.operator import Phi
-from alignver.phi.recheck import recheck
+from alignver.checks.recheck import recheck
+from alignver.features.products import Phi, dense_phi, gram, logistic
+from alignver.features.staircase import gates_of
 from alignver.results import Verdict
 
 from .kernel.forger import exact, rank_of

@@ -11,12 +11,12 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
-from alignver.models.analytic import check_analytic  # noqa: E402
-from alignver.models.columns import JacobianColumns  # noqa: E402
-from alignver.models.jacobian import jacobian, outputs  # noqa: E402
-from alignver.models.operator import JacobianOperator  # noqa: E402
-from alignver.models.streaming import streamed_qr  # noqa: E402
-from alignver.models.structure import check_common_structure  # noqa: E402
+from alignver.checks.analytic import check_analytic  # noqa: E402
+from alignver.checks.common_structure import check_common_structure  # noqa: E402
+from alignver.jacobians.columns import JacobianColumns  # noqa: E402
+from alignver.jacobians.jacobian import jacobian, outputs  # noqa: E402
+from alignver.jacobians.jacobian_form import streamed_qr  # noqa: E402
+from alignver.jacobians.operator import JacobianOperator  # noqa: E402
 from alignver.results import Verdict  # noqa: E402
 
 ACTIVATIONS = [nn.Tanh, nn.Softplus, nn.ReLU, nn.GELU, nn.Sigmoid, nn.ELU]

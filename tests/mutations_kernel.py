@@ -168,7 +168,7 @@ KERNEL: list[Mutant] = [
         ("if gram_floor(block, target**2) >= target**2:", "if gram_floor(block, target) >= 0:"),
     ),
     *_mutants(
-        "factored",
+        "matrices",
         ("/ (1 - gamma(T + 1)) + n * m * T * OMEGA", "+ n * m * T * OMEGA"),
         ("lost += gamma(T) * share", "lost += 0"),
         ("most, additions = max(most, roundings + 2 * T), additions + added", "most, additions = max(most, roundings), additions"),
@@ -208,7 +208,7 @@ KERNEL: list[Mutant] = [
         ("lines.shape[0] - len(own)) + f\" (", "lines.shape[0] - len(own) - 1) + f\" ("),
     ),
     *_mutants(
-        "modular",
+        "exact",
         ("_TERMS = 2048", "_TERMS = 65536"),
         ("_TRIES = 4", "_TRIES = 0"),
         ("inverse = pow(int(panel[k, column]), -1, p)", "inverse = 1"),
@@ -242,8 +242,8 @@ KERNEL: list[Mutant] = [
 _COMPRESSED = "the rank of L A R is at most that of A, for any L and R, the identity too"
 
 HARMLESS_COMPARISONS: dict[str, str] = {
-    "modular.py: M.shape[1] > rank": _COMPRESSED,
-    "modular.py: M.shape[0] > rank": _COMPRESSED,
+    "exact.py: M.shape[1] > rank": _COMPRESSED,
+    "exact.py: M.shape[0] > rank": _COMPRESSED,
     "verify.py: threads > 1": "the same pieces are checked, beside each other or in turn",
 }
 """Comparisons of the kernel, by file and text, that no test has to notice when they are turned round, and why."""

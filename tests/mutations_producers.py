@@ -9,7 +9,7 @@ from tests.mutants import Mutant
 _NEAR = {
     "proof/rounding.py": ("tests/proof/test_constants.py", "tests/proof/test_bounds.py"),
     **dict.fromkeys(
-        [f"proof/{name}.py" for name in ("factored", "dyadic", "exact", "ball")],
+        [f"proof/{name}.py" for name in ("factored_gram", "exact", "decision")],
         ("tests/proof/test_constants_factored.py",),
     ),
 }
@@ -31,7 +31,7 @@ _CHANGES: dict[str, dict[str, list[str | float]]] = {
         "sub_down(square, mul_up(#n, OMEGA))": [0.5],
         "add_up(1.0, gamma(n))": ["add_up(1.0, gamma(n // 2))"],
     },
-    "proof/definiteness.py": {
+    "proof/cholesky.py": {
         "g = gamma(n + 2)": ["g = gamma((n + 2) // 2)"],
         "g = #gamma(n + 2)": [0.01],
         "relative = mul_up(div_up(g, sub_down(1.0, g)), trace)": ["relative = mul_up(g, trace)"],
@@ -44,8 +44,6 @@ _CHANGES: dict[str, dict[str, list[str | float]]] = {
         ],
         "total = add_up(rump_shift(A.shape[0], trace, largest), #max(error, 0.0), max(shift, 0.0))": [0.5],
         "total = add_up(rump_shift(A.shape[0], trace, largest), max(error, 0.0), #max(shift, 0.0))": [0.5],
-    },
-    "proof/gram.py": {
         "inflate = div_up(1.0, sub_down(1.0, gamma(d)))": ["inflate = 1.0"],
         "error = add_up(#mul_up(gamma(d), trace), underflow)": [0.5, 0.01],
         "backward = #rump_shift(": [0.5, 0.01],
@@ -60,7 +58,7 @@ _CHANGES: dict[str, dict[str, list[str | float]]] = {
         "not sqrt_down(proved_shift) > #radius": [0.5],
         "mul_up(float(A.shape[0]), float(A.shape[1]), OMEGA)": ["mul_up(float(A.shape[0]), OMEGA)"],
     },
-    "proof/inverse.py": {
+    "proof/right_inverse.py": {
         "_SLACK = 1.0 + 2.0**-40": ["_SLACK = 1.0 + 2.0**-41"],
         "// 2\n    grid = 2.0**bits": ["// 2 + 1\n    grid = 2.0**bits"],
         "bound = #U * (norms(first) + 3.0 * norms(rest) + norms(residual)) + norms(residual)": [0.5],
@@ -90,7 +88,7 @@ _CHANGES: dict[str, dict[str, list[str | float]]] = {
         "mul_up(#add_up(size, delta), moved)": [0.5],
         "sub_down(s_min, delta))": ["s_min)"],
     },
-    "proof/factored.py": {
+    "proof/factored_gram.py": {
         "return a + b + 1, 1": ["return (a + b + 1) // 2, 1"],
         "return a + b + T + _WIDTH + 1, max(T, groups)": [
             "return a + b + T + 1, max(T, groups)",
@@ -115,25 +113,23 @@ _CHANGES: dict[str, dict[str, list[str | float]]] = {
         "not floor > mul_up(#reach": [0.5],
         "mul_up(#gamma(T + 3), norm_up": [0.5, 0.01],
     },
-    "proof/dyadic.py": {
+    "proof/exact.py": {
         "width = 0.5 * math.log2": ["width = 0.25 * math.log2"],
         "[:size])) + 1": ["[:size]))"],
-    },
-    "proof/exact.py": {
         "needed = matrix.minor_bits(rank + 1) + 1": [
             "needed = matrix.minor_bits(rank) + 1",
             "needed = matrix.minor_bits(rank + 1) // 2",
         ],
         "gathered += prime.bit_length() - 1": ["gathered += 2 * prime.bit_length() - 2"],
     },
-    "proof/ball.py": {
+    "proof/decision.py": {
         "sqrt_up(mul_up(rows, columns))": ["sqrt_up(mul_up(0.25, rows, columns))"],
         "min(#frobenius_up(R),": [0.5],
         "return mul_up(#self.entrywise, sqrt_up(": [0.5],
         "np.nextafter(np.ldexp(radius, exponents[:, None]), np.inf)": ["np.ldexp(radius, exponents[:, None])"],
         "top = int(exponents.max())": ["top = int(exponents.min())"],
     },
-    "phi/gate.py": {
+    "features/products.py": {
         "GATE_ERROR = 2.0**-45": ["GATE_ERROR = 2.0**-46"],
         "GATE_ERROR = #2.0**-45": [0.01],
         "GATE_UNDERFLOW = 2.0**-1000": ["GATE_UNDERFLOW = 2.0**-1001"],
@@ -141,8 +137,6 @@ _CHANGES: dict[str, dict[str, list[str | float]]] = {
         "mul_up(#delta, longest_gate))": [0.5],
         "return add_up(mul_up(2.0, argument)": ["return add_up(mul_up(1.0, argument)"],
         "mul_up(GATE_ERROR, add_up(1.0, mul_up(2.0, argument)))": ["0.0"],
-    },
-    "phi/hadamard.py": {
         "mul_up(#gamma(m + T.shape[1] + 2), trace)": [0.5, 0.01],
         "OMEGA, 2.0**450, add_up(1.0, float(squares.max()))": ["OMEGA, 2.0**449, add_up(1.0, float(squares.max()))"],
         "mul_up(1.001, relative, sqrt_up(trace))": [
@@ -153,7 +147,7 @@ _CHANGES: dict[str, dict[str, list[str | float]]] = {
         "relative = add_up(relative, 2.0**-52)": ["pass"],
         "GATE_UNDERFLOW, 2.0**401, heaviest,": ["GATE_UNDERFLOW, 2.0**400, heaviest,"],
     },
-    "phi/cholesky.py": {
+    "features/cholesky.py": {
         "depth = min(2 * min(tile, n) + -(-n // tile) + 3, n + 2)": [
             "depth = min(2 * min(tile, n) + -(-n // tile) + 3, n + 2) // 4",
             "depth = min(min(tile, n) + -(-n // tile) + 3, n + 2)",
@@ -172,21 +166,19 @@ _CHANGES: dict[str, dict[str, list[str | float]]] = {
         "sub_down(sqrt_down(shift), moved)": ["sqrt_down(shift)"],
         "total = add_up(margin, shift)": ["total = shift"],
     },
-    "phi/column.py": {
+    "features/tiles.py": {
         "np.nextafter(diagonal - total, -np.inf)": ["diagonal - total"],
     },
-    "phi/survey.py": {
+    "features/rows.py": {
         "mul_up(#gamma(m), longest, size)": [0.5, 0.01],
     },
-    "phi/cuts.py": {
+    "features/block_prover.py": {
         "sub_down(min(sides, default=0.0), #self.error)": [0.5],
         "gaps > 4.0 * self.error": ["gaps > 2.0 * self.error"],
-    },
-    "phi/blocks.py": {
         "mul_up(#delta, sqrt_up(float(Z.shape[0])))": [0.5],
         "mul_up(delta, sqrt_up(float(Z.shape[0])))": ["delta"],
     },
-    "phi/staircase.py": {
+    "features/staircase.py": {
         "base = 0.5 * floor if": ["base = floor if"],
         "spill = mul_up(#sqrt_up(float(width)), size)": [0.5],
         "size = add_up(size, mul_up(delta, sqrt_up(float(rows.n))))": ["size = size"],
@@ -251,19 +243,19 @@ _CHANGES: dict[str, dict[str, list[str | float]]] = {
 # What nobody has to notice: file, text, what it becomes, and the proof.
 _HARMLESS = [
     (
-        "proof/gram.py",
+        "proof/cholesky.py",
         "error = add_up(mul_up(gamma(d), trace), underflow)",
         "error = mul_up(gamma(d), trace)",
         "rows lie between 2^-200 and 2^200, so underflow is below 2^-500 of the trace, and 32 u of it are to spare",
     ),
     (
-        "proof/inverse.py",
+        "proof/right_inverse.py",
         "underflow = mul_up(float(n), float(8 * d), OMEGA)",
         "underflow = 0.0",
         "the norm of the residual is never counted below the root of OMEGA: more, while 8 n d is below 2^500",
     ),
     (
-        "proof/inverse.py",
+        "proof/right_inverse.py",
         "add_up(size, mul_up(float(X.size), OMEGA))",
         "size",
         "columns of X and powers exceed 2^-400, so u of the norm is above 2^-900, and one rounding is to spare",
@@ -287,19 +279,19 @@ _HARMLESS = [
         "columns and y are scaled to 1 and s_min is above 2^-60: below 2^-800, and gamma has u ||y|| to spare",
     ),
     (
-        "proof/factored.py",
+        "proof/factored_gram.py",
         "                mul_up(float(N), float(layer.columns), float(T), OMEGA),\n",
         "",
         "2^400 times as much is added beside it, which is rounded up by more",
     ),
     (
-        "phi/gate.py",
+        "features/products.py",
         "mul_up(float(m), OMEGA), mul_up(delta",
         "mul_up(delta",
         "GATE_ERROR is 256 u where 190 u are derived, and m OMEGA is far below u",
     ),
     (
-        "phi/survey.py",
+        "features/rows.py",
         "add_up(mul_up(gamma(m), longest, size), mul_up(float(m), OMEGA))",
         "mul_up(gamma(m), longest, size)",
         "lengths have u, or an OMEGA under the root, to spare: gamma times that is above 2^300 m OMEGA",

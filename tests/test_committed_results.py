@@ -14,11 +14,9 @@ import pytest
 
 from alignver.checks.data import check_data
 from alignver.data import semeion
-from alignver.data.cifar import cifar10, cifar100
-from alignver.experiments.catalogue import NAMES, load
-from alignver.experiments.conduct import conduct
-from alignver.experiments.item import Setting
-from alignver.report import schema
+from alignver.data.image_sets import cifar10, cifar100
+from alignver.experiments.conduct import NAMES, Setting, conduct, load
+from alignver.report import source
 from alignver.results import Report, Verdict
 
 RESULTS = sorted((Path(__file__).parents[1] / "docs" / "results").glob("*.json"))
@@ -28,7 +26,7 @@ RESULTS = sorted((Path(__file__).parents[1] / "docs" / "results").glob("*.json")
 def test_every_committed_result_is_a_complete_report(path):
     text = path.read_text()
     document = json.loads(text)
-    jsonschema.validate(document, schema.load(document["schema"]), cls=jsonschema.Draft202012Validator)
+    jsonschema.validate(document, source.load(document["schema"]), cls=jsonschema.Draft202012Validator)
     report = Report.from_json(text)
     provenance = document["provenance"]
     command = provenance["command"].split()

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from alignver.checks.duplicate_inputs import LISTED, DuplicateInputs
 from alignver.errors import InvalidInput
 from alignver.kernel.certificate import LOSSES
-from alignver.kernel.environment import arithmetic_fault
+from alignver.kernel.floats import arithmetic_fault
+from alignver.proof.duplicate_inputs import LISTED, DuplicateInputs
 from alignver.results import CheckResult, Rigor, Subject, Verdict, shown_down
 from alignver.samples import Fingerprints, fingerprints, open_samples
 

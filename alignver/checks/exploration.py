@@ -1,4 +1,7 @@
-"""Is the last hidden layer wide enough (Assumption 4)? Proved at sizes where phi itself cannot be formed."""
+"""Is the last hidden layer wide enough (Assumption 4)? Proved at sizes where phi itself cannot be formed.
+
+Rank n of the matrices of an exploitation phase: Lemma 5, proved for the gates and output weights that there are.
+"""
 
 from __future__ import annotations
 
@@ -12,25 +15,25 @@ from typing import Any
 import numpy as np
 
 from alignver.arrays import accelerator, as_matrix, as_vector, host
-from alignver.checks import exploration_gates, exploration_words
-from alignver.checks.duplicate_inputs import DuplicateInputs
-from alignver.checks.exploration_words import STATEMENT, Setting
+from alignver.checks import exploration_report
+from alignver.checks.exploration_report import STATEMENT, Setting
 from alignver.errors import InvalidInput
-from alignver.kernel.environment import arithmetic_fault
+from alignver.features.cluster import Cluster
+from alignver.features.refutation import by_columns, by_count, by_equal_rows
+from alignver.features.rows import directions, open_rows, survey
+from alignver.features.staircase import certify_staircase, find_staircase
+from alignver.features.threads import single_threaded_blas
+from alignver.kernel.floats import arithmetic_fault
 from alignver.linalg import rank_rules
-from alignver.phi.certify import certify_staircase
-from alignver.phi.cluster import Cluster
-from alignver.phi.refute import by_columns, by_count, by_equal_rows
-from alignver.phi.rows import open_rows
-from alignver.phi.staircase import find_staircase
-from alignver.phi.survey import directions, survey
-from alignver.phi.threads import single_threaded_blas
-from alignver.proof.rounding import FloatArray
+from alignver.progress import track
+from alignver.proof import Certificate
+from alignver.proof.duplicate_inputs import DuplicateInputs
+from alignver.proof.rounding import FloatArray, mul_down
 from alignver.results import CheckResult, Rigor, Subject, Verdict
 from alignver.samples import fingerprints, open_samples
+from alignver.theory.exploitation import Exploitation
 
-__all__ = ["check_safe_exploration", "equal_inputs"]
-
+__all__ = ["Ranks", "check_safe_exploration", "equal_inputs", "prove_ranks"]
 _MOST = 10**7  # units or directions: each takes memory here, and in a certificate
 METHODS = ("auto", "staircase", "gram", "dense")
 
@@ -114,7 +117,7 @@ def check_safe_exploration(
     References
     ----------
     Assumption 4 and Table 2 of Kawaguchi, Zhang, Deng (2022). The staircase and its proof:
-    :mod:`alignver.phi.staircase`.
+    :mod:`alignver.features.staircase`.
 
     Examples
     --------
@@ -150,7 +153,7 @@ def check_safe_exploration(
             return dataclasses.replace(refuted, cost=_cost(began))
         setting = Setting(rows, width, rule, radius, w, tries, seed, place=place, cluster=cluster)
         if method in ("gram", "dense") or gates is not None:
-            result = exploration_gates.check(setting, gates, method, folder)
+            result = exploration_report.check(setting, gates, method, folder)
         else:
             with single_threaded_blas():  # from the survey on: a product with two threads spins into what follows
                 result = _staircase(setting)
@@ -218,11 +221,11 @@ def _staircase(setting: Setting) -> CheckResult:
     if width is not None:
         refuted = by_count(rows.n, rows.m, width, found.record, rows.added)
         if refuted is not None:
-            return exploration_words.refutation(setting, refuted)
+            return exploration_report.refutation(setting, refuted)
     if not setting.delta:  # what refutes Z says nothing about its neighbours
         refuted = by_equal_rows(rows, found, rows.n if width is None else width)
         if refuted is not None:
-            return exploration_words.refutation(setting, refuted)
+            return exploration_report.refutation(setting, refuted)
     # One direction first: where it fails, the rank of Z may be why, and that is known sooner than eight directions
     # are tried.
     cluster = setting.cluster
@@ -230,12 +233,12 @@ def _staircase(setting: Setting) -> CheckResult:
     if search.staircase is None:
         refuted = by_columns(rows, found, width) if width is not None and not setting.delta else None
         if refuted is not None:
-            return exploration_words.refutation(setting, refuted)
+            return exploration_report.refutation(setting, refuted)
         search = find_staircase(rows, found, width, delta=setting.delta, cluster=cluster)
     if search.staircase is not None:
         stairs = search.staircase
         certificate = certify_staircase(stairs, rows, found, setting.delta)
-        return exploration_words.staircase(setting, stairs, certificate)
+        return exploration_report.staircase(setting, stairs, certificate)
     return _undecided(setting, least, search.reason, search.attempts)
 
 
@@ -299,4 +302,62 @@ def _weights(weights: Any, width: int | None) -> FloatArray | None:
 
 
 def _cost(began: float) -> dict[str, float]:
-    return {"seconds": time.perf_counter() - began, **exploration_words.peak_bytes()}
+    return {"seconds": time.perf_counter() - began, **exploration_report.peak_bytes()}
+
+
+_ROOM = 0.25  # a check scales rows by powers of two of its own, within a factor of two of these
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranks:
+    """What is proved of each output's A_j.
+
+    Attributes
+    ----------
+    entries : tuple
+        ``{"s_min"}``, a lower bound, where rank n is proved, else None.
+    reasons : tuple of str
+        Why not, for those without.
+    refuted : bool
+        Whether no gates whatsoever give rank n: too few columns, equal rows of Z. That is a proof too.
+    """
+
+    entries: tuple[dict[str, float] | None, ...]
+    reasons: tuple[str, ...]
+    refuted: bool = False
+
+    @property
+    def all(self) -> bool:
+        """Whether every output has rank n."""
+        return all(entry is not None for entry in self.entries)
+
+
+def prove_ranks(model: Exploitation) -> Ranks:
+    r"""Prove rank n of each :math:`A_j = \phi(R^{(j)}) (\mathrm{diag}(W_{j*}) \otimes I)`, by its Gram matrix.
+
+    Costs a verified Cholesky factorization of order n for each output.
+
+    Notes
+    -----
+    Rigor: PROOF for the entries that are not None; the others say nothing, unless ``refuted``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> model = Exploitation([[2.0, 1.0], [0.0, 1.0]], np.zeros((1, 2, 3)), np.ones((1, 3)))
+    >>> prove_ranks(model).all
+    True
+    """
+    entries: list[dict[str, float] | None] = []
+    reasons = []
+    refuted = False
+    for j in track(range(model.m_y), "rank of A_j"):
+        result = check_safe_exploration(model.Z, q=model.steep_gates[j], weights=model.output_weights[j], method="gram")
+        certificate = result.certificate
+        if result.verdict is Verdict.HOLDS and isinstance(certificate, Certificate):
+            entries.append({"s_min": mul_down(_ROOM, float(certificate.constants["s_min"]))})
+        else:
+            entries.append(None)
+            reasons.append(f"rank n of output {j}: {result.verdict}, {result.reason}")
+            refuted |= result.verdict is Verdict.FAILS  # the Gram matrix only proves; what refutes is about Z alone
+    return Ranks(tuple(entries), tuple(reasons), refuted)

@@ -10,22 +10,20 @@ from typing import Any
 import numpy as np
 
 from alignver.checks.data import bound_sentence, conflict_sentence
-from alignver.checks.duplicate_inputs import DuplicateInputs
-from alignver.checks.exploitation_ranks import Ranks, prove_ranks
-from alignver.checks.exploration_words import peak_bytes
+from alignver.checks.exploration import Ranks, prove_ranks
+from alignver.checks.exploration_report import peak_bytes
 from alignver.errors import InvalidInput
 from alignver.kernel import seal
-from alignver.kernel.environment import arithmetic_fault
 from alignver.kernel.exact import equal
+from alignver.kernel.floats import arithmetic_fault
+from alignver.proof.duplicate_inputs import DuplicateInputs
 from alignver.proof.rounding import FloatArray, add_up, mul_up, sub_down
 from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict, shown_down, shown_up
 from alignver.samples import fingerprints, open_samples
 from alignver.theory.enclosure import LossBounds, enclose, loss_bounds
-from alignver.theory.exploitation import Exploitation
-from alignver.theory.gap import Infimum, better_weights, infimum
-from alignver.theory.losses import LOSSES
-from alignver.theory.objective import Objective, objective
-from alignver.theory.sample_losses import SampleLoss
+from alignver.theory.exploitation import Exploitation, Objective, objective
+from alignver.theory.infimum import Infimum, better_weights, infimum
+from alignver.theory.losses import LOSSES, SampleLoss
 
 __all__ = ["check_optimality"]
 
@@ -83,7 +81,7 @@ def check_optimality(
     -------
     CheckResult
         HOLDS with PROOF and a certificate; for the cross-entropies also how many training errors there can be. FAILS
-        with PROOF, witness and certificate; NUMERICAL by the dual bound of :func:`~alignver.theory.gap.infimum`.
+        with PROOF, witness and certificate; NUMERICAL by the dual bound of :func:`~alignver.theory.infimum.infimum`.
         UNDECIDED where that bound shows these weights to be as good as any with these gates and features, and no more:
         the reason says so.
 

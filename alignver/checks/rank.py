@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 
 from alignver.arrays import Entries, as_matrix, is_operator
-from alignver.checks import band as bands
-from alignver.checks import proving
-from alignver.checks.band import Band
+from alignver.checks import combine
+from alignver.checks import combine as bands
+from alignver.checks.combine import Band
 from alignver.errors import InvalidInput
 from alignver.linalg import rank_rules
 from alignver.linalg.norms import extreme_scale, largest_singular_value, row_sum_norm
 from alignver.linalg.pivoted_qr import qr_profile
-from alignver.linalg.profile import RangeProfile
+from alignver.linalg.qr_reduction import reduce
 from alignver.linalg.rank_rules import Scale
-from alignver.linalg.reduction import reduce
-from alignver.linalg.svd import svd_profile
+from alignver.linalg.svd import RangeProfile, svd_profile
 from alignver.proof import Ball, prove_rank
 from alignver.results import CheckResult, Rigor, Subject, Verdict
 
@@ -96,14 +95,14 @@ def check_rank(
     if rank is None:
         rank = most
     claimed = _claim(rank, most)
-    result = proving.answer(
+    result = combine.answer(
         prove_rank,
         (matrix.array, claimed),
         lambda: _numerically(matrix, claimed, method, rule, tolerance),
         method=method,
         certify=certify,
         ball=ball,
-        covered=lambda: proving.meaning(matrix, rule, tolerance, computed_in, ball),
+        covered=lambda: combine.meaning(matrix, rule, tolerance, computed_in, ball),
         shape=matrix.array.shape,
         subject="A",
         name="rank",

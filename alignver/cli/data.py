@@ -10,8 +10,8 @@ import typer
 
 from alignver.cli import options
 from alignver.cli.exits import Exit
-from alignver.cli.model_options import Loss
-from alignver.cli.session import Session
+from alignver.cli.options import Loss
+from alignver.cli.session import Session, ensure_free, save_certificate
 from alignver.errors import InvalidInput
 
 __all__ = ["data"]
@@ -85,11 +85,11 @@ def data(
     def body() -> Exit:
         with session.working():
             from alignver.checks.data import check_data
-            from alignver.cli import certificates, files
+            from alignver.cli import input_files
 
-            certificates.free(certificate)
+            ensure_free(certificate)
             arrays, places = _read(data_file, targets, test)
-            with files.blamed(places):
+            with input_files.blamed(places):
                 result = check_data(
                     arrays["X"],
                     arrays.get("Y"),
@@ -99,7 +99,7 @@ def data(
                     Y_test=arrays.get("Y_test"),
                 )
             named: dict[str, str] = {name: places[name] for name in ("X", "Y") if name in arrays}
-            notes = certificates.save(result, certificate, named, session)
+            notes = save_certificate(result, certificate, named, session)
         return session.finish(result, inputs=arrays, notes=notes)
 
     return session.conduct(body)
@@ -107,7 +107,7 @@ def data(
 
 def _read(data_file: str, targets: str | None, test: str | None) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the arrays by their names in :func:`~alignver.checks.data.check_data`, and where each of them is."""
-    from alignver.cli import files
+    from alignver.cli import input_files
 
     places = _places(data_file, "DATA", _NAMES)
     if targets is not None:
@@ -118,24 +118,24 @@ def _read(data_file: str, targets: str | None, test: str | None) -> tuple[dict[s
     if test is not None:
         found = _places(test, "--test", {f"{name}_test": (*names, f"{name}_test") for name, names in _NAMES.items()})
         places |= found
-    elif files.is_archive(data_file):
+    elif input_files.is_archive(data_file):
         places |= _places(data_file, "DATA", _TEST_NAMES, required=False)
     if "Y" not in places:
         places.pop("Y_test", None)
-    readers = {name: files.read_vector if name.startswith("Y") else files.read_matrix for name in places}
+    readers = {name: input_files.read_vector if name.startswith("Y") else input_files.read_matrix for name in places}
     return {name: readers[name](place, name) for name, place in places.items()}, places
 
 
 def _places(file: str, argument: str, names: Mapping[str, tuple[str, ...]], *, required: bool = True) -> dict[str, str]:
     """Return which array of a file is which; a file of one array holds the inputs."""
-    from alignver.cli import files
+    from alignver.cli import input_files
 
     inputs = next(iter(names))
-    if not files.is_archive(file):
+    if not input_files.is_archive(file):
         return {inputs: file}
-    there = files.names_in(file, argument)
+    there = input_files.names_in(file, argument)
     places = {name: f"{file}:{key}" for name, keys in names.items() for key in reversed(keys) if key in there}
     if required and inputs not in places:
         need = f"inputs under the name {' or '.join(names[inputs])}; or {file}:NAME with --targets {file}:NAME"
-        raise InvalidInput(files.named(argument, file), f"the arrays {', '.join(there) or 'none'}", need)
+        raise InvalidInput(input_files.named(argument, file), f"the arrays {', '.join(there) or 'none'}", need)
     return places if inputs in places else {}

@@ -1,17 +1,38 @@
-"""Exit codes, and what a person reads on stderr when a command ends without a verdict."""
+"""Exit codes, interrupts and output files: how a command ends, with a verdict or without one.
+
+Python raises ``KeyboardInterrupt`` only between two bytecodes, so an SVD of some minutes would go on to its end. The C
+level handler of Python writes each signal to a pipe as it arrives; a thread that reads the pipe gives the main thread a
+moment to end tidily and then ends the process.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import enum
 import os
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+from alignver import atomic
 from alignver.errors import InvalidInput, MissingDependency, printable
 from alignver.results import Verdict
 
-__all__ = ["Exit", "OutputFailed", "exit_of", "explain", "say", "silence_stdout"]
+__all__ = [
+    "Exit",
+    "OutputFailed",
+    "ensure_writable",
+    "exit_of",
+    "explain",
+    "file_size",
+    "prompt",
+    "say",
+    "silence_stdout",
+    "write_output",
+]
 
 
 class Exit(enum.IntEnum):
@@ -86,3 +107,75 @@ def silence_stdout() -> None:
         os.close(nowhere)
     except (OSError, ValueError):
         pass
+
+
+GRACE = 0.5
+"""Seconds that the main thread has for ending by itself."""
+
+_SHOW_CURSOR = b"\r\x1b[2K\x1b[?25h"  # a progress bar hides the cursor; clear its line and bring the cursor back
+
+
+@contextlib.contextmanager
+def prompt(exit_code: int, message: Callable[[], str]) -> Iterator[None]:
+    """End the process with ``exit_code`` if SIGINT finds the block unable to end within :data:`GRACE` seconds."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    done = threading.Event()
+
+    def watch() -> None:
+        while signals := os.read(reading, 64):
+            if signal.SIGINT in signals and not done.wait(GRACE):
+                with contextlib.suppress(OSError):
+                    os.write(2, (_SHOW_CURSOR if os.isatty(2) else b"") + printable(message()).encode() + b"\n")
+                os._exit(exit_code)
+        os.close(reading)
+
+    previous = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=watch, name="alignver-interrupt", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+        signal.set_wakeup_fd(previous)
+        os.close(writing)
+
+
+def ensure_writable(option: str, target: str | None) -> None:
+    """Refuse a file that cannot be written; one that is there already will be replaced."""
+    if target is None:
+        return
+    place = Path(target)
+    folder = place.resolve().parent
+    if place.is_dir():
+        raise InvalidInput(option, f"{target}, a folder", "the name of a file")
+    if not folder.is_dir():
+        raise InvalidInput(option, f"{target}, in a folder that is not there", "an existing folder")
+    if not os.access(place if place.exists() else folder, os.W_OK):
+        raise InvalidInput(option, f"{target}, which cannot be written", "a place that may be written to")
+
+
+def write_output(option: str, target: str, content: bytes) -> None:
+    """Write a file: a regular one whole or not at all, so that a full disk leaves what was there."""
+    place = Path(target)
+    try:
+        if place.exists() and not place.is_file():  # a device or a pipe: it must not be replaced
+            place.write_bytes(content)
+            return
+        with atomic.writing(place.resolve(), shared=True) as stream:  # a link stays a link, to the new content
+            stream.write(content)
+    except OSError as error:
+        raise OutputFailed(f"{option} {target} cannot be written: {error.strerror or error}") from error
+
+
+def file_size(place: Path) -> str:
+    """Return the size of a file, or of all files in a folder, in words."""
+    files = [place] if place.is_file() else [file for file in place.rglob("*") if file.is_file()]
+    count = float(sum(file.stat().st_size for file in files))
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

@@ -14,7 +14,7 @@ import typer
 
 from alignver.cli import options
 from alignver.cli.exits import Exit
-from alignver.cli.session import Session
+from alignver.cli.session import Session, ensure_free, save_certificate
 from alignver.errors import InvalidInput
 
 __all__ = ["ExplorationMethod", "exploration"]
@@ -172,9 +172,9 @@ def exploration(
     def body() -> Exit:
         with session.working():
             from alignver.checks.exploration import check_safe_exploration, equal_inputs
-            from alignver.cli import backends, certificates, files
+            from alignver.cli import input_files
 
-            certificates.free(certificate)
+            ensure_free(certificate)
             gram = q is not None or method is ExplorationMethod.GRAM
             _require_used(
                 model is not None,
@@ -191,26 +191,26 @@ def exploration(
                 samples = _inputs(z_file, data)
                 source = _Source(model, data, layer, weights, batch_size, device, seed, keep_features)
                 net, identity = _loaded(samples, source)
-                with files.blamed(arguments):
+                with input_files.blamed(arguments):
                     refuted = equal_inputs(samples["X"])
                 if refuted is not None:
-                    notes = certificates.save(refuted, certificate, {"X": f"{data}:X"}, session)
+                    notes = save_certificate(refuted, certificate, {"X": f"{data}:X"}, session)
                     return session.finish(refuted, inputs={**samples, **identity}, notes=notes)
                 features, inputs = _features(session, net, samples, source), {**samples, **identity}
                 estimate = functools.partial(_estimated, net, samples["X"], source)
             elif z_file is not None:
-                features, inputs = files.read_matrix(z_file, "Z"), {}
+                features, inputs = input_files.read_matrix(z_file, "Z"), {}
             else:
                 raise InvalidInput("Z", "no features", "a file, or --model with --data and --layer")
             if estimate_delta and (model is None or delta is not None):
                 raise InvalidInput("--estimate-delta", "no model, or --delta beside it", "--model without --delta")
             if gram and device != "cpu":
-                features = backends.to_backend(features, options.Backend.TORCH, device)
-            with files.renamed(_OPTIONS), files.blamed(arguments), _client(scheduler) as client:
+                features = input_files.to_backend(features, options.Backend.TORCH, device)
+            with input_files.renamed(_OPTIONS), input_files.blamed(arguments), _client(scheduler) as client:
                 result = check_safe_exploration(
                     features,
                     width=width,
-                    q=None if q is None else files.read_matrix(q, "q"),
+                    q=None if q is None else input_files.read_matrix(q, "q"),
                     method=method.value,
                     rule=rule,
                     delta=estimate() if estimate_delta else delta,
@@ -223,7 +223,7 @@ def exploration(
                     client=client,
                 )
             place = z_file if z_file is not None else keep_features
-            notes = certificates.save(result, certificate, {} if place is None else {"Z": place}, session)
+            notes = save_certificate(result, certificate, {} if place is None else {"Z": place}, session)
             if notes and place is None:
                 notes += ("its features are in no file: a re-check wants them kept, with --keep-features FILE.npy",)
         return session.finish(result, inputs=inputs | _identity(result, z_file), notes=notes)
@@ -233,13 +233,13 @@ def exploration(
 
 def _inputs(z_file: str | None, data: str | None) -> dict[str, Any]:
     """Return the inputs of the model whose features are wanted."""
-    from alignver.cli import files
+    from alignver.cli import input_files
 
     if z_file is not None:
         raise InvalidInput("--model", f"a model beside the features {z_file}", "one of the two")
     if data is None:
         raise InvalidInput("--data", "no file", "a .npz file with the model's inputs X")
-    return files.read_npz(data, "--data", ("X",))
+    return input_files.read_npz(data, "--data", ("X",))
 
 
 def _require_used(used: bool, given: Mapping[str, str | None], need: str) -> None:
@@ -252,7 +252,7 @@ def _require_used(used: bool, given: Mapping[str, str | None], need: str) -> Non
 def _client(scheduler: str | None) -> contextlib.AbstractContextManager[Any]:
     if scheduler is None:
         return contextlib.nullcontext()
-    from alignver.phi.cluster import connected
+    from alignver.features.cluster import connected
 
     return connected(scheduler)
 
@@ -273,33 +273,33 @@ class _Source:
 
 def _loaded(samples: dict[str, Any], source: _Source) -> tuple[Any, dict[str, Any]]:
     """Return the model and what identifies it, after a try of two samples: a wrong name is no verdict."""
-    from alignver.cli import files, torchside
+    from alignver.cli import input_files, model_io
 
     if source.kept is not None and (Path(source.kept).exists() or Path(source.kept).suffix != ".npy"):
         raise InvalidInput("--keep-features", source.kept, "a new file, FILE.npy")
-    net, identity = torchside.load(source.model, source.weights, device=source.device, seed=source.seed)
-    from alignver.models.features import extract_features
+    net, identity = model_io.load(source.model, source.weights, device=source.device, seed=source.seed)
+    from alignver.network.feature_extraction import extract_features
 
-    with files.renamed(_OPTIONS), files.blamed({"X": f"{source.data}:X", "model": source.model}):
+    with input_files.renamed(_OPTIONS), input_files.blamed({"X": f"{source.data}:X", "model": source.model}):
         extract_features(net, samples["X"][:2], source.layer, batch_size=source.batch_size)
     return net, identity
 
 
 def _features(session: Session, net: Any, samples: dict[str, Any], source: _Source) -> Any:
-    from alignver.cli import files
-    from alignver.models.features import extract_features, save_features
+    from alignver.cli import input_files
+    from alignver.network.feature_extraction import extract_features, save_features
 
     X, layer, size = samples["X"], source.layer, source.batch_size
     if layer is None:
         session.note("the features are the model's outputs: --layer NAME takes those of a layer inside")
-    with files.renamed(_OPTIONS), files.blamed({"X": f"{source.data}:X", "model": source.model}):
+    with input_files.renamed(_OPTIONS), input_files.blamed({"X": f"{source.data}:X", "model": source.model}):
         if source.kept is None:
             return extract_features(net, X, layer, batch_size=size)
         return save_features(source.kept, net, X, layer, batch_size=size)
 
 
 def _estimated(net: Any, X: Any, source: _Source) -> float:
-    from alignver.models.features import estimate_row_error
+    from alignver.network.feature_extraction import estimate_row_error
 
     return estimate_row_error(net, X, source.layer, seed=source.seed)
 

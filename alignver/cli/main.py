@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from alignver.cli import check, report, reproduce, train, verify
+from alignver.cli import check, reproduce, train, verify
 from alignver.cli.exits import Exit, explain, say
 
 __all__ = ["app", "run"]
@@ -41,7 +41,7 @@ app.add_typer(check.app)
 app.command("train")(train.train)
 app.command("reproduce")(reproduce.reproduce)
 app.command("verify")(verify.verify)
-app.command("report")(report.report)
+app.command("report")(verify.report)
 
 
 def _version(asked: bool) -> None:

@@ -1,4 +1,7 @@
-"""The options that several commands share, each described once."""
+"""The options that several commands share, each described once.
+
+Options that every command about a model of the user's own has alike.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +14,27 @@ __all__ = [
     "Backend",
     "Certificate",
     "Certify",
+    "ChunkSize",
     "ComputedIn",
     "Device",
     "Dtype",
     "DtypeName",
     "Html",
+    "JacobianDtype",
     "Json",
     "Junit",
+    "Loss",
     "Method",
+    "Model",
+    "ModelDtype",
     "Quiet",
     "ResidualTolerance",
     "Rule",
     "Seed",
     "Tolerance",
     "Verbose",
+    "Weights",
 ]
-
 _OUTPUT = "Output"
 _DECISION = "Decision"
 _COMPUTATION = "Computation"
@@ -156,4 +164,51 @@ Dtype = Annotated[DtypeName, typer.Option(help="Precision of the computation.", 
 Seed = Annotated[
     int,
     typer.Option(metavar="N", callback=_seed, help="Seed of everything that is random.", rich_help_panel=_COMPUTATION),
+]
+
+
+class Loss(enum.StrEnum):
+    """The losses that Definition 2's modified targets are known for."""
+
+    SQUARED = "squared"
+    BINARY_CROSS_ENTROPY = "binary_cross_entropy"
+    CROSS_ENTROPY = "cross_entropy"
+
+
+class JacobianDtype(enum.StrEnum):
+    """The precision in which the Jacobian is computed."""
+
+    FLOAT64 = "float64"
+    SAME = "same"
+
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="FILE.py:FUNCTION or package.module:FUNCTION; FUNCTION() returns a torch.nn.Module. "
+        "The code is imported and run.",
+        show_default=False,
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Parameters to load: a .safetensors file.", show_default=False),
+]
+ChunkSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Samples differentiated at a time; fewer need less memory.",
+        show_default="as many as keep it small",
+        rich_help_panel="Computation",
+    ),
+]
+ModelDtype = Annotated[
+    JacobianDtype,
+    typer.Option(
+        help="Precision of the Jacobian: float64 widens the model exactly, same keeps its own.",
+        rich_help_panel="Computation",
+    ),
 ]

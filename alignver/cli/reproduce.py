@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alignver.cli import files, options, outputs
-from alignver.cli.exits import Exit, exit_of
+from alignver.cli import input_files, options
+from alignver.cli.exits import Exit, ensure_writable, exit_of, write_output
 from alignver.cli.session import Session
 from alignver.errors import printable
 
 if TYPE_CHECKING:
-    from alignver.experiments.conduct import Outcome
-    from alignver.experiments.item import Item
+    from alignver.experiments.conduct import Item, Outcome
     from alignver.results import CheckResult
 
 __all__ = ["reproduce"]
@@ -95,21 +94,19 @@ def reproduce(
         from alignver.results import worst
 
         with session.working():
-            from alignver.cli.backends import library
+            from alignver.cli.input_files import library
 
             library("torch", "the experiments of the paper")
-            from alignver.experiments.catalogue import NAMES, load
-            from alignver.experiments.conduct import conduct
-            from alignver.experiments.item import Setting
+            from alignver.experiments.conduct import NAMES, Setting, conduct, load
 
             if listing:
                 chosen = None
             elif item is None:
                 raise InvalidInput("ITEM", "no value", "one of " + ", ".join(NAMES) + "; --list shows what each costs")
             else:
-                with files.renamed(_OPTIONS):
+                with input_files.renamed(_OPTIONS):
                     chosen = load(item)
-                    outputs.possible("--figure", figure)
+                    ensure_writable("--figure", figure)
                     _drawable(chosen, figure)
                     setting = Setting(seeds, tuple(dataset or ()), device, data_folder, cache, reduced)
                     session.farewell = _farewell(out)
@@ -209,4 +206,4 @@ def _save(session: Session, item: Item, outcome: Outcome, file: str) -> None:
         return
     content = io.BytesIO()
     drawn.savefig(content, format=Path(file).suffix.removeprefix("."))
-    outputs.write("--figure", file, content.getvalue())
+    write_output("--figure", file, content.getvalue())

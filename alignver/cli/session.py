@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignver.cli import interrupt, outputs
-from alignver.cli.exits import Exit, OutputFailed, exit_of, explain, say
+from alignver.cli.exits import (
+    Exit,
+    OutputFailed,
+    ensure_writable,
+    exit_of,
+    explain,
+    file_size,
+    prompt,
+    say,
+    write_output,
+)
 from alignver.errors import InvalidInput
-from alignver.results import CheckResult, Report
+from alignver.results import CheckResult, Report, Rigor, Summarised
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from alignver.report.source import Source
 
-__all__ = ["Session"]
+__all__ = ["Session", "ensure_free", "recheck_command", "recheck_hint", "save_certificate"]
 
 
 @dataclasses.dataclass
@@ -67,9 +78,9 @@ class Session:
     def conduct(self, body: Callable[[], Exit]) -> int:
         """Run a command's body and return its exit code, whatever happens in it."""
         try:
-            with interrupt.prompt(Exit.INTERRUPTED, lambda: f"alignver: {self.farewell}"), _heard():
-                outputs.possible("--html", self.html)
-                outputs.possible("--junit", self.junit)
+            with prompt(Exit.INTERRUPTED, lambda: f"alignver: {self.farewell}"), _heard():
+                ensure_writable("--html", self.html)
+                ensure_writable("--junit", self.junit)
                 return int(body())
         except KeyboardInterrupt:
             say(self.farewell)
@@ -168,7 +179,7 @@ class Session:
             self._written("--junit", self.junit, junit.document(source.report))
 
     def _written(self, option: str, target: str, content: bytes) -> None:
-        outputs.write(option, target, content)
+        write_output(option, target, content)
         self.note(f"{target} ({len(content) / 1000:.1f} kB)")
 
     def _stopped(self, error: Exception) -> None:
@@ -180,7 +191,7 @@ class Session:
         from alignver.report import junit
 
         try:
-            outputs.write("--junit", self.junit, junit.stopped(self.command, type(error).__name__, str(error)))
+            write_output("--junit", self.junit, junit.stopped(self.command, type(error).__name__, str(error)))
         except OutputFailed as failed:
             say(str(failed))
 
@@ -229,3 +240,60 @@ def _heard() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_rest, **_more: say(f"warning: {message}")
         yield
+
+
+def ensure_free(target: str | None) -> None:
+    """Refuse, before any work is done, a place that a certificate cannot go to."""
+    if target is None:
+        return
+    folder = Path(target)
+    need = "a new folder, or one with a certificate to replace"
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise InvalidInput("--certificate", f"{target}, a file or a link", need)
+    if folder.is_dir():
+        names = {entry.name for entry in folder.iterdir()}
+        if names and not ("certificate.json" in names and names <= {"certificate.json", "data.npz"}):
+            raise InvalidInput("--certificate", f"{target}, a folder with other things in it", need)
+
+
+def save_certificate(
+    result: CheckResult, target: str | None, files: Mapping[str, str], session: Session, again: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """Save the result's certificate and return the line of the report that says how to check it again.
+
+    ``again`` are the options of ``alignver verify`` that make the claim's inputs, where they are in no file.
+    """
+    if target is None:
+        return ()
+    writer = getattr(result.certificate, "save", None)
+    if writer is None:
+        why = "the verdict is numerical, not a proof" if result.rigor is not Rigor.PROOF else "the proof has none"
+        session.note(f"no certificate was saved in {target}: {why}")
+        return ()
+    try:
+        writer(target)
+    except OSError as error:
+        # The work is done: its verdict is shown before the file is given up, as with the other files.
+        session.unwritten = OutputFailed(f"--certificate {target} cannot be written: {error.strerror or error}")
+        return ()
+    if not files and not again:  # it is about matrices that were made on the way
+        return (f"certificate {target} ({file_size(Path(target))}): {_claim(result)}",)
+    named = [word for name, file in files.items() for word in ("--input", f"{name}={file}")]
+    session.verify = recheck_command(target, [*named, *again])
+    return (recheck_hint(target, [*named, *again]),)
+
+
+def recheck_command(target: str, again: Sequence[str]) -> str:
+    """Return the command that checks a saved certificate again."""
+    return shlex.join(("alignver", "verify", target, *again))
+
+
+def recheck_hint(target: str, again: Sequence[str]) -> str:
+    """Return the line of the report about a saved certificate, with the options that check it again."""
+    return f"certificate {target} ({file_size(Path(target))}); re-check with: {recheck_command(target, again)}"
+
+
+def _claim(result: CheckResult) -> str:
+    certificate = result.certificate
+    summary = certificate.summary() if isinstance(certificate, Summarised) else certificate or {}
+    return str(summary.get("claim", "re-check it with alignver.recheck"))

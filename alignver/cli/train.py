@@ -9,7 +9,7 @@ import typer
 
 from alignver.cli import options
 from alignver.cli.exits import Exit
-from alignver.cli.model_options import Loss, Weights
+from alignver.cli.options import Loss, Weights
 from alignver.cli.session import Session
 
 __all__ = ["train"]
@@ -237,7 +237,7 @@ def train(
     session = Session("train", json=json, quiet=quiet, verbose=verbose, device=device, dtype=dtype.value, seed=seed)
 
     def body() -> Exit:
-        from alignver.cli.training import Request, conduct
+        from alignver.cli.train_run import Request, conduct
 
         sources = {"model": model, "data": data, "weights": weights}
         return conduct(session, Request(sources, named, given, out, resume, checkpoint_every))

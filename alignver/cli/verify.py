@@ -1,19 +1,72 @@
-"""``alignver verify``: check a certificate again, without trusting what produced it."""
+"""``alignver report``: what was found, as a page for people and as XML for a CI system.
+
+``alignver verify``: check a certificate again, without trusting what produced it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from alignver.cli import options
 from alignver.cli.exits import Exit
-from alignver.cli.model_options import ChunkSize, Dtype, JacobianDtype, Loss, Weights
+from alignver.cli.options import ChunkSize, JacobianDtype, Loss, ModelDtype, Weights
 from alignver.cli.session import Session
 from alignver.errors import InvalidInput
 
-__all__ = ["verify"]
+__all__ = ["report", "verify"]
+
+
+def report(
+    run: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="A run folder, its history.jsonl, or a file that --json wrote."),
+    ],
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="The HTML page; one that is there is replaced.",
+            show_default="report.html in the run folder, or beside the file",
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    junit: options.Junit = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> int:
+    """Make a page of what was found: verdicts first, then evidence, then where it comes from.
+
+    The page is one file that needs no network. The exit code is 0 when it is written, whatever it says.
+
+    [bold]Examples[/bold]
+
+      alignver report run-1
+      alignver report run-1/history.jsonl -o so-far.html
+      alignver report found.json -o report.html --junit report.xml
+    """
+    place = Path(run)
+    target = out if out is not None else str((place if place.is_dir() else place.parent) / "report.html")
+    session = Session("report", quiet=quiet, verbose=verbose, html=target, junit=junit)
+
+    def body() -> Exit:
+        with session.working():
+            from alignver.errors import InvalidInput
+            from alignver.report.source import read
+
+            source = read(place)
+            if source.report is None and junit is not None:
+                raise InvalidInput("--junit", f"{run}, without a verdict", "a run that is finished")
+            session.keep_source(source)
+        return Exit.HOLDS
+
+    return session.conduct(body)
+
 
 _ALIGNMENT = "Alignment"
 
@@ -54,7 +107,7 @@ def verify(
     ] = None,
     weights: Weights = None,
     device: options.Device = "cpu",
-    dtype: Dtype = JacobianDtype.FLOAT64,
+    dtype: ModelDtype = JacobianDtype.FLOAT64,
     seed: options.Seed = 0,
     chunk_size: ChunkSize = None,
     html: options.Html = None,
@@ -80,8 +133,8 @@ def verify(
 
     def body() -> Exit:
         with session.working():
-            from alignver.cli import files
-            from alignver.phi.recheck import recheck
+            from alignver.checks.recheck import recheck
+            from alignver.cli import input_files
             from alignver.results import Rigor, Verdict
 
             named = _split(inputs or [])
@@ -90,10 +143,10 @@ def verify(
                     raise InvalidInput("--input", "inputs beside --model", "one or the other")
                 arrays, identity, notes, covered = source.again(certificate)
             else:
-                read = {"y": files.read_vector}  # the one vector among the inputs that claims have
-                arrays = {name: read.get(name, files.read_matrix)(file, name) for name, file in named.items()}
+                read = {"y": input_files.read_vector}  # the one vector among the inputs that claims have
+                arrays = {name: read.get(name, input_files.read_matrix)(file, name) for name, file in named.items()}
                 identity, notes, covered = {}, (), True
-            with files.blamed(named):
+            with input_files.blamed(named):
                 result = recheck(certificate, **arrays)
             result = dataclasses.replace(result, evidence=(*result.evidence, *notes))
             if not covered and result.verdict is Verdict.HOLDS:
@@ -127,8 +180,8 @@ class _Source:
         """Make the inputs again; return them, what identifies their source, what is to be said of them, and whether the
         claim is about the model.
         """
-        from alignver.cli import files, torchside
-        from alignver.kernel.storage import Tampered, load_certificate
+        from alignver.cli import input_files, model_io
+        from alignver.kernel.certificate import Tampered, load_certificate
 
         for option, value in (("--model", self.model), ("--data", self.data), ("--loss", self.loss)):
             if value is None:
@@ -140,11 +193,11 @@ class _Source:
             loaded = load_certificate(certificate)
         except Tampered:
             return {}, {}, (), True  # the checker says what is wrong with it
-        samples = files.read_npz(self.data, "--data", ("X", "Y"))
-        net, identity = torchside.load(self.model, self.weights, device=self.device, seed=self.seed)
-        from alignver.models.reverify import inputs_again
+        samples = input_files.read_npz(self.data, "--data", ("X", "Y"))
+        net, identity = model_io.load(self.model, self.weights, device=self.device, seed=self.seed)
+        from alignver.jacobians.prepare import inputs_again
 
-        with files.blamed({"X": f"{self.data}:X", "Y": f"{self.data}:Y", "model": self.model}):
+        with input_files.blamed({"X": f"{self.data}:X", "Y": f"{self.data}:Y", "model": self.model}):
             made, notes, covered = inputs_again(
                 loaded,
                 net,
@@ -169,11 +222,11 @@ def _split(pairs: list[str]) -> dict[str, str]:
 
 def _files(pair: str) -> list[tuple[str, str]]:
     """Return the names with their files: the one that is said, or those of all arrays of a .npz file."""
-    from alignver.cli import files
+    from alignver.cli import input_files
 
     name, equals, file = pair.partition("=")
     if not equals and pair.endswith(".npz"):
-        return [(key, f"{pair}:{key}") for key in files.names_in(pair, "--input")]
+        return [(key, f"{pair}:{key}") for key in input_files.names_in(pair, "--input")]
     if not equals or not name.isidentifier() or not file:
         raise InvalidInput("--input", repr(pair), "NAME=FILE, for example J=J.npy, or FILE.npz")
     return [(name, file)]

@@ -16,10 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from alignver.checks.alignment import check_alignment
 from alignver.data import Dataset, semeion, sine_wave, two_moons
 from alignver.errors import InvalidInput
-from alignver.models.alignment import check_alignment
-from alignver.models.networks import fully_connected, lenet
+from alignver.experiments.networks import fully_connected, lenet
 from alignver.results import CheckResult, Verdict
 
 __all__ = ["Problem", "problems"]

@@ -1,4 +1,10 @@
-"""Run an experiment part by part: each result is kept when it is there, so that nothing is lost and nothing done twice.
+"""What every experiment of the paper is here: parts that can be run one by one, and a judgement of what they gave.
+
+Every figure and table of the paper that can be reproduced, by name.
+
+On what an experiment ran: kinds of processor and accelerator, and nothing that says whose they are.
+
+Run an experiment part by part: each result is kept when it is there, so that nothing is lost and nothing done twice.
 
 A run folder holds one JSON file for each part, named by the hash of its recipe; a part whose file is there is not run.
 """
@@ -6,26 +12,265 @@ A run folder holds one JSON file for each part, named by the hash of its recipe;
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
+import importlib
 import json
 import os
 import pathlib
+import platform
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from alignver import atomic
 from alignver._version import __version__
 from alignver.errors import InvalidInput, reading
-from alignver.experiments.item import Item, Part, Setting
-from alignver.experiments.machine import machine
 from alignver.progress import track
-from alignver.results import CheckResult, plain
+from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict, plain
 
-__all__ = ["Outcome", "conduct", "spread"]
+__all__ = [
+    "NAMES",
+    "Item",
+    "Measured",
+    "Outcome",
+    "Part",
+    "Run",
+    "Setting",
+    "compared",
+    "conduct",
+    "load",
+    "machine",
+    "spread",
+]
+Measured = Mapping[str, Mapping[str, Any]]
+"""What the parts gave, by key; a part that was not run is absent."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What the person who reproduces an item chooses.
+
+    Attributes
+    ----------
+    seeds : int or None
+        How many seeds, from 0 up; None is the item's own number.
+    datasets : tuple of str
+        Of the item's data sets; empty for those that it takes by default.
+    device : str
+        A torch device.
+    data_folder, cache : path or None
+        Where the image sets are, and where features are kept.
+    reduced : bool or None
+        Whether long experiments are made smaller, which their results then say. None: unless there is a GPU.
+    """
+
+    seeds: int | None = None
+    datasets: tuple[str, ...] = ()
+    device: str = "cpu"
+    data_folder: str | os.PathLike[str] | None = None
+    cache: str | os.PathLike[str] | None = None
+    reduced: bool | None = None
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether long experiments are made smaller."""
+        return not self.device.startswith("cuda") if self.reduced is None else self.reduced
+
+    def on_cpu(self) -> Setting:
+        """Return this setting for an experiment that runs on the CPU; refuse another device rather than not use it."""
+        if self.device != "cpu":
+            raise InvalidInput("device", repr(self.device), "'cpu', where this experiment runs")
+        return self
+
+    def __post_init__(self) -> None:
+        if self.seeds is not None and (isinstance(self.seeds, bool) or self.seeds < 1):
+            raise InvalidInput("seeds", f"seeds={self.seeds!r}", "an integer >= 1")
+
+    def chosen(self, known: Sequence[str], default: Sequence[str] | None = None) -> tuple[str, ...]:
+        """Return the data sets to run: those asked for, in the item's order, or its default."""
+        unknown = [name for name in self.datasets if name not in known]
+        if unknown:
+            raise InvalidInput("dataset", repr(unknown[0]), "one of " + ", ".join(known))
+        if not self.datasets:
+            return tuple(known if default is None else default)
+        return tuple(name for name in known if name in self.datasets)
+
+
+Run = Callable[[], Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A piece of an experiment that is run, kept and taken up again as a whole.
+
+    Attributes
+    ----------
+    key : str
+        Its name in the run folder and in reports, such as ``"two moons, seed 0"``.
+    recipe : mapping
+        Everything that decides the outcome besides the code: plain data. Another recipe is another part.
+    run : callable
+        Does the work and returns plain data.
+    family : str
+        Items whose parts are of one family share them; empty for parts of an item's own.
+    """
+
+    key: str
+    recipe: Mapping[str, Any]
+    run: Run
+    family: str = ""
+
+
+class Item(Protocol):
+    """A figure or table of the paper.
+
+    Attributes
+    ----------
+    name : str
+        As the command line takes it: ``"figure1a"``.
+    title, source : str
+        What is shown, and where the paper shows it.
+    datasets : tuple of str
+        What ``--dataset`` can choose from; empty if there is nothing to choose.
+    cost : str
+        What the default setting takes on two cores, as measured; and what is known of a GPU.
+    """
+
+    name: str
+    title: str
+    source: str
+    datasets: tuple[str, ...]
+    cost: str
+
+    def parts(self, setting: Setting) -> Sequence[Part]:
+        """Return the parts that a setting asks for, cheapest first."""
+
+    def judge(self, setting: Setting, measured: Measured) -> Sequence[CheckResult]:
+        """Return the paper's claims beside what was measured; UNDECIDED where parts are missing."""
+
+    def draw(self, measured: Measured) -> Any:
+        """Return the matplotlib figure of what was measured, or None."""
+
+
+_KINDS = {Verdict.HOLDS: "agrees", Verdict.FAILS: "differs", Verdict.UNDECIDED: "undecided"}
+
+
+def compared(
+    item: Item,
+    claim: str,
+    verdict: Verdict,
+    reason: str,
+    *,
+    paper: Any = None,
+    ours: Any = None,
+    evidence: Sequence[str] = (),
+    bounds: Sequence[Bound] = (),
+    seconds: float | None = None,
+) -> CheckResult:
+    """Return a claim of the paper beside our measurement as one result.
+
+    Parameters
+    ----------
+    item : Item
+        Names the result and its source.
+    claim : str
+        The paper's claim, in a few words.
+    verdict : Verdict
+        HOLDS if what was measured agrees with the claim.
+    reason : str
+        What was measured, in a sentence.
+    paper, ours : plain data
+        The paper's numbers and ours, under ``measured["paper"]`` and ``measured["ours"]``.
+
+    Returns
+    -------
+    CheckResult
+        NUMERICAL: one experiment, its seeds as stated.
+    """
+    return CheckResult(
+        name=item.name,
+        statement=f"{item.source}: {claim}",
+        verdict=verdict,
+        rigor=Rigor.NUMERICAL,
+        subject=Subject.NETWORK,
+        code=f"paper-{_KINDS[verdict]}",
+        reason=reason,
+        evidence=tuple(evidence),
+        measured={"paper": paper, "ours": ours},
+        bounds=tuple(bounds),
+        cost={} if seconds is None else {"seconds": seconds},
+    )
+
+
+_HOMES = {
+    "figure1a": "fully_connected",
+    "figure1bc": "lenet",
+    "table1a": "fully_connected",
+    "table1b": "lenet",
+    "figure2": "sine_wave",
+    "figure3": "sine_wave",
+    "table2": "table2",
+    "table2-gates": "table2",
+    "table3": "image_tables",
+    "table4": "image_tables",
+    "figure4": "image_tables",
+    "table5": "image_tables",
+    "learning-rates": "image_tables",
+    "table6": "grid_search",
+    "tables7-15": "grid_search",
+    "figure6": "image_tables",
+}
+NAMES = tuple(_HOMES)
+"""The items, in the paper's order; each is a constant of its module, in capitals with an underscore for a hyphen."""
+
+
+def load(name: str) -> Item:
+    """Return an item by its name.
+
+    Raises
+    ------
+    InvalidInput
+        There is none of that name.
+
+    Examples
+    --------
+    >>> load("figure6").source
+    'Figure 6, Appendix C'
+    """
+    if name not in NAMES:
+        near = difflib.get_close_matches(name, NAMES, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise InvalidInput("item", repr(name) + hint, "one of " + ", ".join(NAMES))
+    home = importlib.import_module(f"alignver.experiments.{_HOMES[name]}")
+    item: Item = getattr(home, name.replace("-", "_").upper())
+    return item
+
+
+def machine(device: str = "cpu") -> dict[str, str | int]:
+    """Return the kind of processor, the cores and threads that this process may use, and the kind of accelerator.
+
+    Examples
+    --------
+    >>> sorted(machine())
+    ['cores', 'processor', 'threads']
+    """
+    listed = pathlib.Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*:\s*(.+)$", listed.read_text(), re.MULTILINE) if listed.is_file() else []
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    found: dict[str, str | int] = {
+        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "cores": len(affinity(0)) if affinity is not None else os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+    }
+    if device.startswith("cuda"):
+        found["accelerator"] = torch.cuda.get_device_name(device)
+    return found
+
 
 _ORIGIN = ("part", "seconds", "versions", "machine")
 
@@ -67,7 +312,7 @@ def conduct(
     Parameters
     ----------
     item : Item
-        One of :data:`alignver.experiments.catalogue.ITEMS`.
+        One of :data:`alignver.experiments.conduct.NAMES`.
     setting : Setting, optional
     folder : path, optional
         Keep the parts here and take up those that are there.
@@ -82,7 +327,7 @@ def conduct(
 
     Examples
     --------
-    >>> from alignver.experiments.catalogue import load
+    >>> from alignver.experiments.conduct import load
     >>> outcome = conduct(load("figure6"))
     >>> outcome.results[0].verdict
     <Verdict.HOLDS: 'HOLDS'>

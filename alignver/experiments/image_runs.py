@@ -1,10 +1,15 @@
-"""Train the ResNet-18 of section 3.4.2 on an image set, by the standard method or by the wrapper around it."""
+"""Algorithm 1 at its word: the wrapper without what the library adds to keep it from diverging.
+
+Train the ResNet-18 of section 3.4.2 on an image set, by the standard method or by the wrapper around it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from types import MappingProxyType
 from typing import Any
@@ -12,18 +17,45 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from alignver.experiments.as_written import enter, quietly
-from alignver.experiments.augmentation import AUGMENTATIONS
-from alignver.experiments.image_sets import Split, split
-from alignver.experiments.item import Part, Setting
-from alignver.experiments.resnet18 import resnet18
+from alignver.experiments.conduct import Part, Setting
+from alignver.experiments.image_sets import AUGMENTATIONS, Split, split
+from alignver.experiments.networks import resnet18
 from alignver.progress import track
 from alignver.training.exploitation import CachedProblem
-from alignver.training.pace import tau_epoch
+from alignver.training.guarantee import Guarantee
+from alignver.training.loop import tau_epoch
 from alignver.training.solvers import take_step
 from alignver.training.wrapper import EEWrapper
 
-__all__ = ["RATE", "STANDARD", "WRAPPER", "Effort", "ImageRun", "effort", "train"]
+__all__ = ["RATE", "STANDARD", "WRAPPER", "Effort", "ImageRun", "effort", "enter", "quietly", "train"]
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Leave out warnings that a step may diverge or nothing is proved: an experiment measures what becomes of it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
+
+
+def enter(wrapper: EEWrapper, X: Any, Y: Any, *, rate: float | None, **options: Any) -> Guarantee:
+    """Go over to exploitation, with the step that the paper has there whatever Lhat is.
+
+    Parameters
+    ----------
+    wrapper : EEWrapper
+    X, Y, **options
+        Of :meth:`EEWrapper.enter_exploitation`.
+    rate : float or None
+        The step; None for the wrapper's choice.
+    """
+    with quietly():
+        found = wrapper.enter_exploitation(X, Y, **options)
+    if rate is not None:
+        for group in wrapper.optimizer.param_groups:
+            group["lr"] = rate
+    return found
+
 
 STANDARD, WRAPPER = "standard", "wrapper"
 RATE = 0.1

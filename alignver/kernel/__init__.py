@@ -5,8 +5,7 @@ Nothing here produces a proof, and nothing outside has to be right for a proof t
 :mod:`alignver.results`; python-flint, where it is installed, multiplies integer matrices faster.
 """
 
-from alignver.kernel.certificate import Certificate, seal
-from alignver.kernel.storage import load_certificate
+from alignver.kernel.certificate import Certificate, load_certificate, seal
 from alignver.kernel.verify import verify
 
 __all__ = ["Certificate", "load_certificate", "seal", "verify"]

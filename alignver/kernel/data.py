@@ -24,10 +24,9 @@ import numpy as np
 
 from alignver.errors import InvalidInput
 from alignver.kernel.certificate import LOSSES, Certificate, Inputs, rows_of
-from alignver.kernel.environment import require_ieee
 from alignver.kernel.exact import equal, indices, integers, number, power, rounded_down
 from alignver.kernel.failure import NotProved, demand, require
-from alignver.kernel.floats import Run
+from alignver.kernel.floats import Run, require_ieee
 from alignver.kernel.gates import LIBRARY
 from alignver.results import shown_down
 
@@ -196,7 +195,8 @@ def _entropy(parts: Any, others: Any, n: int, terms: int) -> float:
 
     With u = 2^-53, C_c is a computed sum of fewer than t terms, D_c one of fewer than 2 t, none negative, and the
     quotient rounds once more: it is at most :math:`1 + (3 t + 3) u` times the exact one, and so is its log1p, which is
-    good to 2^-40 besides (:mod:`alignver.kernel.gates`). A term is too large by less than :math:`(4 t + 8) u + 2^{-40}`
+    good to 2^-40 besides (:mod:`alignver.kernel.exploration`). A term is too large by less than :math:`(4 t + 8) u +
+    2^{-40}`
     of it. Products that underflow lose 2^-1075. Rounding may double a quotient that is subnormal, so C_c loses D_c; the
     other columns are those whose quotient is cut off, and gain more than 15 D_c by it.
     """

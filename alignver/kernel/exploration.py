@@ -16,10 +16,19 @@ from typing import Any
 import numpy as np
 
 from alignver.kernel.certificate import Certificate, seal
-from alignver.kernel.environment import require_ieee
 from alignver.kernel.exact import equal, exponents, floats, indices, nonzero, number, power, rounded_down, sqrt_up
 from alignver.kernel.failure import NotProved, require
-from alignver.kernel.floats import EXACT, OMEGA, Run, exact_residual, gamma, gram_floor, inverse_floor, norm_up
+from alignver.kernel.floats import (
+    EXACT,
+    OMEGA,
+    Run,
+    exact_residual,
+    gamma,
+    gram_floor,
+    inverse_floor,
+    norm_up,
+    require_ieee,
+)
 from alignver.kernel.gates import gate_floor
 from alignver.kernel.matrices import METHODS as MATRIX_METHODS
 from alignver.kernel.snapshot import Rows

@@ -2,8 +2,8 @@ r"""Claims about the distance of a training loss from its infimum, from the five
 
 The model is :math:`f_{ij} = z_i^\top \sum_k w_{jk}\,\tilde\sigma(z_i^\top r_{jk})\,\theta_{jk}` in real arithmetic, for
 exactly the floats Z, R, W, theta. The outputs are computed in this order, another than the producer's, their errors
-bounded from absolute values entry by entry; exp and log1p are taken to be good to 2^-40 (:mod:`alignver.kernel.gates`);
-sums over samples are exact.
+bounded from absolute values entry by entry; exp and log1p are taken to be good to 2^-40
+(:mod:`alignver.kernel.exploration`); sums over samples are exact.
 
 Bounds that are held in arrays are sums and products of floats that are not negative, with fewer than 2^21 roundings
 each: the factor :data:`ROOM` pays for them; :data:`FINE` pays for fewer than 2^7.

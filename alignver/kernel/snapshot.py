@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from alignver.kernel.certificate import Certificate
-from alignver.kernel.environment import require_ieee
 from alignver.kernel.failure import demand, require
+from alignver.kernel.floats import require_ieee
 from alignver.results import Frozen, plain
 
 __all__ = ["Rows", "frozen", "real"]

@@ -11,17 +11,16 @@ from typing import Any
 import numpy as np
 
 from alignver.errors import InvalidInput
-from alignver.kernel import data, exploration, factored, matrices, optimality
-from alignver.kernel.certificate import STATED, Certificate, check_array, describe, record
-from alignver.kernel.environment import require_ieee
+from alignver.kernel import data, exploration, matrices, optimality
+from alignver.kernel.certificate import STATED, Certificate, Tampered, check_array, describe, load_certificate, record
 from alignver.kernel.failure import NotProved, Unsupported, require
+from alignver.kernel.floats import require_ieee
 from alignver.kernel.snapshot import Rows, frozen, real
-from alignver.kernel.storage import Tampered, load_certificate
 from alignver.results import CheckResult, Rigor, Subject, Verdict, plain
 
 __all__ = ["verify"]
 
-_ON_MATRICES = matrices.METHODS | factored.METHODS | optimality.METHODS | data.METHODS
+_ON_MATRICES = matrices.METHODS | optimality.METHODS | data.METHODS
 _NAMES: dict[str, tuple[str, ...]] = {"membership": ("J", "y"), "non-membership": ("J", "y"), "rank": ("A",)}
 _NAMES |= {"not-rank": ("A",), "exploration": ("Z",), "exploration-gates": ("Z",), "no-exploration": ("Z",)}
 _NAMES |= dict.fromkeys(("optimality", "suboptimality"), ("R", "W", "Y", "Z", "theta"))
@@ -37,7 +36,7 @@ def verify(
     Parameters
     ----------
     certificate : Certificate or path
-        A path is read with :func:`~alignver.kernel.storage.load_certificate`.
+        A path is read with :func:`~alignver.kernel.certificate.load_certificate`.
     inputs : mapping of str to array
         The matrices that the claim is about, by the names that the certificate lists: NumPy arrays. ``Z`` of a claim of
         exploration may be a mapped file, or anything with shape, dtype and rows that can be indexed: it is read block

@@ -15,8 +15,8 @@ import numpy as np
 
 from alignver.arrays import Array, host, like, namespace
 from alignver.linalg.norms import norm
-from alignver.linalg.profile import RangeProfile, descending_tails
-from alignver.linalg.reduction import Reduced
+from alignver.linalg.qr_reduction import Reduced
+from alignver.linalg.svd import RangeProfile, descending_tails
 from alignver.progress import stage
 
 __all__ = ["pivoted_qr", "qr_profile"]

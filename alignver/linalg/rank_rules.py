@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from alignver.errors import InvalidInput
-from alignver.linalg.profile import RangeProfile
+from alignver.linalg.svd import RangeProfile
 from alignver.results import Tolerance
 
 __all__ = ["RULES", "RankRule", "Scale", "compare", "tolerance"]

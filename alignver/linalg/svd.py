@@ -1,16 +1,106 @@
-"""The range of a matrix by singular value decomposition: the reference that the tolerance's meaning is written in."""
+"""What a rank-revealing decomposition says at every tolerance at once: rank(tau) and rho(tau), as step functions.
+
+The range of a matrix by singular value decomposition: the reference that the tolerance's meaning is written in.
+"""
 
 from __future__ import annotations
+
+import dataclasses
+from typing import Any
 
 import numpy as np
 
 from alignver.arrays import Array, host, namespace
 from alignver.linalg.norms import norm
-from alignver.linalg.profile import RangeProfile, descending_tails
-from alignver.linalg.reduction import Reduced
+from alignver.linalg.qr_reduction import Reduced
 from alignver.progress import stage
 
-__all__ = ["decompose", "svd_profile"]
+__all__ = ["RangeProfile", "decompose", "svd_profile"]
+_STEPS = 60  # of a curve
+
+Vector = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclasses.dataclass(frozen=True)
+class RangeProfile:
+    """Rank and residual of a target as functions of the tolerance tau.
+
+    With levels l_1 >= l_2 >= ... >= l_k >= 0 and P_r the orthogonal projector on the first r directions found,
+
+        rank(tau) = #{j : l_j > tau},   rho(tau) = ||(I - P_rank(tau)) y|| / ||y||.
+
+    The levels of an SVD are the singular values; those of a pivoted QR are the trailing norms ||R_22||_F, so that
+    rank(tau) is the first r with ||R_22|| <= tau. rho is a non-decreasing step function of tau.
+
+    Attributes
+    ----------
+    levels : (k,) float64
+        Non-increasing.
+    tails : (k + 1,) float64
+        ``tails[r]`` = ||(I - P_r) y|| / ||y||, non-increasing in r; zeros where there is no target.
+
+    Examples
+    --------
+    >>> profile = RangeProfile(np.array([2.0, 1.0, 1e-9]), np.array([1.0, 0.5, 0.1, 0.0]))
+    >>> profile.rank(1e-6), profile.rho(1e-6), profile.turns_at(0.2)
+    (2, 0.1, 1.0)
+    """
+
+    levels: Vector
+    tails: Vector
+
+    def rank(self, tau: float) -> int:
+        """Return the number of levels above ``tau``."""
+        return int(np.count_nonzero(self.levels > tau))
+
+    def rho(self, tau: float) -> float:
+        """Return the relative residual of the target at tolerance ``tau``."""
+        return float(self.tails[self.rank(tau)])
+
+    def turns_at(self, limit: float) -> float | None:
+        """Return the tau from which on rho(tau) > limit; below it rho(tau) <= limit. None: rho never exceeds the limit.
+
+        0.0 means that rho exceeds the limit at every tolerance.
+        """
+        within = np.flatnonzero(self.tails <= limit)
+        if within.size == 0:
+            return 0.0
+        first = int(within[0])
+        return None if first == 0 else float(self.levels[first - 1])
+
+    def near(self, tau: float, factor: float = 100.0, most: int = 12) -> tuple[float, ...]:
+        """Return the levels within ``factor`` of ``tau``, those closest to it (by ratio) first to be kept, in order."""
+        inside = self.levels[(self.levels >= tau / factor) & (self.levels <= tau * factor) & (self.levels > 0)]
+        if inside.size > most:
+            distance = np.abs(np.log(inside / tau))
+            inside = inside[np.sort(np.argsort(distance, kind="stable")[:most])]
+        return tuple(float(level) for level in inside)
+
+    def curve(self, low: float, high: float) -> tuple[tuple[float, float], ...]:
+        """Return points (tau, rho(tau)), tau from ``low`` to ``high``, between which rho is constant.
+
+        At most 60 of the steps of rho in there are kept, evenly by their number.
+
+        Examples
+        --------
+        >>> RangeProfile(np.array([2.0, 1.0, 1e-9]), np.array([1.0, 0.5, 0.1, 0.0])).curve(1e-12, 1.5)
+        ((1e-12, 0.0), (1e-09, 0.1), (1.0, 0.5), (1.5, 0.5))
+        """
+        inside = np.unique(self.levels[(self.levels > low) & (self.levels < high)])
+        if inside.size > _STEPS:
+            inside = inside[np.unique(np.linspace(0, inside.size - 1, _STEPS).astype(np.int64))]
+        return tuple((tau, self.rho(tau)) for tau in (low, *(float(level) for level in inside), high))
+
+
+def descending_tails(coordinates: Vector, leftover: float) -> Vector:
+    """Return tails[r] = sqrt(leftover^2 + sum_{j >= r} coordinates_j^2), summed from the smallest end.
+
+    With the orthonormal directions u_j, ``coordinates`` = u_j^T y / ||y|| and ``leftover`` the relative part of y that
+    is orthogonal to all of them.
+    """
+    squares = np.concatenate([np.asarray(coordinates, dtype=np.float64) ** 2, [leftover**2]])
+    tails: Vector = np.sqrt(np.cumsum(squares[::-1])[::-1])
+    return tails
 
 
 def decompose(matrix: Array) -> tuple[Array, Array, Array]:
@@ -40,7 +130,7 @@ def svd_profile(reduced: Reduced) -> RangeProfile:
     Parameters
     ----------
     reduced : Reduced
-        Of :func:`alignver.linalg.reduction.reduce`; without a target the tails are zero.
+        Of :func:`alignver.linalg.qr_reduction.reduce`; without a target the tails are zero.
     """
     xp = namespace(reduced.matrix)
     if reduced.target is None:

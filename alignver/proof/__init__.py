@@ -1,8 +1,7 @@
 """Producers of proofs about matrices: what they write, :mod:`alignver.kernel` checks."""
 
 from alignver.kernel import Certificate, load_certificate
-from alignver.proof.ball import Ball
-from alignver.proof.decision import Decision
-from alignver.proof.ladder import prove_membership, prove_rank
+from alignver.proof.decision import Ball, Decision
+from alignver.proof.prove import prove_membership, prove_rank
 
 __all__ = ["Ball", "Certificate", "Decision", "load_certificate", "prove_membership", "prove_rank"]

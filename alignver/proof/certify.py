@@ -10,13 +10,12 @@ import numpy.typing as npt
 
 from alignver.kernel.certificate import Certificate, pack, seal
 from alignver.kernel.exact import FARTHEST, equal
-from alignver.proof.ball import Ball
-from alignver.proof.dyadic import mantissas
-from alignver.proof.exact import Combination, Profile
-from alignver.proof.gram import FullRank
+from alignver.proof.cholesky import FullRank
+from alignver.proof.decision import Ball
+from alignver.proof.exact import Combination, Profile, mantissas
+from alignver.proof.matrix_structure import Conflict
 from alignver.proof.residual import Distance
 from alignver.proof.rounding import FloatArray, mul_down
-from alignver.proof.structure import Conflict
 
 __all__ = [
     "certify_conflict",

@@ -1,4 +1,7 @@
-"""What the ladder answers, and the record of what it tried on the way."""
+"""The set of matrices that a verdict can be asked to hold for: a ball around the given one.
+
+What the ladder answers, and the record of what it tried on the way.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,112 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from alignver.errors import InvalidInput
 from alignver.kernel import Certificate
-from alignver.proof.ball import Ball
+from alignver.proof.rounding import FloatArray, frobenius_up, mul_up, scale_up, sqrt_up, sum_up
 from alignver.results import Frozen, Verdict, plain
 
-__all__ = ["Decision", "Trail"]
+__all__ = ["Ball", "Decision", "Trail"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ball:
+    r"""Every matrix within a distance of the given one, in the spectral norm or entry by entry.
+
+    .. math:: \{A + E : \|E\|_2 \le \delta\} \quad\text{or}\quad \{A + E : |E_{ij}| \le R_{ij}\}
+
+    The spectral ball contains the Frobenius ball of the same radius, so a proof for it covers both.
+
+    Parameters
+    ----------
+    norm : float, optional
+        Spectral radius, finite and >= 0. Exactly one of the two is given.
+    entrywise : float or array of the matrix's shape, optional
+        Radius of every entry, finite and >= 0.
+
+    Raises
+    ------
+    InvalidInput
+        Both or neither given, negative, NaN or infinite.
+
+    Examples
+    --------
+    >>> Ball(norm=1e-9).is_point
+    False
+    >>> Ball(entrywise=0.0).is_point
+    True
+    """
+
+    norm: float | None = None
+    entrywise: float | npt.NDArray[np.float64] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.norm is None) == (self.entrywise is None):
+            raise InvalidInput(
+                "ball", f"norm={self.norm!r} with entrywise={self.entrywise!r}", "exactly one of the two"
+            )
+        name = "norm" if self.norm is not None else "entrywise"
+        try:
+            radius = np.array(self.norm if name == "norm" else self.entrywise, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(f"ball.{name}", type(getattr(self, name)).__name__, "real numbers") from error
+        if name == "norm" and radius.ndim:
+            raise InvalidInput("ball.norm", f"shape {radius.shape}", "one number")
+        if radius.ndim not in (0, 2):
+            raise InvalidInput("ball.entrywise", f"shape {radius.shape}", "one number, or a matrix of radii")
+        if radius.size == 0 or not bool(np.all(np.isfinite(radius) & (radius >= 0))):
+            raise InvalidInput(
+                f"ball.{name}", "a radius that is negative, NaN, infinite or missing", "finite radii >= 0"
+            )
+        object.__setattr__(self, name, radius if radius.ndim else float(radius))
+
+    @property
+    def is_point(self) -> bool:
+        """Whether the ball holds nothing but its centre."""
+        return not np.any(np.asarray(self.norm if self.norm is not None else self.entrywise))
+
+    def check_shape(self, shape: tuple[int, ...], name: str) -> None:
+        """Raise :class:`InvalidInput` unless an entrywise array has the matrix's ``shape``."""
+        if isinstance(self.entrywise, np.ndarray) and self.entrywise.shape != shape:
+            raise InvalidInput("ball.entrywise", f"shape {self.entrywise.shape}", f"the shape {shape} of {name}")
+
+    def transposed(self) -> Ball:
+        """Return the ball around the transposed matrix."""
+        return Ball(entrywise=self.entrywise.T) if isinstance(self.entrywise, np.ndarray) else self
+
+    def scaled(self, exponents: npt.NDArray[np.int64]) -> Ball:
+        """Return a ball that contains ``diag(2**exponents) E`` for every E in this one."""
+        # A radius capped at 1.7e308 instead of infinity is as useless to every proof: scaled rows are far
+        # below it.
+        top = int(exponents.max())
+        if self.norm is not None:
+            return Ball(norm=min(scale_up(self.norm, top), 1.7e308))
+        radius = self.entrywise
+        if not isinstance(radius, np.ndarray):
+            assert radius is not None
+            return Ball(entrywise=min(scale_up(radius, top), 1.7e308))
+        with np.errstate(all="ignore"):
+            scaled = np.nextafter(np.ldexp(radius, exponents[:, None]), np.inf)
+        return Ball(entrywise=np.where(radius > 0, np.minimum(scaled, 1.7e308), 0.0))
+
+    def radius(self, shape: tuple[int, int]) -> float:
+        r"""Return an upper bound of :math:`\|E\|_2` over the ball.
+
+        An entrywise bound R gives :math:`\|E\|_2 \le \|E\|_F \le \|R\|_F`, and
+        :math:`\|E\|_2 \le \sqrt{\|R\|_1 \|R\|_\infty}` (Higham 2002, table 6.2); the smaller one is returned.
+        """
+        if self.norm is not None:
+            return self.norm
+        if isinstance(self.entrywise, np.ndarray):
+            R: FloatArray = self.entrywise
+            rows = max(sum_up(row) for row in R)
+            columns = max(sum_up(column) for column in np.ascontiguousarray(R.T))
+            return min(frobenius_up(R), sqrt_up(mul_up(rows, columns)))
+        assert self.entrywise is not None
+        return mul_up(self.entrywise, sqrt_up(mul_up(float(shape[0]), float(shape[1]))))
 
 
 @dataclasses.dataclass(frozen=True)

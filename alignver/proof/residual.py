@@ -8,9 +8,9 @@ import numpy as np
 from scipy.linalg import lapack
 
 from alignver.kernel.exact import FARTHEST
-from alignver.proof.ball import Ball
-from alignver.proof.gram import FullRank, row_rank_by_gram, scale_rows
-from alignver.proof.inverse import row_rank_by_inverse
+from alignver.proof.cholesky import FullRank, row_rank_by_gram, scale_rows
+from alignver.proof.decision import Ball
+from alignver.proof.right_inverse import row_rank_by_inverse
 from alignver.proof.rounding import (
     OMEGA,
     FloatArray,

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 from alignver._version import __version__
 from alignver.errors import MissingDependency, printable
 from alignver.report.source import Source, lines_of, recheck_command
-from alignver.report.tables import number
+from alignver.report.text import number
 from alignver.results import CheckResult, Report, Summarised, Verdict
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+    from alignver.report.figures import Picture
     from alignver.report.history import History
-    from alignver.report.pictures import Picture
 
 __all__ = ["page"]
 
@@ -55,10 +55,10 @@ def page(source: Report | Source) -> str:
     report = source.report
     results = () if report is None else report.results
     try:
-        from alignver.report import pictures
+        from alignver.report import figures
 
-        drawn = [pictures.of_result(result, source.samples, f"r{k}") for k, result in enumerate(results, 1)]
-        course = pictures.of_history(source, "h")
+        drawn = [figures.of_result(result, source.samples, f"r{k}") for k, result in enumerate(results, 1)]
+        course = figures.of_history(source, "h")
         missing = ""
     except MissingDependency as error:
         drawn, course, missing = [[] for _ in results], [], str(error)

@@ -1,8 +1,12 @@
-"""What a report on a page is made of, from where it is kept: a JSON document, a run folder, a history."""
+"""The JSON schema (draft 2020-12) of the document that ``--json`` and :meth:`Report.to_json` write.
+
+What a report on a page is made of, from where it is kept: a JSON document, a run folder, a history.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.resources
 import json
 import math
 import re
@@ -13,9 +17,24 @@ from typing import Any
 
 from alignver.errors import InvalidInput
 from alignver.report.history import History
-from alignver.results import Report
+from alignver.results import SCHEMA_VERSION, Report
 
-__all__ = ["Source", "number", "read", "read_history", "recheck_command"]
+__all__ = ["Source", "load", "number", "read", "read_history", "recheck_command"]
+
+
+def load(version: int = SCHEMA_VERSION) -> dict[str, Any]:
+    """Return the schema of a version as a fresh dict: the current one, or 1, which is still read.
+
+    Examples
+    --------
+    >>> load()["properties"]["schema"]
+    {'description': 'Version of this document.', 'const': 2}
+    """
+    name = "schema.json" if version == SCHEMA_VERSION else f"schema_{version}.json"
+    text = importlib.resources.files("alignver.report").joinpath(name).read_text(encoding="utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
+
 
 _ARGUMENT = "RUN"
 _NEED = "a run folder, its history.jsonl, or a file that --json wrote"

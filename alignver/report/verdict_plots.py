@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from alignver.errors import InvalidInput
-from alignver.report.style import BAND, COLOURS, PLATE, axes_of, escaped, line_styles, styled
+from alignver.report.plots import BAND, COLOURS, PLATE, axes_of, escaped, line_styles, styled
 
 __all__ = ["conflict", "occupancy", "pairs", "rules", "spectrum", "turning"]
 

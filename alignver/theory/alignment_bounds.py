@@ -19,9 +19,9 @@ import numpy.typing as npt
 
 from alignver.arrays import as_matrix, as_vector, host
 from alignver.errors import InvalidInput
-from alignver.linalg.lstsq import least_squares
+from alignver.linalg.least_squares import least_squares
 from alignver.proof.rounding import FloatArray
-from alignver.theory.sample_losses import SampleLoss, sample_loss
+from alignver.theory.losses import SampleLoss, sample_loss
 
 __all__ = ["Reference", "beta_hat", "nu", "target_loss", "theorem_3", "unreachable", "zeta"]
 

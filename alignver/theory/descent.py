@@ -21,13 +21,12 @@ from typing import Any
 import numpy as np
 
 from alignver.errors import InvalidInput
+from alignver.features.products import gram
+from alignver.linalg.least_squares import least_squares
 from alignver.linalg.lsmr import lsmr
-from alignver.linalg.lstsq import least_squares
-from alignver.phi.hadamard import gram
 from alignver.progress import track
 from alignver.proof.rounding import FloatArray
-from alignver.theory.exploitation import Exploitation
-from alignver.theory.objective import Objective
+from alignver.theory.exploitation import Exploitation, Objective
 
 __all__ = ["ETAS", "ReferencePoint", "gradient_descent_bound", "nearest_fit", "reference_points", "sgd_bound"]
 

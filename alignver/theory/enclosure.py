@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 
-from alignver.phi.gate import GATE_ERROR, GATE_UNDERFLOW, logistic
+from alignver.features.products import GATE_ERROR, GATE_UNDERFLOW, logistic
 from alignver.proof.rounding import OMEGA, FloatArray, add_up, div_down, div_up, gamma, mul_up, sub_down, sum_up
 from alignver.theory.exploitation import Exploitation
 
@@ -72,7 +72,8 @@ def enclose(model: Exploitation, weights: FloatArray) -> Enclosure | str:
     :math:`(\log \tilde\sigma)' = \tilde\sigma(-\cdot)`, at most :math:`e^e \tilde\sigma(-\hat x)` within e of it, and
     :math:`e^e \le 2`, the gate is off by a factor between :math:`e^{-d}` and :math:`e^d`, :math:`d = 2 e (1 - \hat s +
     2^{-44}) \le 2.1 e`: a saturated gate does not feel its argument. The computed gate is off by another 2^-45
-    (:data:`~alignver.phi.gate.GATE_ERROR`), so :math:`|s - \hat s| \le \rho \hat s + 2^{-1000}`, :math:`\rho = 2 d +
+    (:data:`~alignver.features.products.GATE_ERROR`), so :math:`|s - \hat s| \le \rho \hat s + 2^{-1000}`,
+    :math:`\rho = 2 d +
     2 \cdot 2^{-45}` (d <= 1/2). *Products.* :math:`|p - \hat p| \le \gamma_m \|z_i\| \|\theta_k\| + m \omega =: \pi`.
     *Sum.* Two products and a sum of h terms: :math:`\gamma_{h+2}`. Together, with
     :math:`a_k = |w_k| (\hat s_k (1 + \rho) + 2^{-1000})`,

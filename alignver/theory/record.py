@@ -1,8 +1,12 @@
-"""What a training run leaves behind for the theorems to be held against."""
+"""What a training run leaves behind for the theorems to be held against.
+
+Assumption 2 (and 7) of a sequence of updates that was recorded: its constants, and the steps they allow.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +15,7 @@ from alignver.arrays import as_vector, host
 from alignver.errors import InvalidInput
 from alignver.proof.rounding import FloatArray
 
-__all__ = ["TrainingRecord"]
+__all__ = ["TrainingRecord", "UpdateConstants", "constants_of_updates"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,3 +87,79 @@ class TrainingRecord:
     def exploiting(self) -> Any:
         """Which entries belong to the exploitation phase, (T,) bool."""
         return self.steps >= self.tau
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateConstants:
+    r"""Constants with :math:`\underline c \|g\|^2 \le g^\top \bar g` and :math:`\|\bar g\|^2 \le \bar c \|g\|^2`.
+
+    Attributes
+    ----------
+    lower, upper : float
+        :math:`\underline c` and :math:`\bar c`: the best constants of the updates that were seen.
+    worst : int
+        Where ``lower`` was attained.
+    counted : int
+        Updates that were looked at (those with a gradient that is not 0).
+
+    Notes
+    -----
+    The assumption speaks of all t; what was recorded is a finite part of it. Gradient descent has 1 and 1.
+    """
+
+    lower: float
+    upper: float
+    worst: int
+    counted: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether both constants are positive and finite, as Assumption 2 wants them."""
+        return self.lower > 0.0 and 0.0 < self.upper < math.inf
+
+    def largest_step(self, L: float, epsilon: float = 0.0) -> float:
+        r"""Return :math:`\underline c (2 - \epsilon) / (L \bar c)`, the largest step of Theorems 2 and 4, case (i)."""
+        return self.lower * (2.0 - epsilon) / (L * self.upper) if self.holds else 0.0
+
+
+def constants_of_updates(gradient_norms: Any, update_norms: Any, inner_products: Any) -> UpdateConstants:
+    r"""Return the constants of Assumption 2 for recorded norms :math:`\|g\|`, :math:`\|\bar g\|` and products
+    :math:`g^\top \bar g`.
+
+    An update that is not 0 where the gradient is admits no finite :math:`\bar c`: the upper constant is infinity then.
+
+    Raises
+    ------
+    InvalidInput
+        Lengths that differ, negative norms, products beyond Cauchy and Schwarz.
+
+    Examples
+    --------
+    >>> constants_of_updates([2.0, 1.0], [1.0, 2.0], [1.0, 1.5])
+    UpdateConstants(lower=0.25, upper=4.0, worst=0, counted=2)
+    """
+    g, update, inner = (
+        np.asarray(host(as_vector(values, name).array), dtype=np.float64)
+        for values, name in (
+            (gradient_norms, "gradient_norms"),
+            (update_norms, "update_norms"),
+            (inner_products, "inner_products"),
+        )
+    )
+    if not g.shape == update.shape == inner.shape:
+        raise InvalidInput("inner_products", f"{g.size}, {update.size} and {inner.size} entries", "as many of each")
+    if bool(np.any(g < 0.0)) or bool(np.any(update < 0.0)):
+        raise InvalidInput("gradient_norms", "a negative norm", "norms")
+    if bool(np.any(np.abs(inner) > g * update * (1.0 + 1e-6))):
+        place = int(np.argmax(np.abs(inner) > g * update * (1.0 + 1e-6)))
+        need = "a product of at most that of the norms (Cauchy and Schwarz)"
+        raise InvalidInput("inner_products", f"{inner[place]:g} at {place}", need)
+    seen = np.flatnonzero(g > 0.0)
+    upper = math.inf if bool(np.any(update[g == 0.0] > 0.0)) else 0.0
+    if not seen.size:
+        return UpdateConstants(0.0, upper, 0, 0)
+    with np.errstate(over="ignore"):
+        ratios = inner[seen] / g[seen] / g[seen]
+        squares = (update[seen] / g[seen]) ** 2
+    worst = int(np.argmin(ratios))
+    return UpdateConstants(float(ratios[worst]), max(upper, float(squares.max())), int(seen[worst]), int(seen.size))

@@ -20,14 +20,13 @@ import math
 import numpy as np
 from scipy.sparse.linalg import ArpackError, eigsh
 
+from alignver.features.products import gate_matrix_error, gram
 from alignver.linalg.norms import start_vector
-from alignver.phi.gate import gate_matrix_error
-from alignver.phi.hadamard import gram
 from alignver.progress import track
-from alignver.proof.definiteness import is_positive_definite
+from alignver.proof.cholesky import is_positive_definite
 from alignver.proof.rounding import FloatArray, add_up, gamma, mul_up, sqrt_up, square_sums_up, sum_up
 from alignver.theory.exploitation import Exploitation
-from alignver.theory.sample_losses import SampleLoss, sample_loss
+from alignver.theory.losses import SampleLoss, sample_loss
 
 __all__ = ["Smoothness", "row_norms", "smoothness", "squared_norm_up"]
 
@@ -99,8 +98,8 @@ def smoothness(model: Exploitation, loss: str | SampleLoss, *, order: int = _ORD
     -------
     Smoothness
         Both are upper bounds for the exact gates: eigenvalues are verified, sums rounded outward, and the error of the
-        gate values (:func:`~alignver.phi.gate.gate_matrix_error`) is counted. Where that is not small, gates are
-        replaced by 1, which bounds them, and both numbers come from row norms.
+        gate values (:func:`~alignver.features.products.gate_matrix_error`) is counted. Where that is not small,
+        gates are replaced by 1, which bounds them, and both numbers come from row norms.
 
     Raises
     ------

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 
 from alignver import atomic
-from alignver.checks.exploitation_ranks import Ranks
+from alignver.checks.exploration import Ranks
 from alignver.data.archives import require_room
 from alignver.errors import InvalidInput, first_line, reading
 from alignver.training.exploitation import CachedProblem, as_model
 from alignver.training.guarantee import Guarantee, guarantee
-from alignver.training.recording import Recorder
-from alignver.training.trained import EXPLOITING
+from alignver.training.solvers import Recorder
 from alignver.training.wrapper import EEWrapper
+from alignver.training.wrapper_base import EXPLOITING
 
 __all__ = ["load", "restore", "save", "state"]
 

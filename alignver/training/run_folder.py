@@ -21,14 +21,14 @@ from safetensors.torch import save_model
 
 from alignver import atomic
 from alignver.errors import InvalidInput, reading
-from alignver.models.inputs import as_targets
+from alignver.network.inputs import as_targets
 from alignver.results import Report, plain
 from alignver.samples import as_numbers
-from alignver.theory.objective import objective
-from alignver.theory.sample_losses import sample_loss
+from alignver.theory.exploitation import objective
+from alignver.theory.losses import sample_loss
 from alignver.training import checkpoint
 from alignver.training.exploitation import wide
-from alignver.training.pace import tau_epoch
+from alignver.training.loop import tau_epoch
 from alignver.training.wrapper import EEWrapper
 
 __all__ = ["RunFolder", "vacant"]

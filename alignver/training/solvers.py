@@ -1,17 +1,22 @@
-"""Optimisers of the exploitation phase, whose step is known from the problem: Lhat is a number, not a guess."""
+"""Optimisers of the exploitation phase, whose step is known from the problem: Lhat is a number, not a guess.
+
+What the steps of an exploitation phase did, in the numbers that the theorems are about.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 
 from alignver.errors import InvalidInput
-from alignver.theory.newton import newton_step
-from alignver.theory.objective import Objective
+from alignver.theory.exploitation import Objective
+from alignver.theory.infimum import newton_step
+from alignver.theory.record import TrainingRecord
 from alignver.theory.smoothness import Smoothness
+from alignver.training.exploitation import CachedProblem, mean_loss
 
 __all__ = [
     "FULL_BATCH",
@@ -19,6 +24,7 @@ __all__ = [
     "Accelerated",
     "Factory",
     "Newton",
+    "Recorder",
     "ScheduledSGD",
     "exploiting_optimizer",
     "full_batch",
@@ -27,7 +33,6 @@ __all__ = [
     "take_step",
     "warn_of_long_step",
 ]
-
 Factory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
 
 _NEWTON = 6000
@@ -88,7 +93,7 @@ class Accelerated(torch.optim.Optimizer):
 
 
 class Newton(torch.optim.Optimizer):
-    """Newton's method with a line search on all samples (:mod:`alignver.theory.newton`), in float64.
+    """Newton's method with a line search on all samples (:mod:`alignver.theory.infimum`), in float64.
 
     It needs more of the problem than gradients: :attr:`problem` has to be set before the first step, as
     :class:`~alignver.training.wrapper.EEWrapper` does. Costs a Cholesky factorization of order n for each output.
@@ -231,3 +236,81 @@ def take_step(optimizer: torch.optim.Optimizer, closure: Callable[[], torch.Tens
     else:
         closure()
         optimizer.step()
+
+
+_COLUMNS = ("steps", "losses", "step_sizes", "gradient_norms", "update_norms", "inner_products")
+
+
+class Recorder:
+    r"""Record of the steps :math:`\theta^{t+1} = \theta^t - \alpha^t \bar g^t` on the weights of the last hidden layer.
+
+    Loss and gradient are those of all samples before each step, which is one more evaluation for each of them. alpha is
+    the optimiser's step; :math:`\bar g^t` is the gradient that plain SGD took, and
+    :math:`(\theta^t - \theta^{t+1}) / \alpha^t` for everything else.
+
+    Parameters
+    ----------
+    tau : int
+        The step at which the phase begins.
+    """
+
+    def __init__(self, tau: int) -> None:
+        self.tau = tau
+        self.methods: list[str] = []
+        self._columns: dict[str, list[float]] = {name: [] for name in _COLUMNS}
+        self._before: tuple[float, torch.Tensor, torch.Tensor] | None = None
+
+    def before(self, loss: str, problem: CachedProblem, targets: torch.Tensor) -> None:
+        """Look at loss, gradient and weights before a step."""
+        weights = problem.head.hidden
+        with torch.enable_grad():
+            value = mean_loss(loss, problem.outputs(), targets)
+            (gradient,) = torch.autograd.grad(value, weights)
+        self._before = float(value.detach()), gradient.double(), weights.detach().double().clone()
+
+    def after(self, step: int, optimizer: torch.optim.Optimizer, weights: torch.Tensor, method: str) -> None:
+        """Keep what the step did."""
+        assert self._before is not None
+        loss, gradient, start = self._before
+        size = float(optimizer.param_groups[0]["lr"])
+        plain = plain_descent(optimizer) and weights.grad is not None
+        update = weights.grad.double() if plain and weights.grad is not None else (start - weights.double()) / size
+        numbers = (step, loss, size, gradient.norm(), update.detach().norm(), (gradient * update.detach()).sum())
+        for name, number in zip(_COLUMNS, numbers, strict=True):
+            self._columns[name].append(float(number))
+        if method not in self.methods:
+            self.methods.append(method)
+        self._before = None
+
+    def record(self) -> TrainingRecord | None:
+        """Return the record; None before the first step."""
+        if not self.methods:
+            return None
+        return TrainingRecord(**self._columns, tau=self.tau, method=" and ".join(self.methods))
+
+    def state(self) -> dict[str, Any]:
+        """Return everything as plain data, for a checkpoint."""
+        return {
+            "tau": self.tau,
+            "methods": list(self.methods),
+            "columns": {k: list(v) for k, v in self._columns.items()},
+        }
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Recorder:
+        """Return the recorder that :meth:`state` is of."""
+        recorder = cls(int(state["tau"]))
+        recorder.methods = list(state["methods"])
+        recorder._columns = {name: list(state["columns"][name]) for name in _COLUMNS}
+        return recorder
+
+
+def method_of(optimizer: torch.optim.Optimizer, batch: str) -> str:
+    """Return the name of what was done, as :class:`TrainingRecord` has it.
+
+    ``batch`` is ``"all"``, ``"independent"`` (drawn anew for each step, so that a stochastic gradient is unbiased
+    whatever came before) or something else, in words: one epoch's batches without repetition are not independent.
+    """
+    if plain_descent(optimizer):
+        return {"all": "gradient descent", "independent": "sgd"}.get(batch, f"sgd, {batch}")
+    return type(optimizer).__name__ + ("" if batch == "all" else f", {batch} batches")

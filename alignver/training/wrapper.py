@@ -11,29 +11,33 @@ import torch
 from torch import nn
 
 from alignver.errors import InvalidInput
+from alignver.theory.exploitation import objective
 from alignver.theory.losses import LOSSES
-from alignver.theory.objective import objective
-from alignver.training.endings import ending
-from alignver.training.exploitation import CachedProblem, wide
-from alignver.training.guarantee import Guarantee
-from alignver.training.head import gate_slope
-from alignver.training.loop import run
-from alignver.training.objective import as_tensor, as_training_targets, count_outputs, error_rate, mean_loss
-from alignver.training.pace import as_count, as_tau
-from alignver.training.recording import Recorder, method_of
-from alignver.training.repair import MODES
+from alignver.training.exploitation import (
+    CachedProblem,
+    as_tensor,
+    as_training_targets,
+    count_outputs,
+    error_rate,
+    mean_loss,
+    wide,
+)
+from alignver.training.gated_network import GatedNetwork, gate_slope, gated
+from alignver.training.guarantee import MODES, Guarantee
+from alignver.training.loop import as_count, as_tau, run
+from alignver.training.output_layers import ending
+from alignver.training.phase_transition import enter, initial_values, perturb, same_for_each_sample
 from alignver.training.solvers import (
     Factory,
     Newton,
+    Recorder,
     exploiting_optimizer,
+    method_of,
     solver,
     take_step,
     warn_of_long_step,
 )
-from alignver.training.surgery import GatedNetwork, gated
-from alignver.training.taken_back import initial_values
-from alignver.training.tau import enter, perturb, same_for_each_sample
-from alignver.training.trained import EXPLOITING, EXPLORING, Trained
+from alignver.training.wrapper_base import EXPLOITING, EXPLORING, Trained
 
 __all__ = ["EXPLOITING", "EXPLORING", "EEWrapper"]
 
@@ -45,7 +49,8 @@ def _sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
 class EEWrapper(Trained):
     r"""Train any model in two phases, the second of which reaches a global minimum (Algorithm 1).
 
-    Exploration trains all layers of the modified model (:func:`alignver.training.surgery.modify`) with any optimiser.
+    Exploration trains all layers of the modified model (:func:`alignver.training.gated_network.modify`) with any
+    optimiser.
     At tau the parameters are perturbed, :math:`\theta^\tau = \theta^{\tau - 1} + \varepsilon \delta`, and the gates are
     frozen. Exploitation trains the weights :math:`\theta_{(H-1)}` of the last hidden layer only, in which the outputs
     are linear and the loss convex; where every :math:`A_j` has rank n, its minimum is the global one of all layers.
@@ -71,7 +76,7 @@ class EEWrapper(Trained):
         Of added layers, perturbation, batches and repairs. Dropout draws from torch's own generator.
     repair : {"staircase", "redraw", "none"}
         What to do where rank n of the trained gates is not proved: new gates, and where no gates have it, features
-        nearer to the initial ones (:mod:`alignver.training.taken_back`); "none" trains on. All of them warn.
+        nearer to the initial ones (:mod:`alignver.training.phase_transition`); "none" trains on. All of them warn.
     width : int, optional
         m_H of a hidden layer that has to be added.
     outputs : int, optional

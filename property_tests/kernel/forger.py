@@ -22,7 +22,7 @@ from alignver.errors import InvalidInput
 from alignver.kernel import Certificate, seal
 from alignver.kernel.certificate import LOSSES, pack
 from alignver.kernel.data import canonical, digests_of, record_of
-from alignver.kernel.modular import small_primes
+from alignver.kernel.exact import small_primes
 
 __all__ = ["Forgery", "distance_squared", "exact", "exceeds", "exceeds_not", "forgeries", "rank_of"]
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignver.phi.recheck import recheck
-from alignver.proof.factored import Layer, row_rank_by_factors
+from alignver.checks.recheck import recheck
+from alignver.proof.factored_gram import Layer, row_rank_by_factors
 from alignver.results import Verdict
 from tests.proof.layers import claim, exceeds, matrix
 

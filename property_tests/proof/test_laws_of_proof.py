@@ -14,16 +14,15 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from alignver.checks.recheck import recheck
 from alignver.errors import InvalidInput
 from alignver.kernel import seal
 from alignver.kernel.certificate import pack, unpack
-from alignver.phi.recheck import recheck
 from alignver.proof import Ball, load_certificate, prove_membership, prove_rank
-from alignver.proof.definiteness import factor_shifted, is_positive_definite, rump_shift
-from alignver.proof.dyadic import mantissas, to_integers
-from alignver.proof.gram import row_rank_by_gram
-from alignver.proof.inverse import right_inverse, right_residual, row_rank_by_inverse
+from alignver.proof.cholesky import factor_shifted, is_positive_definite, row_rank_by_gram, rump_shift
+from alignver.proof.exact import mantissas, to_integers
 from alignver.proof.residual import distance_bound
+from alignver.proof.right_inverse import right_inverse, right_residual, row_rank_by_inverse
 from alignver.proof.rounding import frobenius_up, gamma, norm_down, norm_up, square_sums_up, sum_up
 from alignver.results import Verdict
 from tests.proof.cases import FAMILIES, exact_rank, is_member

@@ -12,9 +12,8 @@ from hypothesis import HealthCheck, Phase, find, settings
 from hypothesis import strategies as st
 from hypothesis.errors import NoSuchExample
 
-from alignver.theory.exploitation import Exploitation
-from alignver.theory.objective import Objective, objective
-from alignver.theory.sample_losses import SampleLoss, sample_loss
+from alignver.theory.exploitation import Exploitation, Objective, objective
+from alignver.theory.losses import SampleLoss, sample_loss
 
 LOSSES = ("squared", "binary_cross_entropy", "cross_entropy")
 ROUNDING = 1e-9  # of both sides of an inequality, relative to their size

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignver.checks.optimality import check_optimality
-from alignver.phi.recheck import recheck
+from alignver.checks.recheck import recheck
 from alignver.results import Frozen, Rigor, Verdict
 from alignver.theory.descent import reference_points
 from alignver.theory.enclosure import enclose, loss_bounds
-from alignver.theory.gap import infimum
+from alignver.theory.infimum import infimum
 from property_tests.theory.cases import problems, seeds
 from tests.theory.test_enclosure import exact_outputs
 from tests.theory.test_sample_losses import exact

@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from alignver.results import Verdict
-from alignver.theory.newton import newton_step
-from alignver.theory.objective import objective
-from alignver.training.exploitation import CachedProblem, as_model, wide
-from alignver.training.objective import as_training_targets, mean_loss
-from alignver.training.surgery import modify
+from alignver.theory.exploitation import objective
+from alignver.theory.infimum import newton_step
+from alignver.training.exploitation import CachedProblem, as_model, as_training_targets, mean_loss, wide
+from alignver.training.gated_network import modify
 from alignver.training.wrapper import EEWrapper
 from property_tests.theory.cases import caught, losses, problems, seeds, some_targets
 

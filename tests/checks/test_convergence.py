@@ -3,8 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from alignver.checks.convergence import check_convergence
-from alignver.checks.convergence_alignment import check_theorem_3
+from alignver.checks.convergence import check_convergence, check_theorem_3
 from alignver.errors import InvalidInput
 from alignver.results import Rigor, Verdict
 from alignver.theory.record import TrainingRecord

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from alignver.checks import exploration_gates, exploration_words
+from alignver.checks import exploration_report
 from alignver.checks.exploration import check_safe_exploration
+from alignver.checks.recheck import recheck
 from alignver.errors import InvalidInput
-from alignver.phi.certify import gates_of
-from alignver.phi.dense import dense_phi
-from alignver.phi.recheck import recheck
+from alignver.features.products import dense_phi
+from alignver.features.staircase import gates_of
 from alignver.results import CheckResult, Rigor, Verdict
 from tests.bad_input import BAD_MATRICES
 from tests.phi.features import features
@@ -218,7 +218,7 @@ def test_products_with_given_gates_that_overflow(monkeypatch):
     Z, q = features(20, 5), np.full((5, 9), 1.7e308)
     assert check_safe_exploration(Z, q=q).verdict is Verdict.FAILS  # every gate is 1: rank 5
     # Infinities of both signs in one sum; whether a BLAS meets them depends on its order.
-    monkeypatch.setattr(exploration_gates, "dense_phi", lambda *_: np.full((20, 45), np.nan))
+    monkeypatch.setattr(exploration_report, "dense_phi", lambda *_: np.full((20, 45), np.nan))
     with pytest.raises(InvalidInput, match=r"q: got entries up to 1.7e\+308; needs gates whose products"):
         check_safe_exploration(Z, q=q)
 
@@ -240,13 +240,13 @@ def test_extreme_rows_prove_nothing_wrong():
     assert result.verdict in (Verdict.HOLDS, Verdict.UNDECIDED)
 
 
-@pytest.mark.skipif(not exploration_words.peak_bytes(), reason="no VmHWM here")
+@pytest.mark.skipif(not exploration_report.peak_bytes(), reason="no VmHWM here")
 def test_peak_memory_is_that_of_the_check():
-    before = exploration_words.peak_bytes()["peak_bytes"]
+    before = exploration_report.peak_bytes()["peak_bytes"]
     held = np.ones(30_000_000)
-    during = exploration_words.peak_bytes()["peak_bytes"]
+    during = exploration_report.peak_bytes()["peak_bytes"]
     assert during >= before
     assert during >= held.nbytes
     del held
-    exploration_words.forget_peak()
+    exploration_report.forget_peak()
     assert check_safe_exploration(features(60, 9)).cost["peak_bytes"] <= during

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 
 from alignver.checks.optimality import check_optimality
+from alignver.checks.recheck import recheck
 from alignver.errors import InvalidInput
-from alignver.kernel.storage import load_certificate
-from alignver.phi.recheck import recheck
+from alignver.kernel.certificate import load_certificate
 from alignver.results import CheckResult, Frozen, Rigor, Verdict
 from alignver.theory.descent import reference_points
-from alignver.theory.exploitation import Exploitation
-from alignver.theory.gap import better_weights
-from alignver.theory.objective import objective
+from alignver.theory.exploitation import Exploitation, objective
+from alignver.theory.infimum import better_weights
 from tests.reseal import resealed
 from tests.theory.models import LOSSES, model, problem, targets
 from tests.theory.test_sample_losses import Huber
@@ -222,7 +221,7 @@ def test_rank_deficient_models_are_judged_by_duality(monkeypatch):
     assert check(own, 1.1 * theta, "squared", tolerance=1e-6).rigor is Rigor.PROOF
     assert check(own, 1.1 * theta, "squared", tolerance=1e-6).verdict is Verdict.FAILS
     separable = problem("binary_cross_entropy", n=40, h=3)
-    for module in ("alignver.checks.optimality", "alignver.theory.gap"):
+    for module in ("alignver.checks.optimality", "alignver.theory.infimum"):
         monkeypatch.setattr(f"{module}.better_weights", lambda problem, weights, **options: weights)
     undecided = check(separable, theta, "binary_cross_entropy", tolerance=1e-12)
     assert undecided.verdict is Verdict.UNDECIDED
@@ -231,7 +230,7 @@ def test_rank_deficient_models_are_judged_by_duality(monkeypatch):
 
 def test_staircase_gates_and_a_slope():
     from alignver.checks.exploration import check_safe_exploration
-    from alignver.phi.certify import gates_of
+    from alignver.features.staircase import gates_of
 
     rng = np.random.default_rng(3)
     Z = np.column_stack([rng.standard_normal((30, 5)), np.ones(30)])

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from alignver.cli import main
-from alignver.report import schema
+from alignver.report import source
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "alignver"]
@@ -34,7 +34,7 @@ class Outcome:
     def document(self) -> dict[str, Any]:
         """Return the JSON document on stdout, valid by the schema."""
         document = json.loads(self.out)
-        jsonschema.validate(document, schema.load(), cls=jsonschema.Draft202012Validator)
+        jsonschema.validate(document, source.load(), cls=jsonschema.Draft202012Validator)
         return document
 
 

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from alignver.cli import torchside
+from alignver.cli import model_io
 from alignver.errors import InvalidInput
 
 torch = pytest.importorskip("torch")
@@ -47,7 +47,7 @@ def project(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("model", ["my_net.py:build", "my_net:build", "./my_net.py:build"])
 def test_a_model_of_the_users_own(here, project, monkeypatch, model):
-    pytest.importorskip("alignver.models.alignment")
+    pytest.importorskip("alignver.checks.alignment")
     monkeypatch.chdir(project)
     run = here("check", "alignment", model, "--data", "data.npz", "--loss", "squared", "--json")
     document = run.document()
@@ -104,24 +104,24 @@ def test_options_that_cannot_be(here, project, monkeypatch, options, words):
 
 def test_weights_are_loaded_strictly(project):
     safetensors = pytest.importorskip("safetensors.torch")
-    model, _ = torchside.load("my_net.py:build", None, device="cpu", seed=1)
+    model, _ = model_io.load("my_net.py:build", None, device="cpu", seed=1)
     state = model.state_dict()
     safetensors.save_file(state, "net.safetensors")
-    loaded, identity = torchside.load("my_net.py:build", "net.safetensors", device="cpu", seed=2)
+    loaded, identity = model_io.load("my_net.py:build", "net.safetensors", device="cpu", seed=2)
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, state[name])
     assert identity["weights"]["file"] == "net.safetensors"
     safetensors.save_file({"0.weight": state["0.weight"]}, "part.safetensors")
     with pytest.raises(InvalidInput, match=r"without 0\.bias, 2\.bias, 2\.weight"):
-        torchside.load("my_net.py:build", "part.safetensors", device="cpu", seed=0)
+        model_io.load("my_net.py:build", "part.safetensors", device="cpu", seed=0)
     safetensors.save_file({**state, "0.bias": torch.zeros(3)}, "shape.safetensors")
     with pytest.raises(InvalidInput, match="other shapes"):
-        torchside.load("my_net.py:build", "shape.safetensors", device="cpu", seed=0)
+        model_io.load("my_net.py:build", "shape.safetensors", device="cpu", seed=0)
 
 
 def test_the_seed_makes_the_model(project):
-    first, _ = torchside.load("my_net.py:build", None, device="cpu", seed=1)
-    again, _ = torchside.load("my_net.py:build", None, device="cpu", seed=1)
-    other, _ = torchside.load("my_net.py:build", None, device="cpu", seed=2)
+    first, _ = model_io.load("my_net.py:build", None, device="cpu", seed=1)
+    again, _ = model_io.load("my_net.py:build", None, device="cpu", seed=1)
+    other, _ = model_io.load("my_net.py:build", None, device="cpu", seed=2)
     assert torch.equal(first[0].weight, again[0].weight)
     assert not torch.equal(first[0].weight, other[0].weight)

@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from alignver.cli import files as loading
+from alignver.cli import input_files as loading
 from alignver.errors import InvalidInput
 
 

@@ -95,9 +95,9 @@ def test_full_disk(alignver, folder, inject, size, arguments):
 
 SMALL_TILES = """
 import functools, os, signal
-from alignver.checks import exploration_gates
-from alignver.phi import cholesky, tiles
-exploration_gates.prove_definite = functools.partial(cholesky.prove_definite, tile=10)
+from alignver.checks import exploration_report
+from alignver.features import cholesky, tiles
+exploration_report.prove_definite = functools.partial(cholesky.prove_definite, tile=10)
 append = tiles.FolderStore.append
 def counting(self, column):
     append(self, column)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from alignver.experiments import image_runs
-from alignver.experiments.catalogue import NAMES
+from alignver.experiments.conduct import NAMES
 
 
 def test_list(here):

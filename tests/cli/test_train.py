@@ -14,7 +14,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from alignver.report import schema
+from alignver.report import source
 from tests.cli.conftest import COMMAND, TIMEOUT, Outcome, environment
 from tests.cli.trained import EPOCHS, NET, RUN, TAU, one_thread, written
 
@@ -83,7 +83,7 @@ def test_the_document_is_the_report(files, whole):
     assert whole.outcome.code == 0, whole.outcome.err
     document = whole.outcome.document()
     kept = json.loads((files / whole.place / "report.json").read_text())
-    jsonschema.validate(kept, schema.load(), cls=jsonschema.Draft202012Validator)
+    jsonschema.validate(kept, source.load(), cls=jsonschema.Draft202012Validator)
     assert kept == document
     (result,) = document["results"]
     assert (result["name"], result["verdict"], result["rigor"]) == ("optimality", "HOLDS", "PROOF")

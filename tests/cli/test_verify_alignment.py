@@ -68,7 +68,7 @@ def test_in_a_process_of_its_own(project, here, alignver):
 
 
 def test_factors_by_digest(project, here, monkeypatch):
-    monkeypatch.setattr("alignver.models.factored_proof.STORED", 0)
+    monkeypatch.setattr("alignver.jacobians.factored_proof.STORED", 0)
     command = proved(here, "gram")
     run = here(*command)
     assert run.code == 0, run.out + run.err

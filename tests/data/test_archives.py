@@ -12,12 +12,10 @@ import pytest
 from numpy.lib import format as npy
 from scipy.io import savemat
 
-from alignver.cli.files import names_in, read_matrix, read_npz
+from alignver.cli.input_files import names_in, read_matrix, read_npz
 from alignver.data import archives, semeion
-from alignver.data import mnist as idx
-from alignver.data.cifar import cifar10
-from alignver.data.mnist import mnist
-from alignver.data.svhn import svhn
+from alignver.data import image_sets as idx
+from alignver.data.image_sets import cifar10, mnist, svhn
 from alignver.errors import InvalidInput
 
 A = np.arange(12.0).reshape(3, 4)

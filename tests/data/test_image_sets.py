@@ -11,10 +11,8 @@ import pytest
 from scipy.io import savemat
 
 from alignver.data import archives
-from alignver.data import mnist as idx
-from alignver.data.cifar import cifar10, cifar100
-from alignver.data.mnist import kmnist, mnist
-from alignver.data.svhn import svhn
+from alignver.data import image_sets as idx
+from alignver.data.image_sets import cifar10, cifar100, kmnist, mnist, svhn
 from alignver.errors import InvalidInput
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from alignver.experiments.augmentation import AUGMENTATIONS, crop, flip, turn
+from alignver.experiments.image_sets import AUGMENTATIONS, crop, flip, turn
 
 
 def source(seed=0):

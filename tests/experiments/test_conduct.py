@@ -8,9 +8,7 @@ import json
 import pytest
 
 from alignver import InvalidInput
-from alignver.experiments.catalogue import NAMES, load
-from alignver.experiments.conduct import conduct, spread
-from alignver.experiments.item import Part, Setting, compared
+from alignver.experiments.conduct import NAMES, Part, Setting, compared, conduct, load, spread
 from alignver.results import CheckResult, Verdict
 
 

@@ -6,14 +6,13 @@ import copy
 
 import pytest
 
-from alignver.experiments import figure1bc as lenet_figure
-from alignver.experiments import grid
-from alignver.experiments import lenet_runs as lenet_module
-from alignver.experiments import sine_wave_runs as sine_wave_module
-from alignver.experiments.catalogue import load
-from alignver.experiments.fully_connected_runs import PRECISIONS, RULES
+from alignver.experiments import grid_search
+from alignver.experiments import lenet as lenet_figure
+from alignver.experiments import lenet as lenet_module
+from alignver.experiments import sine_wave as sine_wave_module
+from alignver.experiments.conduct import Setting, load
+from alignver.experiments.fully_connected import PRECISIONS, RULES
 from alignver.experiments.image_runs import STANDARD, WRAPPER
-from alignver.experiments.item import Setting
 from alignver.results import Verdict
 
 HOLDS, FAILS, UNDECIDED = Verdict.HOLDS, Verdict.FAILS, Verdict.UNDECIDED
@@ -291,7 +290,7 @@ def test_learning_rates_are_the_best_of_each_method():
 
 def test_tables_7_to_15():
     item = load("tables7-15")
-    printed = grid.TABLES["semeion", True]
+    printed = grid_search.TABLES["semeion", True]
     agree = measured_by(item, FULL, lambda r: {"test": printed.at(r["epsilon"], r["tau"]), "tests": 200})
     assert verdicts(item, FULL, agree) == [HOLDS, HOLDS]
     apart = measured_by(item, FULL, lambda r: {"test": 1.0 if r["tau"] == 0.8 else 20.0, "tests": 200})
@@ -300,9 +299,9 @@ def test_tables_7_to_15():
 
 
 def test_the_papers_choices_are_the_smallest_validation_errors():
-    assert grid.chosen("mnist", True) == (1e-3, 0.8)  # as section B.2.2 says
-    assert grid.chosen("semeion", True) == (1e-5, 0.4)
-    assert grid.chosen("cifar10", False) == (1e-5, 0.4)
+    assert grid_search.selected("mnist", True) == (1e-3, 0.8)  # as section B.2.2 says
+    assert grid_search.selected("semeion", True) == (1e-5, 0.4)
+    assert grid_search.selected("cifar10", False) == (1e-5, 0.4)
 
 
 def test_figure_6_disagrees_with_another_function():

@@ -8,52 +8,50 @@ import pytest
 import torch
 
 from alignver import InvalidInput
-from alignver.experiments import fully_connected_runs, image_runs, lenet_runs, sine_wave_runs
-from alignver.experiments.catalogue import load
-from alignver.experiments.conduct import conduct
+from alignver.experiments import fully_connected, image_runs, lenet, sine_wave
+from alignver.experiments.conduct import Setting, conduct, load
 from alignver.experiments.image_runs import STANDARD, WRAPPER, Effort, ImageRun, train
 from alignver.experiments.image_sets import split
-from alignver.experiments.item import Setting
 
 TINY = Effort(4, 1, 4, 64, paper=200)
 
 
 def test_fully_connected():
-    first = fully_connected_runs.run("sine wave", 0, epochs=2)
+    first = fully_connected.run("sine wave", 0, epochs=2)
     assert len(first["loss"]) == len(first["error"]) == len(first["steps"]) == 3
     assert first["change"][0] == [0, 0.0]
     assert first["change"][-1][1] > 0.0
     assert set(first["looks"]) == {"press float64", "golub float64", "press float32", "golub float32"}
     assert first["looks"]["press float64"]["verdict"] == ["FAILS"] * 3  # as in Figure 1(a)
-    assert fully_connected_runs.run("sine wave", 0, epochs=2, change=False)["loss"] == first["loss"]
+    assert fully_connected.run("sine wave", 0, epochs=2, change=False)["loss"] == first["loss"]
 
 
 def test_lenet(monkeypatch):
-    monkeypatch.setattr(lenet_runs, "_SAMPLES", 40)
-    monkeypatch.setattr(lenet_runs, "LOOKS", {"random": (0, 2), "semeion": (0, 1)})
-    found = lenet_runs.run("random", 1, 0, epochs=2)
+    monkeypatch.setattr(lenet, "_SAMPLES", 40)
+    monkeypatch.setattr(lenet, "LOOKS", {"random": (0, 2), "semeion": (0, 1)})
+    found = lenet.run("random", 1, 0, epochs=2)
     assert [look["epoch"] for look in found["looks"]] == [0, 2]
     assert found["looks"][0]["change"] == 0.0
     assert found["looks"][1]["change"] > 0.0
     for look in found["looks"]:
         assert look["answers"]["press float64"]["verdict"] == "HOLDS"  # 40 rows, 67609 columns
-    monkeypatch.setattr(lenet_runs, "_SAMPLES", 10)
-    ten = lenet_runs.run("semeion", 1, 0, epochs=1)
+    monkeypatch.setattr(lenet, "_SAMPLES", 10)
+    ten = lenet.run("semeion", 1, 0, epochs=1)
     assert len(ten["loss"]) == 2
 
 
-@pytest.mark.parametrize("method", sine_wave_runs.METHODS)
+@pytest.mark.parametrize("method", sine_wave.METHODS)
 def test_sine_wave(method, monkeypatch):
-    monkeypatch.setattr(sine_wave_runs, "_CHANGE", 20)
-    found = sine_wave_runs.run(method, 0, epochs=40, tau=30)
+    monkeypatch.setattr(sine_wave, "_CHANGE", 20)
+    found = sine_wave.run(method, 0, epochs=40, tau=30)
     assert found["steps"] == [0, 10, 20, 30, 40]
     assert all(math.isfinite(loss) for loss in found["loss"])
     steps = [step for step, _ in found["change"]]
-    if method == sine_wave_runs.BASE:
+    if method == sine_wave.BASE:
         assert steps == [0, 20, 40]
         return
     assert steps == [0, 20, 30, 40]  # tau among them
-    assert found["guarantee"]["proved"] == (method != sine_wave_runs.AS_WRITTEN)
+    assert found["guarantee"]["proved"] == (method != sine_wave.AS_WRITTEN)
     assert found["loss"][0] != pytest.approx(found["loss"][-1])
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from alignver.data.dataset import Dataset
+from alignver.data.archives import Dataset
 from alignver.errors import InvalidInput
 from alignver.experiments import table2
-from alignver.experiments.conduct import conduct
-from alignver.experiments.item import Setting
-from alignver.experiments.resnet18 import resnet18
+from alignver.experiments.conduct import Setting, conduct
+from alignver.experiments.networks import resnet18
 from alignver.results import Verdict
 
 
@@ -27,7 +26,7 @@ def small(monkeypatch):
 
 
 def test_the_papers_row_beside_ours(small, tmp_path):
-    outcome = conduct(table2.ITEM, Setting(cache=tmp_path / "features"), folder=tmp_path / "run")
+    outcome = conduct(table2.TABLE2, Setting(cache=tmp_path / "features"), folder=tmp_path / "run")
     (result,) = outcome.results
     assert result.verdict is Verdict.HOLDS
     paper, ours = result.measured["paper"], result.measured["ours"]

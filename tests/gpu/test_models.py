@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 import alignver as av
-from alignver.models.features import estimate_row_error as row_error
-from alignver.models.features import extract_features, feature_blocks, save_features
-from alignver.models.jacobian import outputs
-from alignver.models.kinks import met_kinks
-from alignver.models.networks import fully_connected
+from alignver.experiments.networks import fully_connected
+from alignver.jacobians.jacobian import outputs
+from alignver.jacobians.nonsmooth_points import met_kinks
+from alignver.network.feature_extraction import estimate_row_error as row_error
+from alignver.network.feature_extraction import extract_features, feature_blocks, save_features
 from alignver.results import Rigor, Verdict
 from tests.gpu import pretend
 from tests.models.zoo import CASES, Last, build

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import alignver as av
-from alignver.experiments.augmentation import AUGMENTATIONS
+from alignver.experiments.conduct import Setting
 from alignver.experiments.image_runs import STANDARD, WRAPPER, Effort, ImageRun, train
-from alignver.experiments.item import Setting
-from alignver.experiments.resnet18 import resnet18
+from alignver.experiments.image_sets import AUGMENTATIONS
+from alignver.experiments.networks import resnet18
 from alignver.results import Rigor, Verdict
 from alignver.training import checkpoint
 from alignver.training.wrapper import EEWrapper

@@ -13,12 +13,11 @@ import pytest
 import alignver as av
 from alignver.checks import exploration
 from alignver.errors import InvalidInput
+from alignver.features import tiles
+from alignver.features.cholesky import prove_definite
+from alignver.features.products import scaled_gram
+from alignver.features.rows import digest_rows, open_rows
 from alignver.kernel import seal, snapshot
-from alignver.phi import tiles
-from alignver.phi.cholesky import prove_definite
-from alignver.phi.hadamard import scaled_gram
-from alignver.phi.rows import open_rows
-from alignver.phi.survey import digest_rows
 from alignver.results import Rigor, Verdict
 
 WRAPS = 2**32 * ((2**30 - 12345) | 1)  # its square is 0 modulo 2^64
@@ -142,7 +141,8 @@ def test_tiles_that_no_factorization_wrote(tmp_path):
     keys = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "alignver.phi.cholesky.open_store", lambda folder, key, place=None: keys.append(key) or tiles.MemoryStore()
+            "alignver.features.cholesky.open_store",
+            lambda folder, key, place=None: keys.append(key) or tiles.MemoryStore(),
         )
         prove_definite(scaled_gram(Z, q))
     for name, column in (("zero", np.zeros((6, 6))), ("shape", np.eye(5)), ("sign", -np.eye(6))):

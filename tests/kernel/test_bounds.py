@@ -10,7 +10,7 @@ import mpmath
 import numpy as np
 import pytest
 
-from alignver.kernel import exploration, floats, gates, modular, optimality, seal, verify
+from alignver.kernel import exact, exploration, floats, gates, optimality, seal, verify
 from alignver.kernel.exact import (
     FARTHEST,
     combination,
@@ -19,13 +19,15 @@ from alignver.kernel.exact import (
     integers,
     nonzero,
     power,
+    rank_modulo,
+    residues,
     rounded_down,
     rounded_up,
+    small_primes,
     sqrt_down,
     sqrt_up,
 )  # fmt: skip
 from alignver.kernel.failure import NotProved
-from alignver.kernel.modular import rank_modulo, residues, small_primes
 from alignver.kernel.optimality import loss_interval
 from alignver.results import Verdict
 
@@ -428,7 +430,7 @@ def test_exponents_end_at_a_thousand():
 def test_long_products_modulo_primes_are_exact():
     p, rng = next(small_primes()), np.random.default_rng(0)
     A, B = (rng.integers(p // 2 - 9, p // 2, shape) for shape in ((3, 60000), (60000, 3)))
-    found = modular._product(A.astype(float), B.astype(float), p)
+    found = exact._product(A.astype(float), B.astype(float), p)
     assert np.array_equal(found.astype(np.int64) % p, (A.astype(object) @ B.astype(object)) % p)
 
 
@@ -453,14 +455,14 @@ def test_ranks_modulo_primes():
 
 def test_sums_of_residues_stay_exact():
     """The largest residues there are, as many at a time as are added before they are reduced."""
-    from alignver.kernel import modular
+    from alignver.kernel import exact
 
     p = next(small_primes())
     half = p // 2
-    terms = 3 * modular._TERMS + 5
-    product = modular._product(np.full((1, terms), float(half)), np.full((terms, 1), float(half)), p)
+    terms = 3 * exact._TERMS + 5
+    product = exact._product(np.full((1, terms), float(half)), np.full((terms, 1), float(half)), p)
     assert int(product[0, 0]) % p == half * half * terms % p
-    assert modular._TERMS * (p // 2 + 1) ** 2 + p < 2**53
+    assert exact._TERMS * (p // 2 + 1) ** 2 + p < 2**53
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])

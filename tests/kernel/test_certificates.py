@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from alignver import arrays
+from alignver.checks.recheck import recheck
 from alignver.errors import InvalidInput
 from alignver.kernel.certificate import describe, pack, record, seal, unpack
-from alignver.phi.recheck import recheck
 from alignver.proof import (
     Ball,
     Certificate,

@@ -355,7 +355,7 @@ def test_factors_of_the_identity():
 @pytest.mark.parametrize(("p", "q"), [(5, 3), (9, 7)])  # the one layer rounds more, or the other
 def test_factors_whose_products_round(monkeypatch, p, q):
     """What goes to the routine of definiteness, against the formula."""
-    from alignver.kernel import factored as module
+    from alignver.kernel import matrices as module
 
     rng = np.random.default_rng(0)
     n, m, T, a, b = 2, 2, 3, 4, 2

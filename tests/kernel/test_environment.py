@@ -94,13 +94,13 @@ def test_the_error_state_of_the_caller_changes_nothing():
 
 def test_the_threads_of_the_blas_are_looked_at():
     """A product of another kind, in place of NumPy's: what a thread that flushes or rounds otherwise would give."""
-    from alignver.kernel import environment
+    from alignver.kernel import floats
 
-    assert environment.arithmetic_fault() == ""
+    assert floats.arithmetic_fault() == ""
     fault = {"round": "do not round to nearest", "flush": "flush subnormal numbers"}
     for kind, words in fault.items():
         code = (
-            "import numpy as np\nfrom alignver.kernel import environment as e\n"
+            "import numpy as np\nfrom alignver.kernel import floats as e\n"
             "class A(np.ndarray):\n"
             "    def __matmul__(self, other):\n"
             "        p = np.matmul(self.view(np.ndarray), np.asarray(other))\n"

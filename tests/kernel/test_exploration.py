@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from alignver.checks.exploration import check_safe_exploration
+from alignver.checks.recheck import recheck
 from alignver.errors import InvalidInput
 from alignver.kernel import seal
 from alignver.kernel.certificate import record
 from alignver.kernel.failure import NotProved
 from alignver.kernel.floats import gram_floor, inverse_floor
-from alignver.phi.recheck import recheck
 from alignver.proof import prove_rank
 from alignver.results import Frozen, Verdict
 from tests.phi.features import features

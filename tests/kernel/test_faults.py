@@ -15,13 +15,14 @@ import pytest
 
 import alignver as av
 from alignver import kernel
-from alignver.checks import exploitation_ranks as ranks_module
+from alignver.checks import exploration as ranks_module
 from alignver.checks import optimality
-from alignver.phi import blocks, cholesky, climb, cuts, hadamard, refute, rows, staircase, survey
-from alignver.proof import Ball, exact, float_ladder, gram, inverse, prove_membership, prove_rank, residual
-from alignver.proof.definiteness import factor_shifted
+from alignver.features import block_prover, products, refutation, rows, staircase
+from alignver.features import cholesky as tiled_cholesky
+from alignver.proof import Ball, cholesky, exact, prove_floating, prove_membership, prove_rank, residual, right_inverse
+from alignver.proof.cholesky import factor_shifted
 from alignver.proof.exact import Combination, Profile
-from alignver.proof.structure import Conflict
+from alignver.proof.matrix_structure import Conflict
 from alignver.results import Rigor, Verdict
 from alignver.theory.enclosure import Enclosure
 from tests.proof.layers import claim
@@ -57,7 +58,7 @@ def lifted_factor(A: Any, shift: float) -> Any:
 
 
 def blocks_that_hold(Z: Any, start: int, stop: int, delta: float = 0.0) -> Any:
-    return blocks.Block(start, stop, 0.5, "gram")
+    return block_prover.Block(start, stop, 0.5, "gram")
 
 
 def other_rows(scaled: Any) -> Any:
@@ -100,25 +101,25 @@ def rank(A: Any, r: int, **options: Any) -> Any:
 
 NO_REFUTATION = [
     ("alignver.checks.exploration.by_equal_rows", no_pair),
-    ("alignver.checks.exploration_gates.by_equal_rows", no_pair),
+    ("alignver.checks.exploration_report.by_equal_rows", no_pair),
 ]
-FREE = gram.FullRank(True, 1.0, "", exponents=np.zeros(3, np.int64))
+FREE = cholesky.FullRank(True, 1.0, "", exponents=np.zeros(3, np.int64))
 
 
 CASES: dict[str, tuple[list[tuple[str, Any]], Any]] = {
     # Gram matrices of phi: tiles, shifts, gates.
     "tiles": (
-        [(f"{hadamard.__name__}.Hadamard.tile", lifted_tile), *NO_REFUTATION],
+        [(f"{products.__name__}.Hadamard.tile", lifted_tile), *NO_REFUTATION],
         exploration(q=GATES, method="gram"),
     ),
     "a factorization that ends": (
-        [(f"{cholesky.__name__}.factored", lambda tile: np.eye(len(tile))), *NO_REFUTATION],
+        [(f"{tiled_cholesky.__name__}.factored", lambda tile: np.eye(len(tile))), *NO_REFUTATION],
         exploration(q=GATES, method="gram"),
     ),
     "gates": (
         [
             (
-                f"{hadamard.__name__}.gate_matrix",
+                f"{products.__name__}.gate_matrix",
                 lambda Z, q: np.random.default_rng(len(Z)).random((len(Z), q.shape[1])),
             ),
             *NO_REFUTATION,
@@ -126,13 +127,16 @@ CASES: dict[str, tuple[list[tuple[str, Any]], Any]] = {
         exploration(q=GATES, method="gram"),
     ),
     # Staircases.
-    "bounds of blocks": ([(f"{climb.__name__}.prove_block", blocks_that_hold), *NO_REFUTATION], exploration(width=5)),
+    "bounds of blocks": (
+        [(f"{block_prover.__name__}.prove_block", blocks_that_hold), *NO_REFUTATION],
+        exploration(width=5),
+    ),
     "rows of blocks": ([(f"{rows.__name__}.Rows.take", as_if_all_were_apart), *NO_REFUTATION], exploration(width=5)),
     "margins": (
         [
-            (f"{cuts.__name__}.Cuts.margin", always(1.0)),
-            (f"{cuts.__name__}.Cuts.usable", lambda self, positions: np.ones(len(positions), dtype=bool)),
-            (f"{climb.__name__}.prove_block", blocks_that_hold),
+            (f"{block_prover.__name__}.Cuts.margin", always(1.0)),
+            (f"{block_prover.__name__}.Cuts.usable", lambda self, positions: np.ones(len(positions), dtype=bool)),
+            (f"{block_prover.__name__}.prove_block", blocks_that_hold),
             *NO_REFUTATION,
         ],
         exploration(width=14),
@@ -142,31 +146,32 @@ CASES: dict[str, tuple[list[tuple[str, Any]], Any]] = {
         distinct(width=5),
     ),
     "s_min of a staircase": ([(f"{staircase.__name__}._ROOM", 4.0)], distinct(width=5)),
-    "s_min of gates": ([(f"{cholesky.__name__}._ROOM", 1e8)], distinct(q=GATES, method="gram")),
+    "s_min of gates": ([(f"{tiled_cholesky.__name__}._ROOM", 1e8)], distinct(q=GATES, method="gram")),
     "equal rows": (
-        [(f"{refute.__name__}._equal", always([(0, 1)])), (f"{survey.__name__}.gamma", always(1e9))],
+        [(f"{refutation.__name__}._equal", always([(0, 1)])), (f"{rows.__name__}.gamma", always(1e9))],
         distinct(width=5),
     ),
-    "idle columns": ([(f"{refute.__name__}._idle_columns", always(([0, 1], []))), (f"{climb.__name__}.prove_block",
-        lambda Z, start, stop, delta=0.0: blocks.Block(start, stop, 0.0, "", "no"))], distinct(width=6)),
+    "idle columns": ([(f"{refutation.__name__}._idle_columns", always(([0, 1], []))),
+        (f"{block_prover.__name__}.prove_block",
+        lambda Z, start, stop, delta=0.0: block_prover.Block(start, stop, 0.0, "", "no"))], distinct(width=6)),
     # Matrices: Gram matrix, scaling, right inverse, residual.
-    "shifts": ([(f"{gram.__name__}.factor_shifted", lifted_factor)], membership(LOW, OFF)),
-    "scaling": ([(f"{gram.__name__}.scale_rows", other_rows(gram.scale_rows))], membership(LOW, OFF)),
+    "shifts": ([(f"{cholesky.__name__}.factor_shifted", lifted_factor)], membership(LOW, OFF)),
+    "scaling": ([(f"{cholesky.__name__}.scale_rows", other_rows(cholesky.scale_rows))], membership(LOW, OFF)),
     "rounding of the Gram matrix": (
-        [(f"{gram.__name__}.rump_shift", always(-1.0)), (f"{gram.__name__}.gamma", always(0.0)),
-         (f"{gram.__name__}.factor_shifted", lambda A, shift: np.eye(len(A)))], rank(LOW, 6),
+        [(f"{cholesky.__name__}.rump_shift", always(-1.0)), (f"{cholesky.__name__}.gamma", always(0.0)),
+         (f"{cholesky.__name__}.factor_shifted", lambda A, shift: np.eye(len(A)))], rank(LOW, 6),
     ),
-    "s_min of a rank": ([(f"{gram.__name__}.scale_down", lambda x, e: 10.0 * x)], rank(FULL, 5)),
+    "s_min of a rank": ([(f"{cholesky.__name__}.scale_down", lambda x, e: 10.0 * x)], rank(FULL, 5)),
     "right inverses": (
-        [(f"{inverse.__name__}.right_residual", lambda A, X: (0.01, np.zeros((len(A), len(A))))),
-         (f"{float_ladder.__name__}.by_gram", always(None))], membership(LOW, OFF),
+        [(f"{right_inverse.__name__}.right_residual", lambda A, X: (0.01, np.zeros((len(A), len(A))))),
+         (f"{prove_floating.__name__}.by_gram", always(None))], membership(LOW, OFF),
     ),
     "norms of right inverses": (
-        [(f"{inverse.__name__}._norm_up", always(1e-3)), ("alignver.proof.ladder.by_gram", always(None))],
+        [(f"{right_inverse.__name__}._norm_up", always(1e-3)), ("alignver.proof.prove.by_gram", always(None))],
         rank(FULL, 5),
     ),
     "radii of balls": (
-        [("alignver.proof.ball.Ball.radius", always(1e-9))], rank(FULL, 5, ball=Ball(norm=100.0)),
+        [("alignver.proof.decision.Ball.radius", always(1e-9))], rank(FULL, 5, ball=Ball(norm=100.0)),
     ),
     "distances": ([(f"{residual.__name__}.distance_bound", always(1.0))], membership(TALL, INSIDE, exact="never")),
     "distances in a ball": (
@@ -174,20 +179,21 @@ CASES: dict[str, tuple[list[tuple[str, Any]], Any]] = {
     ),
     # Structure and exact arithmetic.
     "conflicts": (
-        [(f"{float_ladder.__name__}.find_conflict", always(Conflict("equal rows", (0, 1), (1.0, -1.0), "said so")))],
+        [(f"{prove_floating.__name__}.find_conflict", always(Conflict("equal rows", (0, 1), (1.0, -1.0), "said so")))],
         membership(FULL, FULL[:, 0]),
     ),
     "repeated rows": (
-        [(f"{float_ladder.__name__}.redundant_rows", always({3: 0, 4: 1, 5: 2})), (f"{float_ladder.__name__}.by_gram",
+        [(f"{prove_floating.__name__}.redundant_rows", always({3: 0, 4: 1, 5: 2})),
+         (f"{prove_floating.__name__}.by_gram",
           lambda wide, trail, ball: (FREE, "gram") if len(wide) == 3 else None),
-         (f"{float_ladder.__name__}.find_conflict", always(None))],
+         (f"{prove_floating.__name__}.find_conflict", always(None))],
         membership(LOW, np.append(OFF[:3], OFF[:3])),
     ),
     "ranks from repeats": (
-        [(f"{float_ladder.__name__}.redundant_rows", always({3: 0})), (f"{float_ladder.__name__}._wide_rank",
-          lambda rest, trail: (gram.FullRank(True, 1.0, ""), "gram")),
-         (f"{float_ladder.__name__}.full_rank", always(None)),
-         ("alignver.proof.ladder.full_rank", always(None))], rank(FULL, 4),
+        [(f"{prove_floating.__name__}.redundant_rows", always({3: 0})), (f"{prove_floating.__name__}._wide_rank",
+          lambda rest, trail: (cholesky.FullRank(True, 1.0, ""), "gram")),
+         (f"{prove_floating.__name__}.full_rank", always(None)),
+         ("alignver.proof.prove.full_rank", always(None))], rank(FULL, 4),
     ),
     "profiles": ([(f"{exact.__name__}.profile", always(SPOILED_PROFILE))], membership(LOW, OFF, exact="force")),
     "ranks by minors": ([(f"{exact.__name__}.profile", always(SPOILED_PROFILE))], rank(LOW, 6, exact="force")),
@@ -231,13 +237,13 @@ def test_a_false_claim_is_refused(name, monkeypatch):
 
 @pytest.mark.parametrize("stored", [True, False])
 def test_factors_of_layers(stored, monkeypatch):
-    from alignver.proof import factored
+    from alignver.proof import factored_gram
 
     A, B = RNG.standard_normal((4, 1, 3)), RNG.standard_normal((1, 4, 1, 2))
     A[1], B[:, 1] = A[0], B[:, 0]  # two equal rows
-    layers = [factored.Layer("w", A, B)]
+    layers = [factored_gram.Layer("w", A, B)]
     assert claim(layers, stored=stored)[1] is None
-    monkeypatch.setattr(factored, "factor_shifted", lifted_factor)
+    monkeypatch.setattr(factored_gram, "factor_shifted", lifted_factor)
     _, certificate, inputs = claim(layers, stored=stored)
     assert certificate is not None
     assert kernel.verify(certificate, inputs).verdict is Verdict.FAILS

@@ -47,9 +47,9 @@ def test_it_still_verifies(folder, copy):
 
 
 def test_every_claim_and_method_is_kept():
-    from alignver.kernel import exploration, factored, matrices, optimality
+    from alignver.kernel import exploration, matrices, optimality
 
-    known = matrices.METHODS | factored.METHODS | exploration.METHODS | optimality.METHODS
+    known = matrices.METHODS | exploration.METHODS | optimality.METHODS
     kept = {(c.claim, c.method) for c in map(kernel.load_certificate, KEPT)}
     # Nobody has ever written these: a rank by a residual's means, or the other way round.
     never = {("not-rank", "right inverse"), ("membership", "primes")}

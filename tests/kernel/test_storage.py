@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from alignver.checks.recheck import recheck
 from alignver.errors import InvalidInput
 from alignver.kernel import seal
-from alignver.kernel.storage import Tampered
-from alignver.phi.recheck import recheck
+from alignver.kernel.certificate import Tampered
 from alignver.proof import load_certificate
 from alignver.results import Verdict
 from tests.kernel.test_certificates import certificate_of
@@ -170,7 +170,7 @@ def test_saving_replaces_a_certificate_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_a_failed_save_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from alignver.kernel import storage as module
+    from alignver.kernel import certificate as module
 
     certificate, inputs = certificate_of("solution")
     path = certificate.save(tmp_path / "c")

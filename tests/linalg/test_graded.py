@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from alignver.linalg.graded import graded_factor
+from alignver.linalg.qr_reduction import graded_factor
 
 EPS = 2.0**-52
 
@@ -82,7 +82,7 @@ def test_any_start_gives_the_same_matrix(decades, kind):
 @pytest.mark.parametrize("decades", [3.0, 12.0, 30.0])
 def test_a_sketch_needs_one_sweep(decades, monkeypatch):
     """With one sweep allowed, the fallback would be the QR: it is not asked."""
-    from alignver.linalg import graded as module
+    from alignver.linalg import qr_reduction as module
 
     W = graded(40, 900, decades)
     start = np.linalg.svd(W @ np.random.default_rng(6).standard_normal((900, 80)), full_matrices=False)[0]

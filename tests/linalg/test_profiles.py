@@ -7,13 +7,12 @@ import pytest
 
 from alignver.arrays import host
 from alignver.linalg import rank_rules
-from alignver.linalg.lstsq import least_squares
+from alignver.linalg.least_squares import least_squares
 from alignver.linalg.norms import largest_singular_value, norm, power_of_two, row_sum_norm
 from alignver.linalg.pivoted_qr import pivoted_qr, qr_profile
-from alignver.linalg.profile import RangeProfile
+from alignver.linalg.qr_reduction import reduce, streamed_r
 from alignver.linalg.rank_rules import Scale
-from alignver.linalg.reduction import reduce, streamed_r
-from alignver.linalg.svd import svd_profile
+from alignver.linalg.svd import RangeProfile, svd_profile
 from tests.matrices import CLASSICS, integer_rank, kahan, with_singular_values
 
 SHAPES = [(1, 1), (1, 6), (6, 1), (5, 5), (12, 9), (9, 12), (40, 7), (7, 40), (70, 70), (30, 2000)]

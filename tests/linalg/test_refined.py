@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignver.linalg.reduction import Reduced
-from alignver.linalg.refined import refine, residual_interval
+from alignver.linalg.least_squares import refine, residual_interval
+from alignver.linalg.qr_reduction import Reduced
 from alignver.linalg.svd import svd_profile
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from alignver.checks import alignment
+from alignver.checks.alignment import check_alignment
 from alignver.checks.membership import check_membership
 from alignver.errors import InvalidInput
-from alignver.models import alignment
-from alignver.models.alignment import check_alignment
-from alignver.models.jacobian import jacobian
+from alignver.jacobians.jacobian import jacobian
 from alignver.results import CheckResult, Rigor, Verdict
 
 from . import zoo
@@ -159,8 +159,8 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_arguments_are_refused_before_the_long_work(name, monkeypatch):
     model, x = zoo.build("mlp")
-    monkeypatch.setattr("alignver.models.engines.vectorised", lambda *a: pytest.fail("the long work began"))
-    monkeypatch.setattr("alignver.models.engines.loop", lambda *a: pytest.fail("the long work began"))
+    monkeypatch.setattr("alignver.jacobians.jacobian.vectorised", lambda *a: pytest.fail("the long work began"))
+    monkeypatch.setattr("alignver.jacobians.jacobian.loop", lambda *a: pytest.fail("the long work began"))
     change, words = BAD[name]
     arguments = {"Y": [0, 1, 0, 1, 1], "loss": "cross_entropy"} | change
     Y = arguments.pop("Y")

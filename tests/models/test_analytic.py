@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from alignver.checks.analytic import check_analytic
 from alignver.errors import InvalidInput
-from alignver.models.analytic import check_analytic
-from alignver.models.networks import fully_connected, lenet
+from alignver.experiments.networks import fully_connected, lenet
 from alignver.results import CheckResult, Rigor, Verdict
 
 from . import zoo

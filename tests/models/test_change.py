@@ -10,10 +10,10 @@ from torch import nn
 
 import alignver as av
 from alignver.errors import InvalidInput
-from alignver.models import change
-from alignver.models.change import RepresentationSnapshot, representation_change
-from alignver.models.gram import gram
-from alignver.models.operator import JacobianOperator
+from alignver.jacobians import kernel_distance
+from alignver.jacobians.gram import gram
+from alignver.jacobians.kernel_distance import RepresentationSnapshot, representation_change
+from alignver.jacobians.operator import JacobianOperator
 from alignver.results import Rigor
 
 from . import zoo
@@ -98,7 +98,7 @@ def test_as_many_products_as_rows_leave_nothing_to_chance():
 
 def test_what_does_not_fit_is_probed(monkeypatch):
     model, x = zoo.build("mlp")
-    monkeypatch.setattr(change, "available_memory", lambda: 1000)
+    monkeypatch.setattr(kernel_distance, "available_memory", lambda: 1000)
     found = representation_change(moved(model), x, model.state_dict(), probes=9)
     assert found.method == "probes"
     assert "of the 0.0 GB" in found.reason

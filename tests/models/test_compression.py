@@ -12,8 +12,8 @@ from torch import nn
 
 import alignver as av
 from alignver.data import two_moons
-from alignver.models.compression import CompressedJacobian
-from alignver.models.networks import fully_connected, lenet
+from alignver.experiments.networks import fully_connected, lenet
+from alignver.jacobians.compression import CompressedJacobian
 
 
 def net(m_y: int = 3, bias: bool = True) -> nn.Module:

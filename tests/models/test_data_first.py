@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 import alignver as av
-from alignver.models import alignment
-from alignver.models.networks import lenet
-from alignver.models.question import question
+from alignver.checks import alignment
+from alignver.experiments.networks import lenet
+from alignver.jacobians.prepare import question
 from alignver.results import Rigor, Verdict
 from alignver.training.tracker import AlignmentTracker
 
@@ -64,7 +64,7 @@ def test_the_merged_answer_is_that_of_the_distinct_samples():
 
 
 def test_a_certificate_of_merged_samples_is_checked_again_from_the_model():
-    from alignver.models.reverify import inputs_again
+    from alignver.jacobians.prepare import inputs_again
 
     X, Y = repeated(6, 2)
     model = mlp()

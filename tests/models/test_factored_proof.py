@@ -10,14 +10,13 @@ import torch
 from torch import nn
 
 from alignver import recheck
+from alignver.checks.alignment import check_alignment
 from alignver.errors import InvalidInput
+from alignver.jacobians import factored_proof
+from alignver.jacobians.factored_proof import STEP, layer_factors, prove_by_factors
+from alignver.jacobians.jacobian_form import Plan
+from alignver.jacobians.prepare import inputs_again
 from alignver.kernel import seal
-from alignver.models import factored_proof
-from alignver.models.alignment import check_alignment
-from alignver.models.factored_proof import STEP, prove_by_factors
-from alignver.models.layer_factors import layer_factors
-from alignver.models.planner import Plan
-from alignver.models.reverify import inputs_again
 from alignver.proof import load_certificate
 from alignver.results import Rigor, Verdict
 
@@ -222,7 +221,7 @@ def test_a_radius_beyond_the_smallest_singular_value_is_refused():
 
 def test_the_gram_matrix_is_tried_unasked_where_it_is_cheaper(monkeypatch):
     model, x, Y = narrow()
-    monkeypatch.setattr("alignver.models.alignment.gram_first", lambda *sizes: True)
+    monkeypatch.setattr("alignver.checks.alignment.gram_first", lambda *sizes: True)
     result = check_alignment(model, x, Y, loss="squared")
     assert result.certificate.claim == "factored-membership"
     for options in ({"certify": False}, {"method": "svd"}, {"engine": "dense"}):

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from alignver.errors import InvalidInput
-from alignver.experiments.resnet18 import fix_statistics, resnet18
+from alignver.experiments.networks import fix_statistics, resnet18
 from alignver.experiments.table2 import features, table2
-from alignver.models.features import estimate_row_error, extract_features, feature_blocks, save_features
+from alignver.network.feature_extraction import estimate_row_error, extract_features, feature_blocks, save_features
 
 
 def network():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from alignver.models.guard import unchanged
+from alignver.network.preserve_state import unchanged
 
 from .reference import fingerprint
 

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from alignver.errors import InvalidInput
-from alignver.models import engines
-from alignver.models.jacobian import differentiate, jacobian, outputs
-from alignver.models.operator import JacobianOperator
-from alignver.models.streaming import streamed_qr
+from alignver.jacobians import jacobian as jacobian_module
+from alignver.jacobians.jacobian import differentiate, jacobian, outputs
+from alignver.jacobians.jacobian_form import streamed_qr
+from alignver.jacobians.operator import JacobianOperator
 from alignver.progress import listening
 
 from . import zoo
@@ -85,7 +85,7 @@ def test_the_slow_engine_agrees_with_the_fast_one(name, monkeypatch):
     def refuse(*args: object) -> None:
         raise RuntimeError("vmap: no batching rule\nfor this")
 
-    monkeypatch.setattr(engines, "vectorised", refuse)
+    monkeypatch.setattr(jacobian_module, "vectorised", refuse)
     slow = differentiate(model, x)
     assert slow.engine == "autograd, one output at a time (torch.func.vmap: vmap: no batching rule)"
     assert relative(slow.matrix, fast.matrix) <= 1e-14
@@ -93,12 +93,12 @@ def test_the_slow_engine_agrees_with_the_fast_one(name, monkeypatch):
 
 def test_a_wrong_fast_engine_is_caught(monkeypatch):
     model, x = zoo.build("mlp")
-    wanted, right = reference_jacobian(model, x), engines.vectorised
+    wanted, right = reference_jacobian(model, x), jacobian_module.vectorised
 
     def wrong(function, part, m_y):
         return tuple(1.01 * block for block in right(function, part, m_y))
 
-    monkeypatch.setattr(engines, "vectorised", wrong)
+    monkeypatch.setattr(jacobian_module, "vectorised", wrong)
     found = differentiate(model, x)
     assert "other derivatives" in found.engine
     assert relative(found.matrix, wanted) <= 1e-12

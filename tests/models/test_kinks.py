@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from alignver.errors import InvalidInput
-from alignver.models.kinks import count_kinks
+from alignver.jacobians.nonsmooth_points import count_kinks
 
 from . import zoo
 from .reference import fingerprint

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from alignver.checks.alignment import check_alignment
 from alignver.data import sine_wave, two_moons
 from alignver.errors import InvalidInput
 from alignver.experiments.builtin import problems
-from alignver.models.alignment import check_alignment
-from alignver.models.networks import BIASES, fully_connected, lenet
+from alignver.experiments.networks import BIASES, fully_connected, lenet
 from alignver.results import Verdict
 
 

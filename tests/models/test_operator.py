@@ -9,7 +9,7 @@ from torch import nn
 
 import alignver as av
 from alignver.errors import InvalidInput
-from alignver.models.operator import JacobianOperator
+from alignver.jacobians.operator import JacobianOperator
 from alignver.results import Verdict
 
 from . import zoo

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignver.errors import InvalidInput
-from alignver.models.planner import ENGINES, available_memory, plan
+from alignver.jacobians.jacobian_form import ENGINES, available_memory, plan
 
 GB = 10**9
 sizes = st.integers(1, 10**6)

@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from alignver.checks.alignment import check_alignment
 from alignver.errors import InvalidInput
-from alignver.models.alignment import check_alignment
-from alignver.models.change import RepresentationSnapshot, representation_change
-from alignver.models.functional import functional
-from alignver.models.gram import gram
-from alignver.models.jacobian import jacobian, outputs
-from alignver.models.operator import JacobianOperator
-from alignver.models.recomputed import recomputes
-from alignver.models.streaming import streamed_qr
+from alignver.jacobians.gram import gram
+from alignver.jacobians.jacobian import jacobian, outputs
+from alignver.jacobians.jacobian_form import streamed_qr
+from alignver.jacobians.kernel_distance import RepresentationSnapshot, representation_change
+from alignver.jacobians.operator import JacobianOperator
+from alignver.network.functional import functional
+from alignver.network.validate_model import recomputes
 
 from . import zoo
 from .reference import fingerprint, reference_jacobian

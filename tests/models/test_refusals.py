@@ -8,9 +8,9 @@ import torch
 from scipy import sparse
 from torch import nn
 
+from alignver.checks.alignment import check_alignment
 from alignver.errors import InvalidInput
-from alignver.models.alignment import check_alignment
-from alignver.models.jacobian import jacobian, outputs
+from alignver.jacobians.jacobian import jacobian, outputs
 
 from .reference import fingerprint
 

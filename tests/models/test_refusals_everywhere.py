@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from alignver.checks.common_structure import check_common_structure
 from alignver.errors import InvalidInput
-from alignver.models.change import RepresentationSnapshot
-from alignver.models.columns import JacobianColumns
-from alignver.models.layer_factors import layer_factors
-from alignver.models.operator import JacobianOperator
-from alignver.models.streaming import streamed_qr
-from alignver.models.structure import check_common_structure
+from alignver.jacobians.columns import JacobianColumns
+from alignver.jacobians.factored_proof import layer_factors
+from alignver.jacobians.jacobian_form import streamed_qr
+from alignver.jacobians.kernel_distance import RepresentationSnapshot
+from alignver.jacobians.operator import JacobianOperator
 
 from .reference import fingerprint
 from .test_refusals import DERIVATIVES, INPUTS, MODELS

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from alignver.errors import InvalidInput
-from alignver.models import checkable
-from alignver.models.gram import gram
-from alignver.models.jacobian import jacobian
-from alignver.models.samplewise import _ELEMENTWISE, treats_samples_apart
+from alignver.jacobians.gram import gram
+from alignver.jacobians.jacobian import jacobian
+from alignver.network import validate_model
+from alignver.network.validate_model import _ELEMENTWISE, treats_samples_apart
 
 X = torch.linspace(-1.0, 1.0, 12).reshape(4, 3)
 
@@ -129,7 +129,7 @@ def test_what_is_left_out_would_have_found_nothing(kinds, n):
     assert treats_samples_apart(model, x)
     found, columns = gram(model, x), jacobian(model, x)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkable, "treats_samples_apart", lambda *args: False)
+        patch.setattr(validate_model, "treats_samples_apart", lambda *args: False)
         assert torch.equal(gram(copy.deepcopy(model), x), found)
         assert torch.equal(jacobian(copy.deepcopy(model), x), columns)
 

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from alignver.errors import InvalidInput
-from alignver.models import factors
-from alignver.models.columns import JacobianColumns
-from alignver.models.pieces import packed
-from alignver.models.streaming import streamed_qr
+from alignver.jacobians import layer_gradients
+from alignver.jacobians.columns import JacobianColumns, packed
+from alignver.jacobians.jacobian_form import streamed_qr
 
 from . import zoo
 from .reference import fingerprint, reference_jacobian
@@ -147,14 +146,14 @@ def test_layers_whose_factors_do_not_tell_are_noticed(model, shape):
 
 def test_a_wrong_contraction_is_noticed(monkeypatch):
     model, x = zoo.build("mlp")
-    right = factors.contract
+    right = layer_gradients.contract
 
     def wrong(captured, where, start, stop, target):
         done = right(captured, where, start, stop, target)
         done[0, 0, 0] += 1.0
         return done
 
-    monkeypatch.setattr(factors, "contract", wrong)
+    monkeypatch.setattr(layer_gradients, "contract", wrong)
     assert close(assembled(JacobianColumns(model, x)), reference_jacobian(model, x))
 
 
@@ -233,7 +232,7 @@ def test_an_error_in_a_slot_that_is_small_beside_the_others_is_noticed(monkeypat
     model, x = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)).double(), torch.randn(4, 3).double()
     with torch.no_grad():
         model[1].weight.mul_(1e-9)
-    wanted, right = reference_jacobian(model, x), factors.contract
+    wanted, right = reference_jacobian(model, x), layer_gradients.contract
 
     def wrong(captured, where, start, stop, target):
         done = right(captured, where, start, stop, target)
@@ -241,5 +240,5 @@ def test_an_error_in_a_slot_that_is_small_beside_the_others_is_noticed(monkeypat
             done.mul_(-1.0)
         return done
 
-    monkeypatch.setattr(factors, "contract", wrong)
+    monkeypatch.setattr(layer_gradients, "contract", wrong)
     assert close(assembled(JacobianColumns(model, x))[:, :12] * 1e9, wanted[:, :12] * 1e9)

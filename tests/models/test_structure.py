@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from alignver.checks.common_structure import check_common_structure
 from alignver.checks.structure import check_structure, indicator
 from alignver.errors import InvalidInput
-from alignver.models.structure import check_common_structure
 from alignver.results import CheckResult, Rigor, Verdict
 
 from . import zoo

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from alignver.models.networks import fully_connected, lenet
+from alignver.experiments.networks import fully_connected, lenet
 
 Case = tuple[nn.Module, torch.Tensor]
 

@@ -14,11 +14,10 @@ import pytest
 
 from alignver import atomic
 from alignver.errors import InvalidInput
-from alignver.phi import cholesky, tiles
-from alignver.phi.cholesky import prove_definite, tiled_shift
-from alignver.phi.dense import dense_phi
-from alignver.phi.hadamard import scaled_gram
-from alignver.proof.definiteness import rump_shift
+from alignver.features import cholesky, tiles
+from alignver.features.cholesky import prove_definite, tiled_shift
+from alignver.features.products import dense_phi, scaled_gram
+from alignver.proof.cholesky import rump_shift
 from tests.phi.features import features
 
 
@@ -76,7 +75,7 @@ def test_factor_multiplies_out():
 def test_killed_run_goes_on(tmp_path, monkeypatch):
     code = (
         "import os, signal\n"
-        "from alignver.phi import tiles\n"
+        "from alignver.features import tiles\n"
         "from tests.phi.test_cholesky import problem, prove_definite\n"
         "append = tiles.FolderStore.append\n"
         "def dying(self, column):\n"

@@ -12,15 +12,15 @@ import time
 import numpy as np
 import pytest
 
-from alignver.checks import exploration_gates
+from alignver.checks import exploration_report
 from alignver.checks.exploration import check_safe_exploration
 from alignver.errors import InvalidInput, MissingDependency
-from alignver.phi import cholesky, tasks
-from alignver.phi.cholesky import prove_definite
-from alignver.phi.climb import Climber
-from alignver.phi.cluster import Cluster, connected
-from alignver.phi.hadamard import scaled_gram
-from alignver.phi.tiles import FolderStore
+from alignver.features import cholesky, cluster
+from alignver.features.block_prover import Climber
+from alignver.features.cholesky import prove_definite
+from alignver.features.cluster import Cluster, connected
+from alignver.features.products import scaled_gram
+from alignver.features.tiles import FolderStore
 from alignver.progress import listening
 from alignver.results import Verdict
 from tests.phi.features import features
@@ -74,7 +74,7 @@ def client(pair):
 def small_tiles(monkeypatch):
     """Make many tile columns."""
     small = functools.partial(cholesky.prove_definite, tile=60)
-    monkeypatch.setattr(exploration_gates, "prove_definite", small)
+    monkeypatch.setattr(exploration_report, "prove_definite", small)
 
 
 class Killer:
@@ -223,7 +223,7 @@ def test_folder_that_workers_do_not_see(client, tmp_path, monkeypatch):
 
 
 def job(folder, store, gram):
-    return tasks.Job(str(folder), gram.digest(), store.hashes, 1e-9, 16)
+    return cluster.Job(str(folder), gram.digest(), store.hashes, 1e-9, 16)
 
 
 class Mixed:
@@ -240,7 +240,7 @@ class Mixed:
 
     def submit(self, work, *arguments, pure):
         value = work(*(given.again if isinstance(given, self.Future) else given for given in arguments))
-        if work is tasks.factor_tile and not isinstance(value, int):
+        if work is cluster.factor_tile and not isinstance(value, int):
             return self.Future(value, np.nextafter(value, np.inf, where=value != 0, out=np.zeros_like(value)))
         return self.Future(value)
 
@@ -263,34 +263,33 @@ def test_workers_believe_no_file_that_they_have_not_hashed(tmp_path):
     Z, q = features(70, 9), np.random.default_rng(0).standard_normal((9, 16))
     gram = scaled_gram(Z, q)
     store = FolderStore(tmp_path, {})
-    store.publish(tasks.FEATURES, gram.Z)
-    store.publish(tasks.GATES, gram.T)
+    store.publish(cluster.FEATURES, gram.Z)
+    store.publish(cluster.GATES, gram.T)
     assert cholesky.factor_tiles(gram, 1e-9, 16, store) is None
     good = job(tmp_path, store, gram)
     piece = [slice(64, 70)]
-    early = tasks.Job(good.folder, good.digest, good.hashes[:4], 1e-9, 16)
-    np.testing.assert_array_equal(tasks.factor_tile(tasks.reduce_rows(early, piece)), np.tril(store[4]))
+    early = cluster.Job(good.folder, good.digest, good.hashes[:4], 1e-9, 16)
+    np.testing.assert_array_equal(cluster.factor_tile(cluster.reduce_rows(early, piece)), np.tril(store[4]))
     content = bytearray((tmp_path / "column_00002.npy").read_bytes())
     content[-3] ^= 1
     (tmp_path / "column_00002.npy").write_bytes(content)
-    tasks._folders.clear()
+    cluster._folders.clear()
     with pytest.raises(InvalidInput, match="with another column_00002"):
-        tasks.reduce_rows(early, piece)
-    store.publish(tasks.GATES, 2 * gram.T)
-    tasks._folders.clear()
+        cluster.reduce_rows(early, piece)
+    store.publish(cluster.GATES, 2 * gram.T)
+    cluster._folders.clear()
     with pytest.raises(InvalidInput, match="with another matrix"):
-        tasks.reduce_rows(early, piece)
-    tasks._folders.clear()
+        cluster.reduce_rows(early, piece)
+    cluster._folders.clear()
 
 
 def test_another_file_at_the_same_path(tmp_path):
-    from alignver.phi.rows import open_rows
-    from alignver.phi.survey import digest_rows
+    from alignver.features.rows import digest_rows, open_rows
 
     Z = features(20, 5)
     np.save(tmp_path / "Z.npy", Z)
     rows = open_rows(np.load(tmp_path / "Z.npy", mmap_mode="r"))
-    sent = tasks.FileRows(rows.location, digest_rows(rows)["sha256"], np.array([3, 7]))
+    sent = cluster.FileRows(rows.location, digest_rows(rows)["sha256"], np.array([3, 7]))
     np.testing.assert_array_equal(sent.load(), Z[[3, 7]])
     Z[3, 0] += 1.0
     np.save(tmp_path / "other.npy", Z)
@@ -306,7 +305,7 @@ def test_another_file_at_the_same_path(tmp_path):
 
 def test_other_version_is_refused():
     with pytest.raises(InvalidInput, match=r"workers with alignver 0\.0\.0"):
-        tasks.prove_rows(tasks.SentRows(np.eye(3), False), 0, 3, 0.0, "0.0.0")
+        cluster.prove_rows(cluster.SentRows(np.eye(3), False), 0, 3, 0.0, "0.0.0")
 
 
 def round_up(direction):

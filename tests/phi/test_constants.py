@@ -10,18 +10,22 @@ import mpmath
 import numpy as np
 import pytest
 
-from alignver.phi.blocks import prove_block
-from alignver.phi.cholesky import prove_definite, tiled_shift
-from alignver.phi.column import _lowered
-from alignver.phi.cuts import Cuts
-from alignver.phi.dense import dense_phi
-from alignver.phi.gate import GATE_ERROR, GATE_UNDERFLOW, gate_matrix_error, logistic
-from alignver.phi.hadamard import ScaledGram, scaled_gram
-from alignver.phi.rows import open_rows
-from alignver.phi.staircase import Staircase, _exponent, _halvings, find_staircase
-from alignver.phi.survey import directions, survey
-from alignver.proof.gram import row_rank_by_gram
-from alignver.proof.inverse import row_rank_by_inverse
+from alignver.features.block_prover import Cuts, prove_block
+from alignver.features.cholesky import prove_definite, tiled_shift
+from alignver.features.products import (
+    GATE_ERROR,
+    GATE_UNDERFLOW,
+    ScaledGram,
+    dense_phi,
+    gate_matrix_error,
+    logistic,
+    scaled_gram,
+)
+from alignver.features.rows import directions, open_rows, survey
+from alignver.features.staircase import Staircase, _exponent, _halvings, find_staircase
+from alignver.features.tiles import _lowered
+from alignver.proof.cholesky import row_rank_by_gram
+from alignver.proof.right_inverse import row_rank_by_inverse
 from tests.exact import OMEGA, U, gamma, pinned, pinned_below, root, square
 from tests.matrices import with_singular_values
 

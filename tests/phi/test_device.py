@@ -10,12 +10,11 @@ import pytest
 from alignver.arrays import accelerator, host
 from alignver.checks import exploration
 from alignver.checks.exploration import check_safe_exploration
-from alignver.phi import column, device
-from alignver.phi.cholesky import factor_tiles, prove_definite
-from alignver.phi.dense import dense_phi
-from alignver.phi.hadamard import scaled_gram
-from alignver.phi.recheck import recheck
-from alignver.phi.tiles import MemoryStore
+from alignver.checks.recheck import recheck
+from alignver.features import tiles
+from alignver.features.cholesky import factor_tiles, prove_definite
+from alignver.features.products import dense_phi, scaled_gram
+from alignver.features.tiles import MemoryStore
 from alignver.proof.rounding import U
 from alignver.results import Rigor, Verdict
 from tests.phi.features import features
@@ -46,10 +45,10 @@ def test_singular_matrices_are_never_definite(backend):
 
 def test_factor_multiplies_out_within_the_bound(backend, monkeypatch):
     """Entry by entry: |L L^T - A| <= gamma |l_i||l_j|, the products in extended precision."""
-    monkeypatch.setattr(device, "_ROWS", 24)
+    monkeypatch.setattr(tiles, "_ROWS", 24)
     gram, store = problem(n=90, m=9, h=20)[2], MemoryStore()
     tile, total = 40, 2.0**-30
-    assert factor_tiles(gram.at(backend([0.0])), total, tile, store, device.make) is None
+    assert factor_tiles(gram.at(backend([0.0])), total, tile, store, tiles.make) is None
     L = np.zeros((90, 90))
     for k in range(store.finished):
         L[k * tile :, k * tile : (k + 1) * tile] = host(store[k])
@@ -58,7 +57,7 @@ def test_factor_multiplies_out_within_the_bound(backend, monkeypatch):
     there = gram.at(backend([0.0]))
     A = np.zeros((90, 90))
     for j in range(0, 90, tile):
-        for rows in column.Column(there, total, tile, j // tile, store).pieces(24):
+        for rows in tiles.Column(there, total, tile, j // tile, store).pieces(24):
             A[rows, j : j + tile] = host(there.tile(rows, slice(j, min(j + tile, 90))))
     A.flat[::91] = np.nextafter(A.diagonal() - total, -np.inf)
     wide = L.astype(np.longdouble)
@@ -70,7 +69,7 @@ def test_substitution_is_backward_stable(backend, rng):
     """On a factor so ill-conditioned that an inverse would show: the residual is small row by row all the same."""
     lower = np.tril(rng.standard_normal((100, 100))) + np.diag(np.logspace(0, -9, 100))
     given = rng.standard_normal((30, 100))
-    X = host(column.solved(backend(given.copy()), backend(lower))).astype(np.longdouble)
+    X = host(tiles.solved(backend(given.copy()), backend(lower))).astype(np.longdouble)
     residual = np.abs(X @ lower.T.astype(np.longdouble) - given)
     assert np.all(residual <= (100 + 4) * U * (np.abs(X) @ np.abs(lower.T)))
 
@@ -92,8 +91,8 @@ def test_check_works_where_the_features_are(backend, monkeypatch):
     Z = features(60, 9)
     there = backend(Z)
     used = []
-    make = device.make
-    monkeypatch.setattr(device, "make", lambda column: used.append(type(column.gram.Z)) or make(column))
+    make = tiles.make
+    monkeypatch.setattr(tiles, "make", lambda column: used.append(type(column.gram.Z)) or make(column))
     if accelerator(there) is None:  # stands for a GPU
         monkeypatch.setattr(exploration, "accelerator", lambda value: value[:0, :])
     result = check_safe_exploration(there, method="gram")
@@ -138,14 +137,14 @@ def test_other_products_are_seen(monkeypatch, product, order):
             return product(self.view(np.ndarray), other.view(np.ndarray))
 
     place = np.empty(0)
-    assert device.distrust(place, order) == ""
-    monkeypatch.setattr(device, "like", lambda values, place: np.asarray(values, dtype=np.float64).view(Other))
-    assert "inner products" in device.distrust(place, order)
+    assert tiles.distrust(place, order) == ""
+    monkeypatch.setattr(tiles, "like", lambda values, place: np.asarray(values, dtype=np.float64).view(Other))
+    assert "inner products" in tiles.distrust(place, order)
 
 
 def test_other_arithmetic_is_seen(monkeypatch):
-    monkeypatch.setattr(device, "like", lambda values, place: np.asarray(values, dtype=np.float32))
-    assert "round to nearest" in device.distrust(np.empty(0), 8)
+    monkeypatch.setattr(tiles, "like", lambda values, place: np.asarray(values, dtype=np.float32))
+    assert "round to nearest" in tiles.distrust(np.empty(0), 8)
 
 
 def test_emulated_products_are_refused(backend, monkeypatch):

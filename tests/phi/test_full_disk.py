@@ -15,8 +15,8 @@ import pytest
 
 from alignver.checks.exploration import check_safe_exploration
 from alignver.errors import InvalidInput
-from alignver.phi.cholesky import prove_definite
-from alignver.phi.hadamard import scaled_gram
+from alignver.features.cholesky import prove_definite
+from alignver.features.products import scaled_gram
 from alignver.progress import listening
 from tests.phi.features import features
 

@@ -8,10 +8,16 @@ import pytest
 
 from alignver.arrays import host
 from alignver.errors import InvalidInput
-from alignver.phi.dense import dense_phi
-from alignver.phi.gate import GATE_ERROR, gate_matrix_error, logistic, logistic_plain
-from alignver.phi.hadamard import gram, scaled_gram
-from alignver.phi.operator import Phi
+from alignver.features.products import (
+    GATE_ERROR,
+    Phi,
+    dense_phi,
+    gate_matrix_error,
+    gram,
+    logistic,
+    logistic_plain,
+    scaled_gram,
+)
 from tests.phi.features import features
 
 

@@ -11,8 +11,7 @@ import torch
 
 from alignver.arrays import digest
 from alignver.errors import InvalidInput
-from alignver.phi.rows import open_rows
-from alignver.phi.survey import digest_rows, directions, survey
+from alignver.features.rows import digest_rows, directions, open_rows, survey
 from tests.phi.features import features
 
 

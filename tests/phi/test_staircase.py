@@ -5,13 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from alignver.phi.blocks import prove_block
-from alignver.phi.certify import certify_staircase, gates_of
-from alignver.phi.cuts import Cuts, cut_at, even_plan
-from alignver.phi.dense import dense_phi
-from alignver.phi.rows import open_rows
-from alignver.phi.staircase import find_staircase
-from alignver.phi.survey import directions, survey
+from alignver.features.block_prover import Cuts, cut_at, even_plan, prove_block
+from alignver.features.products import dense_phi
+from alignver.features.rows import directions, open_rows, survey
+from alignver.features.staircase import certify_staircase, find_staircase, gates_of
 from tests.phi.features import features
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import threadpoolctl
 
-from alignver.phi.threads import single_threaded_blas
+from alignver.features.threads import single_threaded_blas
 
 
 def _threads() -> set[int]:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from alignver.proof.definiteness import is_positive_definite
+from alignver.proof.cholesky import is_positive_definite
 
 
 def smallest_eigenvalue(A: np.ndarray, *, error: float = 0.0) -> float:

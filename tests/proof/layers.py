@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 
 from alignver.kernel import Certificate, seal
-from alignver.proof.factored import FactoredRank, Layer, row_rank_by_factors
+from alignver.proof.factored_gram import FactoredRank, Layer, row_rank_by_factors
 
 Exact = list[list[Fraction]]
 

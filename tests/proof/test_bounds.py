@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from alignver.proof import rounding
-from alignver.proof.ball import Ball
-from alignver.proof.definiteness import is_positive_definite, rump_shift
-from alignver.proof.gram import row_rank_by_gram
-from alignver.proof.inverse import right_inverse, right_residual, row_rank_by_inverse
+from alignver.proof.cholesky import is_positive_definite, row_rank_by_gram, rump_shift
+from alignver.proof.decision import Ball
 from alignver.proof.residual import distance_bound, distance_from
+from alignver.proof.right_inverse import right_inverse, right_residual, row_rank_by_inverse
 from tests.proof.cases import cases
 from tests.proof.eigenvalues import smallest_eigenvalue
 

@@ -12,13 +12,27 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from alignver.proof import gram as gram_module
+from alignver.proof import cholesky as gram_module
 from alignver.proof import rounding
-from alignver.proof.ball import Ball
-from alignver.proof.definiteness import factor_shifted, is_positive_definite, rump_shift
-from alignver.proof.gram import Scaled, row_rank_by_gram, row_rank_by_some_columns, scale_rows
-from alignver.proof.inverse import _conclude, _norm_up, _unscaled, right_inverse, right_residual, row_rank_by_inverse
+from alignver.proof.cholesky import (
+    Scaled,
+    factor_shifted,
+    is_positive_definite,
+    row_rank_by_gram,
+    row_rank_by_some_columns,
+    rump_shift,
+    scale_rows,
+)
+from alignver.proof.decision import Ball
 from alignver.proof.residual import distance_bound, distance_from
+from alignver.proof.right_inverse import (
+    _conclude,
+    _norm_up,
+    _unscaled,
+    right_inverse,
+    right_residual,
+    row_rank_by_inverse,
+)
 from tests.exact import OMEGA, U, gamma, pinned, pinned_below, root, square, times, total
 from tests.proof.eigenvalues import smallest_eigenvalue
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from scipy import linalg
 
-from alignver.proof import factored as factored_module
-from alignver.proof.ball import Ball
-from alignver.proof.definiteness import factor_shifted
-from alignver.proof.dyadic import integer_column, mantissas, to_integers
-from alignver.proof.factored import FactoredRank, Layer, row_rank_by_factors
+from alignver.proof import factored_gram as factored_module
+from alignver.proof.cholesky import factor_shifted
+from alignver.proof.decision import Ball
+from alignver.proof.exact import integer_column, mantissas, to_integers
+from alignver.proof.factored_gram import FactoredRank, Layer, row_rank_by_factors
 from tests.exact import OMEGA, U, gamma, pinned, pinned_below, root, square
 
 u = 2.0**-53

@@ -8,10 +8,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from alignver.checks.recheck import recheck
 from alignver.errors import InvalidInput
-from alignver.phi.recheck import recheck
 from alignver.proof import Certificate, load_certificate
-from alignver.proof.factored import Layer, row_rank_by_factors
+from alignver.proof.factored_gram import Layer, row_rank_by_factors
 from alignver.results import Verdict
 from tests.kernel.test_certificates import forged, mutated_arrays, mutated_values, refused
 
@@ -210,5 +210,7 @@ def test_a_power_of_two_before_all_of_it_changes_nothing_but_the_bound(exponent)
 
 
 def test_in_another_rounding_mode_there_is_no_proof(monkeypatch):
-    monkeypatch.setattr("alignver.proof.factored.arithmetic_fault", lambda: "this thread does not round to nearest")
+    monkeypatch.setattr(
+        "alignver.proof.factored_gram.arithmetic_fault", lambda: "this thread does not round to nearest"
+    )
     assert "round" in row_rank_by_factors(layers(), lambda size: 0.0).reason

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from alignver.phi.recheck import recheck
+from alignver.checks.recheck import recheck
 from alignver.proof import Ball, prove_membership, prove_rank
 from alignver.results import Verdict
 from tests.proof.cases import Case, cases, exact_rank, is_member

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from alignver.checks.recheck import recheck
 from alignver.errors import InvalidInput, MissingDependency
-from alignver.kernel.modular import rank_modulo, residues, small_primes
-from alignver.phi.recheck import recheck
+from alignver.kernel.exact import rank_modulo, residues, small_primes
 from alignver.proof import Ball, prove_membership, prove_rank
-from alignver.proof.dyadic import bytes_needed, to_integers
-from alignver.proof.exact import null_vectors, primes, profile, vanishing_primes
-from alignver.proof.structure import find_conflict, redundant_rows
+from alignver.proof.exact import bytes_needed, null_vectors, primes, profile, to_integers, vanishing_primes
+from alignver.proof.matrix_structure import find_conflict, redundant_rows
 from alignver.results import Verdict
 from tests.proof.cases import cases, exact_rank
 
@@ -141,7 +140,7 @@ def test_without_flint_floats_still_prove_and_exact_says_what_is_missing(
 
 
 def test_a_thread_that_rounds_otherwise_gets_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alignver.proof.ladder.arithmetic_fault", lambda: "this thread rounds downwards")
+    monkeypatch.setattr("alignver.proof.prove.arithmetic_fault", lambda: "this thread rounds downwards")
     for decision in (prove_membership(WIDE, np.ones(8)), prove_membership(TALL, np.ones(12)), prove_rank(WIDE, 8)):
         assert (decision.verdict, decision.reason) == (Verdict.UNDECIDED, "this thread rounds downwards")
 

@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from alignver.progress import stage
-from alignver.report import epochs
-from alignver.report.epochs import EpochTable, step_of_rows
+from alignver.report import progress
+from alignver.report.progress import EpochTable, step_of_rows
 
 
 def record(epoch: int, phase: str = "exploration", **changes):
@@ -52,7 +52,7 @@ def test_a_long_silence_is_broken(monkeypatch):
     table = EpochTable(stream, 1000)
     table.epoch(record(1), "-")
     table.epoch(record(2), "-")
-    monkeypatch.setattr(epochs, "SILENCE", -1.0)
+    monkeypatch.setattr(progress, "SILENCE", -1.0)
     table.epoch(record(3), "-")
     assert [row[0] for row in rows(stream)] == ["1", "3"]
 
@@ -60,7 +60,7 @@ def test_a_long_silence_is_broken(monkeypatch):
 def test_a_terminal_shows_the_present_epoch_and_the_work_in_between(monkeypatch):
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=80, _environ={})
-    monkeypatch.setattr(epochs.text, "console", lambda _: console)
+    monkeypatch.setattr(progress.text, "console", lambda _: console)
     table = EpochTable(stream, 1000)
     with table.shown():
         table.epoch(record(1), "-")

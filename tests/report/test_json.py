@@ -12,18 +12,18 @@ import jsonschema
 import pytest
 
 from alignver.checks.exploration import check_safe_exploration
-from alignver.report import provenance, schema
+from alignver.report import provenance, source
 from alignver.report.html import page
 from alignver.results import Bound, CheckResult, Report, Rigor, Subject, Tolerance, Verdict
 from tests.phi.features import features
 
 
 def valid(document) -> None:
-    jsonschema.validate(document, schema.load(), cls=jsonschema.Draft202012Validator)
+    jsonschema.validate(document, source.load(), cls=jsonschema.Draft202012Validator)
 
 
 def test_the_schema_is_a_schema():
-    jsonschema.Draft202012Validator.check_schema(schema.load())
+    jsonschema.Draft202012Validator.check_schema(source.load())
 
 
 @pytest.mark.parametrize("verdict", list(Verdict))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from alignver.errors import InvalidInput, MissingDependency
-from alignver.report import plots, style, verdict_plots
+from alignver.report import plots, verdict_plots
 
 STEPS = [0, 1, 2, 3]
 
@@ -23,15 +23,15 @@ def luminance(colour: str) -> float:
 
 
 def test_lines_differ_in_dashes_or_markers_whatever_their_colours():
-    styles = list(itertools.islice(style.line_styles(), 35))
+    styles = list(itertools.islice(plots.line_styles(), 35))
     seen = {(str(entry["linestyle"]), entry.get("marker")) for entry in styles}
     assert len(seen) == len(styles)
 
 
 def test_colours_go_from_dark_to_light():
-    values = [luminance(colour) for colour in style.COLOURS]
+    values = [luminance(colour) for colour in plots.COLOURS]
     assert values == sorted(values)
-    assert luminance(style.FAINT) < 0.6  # dark enough on paper
+    assert luminance(plots.FAINT) < 0.6  # dark enough on paper
 
 
 def test_curves_are_the_numbers_and_short_ones_end_early():
@@ -232,7 +232,7 @@ def test_pairs_stand_in_rows_with_the_two_of_a_pair_side_by_side():
 
 def test_dollars_and_controls_in_labels_are_letters():
     ax = plots.curves(STEPS, {"cost $\\frac{": STEPS, "a\x00b\u202e": STEPS}, x_label="x", y_label="y")
-    text = style.svg(ax.figure, "p")
+    text = plots.svg(ax.figure, "p")
     assert "cost" in text
     assert "\x00" not in text
     assert "\u202e" not in text
@@ -240,7 +240,7 @@ def test_dollars_and_controls_in_labels_are_letters():
 
 def test_an_svg_takes_its_colours_from_the_page_and_keeps_its_names_to_itself():
     def drawn(prefix: str) -> str:
-        return style.svg(plots.curves(STEPS, {"<b>": STEPS, "c": STEPS}, x_label="x", y_label="y").figure, prefix)
+        return plots.svg(plots.curves(STEPS, {"<b>": STEPS, "c": STEPS}, x_label="x", y_label="y").figure, prefix)
 
     one = drawn("one")
     assert one == drawn("one")  # the same figure, the same bytes

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from alignver.checks.exploration import check_safe_exploration
-from alignver.report import tables, text
+from alignver.report import text
 from alignver.results import Bound, CheckResult, Rigor, Subject, Tolerance, Verdict
 from tests.phi.features import features
 
@@ -139,9 +139,9 @@ def test_no_colour_when_piped():
 
 
 def test_numbers_in_tables():
-    assert tables.number(float("inf")) == "inf"
-    assert tables.number("svd") == "svd"
-    assert tables.numbers_table({"rows": (1, 2)}) is None
+    assert text.number(float("inf")) == "inf"
+    assert text.number("svd") == "svd"
+    assert text.numbers_table({"rows": (1, 2)}) is None
 
 
 @pytest.mark.parametrize("width", [36, 40, 60])

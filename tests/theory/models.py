@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from alignver.theory.exploitation import Exploitation
-from alignver.theory.objective import objective
+from alignver.theory.exploitation import Exploitation, objective
 
 LOSSES = ("squared", "binary_cross_entropy", "cross_entropy")
 

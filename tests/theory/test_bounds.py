@@ -6,10 +6,9 @@ import pytest
 from alignver.errors import InvalidInput
 from alignver.theory.alignment_bounds import beta_hat, nu, target_loss, theorem_3, unreachable, zeta
 from alignver.theory.descent import gradient_descent_bound, nearest_fit, reference_points, sgd_bound
-from alignver.theory.gap import better_weights, dual_bound, infimum
-from alignver.theory.record import TrainingRecord
+from alignver.theory.infimum import better_weights, dual_bound, infimum
+from alignver.theory.record import TrainingRecord, constants_of_updates
 from alignver.theory.smoothness import smoothness
-from alignver.theory.updates import constants_of_updates
 from tests.theory.models import LOSSES, descend, model, problem
 
 
@@ -101,7 +100,7 @@ def test_large_models_use_products_only(rng, monkeypatch):
     dense = nearest_fit(own.model, np.zeros(own.model.shape), [own.targets])[0]
     bound = dual_bound(own, 0.5 * dense)
     monkeypatch.setattr("alignver.theory.descent._DENSE", 0)
-    monkeypatch.setattr("alignver.theory.gap._DENSE", 0)
+    monkeypatch.setattr("alignver.theory.infimum._DENSE", 0)
     assert np.allclose(nearest_fit(own.model, np.zeros(own.model.shape), [own.targets])[0], dense, atol=1e-9)
     monkeypatch.setattr("alignver.theory.descent._ORDER", 0)
     assert np.allclose(nearest_fit(own.model, np.zeros(own.model.shape), [own.targets])[0], dense, atol=1e-6)
@@ -109,8 +108,7 @@ def test_large_models_use_products_only(rng, monkeypatch):
 
 
 def test_points_out_of_range_are_left_out():
-    from alignver.theory.exploitation import Exploitation
-    from alignver.theory.objective import objective
+    from alignver.theory.exploitation import Exploitation, objective
 
     own = objective(Exploitation([[20.0, 1.0]], [[[-20.0], [0.0]]], [[1e-30]]), [1.0], "squared")
     assert len(reference_points(own, np.zeros((1, 1, 2)))) == 1
@@ -145,8 +143,7 @@ def test_infimum_of_a_squared_loss_is_the_projection():
 @pytest.mark.parametrize("m_y", [1, 2, 3])
 def test_dual_bounds_of_cross_entropies_close_the_gap(loss, m_y):
     """Two groups of equal rows with both labels: the infimum is an entropy, whatever the gates."""
-    from alignver.theory.exploitation import Exploitation
-    from alignver.theory.objective import objective
+    from alignver.theory.exploitation import Exploitation, objective
 
     rng = np.random.default_rng(m_y)
     Z = np.column_stack([np.repeat([[1.0], [-1.0]], 4, axis=0), np.ones(8)])

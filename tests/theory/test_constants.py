@@ -10,7 +10,7 @@ import mpmath
 import numpy as np
 import pytest
 
-from alignver.phi.gate import GATE_ERROR, GATE_UNDERFLOW, gate_matrix_error, logistic
+from alignver.features.products import GATE_ERROR, GATE_UNDERFLOW, gate_matrix_error, logistic
 from alignver.theory import smoothness as smoothness_module
 from alignver.theory.enclosure import _SOFTPLUS, Enclosure, enclose, loss_bounds, softplus_down, softplus_up
 from alignver.theory.exploitation import Exploitation

@@ -6,8 +6,7 @@ import pytest
 
 from alignver.theory.descent import reference_points
 from alignver.theory.enclosure import enclose, loss_bounds, softplus_down, softplus_up
-from alignver.theory.exploitation import Exploitation
-from alignver.theory.objective import objective
+from alignver.theory.exploitation import Exploitation, objective
 from tests.theory.models import LOSSES, problem
 from tests.theory.test_sample_losses import exact
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from alignver.errors import InvalidInput
-from alignver.theory.sample_losses import LogisticLoss, SampleLoss, SoftmaxLoss, SquaredLoss, sample_loss
+from alignver.theory.losses import LogisticLoss, SampleLoss, SoftmaxLoss, SquaredLoss, sample_loss
 
 
 def exact(loss, q, y):

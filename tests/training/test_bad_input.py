@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from alignver.errors import InvalidInput
-from alignver.theory.sample_losses import LogisticLoss
+from alignver.theory.losses import LogisticLoss
 from alignver.training import checkpoint
-from alignver.training.pace import tau_epoch
+from alignver.training.loop import tau_epoch
 from alignver.training.wrapper import EEWrapper
 from tests.training import nets
 

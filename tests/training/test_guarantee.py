@@ -9,13 +9,12 @@ import pytest
 import torch
 
 import alignver as av
-from alignver.checks.exploitation_ranks import prove_ranks
+from alignver.checks.exploration import prove_ranks
 from alignver.errors import InvalidInput
-from alignver.phi.gate import logistic
+from alignver.features.products import logistic
 from alignver.results import Verdict, shown_down
 from alignver.theory.exploitation import Exploitation
-from alignver.training.guarantee import guarantee
-from alignver.training.repair import balanced, repair, stairs
+from alignver.training.guarantee import balanced, guarantee, repair, stairs
 from alignver.training.wrapper import EEWrapper
 from tests.training import nets
 

@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from alignver.errors import InvalidInput
-from alignver.training.head import GatedHead, gate_slope
-from alignver.training.surgery import modify
+from alignver.training.gated_network import GatedHead, gate_slope, modify
 from tests.training import nets
 
 

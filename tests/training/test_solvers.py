@@ -10,8 +10,8 @@ import torch
 
 from alignver.errors import InvalidInput
 from alignver.results import Rigor, Verdict
-from alignver.theory.newton import newton_step
-from alignver.theory.objective import objective
+from alignver.theory.exploitation import objective
+from alignver.theory.infimum import newton_step
 from alignver.theory.smoothness import smoothness
 from alignver.training.exploitation import CachedProblem, as_model, wide
 from alignver.training.solvers import FULL_BATCH, SOLVERS, Accelerated, ScheduledSGD, plain_descent

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from alignver.errors import InvalidInput
-from alignver.experiments.resnet18 import resnet18
-from alignver.training.endings import ending
-from alignver.training.surgery import modify
+from alignver.experiments.networks import resnet18
+from alignver.training.gated_network import modify
+from alignver.training.output_layers import ending
 from tests.training import nets
 
 X3 = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))

@@ -11,7 +11,7 @@ from torch import nn
 
 from alignver.results import Rigor, Verdict
 from alignver.training import checkpoint
-from alignver.training.taken_back import SHARES, initial_values
+from alignver.training.phase_transition import SHARES, initial_values
 from alignver.training.wrapper import EEWrapper
 from tests.training import nets
 

@@ -13,15 +13,14 @@ import torch
 from torch import nn
 
 import alignver as av
+from alignver.checks.alignment_evaluator import Lookout, full_rank
 from alignver.data import sine_wave
 from alignver.errors import InvalidInput
-from alignver.models.looks import Lookout, full_rank
-from alignver.models.networks import fully_connected
-from alignver.models.question import question
+from alignver.experiments.networks import fully_connected
+from alignver.jacobians.prepare import question
 from alignver.report.history import History
 from alignver.results import Verdict
-from alignver.training.schedule import Schedule
-from alignver.training.tracker import AlignmentTracker
+from alignver.training.tracker import AlignmentTracker, Schedule
 
 
 class Noisy(nn.Module):
@@ -161,7 +160,7 @@ def test_sums_of_few_terms_leave_less_rounding():
 
 def test_least_squares_bounds_hold_the_residual_and_agree(monkeypatch):
     """Without singular values: bounds around those of the accurate way, and no opposite verdict."""
-    from alignver.models import looks
+    from alignver.checks import alignment_evaluator
 
     for loss, width in (("cross_entropy", 16), ("cross_entropy", 2)):
         torch.manual_seed(4)
@@ -170,9 +169,9 @@ def test_least_squares_bounds_hold_the_residual_and_agree(monkeypatch):
         asked = question(model, x[:, None], y, loss, "float64")
         exact = Lookout(asked, thorough=True).look()
         lookout = Lookout(asked)
-        monkeypatch.setattr(looks, "full_rank", lambda *_, **__: None)
-        monkeypatch.setattr(looks, "_SOON", 0.0)
-        monkeypatch.setattr(looks, "ROWS", 0)
+        monkeypatch.setattr(alignment_evaluator, "full_rank", lambda *_, **__: None)
+        monkeypatch.setattr(alignment_evaluator, "_SOON", 0.0)
+        monkeypatch.setattr(alignment_evaluator, "ROWS", 0)
         for fits in (True, False):
             monkeypatch.setattr(Lookout, "_fits", lambda self, fits=fits: fits)
             found = lookout.look()
@@ -272,7 +271,7 @@ def test_schedule_by_share_of_the_time(monkeypatch):
         time = staticmethod(lambda: now[0])
 
     monkeypatch.setattr(module, "time", Time)
-    monkeypatch.setattr("alignver.training.schedule.time", Time)
+    monkeypatch.setattr("alignver.training.tracker.time", Time)
     model, (x, y) = mlp(), data()
     tracker = AlignmentTracker(model, x, y, loss="cross_entropy", every="10%")
     look = tracker.lookout.look

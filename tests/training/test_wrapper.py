@@ -14,8 +14,8 @@ import alignver as av
 from alignver.errors import InvalidInput
 from alignver.results import Rigor, Verdict
 from alignver.training import checkpoint
-from alignver.training.pace import batches, smallest_batch
-from alignver.training.surgery import modify
+from alignver.training.gated_network import modify
+from alignver.training.loop import batches, smallest_batch
 from alignver.training.wrapper import EEWrapper
 from tests.training import nets
 
@@ -180,7 +180,7 @@ def test_check_proves_the_gap_and_certifies_it():
     assert result.measured["training_errors"] == 0
     assert own.history[-1]["loss"] == pytest.approx(result.measured["loss_lower"], rel=1e-4)  # torch's digits are few
     assert own.check(X, Y.numpy(), tolerance=1e-9, certify=False).rigor is Rigor.NUMERICAL
-    from alignver.theory.objective import objective
+    from alignver.theory.exploitation import objective
     from alignver.training.exploitation import as_model, wide
 
     model = as_model(own.module, own._cached.Z)

@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import nn
 
-from alignver.training.callbacks.deferred import Deferred
+from alignver.training.callbacks import Deferred
 from alignver.training.tracker import AlignmentTracker
 
 __all__ = ["Logits", "TrainerCallback"]

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from alignver.models.gram import engine, gram, parts, plan, products
-from alignver.models.gram.owners import Layout, candidates
-from alignver.models.gram.planning import plan_slots, uniform
+from alignver.jacobians import contractions, sample_blocks
+from alignver.jacobians import gram as gram_module
+from alignver.jacobians.gram import gram, plan
+from alignver.jacobians.gram_planning import plan_slots, uniform
+from alignver.jacobians.sample_blocks import Layout, candidates
 
 from .test_gram import build, reference, relative
 
@@ -31,13 +33,13 @@ def forced(monkeypatch, wanted):
             chosen.append(slot)
         return tuple(chosen)
 
-    monkeypatch.setattr(engine, "plan_slots", choose)
+    monkeypatch.setattr(gram_module, "plan_slots", choose)
 
 
 def test_formulas_that_the_modules_prove_are_not_compared(monkeypatch):
     seen = []
-    original = engine.disagreeing
-    monkeypatch.setattr(engine, "disagreeing", lambda *args: seen.append(args) or original(*args))
+    original = gram_module.disagreeing
+    monkeypatch.setattr(gram_module, "disagreeing", lambda *args: seen.append(args) or original(*args))
     model, x = build("mlp")
     M = gram(model, x)
     assert seen == []
@@ -69,9 +71,9 @@ def test_formulas_that_the_modules_prove_are_not_compared(monkeypatch):
     ],
 )
 def test_every_formula_gives_the_same(name, wanted, monkeypatch):
-    monkeypatch.setattr(products, "_TILE", 300)
-    monkeypatch.setattr(products, "_LEAST", 3)
-    monkeypatch.setattr(products, "_ROWS", 3)
+    monkeypatch.setattr(contractions, "_TILE", 300)
+    monkeypatch.setattr(contractions, "_LEAST", 3)
+    monkeypatch.setattr(contractions, "_ROWS", 3)
     forced(monkeypatch, wanted)
     model, x = build(name)
     J = reference(model, x)
@@ -119,20 +121,20 @@ def test_a_wrong_formula_is_caught(monkeypatch):
     plain, x = build("mlp")
     model = Own(*plain)
     J = reference(model, x)
-    right = parts.Part.canonical
+    right = sample_blocks.Part.canonical
 
     def wrong(self, raw):
         return right(self, raw) * (1.001 if self.use.weight == "2.weight" else 1.0)
 
-    monkeypatch.setattr(parts.Part, "canonical", wrong)
+    monkeypatch.setattr(sample_blocks.Part, "canonical", wrong)
     seen = []
-    original = engine.plan_slots
+    original = gram_module.plan_slots
 
     def spy(*args):
         seen.append(original(*args))
         return seen[-1]
 
-    monkeypatch.setattr(engine, "plan_slots", spy)
+    monkeypatch.setattr(gram_module, "plan_slots", spy)
     assert relative(gram(model, x), J @ J.T) <= 1e-12
     last = {slot.name: slot for slot in seen[-1]}
     assert last["2.weight"].engine == last["2.bias"].engine == "per sample"
@@ -141,12 +143,12 @@ def test_a_wrong_formula_is_caught(monkeypatch):
 
 
 def test_wrong_owners_are_caught(monkeypatch):
-    from alignver.models.gram import blocks
+    from alignver.jacobians import sample_blocks
 
     model, x = build("samples merged into positions")
     J = reference(model, x)
-    right = blocks.layouts
-    monkeypatch.setattr(blocks, "layouts", lambda uses, out, known: [Layout(0) for _ in right(uses, out, known)])
+    right = sample_blocks.layouts
+    monkeypatch.setattr(sample_blocks, "layouts", lambda uses, out, known: [Layout(0) for _ in right(uses, out, known)])
     assert relative(gram(model, x), J @ J.T) <= 1e-12
 
 
@@ -157,7 +159,7 @@ def test_a_model_that_does_not_run_under_observation(monkeypatch):
     def refuse(*args):
         raise RuntimeError("not like this\nat all")
 
-    monkeypatch.setattr(engine, "survey", refuse)
+    monkeypatch.setattr(gram_module, "survey", refuse)
     planned = plan(model, x)
     assert {slot.why for slot in planned.slots} == {"not observable: not like this"}
     assert relative(gram(model, x), J @ J.T) <= 1e-12

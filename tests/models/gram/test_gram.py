@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from alignver.models.gram import gram, plan
-from alignver.models.jacobian import jacobian
+from alignver.jacobians.gram import gram, plan
+from alignver.jacobians.jacobian import jacobian
 from alignver.progress import listening
 
 from .. import zoo
@@ -143,12 +143,12 @@ def test_a_function_of_a_dict_with_shared_tensors_and_odd_names():
 
 def test_output_chunks(monkeypatch):
     """A budget below one sample's factors cuts outputs too."""
-    from alignver.models.gram import planning
+    from alignver.jacobians import gram_planning
 
     for name in ("mlp", "lenet", "tied embedding", "weight norm"):
         model, x = build(name)
         J = reference(model, x)
-        monkeypatch.setattr(planning, "BUDGET", 200)
+        monkeypatch.setattr(gram_planning, "BUDGET", 200)
         planned = plan(model, x)
         assert planned.samples == 1
         M = gram(model, x)
@@ -156,18 +156,18 @@ def test_output_chunks(monkeypatch):
         assert relative(M, J @ J.T) <= 1e-12
         assert relative(gram(model, x, x), J @ J.T) <= 1e-12
         monkeypatch.undo()
-    monkeypatch.setattr(planning, "BUDGET", 200)
+    monkeypatch.setattr(gram_planning, "BUDGET", 200)
     model, x = build("tied embedding")
     assert plan(model, x).outputs < 7
 
 
 def test_columns_are_cut_where_they_do_not_fit(monkeypatch):
-    from alignver.models.gram import assemble
+    from alignver.jacobians import contractions
 
     for name in ("tied embedding", "tied and turned", "conv2d, groups", "weight norm", "linear on sequences"):
         model, x = build(name)
         J = reference(model, x)
-        monkeypatch.setattr(assemble, "POOL", 300)
+        monkeypatch.setattr(contractions, "POOL", 300)
         assert relative(gram(model, x), J @ J.T) <= 1e-12
         assert relative(gram(model, x, x[:2], chunk_size=2), J @ reference(model, x[:2]).T) <= 1e-12
 

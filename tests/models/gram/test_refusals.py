@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from alignver.errors import InvalidInput
-from alignver.models.gram import gram, plan
+from alignver.jacobians.gram import gram, plan
 
 from ..reference import fingerprint
 from ..test_refusals import DERIVATIVES, INPUTS, MODELS, Root
@@ -82,7 +82,7 @@ def test_bad_chunk_sizes(chunk_size):
 
 
 def test_a_result_beyond_memory(monkeypatch):
-    from alignver.models import functional
+    from alignver.network import functional
 
     monkeypatch.setattr(functional.os, "sysconf", lambda key: 8)
     with pytest.raises(InvalidInput, match=r"X: got a Gram matrix of 8 x 8"):

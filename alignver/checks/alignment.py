@@ -1,0 +1,303 @@
+"""What sizes alone say of the rank of a Jacobian, before it is computed.
+
+Data-architecture alignment of a torch model with its data: Definition 2, from a module to a verdict.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from alignver.checks.data import merge_sentence, refutation
+from alignver.checks.membership import check_membership
+from alignver.errors import InvalidInput
+from alignver.jacobians.factored_proof import prove_by_factors
+from alignver.jacobians.jacobian_form import Plan, Represented, gram_first, planned, represent
+from alignver.jacobians.nonsmooth_points import met_kinks
+from alignver.jacobians.prepare import Question, question
+from alignver.network.functional import slots
+from alignver.network.preserve_state import unchanged
+from alignver.results import CheckResult
+
+__all__ = ["RankBound", "check_alignment", "row_rank_bound"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RankBound:
+    """An upper bound of rank J.
+
+    Attributes
+    ----------
+    value : int
+    sentence : str
+        Why J cannot have full row rank; empty where sizes do not exclude it.
+    """
+
+    value: int
+    sentence: str
+
+
+def row_rank_bound(model: nn.Module, x: torch.Tensor, m_y: int) -> RankBound:
+    r"""Bound the rank of the Jacobian of n samples, N = n m_y rows and d columns.
+
+    .. math:: \mathrm{rank}\, J \le \min\big(N,\; d,\; \min_{\text{cuts}} \min(|P_1|, n r) + |P_2|\big)
+
+    A cut of a chain of modules leaves the parameters :math:`P_1` before it and :math:`P_2` after it; what passes
+    through it are r numbers a sample. The columns of :math:`P_1` are :math:`\mathrm{blockdiag}(G_i) H`, H of n r rows.
+    Chains are ``nn.Sequential`` of modules of ``torch.nn`` without hooks: what other code reaches for, sizes do not
+    tell. A parameter that is used on both sides counts as one of :math:`P_2`.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In eval mode where that matters: samples do not see each other.
+    x : torch.Tensor
+        (n, ...), inputs that the model takes.
+    m_y : int
+
+    Examples
+    --------
+    >>> narrow = nn.Sequential(nn.Linear(8, 1), nn.Tanh(), nn.Linear(1, 4))
+    >>> row_rank_bound(narrow, torch.ones(5, 8), 4).value
+    13
+    >>> row_rank_bound(nn.Linear(8, 4), torch.ones(5, 8), 4)
+    RankBound(value=20, sentence='')
+    """
+    n, columns = len(x), slots(model)
+    N, d = n * m_y, columns.d
+    best = RankBound(min(N, d), "")
+    if d < N:
+        sentence = f"{d} parameters are fewer than the {N} entries of the outputs: J cannot have full row rank"
+        best = RankBound(d, sentence)
+    for name, r, before, after in _cuts(model, x):
+        value = min(before, n * r) + after
+        if value < best.value:
+            sentence = (
+                f"{before} parameters reach the outputs through the {_counted(r)} a sample that module {name} gives, "
+                f"{after} otherwise: rank J <= {value} < N = {N}"
+            )
+            best = RankBound(value, sentence)
+    return best
+
+
+def _counted(r: int) -> str:
+    return "one number" if r == 1 else f"{r} numbers"
+
+
+def _cuts(model: nn.Module, x: torch.Tensor) -> list[tuple[str, int, int, int]]:
+    """Return, after each module of a chain but the last: its name, numbers a sample, parameters before and after."""
+    chain = _chain(model, "")
+    if len(chain) < 2 or not all(_plain(module) for module in model.modules()):
+        return []
+    free = {id(p): p.numel() for p in slots(model).parameters}
+    uses = [{id(p) for p in module.parameters()} & free.keys() for _, module in chain]
+    cuts: list[tuple[str, int, int, int]] = []
+    first = next(model.parameters())
+    value = x[:2].to(first.dtype) if x.is_floating_point() else x[:2]
+    with unchanged(model), torch.no_grad():
+        for k, (name, module) in enumerate(chain[:-1]):
+            value = module(value)
+            if not isinstance(value, torch.Tensor) or value.ndim < 1 or len(value) != len(x[:2]):
+                return cuts
+            later = set().union(*uses[k + 1 :])
+            earlier = set().union(*uses[: k + 1]) - later
+            before, after = (sum(free[key] for key in keys) for keys in (earlier, later))
+            cuts.append((repr(name), value[0].numel(), before, after))
+    return cuts
+
+
+def _chain(module: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
+    """Return the modules that are applied one after the other, with their names."""
+    if type(module) is not nn.Sequential:
+        return [(name, module)]
+    inner = [_chain(child, f"{name}.{key}".lstrip(".")) for key, child in module._modules.items() if child is not None]
+    return [link for links in inner for link in links]
+
+
+def _plain(module: nn.Module) -> bool:
+    """Whether a module does what its class in torch.nn does, and nothing else."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    own = "forward" in vars(module)
+    return type(module).__module__.startswith("torch.nn.modules.") and not own and not any(hooks)
+
+
+_STATEMENT = "Data-architecture alignment (Definition 2)"
+
+
+def check_alignment(
+    model: nn.Module,
+    X: Any,
+    Y: Any,
+    *,
+    loss: str,
+    method: str = "auto",
+    rule: str = "golub",
+    certify: bool = True,
+    tolerance: float | None = None,
+    residual_tolerance: float | None = None,
+    dtype: str | None = "float64",
+    chunk_size: int | None = None,
+    engine: str | None = None,
+) -> CheckResult:
+    """Check the data-architecture alignment condition of a model at its present theta.
+
+    ``vec(Y_l) in Col(d vec(f_X(theta)) / d theta)`` (paper, Definition 2), with Y_l of
+    :func:`alignver.theory.losses.modified_targets` and the matrix of :func:`alignver.jacobians.jacobian.jacobian`.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Its outputs are the values before the last nonlinearity (logits). It is left as it was.
+    X : torch.Tensor or numpy.ndarray
+        Inputs, one sample a row: (n, ...).
+    Y : torch.Tensor, numpy.ndarray or list
+        Targets, in a form that the loss takes.
+    loss : str
+        ``"squared"``, ``"binary_cross_entropy"`` or ``"cross_entropy"``.
+    method, rule, certify, tolerance, residual_tolerance
+        As in :func:`alignver.checks.membership.check_membership`.
+    dtype, chunk_size
+        As in :func:`alignver.jacobians.jacobian.jacobian`.
+    engine : {"dense", "streamed", "gram", "matrix-free"}, optional
+        What stands for J; by default the first that fits into memory
+        (:func:`alignver.jacobians.jacobian_form.plan`): J itself,
+        the triangle of its streamed QR, or products with it (LSMR, bounds only). A proof through the verified Gram
+        matrix of the layers' factors comes before them where it is cheaper (``method="auto"`` with ``certify``), and
+        with ``"gram"`` in any case; where the conditioning does not allow it, the others follow.
+
+    Returns
+    -------
+    CheckResult
+        Of :func:`~alignver.checks.membership.check_membership`, with what J is. Samples with equal inputs and different
+        labels: FAILS with PROOF at once, about the data (:func:`~alignver.checks.data.check_data`), at any n. Samples
+        that repeat others, input and label, are merged: the distinct ones are asked about, and the answer is for all.
+
+    Raises
+    ------
+    InvalidInput
+        A model, inputs or targets that no verdict can be about; the message says why, and the remedy.
+
+    Notes
+    -----
+    Rigor: that of the membership check, about the matrix of derivatives as computed for the distinct samples. A proof
+    through the Gram matrix is about the matrix whose layer factors (inputs and backpropagated outputs) are the floats
+    that were computed, and every matrix within the rank rule's tolerance of it
+    (:mod:`alignver.jacobians.factored_proof`).
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Linear(1, 1)
+    >>> line = check_alignment(model, [[0.0], [1.0], [2.0]], [1.0, 3.0, 5.0], loss="squared")
+    >>> line.verdict
+    <Verdict.HOLDS: 'HOLDS'>
+    >>> bent = check_alignment(model, [[0.0], [1.0], [2.0]], [1.0, 3.0, 9.0], loss="squared")
+    >>> bent.verdict
+    <Verdict.FAILS: 'FAILS'>
+    """
+    began = time.perf_counter()
+    check = functools.partial(
+        check_membership,
+        method=method,
+        rule=rule,
+        certify=certify,
+        tolerance=tolerance,
+        residual_tolerance=residual_tolerance,
+    )
+    check(np.ones((1, 1)), np.ones(1))  # refuses a bad option now, not after the long work
+    if engine == "gram" and (method != "auto" or not certify):
+        got = f"engine='gram' with method={method!r}, certify={certify}"
+        raise InvalidInput("engine", got, "method='auto' and certify=True: the Gram matrix only ever proves")
+    asked = question(model, X, Y, loss, dtype)
+    d = slots(asked.model).d
+    sizes = {"n": asked.duplicates.n, "m_y": asked.m_y, "d": d, "loss": loss}
+    refuted = refutation(asked.duplicates, loss, name="alignment", statement=_STATEMENT, measured=sizes)
+    if refuted is not None:
+        return dataclasses.replace(refuted, cost={"seconds": time.perf_counter() - began})
+    bound = row_rank_bound(asked.model, asked.x, asked.m_y)
+    chosen = planned(len(asked.x), asked.m_y, d, engine)
+    prove = method == "auto" and certify
+    J, result = _answered(asked, check, chosen, rule, tolerance, dtype, chunk_size, engine, bound, prove=prove)
+    bends = met_kinks(asked.model, asked.x, dtype)
+    measured = {
+        **result.measured,
+        **sizes,
+        "distinct": len(asked.x),
+        "dtype": J.dtype,
+        "computed_in": J.computed_in,
+        "engine": J.words,
+        "planned": chosen.reason,
+        "conflicts": asked.duplicates.conflicts.plain(),
+        "rank_upper": bound.value,
+        **({} if bends is None else {"kinks": bends.summary()}),
+    }
+    merged = (merge_sentence(asked.duplicates),) if asked.merged else ()
+    limit = (bound.sentence,) if bound.sentence else ()
+    bent = () if bends is None else (bends.sentence(),)
+    return dataclasses.replace(
+        result,
+        name="alignment",
+        code=result.code.replace("membership", "alignment", 1),
+        statement=_STATEMENT,
+        evidence=(*merged, *limit, *result.evidence, _what_j_is(J), *bent),
+        measured=measured,
+        plan=dataclasses.asdict(chosen),
+        cost={**result.cost, "seconds": time.perf_counter() - began},
+    )
+
+
+def _answered(
+    asked: Question,
+    check: Callable[..., CheckResult],
+    chosen: Plan,
+    rule: str,
+    tolerance: float | None,
+    dtype: str | None,
+    chunk_size: int | None,
+    engine: str | None,
+    bound: RankBound,
+    *,
+    prove: bool,
+) -> tuple[Represented, CheckResult]:
+    """Answer through the Gram matrix where that is worth a try and succeeds, else from what stands for J."""
+    n, d = len(asked.x), slots(asked.model).d
+    tried = ""
+    if prove and (engine == "gram" or (engine is None and gram_first(n, asked.m_y, d, chosen))):
+        if bound.sentence:
+            tried = f"rank J <= {bound.value}"
+        else:
+            attempt = prove_by_factors(
+                asked.model,
+                asked.x,
+                asked.y,
+                rule=rule,
+                tolerance=tolerance,
+                dtype=dtype,
+                chunk_size=chunk_size,
+                chosen=chosen,
+                asked=engine == "gram",
+            )
+            if attempt.result is not None:
+                words = f"gram: from layer factors, without forming J; fallback: {chosen.engine}"
+                return Represented(None, n, asked.m_y, d, attempt.computed_in, words, attempt.dtype), attempt.result
+            tried = attempt.reason
+    J = represent(asked.model, asked.x, chosen, dtype=dtype, chunk_size=chunk_size)
+    y = torch.from_numpy(asked.y).to(J.matrix.device)
+    result = check(J.matrix, y, computed_in=J.computed_in)
+    if tried:
+        line = f"no proof through the Gram matrix of layer factors: {tried}"
+        result = dataclasses.replace(result, evidence=(*result.evidence, line))
+    return J, result
+
+
+def _what_j_is(J: Represented) -> str:
+    rounding = "" if J.dtype == J.computed_in else f", rounded to {J.computed_in} on the way"
+    plural = "s" * (J.m_y > 1)
+    return f"J: {J.n} samples, {J.m_y} output{plural}, {J.d} parameters; {J.dtype}{rounding}; {J.words}"

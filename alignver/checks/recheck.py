@@ -1,0 +1,90 @@
+"""Checking a certificate again with the kernel: any array library's inputs, all cores, progress."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alignver import kernel
+from alignver.arrays import as_matrix, as_vector, host
+from alignver.features.rows import open_rows
+from alignver.features.threads import single_threaded_blas, workers
+from alignver.kernel import Certificate, load_certificate
+from alignver.kernel.certificate import Tampered
+from alignver.progress import track
+from alignver.results import CheckResult
+from alignver.samples import Sequential, as_numbers, open_samples, targets_of
+
+__all__ = ["recheck"]
+
+
+def recheck(certificate: Certificate | str | Path, **inputs: Any) -> CheckResult:
+    """Check that a certificate proves its claim about the given inputs, by other means than it was produced with.
+
+    Parameters
+    ----------
+    certificate : Certificate or path
+        A path is read with :func:`~alignver.kernel.certificate.load_certificate`.
+    **inputs : array
+        What the claim is about, by the names that the certificate lists: ``J`` and ``y``; ``A``; ``X`` and ``Y``, as
+        :func:`~alignver.checks.data.check_data` takes them (a stream is read twice); ``Z``, as
+        :func:`~alignver.features.rows.open_rows` takes it (a mapped file is read block by block); for a claim of
+        optimality all of ``Z``, ``Y``, ``R``, ``W`` and ``theta``, as
+        :meth:`~alignver.theory.exploitation.Exploitation.inputs` returns them.
+
+    Returns
+    -------
+    CheckResult
+        HOLDS with PROOF: the certificate proves its claim about these inputs. FAILS: it does not (an input that is not
+        the one sealed in, a broken seal, a proof that does not go through); that says nothing about the claim itself.
+        UNDECIDED: the arithmetic here is not the one that proofs assume. See :func:`alignver.kernel.verify`.
+
+    Raises
+    ------
+    InvalidInput
+        Inputs missing, unknown or not finite real arrays; a file that is no certificate.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from alignver.proof import prove_membership
+    >>> J, y = np.array([[1.0, 2.0], [1.0, 2.0]]), np.array([1.0, 2.0])
+    >>> decision = prove_membership(J, y)
+    >>> recheck(decision.certificate, J=J, y=y).verdict
+    <Verdict.HOLDS: 'HOLDS'>
+    >>> recheck(decision.certificate, J=J, y=2 * y).verdict
+    <Verdict.FAILS: 'FAILS'>
+    """
+    # Rows that come alone may be anything that rows can be in; they are read as the kernel asks for them.
+    rows = open_rows(inputs["Z"]) if set(inputs) == {"Z"} else None
+    given: dict[str, Any] = {} if rows is None else {"Z": rows.source}
+    if "X" in inputs:
+        given |= _samples(certificate, inputs.pop("X"), inputs.pop("Y", None))
+    for name, value in () if rows is not None else inputs.items():
+        given[name] = host((as_vector if name == "y" else as_matrix)(value, name).array)
+    try:
+        with single_threaded_blas():
+            return kernel.verify(certificate, given, threads=workers(), track=track)
+    finally:
+        if rows is not None:
+            rows.close()
+
+
+def _samples(certificate: Certificate | str | Path, X: Any, Y: Any) -> dict[str, Any]:
+    """Return inputs and targets as the kernel reads them: those of a stream one after the other, in their shape."""
+    samples = open_samples(X, Y)
+    source: Any = samples.source
+    shape: Any = ()
+    wanted = Y is not None
+    with contextlib.suppress(Tampered):  # which the kernel then says
+        known = certificate if isinstance(certificate, Certificate) else load_certificate(certificate)
+        shape, wanted = known.inputs.get("X", {}).get("shape", ()), wanted or "Y" in known.inputs
+    if samples.streamed:
+        source = Sequential(samples, shape)
+    elif not isinstance(source, np.ndarray):
+        source = as_numbers(source, "X")
+    targets = targets_of(samples) if wanted else None
+    return {"X": source} if targets is None else {"X": source, "Y": targets}

@@ -1,0 +1,150 @@
+r"""Reasons why no gates of a width can give phi(q) rank n: each one a proof with a witness.
+
+* Count: phi has h m columns, so h m < n leaves no room.
+* Equal rows: z_i = z_j makes rows i and j of phi equal for every q. Equal inputs make z_i = z_j for every theta.
+* Columns: rank phi <= h rank Z, as phi = [diag(S_1) Z, ..., diag(S_h) Z], so h rank(Z) < n will not do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from alignver.features.rows import Rows, Survey
+from alignver.kernel import Certificate, seal
+from alignver.progress import stage
+from alignver.proof import prove_rank
+from alignver.results import Verdict, plain
+
+__all__ = ["Refutation", "by_columns", "by_count", "by_equal_rows"]
+
+_EXACT_ENTRIES = 2_000_000  # of Z: exact ranks of more take minutes
+_EXACT_SECONDS = 20.0
+_MOST_TIED = 200_000  # rows of equal projection that are compared
+
+
+@dataclasses.dataclass(frozen=True)
+class Refutation:
+    """Why Assumption 4 fails at these features.
+
+    Attributes
+    ----------
+    reason : str
+        A sentence.
+    witness : dict
+        Plain data that re-checks it.
+    certificate : Certificate
+    """
+
+    reason: str
+    witness: dict[str, Any]
+    certificate: Certificate
+
+
+def by_count(n: int, m: int, width: int, record: dict[str, Any], added: bool) -> Refutation | None:
+    """Refute a width with ``width * m < n``."""
+    if width * m >= n:
+        return None
+    constants = {"rank": n, "width": width, "add_constant": added}
+    certificate = seal("no-exploration", "count", {"Z": record}, {}, constants)
+    reason = f"width {width} times {m} features is {width * m} columns, fewer than {n} samples"
+    return Refutation(reason, {"kind": "count", "width": width, "features": m, "samples": n}, certificate)
+
+
+def by_equal_rows(rows: Rows, found: Survey, width: int) -> Refutation | None:
+    """Find two equal rows of Z: among rows whose projections are equal up to rounding, since equal rows' are."""
+    values = found.projections[:, 0]
+    order = np.argsort(values, kind="stable")
+    tied = np.diff(values[order]) <= 2.0 * float(found.errors[0])
+    starts = np.flatnonzero(tied & ~np.concatenate([[False], tied[:-1]]))
+    pairs: list[tuple[int, int]] = []
+    looked = 0
+    for start in starts.tolist():
+        rest = np.flatnonzero(~tied[start:])
+        stop = start + (int(rest[0]) if rest.size else tied.size - start) + 1
+        looked += stop - start
+        if looked > _MOST_TIED:
+            break
+        pairs += _equal(rows, np.sort(order[start:stop]))
+    if not pairs:
+        return None
+    i, j = min(pairs)
+    data = {"rows": np.array([i, j], dtype=np.int64)}
+    constants = {"rank": rows.n, "width": width, "add_constant": rows.added}
+    certificate = seal("no-exploration", "equal rows", {"Z": found.record}, data, constants)
+    others = "" if len(pairs) == 1 else f" ({len(pairs)} such pairs in all)"
+    reason = f"samples {i} and {j} have equal features{others}: their rows of phi are equal for every q"
+    return Refutation(reason, {"kind": "equal rows", "rows": (i, j), "pairs": len(pairs)}, certificate)
+
+
+def _equal(rows: Rows, indices: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+    first: dict[bytes, int] = {}
+    pairs = []
+    for start in range(0, indices.size, 4096):
+        chunk = indices[start : start + 4096]
+        content = rows.take(chunk) + 0.0  # -0.0 + 0.0 is 0.0
+        for index, row in zip(chunk.tolist(), content):
+            other = first.setdefault(row.tobytes(), index)
+            if other != index:
+                pairs.append((other, index))
+    return pairs
+
+
+def by_columns(rows: Rows, found: Survey, width: int) -> Refutation | None:
+    """Refute by the rank of Z: zero and repeated columns first, then exact arithmetic where Z is small."""
+    zero, copies = _idle_columns(rows)
+    rank = rows.m - len(zero) - len(copies)
+    if rank * width < rows.n:
+        data = {
+            "zero": np.array(zero, dtype=np.int64),
+            "copies": np.array(copies, dtype=np.int64).reshape(-1, 2),
+        }
+        constants = {"rank": rows.n, "width": width, "add_constant": rows.added}
+        certificate = seal("no-exploration", "columns", {"Z": found.record}, data, constants)
+        reason = (
+            f"{len(zero)} features are zero and {len(copies)} repeat another one, so Z has rank {rank} at most: times "
+            f"width {width} that is fewer than {rows.n} samples"
+        )
+        return Refutation(reason, {"kind": "columns", "zero": zero, "copies": copies, "rank": rank}, certificate)
+    if rows.n * rows.m > _EXACT_ENTRIES:
+        return None
+    Z = rows.read(0, rows.n)
+    rank = int(np.linalg.matrix_rank(Z))
+    if rank * width >= rows.n:
+        return None
+    with stage("exact rank of Z"):
+        decision = prove_rank(Z, rank, budget_seconds=_EXACT_SECONDS)
+    inner = decision.certificate
+    if decision.verdict is not Verdict.HOLDS or inner is None:
+        return None
+    # The kernel's certificate is about Z with its constant; this one holds it, and is about Z as it was given.
+    own = {"method": inner.method, "constants": plain(dict(inner.constants))}
+    held: dict[str, Any] = {"rank": rows.n, "width": width, "add_constant": rows.added, "of Z": own}
+    certificate = seal("no-exploration", "rank of Z", {"Z": found.record}, inner.data, held)
+    reason = f"Z has rank {rank} exactly: times width {width} that is fewer than {rows.n} samples"
+    return Refutation(reason, {"kind": "rank of Z", "rank": rank, "width": width}, certificate)
+
+
+def _idle_columns(rows: Rows) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return the columns that are zero, and (column, earlier column) pairs that are equal, in one pass."""
+    zero = np.ones(rows.m, dtype=bool)
+    earlier: npt.NDArray[np.int64] | None = None
+    for _, block in rows.passes("columns of Z"):
+        zero &= ~np.any(block, axis=0)
+        if earlier is None:
+            seen: dict[bytes, int] = {}
+            columns = block.T + 0.0
+            earlier = np.array([seen.setdefault(column.tobytes(), k) for k, column in enumerate(columns)])
+        else:
+            candidates = np.flatnonzero(earlier != np.arange(rows.m))
+            same = np.all(block[:, candidates] == block[:, earlier[candidates]], axis=0)
+            # A column that is told apart from its first match may still equal another: it is let go of, no proof
+            # needs it.
+            earlier[candidates[~same]] = candidates[~same]
+    assert earlier is not None
+    idle = [int(k) for k in np.flatnonzero(zero)]
+    copies = [(k, int(j)) for k, j in enumerate(earlier.tolist()) if j != k and not zero[k]]
+    return idle, copies

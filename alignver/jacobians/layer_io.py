@@ -1,0 +1,419 @@
+"""Sliding windows over the spatial axes of a tensor: what a convolution multiplies and a pooling compares.
+
+One recorded use of parameters: what its derivative is made of.
+
+With a the input of the use at one position of one sample and b the gradient of one output of the network by the
+result there, the derivative by the parameter is a sum over the sample's positions t of
+
+- ``Product``, ``Conv``: b_t a_t^T (a_t a patch of the input, for a convolution), by the bias b_t;
+- ``Lookup``: e_{index(t)} b_t^T;
+- ``Scale``: b_t * z_t summed over the axes that the parameter is constant on, by the shift b_t.
+
+Recurrent layers written out: the fused functions of torch as the linear layers that they consist of.
+
+A GRU, LSTM or Elman layer is one opaque call to autograd, and vmap does not take it. Written out, its input weights
+are one linear layer over all time steps and its recurrent weights one linear layer used once a step: uses like any
+other, for which there is a formula.
+
+Watch a forward pass for uses of parameters that have a structured derivative, and cut them out of the graph.
+
+Each call of a known function (``linear``, a convolution, ...) that takes a parameter slot runs with a detached copy of
+the parameter, and leaves a record: what went in, and the edge of the autograd graph where its output's gradient
+arrives. A use that was not recognised leaves the slot in the graph, where autograd itself reports it: no list of
+modules has to be trusted, and a subclass that overrides ``forward`` is read like any other code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.overrides import TorchFunctionMode
+
+from alignver.network.functional import Functional
+
+__all__ = ["RECURRENT", "Capture", "Conv", "Lookup", "Product", "Scale", "Use", "captured", "each", "windows"]
+
+
+def windows(
+    x: torch.Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], *, first: int = 2
+) -> torch.Tensor:
+    """Return a view with the positions on the axes from ``first`` on, and the entries of a window on further axes.
+
+    Examples
+    --------
+    >>> windows(torch.arange(5.0).view(1, 1, 5), [2], [1], [2])
+    tensor([[[[0., 2.],
+              [1., 3.],
+              [2., 4.]]]])
+    """
+    for axis, (size, step, gap) in enumerate(zip(kernel, stride, dilation, strict=True), start=first):
+        x = x.unfold(axis, gap * (size - 1) + 1, step)[..., ::gap]
+    return x
+
+
+def each(value: Any, axes: int) -> tuple[int, ...]:
+    """Return a size for each axis: torch takes one number, or a sequence of one, for all of them."""
+    if isinstance(value, int):
+        return (value,) * axes
+    return tuple(value) * axes if len(value) == 1 else tuple(value)
+
+
+@dataclasses.dataclass(eq=False)
+class Use:
+    """A call of a function with one or two slots among its arguments.
+
+    Attributes
+    ----------
+    weight, bias : str or None
+        The slots.
+    lead : int
+        How many leading axes of the result are rows: samples, positions, or both merged.
+    edge, shape
+        Where the gradient of the result arrives, and the shape of the result.
+    """
+
+    weight: str | None
+    bias: str | None
+    lead: int
+    edge: GradientEdge = dataclasses.field(init=False)
+    shape: torch.Size = dataclasses.field(init=False)
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Sizes of the leading axes."""
+        return tuple(self.shape[: self.lead])
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The slots that are used."""
+        return tuple(name for name in (self.weight, self.bias) if name is not None)
+
+
+@dataclasses.dataclass(eq=False)
+class Product(Use):
+    """``x W^T + b``, or ``x W`` where transposed."""
+
+    input: torch.Tensor
+    transposed: bool = False
+
+
+@dataclasses.dataclass(eq=False)
+class Conv(Use):
+    """A convolution in one, two or three dimensions."""
+
+    input: torch.Tensor
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def patches(self) -> torch.Tensor:
+        """Unfold the input: (rows, groups, channels * kernel, positions), one copy of every entry for each use."""
+        x = self.input
+        if any(p != (0, 0) for p in self.padding):
+            x = F.pad(x, [p for pair in reversed(self.padding) for p in pair])
+        rows, channels = x.shape[:2]
+        view = windows(x, self.kernel, self.stride, self.dilation)
+        spatial = len(self.kernel)
+        order = [0, 1, *range(2 + spatial, 2 + 2 * spatial), *range(2, 2 + spatial)]
+        view = view.permute(order)
+        return view.reshape(rows, self.groups, channels // self.groups * math.prod(self.kernel), -1)
+
+
+@dataclasses.dataclass(eq=False)
+class Lookup(Use):
+    """Rows of a table; those of ``padding`` have no derivative."""
+
+    index: torch.Tensor
+    padding: int | None
+
+
+@dataclasses.dataclass(eq=False)
+class Scale(Use):
+    """``z * w + c``, with w and c of shape ``pattern`` broadcast over the result's trailing axes."""
+
+    value: Callable[[], torch.Tensor] | None
+    pattern: tuple[int, ...]
+
+
+Step = Callable[[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
+
+
+def _gru(a: torch.Tensor, b: torch.Tensor, state: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    (h,) = state
+    (ar, az, an), (br, bz, bn) = a.chunk(3, -1), b.chunk(3, -1)
+    r, z = torch.sigmoid(ar + br), torch.sigmoid(az + bz)
+    new = torch.tanh(an + r * bn)
+    return (new + z * (h - new),)
+
+
+def _lstm(a: torch.Tensor, b: torch.Tensor, state: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    i, f, g, o = (a + b).chunk(4, -1)
+    c = torch.sigmoid(f) * state[1] + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def _elman(gate: Callable[[torch.Tensor], torch.Tensor]) -> Step:
+    return lambda a, b, state: (gate(a + b),)
+
+
+def _unrolled(step: Step, kept: int) -> Callable[..., Any]:
+    """Make the written-out form of a fused function whose state is ``kept`` tensors; None for calls it does not know.
+
+    Left alone: packed sequences (their third argument is no list of weights), dropout in train mode, and an LSTM with
+    projections (more weights to a layer than it has gates and biases for).
+    """
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if kwargs or len(args) != 9 or not isinstance(args[2], list | tuple):
+            return None
+        x, start, weights, biased, layers, dropout, train, both, batch_first = args
+        states = tuple(start) if kept > 1 else (start,)
+        directions = 2 if both else 1
+        each = 4 if biased else 2
+        if (train and dropout > 0) or x.ndim != 3 or len(weights) != each * layers * directions:
+            return None
+        sequence = x.transpose(0, 1) if batch_first else x
+        last: list[tuple[torch.Tensor, ...]] = []
+        for layer in range(layers):
+            found = []
+            for direction in range(directions):
+                k = layer * directions + direction
+                w_in, w_hidden, *b = weights[each * k : each * (k + 1)]
+                b_in, b_hidden = b or (None, None)
+                state = tuple(s[k] for s in states)
+                gates = F.linear(sequence, w_in, b_in)
+                outs = []
+                for t in reversed(range(len(gates))) if direction else range(len(gates)):
+                    state = step(gates[t], F.linear(state[0], w_hidden, b_hidden), state)
+                    outs.append(state[0])
+                found.append(torch.stack(outs[::-1] if direction else outs))
+                last.append(state)
+            sequence = torch.cat(found, -1)
+        out = sequence.transpose(0, 1) if batch_first else sequence
+        return (out, *(torch.stack([state[k] for state in last]) for k in range(kept)))
+
+    return run
+
+
+RECURRENT: dict[Any, Callable[..., Any]] = {
+    torch.gru: _unrolled(_gru, 1),
+    torch.lstm: _unrolled(_lstm, 2),
+    torch.rnn_tanh: _unrolled(_elman(torch.tanh), 1),
+    torch.rnn_relu: _unrolled(_elman(torch.relu), 1),
+}
+
+
+class Capture(TorchFunctionMode):
+    """Record the structured uses of ``theta`` in every torch function called inside the block.
+
+    Attributes
+    ----------
+    uses : list of Use
+        In the order of the calls.
+    """
+
+    def __init__(self, theta: Mapping[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.names = {id(value): name for name, value in theta.items()}
+        self.uses: list[Use] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a function of torch, recorded where it is known and touches a slot."""
+        kwargs = kwargs or {}
+        if func in _COMPOSITE:
+            with self:  # its parts are what we know
+                return _opened(func)(*args, **kwargs)
+        if func in RECURRENT and torch.is_grad_enabled():
+            with self:
+                unrolled = RECURRENT[func](*args, **kwargs)
+            if unrolled is not None:
+                return unrolled
+        read = _READERS.get(func)
+        if read is not None and torch.is_grad_enabled():
+            out = read(self, func, args, kwargs)
+            if out is not None:
+                return out
+        return func(*args, **kwargs)
+
+    def name(self, tensor: Any) -> str | None:
+        """Return the slot that a tensor is, if it is one."""
+        return self.names.get(id(tensor))
+
+    def record(self, out: torch.Tensor, use: Use) -> torch.Tensor:
+        """Keep a use, with the place in the graph where the gradient of its output arrives."""
+        if not out.requires_grad:  # nothing before it depends on theta: make a place (no leaf: in-place writes follow)
+            out = out.requires_grad_().clone()
+        use.edge, use.shape = get_gradient_edge(out), out.shape
+        self.uses.append(use)
+        return out
+
+
+def captured(
+    function: Functional, theta: Mapping[str, torch.Tensor], x: torch.Tensor
+) -> tuple[torch.Tensor, list[Use]]:
+    """Run a model at ``theta`` and return its outputs, (n, m_y), with the uses that were recorded."""
+    with Capture(theta) as capture:
+        out = function(theta, function.batch(x))
+    return out.reshape(len(x), -1), capture.uses
+
+
+def _free(tensor: Any, name: str | None) -> Any:
+    return tensor if name is None else tensor.detach()
+
+
+def _linear(capture: Capture, func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
+    x, weight, bias = _bound(("input", "weight", "bias"), (None,), args, kwargs)
+    names = capture.name(weight), capture.name(bias)
+    if names == (None, None) or weight.ndim != 2:
+        return None
+    out = func(x, _free(weight, names[0]), _free(bias, names[1]))
+    return capture.record(out, Product(*names, out.ndim - 1, x.detach()))
+
+
+def _matmul(capture: Capture, func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
+    """Read ``x @ W``: a linear layer whose weight is stored transposed."""
+    if len(args) != 2 or kwargs:
+        return None
+    x, weight = args
+    name = capture.name(weight)
+    if name is None or weight.ndim != 2 or capture.name(x) is not None or x.ndim < 2:
+        return None
+    out = func(x, weight.detach())
+    return capture.record(out, Product(name, None, out.ndim - 1, x.detach(), transposed=True))
+
+
+def _conv(capture: Capture, func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
+    keys = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    x, weight, bias, stride, padding, dilation, groups = _bound(keys, (None, 1, 0, 1, 1), args, kwargs)
+    names = capture.name(weight), capture.name(bias)
+    axes = weight.ndim - 2
+    if names == (None, None) or x.ndim != axes + 2:
+        return None
+    out = func(x, _free(weight, names[0]), _free(bias, names[1]), stride, padding, dilation, groups)
+    use = Conv(*names, 1, x.detach(), tuple(weight.shape[2:]), each(stride, axes), (), each(dilation, axes), groups)
+    use.padding = _padding(padding, use)
+    return capture.record(out, use)
+
+
+def _padding(padding: Any, use: Conv) -> tuple[tuple[int, int], ...]:
+    """Return what is added before and after each spatial axis; 'same' adds the odd one at the end."""
+    if padding == "valid":
+        return ((0, 0),) * len(use.kernel)
+    if padding == "same":
+        totals = [d * (k - 1) for d, k in zip(use.dilation, use.kernel)]
+        return tuple((total // 2, total - total // 2) for total in totals)
+    return tuple((p, p) for p in each(padding, len(use.kernel)))
+
+
+def _embedding(capture: Capture, func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
+    keys = ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
+    index, weight, padding, max_norm, norm_type, scaled, sparse = _bound(
+        keys, (None, None, 2.0, False, False), args, kwargs
+    )
+    name = capture.name(weight)
+    if name is None or max_norm is not None or scaled or sparse:
+        return None
+    out = func(index, weight.detach(), padding, max_norm, norm_type, scaled, sparse)
+    if padding is not None and padding < 0:
+        padding += len(weight)
+    return capture.record(out, Lookup(name, None, index.ndim, index, padding))
+
+
+def _norm(keys: tuple[str, ...], defaults: tuple[Any, ...]) -> Callable[..., torch.Tensor | None]:
+    """Make the reader of a normalisation ``z(x) * weight + bias``, of which z is the same function without them."""
+
+    def read(capture: Capture, func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
+        given = dict(zip(keys, _bound(keys, defaults, args, kwargs)))
+        names = capture.name(given["weight"]), capture.name(given.get("bias"))
+        if names == (None, None) or given.get("training"):
+            return None
+        plain = {key: None if key in ("weight", "bias") else value for key, value in given.items()}
+        x = plain["input"] = given["input"].detach()
+        out = func(**{k: _free(v, capture.name(v)) if k in ("weight", "bias") else v for k, v in given.items()})
+        if "normalized_shape" in given:
+            inner = tuple(given["normalized_shape"])
+            lead, pattern = x.ndim - len(inner), inner
+        else:
+            lead, pattern = 1, (x.shape[1], *(1,) * (x.ndim - 2))
+        return capture.record(out, Scale(*names, lead, lambda: func(**plain), pattern))
+
+    return read
+
+
+def _elementwise(multiplies: bool) -> Callable[..., torch.Tensor | None]:
+    """Make the reader of ``x + p`` or ``x * p`` with a slot p that is constant over the leading axes of x."""
+
+    def read(capture: Capture, func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
+        if len(args) != 2 or kwargs or not all(isinstance(a, torch.Tensor) for a in args):
+            return None
+        x, p = args if capture.name(args[1]) is not None else args[::-1]
+        name = capture.name(p)
+        if name is None or capture.name(x) is not None or x.dtype != p.dtype:
+            return None
+        ndim = max(x.ndim, p.ndim)
+        pattern = (1,) * (ndim - p.ndim) + tuple(p.shape)
+        lead = next((k for k, size in enumerate(pattern) if size != 1), ndim)
+        if lead == 0:
+            return None
+        out = func(x, p.detach())
+        value = (lambda: x.detach().expand(out.shape)) if multiplies else None
+        weight, bias = (name, None) if multiplies else (None, name)
+        return capture.record(out, Scale(weight, bias, lead, value, pattern[lead:]))
+
+    return read
+
+
+def _bound(keys: tuple[str, ...], defaults: tuple[Any, ...], args: Any, kwargs: Any) -> tuple[Any, ...]:
+    """Bind arguments to names; the last names have the defaults."""
+    values = dict(zip(keys[len(keys) - len(defaults) :], defaults))
+    values.update(zip(keys, args))
+    values.update({key: value for key, value in kwargs.items() if key in keys})
+    return tuple(values[key] for key in keys)
+
+
+def _opened(func: types.FunctionType) -> Callable[..., Any]:
+    """Return a composite function of torch without its own test for overrides, which would come back to us forever."""
+    scope = {**func.__globals__, "has_torch_function": lambda *_: False, "has_torch_function_unary": lambda *_: False}
+    copy = types.FunctionType(func.__code__, scope, func.__name__, func.__defaults__, func.__closure__)
+    copy.__kwdefaults__ = func.__kwdefaults__
+    return copy
+
+
+_COMPOSITE = {F.multi_head_attention_forward}
+
+_READERS: dict[Any, Callable[..., torch.Tensor | None]] = {
+    F.linear: _linear,
+    torch.matmul: _matmul,
+    torch.Tensor.matmul: _matmul,
+    torch.mm: _matmul,
+    torch.Tensor.mm: _matmul,
+    torch.conv1d: _conv,
+    torch.conv2d: _conv,
+    torch.conv3d: _conv,
+    F.embedding: _embedding,
+    F.layer_norm: _norm(("input", "normalized_shape", "weight", "bias", "eps"), (None, None, 1e-5)),
+    F.group_norm: _norm(("input", "num_groups", "weight", "bias", "eps"), (None, None, 1e-5)),
+    F.batch_norm: _norm(
+        ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+        (None, None, False, 0.1, 1e-5),
+    ),
+    F.instance_norm: _norm(
+        ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps"),
+        (None, None, None, None, True, 0.1, 1e-5),
+    ),
+    torch.add: _elementwise(False),
+    torch.Tensor.add: _elementwise(False),
+    torch.mul: _elementwise(True),
+    torch.Tensor.mul: _elementwise(True),
+}
+if hasattr(F, "rms_norm"):
+    _READERS[F.rms_norm] = _norm(("input", "normalized_shape", "weight", "eps"), (None, None))

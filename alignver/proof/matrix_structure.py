@@ -1,0 +1,154 @@
+"""Reasons that can be seen: zero rows, and rows that are multiples of each other with targets that are not.
+
+Each is a vector w with at most two entries, both of them floats, such that w^T J = 0 exactly and w^T y != 0
+exactly. Search is by hashing, near O(N d); what it finds is then verified in integer arithmetic.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+from alignver.kernel.exact import equal, nonzero
+from alignver.proof.exact import mantissas
+from alignver.proof.rounding import FloatArray
+
+__all__ = ["Conflict", "find_conflict", "redundant_rows"]
+
+_CLOSE = 2.0**-30  # far above what rounding does to a quotient, far below the gap between unrelated ones
+_MOST_PAIRS = 4096  # exact comparisons at most: beyond them the exact route is the better tool
+
+
+@dataclasses.dataclass(frozen=True)
+class Conflict:
+    """A left null vector with one or two non-zero entries that the target is not orthogonal to.
+
+    Attributes
+    ----------
+    kind : str
+        ``"zero row"``, ``"equal rows"`` or ``"proportional rows"``.
+    rows : tuple of int
+        Where w is not zero.
+    weights : tuple of float
+        w there.
+    reason : str
+        A sentence about it.
+    """
+
+    kind: str
+    rows: tuple[int, ...]
+    weights: tuple[float, ...]
+    reason: str
+
+
+def find_conflict(J: FloatArray, y: FloatArray) -> Conflict | None:
+    """Find a zero row with a non-zero target, or two proportional rows whose targets are not in proportion.
+
+    Parameters
+    ----------
+    J : (N, d) float64
+    y : (N,) float64
+
+    Returns
+    -------
+    Conflict or None
+        A Conflict is a PROOF that y is not in the column space of J; None says nothing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> find_conflict(np.array([[1.0, 2.0], [3.0, 6.0]]), np.array([1.0, 4.0])).rows
+    (0, 1)
+    """
+    largest = np.maximum(J.max(axis=1), -J.min(axis=1))
+    zeros = ~nonzero(largest)
+    bad = np.flatnonzero(zeros & nonzero(y))
+    if bad.size:
+        i = int(bad[0])
+        return Conflict("zero row", (i,), (1.0,), f"row {i} of J is zero and its target is {float(y[i])!r}")
+    for i, j in _close_pairs(J, largest, np.flatnonzero(~zeros)):
+        conflict = _conflicting(J, y, i, j)
+        if conflict is not None:
+            return conflict
+    return None
+
+
+def redundant_rows(A: FloatArray) -> dict[int, int]:
+    """Map rows that add nothing to the rank to what they repeat: an equal row that is kept, or -1 for a zero
+    row.
+
+    Equality is exact. Rows that a hash misses are kept, so the map may be incomplete, never wrong.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> redundant_rows(np.array([[1.0, 2.0], [0.0, 0.0], [1.0, 2.0]]))
+    {1: -1, 2: 0}
+    """
+    largest = np.maximum(A.max(axis=1), -A.min(axis=1))
+    zeros = ~nonzero(largest)
+    found = {int(i): -1 for i in np.flatnonzero(zeros)}
+    for i, j in _close_pairs(A, largest, np.flatnonzero(~zeros)):
+        first, second = min(i, j), max(i, j)
+        if second not in found and equal(A[first], A[second]):
+            found[second] = found.get(first, first)
+    return found
+
+
+def _close_pairs(J: FloatArray, largest: FloatArray, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Yield pairs of non-zero rows that may be proportional.
+
+    The quotient of two random functionals of a row does not change when the row is multiplied by a number:
+    rows whose quotients are close are compared with the first row of their run, and with their neighbour in
+    it.
+    """
+    if rows.size < 2:
+        return
+    probe = np.random.default_rng(0x5EED).standard_normal((J.shape[1], 2))
+    with np.errstate(all="ignore"):
+        if float(largest.max()) > 2.0**900 or float(largest[rows].min()) < 2.0**-900:
+            values = np.ldexp(J, -np.frexp(largest)[1][:, None]) @ probe
+        else:
+            values = J @ probe
+        keys = (values[:, 0] / values[:, 1])[rows]
+        order = np.argsort(keys, kind="stable")
+        rows, keys = rows[order], keys[order]
+        close = np.abs(np.diff(keys)) <= _CLOSE * np.maximum(1e-3, np.abs(keys[1:]))
+    first = 0
+    for k in np.flatnonzero(close)[:_MOST_PAIRS].tolist():
+        if k == 0 or not close[k - 1]:
+            first = k
+        for a in {first, k}:
+            yield int(rows[a]), int(rows[k + 1])
+
+
+def _conflicting(J: FloatArray, y: FloatArray, i: int, j: int) -> Conflict | None:
+    """Verify in integers that rows i and j are proportional and their targets are not."""
+    i, j = min(i, j), max(i, j)
+    if equal(J[i], J[j]):
+        if equal(y[i : i + 1], y[j : j + 1]):
+            return None
+        reason = f"rows {i} and {j} of J are equal and their targets differ ({float(y[i])!r}, {float(y[j])!r})"
+        return Conflict("equal rows", (i, j), (1.0, -1.0), reason)
+    if not bool(np.array_equal(nonzero(J[i]), nonzero(J[j]))):
+        return None
+    k = int(np.argmax(np.abs(J[i])))
+    a, b = float(J[i, k]), float(J[j, k])  # w = b e_i - a e_j
+    if Fraction(b) * Fraction(float(y[i])) == Fraction(a) * Fraction(float(y[j])):
+        return None  # in proportion, if the rows are
+    (ma, mb), (ea, eb) = (column.tolist() for column in mantissas(np.array([a, b])))
+    left, left_exponents = mantissas(J[i])
+    right, right_exponents = mantissas(J[j])
+    # m_b 2^eb m_i 2^ei == m_a 2^ea m_j 2^ej; products of odd integers are odd, so both parts must agree.
+    if not bool(np.all((left_exponents + eb == right_exponents + ea)[left != 0])):
+        return None
+    if any(mb * p != ma * q for p, q in zip(left.tolist(), right.tolist(), strict=True)):
+        return None
+    times = repr(b / a) if Fraction(b / a) * Fraction(a) == Fraction(b) else f"{b!r}/{a!r}"
+    targets = f"({float(y[i])!r}, {float(y[j])!r})"
+    reason = f"row {j} of J is exactly {times} times row {i}, and its target is not {targets}"
+    return Conflict("proportional rows", (i, j), (b, -a), reason)

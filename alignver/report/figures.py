@@ -1,0 +1,246 @@
+"""Which figures go with a result and with a training run, and what they show in words."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from alignver.errors import InvalidInput
+from alignver.report import plots, verdict_plots
+from alignver.report.history import History
+from alignver.report.plots import svg
+from alignver.report.source import Source, number
+from alignver.results import CheckResult
+from alignver.samples import as_numbers
+
+__all__ = ["Picture", "of_history", "of_result"]
+
+_WIDTH = 4.2  # inches: letters stay readable when the page is as wide as a phone
+_LETTERS = 20
+_PAIRS = 20
+_MOST = 10**12  # pairs that a caption counts
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A figure of a page: its caption, what it shows for those who don't see it, and the drawing."""
+
+    caption: str
+    words: str
+    svg: str
+
+
+def of_result(result: CheckResult, samples: Mapping[str, Any], prefix: str) -> list[Picture]:
+    """Return the figures that the numbers of a result allow."""
+    return [*_equal(result, samples, prefix), *_turning(result, prefix), *_rules(result, prefix)]
+
+
+def of_history(source: Source, prefix: str) -> list[Picture]:
+    """Return the figures of a training run."""
+    tracked = [] if source.tracked is None else _tracked(source.tracked, prefix)
+    return [*_training(source, prefix), *tracked]
+
+
+def _picture(caption: str, words: str, figure: Any, prefix: str) -> Picture:
+    figure.set_size_inches(_WIDTH, figure.get_figheight())
+    return Picture(caption, words, svg(figure, prefix))
+
+
+def _rules(result: CheckResult, prefix: str) -> Iterator[Picture]:
+    rows = result.measured.get("rules")
+    rows = [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, Sequence) else []
+    tolerances = {_short(row.get("rule")): number(row.get("tolerance")) for row in rows}
+    ranks = {_short(row.get("rule")): row.get("rank") for row in rows}
+    if not any(0 < tau < math.inf for tau in tolerances.values()):
+        return
+    near = result.measured.get("levels_near_tolerance")
+    levels = [number(level) for level in near] if isinstance(near, Sequence) else []
+    counted = f" {len(levels)} singular values near the tolerance." if isinstance(near, Sequence) else ""
+    chosen = None if result.tolerance is None else _short(result.tolerance.rule)
+    ax = verdict_plots.rules(tolerances, ranks, levels, chosen=chosen)
+    said = sorted({"not settled" if rank is None else str(rank) for rank in ranks.values()})
+    yield _picture(
+        "Tolerances of the rank rules, each with the rank it gives; filled: the rule that decided. "
+        "Where no singular value lies between two rules, they agree.",
+        f"{len(rows)} rank rules on a logarithmic axis of tolerances; ranks: {', '.join(said)}.{counted}",
+        ax.figure,
+        f"{prefix}rules",
+    )
+
+
+def _turning(result: CheckResult, prefix: str) -> Iterator[Picture]:
+    """Show rho(tau) with the band that the numerical verdict has to stand over."""
+    curve, limit = result.measured.get("curve"), number(result.measured.get("residual_tolerance"))
+    tau = math.nan if result.tolerance is None else result.tolerance.value
+    if not isinstance(curve, Mapping) or not (tau > 0 and limit > 0):
+        return
+    lists = [curve.get(key) for key in ("tau", "rho", "band")]
+    taus, rho, band = ([number(value) for value in own] if isinstance(own, Sequence) else [] for own in lists)
+    good = all(math.isfinite(value) for value in (*taus, *rho, *band)) and min([*taus, *band], default=0.0) > 0.0
+    if not good or not taus or len(taus) != len(rho) or len(band) != 2:
+        return  # a file of somebody's
+    ax = verdict_plots.turning(taus, rho, tau=tau, limit=limit, band=(band[0], band[1]))
+    yield _picture(
+        "What is left of y, as a part of it, where singular values up to τ count as zero. Numerically HOLDS: below the "
+        "horizontal band all over the vertical one; FAILS: above it.",
+        f"A rising staircase from {rho[0]:.1e} at τ = {taus[0]:.1e} to {rho[-1]:.1e} at τ = {taus[-1]:.1e}.",
+        ax.figure,
+        f"{prefix}turning",
+    )
+
+
+def _equal(result: CheckResult, samples: Mapping[str, Any], prefix: str) -> Iterator[Picture]:
+    """Show pairs of samples with equal inputs, conflicts first, where the inputs are images and at hand."""
+    conflicts, equal = (_listed(result.measured.get(key)) for key in ("conflicts", "equal"))
+    X, Y = samples.get("X"), samples.get("Y")
+    if X is None or conflicts is None or equal is None:
+        return
+    listed = [*conflicts, *(pair for pair in equal if pair not in conflicts)][:_PAIRS]
+    images = [_alike(X, pair, result.measured.get("dtype")) for pair in listed]
+    found = [image for image in images if image is not None]
+    if not found or len(found) < len(images):
+        return  # a report about other samples
+    labels = [(a, b) if a and b else ("", "") for a, b in ((_label(Y, i), _label(Y, j)) for i, j in listed)]
+    differ = [pair in conflicts or a != b for pair, (a, b) in zip(listed, labels)]
+    titles = [
+        f"samples {i} and {j}\n{_said(*of, other, Y)}".strip() for (i, j), of, other in zip(listed, labels, differ)
+    ]
+    try:
+        axes = verdict_plots.pairs([(image, image) for image in found], titles, width=_WIDTH)
+    except InvalidInput:
+        return
+    named = [[f"sample {k}{of and f' label {of}'}" for k, of in zip(*both)] for both in zip(listed, labels)]
+    words = f"Pairs of equal images side by side: {'; '.join(' and '.join(pair) for pair in named)}."
+    caption = "Pairs of equal inputs"
+    if all(differ):
+        caption = "Equal inputs with different targets: no model fits both"
+    elif any(differ):
+        caption += ". Where targets differ, no model fits both"
+    elif Y is not None:
+        caption += " with equal targets"
+    counts = [_count(result.measured.get(key)) for key in ("conflicts", "equal")]
+    if max(counts) > len(listed):
+        caption += f"; the first {len(listed)} of {max(counts)} pairs" + (", conflicts before others" * any(differ))
+    yield _picture(f"{caption}.", words, axes[0].figure, f"{prefix}pair")
+
+
+def _listed(found: Any) -> list[tuple[int, int]] | None:
+    """Return the pairs of samples that a result lists; none where it has none; None for what is no list of pairs."""
+    if found is None:
+        return []
+    rows = found.get("pairs") if isinstance(found, Mapping) else None
+    if not isinstance(rows, tuple | list):
+        return None
+    rows = rows[:_PAIRS]
+    good = (isinstance(row, tuple | list) and len(row) == 2 and {type(k) for k in row} == {int} for row in rows)
+    return [(row[0], row[1]) for row in rows] if all(good) else None
+
+
+def _count(found: Any) -> int:
+    count = found.get("count") if isinstance(found, Mapping) else None
+    return count if type(count) is int and count <= _MOST else 0
+
+
+def _alike(X: Any, pair: tuple[int, int], dtype: Any) -> npt.NDArray[Any] | None:
+    """Return the picture that two samples are, in the dtype in which they were compared; None if they are not."""
+    try:
+        if not _images((len(X), *np.shape(X[0]))) or not 0 <= min(pair) <= max(pair) < len(X):
+            return None
+        one, other = (as_numbers(X[index], "X") for index in pair)
+    except (InvalidInput, ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError):
+        return None
+    if dtype in ("float16", "float32"):
+        with np.errstate(all="ignore"):
+            one, other = one.astype(dtype), other.astype(dtype)
+    return one if np.array_equal(one, other) else None
+
+
+def _label(Y: Any, index: int) -> str:
+    """Return the target of a sample in a word: its number, or the class of a one-hot row; empty for any other."""
+    try:
+        row = as_numbers(Y[index], "Y").ravel()
+    except (InvalidInput, ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError):
+        return ""
+    if row.size == 1:
+        return f"{row[0]:g}" if row.dtype.kind == "f" else _short(int(row[0]))
+    return str(row.argmax()) if row.size and row.max() == 1 and np.count_nonzero(row) == 1 else ""
+
+
+def _said(one: str, other: str, differ: bool, Y: Any) -> str:
+    """Say how the targets of a pair compare."""
+    if one and other and (one != other) == differ:
+        return f"labels {one} \N{NOT EQUAL TO} {other}" if differ else f"label {one}, both"
+    return "different targets" if differ else "equal targets" * (Y is not None)
+
+
+def _short(name: Any) -> str:
+    """Return a name that leaves room for the figure beside it."""
+    text = str(name)
+    return text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def _images(shape: Sequence[int]) -> bool:
+    """Say whether samples are pictures: (n, h, w), (n, c, h, w) or (n, h, w, c) with one or three channels."""
+    return min(shape, default=0) > 0 and (
+        len(shape) == 3 or (len(shape) == 4 and {shape[1], shape[3]} & {1, 3} != set())
+    )
+
+
+def _training(source: Source, prefix: str) -> Iterator[Picture]:
+    columns = {key: [number(line.get(key)) for line in source.history] for key in ("epoch", "loss", "gap", "error")}
+    known = {key: values for key, values in columns.items() if any(math.isfinite(value) for value in values)}
+    if not {"epoch", "loss"} <= known.keys():
+        return
+    figure = plots.training(
+        columns["epoch"], columns["loss"], known.get("gap", columns["loss"]), known.get("error"), tau=source.tau
+    )
+    last = [f"{name} {columns[name][-1]:.3g}" for name in ("loss", "gap", "error") if name in known]
+    words = f"Curves over {len(source.history)} epochs. At the end: {', '.join(last)}."
+    caption = "Training: loss, bound of the optimality gap, error"
+    caption += "" if source.tau is None else f"; at τ = {source.tau:g}, exploration ends"
+    yield _picture(f"{caption}.", words, figure, f"{prefix}training")
+
+
+def _tracked(history: History, prefix: str) -> Iterator[Picture]:
+    """Show what a tracker saw: Q_T, the change of the representation, residuals, the last singular values."""
+    columns = history.columns()
+    steps = [float(step) for step in columns["step"]]
+
+    def column(name: str) -> list[float]:
+        return [number(value) for value in columns.get(name, [None] * len(steps))]
+
+    measured = "error" if any(value is not None for value in columns["error"]) else "loss"
+    ax = plots.training_and_q(steps, column(measured), history.q_curve(), y_label=f"training {measured}")
+    said = "; ".join(f"{rule} {low} to {high}" for rule, (low, high) in history.q().items())
+    caption = (
+        "Checks that fail (Q_T) under each rank rule: the line counts UNDECIDED as FAILS, the band reaches down to the "
+        f"FAILS alone. Behind it, the training {measured}."
+    )
+    yield _picture(caption, f"After {len(steps)} checks, Q_T is: {said}.", ax.figure, f"{prefix}q")
+    change = column("change")
+    if any(value > 0 for value in change):
+        ends = {"change": (column("change_low"), column("change_high"))}
+        shown = ends if any(math.isfinite(value) for value in ends["change"][0]) else None
+        ax = plots.representation_change(steps, {"change": change}, intervals=shown)
+        words = f"The change grows to {max(value for value in change if value > 0):.3g}."
+        yield _picture("Change of the representation since the start.", words, ax.figure, f"{prefix}change")
+    rho = {rule: (column(f"{rule}.residual_low"), column(f"{rule}.residual_high")) for rule in history.rules}
+    if any(math.isfinite(value) for _, high in rho.values() for value in high):
+        limit = number(history.config.get("residual_tolerance"))
+        ax = plots.residuals(steps, rho, limit=limit if limit > 0 else None)
+        words = "; ".join(f"{rule} at the end: {high[-1]:.3g}" for rule, (_, high) in rho.items())
+        caption = "Part of the targets out of reach at each rule's tolerance, between its bounds."
+        yield _picture(caption, words, ax.figure, f"{prefix}rho")
+    bounds = [number((record.theorem_3 or {}).get("bound")) for record in history]
+    if any(math.isfinite(value) for value in bounds):
+        least = [number((record.theorem_3 or {}).get("least_loss")) for record in history]
+        lines = {"least loss": least, "Theorem 3's bound": bounds}
+        ax = plots.curves(steps, lines, x_label="step $T$", y_label="training loss")
+        ax.set_yscale("log")
+        words = f"At the end: least loss {least[-1]:.3g}, bound {bounds[-1]:.3g}."
+        yield _picture("The least loss up to now, and Theorem 3's bound of it.", words, ax.figure, f"{prefix}theorem3")

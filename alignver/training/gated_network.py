@@ -1,0 +1,353 @@
+"""The last two layers as the wrapper trains them: equations (16) to (18), with gates that can be frozen.
+
+Model modification (section 3.2.2): any network, its last two layers in the form that the theory needs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from alignver.errors import InvalidInput
+from alignver.training.output_layers import Call, Ending, ending
+
+__all__ = ["GatedHead", "GatedNetwork", "Tap", "gate_slope", "gated", "modify"]
+
+
+class GatedHead(nn.Module):
+    r"""Outputs of gated hidden units, a hidden layer of its own for each output.
+
+    .. math:: f(x)_j = W^{(H)}_{j*} \bigl( \tilde\sigma(R^{(j)\top} z) \circ (W^{(H-1,j)} z) \bigr), \qquad
+              z = [\bar z^\top, 1]^\top
+
+    with the logistic gate of slope s, :math:`\tilde\sigma(t) = 1 / (1 + e^{-s t})`. Until :meth:`freeze` the gates are
+    the weights themselves, :math:`R^{(j)} = (W^{(H-1,j)})^\top`; afterwards they stay what they were, and the outputs
+    are linear in the weights. Frozen gates are evaluated in float64, whatever the dtype of the rest.
+
+    Parameters
+    ----------
+    features : int
+        Entries of z without the constant: m_{H-1} - 1.
+    width : int
+        Hidden units m_H.
+    outputs : int
+        m_y.
+    slope : float
+        s, the paper's :math:`\varsigma'`.
+
+    Attributes
+    ----------
+    hidden : (m_y, m_H, m_{H-1}) parameter
+        :math:`W^{(H-1,j)}`, the bias as last column.
+    output : (m_y, m_H) parameter
+        :math:`W^{(H)}`.
+    gates : (m_y, m_H, m_{H-1}) buffer
+        Rows are the columns of :math:`R^{(j)}`; used once ``frozen``.
+    frozen : () bool buffer
+        Travels with the state dict, so that a loaded head is in its phase.
+
+    References
+    ----------
+    Section 3.2.2 of Kawaguchi, Zhang, Deng (2022).
+
+    Examples
+    --------
+    >>> head = GatedHead(3, 4, 2)
+    >>> head(torch.zeros(5, 3)).shape
+    torch.Size([5, 2])
+    """
+
+    hidden: nn.Parameter
+    output: nn.Parameter
+    gates: torch.Tensor
+    frozen: torch.Tensor
+
+    def __init__(self, features: int, width: int, outputs: int, slope: float = 1.0) -> None:
+        super().__init__()
+        for name, value in (("features", features), ("width", width), ("outputs", outputs)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InvalidInput(name, repr(value), "an integer >= 1")
+        self.slope = gate_slope(slope)
+        first, last = nn.Linear(features, width), nn.Linear(width, outputs, bias=False)
+        self.hidden = nn.Parameter(with_bias(first).expand(outputs, -1, -1).clone())
+        self.output = nn.Parameter(last.weight.detach().clone())
+        self.register_buffer("gates", torch.zeros_like(self.hidden))
+        self.register_buffer("frozen", torch.zeros((), dtype=torch.bool))
+        self._exploiting = False
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """Return the outputs (n, m_y) of features (n, m_{H-1} - 1)."""
+        return self.of_features(self.features(z))
+
+    def features(self, z: torch.Tensor) -> torch.Tensor:
+        """Append the constant neuron."""
+        return torch.cat([z, z.new_ones((*z.shape[:-1], 1))], -1)
+
+    def of_features(self, z: torch.Tensor) -> torch.Tensor:
+        """Return the outputs for features with their constant, (n, m_{H-1})."""
+        values = torch.einsum("nm,jhm->jnh", z, self.hidden)
+        return torch.einsum("jnh,jh->nj", values * self.gate_values(z, values), self.output)
+
+    def gate_values(self, z: torch.Tensor, values: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the gates' values, (m_y, n, m_H); ``values`` are the products of z with the weights, if known."""
+        if self._exploiting:
+            # Steep gates have large arguments, and float32 would blur which side of a gate a sample is on: proofs are
+            # about the exact gates. MPS devices have no float64.
+            dtype = z.dtype if z.device.type == "mps" else torch.float64
+            values = torch.einsum("nm,jhm->jnh", z.to(dtype), self.gates.to(dtype))
+            return torch.sigmoid(self.slope * values).to(z.dtype)
+        if values is None:
+            values = torch.einsum("nm,jhm->jnh", z, self.hidden)
+        return torch.sigmoid(self.slope * values)
+
+    @torch.no_grad()
+    def freeze(self, gates: torch.Tensor | None = None) -> None:
+        """Hold the gates at the present weights (line 10 of Algorithm 1), or at ``gates``."""
+        self.gates.copy_(self.hidden if gates is None else gates)
+        self.frozen.fill_(True)
+        self._exploiting = True
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        # A Python bool beside the buffer: a branch on a tensor would wait for the device, and break torch.compile.
+        self._exploiting = bool(self.frozen)
+
+    def extra_repr(self) -> str:
+        """Say the sizes and the phase."""
+        outputs, width, features = self.hidden.shape
+        phase = "frozen gates" if self._exploiting else "own gates"
+        return f"features={features - 1}+1, width={width}, outputs={outputs}, slope={self.slope:g}, {phase}"
+
+
+def with_bias(layer: nn.Linear) -> torch.Tensor:
+    """Return the weights (out, in + 1) of a layer with its bias, or zeros, as last column."""
+    weight = layer.weight.detach()
+    bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach()
+    return torch.cat([weight, bias[:, None]], 1)
+
+
+def gate_slope(gate: Any) -> float:
+    """Return the slope of a logistic gate: a positive number, or the sigmoid of torch, whose slope is 1.
+
+    Raises
+    ------
+    InvalidInput
+        Anything else: the theory asks for a gate that goes from 0 to 1, and the proofs are about the logistic one.
+
+    Examples
+    --------
+    >>> gate_slope(torch.sigmoid), gate_slope(1000)
+    (1.0, 1000.0)
+    """
+    if gate is torch.sigmoid or gate is torch.nn.functional.sigmoid or isinstance(gate, nn.Sigmoid):
+        return 1.0
+    if isinstance(gate, bool) or not isinstance(gate, int | float) or not 0.0 < float(gate) < float("inf"):
+        need = "the slope of a logistic gate: a positive finite number, or torch.sigmoid"
+        raise InvalidInput("gate", repr(gate), need)
+    return float(gate)
+
+
+class Tap(nn.Module):
+    """Stands where a layer was and keeps what arrives there; what it passes on has the layer's shape and no content."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.seen: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Keep x, and pass on zeros in the shape of the layer's output."""
+        self.seen = x
+        return x.new_zeros((*x.shape[:-1], self.width))
+
+
+class GatedNetwork(nn.Module):
+    """A network whose last two layers are a :class:`~alignver.training.gated_network.GatedHead`.
+
+    Parameters
+    ----------
+    body : torch.nn.Module
+        The network up to z; what follows the tap in it does nothing.
+    tap : Tap or None
+        Where z arrives; None if it is the body's own output.
+    head : GatedHead
+    changes : tuple of str
+        What was changed, in words.
+    """
+
+    def __init__(self, body: nn.Module, tap: Tap | None, head: GatedHead, changes: tuple[str, ...]) -> None:
+        super().__init__()
+        self.body, self.head, self.changes = body, head, changes
+        self._tap = [tap]  # in a list: it is a module of the body already
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the outputs (n, m_y)."""
+        out: torch.Tensor = self.head(self.features(x))
+        return out
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Return z without its constant, (n, m_{H-1} - 1)."""
+        out = self.body(x)
+        tap = self._tap[0]
+        if tap is not None:
+            out, tap.seen = tap.seen, None
+        if not isinstance(out, torch.Tensor):
+            raise InvalidInput("model", f"a {type(out).__name__} before its last layers", "a tensor")
+        return out.flatten(1)
+
+
+def modify(
+    model: nn.Module,
+    x: torch.Tensor,
+    *,
+    outputs: int,
+    width: int | None = None,
+    slope: float = 1.0,
+    layers: tuple[str, ...] | None = None,
+) -> GatedNetwork:
+    """Return a modified copy of a model: its last two layers replaced by a gated head, or one or two added.
+
+    - The last two layers are fully connected with only an activation between: they become the head, with their
+      weights (every output starts from the same hidden layer). The bias of the last one has no place in equation (16)
+      and is dropped.
+    - Only the last one is: a hidden layer of ``width`` units is put before it (for ResNet-18, the paper's choice), and
+      both start at PyTorch's initialisation.
+    - Neither is: two layers are added behind the model's output.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Left alone. It has to have parameters.
+    x : torch.Tensor
+        A few inputs, to see the order in which the layers run (:func:`alignver.training.output_layers.ending`).
+    outputs : int
+        m_y, as the targets have it.
+    width : int, optional
+        m_H of a hidden layer that is added; needed in the last two cases.
+    slope : float
+        Of the gates.
+    layers : tuple of str, optional
+        Names of the one or two layers to be replaced, as ``model.named_modules()`` has them, if not the last ones.
+
+    Returns
+    -------
+    GatedNetwork
+
+    Raises
+    ------
+    InvalidInput
+        No parameters, names of no linear layers, outputs that do not match, a width that is missing or not needed.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 1))
+    >>> modified = modify(net, torch.zeros(3, 2), outputs=1, slope=100.0)
+    >>> modified(torch.zeros(3, 2)).shape, modified.head.hidden.shape
+    (torch.Size([3, 1]), torch.Size([1, 4, 6]))
+    """
+    return gated(ending(model, x, layers), outputs=outputs, width=width, slope=slope)
+
+
+def gated(found: Ending, *, outputs: int, width: int | None = None, slope: float = 1.0) -> GatedNetwork:
+    """Replace the layers that :func:`~alignver.training.output_layers.ending` found with a gated head, in the copy of
+    the model made there.
+    """
+    layers = found.layers
+    if layers and found.outputs != outputs:
+        got = f"{found.outputs} outputs of {layers[-1].name!r} beside targets with {outputs}"
+        raise InvalidInput("model", got, "as many outputs as targets")
+    width = _width(found, width)
+    features = layers[0].module.in_features if layers else found.out.reshape(len(found.out), -1).shape[1]
+    head = GatedHead(features, width, outputs, slope).to(device=found.out.device, dtype=found.out.dtype)
+    if not layers:
+        words = f"two fully connected layers added behind the model: {width} gated units for each of {outputs} outputs"
+        return GatedNetwork(found.body, None, head, (words,))
+    changes = _adopted(head, found) if len(layers) == 2 else _added(head, layers[0])
+    tap = Tap(layers[0].module.out_features)
+    body = _replaced(found.body, layers[0].module, tap)
+    if len(layers) == 2:
+        body = _replaced(body, layers[1].module, nn.Identity())
+    shared = {id(p) for p in body.parameters()}
+    for call in layers:
+        if any(id(p) in shared for p in call.module.parameters()):
+            changes.append(f"{call.name} shared its weights with another layer and does so no more")
+    if found.after:
+        changes.append(f"what follows {layers[-1].name} is left out")
+    network = GatedNetwork(body, tap, head, tuple(changes))
+    _tried(network, found)
+    return network
+
+
+def _width(found: Ending, width: int | None) -> int:
+    if width is not None and (isinstance(width, bool) or not isinstance(width, int) or width < 1):
+        raise InvalidInput("width", repr(width), "an integer >= 1")
+    if len(found.layers) == 2:
+        own = int(found.layers[0].module.out_features)
+        if width not in (None, own):
+            got = f"width={width} beside {own} units of {found.layers[0].name!r}"
+            need = f"none; or layers=({found.layers[1].name!r},), which puts a new hidden layer before the last one"
+            raise InvalidInput("width", got, need)
+        return own
+    if width is None:
+        had = "one fully connected layer" if found.layers else "no fully connected layer"
+        need = (
+            "width=, the units of the hidden layer to be added (the paper: twice n over the features), or layers=, the "
+            "names of the two layers that were meant"
+        )
+        raise InvalidInput("width", f"no width for a model that ends in {had}", need)
+    return width
+
+
+@torch.no_grad()
+def _adopted(head: GatedHead, found: Ending) -> list[str]:
+    """Give the head the weights of two layers; return what that changes."""
+    first, last = found.layers
+    head.hidden.copy_(with_bias(first.module).expand_as(head.hidden))
+    head.output.copy_(last.module.weight)
+    of = "the output" if len(head.hidden) == 1 else f"each of {len(head.hidden)} outputs"
+    between = f" replace {' and '.join(found.between)}" if found.between else ""
+    changes = [
+        f"{first.name} and {last.name} became gated units, {first.module.out_features} for {of}, with the same "
+        f"weights; gates of slope {head.slope:g}{between} between them"
+    ]
+    if last.module.bias is not None:
+        changes.append(f"the bias of {last.name} was dropped: equation (16) has none")
+    return changes
+
+
+def _added(head: GatedHead, last: Call) -> list[str]:
+    name = last.name or type(last.module).__name__
+    count, width, _ = head.hidden.shape
+    of = "the output" if count == 1 else f"each of {count} outputs"
+    return [f"{name} was replaced by {width} gated units for {of} and a last layer"]
+
+
+def _replaced(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+    """Replace a module with another under all its names; return the model (``new`` if the model was it)."""
+    if model is old:
+        return new
+    for name in [name for name, module in model.named_modules(remove_duplicate=False) if module is old]:
+        parent, _, key = name.rpartition(".")
+        setattr(model.get_submodule(parent), key, new)
+    return model
+
+
+@torch.no_grad()
+def _tried(network: GatedNetwork, found: Ending) -> None:
+    """Make sure that the features are what arrived at the layer before: it may be reached by ways that have no name."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    tap, before = network._tap[0], found.layers[0].seen
+    assert tap is not None
+    try:
+        network.body(found.x)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    z, tap.seen = tap.seen, None
+    same = z is not None and before is not None and z.shape == before.shape
+    if z is None or before is None or not same or not bool(torch.allclose(z, before, equal_nan=True)):
+        got = f"a layer {found.layers[0].name!r} that is reached by another way than its name"
+        raise InvalidInput("model", got, "layers that are replaced when their attribute is")
