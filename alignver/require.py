@@ -24,6 +24,15 @@ CODES = {
     "not-a-choice": "a value that is not among those listed",
     "not-a-boolean": "a value other than True and False",
     "wrong-type": "an object of another type",
+    "wrong-shape": "an array or tensor of another shape, or two that do not fit each other",
+    "wrong-dtype": "an array or tensor of another dtype",
+    "wrong-device": "a tensor or model on another device",
+    "not-finite": "NaN or Inf among the numbers",
+    "conflicting-arguments": "arguments that exclude each other, or one that needs another",
+    "unreadable-file": "a file that cannot be read as what it should be",
+    "unwritable-file": "a place that nothing can be written to",
+    "unsupported-model": "a model that the check cannot be about, for the reason that the message gives",
+    "too-large": "more memory than there is",
 }
 """The kinds of refusal: a code, and what it stands for."""
 

@@ -33,7 +33,7 @@ from alignver.checks.exploration import check_safe_exploration
 from alignver.checks.exploration_report import forget_peak, peak_bytes
 from alignver.checks.recheck import recheck
 from alignver.features.products import dense_phi
-from alignver.features.rows import directions, open_rows, survey
+from alignver.features.rows import directions, open_rows, scan_rows
 from alignver.features.staircase import find_staircase
 from alignver.results import CheckResult, Rigor, Verdict
 
@@ -137,7 +137,7 @@ def count_directions(arguments: argparse.Namespace) -> list[bool]:
     width = -(-rows.n // rows.m)
     good = 0
     for seed in range(20):
-        found = survey(rows, directions(rows, 1, seed))
+        found = scan_rows(rows, directions(rows, 1, seed))
         good += find_staircase(rows, found, width, thorough=False).staircase is not None
     print(f"the limit width {width} is proved for {good} of 20 directions")
     return [good > 0]

@@ -198,7 +198,8 @@ def rounded_as_inner_products(run: Run) -> dict[str, float]:
     FMA, where the products cancel to within their rounding.
 
     cuBLAS emulates float64 in fixed point only where few bits are enough, and is then *more* accurate than that: the
-    trial of :func:`alignver.features.tiles.distrust`, which asks for many bits, does not see it. Told, not yet refused.
+    trial of :func:`alignver.features.tiles.unsupported_arithmetic`, which asks for many bits, does not see it. Told,
+    not yet refused.
     """
     n, rng = run.size(64, 2048), np.random.default_rng(0)
     a, b = (rng.uniform(1.0, 2.0, n) for _ in range(2))
@@ -222,7 +223,10 @@ def rounded_as_inner_products(run: Run) -> dict[str, float]:
 def require_plain_arithmetic(run: Run) -> None:
     """Assert on the device that float64 is float64 and float32 is float32 wherever something is decided."""
     like = torch.zeros(1, dtype=torch.float64, device=run.device)
-    seen = {f"float64 products of order {n}": phi_device.distrust(like, n) for n in run.size((64,), (512, 1024, 2048))}
+    seen = {
+        f"float64 products of order {n}": phi_device.unsupported_arithmetic(like, n)
+        for n in run.size((64,), (512, 1024, 2048))
+    }
     generator = torch.Generator().manual_seed(0)
     A = torch.randn(256, 256, generator=generator).to(run.device)
     x = torch.randn(4, 32, 16, 16, generator=generator).to(run.device)
@@ -253,7 +257,7 @@ def require_plain_arithmetic(run: Run) -> None:
 SHARDS = {  # of the tests marked gpu, at the same time
     "models and training": ("tests/gpu",),
     "matrices": ("tests/checks", "tests/linalg", "tests/models/test_structure.py", "tests/test_arrays.py"),
-    "exploration": ("tests/phi",),
+    "exploration": ("tests/features",),
 }
 
 

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 import alignver as av
+from alignver.require import CODES
 
 ROOT = Path(__file__).parents[1]
-TABLE = (ROOT / "docs/verdicts.md").read_text().partition("| code | the answer |")[2]
+TABLE = (
+    (ROOT / "docs/verdicts.md").read_text().partition("| code | the answer |")[2].partition("## Refused arguments")[0]
+)
 PATTERNS = [code.replace("*", "[a-z0-9-]+") for code in re.findall(r"`([a-z*][a-zA-Z0-9*-]+)`", TABLE)]
 
 
@@ -20,12 +23,34 @@ def documented(code: str) -> bool:
     return any(re.fullmatch(pattern, code) for pattern in PATTERNS)
 
 
+def refusals() -> set[str]:
+    """Every code that a source file gives to InvalidInput, as the fourth argument or by its name."""
+    codes = set()
+    for path in (ROOT / "alignver").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "InvalidInput":
+                values = node.args[3:] + [keyword.value for keyword in node.keywords if keyword.arg == "code"]
+                codes |= {value.value for value in values if isinstance(value, ast.Constant)}
+    return codes
+
+
+def test_codes_of_refusals_are_documented():
+    assert "not-an-integer" in refusals() <= set(CODES)
+    page = (ROOT / "docs/verdicts.md").read_text()
+    assert [code for code, meaning in CODES.items() if f"| `{code}` | {meaning} |" not in page] == []
+    with pytest.raises(av.InvalidInput) as caught:
+        av.check_rank(np.eye(2), rank=True)
+    assert caught.value.code in CODES
+
+
 def literals() -> set[str]:
-    """Every string that a source file gives as a code, whole."""
+    """Every string that a source file gives as the code of an answer, whole."""
     found = set()
     for path in (ROOT / "alignver").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            values = [node.value] if isinstance(node, ast.keyword) and node.arg == "code" else []
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "InvalidInput":
+                continue
+            values = [word.value for word in node.keywords if word.arg == "code"] if isinstance(node, ast.Call) else []
             if isinstance(node, ast.Dict):
                 values += [value for key, value in zip(node.keys, node.values) if getattr(key, "value", "") == "code"]
             for value in values:

@@ -19,11 +19,11 @@ from alignver.checks.data import merge_sentence, refutation
 from alignver.checks.membership import check_membership
 from alignver.errors import InvalidInput
 from alignver.jacobians.factored_proof import prove_by_factors
-from alignver.jacobians.jacobian_form import Plan, Represented, gram_first, planned, represent
-from alignver.jacobians.nonsmooth_points import met_kinks
-from alignver.jacobians.prepare import Question, question
-from alignver.network.functional import slots
-from alignver.network.preserve_state import unchanged
+from alignver.jacobians.jacobian_form import JacobianForm, Plan, gram_first, planned, represent
+from alignver.jacobians.nonsmooth_points import find_nonsmooth_points
+from alignver.jacobians.prepare import PreparedAlignment, prepare_alignment
+from alignver.network.functional import parameter_layout
+from alignver.network.preserve_state import preserve_state
 from alignver.results import CheckResult
 
 __all__ = ["RankBound", "check_alignment", "row_rank_bound"]
@@ -70,7 +70,7 @@ def row_rank_bound(model: nn.Module, x: torch.Tensor, m_y: int) -> RankBound:
     >>> row_rank_bound(nn.Linear(8, 4), torch.ones(5, 8), 4)
     RankBound(value=20, sentence='')
     """
-    n, columns = len(x), slots(model)
+    n, columns = len(x), parameter_layout(model)
     N, d = n * m_y, columns.d
     best = RankBound(min(N, d), "")
     if d < N:
@@ -96,12 +96,12 @@ def _cuts(model: nn.Module, x: torch.Tensor) -> list[tuple[str, int, int, int]]:
     chain = _chain(model, "")
     if len(chain) < 2 or not all(_plain(module) for module in model.modules()):
         return []
-    free = {id(p): p.numel() for p in slots(model).parameters}
+    free = {id(p): p.numel() for p in parameter_layout(model).parameters}
     uses = [{id(p) for p in module.parameters()} & free.keys() for _, module in chain]
     cuts: list[tuple[str, int, int, int]] = []
     first = next(model.parameters())
     value = x[:2].to(first.dtype) if x.is_floating_point() else x[:2]
-    with unchanged(model), torch.no_grad():
+    with preserve_state(model), torch.no_grad():
         for k, (name, module) in enumerate(chain[:-1]):
             value = module(value)
             if not isinstance(value, torch.Tensor) or value.ndim < 1 or len(value) != len(x[:2]):
@@ -215,8 +215,8 @@ def check_alignment(
     if engine == "gram" and (method != "auto" or not certify):
         got = f"engine='gram' with method={method!r}, certify={certify}"
         raise InvalidInput("engine", got, "method='auto' and certify=True: the Gram matrix only ever proves")
-    asked = question(model, X, Y, loss, dtype)
-    d = slots(asked.model).d
+    asked = prepare_alignment(model, X, Y, loss, dtype)
+    d = parameter_layout(asked.model).d
     sizes = {"n": asked.duplicates.n, "m_y": asked.m_y, "d": d, "loss": loss}
     refuted = refutation(asked.duplicates, loss, name="alignment", statement=_STATEMENT, measured=sizes)
     if refuted is not None:
@@ -225,7 +225,7 @@ def check_alignment(
     chosen = planned(len(asked.x), asked.m_y, d, engine)
     prove = method == "auto" and certify
     J, result = _answered(asked, check, chosen, rule, tolerance, dtype, chunk_size, engine, bound, prove=prove)
-    bends = met_kinks(asked.model, asked.x, dtype)
+    bends = find_nonsmooth_points(asked.model, asked.x, dtype)
     measured = {
         **result.measured,
         **sizes,
@@ -254,7 +254,7 @@ def check_alignment(
 
 
 def _answered(
-    asked: Question,
+    asked: PreparedAlignment,
     check: Callable[..., CheckResult],
     chosen: Plan,
     rule: str,
@@ -265,9 +265,9 @@ def _answered(
     bound: RankBound,
     *,
     prove: bool,
-) -> tuple[Represented, CheckResult]:
+) -> tuple[JacobianForm, CheckResult]:
     """Answer through the Gram matrix where that is worth a try and succeeds, else from what stands for J."""
-    n, d = len(asked.x), slots(asked.model).d
+    n, d = len(asked.x), parameter_layout(asked.model).d
     tried = ""
     if prove and (engine == "gram" or (engine is None and gram_first(n, asked.m_y, d, chosen))):
         if bound.sentence:
@@ -286,7 +286,7 @@ def _answered(
             )
             if attempt.result is not None:
                 words = f"gram: from layer factors, without forming J; fallback: {chosen.engine}"
-                return Represented(None, n, asked.m_y, d, attempt.computed_in, words, attempt.dtype), attempt.result
+                return JacobianForm(None, n, asked.m_y, d, attempt.computed_in, words, attempt.dtype), attempt.result
             tried = attempt.reason
     J = represent(asked.model, asked.x, chosen, dtype=dtype, chunk_size=chunk_size)
     y = torch.from_numpy(asked.y).to(J.matrix.device)
@@ -297,7 +297,7 @@ def _answered(
     return J, result
 
 
-def _what_j_is(J: Represented) -> str:
+def _what_j_is(J: JacobianForm) -> str:
     rounding = "" if J.dtype == J.computed_in else f", rounded to {J.computed_in} on the way"
     plural = "s" * (J.m_y > 1)
     return f"J: {J.n} samples, {J.m_y} output{plural}, {J.d} parameters; {J.dtype}{rounding}; {J.words}"

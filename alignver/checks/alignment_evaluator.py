@@ -35,20 +35,20 @@ from alignver.jacobians.gram import gram
 from alignver.jacobians.jacobian import bind
 from alignver.jacobians.jacobian_form import Plan, available_memory, plan, represent
 from alignver.jacobians.operator import JacobianOperator
-from alignver.jacobians.prepare import Question
+from alignver.jacobians.prepare import PreparedAlignment
 from alignver.linalg import rank_rules
-from alignver.linalg.least_squares import refine, residual_interval
+from alignver.linalg.least_squares import iterated_tikhonov, residual_interval
 from alignver.linalg.lsmr import Iterate, lsmr
 from alignver.linalg.norms import largest_singular_value, spectral_norm, start_vector
 from alignver.linalg.qr_reduction import reduce
 from alignver.linalg.rank_rules import Scale
 from alignver.linalg.svd import svd_profile
-from alignver.network.functional import slots
+from alignver.network.functional import parameter_layout
 from alignver.network.inputs import as_asked, dtype_name
-from alignver.network.preserve_state import unchanged
+from alignver.network.preserve_state import preserve_state
 from alignver.network.validate_model import probe
 
-__all__ = ["ROWS", "Look", "Lookout", "by_bounds", "by_singular_values", "full_rank"]
+__all__ = ["ROWS", "AlignmentEvaluation", "AlignmentEvaluator", "by_bounds", "by_singular_values", "full_rank"]
 
 Matrix = npt.NDArray[np.float64]
 Answers = Mapping[str, Mapping[str, Any]]
@@ -65,7 +65,7 @@ _BATCH = 1024  # samples of a forward pass
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Look:
+class AlignmentEvaluation:
     """What one look found.
 
     Attributes
@@ -99,13 +99,13 @@ class Look:
     ways: tuple[str, ...]
 
 
-class Lookout:
+class AlignmentEvaluator:
     """Checks the alignment of one model with its data; each call of :meth:`look` uses the current parameters.
 
     Parameters
     ----------
     asked : Question
-        Of :func:`alignver.jacobians.prepare.question`.
+        Of :func:`alignver.jacobians.prepare.prepare_alignment`.
     rules : sequence of str
         Names of :data:`alignver.linalg.rank_rules.RULES` that need no entries of J.
     dtype : str, optional
@@ -127,7 +127,7 @@ class Lookout:
 
     def __init__(
         self,
-        asked: Question,
+        asked: PreparedAlignment,
         *,
         rules: Sequence[str] = ("press", "golub"),
         dtype: str | None = "float64",
@@ -135,7 +135,7 @@ class Lookout:
         thorough: bool = False,
     ) -> None:
         self.asked, self.rules, self._dtype, self._thorough = asked, tuple(rules), dtype, thorough
-        self.n, self.m_y, self.d = len(asked.x), asked.m_y, slots(asked.model).d
+        self.n, self.m_y, self.d = len(asked.x), asked.m_y, parameter_layout(asked.model).d
         self.N = self.n * self.m_y
         self._conflict = (
             conflict_sentence(asked.duplicates, None, "no theta") if asked.duplicates.conflicts.count else ""
@@ -154,7 +154,7 @@ class Lookout:
         """Whether looks form M, judged by the memory that is currently free."""
         return not self._conflict and (self._layers is not None or self._fits())
 
-    def look(self) -> Look:
+    def look(self) -> AlignmentEvaluation:
         """Look at the model as it is now.
 
         Raises
@@ -180,30 +180,32 @@ class Lookout:
             found = full_rank(M, self._scale, self.rules, terms=None if parts is None else parts.terms)
             if found is not None:
                 answers, spectral, smallest = found
-                return Look(values, answers, spectral, smallest, _host(M), None, (), tuple(ways))
+                return AlignmentEvaluation(values, answers, spectral, smallest, _host(M), None, (), tuple(ways))
         if parts is not None or self._cheap() or self._thorough:
             answers, levels, matrix = self._accurately(parts)
             ways.append("singular values")
             kept = None if M is None else _host(M)
-            return Look(values, answers, float(levels[0]), float(levels[-1]), kept, matrix, (), tuple(ways))
+            return AlignmentEvaluation(
+                values, answers, float(levels[0]), float(levels[-1]), kept, matrix, (), tuple(ways)
+            )
         return self._bounded(values, None if M is None else _host(M), ways)
 
-    def _refuted(self) -> Look:
+    def _refuted(self) -> AlignmentEvaluation:
         """Answer from the data: equal inputs with different targets are out of reach of every theta."""
         values = self._outputs().double().cpu().numpy()
         if not np.isfinite(values).all():
             raise InvalidInput("model", "outputs that are NaN or Inf", "finite outputs at finite theta")
         answer = {"tolerance": None, "residual": None, "verdict": "FAILS"}
         ways = (f"data: {self._conflict}",)
-        return Look(values, dict.fromkeys(self.rules, answer), None, None, None, None, (), ways)
+        return AlignmentEvaluation(values, dict.fromkeys(self.rules, answer), None, None, None, None, (), ways)
 
-    def _bounded(self, values: Matrix, M: Matrix | None, ways: list[str]) -> Look:
+    def _bounded(self, values: Matrix, M: Matrix | None, ways: list[str]) -> AlignmentEvaluation:
         """Answer by least squares, and by the singular values what those leave open."""
         operator = JacobianOperator(self.asked.model, self.asked.x, dtype=self._dtype)
         target = torch.from_numpy(self.target).to(operator.device, operator.dtype)
         if M is not None:
             ways.append("least squares with the Gram matrix")
-            spectral, iterates = math.sqrt(largest_singular_value(M)), refine(operator, M, target)
+            spectral, iterates = math.sqrt(largest_singular_value(M)), iterated_tikhonov(operator, M, target)
         else:
             ways.append("LSMR")
             start = torch.from_numpy(start_vector(self.N)).to(operator.device, operator.dtype)
@@ -211,10 +213,10 @@ class Lookout:
         answers = dict(by_bounds(iterates, self._scale(spectral), self.limit, self.rules))
         open_ = [rule for rule, answer in answers.items() if answer["verdict"] == "UNDECIDED"]
         if not open_ or self.N > ROWS:
-            return Look(values, answers, spectral, None, M, None, iterates, tuple(ways))
+            return AlignmentEvaluation(values, answers, spectral, None, M, None, iterates, tuple(ways))
         found, levels, matrix = self._accurately(None)
         ways.append("singular values")
-        return Look(values, found, float(levels[0]), float(levels[-1]), M, matrix, iterates, tuple(ways))
+        return AlignmentEvaluation(values, found, float(levels[0]), float(levels[-1]), M, matrix, iterates, tuple(ways))
 
     def _accurately(self, parts: Factors | None) -> tuple[Answers, Matrix, Matrix]:
         """Return answers and levels from the singular values, and the matrix that they are of."""
@@ -246,13 +248,13 @@ class Lookout:
         return Scale(self.N, self.d, spectral, None, self._eps, self._eps)
 
     def _probed(self) -> str:
-        with unchanged(self.asked.model):
+        with preserve_state(self.asked.model):
             function, x = bind(self.asked.model, self.asked.x, self._dtype, include_frozen=False)
             with as_asked(function.device, function.dtype):
                 return dtype_name(probe(function, x).computed_in)
 
     def _outputs(self) -> torch.Tensor:
-        with unchanged(self.asked.model):
+        with preserve_state(self.asked.model):
             function, x = bind(self.asked.model, self.asked.x, self._dtype, include_frozen=False)
             with as_asked(function.device, function.dtype), torch.no_grad():
                 batches = torch.split(x, _BATCH)

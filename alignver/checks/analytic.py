@@ -26,7 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from alignver.errors import InvalidInput, first_line
-from alignver.network.preserve_state import unchanged
+from alignver.network.preserve_state import preserve_state
 from alignver.results import CheckResult, Rigor, Subject, Verdict
 
 __all__ = ["ANALYTIC", "BROKEN", "LEAVES", "PARTLY", "SOFTPLUS_THRESHOLD", "check_analytic", "of_module", "of_softplus"]
@@ -279,7 +279,7 @@ def check_analytic(model: nn.Module) -> CheckResult:
     if isinstance(model, torch.jit.ScriptModule):
         got = f"a {type(model).__name__}"
         raise InvalidInput("model", got, "the torch.nn.Module that it was scripted or traced from")
-    with unchanged(model):
+    with preserve_state(model):
         seen, findings = _inspect(model)
     return _result(seen, findings, time.perf_counter() - began)
 

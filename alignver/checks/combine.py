@@ -26,13 +26,21 @@ from alignver.linalg.svd import RangeProfile
 from alignver.proof import Ball, Decision
 from alignver.results import CheckResult, Rigor, Subject, Tolerance, Verdict, shown_down
 
-__all__ = ["FACTOR", "Band", "answer", "bounds_by_rule", "meaning", "membership_by_rule", "residual_tolerance"]
+__all__ = [
+    "FACTOR",
+    "ToleranceInterval",
+    "bounds_by_rule",
+    "combine",
+    "covered_ball",
+    "membership_by_rule",
+    "residual_tolerance",
+]
 FACTOR = 10.0
 """How far a tolerance may be off, either way, without the verdict changing (THEORY: [tau/10, 10 tau])."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Band:
+class ToleranceInterval:
     """The tolerances over which a verdict has to stand.
 
     Attributes
@@ -128,7 +136,7 @@ def membership_by_rule(
     answers = {}
     for rule in rules:
         tau = rank_rules.tolerance(rule, scale)
-        band = Band(tau, least, limit)
+        band = ToleranceInterval(tau, least, limit)
         residual = profile.rho(tau.value)
         answers[rule] = {
             "tolerance": tau.value,
@@ -170,7 +178,7 @@ def bounds_by_rule(
     answers = {}
     for rule in rules:
         tau = rank_rules.tolerance(rule, scale)
-        band = Band(tau, least, limit)
+        band = ToleranceInterval(tau, least, limit)
         low, high = interval(band.low)[0], interval(band.high)[1]
         answers[rule] = {
             "tolerance": tau.value,
@@ -186,7 +194,7 @@ EXACT_SECONDS = 20.0
 _CHEAP_FLOPS = 2e10  # numerical evidence beside a proof: about a second of dense linear algebra
 
 
-def answer(
+def combine(
     prover: Callable[..., Decision],
     arguments: tuple[Any, ...],
     numerically: Callable[[], CheckResult],
@@ -233,7 +241,9 @@ def answer(
     return _combine(decision, numerical, around, asked=asked, subject=subject, name=name, statement=statement)
 
 
-def meaning(matrix: Entries, rule: str, given: float | None, computed_in: str | None, ball: Ball | None) -> Ball | None:
+def covered_ball(
+    matrix: Entries, rule: str, given: float | None, computed_in: str | None, ball: Ball | None
+) -> Ball | None:
     """Return the ball that a proof has to cover: the caller's, or the tolerance's where the entries were rounded.
 
     Without ``computed_in`` the entries are taken at their word: the statement is about the matrix of exactly these

@@ -19,8 +19,8 @@ from alignver.jacobians.jacobian import bind
 from alignver.jacobians.operator import differentiable, push, push_twice
 from alignver.network.functional import Functional
 from alignver.network.inputs import dtype_name
-from alignver.network.preserve_state import unchanged
-from alignver.network.validate_model import probe, require_checkable
+from alignver.network.preserve_state import preserve_state
+from alignver.network.validate_model import probe, validate_model
 from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict
 
 __all__ = ["check_common_structure", "structure_here"]
@@ -97,8 +97,8 @@ def check_common_structure(
     began = time.perf_counter()
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise InvalidInput("seed", f"seed={seed!r}", "an integer from 0 to 2**63 - 1")
-    model = require_checkable(model)
-    with unchanged(model):
+    model = validate_model(model)
+    with preserve_state(model):
         function, x = bind(model, X, dtype, include_frozen=False)
         with differentiable(function):
             probed = probe(function, x)
@@ -123,8 +123,8 @@ def structure_here(model: nn.Module, X: Any, S: Sequence[str]) -> tuple[CheckRes
     >>> structure_here(nn.Linear(2, 1), torch.ones(3, 2), ["weight", "bias"])[0].verdict
     <Verdict.HOLDS: 'HOLDS'>
     """
-    model = require_checkable(model)
-    with unchanged(model):
+    model = validate_model(model)
+    with preserve_state(model):
         function, x = bind(model, X, "float64", include_frozen=False)
         with differentiable(function):
             probed = probe(function, x)

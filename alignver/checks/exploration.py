@@ -20,7 +20,7 @@ from alignver.checks.exploration_report import STATEMENT, Setting
 from alignver.errors import InvalidInput
 from alignver.features.cluster import Cluster
 from alignver.features.refutation import by_columns, by_count, by_equal_rows
-from alignver.features.rows import directions, open_rows, survey
+from alignver.features.rows import directions, open_rows, scan_rows
 from alignver.features.staircase import certify_staircase, find_staircase
 from alignver.features.threads import single_threaded_blas
 from alignver.kernel.floats import arithmetic_fault
@@ -217,7 +217,7 @@ def _staircase(setting: Setting) -> CheckResult:
     fault = arithmetic_fault()
     if fault:
         return _undecided(setting, least, fault)
-    found = survey(rows, directions(rows, setting.tries, setting.seed))
+    found = scan_rows(rows, directions(rows, setting.tries, setting.seed))
     if width is not None:
         refuted = by_count(rows.n, rows.m, width, found.record, rows.added)
         if refuted is not None:

@@ -20,7 +20,7 @@ from alignver.features.cholesky import Definite, prove_definite
 from alignver.features.cluster import Cluster
 from alignver.features.products import dense_phi, scaled_gram
 from alignver.features.refutation import Refutation, by_columns, by_count, by_equal_rows
-from alignver.features.rows import Rows, Survey, directions, survey
+from alignver.features.rows import Rows, RowScan, directions, scan_rows
 from alignver.features.staircase import Staircase
 from alignver.kernel import Certificate, seal
 from alignver.kernel.floats import arithmetic_fault
@@ -267,7 +267,7 @@ def check(
         return _by_svd(setting, gates, how, sampled)
     if fault:
         return _nothing_proved(setting, how, {**setting.measured(), "method": method}, fault)
-    found = survey(rows, directions(rows, 1, setting.seed))
+    found = scan_rows(rows, directions(rows, 1, setting.seed))
     refuted = _refuted(setting, found)
     if refuted is not None:
         return refuted
@@ -287,7 +287,7 @@ def check(
     return result if refuted is None else refuted
 
 
-def _refuted(setting: Setting, found: Survey) -> CheckResult | None:
+def _refuted(setting: Setting, found: RowScan) -> CheckResult | None:
     rows, width = setting.rows, setting.width
     assert width is not None
     refuted = by_count(rows.n, rows.m, width, found.record, rows.added)
@@ -296,7 +296,7 @@ def _refuted(setting: Setting, found: Survey) -> CheckResult | None:
     return None if refuted is None else refutation(setting, refuted)
 
 
-def _refuted_by_columns(setting: Setting, found: Survey) -> CheckResult | None:
+def _refuted_by_columns(setting: Setting, found: RowScan) -> CheckResult | None:
     """Refute by the rank of Z: looked at where nothing was proved, since it can take a pass over Z and seconds."""
     assert setting.width is not None
     refuted = None if setting.delta else by_columns(setting.rows, found, setting.width)
@@ -304,7 +304,7 @@ def _refuted_by_columns(setting: Setting, found: Survey) -> CheckResult | None:
 
 
 def _by_gram(
-    setting: Setting, q: FloatArray, how: str, folder: str | os.PathLike[str] | None, found: Survey
+    setting: Setting, q: FloatArray, how: str, folder: str | os.PathLike[str] | None, found: RowScan
 ) -> CheckResult:
     rows, width = setting.rows, int(q.shape[1])
     Z = rows.read(0, rows.n)
@@ -359,7 +359,7 @@ def _taken(definite: Definite) -> str:
 
 
 def _certificate(
-    setting: Setting, q: FloatArray, definite: Definite, exponents: npt.NDArray[np.int64], found: Survey
+    setting: Setting, q: FloatArray, definite: Definite, exponents: npt.NDArray[np.int64], found: RowScan
 ) -> Certificate:
     rows = setting.rows
     constants = {

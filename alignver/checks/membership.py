@@ -16,7 +16,7 @@ import numpy as np
 from alignver.arrays import EPS, Entries, as_matrix, as_vector, is_operator, like, same_place
 from alignver.checks import combine
 from alignver.checks import combine as bands
-from alignver.checks.combine import Band
+from alignver.checks.combine import ToleranceInterval
 from alignver.errors import InvalidInput
 from alignver.linalg import rank_rules
 from alignver.linalg.least_squares import least_squares
@@ -60,7 +60,7 @@ def operator_membership(
     spectral = spectral_norm(operator, like(start_vector(rows), y.array))
     _require_finite(spectral)
     scale = Scale(rows, columns, spectral, None, eps, eps)
-    band = Band(
+    band = ToleranceInterval(
         rank_rules.tolerance(rule, scale, tolerance),
         bands.floor(spectral, rows, columns),
         bands.residual_tolerance(max(eps, y.eps)) if limit is None else limit,
@@ -235,14 +235,14 @@ def check_membership(
         )
     same_place(matrix.array, target.array, ("J", "y"))
     limit = given.get("limit", bands.residual_tolerance(max(matrix.eps, target.eps)))
-    result = combine.answer(
+    result = combine.combine(
         prove_membership,
         (matrix.array, target.array),
         lambda: _numerically(matrix, target, method, rule, tolerance, limit),
         method=method,
         certify=certify,
         ball=ball,
-        covered=lambda: combine.meaning(matrix, rule, tolerance, computed_in, ball),
+        covered=lambda: combine.covered_ball(matrix, rule, tolerance, computed_in, ball),
         shape=matrix.array.shape,
         subject="J",
         name="membership",
@@ -289,7 +289,7 @@ def _numerically(J: Entries, y: Entries, method: str, rule: str, given: float | 
         spectral = largest_singular_value(reduced.matrix)
     scale = Scale(rows, columns, spectral, row_sum_norm(matrix), J.eps, J.handed_eps)
     tau = rank_rules.tolerance(rule, scale, None if given is None else given / unit)
-    band = Band(tau, bands.floor(spectral, rows, columns), limit)
+    band = ToleranceInterval(tau, bands.floor(spectral, rows, columns), limit)
 
     answers: dict[str, _Answer] = {}
     for name, profile in profiles.items():
@@ -352,7 +352,7 @@ KINDS = {Verdict.HOLDS: "at-tolerance", Verdict.FAILS: "not-at-tolerance", Verdi
 DEFENSIBLE = ("give a tolerance and a residual tolerance that you can defend: tolerance=, residual_tolerance=",)
 
 
-def _curve(profile: RangeProfile, band: Band, unit: float) -> dict[str, Any] | None:
+def _curve(profile: RangeProfile, band: ToleranceInterval, unit: float) -> dict[str, Any] | None:
     """Return rho around the band of the verdict, in the units of J; None where tau is zero or infinite."""
     if not 0.0 < band.low < band.high < math.inf:
         return None

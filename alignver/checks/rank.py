@@ -12,7 +12,7 @@ import numpy as np
 from alignver.arrays import Entries, as_matrix, is_operator
 from alignver.checks import combine
 from alignver.checks import combine as bands
-from alignver.checks.combine import Band
+from alignver.checks.combine import ToleranceInterval
 from alignver.errors import InvalidInput
 from alignver.linalg import rank_rules
 from alignver.linalg.norms import extreme_scale, largest_singular_value, row_sum_norm
@@ -95,14 +95,14 @@ def check_rank(
     if rank is None:
         rank = most
     claimed = _claim(rank, most)
-    result = combine.answer(
+    result = combine.combine(
         prove_rank,
         (matrix.array, claimed),
         lambda: _numerically(matrix, claimed, method, rule, tolerance),
         method=method,
         certify=certify,
         ball=ball,
-        covered=lambda: combine.meaning(matrix, rule, tolerance, computed_in, ball),
+        covered=lambda: combine.covered_ball(matrix, rule, tolerance, computed_in, ball),
         shape=matrix.array.shape,
         subject="A",
         name="rank",
@@ -138,7 +138,7 @@ def _numerically(A: Entries, claimed: int, method: str, rule: str, given: float 
     spectral = float(profiles["svd"].levels[0]) if "svd" in profiles else largest_singular_value(reduced.matrix)
     scale = Scale(rows, columns, spectral, row_sum_norm(matrix), A.eps, A.handed_eps)
     tau = rank_rules.tolerance(rule, scale, None if given is None else given / unit)
-    band = Band(tau, bands.floor(spectral, rows, columns))
+    band = ToleranceInterval(tau, bands.floor(spectral, rows, columns))
 
     leading, profile = next(iter(profiles.items()))
     verdicts = {name: band.rank(each, claimed) for name, each in profiles.items()}

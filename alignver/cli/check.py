@@ -72,7 +72,7 @@ def membership(
             ensure_free(certificate)
             files_of = {"J": j_file, "y": y_file}
             inputs = {"J": input_files.read_matrix(j_file, "J"), "y": input_files.read_vector(y_file, "y")}
-            with input_files.blamed(files_of):
+            with input_files.rename_argument(files_of):
                 result = check_membership(
                     input_files.to_backend(inputs["J"], backend, device),
                     input_files.to_backend(inputs["y"], backend, device),
@@ -128,7 +128,7 @@ def rank(
 
             ensure_free(certificate)
             inputs = {"A": input_files.read_matrix(a_file, "A")}
-            with input_files.blamed({"A": a_file}):
+            with input_files.rename_argument({"A": a_file}):
                 result = check_rank(
                     input_files.to_backend(inputs["A"], backend, device),
                     rank=expected,
@@ -213,7 +213,7 @@ def alignment(
             net, identity = model_io.load(model, weights, device=device, seed=seed)
             from alignver.checks.alignment import check_alignment
 
-            with input_files.blamed({"X": f"{data}:X", "Y": f"{data}:Y", "model": model}):
+            with input_files.rename_argument({"X": f"{data}:X", "Y": f"{data}:Y", "model": model}):
                 result = check_alignment(
                     net,
                     samples["X"],
@@ -304,7 +304,7 @@ def structure(
             net, identity = model_io.load(model, weights, device=device, seed=seed)
             from alignver.checks.common_structure import check_common_structure
 
-            with input_files.blamed({"X": f"{data}:X", "S": "--subset", "model": model}):
+            with input_files.rename_argument({"X": f"{data}:X", "S": "--subset", "model": model}):
                 result = check_common_structure(
                     net, samples["X"], S=subset or None, tolerance=tolerance, dtype=dtype.value, seed=seed
                 )
@@ -339,7 +339,7 @@ def _all(session: Session) -> Exit:
         problems = _problems()
     results: list[CheckResult] = []
     for problem in problems:
-        with session.working(problem.name), input_files.blamed({}):
+        with session.working(problem.name), input_files.rename_argument({}):
             results.append(problem.run(session.seed, session.device, session.dtype))
         if not session.json:
             _show(session, problem, results[-1], first=len(results) == 1)

@@ -89,7 +89,7 @@ def data(
 
             ensure_free(certificate)
             arrays, places = _read(data_file, targets, test)
-            with input_files.blamed(places):
+            with input_files.rename_argument(places):
                 result = check_data(
                     arrays["X"],
                     arrays.get("Y"),

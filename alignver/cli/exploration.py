@@ -191,7 +191,7 @@ def exploration(
                 samples = _inputs(z_file, data)
                 source = _Source(model, data, layer, weights, batch_size, device, seed, keep_features)
                 net, identity = _loaded(samples, source)
-                with input_files.blamed(arguments):
+                with input_files.rename_argument(arguments):
                     refuted = equal_inputs(samples["X"])
                 if refuted is not None:
                     notes = save_certificate(refuted, certificate, {"X": f"{data}:X"}, session)
@@ -206,7 +206,7 @@ def exploration(
                 raise InvalidInput("--estimate-delta", "no model, or --delta beside it", "--model without --delta")
             if gram and device != "cpu":
                 features = input_files.to_backend(features, options.Backend.TORCH, device)
-            with input_files.renamed(_OPTIONS), input_files.blamed(arguments), _client(scheduler) as client:
+            with input_files.renamed(_OPTIONS), input_files.rename_argument(arguments), _client(scheduler) as client:
                 result = check_safe_exploration(
                     features,
                     width=width,
@@ -280,7 +280,7 @@ def _loaded(samples: dict[str, Any], source: _Source) -> tuple[Any, dict[str, An
     net, identity = model_io.load(source.model, source.weights, device=source.device, seed=source.seed)
     from alignver.network.feature_extraction import extract_features
 
-    with input_files.renamed(_OPTIONS), input_files.blamed({"X": f"{source.data}:X", "model": source.model}):
+    with input_files.renamed(_OPTIONS), input_files.rename_argument({"X": f"{source.data}:X", "model": source.model}):
         extract_features(net, samples["X"][:2], source.layer, batch_size=source.batch_size)
     return net, identity
 
@@ -292,7 +292,7 @@ def _features(session: Session, net: Any, samples: dict[str, Any], source: _Sour
     X, layer, size = samples["X"], source.layer, source.batch_size
     if layer is None:
         session.note("the features are the model's outputs: --layer NAME takes those of a layer inside")
-    with input_files.renamed(_OPTIONS), input_files.blamed({"X": f"{source.data}:X", "model": source.model}):
+    with input_files.renamed(_OPTIONS), input_files.rename_argument({"X": f"{source.data}:X", "model": source.model}):
         if source.kept is None:
             return extract_features(net, X, layer, batch_size=size)
         return save_features(source.kept, net, X, layer, batch_size=size)

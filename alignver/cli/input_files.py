@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAPPED_FROM",
-    "blamed",
     "is_archive",
     "library",
     "named",
@@ -37,6 +36,7 @@ __all__ = [
     "read_npz",
     "read_vector",
     "regular",
+    "rename_argument",
     "renamed",
     "to_backend",
 ]
@@ -64,7 +64,7 @@ def named(argument: str, path: str | Path) -> str:
 
 
 @contextlib.contextmanager
-def blamed(files: Mapping[str, str]) -> Iterator[None]:
+def rename_argument(files: Mapping[str, str]) -> Iterator[None]:
     """Name the files, and the options, in what the library refuses: it knows its own arguments only."""
     try:
         yield

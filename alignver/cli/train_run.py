@@ -169,7 +169,7 @@ def _built(
         tau_epoch(options["tau"], options["epochs"])
     samples = input_files.read_npz(data, "--data", ("X", "Y"))
     net, identity = model_io.load(model, sources["weights"], device=options["device"], seed=options["seed"])
-    with _named(), input_files.blamed({"X": f"{data}:X", "Y": f"{data}:Y", "model": model}):
+    with _named(), input_files.rename_argument({"X": f"{data}:X", "Y": f"{data}:Y", "model": model}):
         wrapper = EEWrapper(
             model_io.in_dtype(net, options["dtype"]),
             loss=options["loss"],

@@ -146,7 +146,7 @@ def verify(
                 read = {"y": input_files.read_vector}  # the one vector among the inputs that claims have
                 arrays = {name: read.get(name, input_files.read_matrix)(file, name) for name, file in named.items()}
                 identity, notes, covered = {}, (), True
-            with input_files.blamed(named):
+            with input_files.rename_argument(named):
                 result = recheck(certificate, **arrays)
             result = dataclasses.replace(result, evidence=(*result.evidence, *notes))
             if not covered and result.verdict is Verdict.HOLDS:
@@ -197,7 +197,7 @@ class _Source:
         net, identity = model_io.load(self.model, self.weights, device=self.device, seed=self.seed)
         from alignver.jacobians.prepare import inputs_again
 
-        with input_files.blamed({"X": f"{self.data}:X", "Y": f"{self.data}:Y", "model": self.model}):
+        with input_files.rename_argument({"X": f"{self.data}:X", "Y": f"{self.data}:Y", "model": self.model}):
             made, notes, covered = inputs_again(
                 loaded,
                 net,

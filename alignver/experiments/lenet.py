@@ -25,7 +25,7 @@ from alignver.experiments.networks import lenet
 from alignver.jacobians.gram import gram
 from alignver.jacobians.jacobian_form import streamed_qr
 from alignver.jacobians.operator import JacobianOperator
-from alignver.linalg.least_squares import refine
+from alignver.linalg.least_squares import iterated_tikhonov
 from alignver.linalg.norms import largest_singular_value
 from alignver.linalg.qr_reduction import Reduced
 from alignver.linalg.rank_rules import Scale
@@ -139,7 +139,7 @@ def _look(
     spectral = float(np.sqrt(largest_singular_value(M)))
     scales = {precision: Scale(len(M), d, spectral, None, EPS[precision], EPS[precision]) for precision in PRECISIONS}
     size = float(np.linalg.norm(target))
-    iterates = refine(JacobianOperator(model, x), M, torch.from_numpy(target / size))
+    iterates = iterated_tikhonov(JacobianOperator(model, x), M, torch.from_numpy(target / size))
     found: dict[str, dict[str, Any]] = {}
     for precision, scale in scales.items():
         bounded = ways.by_bounds(iterates, scale, residual_tolerance(EPS[precision]), RULES)

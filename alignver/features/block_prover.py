@@ -24,7 +24,7 @@ from alignver.proof.cholesky import row_rank_by_gram
 from alignver.proof.right_inverse import row_rank_by_inverse
 from alignver.proof.rounding import FloatArray, add_up, mul_up, sqrt_up, sub_down
 
-__all__ = ["Block", "Climber", "Cuts", "Elsewhere", "Plan", "cut_at", "even_plan", "prove_block"]
+__all__ = ["Block", "BlockProver", "Elsewhere", "Plan", "SortedProjections", "cut_at", "even_plan", "prove_block"]
 Plan = list[tuple[int, int]]
 """Blocks as (start, stop) in the order of descending projections."""
 
@@ -32,7 +32,7 @@ _WINDOW = 64  # a cut may sit this fraction of a block away from its even place,
 
 
 @dataclasses.dataclass(frozen=True)
-class Cuts:
+class SortedProjections:
     """The order of the rows along a direction, and the gaps in it.
 
     Attributes
@@ -50,7 +50,7 @@ class Cuts:
     error: float
 
     @classmethod
-    def along(cls, projections: FloatArray, error: float) -> Cuts:
+    def along(cls, projections: FloatArray, error: float) -> SortedProjections:
         """Sort the rows along a direction."""
         order = np.argsort(-projections, kind="stable")
         return cls(order, projections[order], error)
@@ -81,7 +81,7 @@ class Cuts:
         return np.asarray(gaps > 4.0 * self.error)
 
 
-def cut_at(cuts: Cuts, ideal: int, low: int, high: int) -> int | None:
+def cut_at(cuts: SortedProjections, ideal: int, low: int, high: int) -> int | None:
     """Return the position of a cut near ``ideal`` with a wide gap, within [low, high]; None where all are tied.
 
     Within a small window around ``ideal`` the widest gap wins, since it is what c is divided by; past it, the nearest
@@ -101,7 +101,7 @@ def cut_at(cuts: Cuts, ideal: int, low: int, high: int) -> int | None:
     return int(wide[int(np.argmin(np.abs(wide - ideal)))]) if wide.size else None
 
 
-def even_plan(cuts: Cuts, start: int, count: int, most: int) -> Plan | None:
+def even_plan(cuts: SortedProjections, start: int, count: int, most: int) -> Plan | None:
     """Cut the rows from ``start`` on into ``count`` blocks of nearly equal size, none longer than ``most``; or None.
 
     Examples
@@ -203,7 +203,7 @@ Elsewhere: TypeAlias = Callable[[Iterable[tuple[npt.NDArray[np.int64], int, int]
 """Yields the proved block for each (row indices, start, stop), in order."""
 
 
-class Climber:
+class BlockProver:
     """Proves blocks of the rows along one direction, a few at a time.
 
     Parameters
@@ -217,7 +217,9 @@ class Climber:
         Proves the blocks of a plan given each one's row indices; without it the cores of this machine do.
     """
 
-    def __init__(self, rows: Rows, cuts: Cuts, delta: float = 0.0, elsewhere: Elsewhere | None = None) -> None:
+    def __init__(
+        self, rows: Rows, cuts: SortedProjections, delta: float = 0.0, elsewhere: Elsewhere | None = None
+    ) -> None:
         self.rows, self.cuts, self.delta, self._elsewhere = rows, cuts, delta, elsewhere
         self.tried = 0
         self.failure = ""

@@ -164,7 +164,7 @@ def prove_definite(
         return refused(fault)
     if not total < 0.5:
         return refused(f"rounding alone may change the Gram matrix by {margin:.1e} times its scale")
-    distrust = "" if place is None else tiles.distrust(place, min(tile, n))
+    distrust = "" if place is None else tiles.unsupported_arithmetic(place, min(tile, n))
     if distrust:
         return refused(distrust)
     key: dict[str, Any] = {"matrix": gram.digest(), "order": n, "tile": tile, "shift": total.hex(), "format": 1}

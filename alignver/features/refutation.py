@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from alignver.features.rows import Rows, Survey
+from alignver.features.rows import Rows, RowScan
 from alignver.kernel import Certificate, seal
 from alignver.progress import stage
 from alignver.proof import prove_rank
@@ -54,7 +54,7 @@ def by_count(n: int, m: int, width: int, record: dict[str, Any], added: bool) ->
     return Refutation(reason, {"kind": "count", "width": width, "features": m, "samples": n}, certificate)
 
 
-def by_equal_rows(rows: Rows, found: Survey, width: int) -> Refutation | None:
+def by_equal_rows(rows: Rows, found: RowScan, width: int) -> Refutation | None:
     """Find two equal rows of Z: among rows whose projections are equal up to rounding, since equal rows' are."""
     values = found.projections[:, 0]
     order = np.argsort(values, kind="stable")
@@ -93,7 +93,7 @@ def _equal(rows: Rows, indices: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
     return pairs
 
 
-def by_columns(rows: Rows, found: Survey, width: int) -> Refutation | None:
+def by_columns(rows: Rows, found: RowScan, width: int) -> Refutation | None:
     """Refute by the rank of Z: zero and repeated columns first, then exact arithmetic where Z is small."""
     zero, copies = _idle_columns(rows)
     rank = rows.m - len(zero) - len(copies)

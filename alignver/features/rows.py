@@ -38,7 +38,7 @@ from alignver.proof.rounding import (
     square_sums_up,
 )
 
-__all__ = ["Location", "Rows", "Survey", "directions", "open_rows", "survey"]
+__all__ = ["Location", "RowScan", "Rows", "directions", "open_rows", "scan_rows"]
 _FLOATS = ("float16", "float32", "float64")
 
 
@@ -275,7 +275,7 @@ _SAMPLE = 512  # rows: a spread estimated from them is within a few per cent, an
 
 
 @dataclasses.dataclass(frozen=True)
-class Survey:
+class RowScan:
     """What one pass over the rows found.
 
     Attributes
@@ -316,7 +316,7 @@ def directions(rows: Rows, count: int, seed: int) -> FloatArray:
     return V
 
 
-def survey(rows: Rows, V: FloatArray) -> Survey:
+def scan_rows(rows: Rows, V: FloatArray) -> RowScan:
     r"""Validate all rows and project them on the directions ``V`` (m, k), whose last entries are zero.
 
     A computed projection errs by at most :math:`\gamma_m \|z_i\| \|v\| + m \omega` (Higham 2002, eq. (3.5), then Cauchy
@@ -352,7 +352,7 @@ def survey(rows: Rows, V: FloatArray) -> Survey:
     sizes = [norm_up(np.ascontiguousarray(v)) for v in V.T]
     errors = np.array([add_up(mul_up(gamma(m), longest, size), mul_up(float(m), OMEGA)) for size in sizes])
     record = {"sha256": content.hexdigest(), "shape": [n, rows.stored], "dtype": "<f8"}
-    return Survey(record, squares, V, projections, errors)
+    return RowScan(record, squares, V, projections, errors)
 
 
 def _blame(block: FloatArray, start: int) -> None:

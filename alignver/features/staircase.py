@@ -29,9 +29,9 @@ import math
 
 import numpy as np
 
-from alignver.features.block_prover import Block, Climber, Cuts, Elsewhere
+from alignver.features.block_prover import Block, BlockProver, Elsewhere, SortedProjections
 from alignver.features.cluster import Cluster
-from alignver.features.rows import Rows, Survey
+from alignver.features.rows import Rows, RowScan
 from alignver.features.threads import single_threaded_blas
 from alignver.kernel import Certificate, seal
 from alignver.proof.rounding import (
@@ -120,7 +120,7 @@ def gates(direction: FloatArray, thresholds: FloatArray, c: float) -> FloatArray
 
 def find_staircase(
     rows: Rows,
-    found: Survey,
+    found: RowScan,
     width: int | None,
     *,
     delta: float = 0.0,
@@ -160,7 +160,7 @@ def find_staircase(
 
 def _search(
     rows: Rows,
-    found: Survey,
+    found: RowScan,
     width: int | None,
     delta: float,
     tries: int | None,
@@ -168,12 +168,12 @@ def _search(
     elsewhere: Elsewhere | None,
 ) -> Search:
     least = -(-rows.n // rows.m)
-    climbers: list[Climber] = []
+    climbers: list[BlockProver] = []
     reason = "no direction was tried"
     count = int(found.projections.shape[1] if tries is None else min(tries, found.projections.shape[1]))
     asked = least if width is None else width
     for attempt in range(1, count + 1):
-        climber = Climber(rows, _cuts(found, attempt - 1, delta), delta, elsewhere)
+        climber = BlockProver(rows, _cuts(found, attempt - 1, delta), delta, elsewhere)
         climbers.append(climber)
         for blocks_wanted in _counts(rows, asked):
             blocks = climber.even(blocks_wanted)
@@ -189,7 +189,7 @@ def _search(
 
 
 def _greedily(
-    rows: Rows, found: Survey, climbers: list[Climber], width: int | None, delta: float, reason: str
+    rows: Rows, found: RowScan, climbers: list[BlockProver], width: int | None, delta: float, reason: str
 ) -> Search:
     best: tuple[int, int, list[Block]] | None = None
     for attempt, climber in enumerate(climbers, 1):
@@ -225,14 +225,14 @@ def _counts(rows: Rows, width: int) -> list[int]:
     return [enough] if enough == most else [enough, most]
 
 
-def _cuts(found: Survey, index: int, delta: float) -> Cuts:
+def _cuts(found: RowScan, index: int, delta: float) -> SortedProjections:
     r"""Order the rows along a direction; a row that moves by delta moves p - t z_m by at most delta ||v - t e_m||."""
     values = np.ascontiguousarray(found.projections[:, index])
     error = float(found.errors[index])
     if delta:
         v = np.append(found.directions[:, index], _reach(values))
         error = add_up(error, mul_up(delta, norm_up(v)))
-    return Cuts.along(values, error)
+    return SortedProjections.along(values, error)
 
 
 def _reach(values: FloatArray) -> float:
@@ -241,7 +241,7 @@ def _reach(values: FloatArray) -> float:
 
 
 def _complete(
-    rows: Rows, found: Survey, cuts: Cuts, blocks: list[Block], width: int, attempt: int, delta: float
+    rows: Rows, found: RowScan, cuts: SortedProjections, blocks: list[Block], width: int, attempt: int, delta: float
 ) -> Staircase | str:
     """Return the staircase of proved blocks with its explicit c and bounds, or why there is none."""
     extra = width - len(blocks)
@@ -297,7 +297,7 @@ def _exponent(margin: float, spill: float, allowed: float) -> int | None:
     return exponent if -1000 < exponent < 1000 else None
 
 
-def certify_staircase(stairs: Staircase, rows: Rows, found: Survey, delta: float = 0.0) -> Certificate:
+def certify_staircase(stairs: Staircase, rows: Rows, found: RowScan, delta: float = 0.0) -> Certificate:
     """Return the certificate of a staircase.
 
     Stored are v, the thresholds, c and a bound of s_min for each block. The order of the rows, the blocks and q follow

@@ -51,11 +51,11 @@ __all__ = [
     "Store",
     "column_name",
     "content_hash",
-    "distrust",
     "factored",
     "make",
     "open_store",
     "solved",
+    "unsupported_arithmetic",
 ]
 _MANIFEST = "tiles.json"
 
@@ -402,7 +402,7 @@ def make(column: Column) -> Array | int:
     return namespace(lower).concat([lower, *below], axis=0)
 
 
-def distrust(place: Array, order: int) -> str:
+def unsupported_arithmetic(place: Array, order: int) -> str:
     """Return why no proof can rest on the arithmetic where ``place`` is; nothing if there is no reason.
 
     Parameters
@@ -415,7 +415,7 @@ def distrust(place: Array, order: int) -> str:
     Examples
     --------
     >>> import numpy as np
-    >>> distrust(np.empty(0), 16)
+    >>> unsupported_arithmetic(np.empty(0), 16)
     ''
     """
     if os.environ.get(_EMULATION, "0") not in {"", "0"}:

@@ -29,10 +29,10 @@ from alignver.errors import InvalidInput, first_line
 from alignver.jacobians import jacobian, layer_gradients
 from alignver.jacobians.jacobian import bind, checked_chunk, require_finite
 from alignver.jacobians.operator import differentiable, pull
-from alignver.network.functional import Functional, Slots, Theta
+from alignver.network.functional import Functional, ParameterLayout, Theta
 from alignver.network.inputs import dtype_name
-from alignver.network.preserve_state import unchanged
-from alignver.network.validate_model import probe, require_checkable
+from alignver.network.preserve_state import preserve_state
+from alignver.network.validate_model import probe, validate_model
 
 __all__ = ["BLOCK_BYTES", "ColumnBlock", "JacobianColumns", "Piece", "of_pieces", "packed"]
 Piece = tuple[int, int, int]
@@ -91,7 +91,7 @@ class _Cut(Functional):
         return super().__call__(full, x) + 0.0 * sum(part.sum() for part in theta.values())
 
 
-def of_pieces(function: Functional, slots: Slots, pieces: list[Piece]) -> Functional:
+def of_pieces(function: Functional, slots: ParameterLayout, pieces: list[Piece]) -> Functional:
     """Return the model as a function of the given pieces, everything else held at its value."""
     names = tuple(slots.names[k] for k, _, _ in pieces)
     ranges = {name: (start, stop) for name, (_, start, stop) in zip(names, pieces)}
@@ -99,7 +99,7 @@ def of_pieces(function: Functional, slots: Slots, pieces: list[Piece]) -> Functi
     sizes = tuple(stop - start for start, stop in ranges.values())
     parameters = tuple(slots.parameters[k] for k, _, _ in pieces)
     whole = {name: value.detach() for name, value in function.theta.items()}
-    part = Slots(names, parameters, sizes, slots.fixed, slots.aliases)
+    part = ParameterLayout(names, parameters, sizes, slots.fixed, slots.aliases)
     return _Cut(function.model, part, theta, function.held, function.dtype, function.places, whole, ranges)
 
 
@@ -165,11 +165,11 @@ class JacobianColumns:
         include_frozen: bool = False,
         chunk_size: int | None = None,
     ) -> None:
-        model = require_checkable(model, include_frozen=include_frozen)
+        model = validate_model(model, include_frozen=include_frozen)
         chunk = checked_chunk(chunk_size)
         if block_bytes is not None and (isinstance(block_bytes, bool) or not int(block_bytes) == block_bytes > 0):
             raise InvalidInput("block_bytes", f"block_bytes={block_bytes!r}", "a positive number of bytes, or None")
-        with unchanged(model):
+        with preserve_state(model):
             function, x = bind(model, X, dtype, include_frozen=include_frozen)
             with differentiable(function):
                 probed = probe(function, x)
@@ -179,7 +179,7 @@ class JacobianColumns:
                     function(function.theta, function.batch(x[:1]))
         self._function, self._x = function, x.clone()
         self.n, self.m_y = len(x), probed.m_y
-        self.slots: Slots = function.slots
+        self.slots: ParameterLayout = function.slots
         self.shape = (self.n * self.m_y, self.slots.d)
         self.computed_in = dtype_name(probed.computed_in)
         self._eps = float(torch.finfo(probed.computed_in).eps)
@@ -302,7 +302,7 @@ class JacobianColumns:
         modules = _modules({name: self._factored[name] for name in names})
         for start in range(0, self.n, self._chunk):
             part = self._x[start : start + self._chunk]
-            with unchanged(self._function.model), differentiable(self._function):
+            with preserve_state(self._function.model), differentiable(self._function):
                 weights = self._weights[start : start + self._chunk]
                 found = layer_gradients.capture(self._function, part, modules, self.m_y, weights, names)
             self.samples_run += len(part)
@@ -351,7 +351,7 @@ class JacobianColumns:
         engine = jacobian.loop if self._slow else jacobian.vectorised
         for start in range(0, self.n, step):
             part = self._x[start : start + step]
-            with unchanged(function.model), differentiable(function):
+            with preserve_state(function.model), differentiable(function):
                 block = None
                 if engine is jacobian.vectorised:
                     try:
@@ -383,7 +383,7 @@ class JacobianColumns:
     def _require_finite(self, target: torch.Tensor, pieces: list[Piece]) -> None:
         names = tuple(self.slots.names[k] for k, _, _ in pieces)
         sizes = tuple(stop - start for _, start, stop in pieces)
-        require_finite(Slots(names, (), sizes, {}, {}), target, 0)
+        require_finite(ParameterLayout(names, (), sizes, {}, {}), target, 0)
 
 
 def _seen(function: Functional, x: torch.Tensor, m_y: int) -> Mapping[nn.Module, list[layer_gradients.Use] | None]:

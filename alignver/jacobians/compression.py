@@ -8,8 +8,8 @@ orthonormal columns in both Q,
 
 so the columns :math:`(L_B)_i \otimes (L_A)_i`, min(N, l) min(n, k + 1) of them instead of l (k + 1), have the same
 inner products. Nothing is squared: the factorizations are backward stable, each factor by itself. For 100 samples and
-layers 300 wide that is 10000 columns for 90300; :func:`alignver.linalg.qr_reduction.graded_factor` then makes an N x
-N matrix of them that stands for J in every question about its column space and singular values.
+layers 300 wide that is 10000 columns for 90300; :func:`alignver.linalg.qr_reduction.preconditioned_factor` then
+makes an N x N matrix of them that stands for J in every question about its column space and singular values.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from torch import nn
 from alignver.errors import InvalidInput
 from alignver.jacobians import layer_gradients
 from alignver.jacobians.jacobian import bind
-from alignver.linalg.qr_reduction import graded_factor
+from alignver.linalg.qr_reduction import preconditioned_factor
 from alignver.network.functional import Functional
 from alignver.network.inputs import as_asked, dtype_name
-from alignver.network.preserve_state import unchanged
-from alignver.network.validate_model import probe, require_checkable
+from alignver.network.preserve_state import preserve_state
+from alignver.network.validate_model import probe, validate_model
 
 __all__ = ["CompressedJacobian", "Factors"]
 
@@ -98,7 +98,7 @@ class Factors:
             A derivative that is NaN or Inf.
         """
         lower = self._lowered()
-        return graded_factor(self._wide(lower), self._directions(lower))
+        return preconditioned_factor(self._wide(lower), self._directions(lower))
 
     def _lowered(self) -> Lowered:
         return [(_lower(_with_ones(A).numpy() if bias else A.numpy()), _lower(B.numpy())) for A, B, bias in self.layers]
@@ -178,8 +178,8 @@ class CompressedJacobian:
     """
 
     def __init__(self, model: nn.Module, X: Any, *, dtype: str | None = "float64") -> None:
-        self._model, self._dtype = require_checkable(model), dtype
-        with unchanged(model):
+        self._model, self._dtype = validate_model(model), dtype
+        with preserve_state(model):
             function, self._x = bind(model, X, dtype, include_frozen=False)
             self._function = function
             with as_asked(function.device, function.dtype):
@@ -233,7 +233,7 @@ class CompressedJacobian:
             Layers whose factors do not give the gradient of a backward pass.
         """
         verify = self._taken % _VERIFIED == 0
-        with unchanged(self._model, self._scratch):
+        with preserve_state(self._model, self._scratch):
             function = self._bound()
             with as_asked(function.device, function.dtype):
                 modules = [layer for layer, _, _ in self._layers]

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from alignver.arrays import EPS
-from alignver.jacobians.gram import Work
+from alignver.jacobians.gram import GramianComputation
 from alignver.jacobians.gram_planning import positions, shape, uniform
 from alignver.jacobians.jacobian_form import Plan
 from alignver.jacobians.layer_io import Conv, Product
@@ -28,9 +28,9 @@ from alignver.jacobians.sample_blocks import Block
 from alignver.kernel import Certificate, seal
 from alignver.linalg import rank_rules
 from alignver.linalg.rank_rules import Scale
-from alignver.network.functional import slots
+from alignver.network.functional import parameter_layout
 from alignver.network.inputs import as_asked, dtype_name
-from alignver.network.preserve_state import unchanged
+from alignver.network.preserve_state import preserve_state
 from alignver.proof.factored_gram import FactoredRank, Layer, row_rank_by_factors
 from alignver.results import CheckResult, Rigor, Subject, Tolerance, Verdict, shown_down
 
@@ -91,8 +91,8 @@ def layer_factors(
     >>> found.layers[0].inputs[:, 0].tolist(), found.layers[0].gradients.shape
     ([[1.0, 2.0, 1.0], [3.0, 4.0, 1.0]], (1, 2, 1, 1))
     """
-    work = Work.of(model, None, False, chunk_size)
-    with unchanged(work.model):
+    work = GramianComputation.of(model, None, False, chunk_size)
+    with preserve_state(work.model):
         work.bind(X, None, dtype)
         with as_asked(work.function.device, work.function.dtype):
             planned = work.plan({})
@@ -113,7 +113,7 @@ def layer_factors(
     return LayerFactors(tuple(layers), left, len(work.x), work.m_y, d, dtype_name(work.computed_in))
 
 
-def _chosen(work: Work, budget: int) -> list[str]:
+def _chosen(work: GramianComputation, budget: int) -> list[str]:
     """Choose weights of one use or several alike, and their biases, cheapest first."""
     found = work.found
     sizes: dict[str, int] = {}
@@ -240,7 +240,7 @@ def _norm_of_the_rest(
     if not found.left_out:
         return 0.0
     operator = JacobianOperator(model, x, dtype=dtype, chunk_size=size)
-    columns = slots(model)
+    columns = parameter_layout(model)
     kept = torch.cat([torch.full((n,), name in found.left_out) for name, n in zip(columns.names, columns.sizes)])
     generator = torch.Generator().manual_seed(0)
     squares = []

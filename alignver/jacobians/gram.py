@@ -17,7 +17,7 @@ from alignver.jacobians import jacobian
 from alignver.jacobians.contractions import add_pair
 from alignver.jacobians.gram_planning import GramPlan, SlotPlan, plan_slots, uniform, with_blocks
 from alignver.jacobians.jacobian import bind, checked_chunk
-from alignver.jacobians.sample_blocks import Block, Survey, block, disagreeing, survey
+from alignver.jacobians.sample_blocks import Block, OutputScan, block, scan_outputs, verify_against_backward
 from alignver.network.functional import (
     Functional,
     Theta,
@@ -28,11 +28,11 @@ from alignver.network.functional import (
     require_state,
 )
 from alignver.network.inputs import as_asked, as_inputs
-from alignver.network.preserve_state import unchanged
-from alignver.network.validate_model import probe, recomputes, require_checkable, require_own_values
+from alignver.network.preserve_state import preserve_state
+from alignver.network.validate_model import probe, recomputes, require_own_values, validate_model
 from alignver.progress import track
 
-__all__ = ["GramPlan", "SlotPlan", "Work", "gram", "plan"]
+__all__ = ["GramPlan", "GramianComputation", "SlotPlan", "gram", "plan"]
 _SURVEYED = 5  # samples of the pass that looks for structure: a prime, so that few axes have that many by chance
 
 
@@ -107,8 +107,8 @@ def gram(
     >>> gram(lambda p, x: x @ p["w"], [[1.0, 2.0]], [[3.0, 4.0]], params={"w": torch.ones(2, 1)})
     tensor([[11.]], dtype=torch.float64)
     """
-    work = Work.of(model, params, include_frozen, chunk_size, state)
-    with unchanged(work.model):
+    work = GramianComputation.of(model, params, include_frozen, chunk_size, state)
+    with preserve_state(work.model):
         work.bind(X, X2, dtype)
         with as_asked(work.function.device, work.function.dtype):
             refused: dict[str, str] = {}
@@ -152,8 +152,8 @@ def plan(
     >>> [(slot.name, slot.engine) for slot in plan(net, torch.zeros(9, 3)).slots][0]
     ('0.weight', 'pairs')
     """
-    work = Work.of(model, params, include_frozen, chunk_size)
-    with unchanged(work.model):
+    work = GramianComputation.of(model, params, include_frozen, chunk_size)
+    with preserve_state(work.model):
         work.bind(X, X2, dtype)
         with as_asked(work.function.device, work.function.dtype):
             return work.plan({})
@@ -168,7 +168,7 @@ class _Disagreement(Exception):
 
 
 @dataclasses.dataclass(eq=False)
-class Work:
+class GramianComputation:
     """One call: the model, both sides, and what is known of its structure."""
 
     model: nn.Module
@@ -181,7 +181,7 @@ class Work:
     m_y: int = dataclasses.field(init=False)
     computed_in: torch.dtype = dataclasses.field(init=False)
     plain: bool = dataclasses.field(init=False)
-    found: Survey = dataclasses.field(init=False)
+    found: OutputScan = dataclasses.field(init=False)
 
     @classmethod
     def of(
@@ -191,13 +191,13 @@ class Work:
         include_frozen: bool,
         chunk_size: int | None,
         state: Mapping[str, torch.Tensor] | None = None,
-    ) -> Work:
+    ) -> GramianComputation:
         """Refuse what no work can be about, before anything runs."""
         if params is not None:
             if state is not None:
                 raise InvalidInput("state", "a state beside params", "one of the two")
             model = as_module(model, params)
-        model = require_checkable(model, include_frozen=include_frozen)
+        model = validate_model(model, include_frozen=include_frozen)
         values = {} if state is None else require_state(model, state)
         return cls(model, include_frozen, checked_chunk(chunk_size), values)
 
@@ -236,19 +236,19 @@ class Work:
             source = self.x if n2 is None or n >= n2 else self.x2
             assert source is not None
             try:
-                self.found = survey(self.function, source[:_SURVEYED])
+                self.found = scan_outputs(self.function, source[:_SURVEYED])
             except torch.cuda.OutOfMemoryError:
                 raise
             except Exception as error:  # a model that does not run under observation has no structure we could use
                 refused |= dict.fromkeys(self.function.slots.names, _unobservable(error))
-                self.found = Survey(1, (), (), frozenset())
+                self.found = OutputScan(1, (), (), frozenset())
         slots = plan_slots(self.function, self.found, n, n2, self.m_y, refused)
         return with_blocks(self.function, self.found, slots, n, n2, self.m_y, self.chunk_size)
 
     def block(self, x: torch.Tensor, outputs: range, wanted: Sequence[str]) -> tuple[Block, frozenset[str]]:
         """Differentiate some samples and outputs by the uses of ``wanted`` slots; and name those that disagree."""
         made = block(self.function, x, outputs, wanted, self.found.layouts)
-        return made, disagreeing(self.function, made)
+        return made, verify_against_backward(self.function, made)
 
     def compute(self, planned: GramPlan) -> torch.Tensor:
         """Fill the matrix as planned; raises where a slot's formula turns out not to be the model's."""
@@ -274,7 +274,7 @@ class Work:
             other = [name for name in sums if not uniform(name, [part.use for part in made.parts[name]])]
             if other:
                 raise _Disagreement(other, "its uses differ from sample to sample")
-            wrong = disagreeing(self.function, made)
+            wrong = verify_against_backward(self.function, made)
             if wrong:
                 raise _Disagreement(wrong, "its formula disagrees with a backward pass")
             checked.add((right, start, outputs.start))

@@ -22,7 +22,7 @@ import torch
 
 from alignver.errors import printable
 from alignver.jacobians.layer_io import Conv, Lookup, Product, Scale, Use
-from alignver.jacobians.sample_blocks import Survey
+from alignver.jacobians.sample_blocks import OutputScan
 from alignver.network.functional import Functional
 
 __all__ = ["GramPlan", "SlotPlan", "plan_slots", "uniform", "with_blocks"]
@@ -133,7 +133,7 @@ class _Sizes:
 
 
 def plan_slots(
-    function: Functional, found: Survey, n: int, n2: int | None, m_y: int, refused: dict[str, str]
+    function: Functional, found: OutputScan, n: int, n2: int | None, m_y: int, refused: dict[str, str]
 ) -> tuple[SlotPlan, ...]:
     """Choose a formula for each slot; ``refused`` maps slots that must not have one to the reason."""
     sizes = _Sizes(n, n if n2 is None else n2, m_y, n2 is None)
@@ -211,7 +211,7 @@ def _words(uses: Sequence[Use], T: int) -> str:
 
 def with_blocks(
     function: Functional,
-    found: Survey,
+    found: OutputScan,
     slots: tuple[SlotPlan, ...],
     n: int,
     n2: int | None,

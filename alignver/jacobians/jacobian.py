@@ -17,10 +17,17 @@ from torch import nn
 from torch.func import jacfwd, jacrev, vmap
 
 from alignver.errors import InvalidInput, first_line
-from alignver.network.functional import Functional, Slots, Theta, functional, require_memory, require_same_dtype
+from alignver.network.functional import (
+    Functional,
+    ParameterLayout,
+    Theta,
+    functional,
+    require_memory,
+    require_same_dtype,
+)
 from alignver.network.inputs import as_asked, as_inputs, dtype_name, resolve_dtype
-from alignver.network.preserve_state import unchanged
-from alignver.network.validate_model import probe, require_checkable
+from alignver.network.preserve_state import preserve_state
+from alignver.network.validate_model import probe, validate_model
 from alignver.progress import track
 
 __all__ = [
@@ -114,7 +121,7 @@ class Differentiated:
     """
 
     matrix: torch.Tensor
-    slots: Slots
+    slots: ParameterLayout
     n: int
     m_y: int
     engine: str
@@ -132,8 +139,8 @@ def jacobian(
     """Return the Jacobian of vec(f_X(theta)) by theta, the matrix whose column space Definition 2 is about.
 
     ``J = d vec(f_X(theta)) / d theta``; vec stacks the columns of the n x m_y output matrix, so the derivatives of
-    f(x_i, theta)_j are row ``j n + i``. Columns follow :func:`alignver.network.functional.slots`: each physical
-    parameter once, flattened in row-major order.
+    f(x_i, theta)_j are row ``j n + i``. Columns follow :func:`alignver.network.functional.parameter_layout`: each
+    physical parameter once, flattened in row-major order.
 
     Parameters
     ----------
@@ -196,9 +203,9 @@ def outputs(model: nn.Module, X: Any, *, chunk_size: int | None = None, dtype: s
     >>> outputs(torch.nn.Linear(3, 1), torch.zeros(4, 3)).shape
     torch.Size([4, 1])
     """
-    model = require_checkable(model, include_frozen=True)
+    model = validate_model(model, include_frozen=True)
     size = checked_chunk(chunk_size) or _OUTPUT_CHUNK
-    with unchanged(model):
+    with preserve_state(model):
         function, x = bind(model, X, dtype, include_frozen=True)
         with as_asked(function.device, function.dtype):
             m_y = probe(function, x).m_y
@@ -216,9 +223,9 @@ def differentiate(
     include_frozen: bool = False,
 ) -> Differentiated:
     """Compute :func:`jacobian` and keep what was learnt on the way."""
-    model = require_checkable(model, include_frozen=include_frozen)
+    model = validate_model(model, include_frozen=include_frozen)
     checked_chunk(chunk_size)
-    with unchanged(model):
+    with preserve_state(model):
         function, x = bind(model, X, dtype, include_frozen=include_frozen)
         with as_asked(function.device, function.dtype):
             probed = probe(function, x)
@@ -277,7 +284,7 @@ def fill(function: Functional, x: torch.Tensor, m_y: int, target: torch.Tensor, 
     return f"torch.func, {mode} mode, {min(size, n)} samples at once"
 
 
-def require_finite(slots: Slots, block: torch.Tensor, start: int) -> None:
+def require_finite(slots: ParameterLayout, block: torch.Tensor, start: int) -> None:
     """Refuse derivatives that are NaN or Inf, naming the output, the parameter and the sample."""
     if bool(torch.isfinite(block.sum())):  # a sum of finite numbers may overflow, so only then look closer
         return

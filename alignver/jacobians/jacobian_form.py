@@ -29,13 +29,13 @@ from alignver.jacobians.jacobian import bind, differentiate
 from alignver.jacobians.operator import JacobianOperator
 from alignver.linalg.qr_reduction import streamed_r
 from alignver.network.inputs import as_asked, dtype_name
-from alignver.network.preserve_state import unchanged
-from alignver.network.validate_model import probe, probes, require_checkable
+from alignver.network.preserve_state import preserve_state
+from alignver.network.validate_model import probe, probes, validate_model
 
 __all__ = [
     "ENGINES",
+    "JacobianForm",
     "Plan",
-    "Represented",
     "Streamed",
     "available_memory",
     "count_outputs",
@@ -299,7 +299,7 @@ def streamed_qr(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Represented:
+class JacobianForm:
     """What stands for the N x d Jacobian in a question about its column space.
 
     Attributes
@@ -328,8 +328,8 @@ class Represented:
 
 def count_outputs(model: nn.Module, x: torch.Tensor, dtype: str | None) -> int:
     """Return m_y from a few evaluations, refusing what no check can be about before any long work."""
-    require_checkable(model)
-    with unchanged(model):
+    validate_model(model)
+    with preserve_state(model):
         function, inputs = bind(model, probes(x), dtype, include_frozen=False)
         with as_asked(function.device, function.dtype):
             return probe(function, inputs).m_y
@@ -351,7 +351,7 @@ def planned(n: int, m_y: int, d: int, engine: str | None) -> Plan:
 
 def represent(
     model: nn.Module, x: torch.Tensor, chosen: Plan, *, dtype: str | None, chunk_size: int | None
-) -> Represented:
+) -> JacobianForm:
     """Compute what stands for the Jacobian, in the form that was chosen.
 
     Raises
@@ -361,11 +361,11 @@ def represent(
     """
     if chosen.engine == "dense":
         J = differentiate(model, x, chunk_size=chunk_size, dtype=dtype)
-        return Represented(J.matrix, J.n, J.m_y, J.slots.d, J.computed_in, J.engine, dtype_name(J.matrix.dtype))
+        return JacobianForm(J.matrix, J.n, J.m_y, J.slots.d, J.computed_in, J.engine, dtype_name(J.matrix.dtype))
     if chosen.engine == "streamed":
         S = streamed_qr(model, x, dtype=dtype, chunk_size=chunk_size)
         words = f"{S.engine}; {chosen.reason}; the triangle R^T of its streamed QR stands for J"
-        return Represented(S.r.T.contiguous(), S.n, S.m_y, S.d, S.computed_in, words, dtype_name(S.r.dtype))
+        return JacobianForm(S.r.T.contiguous(), S.n, S.m_y, S.d, S.computed_in, words, dtype_name(S.r.dtype))
     P = JacobianOperator(model, x, dtype=dtype, chunk_size=chunk_size)
     words = f"products with J only; {chosen.reason}"
-    return Represented(P, P.n, P.m_y, P.shape[1], P.computed_in, words, dtype_name(P.dtype))
+    return JacobianForm(P, P.n, P.m_y, P.shape[1], P.computed_in, words, dtype_name(P.dtype))

@@ -18,7 +18,7 @@ from alignver.jacobians.gram import gram, plan
 from alignver.jacobians.jacobian_form import available_memory
 from alignver.jacobians.operator import JacobianOperator
 from alignver.linalg import norms
-from alignver.network.functional import require_state, slots
+from alignver.network.functional import parameter_layout, require_state
 from alignver.network.inputs import as_inputs
 from alignver.progress import track
 from alignver.results import Rigor
@@ -154,7 +154,7 @@ class RepresentationSnapshot:
         self._options: dict[str, Any] = {"dtype": dtype, "include_frozen": include_frozen, "chunk_size": chunk_size}
         planned = plan(model, X, **self._options)
         self._x = as_inputs(X, next(model.parameters()).device).clone()
-        self._columns = slots(model, include_frozen=include_frozen).names
+        self._columns = parameter_layout(model, include_frozen=include_frozen).names
         self.n, self.m_y = planned.n, planned.m_y
         N = self.n * self.m_y
         need, room = planned.peak_bytes + N * N * torch.finfo(getattr(torch, planned.dtype)).bits // 8, _room(self._x)
@@ -179,7 +179,7 @@ class RepresentationSnapshot:
         InvalidInput
             What the snapshot refuses; a model whose trainable parameters are others than at the snapshot.
         """
-        names = slots(self._model, include_frozen=self._options["include_frozen"]).names
+        names = parameter_layout(self._model, include_frozen=self._options["include_frozen"]).names
         if names != self._columns:
             odd = sorted(set(names) ^ set(self._columns))[0]
             got = f"a model whose parameter {odd!r} counts at one of the two times only"
@@ -192,7 +192,7 @@ class RepresentationSnapshot:
         spanned, rest = (_times(now, block) - image for block, image in zip(self._vectors, self._images))
         Q = norms.basis(spanned)
         DQ = _times(now, Q) - _times(self._start, Q)
-        found = norms.estimate(Q, DQ, self._vectors[1], rest, confidence=self._confidence)
+        found = norms.hutchpp(Q, DQ, self._vectors[1], rest, confidence=self._confidence)
         return RepresentationChange(
             found.value,
             found.interval,

@@ -29,10 +29,10 @@ from alignver.jacobians.jacobian import bind, checked_chunk
 from alignver.jacobians.layer_io import each, windows
 from alignver.network.functional import Functional
 from alignver.network.inputs import as_asked
-from alignver.network.preserve_state import unchanged
-from alignver.network.validate_model import probe, require_checkable
+from alignver.network.preserve_state import preserve_state
+from alignver.network.validate_model import probe, validate_model
 
-__all__ = ["Kink", "Kinks", "count_kinks", "kinks", "met_kinks"]
+__all__ = ["Kink", "Kinks", "count_kinks", "find_nonsmooth_points", "kinks"]
 
 _SAMPLES = 256  # samples of one pass
 
@@ -157,24 +157,24 @@ def count_kinks(
     >>> print(*found.sentences)
     1 (ReLU): 2 of 4 values within 4e-16 of a kink of relu, 2 exactly on it
     """
-    model = require_checkable(model, include_frozen=True)
+    model = validate_model(model, include_frozen=True)
     size = checked_chunk(chunk_size) or _SAMPLES
     if eps is not None and (isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < float("inf")):
         raise InvalidInput("eps", f"eps={eps!r}", "a non-negative number, or None")
-    with unchanged(model):
+    with preserve_state(model):
         function, x = bind(model, X, dtype, include_frozen=True)
         with as_asked(function.device, function.dtype):
             unit = torch.finfo(probe(function, x).computed_in).eps
             return kinks(function, x, unit, eps, size)
 
 
-def met_kinks(model: nn.Module, X: torch.Tensor, dtype: str | None) -> Kinks | None:
+def find_nonsmooth_points(model: nn.Module, X: torch.Tensor, dtype: str | None) -> Kinks | None:
     """Count kinks where a model has operations that bend, which a pass over two samples shows (one alone may be
     squeezed out of its batch); None where it has none.
 
     Examples
     --------
-    >>> met_kinks(torch.nn.Linear(1, 1), torch.ones(3, 1), "float64") is None
+    >>> find_nonsmooth_points(torch.nn.Linear(1, 1), torch.ones(3, 1), "float64") is None
     True
     """
     if not count_kinks(model, X[:2], dtype=dtype).found:

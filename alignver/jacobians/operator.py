@@ -16,8 +16,8 @@ from alignver.errors import InvalidInput, first_line
 from alignver.jacobians.jacobian import bind, checked_chunk
 from alignver.network.functional import Functional, at_state, require_state
 from alignver.network.inputs import as_asked, dtype_name
-from alignver.network.preserve_state import unchanged
-from alignver.network.validate_model import probe, recomputes, require_checkable, require_own_values
+from alignver.network.preserve_state import preserve_state
+from alignver.network.validate_model import probe, recomputes, require_own_values, validate_model
 
 __all__ = ["JacobianOperator", "differentiable", "pull", "push"]
 
@@ -96,10 +96,10 @@ class JacobianOperator:
         chunk_size: int | None = None,
         state: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        model = require_checkable(model, include_frozen=include_frozen)
+        model = validate_model(model, include_frozen=include_frozen)
         values = {} if state is None else require_state(model, state)
         self._size = checked_chunk(chunk_size) or _SAMPLES
-        with unchanged(model):
+        with preserve_state(model):
             function, x = bind(model, X, dtype, include_frozen=include_frozen)
             with differentiable(function):
                 probed = probe(function, x)
@@ -179,7 +179,7 @@ class JacobianOperator:
             )
         if self._again:
             require_own_values(self._function, "model")
-        with unchanged(model), differentiable(self._function):
+        with preserve_state(model), differentiable(self._function):
             yield
 
     def _require_vector(self, vector: Any, name: str, length: int) -> None:

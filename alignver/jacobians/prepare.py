@@ -20,20 +20,20 @@ from alignver.errors import InvalidInput
 from alignver.jacobians.factored_proof import LayerFactors, arrays_of, layer_factors
 from alignver.jacobians.jacobian_form import count_outputs, plan, represent
 from alignver.kernel import Certificate
-from alignver.network.functional import slots
+from alignver.network.functional import parameter_layout
 from alignver.network.inputs import as_inputs, as_targets, dtype_name, resolve_dtype
-from alignver.network.validate_model import require_checkable
+from alignver.network.validate_model import validate_model
 from alignver.proof.duplicate_inputs import DuplicateInputs
 from alignver.results import shown_down, shown_up
 from alignver.samples import fingerprints, open_samples
 from alignver.theory.losses import LOSSES, modified_targets
 
-__all__ = ["Question", "duplicates_of", "inputs_again", "question"]
+__all__ = ["PreparedAlignment", "duplicates_of", "inputs_again", "prepare_alignment"]
 Targets = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Question:
+class PreparedAlignment:
     """Is ``y = vec(Y_l)`` in the column space of the Jacobian of this model on these inputs?
 
     Samples with equal inputs have equal rows at every theta. Where their targets are equal too, one of them stands for
@@ -76,7 +76,7 @@ class Question:
         return rows[self.duplicates.position] if self.merged else rows
 
 
-def question(model: Any, X: Any, Y: Any, loss: str, dtype: str | None) -> Question:
+def prepare_alignment(model: Any, X: Any, Y: Any, loss: str, dtype: str | None) -> PreparedAlignment:
     """Validate a model, inputs and targets, and find what can be said of them without a Jacobian.
 
     Raises
@@ -92,7 +92,7 @@ def question(model: Any, X: Any, Y: Any, loss: str, dtype: str | None) -> Questi
     """
     if loss not in LOSSES:
         raise InvalidInput("loss", f"loss={loss!r}", "one of " + ", ".join(repr(known) for known in LOSSES))
-    model = require_checkable(model)
+    model = validate_model(model)
     x = as_inputs(X, next(model.parameters()).device)
     given = as_targets(Y, len(x))
     m_y = count_outputs(model, x, dtype)
@@ -101,7 +101,7 @@ def question(model: Any, X: Any, Y: Any, loss: str, dtype: str | None) -> Questi
     if duplicates.distinct < len(x) and not duplicates.conflicts.count:
         kept = duplicates.representatives
         x, targets = x[torch.from_numpy(kept).to(x.device)], targets[kept]
-    return Question(model, x, m_y, given, targets, duplicates)
+    return PreparedAlignment(model, x, m_y, given, targets, duplicates)
 
 
 def duplicates_of(model: nn.Module, x: torch.Tensor, given: Any, dtype: str | None) -> DuplicateInputs:
@@ -169,8 +169,8 @@ def inputs_again(
         return {"X": X, "Y": Y}, ("the claim is about the data: it holds for every model",), True
     if certificate.claim not in _CLAIMS:
         raise InvalidInput("certificate", f"a claim {certificate.claim!r}", "one that check_alignment made")
-    asked = question(model, X, Y, loss, dtype)
-    n, d = len(asked.x), slots(asked.model).d
+    asked = prepare_alignment(model, X, Y, loss, dtype)
+    n, d = len(asked.x), parameter_layout(asked.model).d
     if certificate.claim == "factored-membership":
         found = layer_factors(asked.model, asked.x, dtype=dtype, chunk_size=chunk_size)
         arrays = arrays_of(found)

@@ -26,11 +26,21 @@ import torch
 from alignver.jacobians.layer_io import Conv, Lookup, Product, Scale, Use, captured
 from alignver.network.functional import Functional
 
-__all__ = ["Block", "Layout", "Mixture", "Part", "block", "codes", "disagreeing", "layouts", "survey"]
+__all__ = [
+    "BatchAxis",
+    "Block",
+    "Mixture",
+    "Part",
+    "batch_axes",
+    "block",
+    "codes",
+    "scan_outputs",
+    "verify_against_backward",
+]
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class BatchAxis:
     """Samples on one axis among the leading ones, alone, or as the outer or inner part of it.
 
     ``axis`` is -1 where there is one sample only: every row is its.
@@ -57,7 +67,7 @@ class Layout:
         return split.movedim(axis + 1 if self.inner else axis, start).reshape(shape)
 
 
-def candidates(rows: Sequence[int], n: int) -> list[Layout]:
+def candidates(rows: Sequence[int], n: int) -> list[BatchAxis]:
     """List what the sizes of the leading axes leave open, the likeliest first.
 
     Examples
@@ -68,9 +78,11 @@ def candidates(rows: Sequence[int], n: int) -> list[Layout]:
     [Layout(axis=0, inner=False), Layout(axis=0, inner=True)]
     """
     if n == 1:
-        return [Layout(-1)]
-    whole = [Layout(k) for k, size in enumerate(rows) if size == n]
-    merged = [Layout(k, inner) for k, size in enumerate(rows) if size > n and size % n == 0 for inner in (False, True)]
+        return [BatchAxis(-1)]
+    whole = [BatchAxis(k) for k, size in enumerate(rows) if size == n]
+    merged = [
+        BatchAxis(k, inner) for k, size in enumerate(rows) if size > n and size % n == 0 for inner in (False, True)
+    ]
     return whole + merged
 
 
@@ -80,7 +92,9 @@ def codes(n: int, like: torch.Tensor) -> torch.Tensor:
     return (1.0 + torch.remainder(steps * 0.6180339887498949, 1.0)).to(like.dtype)
 
 
-def layouts(uses: Sequence[Use], out: torch.Tensor, known: Sequence[Layout | None] | None) -> list[Layout | None]:
+def batch_axes(
+    uses: Sequence[Use], out: torch.Tensor, known: Sequence[BatchAxis | None] | None
+) -> list[BatchAxis | None]:
     """Find the layout of every use in a pass over the samples of ``out``; None where there is none.
 
     ``known`` is what an earlier pass over other samples found: taken where it fits.
@@ -131,7 +145,7 @@ class Part:
     """
 
     use: Use
-    layout: Layout
+    layout: BatchAxis
     raw: torch.Tensor
     n: int
 
@@ -315,12 +329,12 @@ class Block:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Survey:
+class OutputScan:
     """What a pass over a few samples found: the uses, where their samples are, and the slots with other uses."""
 
     n: int
     uses: Sequence[Use]
-    layouts: Sequence[Layout | None]
+    layouts: Sequence[BatchAxis | None]
     loose: frozenset[str]
 
 
@@ -329,7 +343,7 @@ def leaves(function: Functional) -> dict[str, torch.Tensor]:
     return {name: value.detach().requires_grad_() for name, value in function.theta.items()}
 
 
-def survey(function: Functional, x: torch.Tensor) -> Survey:
+def scan_outputs(function: Functional, x: torch.Tensor) -> OutputScan:
     """Look for the structure of a model on a few samples.
 
     A slot is loose where the graph still reaches it although every recorded use was cut out (a use of another kind),
@@ -343,13 +357,13 @@ def survey(function: Functional, x: torch.Tensor) -> Survey:
             out, list(theta.values()), torch.ones_like(out), retain_graph=True, allow_unused=True
         )
         loose = {name for name, gradient in zip(theta, found) if gradient is not None}
-    where = layouts(uses, out, None) if uses else []
+    where = batch_axes(uses, out, None) if uses else []
     loose.update(name for use, layout in zip(uses, where) if layout is None for name in use.slots)
-    return Survey(len(x), uses, where, frozenset(loose))
+    return OutputScan(len(x), uses, where, frozenset(loose))
 
 
 def block(
-    function: Functional, x: torch.Tensor, outputs: range, wanted: Iterable[str], known: Sequence[Layout | None]
+    function: Functional, x: torch.Tensor, outputs: range, wanted: Iterable[str], known: Sequence[BatchAxis | None]
 ) -> Block:
     """Differentiate a block of samples and outputs by the results of all recorded uses of ``wanted`` slots."""
     names = set(wanted)
@@ -358,7 +372,7 @@ def block(
         return Block(x, outputs, parts)
     theta = leaves(function)
     out, uses = captured(function, theta, x)
-    where = layouts(uses, out, known)
+    where = batch_axes(uses, out, known)
     chosen = [
         (use, layout) for use, layout in zip(uses, where) if layout is not None and not names.isdisjoint(use.slots)
     ]
@@ -400,7 +414,7 @@ def _backward(out: torch.Tensor, uses: Sequence[Use], outputs: range) -> list[to
         return found
 
 
-def disagreeing(function: Functional, found: Block) -> frozenset[str]:
+def verify_against_backward(function: Functional, found: Block) -> frozenset[str]:
     """Compare a block with an ordinary backward pass through the model, and name the slots that differ.
 
     With weights v_i w_j that no structure of a network has, sum_ij v_i w_j grad f_j(x_i) is computed from the parts and

@@ -33,7 +33,7 @@ from alignver.linalg.norms import norm
 from alignver.linalg.svd import decompose
 from alignver.progress import stage, track
 
-__all__ = ["LeastSquares", "Solution", "least_squares", "refine", "residual_interval"]
+__all__ = ["LeastSquares", "Solution", "iterated_tikhonov", "least_squares", "residual_interval"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,9 @@ _SHIFTS = (1.0, 1e4)
 the large one gives a residual whose image under J^T is small sooner, where y is outside the column space."""
 
 
-def refine(operator: Any, M: npt.NDArray[np.float64], y: Array, *, shifts: Sequence[float] = _SHIFTS) -> list[Iterate]:
+def iterated_tikhonov(
+    operator: Any, M: npt.NDArray[np.float64], y: Array, *, shifts: Sequence[float] = _SHIFTS
+) -> list[Iterate]:
     """Return the iterates of every shift, each measured with the operator.
 
     Parameters

@@ -39,8 +39,8 @@ from alignver.arrays import Array, blocks, like, namespace
 __all__ = [
     "Estimate",
     "basis",
-    "estimate",
     "extreme_scale",
+    "hutchpp",
     "largest_singular_value",
     "norm",
     "power_of_two",
@@ -177,7 +177,7 @@ def basis(images: Matrix) -> Matrix:
     return np.asarray(np.linalg.qr(images)[0])
 
 
-def estimate(Q: Matrix, DQ: Matrix, G: Matrix, DG: Matrix, *, confidence: float) -> Estimate:
+def hutchpp(Q: Matrix, DQ: Matrix, G: Matrix, DG: Matrix, *, confidence: float) -> Estimate:
     """Estimate the squared Frobenius norm of D from its products with Q and with the vectors G of :func:`vectors`.
 
     ``D (I - Q Q^T) G`` is ``DG - DQ (Q^T G)``: G need not wait for Q.

@@ -42,7 +42,7 @@ import numpy.typing as npt
 from alignver.arrays import Array, namespace
 from alignver.progress import track
 
-__all__ = ["Reduced", "graded_factor", "reduce", "streamed_r"]
+__all__ = ["Reduced", "preconditioned_factor", "reduce", "streamed_r"]
 _ASPECT = 1.2  # from this ratio of the sides on, QR first is cheaper than working on the matrix as it is
 _HEIGHT = 4  # rows of a block per column: stacking R costs 1/_HEIGHT more flops, and a block is small beside J
 
@@ -151,7 +151,9 @@ _CONDITIONED = 1e-3
 FloatArray = npt.NDArray[np.floating[Any]]
 
 
-def graded_factor(W: npt.NDArray[np.float64], start: npt.NDArray[np.float64] | None = None) -> npt.NDArray[np.float64]:
+def preconditioned_factor(
+    W: npt.NDArray[np.float64], start: npt.NDArray[np.float64] | None = None
+) -> npt.NDArray[np.float64]:
     r"""Return T (N x N) with :math:`T T^\top = W W^\top` and the singular values of W to :math:`O(\varepsilon s_1)`.
 
     Parameters

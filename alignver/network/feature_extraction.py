@@ -20,7 +20,7 @@ from torch import nn
 from alignver import atomic
 from alignver.errors import InvalidInput, first_line
 from alignver.network.inputs import as_inputs
-from alignver.network.preserve_state import unchanged
+from alignver.network.preserve_state import preserve_state
 from alignver.progress import track
 
 __all__ = ["estimate_row_error", "extract_features", "feature_blocks", "save_features"]
@@ -192,7 +192,7 @@ def _find(model: nn.Module, layer: str) -> nn.Module:
 
 def _output(model: nn.Module, module: nn.Module, batch: torch.Tensor, layer: str | None) -> Any:
     seen: list[Any] = []
-    with unchanged(model), _evaluating(model), torch.no_grad():
+    with preserve_state(model), _evaluating(model), torch.no_grad():
         handle = module.register_forward_hook(lambda _module, _inputs, output: seen.append(_kept(output)))
         try:
             model(batch)

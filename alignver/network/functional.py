@@ -21,20 +21,20 @@ from alignver.network.inputs import differentiable, dtype_name
 
 __all__ = [
     "Functional",
-    "Slots",
+    "ParameterLayout",
     "Theta",
     "as_module",
     "at_state",
     "functional",
+    "parameter_layout",
     "require_memory",
     "require_same_dtype",
     "require_state",
-    "slots",
 ]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Slots:
+class ParameterLayout:
     """The physical parameters of a model, each once, however many names it goes by.
 
     The vector theta of the paper is the concatenation of the slots, each flattened in row-major order.
@@ -81,7 +81,7 @@ class Slots:
         raise IndexError(column)
 
 
-def slots(model: nn.Module, *, include_frozen: bool = False) -> Slots:
+def parameter_layout(model: nn.Module, *, include_frozen: bool = False) -> ParameterLayout:
     """List the physical parameter slots of a model.
 
     Tied parameters (one Parameter object under several names, an aliased submodule included) are one slot. Parameters
@@ -103,7 +103,7 @@ def slots(model: nn.Module, *, include_frozen: bool = False) -> Slots:
     >>> import torch
     >>> layer = torch.nn.Linear(3, 3, bias=False)
     >>> tied = torch.nn.Sequential(layer, torch.nn.Tanh(), layer, torch.nn.Linear(3, 1))
-    >>> found = slots(tied)
+    >>> found = parameter_layout(tied)
     >>> found.names, found.sizes, found.d
     (('0.weight', '3.weight', '3.bias'), (9, 3, 1), 13)
     >>> found.aliases
@@ -120,7 +120,7 @@ def slots(model: nn.Module, *, include_frozen: bool = False) -> Slots:
         first[id(parameter)] = name
         (chosen if include_frozen or parameter.requires_grad else fixed)[name] = parameter
     sizes = tuple(parameter.numel() for parameter in chosen.values())
-    return Slots(tuple(chosen), tuple(chosen.values()), sizes, fixed, aliases)
+    return ParameterLayout(tuple(chosen), tuple(chosen.values()), sizes, fixed, aliases)
 
 
 Theta = Mapping[str, torch.Tensor]
@@ -147,7 +147,7 @@ class Functional:
     """
 
     model: nn.Module
-    slots: Slots
+    slots: ParameterLayout
     theta: Theta
     held: Theta
     dtype: torch.dtype
@@ -202,7 +202,7 @@ def functional(model: nn.Module, dtype: torch.dtype, *, include_frozen: bool = F
     >>> model.weight.dtype
     torch.float32
     """
-    found = slots(model, include_frozen=include_frozen)
+    found = parameter_layout(model, include_frozen=include_frozen)
     theta = {name: _own(value, dtype) for name, value in zip(found.names, found.parameters)}
     held = {name: _own(value, dtype) for name, value in found.fixed.items()}
     held.update({name: _own(value, dtype) for name, value in model.named_buffers()})

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["unchanged"]
+__all__ = ["preserve_state"]
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 _CONTAINERS = (list, dict, set)
@@ -17,7 +17,7 @@ _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @contextlib.contextmanager
-def unchanged(model: nn.Module, scratch: dict[Any, torch.Tensor] | None = None) -> Iterator[None]:
+def preserve_state(model: nn.Module, scratch: dict[Any, torch.Tensor] | None = None) -> Iterator[None]:
     """Make sure that a model leaves the block as it entered it, and torch's random state too.
 
     Held: the identity of every Parameter, buffer and submodule; the bytes of parameters, buffers and gradients;
@@ -45,7 +45,7 @@ def unchanged(model: nn.Module, scratch: dict[Any, torch.Tensor] | None = None) 
     --------
     >>> import torch
     >>> model = torch.nn.Linear(2, 1)
-    >>> with unchanged(model):
+    >>> with preserve_state(model):
     ...     _ = model.eval()
     Traceback (most recent call last):
         ...

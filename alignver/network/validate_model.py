@@ -28,7 +28,7 @@ from alignver.errors import InvalidInput, first_line
 from alignver.network.functional import Functional
 from alignver.network.inputs import RoundingObserver, differentiable, dtype_name
 
-__all__ = ["Probed", "probe", "probes", "recomputes", "require_checkable", "require_own_values", "treats_samples_apart"]
+__all__ = ["Probed", "is_sample_independent", "probe", "probes", "recomputes", "require_own_values", "validate_model"]
 _ELEMENTWISE = (
     nn.CELU, nn.Dropout, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.Identity,
     nn.LeakyReLU, nn.LogSigmoid, nn.Mish, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softshrink,
@@ -42,7 +42,7 @@ _SLOTS: dict[type, set[str]] = {kind: set() for kind in (nn.Sequential, nn.Flatt
 _SLOTS |= {nn.Linear: {"weight", "bias"}}
 
 
-def treats_samples_apart(model: nn.Module, x: torch.Tensor) -> bool:
+def is_sample_independent(model: nn.Module, x: torch.Tensor) -> bool:
     """Whether the structure of a model proves that its outputs are rows, each of its own sample and of theta alone.
 
     A chain of linear layers, elementwise functions and flattenings from torch.nn, without hooks, subclasses, replaced
@@ -140,7 +140,7 @@ def require_own_values(function: Functional, argument: str) -> None:
 _PROBES = 8  # samples that the probes below look at, spread over X
 
 
-def require_checkable(model: nn.Module, *, include_frozen: bool = False) -> nn.Module:
+def validate_model(model: nn.Module, *, include_frozen: bool = False) -> nn.Module:
     """Refuse a model that no check can be about, from its modules and parameters alone; nothing is run.
 
     Returns the module to work with: the model itself, or the one that ``torch.compile`` wrapped.
@@ -155,7 +155,7 @@ def require_checkable(model: nn.Module, *, include_frozen: bool = False) -> nn.M
     Examples
     --------
     >>> import torch
-    >>> _ = require_checkable(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5)))
+    >>> _ = validate_model(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5)))
     Traceback (most recent call last):
         ...
     alignver.errors.InvalidInput: model: got Dropout '1' in train mode, which is random; needs eval mode: model.eval()
@@ -275,7 +275,7 @@ def probe(function: Functional, x: torch.Tensor) -> Probed:
     Run are the samples as one batch, twice; one of them alone; and the others in the opposite order. A coupling that is
     in all three batches of which an output is in two would have to be blind to the number of the samples, their order
     and the first of them. Where the modules themselves rule it out
-    (:func:`~alignver.network.validate_model.treats_samples_apart`), one batch shows what is left to be seen.
+    (:func:`~alignver.network.validate_model.is_sample_independent`), one batch shows what is left to be seen.
 
     Raises
     ------
@@ -286,7 +286,7 @@ def probe(function: Functional, x: torch.Tensor) -> Probed:
     """
     model = type(function.model).__name__
     x = probes(x)
-    if treats_samples_apart(function.model, x):
+    if is_sample_independent(function.model, x):
         with torch.no_grad():
             return Probed(int(_rows(function, x).shape[1]), function.dtype, plain=True)
     with torch.no_grad(), RoundingObserver(function.dtype) as observer:

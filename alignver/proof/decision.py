@@ -18,7 +18,7 @@ from alignver.kernel import Certificate
 from alignver.proof.rounding import FloatArray, frobenius_up, mul_up, scale_up, sqrt_up, sum_up
 from alignver.results import Frozen, Verdict, plain
 
-__all__ = ["Ball", "Decision", "Trail"]
+__all__ = ["Ball", "Decision", "ProofAttempts"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Decision:
     measured: Mapping[str, Any] = dataclasses.field(default_factory=Frozen)
 
 
-class Trail:
+class ProofAttempts:
     """Collects what was tried and measured, and turns it into a :class:`Decision`."""
 
     def __init__(self, ball: Ball | None) -> None:

@@ -10,7 +10,7 @@ from alignver.arrays import as_matrix, as_vector, host
 from alignver.errors import InvalidInput
 from alignver.kernel import seal
 from alignver.kernel.floats import arithmetic_fault
-from alignver.proof.decision import Ball, Decision, Trail
+from alignver.proof.decision import Ball, Decision, ProofAttempts
 from alignver.proof.prove_exact import Budget, membership_exactly, rank_exactly
 from alignver.proof.prove_floating import (
     by_gram,
@@ -175,17 +175,17 @@ def _matrix(value: Any, name: str) -> FloatArray:
     return matrix
 
 
-def _start(matrix: FloatArray, name: str, ball: Ball | None, exact: str) -> Trail:
+def _start(matrix: FloatArray, name: str, ball: Ball | None, exact: str) -> ProofAttempts:
     if exact not in ("auto", "force", "never"):
         raise InvalidInput("exact", repr(exact), "'auto', 'force' or 'never'")
     if ball is not None and not isinstance(ball, Ball):
         raise InvalidInput("ball", type(ball).__name__, "a Ball")
     if ball is not None:
         ball.check_shape(matrix.shape, name)
-    return Trail(None if ball is None or ball.is_point else ball)
+    return ProofAttempts(None if ball is None or ball.is_point else ball)
 
 
-def _advice(trail: Trail, exact: str) -> str:
+def _advice(trail: ProofAttempts, exact: str) -> str:
     if trail.ball is not None:
         return "not proved for the whole ball: a smaller ball would decide it, or none (exact arithmetic then applies)"
     if exact == "never":

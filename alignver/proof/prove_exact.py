@@ -14,7 +14,7 @@ from alignver.proof.certify import (
     certify_primes,
     certify_solution,
 )
-from alignver.proof.decision import Decision, Trail
+from alignver.proof.decision import Decision, ProofAttempts
 from alignver.proof.exact import Combination, IntegerMatrix, Profile, bytes_needed, integer_column, to_integers
 from alignver.proof.rounding import FloatArray
 from alignver.results import Verdict
@@ -33,7 +33,7 @@ class Budget:
     seconds: float
     forced: bool
 
-    def refuses(self, trail: Trail, seconds: float, what: str) -> bool:
+    def refuses(self, trail: ProofAttempts, seconds: float, what: str) -> bool:
         """Whether ``seconds`` are too many; recorded if so."""
         if self.forced or seconds <= self.seconds:
             return False
@@ -41,7 +41,7 @@ class Budget:
         return True
 
 
-def _admitted(A: FloatArray, trail: Trail, budget: Budget) -> IntegerMatrix | None:
+def _admitted(A: FloatArray, trail: ProofAttempts, budget: Budget) -> IntegerMatrix | None:
     if not exact.available():
         if budget.forced:
             exact.require()
@@ -57,7 +57,7 @@ def _admitted(A: FloatArray, trail: Trail, budget: Budget) -> IntegerMatrix | No
     return to_integers(A)
 
 
-def membership_exactly(inputs: dict[str, FloatArray], trail: Trail, budget: Budget) -> Decision | None:
+def membership_exactly(inputs: dict[str, FloatArray], trail: ProofAttempts, budget: Budget) -> Decision | None:
     """Decide membership of the exact target in the column space of the exact matrix; None if the budget
     forbids it.
     """
@@ -94,7 +94,7 @@ def membership_exactly(inputs: dict[str, FloatArray], trail: Trail, budget: Budg
 
 
 def _refuted(
-    inputs: dict[str, FloatArray], w: Combination, matrix: IntegerMatrix, missed: int, trail: Trail
+    inputs: dict[str, FloatArray], w: Combination, matrix: IntegerMatrix, missed: int, trail: ProofAttempts
 ) -> Decision:
     kept = [(i, a) for i, a in zip(w.support, w.numerators, strict=True) if a]
     w = Combination(tuple(i for i, _ in kept), tuple(a for _, a in kept), 1)
@@ -108,7 +108,7 @@ def _refuted(
     return trail.decided(Verdict.FAILS, "exact", reason, certificate, witness)
 
 
-def rank_exactly(inputs: dict[str, FloatArray], rank: int, trail: Trail, budget: Budget) -> Decision | None:
+def rank_exactly(inputs: dict[str, FloatArray], rank: int, trail: ProofAttempts, budget: Budget) -> Decision | None:
     """Decide whether the exact matrix has the claimed rank; None if the budget forbids it."""
     A = inputs["A"]
     matrix = _admitted(A, trail, budget)
@@ -144,7 +144,7 @@ def _from_above(
     rank: int,
     matrix: IntegerMatrix,
     minor: Profile,
-    trail: Trail,
+    trail: ProofAttempts,
     budget: Budget,
 ) -> tuple[Decision | None, bool]:
     """Prove that the rank is at most the minor's order, by whatever is cheaper; (None, True) if the budget

@@ -19,7 +19,7 @@ from alignver.proof.certify import (
     scaling_is_exact,
 )
 from alignver.proof.cholesky import FullRank, row_rank_by_gram, row_rank_by_some_columns
-from alignver.proof.decision import Ball, Decision, Trail
+from alignver.proof.decision import Ball, Decision, ProofAttempts
 from alignver.proof.exact import Combination
 from alignver.proof.matrix_structure import find_conflict, redundant_rows
 from alignver.proof.residual import Distance, distance_from
@@ -39,7 +39,7 @@ __all__ = [
 _MOST_WEIGHTS = 10_000_000  # of null vectors in one certificate of repeated lines
 
 
-def by_structure(inputs: dict[str, FloatArray], trail: Trail) -> Decision | None:
+def by_structure(inputs: dict[str, FloatArray], trail: ProofAttempts) -> Decision | None:
     """Decide membership by what can be seen: a zero target, zero rows, proportional rows."""
     J, y = inputs["J"], inputs["y"]
     if not nonzero(y).any():
@@ -55,7 +55,7 @@ def by_structure(inputs: dict[str, FloatArray], trail: Trail) -> Decision | None
     return trail.decided(Verdict.FAILS, "structure", conflict.reason, certify_conflict(inputs, conflict), witness)
 
 
-def _without_repeats(inputs: dict[str, FloatArray], trail: Trail) -> Decision | None:
+def _without_repeats(inputs: dict[str, FloatArray], trail: ProofAttempts) -> Decision | None:
     """Membership where rows of J repeat each other, targets included, and the others are independent."""
     J, y = inputs["J"], inputs["y"]
     repeated = redundant_rows(J)
@@ -75,7 +75,7 @@ def _without_repeats(inputs: dict[str, FloatArray], trail: Trail) -> Decision | 
     return trail.decided(Verdict.HOLDS, proof[1], reason, certify_reduced(inputs, repeated))
 
 
-def rank_by_repeats(inputs: dict[str, FloatArray], rank: int, trail: Trail) -> Decision | None:
+def rank_by_repeats(inputs: dict[str, FloatArray], rank: int, trail: ProofAttempts) -> Decision | None:
     """The rank where rows (or columns, of a tall matrix) are zero or repeat each other."""
     A = inputs["A"]
     left = A.shape[0] <= A.shape[1]
@@ -101,7 +101,7 @@ def rank_by_repeats(inputs: dict[str, FloatArray], rank: int, trail: Trail) -> D
 Proof = tuple[FullRank, str]
 
 
-def by_gram(wide: FloatArray, trail: Trail, ball: Ball | None) -> Proof | None:
+def by_gram(wide: FloatArray, trail: ProofAttempts, ball: Ball | None) -> Proof | None:
     """Prove full row rank through a Gram matrix: of some columns where that may do, else of all."""
     if ball is None:
         with stage("full rank: gram of some columns"):
@@ -115,14 +115,14 @@ def by_gram(wide: FloatArray, trail: Trail, ball: Ball | None) -> Proof | None:
     return _accept("gram", wide, full, trail, ball)
 
 
-def by_right_inverse(wide: FloatArray, trail: Trail, ball: Ball | None) -> Proof | None:
+def by_right_inverse(wide: FloatArray, trail: ProofAttempts, ball: Ball | None) -> Proof | None:
     """Prove full row rank by a right inverse."""
     with stage("full rank: right inverse"):
         full = row_rank_by_inverse(wide, ball)
     return _accept("right inverse", wide, full, trail, ball)
 
 
-def _accept(step: str, wide: FloatArray, full: FullRank, trail: Trail, ball: Ball | None) -> Proof | None:
+def _accept(step: str, wide: FloatArray, full: FullRank, trail: ProofAttempts, ball: Ball | None) -> Proof | None:
     trail.measured["s_min_lower"] = max(full.s_min, trail.measured.get("s_min_lower", 0.0))
     if not full.proved or full.exponents is None:
         trail.missed(step, full.reason)
@@ -133,7 +133,7 @@ def _accept(step: str, wide: FloatArray, full: FullRank, trail: Trail, ball: Bal
     return None
 
 
-def _wide_rank(rest: FloatArray, trail: Trail) -> Proof | None:
+def _wide_rank(rest: FloatArray, trail: ProofAttempts) -> Proof | None:
     """Prove full row rank of what is left of a matrix; its bounds are not those of the matrix itself."""
     if rest.shape[0] > rest.shape[1]:
         return None
@@ -146,7 +146,7 @@ def _wide_rank(rest: FloatArray, trail: Trail) -> Proof | None:
     return proof
 
 
-def membership_in_floats(inputs: dict[str, FloatArray], trail: Trail) -> Decision | None:
+def membership_in_floats(inputs: dict[str, FloatArray], trail: ProofAttempts) -> Decision | None:
     """Decide membership by the floating-point methods, cheapest first."""
     wide = inputs["J"].shape[0] <= inputs["J"].shape[1]
     found = _row_rank(inputs, trail, by_gram) if wide else None
@@ -157,10 +157,10 @@ def membership_in_floats(inputs: dict[str, FloatArray], trail: Trail) -> Decisio
     return found
 
 
-Prover = Callable[[FloatArray, Trail, Ball | None], Proof | None]
+Prover = Callable[[FloatArray, ProofAttempts, Ball | None], Proof | None]
 
 
-def _row_rank(inputs: dict[str, FloatArray], trail: Trail, prove: Prover) -> Decision | None:
+def _row_rank(inputs: dict[str, FloatArray], trail: ProofAttempts, prove: Prover) -> Decision | None:
     proof = prove(inputs["J"], trail, trail.ball)
     if proof is None:
         return None
@@ -170,7 +170,7 @@ def _row_rank(inputs: dict[str, FloatArray], trail: Trail, prove: Prover) -> Dec
     return trail.decided(Verdict.HOLDS, step, reason, certificate)
 
 
-def _outside(inputs: dict[str, FloatArray], trail: Trail) -> Decision | None:
+def _outside(inputs: dict[str, FloatArray], trail: ProofAttempts) -> Decision | None:
     with stage("residual"):
         found = distance_from(inputs["J"], inputs["y"], trail.ball)
     if found.proved and trail.ball is not None and not _leaves_recheck(inputs["J"], found):
@@ -196,7 +196,7 @@ def _leaves_recheck(J: FloatArray, found: Distance) -> bool:
     return scaling_is_exact(np.ascontiguousarray(J.T), full.exponents)
 
 
-def full_rank(inputs: dict[str, FloatArray], rank: int, trail: Trail, prove: Prover) -> Decision | None:
+def full_rank(inputs: dict[str, FloatArray], rank: int, trail: ProofAttempts, prove: Prover) -> Decision | None:
     """Decide the rank of a matrix that ``prove`` shows to have full rank."""
     A = inputs["A"]
     tall = A.shape[0] > A.shape[1]
@@ -223,5 +223,5 @@ def _stated(certificate: Certificate) -> str:
     return "" if s_min is None else f" (s_min >= {shown_down(s_min)}{centre})"
 
 
-def _within(trail: Trail) -> str:
+def _within(trail: ProofAttempts) -> str:
     return "" if trail.ball is None else " throughout the ball"

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from alignver.errors import InvalidInput
-from alignver.training.output_layers import Call, Ending, ending
+from alignver.training.output_layers import Call, OutputLayers, find_output_layers
 
 __all__ = ["GatedHead", "GatedNetwork", "Tap", "gate_slope", "gated", "modify"]
 
@@ -221,7 +221,8 @@ def modify(
     model : torch.nn.Module
         Left alone. It has to have parameters.
     x : torch.Tensor
-        A few inputs, to see the order in which the layers run (:func:`alignver.training.output_layers.ending`).
+        A few inputs, to see the order in which the layers run
+        (:func:`alignver.training.output_layers.find_output_layers`).
     outputs : int
         m_y, as the targets have it.
     width : int, optional
@@ -247,12 +248,12 @@ def modify(
     >>> modified(torch.zeros(3, 2)).shape, modified.head.hidden.shape
     (torch.Size([3, 1]), torch.Size([1, 4, 6]))
     """
-    return gated(ending(model, x, layers), outputs=outputs, width=width, slope=slope)
+    return gated(find_output_layers(model, x, layers), outputs=outputs, width=width, slope=slope)
 
 
-def gated(found: Ending, *, outputs: int, width: int | None = None, slope: float = 1.0) -> GatedNetwork:
-    """Replace the layers that :func:`~alignver.training.output_layers.ending` found with a gated head, in the copy of
-    the model made there.
+def gated(found: OutputLayers, *, outputs: int, width: int | None = None, slope: float = 1.0) -> GatedNetwork:
+    """Replace the layers that :func:`~alignver.training.output_layers.find_output_layers` found with a gated head,
+    in the copy of the model made there.
     """
     layers = found.layers
     if layers and found.outputs != outputs:
@@ -280,7 +281,7 @@ def gated(found: Ending, *, outputs: int, width: int | None = None, slope: float
     return network
 
 
-def _width(found: Ending, width: int | None) -> int:
+def _width(found: OutputLayers, width: int | None) -> int:
     if width is not None and (isinstance(width, bool) or not isinstance(width, int) or width < 1):
         raise InvalidInput("width", repr(width), "an integer >= 1")
     if len(found.layers) == 2:
@@ -301,7 +302,7 @@ def _width(found: Ending, width: int | None) -> int:
 
 
 @torch.no_grad()
-def _adopted(head: GatedHead, found: Ending) -> list[str]:
+def _adopted(head: GatedHead, found: OutputLayers) -> list[str]:
     """Give the head the weights of two layers; return what that changes."""
     first, last = found.layers
     head.hidden.copy_(with_bias(first.module).expand_as(head.hidden))
@@ -335,7 +336,7 @@ def _replaced(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def _tried(network: GatedNetwork, found: Ending) -> None:
+def _tried(network: GatedNetwork, found: OutputLayers) -> None:
     """Make sure that the features are what arrived at the layer before: it may be reached by ways that have no name."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()

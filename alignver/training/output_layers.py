@@ -13,7 +13,7 @@ from torch import nn
 from alignver.errors import InvalidInput
 from alignver.network.inputs import taken
 
-__all__ = ["Call", "Ending", "ending"]
+__all__ = ["Call", "OutputLayers", "find_output_layers"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class Call:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Ending:
+class OutputLayers:
     """A copy of a network, and the fully connected layers that it ends in.
 
     Attributes
@@ -60,7 +60,7 @@ class Ending:
         return int(self.layers[-1].module.out_features) if self.layers else None
 
 
-def ending(model: nn.Module, x: torch.Tensor, layers: tuple[str, ...] | None = None) -> Ending:
+def find_output_layers(model: nn.Module, x: torch.Tensor, layers: tuple[str, ...] | None = None) -> OutputLayers:
     """Copy a model, run the copy on a few inputs in eval mode, and return what it ends in.
 
     The last linear layer counts if the model's output is that layer's (reshaped at most). The one before it counts too
@@ -90,7 +90,7 @@ def ending(model: nn.Module, x: torch.Tensor, layers: tuple[str, ...] | None = N
     chosen = _last(body, x, calls, out) if layers is None else _named(calls, layers)
     places = [next(k for k, call in enumerate(calls) if call is own) for own in chosen]
     between = [call for call in calls[places[0] + 1 : places[1]] if _is_leaf(call.module)] if len(chosen) == 2 else []
-    return Ending(
+    return OutputLayers(
         body,
         x,
         out,

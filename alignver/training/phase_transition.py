@@ -24,9 +24,9 @@ from alignver.training.guarantee import Guarantee, guarantee
 __all__ = [
     "SHARES",
     "enter",
-    "features_taken_back",
     "initial_values",
     "perturb",
+    "reset_features",
     "same_for_each_sample",
     "still_layers",
 ]
@@ -45,7 +45,7 @@ def initial_values(model: nn.Module, network: GatedNetwork) -> dict[str, torch.T
     }
 
 
-def features_taken_back(
+def reset_features(
     network: GatedNetwork,
     inputs: torch.Tensor,
     initial: Mapping[str, torch.Tensor],
@@ -136,9 +136,7 @@ def enter(
     found = guarantee(model, weights, loss=loss, mode=repair, seed=seed, prove=prove)
     before, outputs = found.before, model.outputs(weights)
     if repair != "none" and before is not None and not found.proved:
-        further = features_taken_back(
-            network, inputs, initial, outputs, loss=loss, repair=repair, seed=seed, prove=prove
-        )
+        further = reset_features(network, inputs, initial, outputs, loss=loss, repair=repair, seed=seed, prove=prove)
         found = found if further is None else further
     if found.model is not model:
         with torch.no_grad():

@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from alignver.checks.alignment_evaluator import Look, Lookout
+from alignver.checks.alignment_evaluator import AlignmentEvaluation, AlignmentEvaluator
 from alignver.checks.common_structure import check_common_structure, structure_here
 from alignver.errors import InvalidInput
 from alignver.report.history import Record
 from alignver.theory.alignment_bounds import beta_hat, target_loss, theorem_3, zeta
 
-__all__ = ["Premises"]
+__all__ = ["Theorem3Conditions"]
 
 _KEYS = ("lipschitz", "rate", "eta")
 
 
 @dataclasses.dataclass(eq=False)
-class Premises:
+class Theorem3Conditions:
     """Looks at Assumption 1, and keeps the numbers of Theorem 3 over the aligned checks.
 
     Attributes
@@ -35,7 +35,7 @@ class Premises:
         ``lipschitz``, ``rate``, ``eta``, ``alpha`` and ``target``, the loss at eta Y*.
     """
 
-    lookout: Lookout
+    lookout: AlignmentEvaluator
     names: tuple[str, ...] | None
     verdict: str | None
     constants: Mapping[str, float] | None
@@ -45,12 +45,12 @@ class Premises:
     @classmethod
     def of(
         cls,
-        lookout: Lookout,
+        lookout: AlignmentEvaluator,
         structure: bool | Sequence[str],
         theorem: Mapping[str, float] | None,
         Y: Any,
         loss: str,
-    ) -> Premises:
+    ) -> Theorem3Conditions:
         """Find S, and check the constants.
 
         Raises
@@ -77,7 +77,7 @@ class Premises:
             raise InvalidInput("theorem_3", "no structure to go with it", "structure=True: Assumption 1 is a premise")
         return cls(lookout, names, verdict, _constants(lookout, theorem, Y, loss))
 
-    def read(self, look: Look, step: int, loss: float) -> dict[str, Any]:
+    def read(self, look: AlignmentEvaluation, step: int, loss: float) -> dict[str, Any]:
         """Return the fields ``structure`` and ``theorem_3`` of a record."""
         if self.names is None:
             return {} if self.verdict is None else {"structure": {"verdict": self.verdict, "residual": None}}
@@ -126,7 +126,7 @@ class Premises:
         bound = theorem_3(self._losses[0], c["target"], c["lipschitz"], c["alpha"], size, len(self._losses))
         return {**known, "bound": bound, "least_loss": min(self._losses)}
 
-    def _solution(self, look: Look) -> float:
+    def _solution(self, look: AlignmentEvaluation) -> float:
         """Return ||J^+ y||, from what the look has at hand."""
         target, y = self.lookout.target, self.lookout.asked.y
         scale = float(np.linalg.norm(y))
@@ -139,7 +139,7 @@ class Premises:
         return scale * math.sqrt(float(target @ np.linalg.solve(look.gram, target)))
 
 
-def _constants(lookout: Lookout, theorem: Mapping[str, float], Y: Any, loss: str) -> dict[str, float]:
+def _constants(lookout: AlignmentEvaluator, theorem: Mapping[str, float], Y: Any, loss: str) -> dict[str, float]:
     unknown = sorted(set(theorem) - set(_KEYS))
     missing = sorted({"lipschitz", "rate"} - set(theorem))
     if unknown or missing:

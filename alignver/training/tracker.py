@@ -20,17 +20,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from alignver.checks.alignment_evaluator import Look, Lookout
+from alignver.checks.alignment_evaluator import AlignmentEvaluation, AlignmentEvaluator
 from alignver.errors import InvalidInput
 from alignver.jacobians.gram import gram
 from alignver.jacobians.kernel_distance import METHODS, RepresentationSnapshot, squared_distance
-from alignver.jacobians.prepare import Question, question
+from alignver.jacobians.prepare import PreparedAlignment, prepare_alignment
 from alignver.linalg import rank_rules
 from alignver.network.inputs import as_inputs
 from alignver.report.history import History, HistoryFile, Record
 from alignver.results import Verdict
 from alignver.theory.losses import sample_loss
-from alignver.training.theorem3_conditions import Premises
+from alignver.training.theorem3_conditions import Theorem3Conditions
 
 __all__ = ["AlignmentTracker", "Clock", "Schedule"]
 _NEED = "a number of steps (10), of epochs ('epoch', '5 epochs'), or a share of the training time ('5%')"
@@ -238,13 +238,15 @@ class AlignmentTracker:
             rank_rules.checked_tolerance(residual_tolerance, "residual_tolerance")
         self.model, self.loss, self._mode, self._dtype, self._change = model, loss, mode, dtype, change
         with self._watching():
-            asked = question(model, X, Y, loss, dtype)
+            asked = prepare_alignment(model, X, Y, loss, dtype)
             self.model = asked.model
             self.x = as_inputs(X, asked.x.device).clone()
             asked = dataclasses.replace(asked, x=asked.x.clone() if asked.merged else self.x)
-            self.lookout = Lookout(asked, rules=rules, dtype=dtype, limit=residual_tolerance, thorough=thorough)
+            self.lookout = AlignmentEvaluator(
+                asked, rules=rules, dtype=dtype, limit=residual_tolerance, thorough=thorough
+            )
             self._counts = np.sqrt(np.bincount(asked.duplicates.position)) if asked.merged else None
-            self._premises = Premises.of(self.lookout, structure, theorem_3, asked.given, loss)
+            self._premises = Theorem3Conditions.of(self.lookout, structure, theorem_3, asked.given, loss)
         self._sample_loss = sample_loss(loss, asked.m_y)
         self._y = self._sample_loss.targets(asked.given, len(self.x), asked.m_y)
         self.clock, self.step, self.epoch = Clock(), -1, 0
@@ -322,7 +324,7 @@ class AlignmentTracker:
             }
         return Record(**known, seconds=time.perf_counter() - began, time=time.time())
 
-    def _read(self, look: Look) -> dict[str, Any]:
+    def _read(self, look: AlignmentEvaluation) -> dict[str, Any]:
         names = ("verdict", "tolerance", "residual", "rank", "near")
         q, y = look.outputs, self._y
         known: dict[str, Any] = {
@@ -336,7 +338,7 @@ class AlignmentTracker:
         }
         return known | self._premises.read(look, self.step, float(known["loss"]))
 
-    def _changed(self, look: Look) -> dict[str, Any] | None:
+    def _changed(self, look: AlignmentEvaluation) -> dict[str, Any] | None:
         if self._start is None:
             return None
         if isinstance(self._start, RepresentationSnapshot):
@@ -374,7 +376,7 @@ class AlignmentTracker:
         weights = torch.from_numpy(np.tile(self._counts, self.lookout.m_y))
         return M * weights[:, None] * weights[None, :]
 
-    def _config(self, asked: Question) -> dict[str, Any]:
+    def _config(self, asked: PreparedAlignment) -> dict[str, Any]:
         """What decides the meaning of the records; how often there are some does not."""
         return {
             "loss": self.loss,

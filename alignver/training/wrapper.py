@@ -25,7 +25,7 @@ from alignver.training.exploitation import (
 from alignver.training.gated_network import GatedNetwork, gate_slope, gated
 from alignver.training.guarantee import MODES, Guarantee
 from alignver.training.loop import as_count, as_tau, run
-from alignver.training.output_layers import ending
+from alignver.training.output_layers import find_output_layers
 from alignver.training.phase_transition import enter, initial_values, perturb, same_for_each_sample
 from alignver.training.solvers import (
     Factory,
@@ -37,7 +37,7 @@ from alignver.training.solvers import (
     take_step,
     warn_of_long_step,
 )
-from alignver.training.wrapper_base import EXPLOITING, EXPLORING, Trained
+from alignver.training.wrapper_base import EXPLOITING, EXPLORING, TrainedNetwork
 
 __all__ = ["EXPLOITING", "EXPLORING", "EEWrapper"]
 
@@ -46,7 +46,7 @@ def _sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
 
 
-class EEWrapper(Trained):
+class EEWrapper(TrainedNetwork):
     r"""Train any model in two phases, the second of which reaches a global minimum (Algorithm 1).
 
     Exploration trains all layers of the modified model (:func:`alignver.training.gated_network.modify`) with any
@@ -179,7 +179,7 @@ class EEWrapper(Trained):
             inputs = self._inputs(X, next(self._model.parameters()))
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
-                found = ending(self._model, inputs[:2], self.layers)
+                found = find_output_layers(self._model, inputs[:2], self.layers)
                 for name, p in found.body.named_parameters():
                     if not bool(torch.isfinite(p).all()):
                         raise InvalidInput("model", f"parameter {name} with NaN or Inf", "finite parameters at first")

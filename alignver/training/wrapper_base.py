@@ -19,12 +19,12 @@ from alignver.training.gated_network import GatedNetwork
 from alignver.training.guarantee import Guarantee
 from alignver.training.solvers import Recorder
 
-__all__ = ["EXPLOITING", "EXPLORING", "Trained"]
+__all__ = ["EXPLOITING", "EXPLORING", "TrainedNetwork"]
 
 EXPLORING, EXPLOITING = "exploration", "exploitation"
 
 
-class Trained:
+class TrainedNetwork:
     """What a wrapper holds while it trains, and the questions about it; :class:`EEWrapper` adds the training."""
 
     module: GatedNetwork

@@ -13,7 +13,7 @@ from alignver.features.products import dense_phi
 from alignver.features.staircase import gates_of
 from alignver.results import CheckResult, Rigor, Verdict
 from tests.bad_input import BAD_MATRICES
-from tests.phi.features import features
+from tests.features.features import features
 
 
 def holds(result):

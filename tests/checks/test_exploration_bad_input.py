@@ -9,7 +9,7 @@ from alignver.checks.exploration import check_safe_exploration
 from alignver.errors import InvalidInput
 from alignver.kernel import snapshot
 from alignver.progress import listening
-from tests.phi.features import features
+from tests.features.features import features
 
 
 @pytest.fixture

@@ -225,5 +225,5 @@ def test_big_endian_and_fortran_order_are_read_as_they_are(tmp_path):
 
 
 def test_blame_leaves_other_arguments_alone():
-    with pytest.raises(InvalidInput, match=r"^Z: got a; needs b$"), loading.blamed({"J": "J.npy"}):
+    with pytest.raises(InvalidInput, match=r"^Z: got a; needs b$"), loading.rename_argument({"J": "J.npy"}):
         raise InvalidInput("Z", "a", "b")

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.phi.features import features
+from tests.features.features import features
 
 
 @pytest.fixture

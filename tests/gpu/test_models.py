@@ -12,7 +12,7 @@ from torch import nn
 import alignver as av
 from alignver.experiments.networks import fully_connected
 from alignver.jacobians.jacobian import outputs
-from alignver.jacobians.nonsmooth_points import met_kinks
+from alignver.jacobians.nonsmooth_points import find_nonsmooth_points
 from alignver.network.feature_extraction import estimate_row_error as row_error
 from alignver.network.feature_extraction import extract_features, feature_blocks, save_features
 from alignver.results import Rigor, Verdict
@@ -151,7 +151,7 @@ def test_structure_and_analyticity(device):
     relu = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)).to(device)
     assert av.check_common_structure(relu, X.float().to(device)).verdict is Verdict.HOLDS
     assert av.check_analytic(net().to(device)).verdict is Verdict.HOLDS
-    assert met_kinks(relu, X.float().to(device), "float64").found[0].total == 48
+    assert find_nonsmooth_points(relu, X.float().to(device), "float64").found[0].total == 48
 
 
 @pytest.mark.parametrize("method", ["exact", "probes"])

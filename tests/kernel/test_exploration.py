@@ -17,7 +17,7 @@ from alignver.kernel.failure import NotProved
 from alignver.kernel.floats import gram_floor, inverse_floor
 from alignver.proof import prove_rank
 from alignver.results import Frozen, Verdict
-from tests.phi.features import features
+from tests.features.features import features
 from tests.reseal import resealed
 
 

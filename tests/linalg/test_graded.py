@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from alignver.linalg.qr_reduction import graded_factor
+from alignver.linalg.qr_reduction import preconditioned_factor
 
 EPS = 2.0**-52
 
@@ -22,14 +22,14 @@ def graded(n: int, p: int, decades: float, seed: int = 0) -> np.ndarray:
 def test_singular_values_keep_the_accuracy_of_the_matrix_itself(n, p, decades):
     W = graded(n, p, decades)
     s = np.linalg.svd(W, compute_uv=False)
-    t = np.linalg.svd(graded_factor(W), compute_uv=False)
+    t = np.linalg.svd(preconditioned_factor(W), compute_uv=False)
     # p(n, d) eps s_1 with the modest polynomial sqrt(n) and room: what LAPACK's own SVD promises.
     assert np.max(np.abs(s - t)) <= 16 * np.sqrt(n) * EPS * s[0]
 
 
 def test_gram_matrices_agree():
     W = graded(30, 400, 5.0)
-    T = graded_factor(W)
+    T = preconditioned_factor(W)
     assert np.max(np.abs(T @ T.T - W @ W.T)) <= 100 * EPS
 
 
@@ -37,7 +37,7 @@ def test_column_space_of_a_deficient_matrix():
     rng = np.random.default_rng(1)
     basis = rng.standard_normal((50, 12))
     W = basis @ rng.standard_normal((12, 600))
-    T = graded_factor(W)
+    T = preconditioned_factor(W)
     s = np.linalg.svd(T, compute_uv=False)
     assert s[11] > 1.0
     assert s[12] <= 1e3 * EPS * s[0]
@@ -51,9 +51,9 @@ def test_rows_of_every_size_and_rows_of_zeros():
     W[3] = W[11] = 0.0
     W[5] = W[6]
     s = np.linalg.svd(W, compute_uv=False)
-    t = np.linalg.svd(graded_factor(W), compute_uv=False)
+    t = np.linalg.svd(preconditioned_factor(W), compute_uv=False)
     assert np.max(np.abs(s - t)) <= 100 * EPS * s[0]
-    assert not graded_factor(np.zeros((4, 9))).any()
+    assert not preconditioned_factor(np.zeros((4, 9))).any()
 
 
 def test_the_plain_gram_matrix_would_not_do():
@@ -75,7 +75,7 @@ def test_any_start_gives_the_same_matrix(decades, kind):
         "identity": lambda: np.eye(40),
     }[kind]()
     s = np.linalg.svd(W, compute_uv=False)
-    t = np.linalg.svd(graded_factor(W, start), compute_uv=False)
+    t = np.linalg.svd(preconditioned_factor(W, start), compute_uv=False)
     assert np.max(np.abs(s - t)) <= 16 * np.sqrt(40) * EPS * s[0]
 
 
@@ -92,7 +92,7 @@ def test_a_sketch_needs_one_sweep(decades, monkeypatch):
 
     monkeypatch.setattr(module, "_SWEEPS", 1)
     monkeypatch.setattr(module, "streamed_r", refused)
-    t = np.linalg.svd(graded_factor(W, start), compute_uv=False)
+    t = np.linalg.svd(preconditioned_factor(W, start), compute_uv=False)
     assert np.max(np.abs(np.linalg.svd(W, compute_uv=False) - t)) <= 16 * np.sqrt(40) * EPS * np.linalg.norm(W, 2)
     with pytest.raises(AssertionError, match="a second sweep"):
-        graded_factor(graded(40, 900, 12.0), np.eye(40))
+        preconditioned_factor(graded(40, 900, 12.0), np.eye(40))

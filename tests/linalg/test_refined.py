@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignver.linalg.least_squares import refine, residual_interval
+from alignver.linalg.least_squares import iterated_tikhonov, residual_interval
 from alignver.linalg.qr_reduction import Reduced
 from alignver.linalg.svd import svd_profile
 
@@ -35,7 +35,7 @@ def test_rho_lies_between_the_bounds(n, d, decades, tau, member, seed):
     rng = np.random.default_rng(seed + 1)
     y = J @ rng.standard_normal(d) if member else rng.standard_normal(n)
     y /= np.linalg.norm(y)
-    low, high = residual_interval(refine(Products(J), J @ J.T, y), tau)
+    low, high = residual_interval(iterated_tikhonov(Products(J), J @ J.T, y), tau)
     profile = svd_profile(Reduced(J, y, 0.0))
     # The SVD's own singular values are off by eps s_1: rho between tau's neighbours is what it can vouch for.
     off = 100 * 2.0**-52
@@ -47,7 +47,7 @@ def test_a_member_is_found_far_below_what_the_gram_matrix_resolves():
     """s_min / s_1 = 1e-11: its square is lost in M, and the residual is small all the same."""
     J = matrix(60, 90, 11.0, 0)
     y = J @ (J.T @ np.random.default_rng(1).standard_normal(60))
-    low, high = residual_interval(refine(Products(J), J @ J.T, y / np.linalg.norm(y)), 1e-12)
+    low, high = residual_interval(iterated_tikhonov(Products(J), J @ J.T, y / np.linalg.norm(y)), 1e-12)
     assert low == 0.0
     assert high < 1e-9
 
@@ -57,10 +57,10 @@ def test_a_stranger_is_told_at_tolerances_below_the_root_of_eps():
     inside = J @ np.random.default_rng(1).standard_normal(40)
     y = inside / np.linalg.norm(inside) + np.linalg.svd(J)[0][:, -1]
     y /= np.sqrt(2.0)
-    low, high = residual_interval(refine(Products(J), J @ J.T, y), 1e-4)
+    low, high = residual_interval(iterated_tikhonov(Products(J), J @ J.T, y), 1e-4)
     assert 0.7 < low <= high < 0.71
     # A shift between M's rounding and its smallest eigenvalue takes least of the null space's direction into b.
-    low, high = residual_interval(refine(Products(J), J @ J.T, y, shifts=(1e8,)), 1e-8)
+    low, high = residual_interval(iterated_tikhonov(Products(J), J @ J.T, y, shifts=(1e8,)), 1e-8)
     assert 0.7 < low <= high < 0.71
 
 
@@ -69,11 +69,11 @@ def test_a_gram_matrix_that_is_not_the_operators_makes_the_bounds_wide_not_wrong
     y = J @ np.ones(50)
     y /= np.linalg.norm(y)
     other = matrix(30, 50, 2.0, 9)
-    low, high = residual_interval(refine(Products(J), other @ other.T, y), 1e-10)
+    low, high = residual_interval(iterated_tikhonov(Products(J), other @ other.T, y), 1e-10)
     assert low < 1e-6
     assert high > 1e-10
 
 
 def test_nothing_can_be_solved_with_zeros():
-    assert refine(Products(np.zeros((3, 3))), np.zeros((3, 3)), np.ones(3)) == []
+    assert iterated_tikhonov(Products(np.zeros((3, 3))), np.zeros((3, 3)), np.ones(3)) == []
     assert residual_interval([], 1.0) == (0.0, float("inf"))

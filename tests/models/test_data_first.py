@@ -13,7 +13,7 @@ from torch import nn
 import alignver as av
 from alignver.checks import alignment
 from alignver.experiments.networks import lenet
-from alignver.jacobians.prepare import question
+from alignver.jacobians.prepare import prepare_alignment
 from alignver.results import Rigor, Verdict
 from alignver.training.tracker import AlignmentTracker
 
@@ -58,7 +58,7 @@ def test_the_merged_answer_is_that_of_the_distinct_samples():
         alone = av.check_alignment(model, X[:9], Y[:9], loss="cross_entropy")
         assert (whole.verdict, whole.rigor, whole.reason) == (alone.verdict, alone.rigor, alone.reason)
         assert whole.certificate.seal == alone.certificate.seal
-        J, y = av.jacobian(model, X), question(model, X[:9], Y[:9], "cross_entropy", "float64").targets
+        J, y = av.jacobian(model, X), prepare_alignment(model, X[:9], Y[:9], "cross_entropy", "float64").targets
         every = np.concatenate([y, y[:4]]).ravel(order="F")
         assert av.check_membership(J.numpy(), every, certify=False).verdict is whole.verdict  # J with its equal rows
 

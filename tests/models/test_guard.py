@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from alignver.network.preserve_state import unchanged
+from alignver.network.preserve_state import preserve_state
 
 from .reference import fingerprint
 
@@ -64,7 +64,7 @@ def test_a_change_is_named_and_put_back(model, change):
         model[2].bias.zero_()
     act, words = CHANGES[change]
     before = fingerprint(model)
-    with pytest.raises(AssertionError, match=words), unchanged(model):
+    with pytest.raises(AssertionError, match=words), preserve_state(model):
         act(model)
     assert fingerprint(model) == before
     if change == "a hook on a parameter":
@@ -74,7 +74,7 @@ def test_a_change_is_named_and_put_back(model, change):
 def test_caches_and_the_random_state_are_put_back_in_silence(model):
     model.cache, model.seen, model.table = torch.ones(2), [1], {"a": 1}
     before = fingerprint(model)
-    with unchanged(model):
+    with preserve_state(model):
         model.cache.add_(1)
         model.seen.append(2)
         model.table["b"] = 2
@@ -88,7 +88,7 @@ def test_an_exception_passes_and_the_model_is_put_back(model):
     before = fingerprint(model)
 
     def interrupted() -> None:
-        with unchanged(model):
+        with preserve_state(model):
             model.train()
             _scale(model)
             raise KeyboardInterrupt
@@ -102,7 +102,7 @@ def test_nan_values_are_equal_to_themselves():
     model = nn.Linear(1, 1)
     with torch.no_grad():
         model.weight.fill_(float("nan"))
-    with unchanged(model):
+    with preserve_state(model):
         pass
 
 
@@ -126,10 +126,10 @@ def test_buffers_of_any_kind(kind, inference):
     net.register_buffer("odd", ODD[kind].clone() if kind in ("bool", "int8") else ODD[kind])
     before = net.odd.clone()
     for _ in range(2):
-        with torch.inference_mode(inference), unchanged(net, scratch):
+        with torch.inference_mode(inference), preserve_state(net, scratch):
             net(torch.zeros(1, 3))
     if net.odd.numel():
-        with pytest.raises(AssertionError, match="values of buffer odd"), unchanged(net, scratch):
+        with pytest.raises(AssertionError, match="values of buffer odd"), preserve_state(net, scratch):
             net.odd.data.copy_(torch.zeros_like(net.odd))
     assert torch.equal(net.odd, before)
     assert not any(held.is_inference() for held in scratch.values())

@@ -14,7 +14,7 @@ from alignver.errors import InvalidInput
 from alignver.jacobians.gram import gram
 from alignver.jacobians.jacobian import jacobian
 from alignver.network import validate_model
-from alignver.network.validate_model import _ELEMENTWISE, treats_samples_apart
+from alignver.network.validate_model import _ELEMENTWISE, is_sample_independent
 
 X = torch.linspace(-1.0, 1.0, 12).reshape(4, 3)
 
@@ -27,7 +27,7 @@ def chain(*middle: nn.Module) -> nn.Sequential:
 def test_elementwise_functions(kind):
     options = {"Threshold": (0.1, 20.0), "Dropout": (0.0,)}.get(kind.__name__, ())
     model = chain(kind(*options))
-    assert treats_samples_apart(model, X)
+    assert is_sample_independent(model, X)
     for batch in (X[:1], X.flip(0), X[1:3]):  # and so they do
         rows = model(X).detach()
         wanted = {1: rows[:1], 4: rows.flip(0), 2: rows[1:3]}[len(batch)]
@@ -100,22 +100,22 @@ DOUBTFUL = {
 
 @pytest.mark.parametrize("name", DOUBTFUL)
 def test_whatever_is_doubtful(name):
-    assert not treats_samples_apart(DOUBTFUL[name](), X)
+    assert not is_sample_independent(DOUBTFUL[name](), X)
 
 
 def test_samples_as_features_and_other_tensors():
-    assert not treats_samples_apart(nn.Linear(4, 1), torch.zeros(4))
-    assert not treats_samples_apart(chain(), nn.Parameter(X))
+    assert not is_sample_independent(nn.Linear(4, 1), torch.zeros(4))
+    assert not is_sample_independent(chain(), nn.Parameter(X))
 
 
 def test_hooks_of_all_modules_and_replaced_classes(monkeypatch):
-    assert treats_samples_apart(chain(), X)
+    assert is_sample_independent(chain(), X)
     handle = nn.modules.module.register_module_forward_hook(lambda *args: None)
-    assert not treats_samples_apart(chain(), X)
+    assert not is_sample_independent(chain(), X)
     handle.remove()
-    assert treats_samples_apart(chain(), X)
+    assert is_sample_independent(chain(), X)
     monkeypatch.setattr(nn.Tanh, "forward", lambda self, x: x - x.mean(0))
-    assert not treats_samples_apart(chain(), X)
+    assert not is_sample_independent(chain(), X)
     with pytest.raises(InvalidInput, match="depends on the others"):
         gram(chain(), X)
 
@@ -126,10 +126,10 @@ def test_what_is_left_out_would_have_found_nothing(kinds, n):
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(n)
         model, x = chain(*[kind() for kind in kinds]), torch.randn(n, 3)
-    assert treats_samples_apart(model, x)
+    assert is_sample_independent(model, x)
     found, columns = gram(model, x), jacobian(model, x)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(validate_model, "treats_samples_apart", lambda *args: False)
+        patch.setattr(validate_model, "is_sample_independent", lambda *args: False)
         assert torch.equal(gram(copy.deepcopy(model), x), found)
         assert torch.equal(jacobian(copy.deepcopy(model), x), columns)
 

@@ -16,7 +16,7 @@ from alignver.report.history import History, Record
 from alignver.report.html import page
 from alignver.report.source import Source
 from alignver.results import Bound, CheckResult, Report, Rigor, Subject, Tolerance, Verdict
-from tests.phi.features import features
+from tests.features.features import features
 
 NASTY = (
     "<script>document.title='owned'</script>\"'&{{ 7 * 7 }}<img src=x onerror=alert(1)>\N{PILE OF POO}\u202e$\\frac{"

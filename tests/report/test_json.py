@@ -15,7 +15,7 @@ from alignver.checks.exploration import check_safe_exploration
 from alignver.report import provenance, source
 from alignver.report.html import page
 from alignver.results import Bound, CheckResult, Report, Rigor, Subject, Tolerance, Verdict
-from tests.phi.features import features
+from tests.features.features import features
 
 
 def valid(document) -> None:

@@ -12,7 +12,7 @@ from rich.text import Text
 from alignver.checks.exploration import check_safe_exploration
 from alignver.report import text
 from alignver.results import Bound, CheckResult, Rigor, Subject, Tolerance, Verdict
-from tests.phi.features import features
+from tests.features.features import features
 
 RULES = (
     {"rule": "press", "tolerance": 3e-13, "rank": 5, "shipped_by": ""},

@@ -11,7 +11,7 @@ from torch import nn
 from alignver.errors import InvalidInput
 from alignver.experiments.networks import resnet18
 from alignver.training.gated_network import modify
-from alignver.training.output_layers import ending
+from alignver.training.output_layers import find_output_layers
 from tests.training import nets
 
 X3 = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
@@ -33,7 +33,7 @@ def by_hand(model, x, first, last, slope, before):
 
 
 def found(model, x=X3):
-    return [call.name for call in ending(model, x).layers]
+    return [call.name for call in find_output_layers(model, x).layers]
 
 
 @pytest.mark.parametrize(

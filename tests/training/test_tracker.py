@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 import alignver as av
-from alignver.checks.alignment_evaluator import Lookout, full_rank
+from alignver.checks.alignment_evaluator import AlignmentEvaluator, full_rank
 from alignver.data import sine_wave
 from alignver.errors import InvalidInput
 from alignver.experiments.networks import fully_connected
-from alignver.jacobians.prepare import question
+from alignver.jacobians.prepare import prepare_alignment
 from alignver.report.history import History
 from alignver.results import Verdict
 from alignver.training.tracker import AlignmentTracker, Schedule
@@ -130,7 +130,7 @@ def test_a_record_is_what_check_alignment_says(thorough):
 def test_full_rank_by_the_gram_matrix_is_refused_where_it_cannot_tell():
     """A singular value below the rounding of M, and one within a hundred tolerances, are left to the accurate way."""
     model, (x, y) = mlp(), data()
-    lookout = Lookout(question(model, x, y, "cross_entropy", "float64"))
+    lookout = AlignmentEvaluator(prepare_alignment(model, x, y, "cross_entropy", "float64"))
     q = torch.linalg.qr(torch.randn(lookout.N, lookout.N, dtype=torch.float64))[0]
     levels = torch.ones(lookout.N, dtype=torch.float64)
     for smallest, clear in ((1e-2, True), (1e-7, False), (1e-11, False), (0.0, False)):
@@ -140,14 +140,14 @@ def test_full_rank_by_the_gram_matrix_is_refused_where_it_cannot_tell():
         assert (found is not None) == clear, smallest
         large = torch.zeros(1600, 1600, dtype=torch.float64).fill_diagonal_(1.0)  # by Cholesky alone
         large[0, 0] = smallest**2
-        scale_of = lambda s: Lookout._scale(lookout, s)  # noqa: E731
+        scale_of = lambda s: AlignmentEvaluator._scale(lookout, s)  # noqa: E731
         assert (full_rank(large, scale_of, ("press", "golub")) is not None) == clear, smallest
 
 
 def test_sums_of_few_terms_leave_less_rounding():
     """Between the two bounds of the rounding, a smallest eigenvalue counts where M was made of short sums."""
     model, (x, y) = mlp(), data()
-    lookout = Lookout(question(model, x, y, "cross_entropy", "float64"))
+    lookout = AlignmentEvaluator(prepare_alignment(model, x, y, "cross_entropy", "float64"))
     N, d, eps = lookout.N, lookout.d, 2.0**-52
     levels = torch.ones(N, dtype=torch.float64)
     levels[-1] = math.sqrt(2.0 * (d / 4 + N) * eps * N)
@@ -166,14 +166,14 @@ def test_least_squares_bounds_hold_the_residual_and_agree(monkeypatch):
         torch.manual_seed(4)
         model = nn.Sequential(nn.Conv1d(1, width, 2), nn.Tanh(), nn.Flatten(), nn.Linear(2 * width, 2))
         x, y = data(12)
-        asked = question(model, x[:, None], y, loss, "float64")
-        exact = Lookout(asked, thorough=True).look()
-        lookout = Lookout(asked)
+        asked = prepare_alignment(model, x[:, None], y, loss, "float64")
+        exact = AlignmentEvaluator(asked, thorough=True).look()
+        lookout = AlignmentEvaluator(asked)
         monkeypatch.setattr(alignment_evaluator, "full_rank", lambda *_, **__: None)
         monkeypatch.setattr(alignment_evaluator, "_SOON", 0.0)
         monkeypatch.setattr(alignment_evaluator, "ROWS", 0)
         for fits in (True, False):
-            monkeypatch.setattr(Lookout, "_fits", lambda self, fits=fits: fits)
+            monkeypatch.setattr(AlignmentEvaluator, "_fits", lambda self, fits=fits: fits)
             found = lookout.look()
             assert found.ways[-1] == ("least squares with the Gram matrix" if fits else "LSMR")
             for rule, answer in found.answers.items():

@@ -12,7 +12,7 @@ from alignver.jacobians import contractions, sample_blocks
 from alignver.jacobians import gram as gram_module
 from alignver.jacobians.gram import gram, plan
 from alignver.jacobians.gram_planning import plan_slots, uniform
-from alignver.jacobians.sample_blocks import Layout, candidates
+from alignver.jacobians.sample_blocks import BatchAxis, candidates
 
 from .test_gram import build, reference, relative
 
@@ -147,8 +147,10 @@ def test_wrong_owners_are_caught(monkeypatch):
 
     model, x = build("samples merged into positions")
     J = reference(model, x)
-    right = sample_blocks.layouts
-    monkeypatch.setattr(sample_blocks, "layouts", lambda uses, out, known: [Layout(0) for _ in right(uses, out, known)])
+    right = sample_blocks.batch_axes
+    monkeypatch.setattr(
+        sample_blocks, "batch_axes", lambda uses, out, known: [BatchAxis(0) for _ in right(uses, out, known)]
+    )
     assert relative(gram(model, x), J @ J.T) <= 1e-12
 
 
@@ -253,6 +255,6 @@ def test_memory_is_bounded_by_the_plan():
 
 
 def test_candidates():
-    assert candidates((1, 3), 1) == [Layout(-1)]
+    assert candidates((1, 3), 1) == [BatchAxis(-1)]
     assert candidates((5,), 2) == []
-    assert candidates((2, 4), 2) == [Layout(0), Layout(1), Layout(1, inner=True)]
+    assert candidates((2, 4), 2) == [BatchAxis(0), BatchAxis(1), BatchAxis(1, inner=True)]

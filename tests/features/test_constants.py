@@ -10,7 +10,7 @@ import mpmath
 import numpy as np
 import pytest
 
-from alignver.features.block_prover import Cuts, prove_block
+from alignver.features.block_prover import SortedProjections, prove_block
 from alignver.features.cholesky import prove_definite, tiled_shift
 from alignver.features.products import (
     GATE_ERROR,
@@ -21,7 +21,7 @@ from alignver.features.products import (
     logistic,
     scaled_gram,
 )
-from alignver.features.rows import directions, open_rows, survey
+from alignver.features.rows import directions, open_rows, scan_rows
 from alignver.features.staircase import Staircase, _exponent, _halvings, find_staircase
 from alignver.features.tiles import _lowered
 from alignver.proof.cholesky import row_rank_by_gram
@@ -226,7 +226,7 @@ def test_errors_of_projections() -> None:
         Z[:, :-1] = np.random.default_rng(m).integers(1, 9, (4, m - 1))
         V = np.random.default_rng(m).integers(1, 9, (m, 2)) * scale
         V[-1] = 0.0
-        found = survey(open_rows(Z), V)
+        found = scan_rows(open_rows(Z), V)
         for k in range(2):
             size = root(max(square(z) for z in Z)) * root(square(V[:, k]) + (m + 1) * OMEGA)
             pinned(float(found.errors[k]), gamma(m) * size + m * OMEGA, 2.0**-42)
@@ -234,7 +234,7 @@ def test_errors_of_projections() -> None:
 
 def test_projections_err_by_a_good_part_of_their_bound() -> None:
     v = np.array([1.0, u * (1 - 2.0**-40), 0.0])
-    found = survey(open_rows(np.ones((1, 3))), v[:, None])
+    found = scan_rows(open_rows(np.ones((1, 3))), v[:, None])
     wrong = float(Fraction(v[0]) + Fraction(v[1]) - Fraction(float(found.projections[0, 0])))
     assert found.errors[0] / 6 < wrong <= found.errors[0]
 
@@ -242,17 +242,17 @@ def test_projections_err_by_a_good_part_of_their_bound() -> None:
 def test_margins_of_cuts() -> None:
     values = np.array([3.0, 2.0, 1.0 - 2.0**-50, -4.0])
     for error in (0.0, 0.25, 0.1):
-        cuts = Cuts.along(values, error)
+        cuts = SortedProjections.along(values, error)
         for position in range(5):
             threshold = cuts.threshold(position)
             distance = min(abs(Fraction(float(p)) - Fraction(threshold)) for p in values)
             pinned_below(cuts.margin(position), distance - Fraction(error), 2.0**-50)
             assert cuts.margin(position) > 0.0
     # Half a gap of four errors is twice an error away from both sides.
-    cuts = Cuts.along(values, 0.25 * (1.0 - 2.0**-20))
+    cuts = SortedProjections.along(values, 0.25 * (1.0 - 2.0**-20))
     assert cuts.usable(np.array([1])).all()
     assert cuts.margin(1) > 0.24
-    assert not Cuts.along(values, 0.25).usable(np.array([1])).any()
+    assert not SortedProjections.along(values, 0.25).usable(np.array([1])).any()
 
 
 # Blocks and the staircase
@@ -302,7 +302,7 @@ def test_halvings_are_powers_of_e() -> None:
 
 def staircase(Z: np.ndarray, width: int, delta: float) -> tuple[Staircase, np.ndarray, float]:
     rows = open_rows(Z)
-    found = survey(rows, directions(rows, 4, 0))
+    found = scan_rows(rows, directions(rows, 4, 0))
     stairs = find_staircase(rows, found, width, delta=delta).staircase
     assert stairs is not None
     return stairs, found.projections[:, stairs.attempt - 1], float(found.errors[stairs.attempt - 1])

@@ -18,7 +18,7 @@ from alignver.features import cholesky, tiles
 from alignver.features.cholesky import prove_definite, tiled_shift
 from alignver.features.products import dense_phi, scaled_gram
 from alignver.proof.cholesky import rump_shift
-from tests.phi.features import features
+from tests.features.features import features
 
 
 def problem(n=70, m=9, h=16, seed=0):
@@ -76,7 +76,7 @@ def test_killed_run_goes_on(tmp_path, monkeypatch):
     code = (
         "import os, signal\n"
         "from alignver.features import tiles\n"
-        "from tests.phi.test_cholesky import problem, prove_definite\n"
+        "from tests.features.test_cholesky import problem, prove_definite\n"
         "append = tiles.FolderStore.append\n"
         "def dying(self, column):\n"
         "    append(self, column)\n"

@@ -17,7 +17,7 @@ from alignver.features.products import dense_phi, scaled_gram
 from alignver.features.tiles import MemoryStore
 from alignver.proof.rounding import U
 from alignver.results import Rigor, Verdict
-from tests.phi.features import features
+from tests.features.features import features
 
 
 def problem(n=70, m=9, h=16, seed=0):
@@ -137,14 +137,14 @@ def test_other_products_are_seen(monkeypatch, product, order):
             return product(self.view(np.ndarray), other.view(np.ndarray))
 
     place = np.empty(0)
-    assert tiles.distrust(place, order) == ""
+    assert tiles.unsupported_arithmetic(place, order) == ""
     monkeypatch.setattr(tiles, "like", lambda values, place: np.asarray(values, dtype=np.float64).view(Other))
-    assert "inner products" in tiles.distrust(place, order)
+    assert "inner products" in tiles.unsupported_arithmetic(place, order)
 
 
 def test_other_arithmetic_is_seen(monkeypatch):
     monkeypatch.setattr(tiles, "like", lambda values, place: np.asarray(values, dtype=np.float32))
-    assert "round to nearest" in tiles.distrust(np.empty(0), 8)
+    assert "round to nearest" in tiles.unsupported_arithmetic(np.empty(0), 8)
 
 
 def test_emulated_products_are_refused(backend, monkeypatch):

@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from alignver.features.block_prover import Cuts, cut_at, even_plan, prove_block
+from alignver.features.block_prover import SortedProjections, cut_at, even_plan, prove_block
 from alignver.features.products import dense_phi
-from alignver.features.rows import directions, open_rows, survey
+from alignver.features.rows import directions, open_rows, scan_rows
 from alignver.features.staircase import certify_staircase, find_staircase, gates_of
-from tests.phi.features import features
+from tests.features.features import features
 
 
 def search(Z, width=None, **options):
     rows = open_rows(Z)
-    found = survey(rows, directions(rows, 4, 0))
+    found = scan_rows(rows, directions(rows, 4, 0))
     return rows, found, find_staircase(rows, found, width, **options)
 
 
@@ -56,7 +56,7 @@ def test_collinear_rows_shift_boundaries():
 
 
 def test_tied_projections_are_not_cut():
-    cuts = Cuts.along(np.array([3.0, 2.0, 2.0, 2.0, 1.0]), 1e-12)
+    cuts = SortedProjections.along(np.array([3.0, 2.0, 2.0, 2.0, 1.0]), 1e-12)
     assert cut_at(cuts, 2, 1, 4) == 1
     assert cut_at(cuts, 2, 2, 3) is None
     assert even_plan(cuts, 0, 4, 5) is None
@@ -64,7 +64,7 @@ def test_tied_projections_are_not_cut():
 
 
 def test_thresholds_keep_their_margin():
-    cuts = Cuts.along(np.array([3.0, 2.0, 1.0, -4.0]), 0.25)
+    cuts = SortedProjections.along(np.array([3.0, 2.0, 1.0, -4.0]), 0.25)
     for position in range(5):
         threshold = cuts.threshold(position)
         assert 0.0 < cuts.margin(position) <= np.abs(cuts.values - threshold).min() - 0.25

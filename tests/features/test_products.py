@@ -18,7 +18,7 @@ from alignver.features.products import (
     logistic_plain,
     scaled_gram,
 )
-from tests.phi.features import features
+from tests.features.features import features
 
 
 def test_gate_error_bound(rng):

@@ -18,7 +18,7 @@ from alignver.errors import InvalidInput
 from alignver.features.cholesky import prove_definite
 from alignver.features.products import scaled_gram
 from alignver.progress import listening
-from tests.phi.features import features
+from tests.features.features import features
 
 
 @contextlib.contextmanager

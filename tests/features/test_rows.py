@@ -11,8 +11,8 @@ import torch
 
 from alignver.arrays import digest
 from alignver.errors import InvalidInput
-from alignver.features.rows import digest_rows, directions, open_rows, survey
-from tests.phi.features import features
+from alignver.features.rows import digest_rows, directions, open_rows, scan_rows
+from tests.features.features import features
 
 
 @pytest.fixture
@@ -48,13 +48,13 @@ def test_added_constant(Z, tmp_path):
     rows = open_rows(Z[:, :-1], add_constant=True)
     assert rows.m == 6
     assert np.all(rows.read(0, 50)[:, -1] == 1.0)
-    assert survey(rows, directions(rows, 2, 0)).record["sha256"] == digest(Z[:, :-1].astype(np.float64))
+    assert scan_rows(rows, directions(rows, 2, 0)).record["sha256"] == digest(Z[:, :-1].astype(np.float64))
 
 
 def test_projection_errors_are_bounds(Z):
     rows = open_rows(Z)
     V = directions(rows, 3, 1)
-    found = survey(rows, V)
+    found = scan_rows(rows, V)
     assert np.all(V[-1] == 0.0)
     exact = Z.astype(np.longdouble) @ V.astype(np.longdouble)
     assert np.all(np.abs(exact - found.projections).max(axis=0) <= found.errors)
@@ -79,15 +79,15 @@ def test_numbers_that_are_none_are_named_by_row(Z, tmp_path, value):
     for source in sources(Z, tmp_path).values():
         rows = open_rows(source)
         with pytest.raises(InvalidInput, match=r"at \(37, 2\)"):
-            survey(rows, np.zeros((6, 1)))
+            scan_rows(rows, np.zeros((6, 1)))
 
 
 def test_missing_constant_is_named(Z):
     Z[5, -1] = 2.0
     with pytest.raises(InvalidInput, match=r"2 in the last column, row 5; .*add_constant=True"):
-        survey(open_rows(Z), np.zeros((6, 1)))
+        scan_rows(open_rows(Z), np.zeros((6, 1)))
     with pytest.raises(InvalidInput, match="column 0 holds it"):
-        survey(open_rows(features(9, 4)[:, ::-1]), np.zeros((4, 1)))
+        scan_rows(open_rows(features(9, 4)[:, ::-1]), np.zeros((4, 1)))
 
 
 def test_bad_blocks():

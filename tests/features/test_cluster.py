@@ -16,14 +16,14 @@ from alignver.checks import exploration_report
 from alignver.checks.exploration import check_safe_exploration
 from alignver.errors import InvalidInput, MissingDependency
 from alignver.features import cholesky, cluster
-from alignver.features.block_prover import Climber
+from alignver.features.block_prover import BlockProver
 from alignver.features.cholesky import prove_definite
 from alignver.features.cluster import Cluster, connected
 from alignver.features.products import scaled_gram
 from alignver.features.tiles import FolderStore
 from alignver.progress import listening
 from alignver.results import Verdict
-from tests.phi.features import features
+from tests.features.features import features
 
 distributed = pytest.importorskip("distributed")
 
@@ -136,8 +136,8 @@ def test_shifted_boundaries_are_the_same(client, monkeypatch):
     Z = np.column_stack([Z, np.ones(30)])
     here = [check_safe_exploration(Z, width=width) for width in (9, 15)]
     shortened = []
-    shorter = Climber._shorter
-    monkeypatch.setattr(Climber, "_shorter", lambda self, *args: shortened.append(args) or shorter(self, *args))
+    shorter = BlockProver._shorter
+    monkeypatch.setattr(BlockProver, "_shorter", lambda self, *args: shortened.append(args) or shorter(self, *args))
     for width, expected in zip((9, 15), here):
         there = check_safe_exploration(Z, width=width, client=client)
         assert (there.verdict, there.reason) == (expected.verdict, expected.reason)
