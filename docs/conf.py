@@ -55,6 +55,7 @@ suppress_warnings = ["config.cache"]  # sphinx-gallery's configuration holds a f
 
 def setup(app: Any) -> None:
     """Make what is made from committed results, from the commands themselves and from code on the pages."""
+    import architecture_pictures
     import command_line_tables
     import data_tables
     import performance_tables
@@ -62,6 +63,6 @@ def setup(app: Any) -> None:
     import reproduction_tables
     import trust_tables
 
-    made = (command_line_tables, data_tables, performance_tables, report_pictures, reproduction_tables, trust_tables)
-    for page in made:
+    made = [architecture_pictures, command_line_tables, data_tables, performance_tables, report_pictures]
+    for page in (*made, reproduction_tables, trust_tables):
         app.connect("builder-inited", page.write)

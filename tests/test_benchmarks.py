@@ -194,7 +194,7 @@ def test_nothing_is_decided_with_other_arithmetic(gpu, perform, monkeypatch):
     code, document = perform(gpu.require_plain_arithmetic)
     assert code == 0
     assert document["arithmetic"]["cancelling products"] == {"as inner products": 1.0, "exact": 0.0}
-    monkeypatch.setattr(gpu.phi_device, "distrust", lambda place, order: "it multiplies in a strange way")
+    monkeypatch.setattr(gpu.phi_device, "unsupported_arithmetic", lambda place, order: "it multiplies in a strange way")
     code, document = perform(gpu.require_plain_arithmetic)
     assert code == 1
     assert "strange way" in document["status"]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import graphlib
+import itertools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +19,35 @@ SOURCES = sorted((ROOT / "alignver").rglob("*.py"))
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_has_at_most_600_lines(path):
     assert len(path.read_text().splitlines()) <= 600
+
+
+def imported(path: Path) -> set[Path]:
+    """Every file of the package that a file imports: at its top, inside functions, and for type checking."""
+    files = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("alignver"):
+            place = ROOT / str(node.module).replace(".", "/")
+            for alias in node.names:
+                below = (place / f"{alias.name}.py", place / alias.name / "__init__.py")
+                above = (place.with_suffix(".py"), place / "__init__.py")
+                files.add(next(file for file in (*below, *above) if file.is_file()))
+    return files
+
+
+def test_no_import_circle():
+    graph = {path: imported(path) for path in SOURCES if path.name != "__init__.py"}
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+def test_the_chains_of_the_architecture_page_are_imports():
+    page = (ROOT / "docs/architecture.md").read_text()
+    chains = [re.findall(r"`(\w+/\w+)`", row) for row in page.splitlines() if "\N{RIGHTWARDS ARROW}" in row]
+    assert len(chains) >= 7
+    for chain in chains:
+        assert len(chain) <= 5
+        files = [ROOT / "alignver" / f"{name}.py" for name in chain]
+        for upper, lower in itertools.pairwise(files):
+            assert lower in imported(upper), (upper.name, lower.name)
 
 
 def test_importing_the_package_loads_nothing_heavy():
