@@ -33,7 +33,7 @@ def test_numbers(value):
 
 @pytest.mark.parametrize("value", [True, "1", None, 0.0, 1.5, math.nan, math.inf, -math.inf, 1j])
 def test_no_numbers(value):
-    with pytest.raises(InvalidInput, match="a number above 0.0") as caught:
+    with pytest.raises(InvalidInput, match=r"a number above 0\.0") as caught:
         require.real("tol", value, above=0.0, most=1.0)
     assert caught.value.code == "not-a-number"
 
