@@ -1,6 +1,6 @@
-"""Membership when J is only an operator: LSMR, and bounds of rho(tau) that hold for any b.
+"""Is y in the column space of J? A proof if one is found; numerically by three methods that have to agree.
 
-Is y in the column space of J? With proof where one is found; numerically by three methods that have to agree.
+If J is only an operator, LSMR gives bounds of rho(tau) from products alone, which hold for any b.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from alignver import require
 from alignver.arrays import EPS, Entries, as_matrix, as_vector, is_operator, like, same_place
-from alignver.checks import combine
-from alignver.checks import combine as bands
-from alignver.checks.combine import ToleranceInterval
+from alignver.checks.combine import KINDS, ToleranceInterval, combine, floor, search_proof
+from alignver.checks.combine import residual_tolerance as default_residual_tolerance
 from alignver.errors import InvalidInput
 from alignver.linalg import rank_rules
 from alignver.linalg.least_squares import least_squares
@@ -29,113 +29,12 @@ from alignver.linalg.svd import RangeProfile, svd_profile
 from alignver.proof import Ball, prove_membership
 from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict
 
-__all__ = ["check_membership", "operator_membership"]
-
-
-def operator_membership(
-    operator: Any,
-    y: Entries,
-    *,
-    method: str,
-    rule: str,
-    tolerance: float | None,
-    computed_in: str | None,
-    limit: float | None = None,
-) -> CheckResult:
-    """Answer :func:`~alignver.checks.membership.check_membership` for an operator, from products alone.
-
-    For any b, with r = y - J b, tau ||b|| + ||r|| bounds ||(I - P_tau) y|| from above and
-    sqrt(||r||^2 - (||J^T r|| / tau)^2) - tau ||b|| from below (:meth:`alignver.linalg.lsmr.Iterate.residual_bounds`);
-    HOLDS and FAILS are read off those, so an iteration that has not converged gives UNDECIDED, never a wrong answer.
-    """
-    began = time.perf_counter()
-    if method not in ("auto", "lstsq"):
-        raise InvalidInput("method", f"{method!r} for an operator", "'lstsq' or 'auto'; svd and qr need the matrix")
-    rows, columns = _shape(operator)
-    if rows != y.array.shape[0]:
-        raise InvalidInput("y", f"{y.array.shape[0]} entries beside {rows} rows of J", "an entry per row of J")
-    if computed_in is not None and computed_in not in EPS:
-        raise InvalidInput("computed_in", repr(computed_in), "one of " + ", ".join(sorted(EPS)))
-    eps = EPS[computed_in or "float64"]
-    spectral = spectral_norm(operator, like(start_vector(rows), y.array))
-    _require_finite(spectral)
-    scale = Scale(rows, columns, spectral, None, eps, eps)
-    band = ToleranceInterval(
-        rank_rules.tolerance(rule, scale, tolerance),
-        bands.floor(spectral, rows, columns),
-        bands.residual_tolerance(max(eps, y.eps)) if limit is None else limit,
-    )
-    size = norm(y.array)
-    iterate = lsmr(operator, y.array)
-    _require_finite(iterate.residual, iterate.gradient)
-    low, high = (tuple(v / size if size else 0.0 for v in iterate.residual_bounds(t)) for t in (band.low, band.high))
-    verdict = band.membership(low[0], high[1])
-    residual = iterate.residual / size if size else 0.0
-    tau = band.tolerance
-    return CheckResult(
-        name="membership",
-        statement="Membership of y in the column space of J",
-        verdict=verdict,
-        rigor=Rigor.NUMERICAL,
-        subject=Subject.COMPUTED_MATRIX,
-        code=f"membership-operator-{_KINDS[verdict]}",
-        next_steps=("give a larger tolerance, or the matrix itself",) if verdict is Verdict.UNDECIDED else (),
-        reason=_operator_reason(verdict, residual, iterate.iterations),
-        evidence=(
-            f"J is an operator, {rows} x {columns}; tolerance {tau.value:.1e} by the rule {tau.rule}",
-            f"rho between {low[0]:.1e} (at a tenth of the tolerance) and {high[1]:.1e} (at ten times it)",
-        ),
-        measured={
-            "rows": rows,
-            "columns": columns,
-            "method": "lstsq",
-            "residual": residual,
-            "residual_tolerance": band.limit,
-            "residual_lower_bound": low[0],
-            "residual_upper_bound": high[1],
-            "gradient_norm": iterate.gradient,
-            "solution_norm": iterate.size,
-            "iterations": iterate.iterations,
-            "target_norm": size,
-            "largest_singular_value": spectral,
-        },
-        bounds=(Bound("residual", residual, "<=", band.limit),) if verdict is Verdict.HOLDS else (),
-        tolerance=tau,
-        cost={"seconds": time.perf_counter() - began},
-    )
-
-
-_KINDS = {Verdict.HOLDS: "at-tolerance", Verdict.FAILS: "not-at-tolerance", Verdict.UNDECIDED: "tolerance-decides"}
-
-
-def _shape(operator: Any) -> tuple[int, int]:
-    try:
-        rows, columns = (int(size) for size in operator.shape)
-    except (TypeError, ValueError) as error:
-        raise InvalidInput("J", f"an operator of shape {operator.shape!r}", "a shape of two integers") from error
-    if rows < 1 or columns < 1:
-        raise InvalidInput("J", f"an operator of shape {(rows, columns)}", "an operator that is not empty")
-    return rows, columns
-
-
-def _require_finite(*values: float) -> None:
-    if not all(abs(value) < float("inf") for value in values):
-        raise InvalidInput("J", "an operator whose products are not finite", "finite products for finite vectors")
-
-
-def _operator_reason(verdict: Verdict, residual: float, iterations: int) -> str:
-    found = f"an explicit b leaves {residual:.1e} ||y|| after {iterations} iterations of LSMR"
-    if verdict is Verdict.HOLDS:
-        return f"y is in the column space: {found}"
-    if verdict is Verdict.FAILS:
-        return f"y is not in the column space: {found}, and its residual is orthogonal to the range"
-    return f"{found}, which does not decide at this tolerance; a larger tolerance, or the matrix itself, would"
-
+__all__ = ["check_membership"]
 
 METHODS = ("auto", "svd", "qr", "lstsq", "exact")
 STATEMENT = "Membership of y in the column space of J"
 _LSTSQ_ENTRIES = 1 << 22  # 'auto' adds the explicit solution up to this size: it holds a second copy of J
-_AROUND = 1e4  # how far beyond the band of the verdict rho(tau) is told
+_AROUND = 1e4  # how far beyond the tolerances of the verdict the curve of rho(tau) extends
 
 
 @np.errstate(all="ignore")
@@ -157,9 +56,9 @@ def check_membership(
 
         rho(tau) = ||(I - P_tau) y|| / ||y||,
 
-    y is a member at (tau, eps_y) if rho(tau) <= eps_y. Numerical HOLDS and FAILS are given only where they stand over a
-    factor of ten in both tolerances; the result says over which interval of tolerances they do. Before that a proof is
-    looked for, about the matrix of exactly the given entries, or every matrix in a ball around it.
+    y is a member at (tau, eps_y) if rho(tau) <= eps_y. Numerical HOLDS and FAILS are given only if they are the same
+    over a factor of ten in both tolerances; the result gives the interval of tolerances over which they are. Before
+    that a proof is searched for, about the matrix of exactly the given entries, or every matrix in a ball around it.
 
     Parameters
     ----------
@@ -168,36 +67,36 @@ def check_membership(
     y : (N,) array
         In the namespace and on the device of J.
     method : {"auto", "svd", "qr", "lstsq", "exact"}
-        ``auto``: proof methods, cheapest first; and numerically: svd decides, qr and (if memory allows a second copy
+        ``auto``: proof methods, cheapest first; numerically svd decides, and qr and (if memory allows a second copy
         of J) lstsq have to agree. ``svd``: projection onto the singular vectors. ``qr``: column-pivoted QR, tau
         against ||R_22||. ``lstsq``: an explicit b, its residual measured with J itself (LSMR for an operator).
-        ``exact``: a proof in rational arithmetic, whatever it takes.
+        ``exact``: a proof in rational arithmetic, whatever its cost.
     rule : str
         The rank rule that sets tau: a name of :data:`alignver.linalg.rank_rules.RULES`.
     certify : bool
-        Whether ``auto`` looks for a proof; svd, qr and lstsq are numerical by name.
+        Whether ``auto`` searches for a proof; svd, qr and lstsq are numerical methods.
     tolerance : float, optional
         tau itself, in the units of the singular values, instead of the rule's.
     residual_tolerance : float, optional
         eps_y; by default the square root of the coarser epsilon of J and y.
     computed_in : str, optional
-        The dtype that J was computed in. Saying so makes the entries rounded values: eps is that dtype's, and a proof
-        has to cover every matrix within the tolerance.
+        The dtype that J was computed in. If given, the entries count as rounded: eps is that dtype's, and a proof has
+        to cover every matrix within the tolerance.
     ball : alignver.Ball, optional
-        Ask about every matrix in it: HOLDS means for all, FAILS for none of them.
+        The statement is about every matrix in it: HOLDS means for all of them, FAILS for none of them.
 
     Returns
     -------
     CheckResult
         PROOF, with a certificate that :func:`alignver.recheck` accepts, or NUMERICAL. ``measured`` has rank, residual,
-        the interval, the singular values near tau, what every rank rule and what each library would say, each method's
-        answer, and what every step towards a proof found.
+        the interval, the singular values near tau, the answer of every rank rule, of each library and of each method,
+        and the outcome of every step of the proof search.
 
     Raises
     ------
     InvalidInput
-        For anything that no verdict can be about: NaN, Inf, empty, ragged, complex, object or sparse input, shapes,
-        namespaces or devices that disagree, unknown names.
+        For input without a verdict: NaN, Inf, empty, ragged, complex, object or sparse input, shapes, namespaces or
+        devices that disagree, unknown names.
 
     References
     ----------
@@ -213,47 +112,46 @@ def check_membership(
     <Verdict.FAILS: 'FAILS'>
     """
     began = time.perf_counter()
-    if method not in METHODS:
-        raise InvalidInput("method", repr(method), "one of " + ", ".join(METHODS))
+    require.one_of("method", method, METHODS)
     rank_rules.find(rule)
     if tolerance is not None:
         tolerance = rank_rules.checked_tolerance(tolerance, "tolerance")
-    given = (
-        {}
-        if residual_tolerance is None
-        else {"limit": rank_rules.checked_tolerance(residual_tolerance, "residual_tolerance")}
-    )
+    if residual_tolerance is not None:
+        residual_tolerance = rank_rules.checked_tolerance(residual_tolerance, "residual_tolerance")
     if is_operator(J):
-        target = as_vector(y, "y")
-        return operator_membership(
-            J, target, method=method, rule=rule, tolerance=tolerance, computed_in=computed_in, **given
-        )
+        return _operator_membership(J, as_vector(y, "y"), method, rule, tolerance, residual_tolerance, computed_in)
     matrix, target = as_matrix(J, "J", computed_in=computed_in), as_vector(y, "y")
-    if matrix.array.shape[0] != target.array.shape[0]:
-        raise InvalidInput(
-            "y", f"{target.array.shape[0]} entries beside {matrix.array.shape[0]} rows of J", "an entry per row of J"
-        )
+    _require_fit(target, matrix.array.shape[0])
     same_place(matrix.array, target.array, ("J", "y"))
-    limit = given.get("limit", bands.residual_tolerance(max(matrix.eps, target.eps)))
-    result = combine.combine(
+    limit = residual_tolerance
+    if limit is None:
+        limit = default_residual_tolerance(max(matrix.eps, target.eps))
+    search = search_proof(
         prove_membership,
-        (matrix.array, target.array),
-        lambda: _numerically(matrix, target, method, rule, tolerance, limit),
+        matrix,
+        target.array,
         method=method,
+        rule=rule,
         certify=certify,
+        tolerance=tolerance,
+        computed_in=computed_in,
         ball=ball,
-        covered=lambda: combine.covered_ball(matrix, rule, tolerance, computed_in, ball),
-        shape=matrix.array.shape,
-        subject="J",
-        name="membership",
-        statement=STATEMENT,
     )
+    numerical = _numerically(matrix, target, method, rule, tolerance, limit) if search.needs_numerics else None
+    result = combine(search, numerical, subject="J", name="membership", statement=STATEMENT)
     return dataclasses.replace(result, cost={"seconds": time.perf_counter() - began})
+
+
+def _require_fit(y: Entries, rows: int) -> None:
+    if y.array.shape[0] != rows:
+        raise InvalidInput(
+            "y", f"{y.array.shape[0]} entries beside {rows} rows of J", "an entry per row of J", "wrong-shape"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Answer:
-    """What one method says: its verdict, the rank and residual at tau, and what it rests on."""
+    """The answer of one method: its verdict, the rank and residual at tau, and further numbers."""
 
     verdict: Verdict
     rank: int
@@ -265,43 +163,40 @@ class _Answer:
 
 
 def _numerically(J: Entries, y: Entries, method: str, rule: str, given: float | None, limit: float) -> CheckResult:
-    # Powers of two take J and y into the range where squares neither overflow nor underflow; they change no digit.
+    # Powers of two scale J and y into the range where squares neither overflow nor underflow, without rounding.
     unit, y_unit = extreme_scale(J.array), extreme_scale(y.array)
     matrix = J.array if unit == 1.0 else J.array / unit
     target = y.array if y_unit == 1.0 else y.array / y_unit
     rows, columns = (int(size) for size in matrix.shape)
-    wanted = _methods(method, rows * columns)
+    methods: tuple[str, ...] = (method,)
+    if method == "auto":
+        methods = ("svd", "qr", "lstsq") if rows * columns <= _LSTSQ_ENTRIES else ("svd", "qr")
 
-    reduced = reduce(matrix, target) if {"svd", "qr"} & set(wanted) else None
     profiles: dict[str, RangeProfile] = {}
-    if reduced is not None and "svd" in wanted:
-        profiles["svd"] = svd_profile(reduced)
-    if reduced is not None and "qr" in wanted:
-        profiles["qr"] = qr_profile(reduced)
-    solver = least_squares(matrix, target) if "lstsq" in wanted else None
-
-    if "svd" in profiles:
-        spectral = float(profiles["svd"].levels[0])
-    elif solver is not None:
+    solver = least_squares(matrix, target) if "lstsq" in methods else None
+    if methods == ("lstsq",):
+        assert solver is not None
         spectral = float(solver.s[0])
     else:
-        assert reduced is not None
-        spectral = largest_singular_value(reduced.matrix)
+        reduced = reduce(matrix, target)
+        decompositions = (("svd", svd_profile), ("qr", qr_profile))
+        profiles = {name: profile(reduced) for name, profile in decompositions if name in methods}
+        spectral = float(profiles["svd"].levels[0]) if "svd" in profiles else largest_singular_value(reduced.matrix)
     scale = Scale(rows, columns, spectral, row_sum_norm(matrix), J.eps, J.handed_eps)
     tau = rank_rules.tolerance(rule, scale, None if given is None else given / unit)
-    band = ToleranceInterval(tau, bands.floor(spectral, rows, columns), limit)
+    band = ToleranceInterval(tau, floor(spectral, rows, columns), limit)
 
     answers: dict[str, _Answer] = {}
     for name, profile in profiles.items():
         verdict = band.membership(profile.rho(band.low), profile.rho(band.high))
         answers[name] = _Answer(verdict, profile.rank(tau.value), profile.rho(tau.value))
     if solver is not None:
-        at = {where: solver.solve(t) for where, t in (("low", band.low), ("tau", tau.value), ("high", band.high))}
-        verdict = band.membership(at["low"].residual, at["high"].residual)
-        size = at["tau"].size * (y_unit / unit)
-        answers["lstsq"] = _Answer(verdict, at["tau"].rank, at["tau"].residual, {"solution_norm": size})
+        low, middle, high = (solver.solve(t) for t in (band.low, tau.value, band.high))
+        verdict = band.membership(low.residual, high.residual)
+        size = middle.size * (y_unit / unit)
+        answers["lstsq"] = _Answer(verdict, middle.rank, middle.residual, {"solution_norm": size})
 
-    leading = wanted[0]
+    leading = methods[0]
     lead = answers[leading]
     disagreeing = [
         name for name, answer in answers.items() if {answer.verdict, lead.verdict} == {Verdict.HOLDS, Verdict.FAILS}
@@ -337,9 +232,9 @@ def _numerically(J: Entries, y: Entries, method: str, rule: str, given: float | 
         rigor=Rigor.NUMERICAL,
         subject=Subject.COMPUTED_MATRIX,
         code="membership-methods-disagree" if disagreeing else f"membership-{KINDS[verdict]}",
-        next_steps=DEFENSIBLE if verdict is Verdict.UNDECIDED else (),
+        next_steps=_NEXT_STEPS if verdict is Verdict.UNDECIDED else (),
         reason=_reason(verdict, disagreeing, leading, lead, measured, tau.value),
-        evidence=_evidence(verdict, measured, tau.value, tau.rule, band.floor * unit, answers, wanted),
+        evidence=_evidence(verdict, measured, tau.value, tau.rule, band.floor * unit, answers),
         measured=measured,
         bounds=(Bound("residual", lead.residual, "<=" if verdict is Verdict.HOLDS else ">", limit),)
         if verdict is not Verdict.UNDECIDED
@@ -348,12 +243,11 @@ def _numerically(J: Entries, y: Entries, method: str, rule: str, given: float | 
     )
 
 
-KINDS = {Verdict.HOLDS: "at-tolerance", Verdict.FAILS: "not-at-tolerance", Verdict.UNDECIDED: "tolerance-decides"}
-DEFENSIBLE = ("give a tolerance and a residual tolerance that you can defend: tolerance=, residual_tolerance=",)
+_NEXT_STEPS = ("give a tolerance and a residual tolerance that you can justify: tolerance=, residual_tolerance=",)
 
 
 def _curve(profile: RangeProfile, band: ToleranceInterval, unit: float) -> dict[str, Any] | None:
-    """Return rho around the band of the verdict, in the units of J; None where tau is zero or infinite."""
+    """Return rho around the tolerances of the verdict, in the units of J; None if tau is zero or infinite."""
     if not 0.0 < band.low < band.high < math.inf:
         return None
     points = profile.curve(band.low / _AROUND, band.high * _AROUND)
@@ -364,26 +258,20 @@ def _curve(profile: RangeProfile, band: ToleranceInterval, unit: float) -> dict[
     }
 
 
-def _methods(method: str, entries: int) -> tuple[str, ...]:
-    if method != "auto":
-        return (method,)
-    return ("svd", "qr", "lstsq") if entries <= _LSTSQ_ENTRIES else ("svd", "qr")
-
-
 def _reason(
     verdict: Verdict, disagreeing: list[str], leading: str, lead: _Answer, measured: Mapping[str, Any], tau: float
 ) -> str:
     if disagreeing:
         opposite = " and ".join(disagreeing)
-        return f"the methods disagree: {leading} says {lead.verdict}, {opposite} the opposite; no verdict to rely on"
+        return f"the methods disagree: {leading} gives {lead.verdict}, {opposite} the opposite; no verdict is reliable"
     where = f"rank {lead.rank} of at most {min(measured['rows'], measured['columns'])} at tolerance {tau:.1e}"
     if verdict is Verdict.HOLDS:
         return f"y is in the column space up to a residual of {lead.residual:.1e} ||y||; {where}"
     if verdict is Verdict.FAILS:
-        return f"y is not in the column space: {lead.residual:.1e} ||y|| of it lies outside; {where}"
+        return f"y is not in the column space: its residual is {lead.residual:.1e} ||y||; {where}"
     return (
-        f"residual {lead.residual:.1e} ||y||, {where}; the verdict does not stand over a factor of ten: "
-        "a tolerance and a residual tolerance that you can defend would decide"
+        f"residual {lead.residual:.1e} ||y||, {where}; the verdict changes within a factor of ten of the tolerances: "
+        "give a tolerance and a residual tolerance that you can justify"
     )
 
 
@@ -394,22 +282,21 @@ def _evidence(
     rule: str,
     floor: float,
     answers: Mapping[str, _Answer],
-    wanted: tuple[str, ...],
 ) -> tuple[str, ...]:
     shape = f"{measured['rows']} x {measured['columns']}"
     lines = [f"J is {shape}, computed in {measured['dtype']}; tolerance by the rule {rule}"]
     if "turns_at" in measured:
         lines.append(_interval(measured["turns_at"], floor, measured["residual_tolerance"], tau))
     if tau < floor:
-        lines.append(f"the tolerance is below {floor:.1e}, what a float64 decomposition of this matrix resolves")
+        lines.append(f"the tolerance is below {floor:.1e}, the resolution of a float64 decomposition of this matrix")
     if len(answers) > 1:
-        same = {answer.verdict for answer in answers.values()} == {verdict}
-        said = ", ".join(
-            f"{name} {answer.verdict} (residual {answer.residual:.1e})" for name, answer in answers.items()
-        )
-        lines.append(f"{', '.join(answers)} agree" if same else f"by method: {said}")
-    if wanted == ("svd", "qr"):
-        lines.append("lstsq was not run: it would hold a second copy of J; the method lstsq by name runs it")
+        if {answer.verdict for answer in answers.values()} == {verdict}:
+            lines.append(f"{', '.join(answers)} agree")
+        else:
+            each = (f"{name} {answer.verdict} (residual {answer.residual:.1e})" for name, answer in answers.items())
+            lines.append(f"by method: {', '.join(each)}")
+    if tuple(answers) == ("svd", "qr"):
+        lines.append("lstsq was not run, since it needs memory for a second copy of J; method='lstsq' runs it")
     return tuple(lines)
 
 
@@ -421,3 +308,101 @@ def _interval(turn: float | None, floor: float, limit: float, tau: float) -> str
     if turn > floor:
         return f"HOLDS for every tolerance below {turn:.1e}, FAILS at or above it (residual tolerance {limit:.1e})"
     return f"FAILS at every tolerance of {turn:.1e} or more, within rounding error (residual tolerance {limit:.1e})"
+
+
+def _operator_membership(
+    operator: Any,
+    y: Entries,
+    method: str,
+    rule: str,
+    tolerance: float | None,
+    limit: float | None,
+    computed_in: str | None,
+) -> CheckResult:
+    """Check membership in the column space of an operator, from products alone.
+
+    For any b, with r = y - J b, tau ||b|| + ||r|| bounds ||(I - P_tau) y|| from above and
+    sqrt(||r||^2 - (||J^T r|| / tau)^2) - tau ||b|| from below (:meth:`alignver.linalg.lsmr.Iterate.residual_bounds`);
+    HOLDS and FAILS follow from these bounds, so an iteration that has not converged gives UNDECIDED, never a wrong
+    answer.
+    """
+    began = time.perf_counter()
+    if method not in ("auto", "lstsq"):
+        need = "'lstsq' or 'auto'; the other methods need the matrix"
+        raise InvalidInput("method", f"{method!r} for an operator", need, "conflicting-arguments")
+    rows, columns = _shape(operator)
+    _require_fit(y, rows)
+    eps = EPS["float64" if computed_in is None else require.one_of("computed_in", computed_in, EPS)]
+    spectral = spectral_norm(operator, like(start_vector(rows), y.array))
+    _require_finite(spectral)
+    scale = Scale(rows, columns, spectral, None, eps, eps)
+    band = ToleranceInterval(
+        rank_rules.tolerance(rule, scale, tolerance),
+        floor(spectral, rows, columns),
+        default_residual_tolerance(max(eps, y.eps)) if limit is None else limit,
+    )
+    size = norm(y.array)
+    iterate = lsmr(operator, y.array)
+    _require_finite(iterate.residual, iterate.gradient)
+    low, high = (tuple(v / size if size else 0.0 for v in iterate.residual_bounds(t)) for t in (band.low, band.high))
+    verdict = band.membership(low[0], high[1])
+    residual = iterate.residual / size if size else 0.0
+    tau = band.tolerance
+    return CheckResult(
+        name="membership",
+        statement=STATEMENT,
+        verdict=verdict,
+        rigor=Rigor.NUMERICAL,
+        subject=Subject.COMPUTED_MATRIX,
+        code=f"membership-operator-{KINDS[verdict]}",
+        next_steps=("give a larger tolerance, or the matrix itself",) if verdict is Verdict.UNDECIDED else (),
+        reason=_operator_reason(verdict, residual, iterate.iterations),
+        evidence=(
+            f"J is an operator, {rows} x {columns}; tolerance {tau.value:.1e} by the rule {tau.rule}",
+            f"rho between {low[0]:.1e} (at a tenth of the tolerance) and {high[1]:.1e} (at ten times it)",
+        ),
+        measured={
+            "rows": rows,
+            "columns": columns,
+            "method": "lstsq",
+            "residual": residual,
+            "residual_tolerance": band.limit,
+            "residual_lower_bound": low[0],
+            "residual_upper_bound": high[1],
+            "gradient_norm": iterate.gradient,
+            "solution_norm": iterate.size,
+            "iterations": iterate.iterations,
+            "target_norm": size,
+            "largest_singular_value": spectral,
+        },
+        bounds=(Bound("residual", residual, "<=", band.limit),) if verdict is Verdict.HOLDS else (),
+        tolerance=tau,
+        cost={"seconds": time.perf_counter() - began},
+    )
+
+
+def _shape(operator: Any) -> tuple[int, int]:
+    try:
+        rows, columns = (int(size) for size in operator.shape)
+    except (TypeError, ValueError) as error:
+        got = f"an operator of shape {operator.shape!r}"
+        raise InvalidInput("J", got, "a shape of two integers", "wrong-shape") from error
+    if rows < 1 or columns < 1:
+        got = f"an operator of shape {(rows, columns)}"
+        raise InvalidInput("J", got, "an operator that is not empty", "wrong-shape")
+    return rows, columns
+
+
+def _require_finite(*values: float) -> None:
+    if not all(abs(value) < math.inf for value in values):
+        got = "an operator whose products are not finite"
+        raise InvalidInput("J", got, "finite products for finite vectors", "not-finite")
+
+
+def _operator_reason(verdict: Verdict, residual: float, iterations: int) -> str:
+    solution = f"an explicit b leaves {residual:.1e} ||y|| after {iterations} iterations of LSMR"
+    if verdict is Verdict.HOLDS:
+        return f"y is in the column space: {solution}"
+    if verdict is Verdict.FAILS:
+        return f"y is not in the column space: {solution}, and its residual is orthogonal to the range"
+    return f"{solution}, which does not decide at this tolerance; give a larger tolerance, or the matrix itself"

@@ -1,18 +1,16 @@
-"""Does A have the claimed rank? A proof where one is found, and the answer of every rank rule."""
+"""Does A have the claimed rank? A proof if one is found, and the answer of every rank rule."""
 
 from __future__ import annotations
 
 import dataclasses
-import operator
 import time
 from typing import Any
 
 import numpy as np
 
+from alignver import require
 from alignver.arrays import Entries, as_matrix, is_operator
-from alignver.checks import combine
-from alignver.checks import combine as bands
-from alignver.checks.combine import ToleranceInterval
+from alignver.checks.combine import KINDS, ToleranceInterval, combine, floor, search_proof
 from alignver.errors import InvalidInput
 from alignver.linalg import rank_rules
 from alignver.linalg.norms import extreme_scale, largest_singular_value, row_sum_norm
@@ -40,12 +38,12 @@ def check_rank(
     computed_in: str | None = None,
     ball: Ball | None = None,
 ) -> CheckResult:
-    """Check whether A has the rank that is claimed: full rank min(N, d) unless ``rank`` says otherwise.
+    """Check whether A has the claimed rank: full rank min(N, d) unless ``rank`` is given.
 
     The numerical rank at tau is the number of singular values above tau (``svd``), or the least r with
-    ||R_22||_F <= tau in a QR with column pivoting (``qr``); a numerical verdict is given only where it is the same from
-    tau/10 to 10 tau. Before that a proof is looked for, about the matrix of exactly the given entries, or a ball around
-    it.
+    ||R_22||_F <= tau in a QR with column pivoting (``qr``); a numerical verdict is given only if it is the same from
+    tau/10 to 10 tau. Before that a proof is searched for, about the matrix of exactly the given entries, or about a
+    ball around it.
 
     Parameters
     ----------
@@ -54,8 +52,8 @@ def check_rank(
     rank : int, optional
         The claim; between 0 and min(N, d).
     method : {"auto", "svd", "qr", "exact"}
-        ``auto``: proof methods, cheapest first; and numerically svd decides and qr must not contradict it. ``exact``: a
-        proof in rational arithmetic, whatever it takes.
+        ``auto``: proof methods, cheapest first; numerically svd decides and qr must not contradict it. ``exact``: a
+        proof in rational arithmetic, whatever its cost.
     rule, certify, tolerance, computed_in, ball
         As in :func:`~alignver.checks.membership.check_membership`.
 
@@ -83,46 +81,36 @@ def check_rank(
     (<Verdict.FAILS: 'FAILS'>, 1)
     """
     began = time.perf_counter()
-    if method not in METHODS:
-        raise InvalidInput("method", repr(method), "one of " + ", ".join(METHODS))
+    require.one_of("method", method, METHODS)
     rank_rules.find(rule)
     if tolerance is not None:
         tolerance = rank_rules.checked_tolerance(tolerance, "tolerance")
     if is_operator(A):
-        raise InvalidInput("A", "an operator", "a matrix: no product tells a rank")
+        raise InvalidInput("A", "an operator", "a matrix: products with vectors do not determine a rank", "wrong-type")
     matrix = as_matrix(A, "A", computed_in=computed_in)
-    most = min(int(size) for size in matrix.array.shape)
-    if rank is None:
-        rank = most
-    claimed = _claim(rank, most)
-    result = combine.combine(
+    full = min(int(size) for size in matrix.array.shape)
+    if getattr(rank, "ndim", None) == 0:  # what matrix_rank of torch returns
+        rank = rank.item()  # type: ignore[union-attr]
+    need = f"an integer from 0 to min(N, d) = {full}"
+    claimed = full if rank is None else require.integer("rank", rank, least=0, most=full, need=need)
+    search = search_proof(
         prove_rank,
-        (matrix.array, claimed),
-        lambda: _numerically(matrix, claimed, method, rule, tolerance),
+        matrix,
+        claimed,
         method=method,
+        rule=rule,
         certify=certify,
+        tolerance=tolerance,
+        computed_in=computed_in,
         ball=ball,
-        covered=lambda: combine.covered_ball(matrix, rule, tolerance, computed_in, ball),
-        shape=matrix.array.shape,
-        subject="A",
-        name="rank",
-        statement=_statement(claimed, most),
     )
+    numerical = _numerically(matrix, claimed, method, rule, tolerance) if search.needs_numerics else None
+    result = combine(search, numerical, subject="A", name="rank", statement=_statement(claimed, full))
     return dataclasses.replace(result, cost={"seconds": time.perf_counter() - began})
 
 
-def _statement(claimed: int, most: int) -> str:
-    return f"A has rank {claimed}" + (" (full)" if claimed == most else "")
-
-
-def _claim(rank: Any, most: int) -> int:
-    try:
-        claimed = operator.index(rank)
-    except TypeError:
-        claimed = -1
-    if isinstance(rank, bool) or not 0 <= claimed <= most:
-        raise InvalidInput("rank", repr(rank), f"an integer from 0 to min(N, d) = {most}")
-    return claimed
+def _statement(claimed: int, full: int) -> str:
+    return f"A has rank {claimed}" + (" (full)" if claimed == full else "")
 
 
 def _numerically(A: Entries, claimed: int, method: str, rule: str, given: float | None) -> CheckResult:
@@ -130,37 +118,39 @@ def _numerically(A: Entries, claimed: int, method: str, rule: str, given: float 
     matrix = A.array if unit == 1.0 else A.array / unit
     rows, columns = (int(size) for size in matrix.shape)
     reduced = reduce(matrix, None)
-    profiles: dict[str, RangeProfile] = {}
-    if method in ("auto", "svd"):
-        profiles["svd"] = svd_profile(reduced)
-    if method in ("auto", "qr"):
-        profiles["qr"] = qr_profile(reduced)
+    decompositions = (("svd", svd_profile), ("qr", qr_profile))
+    profiles = {name: profile(reduced) for name, profile in decompositions if method in ("auto", name)}
     spectral = float(profiles["svd"].levels[0]) if "svd" in profiles else largest_singular_value(reduced.matrix)
     scale = Scale(rows, columns, spectral, row_sum_norm(matrix), A.eps, A.handed_eps)
     tau = rank_rules.tolerance(rule, scale, None if given is None else given / unit)
-    band = ToleranceInterval(tau, bands.floor(spectral, rows, columns))
+    band = ToleranceInterval(tau, floor(spectral, rows, columns))
 
     leading, profile = next(iter(profiles.items()))
     verdicts = {name: band.rank(each, claimed) for name, each in profiles.items()}
-    opposed = set(verdicts.values()) >= {Verdict.HOLDS, Verdict.FAILS}
+    different = set(verdicts.values())
+    opposed = different >= {Verdict.HOLDS, Verdict.FAILS}
     verdict = Verdict.UNDECIDED if opposed else verdicts[leading]
     counted = profile.rank(tau.value)
     least, most = profile.rank(band.high), profile.rank(band.low)
-    gap = _gap(profile, counted, unit, leading)
+    if len(verdicts) == 1:
+        compared = []
+    elif len(different) == 1:
+        compared = [f"{' and '.join(profiles)} agree"]
+    else:
+        compared = [f"{name} gives {each}" for name, each in verdicts.items()]
     return CheckResult(
         name="rank",
         statement=_statement(claimed, min(rows, columns)),
         verdict=verdict,
         rigor=Rigor.NUMERICAL,
         subject=Subject.COMPUTED_MATRIX,
-        code="rank-methods-disagree" if opposed else f"rank-{_KINDS[verdict]}",
-        next_steps=("give a tolerance that you can defend: tolerance=",) if verdict is Verdict.UNDECIDED else (),
+        code="rank-methods-disagree" if opposed else f"rank-{KINDS[verdict]}",
+        next_steps=("give a tolerance that you can justify: tolerance=",) if verdict is Verdict.UNDECIDED else (),
         reason=_reason(verdict, opposed, counted, claimed, (least, most), tau.value * unit),
         evidence=(
             f"A is {rows} x {columns}, computed in {A.dtype}; tolerance by the rule {tau.rule}",
-            *gap,
-            *([f"{' and '.join(profiles)} agree"] if len(set(verdicts.values())) == 1 and len(verdicts) > 1 else []),
-            *([f"{name} says {each}" for name, each in verdicts.items()] if len(set(verdicts.values())) > 1 else []),
+            _gap(profile, counted, unit, leading),
+            *compared,
         ),
         measured={
             "rows": rows,
@@ -183,32 +173,24 @@ def _numerically(A: Entries, claimed: int, method: str, rule: str, given: float 
     )
 
 
-_KINDS = {Verdict.HOLDS: "at-tolerance", Verdict.FAILS: "not-at-tolerance", Verdict.UNDECIDED: "tolerance-decides"}
-
-
-def _gap(profile: RangeProfile, counted: int, unit: float, method: str) -> tuple[str, ...]:
+def _gap(profile: RangeProfile, counted: int, unit: float, method: str) -> str:
     """Return a sentence with the values on both sides of the cut: a wide gap makes a numerical rank credible."""
     name = "singular value" if method == "svd" else "trailing norm"
-    inside = float(profile.levels[counted - 1]) * unit if counted else None
-    outside = float(profile.levels[counted]) * unit if counted < profile.levels.size else None
-    if inside is None:
-        return (f"no {name} is above the tolerance",)
-    if outside is None:
-        return (f"the smallest {name} is {inside:.1e}",)
-    return (f"{name} {counted} is {inside:.1e}, {name} {counted + 1} is {outside:.1e}",)
+    if not counted:
+        return f"no {name} is above the tolerance"
+    inside = float(profile.levels[counted - 1]) * unit
+    if counted == profile.levels.size:
+        return f"the smallest {name} is {inside:.1e}"
+    outside = float(profile.levels[counted]) * unit
+    return f"{name} {counted} is {inside:.1e}, {name} {counted + 1} is {outside:.1e}"
 
 
 def _reason(verdict: Verdict, opposed: bool, counted: int, claimed: int, ends: tuple[int, int], tau: float) -> str:
     if opposed:
-        return f"svd and qr contradict each other at tolerance {tau:.1e}; no verdict to rely on"
+        return f"svd and qr contradict each other at tolerance {tau:.1e}; neither verdict is reliable"
+    rank = f"rank {counted} at tolerance {tau:.1e}"
     if verdict is Verdict.UNDECIDED:
-        return (
-            f"rank {counted} at tolerance {tau:.1e}, but {ends[0]} at ten times it and {ends[1]} at a tenth: "
-            "a tolerance that you can defend would decide"
-        )
-    stands = (
-        "the same at ten times the tolerance and at a tenth"
-        if ends[0] == ends[1]
-        else f"between {ends[0]} and {ends[1]} nearby"
-    )
-    return f"rank {counted} at tolerance {tau:.1e}, {stands}"
+        return f"{rank}, but {ends[0]} at ten times it and {ends[1]} at a tenth: give a tolerance that you can justify"
+    if ends[0] == ends[1]:
+        return f"{rank}, the same at ten times the tolerance and at a tenth"
+    return f"{rank}, between {ends[0]} and {ends[1]} nearby"
