@@ -1,25 +1,30 @@
 """Is the last hidden layer wide enough (Assumption 4)? Proved at sizes where phi itself cannot be formed.
 
-Rank n of the matrices of an exploitation phase: Lemma 5, proved for the gates and output weights that there are.
+The same proof gives rank n of the matrices of an exploitation phase (Lemma 5), for its gates and output weights.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import operator
 import os
 import time
 from typing import Any
 
 import numpy as np
 
+from alignver import require
 from alignver.arrays import accelerator, as_matrix, as_vector, host
-from alignver.checks import exploration_report
-from alignver.checks.exploration_report import STATEMENT, Setting
+from alignver.checks.exploration_report import (
+    Setting,
+    check_gates,
+    exploration_result,
+    peak_bytes,
+    refute_by_columns,
+    refute_by_rows,
+    staircase_result,
+)
 from alignver.errors import InvalidInput
 from alignver.features.cluster import Cluster
-from alignver.features.refutation import by_columns, by_count, by_equal_rows
 from alignver.features.rows import directions, open_rows, scan_rows
 from alignver.features.staircase import certify_staircase, find_staircase
 from alignver.features.threads import single_threaded_blas
@@ -34,8 +39,10 @@ from alignver.samples import fingerprints, open_samples
 from alignver.theory.exploitation import Exploitation
 
 __all__ = ["Ranks", "check_safe_exploration", "equal_inputs", "prove_ranks"]
-_MOST = 10**7  # units or directions: each takes memory here, and in a certificate
+
 METHODS = ("auto", "staircase", "gram", "dense")
+_MOST = 10**7  # units or directions: each takes memory, here and in a certificate
+_ROOM = 0.25  # a check scales rows by other powers of two, within a factor of two of these
 
 
 @np.errstate(all="ignore")
@@ -62,27 +69,27 @@ def check_safe_exploration(
     .. math:: \exists q \in \mathbb{R}^{m \times h}: \mathrm{rank}\, \phi(q) = n, \qquad
               \phi(q)_{i*} = (\tilde\sigma(z_i^\top q_1) z_i^\top, \ldots, \tilde\sigma(z_i^\top q_h) z_i^\top)
 
-    with the logistic gate. ``staircase`` builds such a q, at the smallest width there can be, out of blocks that are
-    proved one by one; ``gram`` proves it of a given or sampled q by a Cholesky factorization of
+    with the logistic gate. ``staircase`` constructs such a q, at the smallest possible width, from blocks that are
+    proved one by one; ``gram`` gives a proof for a given or sampled q by a Cholesky factorization of
     :math:`(S S^\top) \circ (Z Z^\top)`; ``dense`` decides numerically from the singular values of phi.
 
     Parameters
     ----------
     Z : (n, m) array, numpy.memmap, or iterable of row blocks
-        The outputs of layer H - 2 with the constant 1 as last column. float32 stays float32 where it is. Where it is a
-        CuPy array or a CUDA tensor, ``gram`` factors on that GPU.
+        The outputs of layer H - 2 with the constant 1 as last column. float32 input is not copied to float64 as a
+        whole. For a CuPy array or a CUDA tensor, ``gram`` factors on that GPU.
     width : int, optional
         h. None: the smallest width that can be proved (or the columns of ``q``).
     q : (m, h) array, optional
         The gates; None leaves the choice to the method.
     method : {"auto", "staircase", "gram", "dense"}
-        ``auto``: staircase, or for a given q gram, and dense where that proves nothing and phi is small.
+        ``auto``: staircase, or for a given q gram, and dense if gram proves nothing and phi is small.
     rule : str
         Rank rule that decides for ``dense``; the proved bound of s_min(phi) is compared with every rule.
     delta : float, optional
         Bound of each row's error (2-norm). The proof then holds for every Z within it.
     delta_is_estimate : bool
-        ``delta`` is an estimate and no bound: the verdict is NUMERICAL.
+        ``delta`` is an estimate and not a bound: the verdict is NUMERICAL.
     certify : bool
         False: no certificate, and the verdict is NUMERICAL.
     add_constant : bool
@@ -92,15 +99,16 @@ def check_safe_exploration(
     tries : int
         Directions that the staircase may try.
     seed : int
-        Of directions and of a sampled q.
+        Of the directions and of a sampled q.
     folder : path, optional
-        Where blocks of an iterable and tiles of the Cholesky factor go; tiles stay there and are taken up again.
+        Where blocks of an iterable and tiles of the Cholesky factor are stored; tiles stay there, and a later call
+        continues from them.
     client : dask.distributed.Client, optional
-        Prove the staircase's blocks and make the factor's tiles on its workers. ``gram`` then needs a ``folder`` that
-        all of them share with this process. ``dense`` works here.
+        Prove the staircase's blocks and compute the factor's tiles on its workers. ``gram`` then needs a ``folder``
+        that all of them share with this process. ``dense`` runs in this process.
     X : array, Dataset or DataLoader, optional
-        The inputs that Z was computed from, as :func:`~alignver.checks.data.check_data` takes them. Two equal ones
-        decide at once: rank phi is below n for every theta, width and q.
+        The inputs that Z was computed from, as :func:`~alignver.checks.data.check_data` takes them. If two of them are
+        equal, rank phi is below n for every theta, width and q.
 
     Returns
     -------
@@ -111,8 +119,8 @@ def check_safe_exploration(
     Raises
     ------
     InvalidInput
-        NaN or Inf (named by row), no constant column, a width below 1, q or weights of the wrong shape, unknown names,
-        a client that is closed, workers that do not see the file or folder.
+        NaN or Inf (the message names the row), no constant column, a width below 1, q or weights of the wrong shape,
+        unknown names, a client that is closed, workers that cannot read the file or folder.
 
     References
     ----------
@@ -130,17 +138,15 @@ def check_safe_exploration(
     'width 7 times 5 features is 35 columns, fewer than 40 samples'
     """
     began = time.perf_counter()
-    if method not in METHODS:
-        raise InvalidInput("method", repr(method), "one of " + ", ".join(METHODS))
+    require.one_of("method", method, METHODS)
     if method == "staircase" and q is not None:
-        raise InvalidInput(
-            "q", "gates with method='staircase'", "method='gram' or 'dense': the staircase makes its own"
-        )
+        need = "method='gram' or 'dense': the staircase constructs its own gates"
+        raise InvalidInput("q", "gates with method='staircase'", need, "conflicting-arguments")
     rank_rules.find(rule)
-    width = None if width is None else _count(width, "width")
-    tries = _count(tries, "tries")
-    seed = _count(seed, "seed", least=0, most=2**128)
-    radius = _radius(delta)
+    width = None if width is None else require.integer("width", width, least=1, most=_MOST)
+    tries = require.integer("tries", tries, least=1, most=_MOST)
+    seed = require.integer("seed", seed, least=0, most=2**128)
+    radius = 0.0 if delta is None else require.real("delta", delta, least=0)
     cluster = None if client is None else Cluster(client)
     place = accelerator(Z)
     rows = open_rows(Z, add_constant=add_constant, folder=folder)
@@ -153,22 +159,21 @@ def check_safe_exploration(
             return dataclasses.replace(refuted, cost=_cost(began))
         setting = Setting(rows, width, rule, radius, w, tries, seed, place=place, cluster=cluster)
         if method in ("gram", "dense") or gates is not None:
-            result = exploration_report.check(setting, gates, method, folder)
+            result = check_gates(setting, gates, method, folder)
         else:
-            with single_threaded_blas():  # from the survey on: a product with two threads spins into what follows
+            with single_threaded_blas():  # from the scan on: BLAS threads spin after a product and slow the rest down
                 result = _staircase(setting)
     finally:
         rows.close()
     if result.rigor is Rigor.PROOF and result.verdict is Verdict.HOLDS and (delta_is_estimate or not certify):
-        why = "delta is an estimate" if delta_is_estimate else "no certificate was asked for"
-        result = dataclasses.replace(
-            result, rigor=Rigor.NUMERICAL, certificate=None, evidence=(*result.evidence, f"numerical: {why}")
-        )
+        why = "delta is an estimate" if delta_is_estimate else "no certificate was requested"
+        evidence = (*result.evidence, f"numerical: {why}")
+        result = dataclasses.replace(result, rigor=Rigor.NUMERICAL, certificate=None, evidence=evidence)
     return dataclasses.replace(result, cost=_cost(began))
 
 
 def equal_inputs(X: Any, n: int | None = None) -> CheckResult | None:
-    """Return FAILS with PROOF where two of n inputs are equal, for every theta; None where all of them are distinct.
+    """Return FAILS with PROOF, for every theta, if two of n inputs are equal; None if all of them are distinct.
 
     Examples
     --------
@@ -177,20 +182,19 @@ def equal_inputs(X: Any, n: int | None = None) -> CheckResult | None:
     """
     duplicates = DuplicateInputs.of(fingerprints(open_samples(X)))
     if n is not None and duplicates.n != n:
-        raise InvalidInput("X", f"{duplicates.n} samples beside {n} rows of Z", "the inputs that Z was computed from")
+        got = f"{duplicates.n} samples beside {n} rows of Z"
+        raise InvalidInput("X", got, "the inputs that Z was computed from", "wrong-shape")
     if duplicates.distinct == duplicates.n or arithmetic_fault():
         return None
     i, j = duplicates.equal.pairs[0]
     more = duplicates.equal.count - 1
     others = f" ({more} other pair{'s' * (more > 1)} as well)" if more else ""
-    return CheckResult(
-        name="exploration",
-        statement=STATEMENT,
+    return exploration_result(
         verdict=Verdict.FAILS,
         rigor=Rigor.PROOF,
         reason=f"samples {i} and {j} have equal inputs{others}: rank phi is at most {duplicates.distinct}, "
         f"below n = {duplicates.n}, for every theta, width and all gates",
-        evidence=("proved for the data; without the repeated samples the question is open",),
+        evidence=("proved for the data; the proof does not cover the data without the repeated samples",),
         measured={
             "samples": duplicates.n,
             "distinct": duplicates.distinct,
@@ -199,7 +203,7 @@ def equal_inputs(X: Any, n: int | None = None) -> CheckResult | None:
         },
         subject=Subject.DATA,
         code="exploration-equal-inputs",
-        next_steps=("drop the samples that repeat another, and ask again",),
+        next_steps=("drop the samples that repeat another, and check again",),
         witness={"kind": "equal inputs", "samples": (i, j), "pairs": duplicates.equal.count},
         certificate=duplicates.certificate(),
     )
@@ -209,7 +213,7 @@ def _staircase(setting: Setting) -> CheckResult:
     if setting.weights is not None and not setting.weights.all():
         used = setting.weights[setting.weights != 0.0]
         if not used.size:
-            raise InvalidInput("weights", "nothing but zeros", "at least one weight that is not zero")
+            raise InvalidInput("weights", "only zeros", "at least one weight that is not zero")
         idle = int(setting.weights.size - used.size)
         setting = dataclasses.replace(setting, weights=used, width=int(used.size), idle=idle)
     rows, width = setting.rows, setting.width
@@ -217,67 +221,37 @@ def _staircase(setting: Setting) -> CheckResult:
     fault = arithmetic_fault()
     if fault:
         return _undecided(setting, least, fault)
-    found = scan_rows(rows, directions(rows, setting.tries, setting.seed))
-    if width is not None:
-        refuted = by_count(rows.n, rows.m, width, found.record, rows.added)
-        if refuted is not None:
-            return exploration_report.refutation(setting, refuted)
-    if not setting.delta:  # what refutes Z says nothing about its neighbours
-        refuted = by_equal_rows(rows, found, rows.n if width is None else width)
-        if refuted is not None:
-            return exploration_report.refutation(setting, refuted)
-    # One direction first: where it fails, the rank of Z may be why, and that is known sooner than eight directions
-    # are tried.
-    cluster = setting.cluster
-    search = find_staircase(rows, found, width, delta=setting.delta, tries=1, thorough=False, cluster=cluster)
+    scan = scan_rows(rows, directions(rows, setting.tries, setting.seed))
+    refuted = refute_by_rows(setting, scan)
+    if refuted is not None:
+        return refuted
+    # One direction first: if it fails, the rank of Z may be the cause, which takes less time than eight directions.
+    delta, cluster = setting.delta, setting.cluster
+    search = find_staircase(rows, scan, width, delta=delta, tries=1, thorough=False, cluster=cluster)
     if search.staircase is None:
-        refuted = by_columns(rows, found, width) if width is not None and not setting.delta else None
+        refuted = refute_by_columns(setting, scan)
         if refuted is not None:
-            return exploration_report.refutation(setting, refuted)
-        search = find_staircase(rows, found, width, delta=setting.delta, cluster=cluster)
+            return refuted
+        search = find_staircase(rows, scan, width, delta=delta, cluster=cluster)
     if search.staircase is not None:
-        stairs = search.staircase
-        certificate = certify_staircase(stairs, rows, found, setting.delta)
-        return exploration_report.staircase(setting, stairs, certificate)
+        certificate = certify_staircase(search.staircase, rows, scan, delta)
+        return staircase_result(setting, search.staircase, certificate)
     return _undecided(setting, least, search.reason, search.attempts)
 
 
 def _undecided(setting: Setting, least: int, reason: str, attempts: int = 0) -> CheckResult:
     width = setting.width
-    asked = f"width {width} (smallest possible: {least})" if width is not None else f"any width from {least} on"
-    tried = (
-        (f"{attempts} directions were tried; more directions (tries) or a larger width may help",) if attempts else ()
-    )
-    return CheckResult(
-        name="exploration",
-        statement=STATEMENT,
+    widths = f"width {width} (smallest possible: {least})" if width is not None else f"any width from {least} on"
+    tried = f"{attempts} directions were tried; more directions (tries) or a larger width may help"
+    return exploration_result(
         verdict=Verdict.UNDECIDED,
         rigor=Rigor.NUMERICAL,
-        subject=Subject.COMPUTED_MATRIX,
         code="exploration-not-proved",
-        next_steps=("raise tries, or the width", "give other features: float64, or of another layer"),
-        reason=f"nothing was proved for {asked}: {reason}",
-        evidence=(*tried, *setting.remarks()),
+        next_steps=("increase tries, or the width", "use other features: float64, or of another layer"),
+        reason=f"nothing was proved for {widths}: {reason}",
+        evidence=(*((tried,) if attempts else ()), *setting.remarks()),
         measured=setting.measured(),
     )
-
-
-def _count(value: Any, name: str, *, least: int = 1, most: int = _MOST) -> int:
-    try:
-        count = operator.index(value)
-    except TypeError:
-        count = least - 1
-    if isinstance(value, bool) or not least <= count <= most:
-        raise InvalidInput(name, repr(value), f"an integer >= {least}" + (f" (and <= {most})" if count > most else ""))
-    return count
-
-
-def _radius(delta: float | None) -> float:
-    if delta is None:
-        return 0.0
-    if isinstance(delta, bool) or not isinstance(delta, int | float) or not 0.0 <= delta < math.inf:
-        raise InvalidInput("delta", repr(delta), "a finite number >= 0")
-    return float(delta)
 
 
 def _gates(q: Any, m: int, width: int | None) -> FloatArray | None:
@@ -286,7 +260,7 @@ def _gates(q: Any, m: int, width: int | None) -> FloatArray | None:
     gates = np.ascontiguousarray(host(as_matrix(q, "q").array))
     if gates.shape[0] != m or (width is not None and gates.shape[1] != width):
         need = f"({m}, {'h' if width is None else width}): a column of {m} numbers for each hidden unit"
-        raise InvalidInput("q", f"shape {gates.shape}", need)
+        raise InvalidInput("q", f"shape {gates.shape}", need, "wrong-shape")
     return gates
 
 
@@ -294,32 +268,31 @@ def _weights(weights: Any, width: int | None) -> FloatArray | None:
     if weights is None:
         return None
     if width is None:
-        raise InvalidInput("weights", "weights without a width", "width=h or q, which they belong to")
+        raise InvalidInput(
+            "weights", "weights without a width", "width=h or q, which they belong to", "conflicting-arguments"
+        )
     w = np.ascontiguousarray(host(as_vector(weights, "weights").array))
     if w.size != width:
-        raise InvalidInput("weights", f"{w.size} weights", f"{width}, one for each hidden unit")
+        raise InvalidInput("weights", f"{w.size} weights", f"{width}, one for each hidden unit", "wrong-shape")
     return w
 
 
 def _cost(began: float) -> dict[str, float]:
-    return {"seconds": time.perf_counter() - began, **exploration_report.peak_bytes()}
-
-
-_ROOM = 0.25  # a check scales rows by powers of two of its own, within a factor of two of these
+    return {"seconds": time.perf_counter() - began, **peak_bytes()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranks:
-    """What is proved of each output's A_j.
+    """What is proved about the matrix A_j of each output.
 
     Attributes
     ----------
     entries : tuple
-        ``{"s_min"}``, a lower bound, where rank n is proved, else None.
+        ``{"s_min"}``, a lower bound, if rank n is proved, else None.
     reasons : tuple of str
-        Why not, for those without.
+        Why rank n is not proved, for the other outputs.
     refuted : bool
-        Whether no gates whatsoever give rank n: too few columns, equal rows of Z. That is a proof too.
+        Whether it is proved that no gates give rank n: too few columns, or equal rows of Z.
     """
 
     entries: tuple[dict[str, float] | None, ...]
@@ -335,11 +308,11 @@ class Ranks:
 def prove_ranks(model: Exploitation) -> Ranks:
     r"""Prove rank n of each :math:`A_j = \phi(R^{(j)}) (\mathrm{diag}(W_{j*}) \otimes I)`, by its Gram matrix.
 
-    Costs a verified Cholesky factorization of order n for each output.
+    The cost is a verified Cholesky factorization of order n for each output.
 
     Notes
     -----
-    Rigor: PROOF for the entries that are not None; the others say nothing, unless ``refuted``.
+    Rigor: PROOF for the entries that are not None; None has no meaning, unless ``refuted``.
 
     Examples
     --------
@@ -359,5 +332,5 @@ def prove_ranks(model: Exploitation) -> Ranks:
         else:
             entries.append(None)
             reasons.append(f"rank n of output {j}: {result.verdict}, {result.reason}")
-            refuted |= result.verdict is Verdict.FAILS  # the Gram matrix only proves; what refutes is about Z alone
+            refuted |= result.verdict is Verdict.FAILS  # the Gram matrix only proves; a refutation is about Z alone
     return Ranks(tuple(entries), tuple(reasons), refuted)

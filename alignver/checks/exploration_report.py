@@ -1,17 +1,18 @@
-"""What is asked about phi, and the sentences that answer it.
+"""Results on safe exploration: the setting, the report of each kind of answer, and the check of given gates.
 
-Safe exploration for gates that are given or sampled: the Gram matrix proves, the singular values of phi decide.
+Gates that are given or sampled are checked by the Gram matrix of phi, which proves, or by the singular values of phi,
+which decide numerically.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from alignver.arrays import Array
 from alignver.checks.rank import check_rank
@@ -30,17 +31,29 @@ from alignver.proof.rounding import FloatArray, add_up, mul_down, mul_up, sqrt_u
 from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict, shown_down
 
 __all__ = [
-    "STATEMENT",
     "Setting",
-    "check",
+    "check_gates",
+    "exploration_result",
     "forget_peak",
     "peak_bytes",
-    "refutation",
-    "rules_settled",
-    "size_line",
-    "staircase",
+    "refute_by_columns",
+    "refute_by_rows",
+    "staircase_result",
 ]
-STATEMENT = "Safe exploration (Assumption 4)"
+
+exploration_result = functools.partial(
+    CheckResult,
+    name="exploration",
+    statement="Safe exploration (Assumption 4)",
+    subject=Subject.COMPUTED_MATRIX,
+)
+"""Make a result of the check."""
+
+_DENSE_BYTES = 2_000_000_000
+"""Largest phi that ``dense`` forms: beyond that its SVD takes hours."""
+
+_DENSE_QUICK = 200_000_000
+"""Largest phi that ``auto`` forms if the Gram matrix proves nothing: its SVD takes a minute."""
 
 _EPS = 2.0**-52
 _REMEDIES = {
@@ -49,12 +62,12 @@ _REMEDIES = {
     "columns": "use a layer whose features are not constant and do not repeat each other",
     "rank of Z": "use a layer whose features depend less on each other",
 }
-_NAMED = ("press", "golub")  # the two that the paper's Table 2 was verified with
+_NAMED = ("press", "golub")  # the rules of the paper's Table 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """The question.
+    """The features and the options of the check.
 
     Attributes
     ----------
@@ -66,11 +79,11 @@ class Setting:
     weights : (h,) float64 or None
     tries, seed : int
     idle : int
-        Units with output weight zero, which the staircase does without.
+        Number of units with output weight zero, which the staircase does not use.
     place : array or None
-        On the GPU where the tiles are made, if it is not here.
+        An array on the GPU that computes the tiles; None for the CPU.
     cluster : Cluster or None
-        The workers that make tiles and prove blocks.
+        The workers that compute tiles and prove blocks.
     """
 
     rows: Rows
@@ -85,26 +98,26 @@ class Setting:
     cluster: Cluster | None = None
 
     def measured(self) -> dict[str, Any]:
-        """Return the numbers of the question."""
+        """Return the numbers of the setting."""
         n, m = self.rows.n, self.rows.m
         numbers: dict[str, Any] = {"samples": n, "features": m, "dtype": self.rows.dtype, "delta": self.delta}
         numbers |= {"smallest_possible_width": -(-n // m), "paper_width": -(-2 * n // m)}
         return numbers if self.width is None else {**numbers, "width": self.width}
 
     def remarks(self) -> tuple[str, ...]:
-        """Return what was done to the input, and what the statement covers."""
-        remarks = ["the constant column was added, as asked"] if self.rows.added else []
+        """Return sentences on changes of the input, and on what the statement covers."""
+        remarks = ["the constant column was added, as requested"] if self.rows.added else []
         if self.idle:
-            remarks.append(f"{self.idle} units with output weight zero are left out of the width")
+            remarks.append(f"{self.idle} units with output weight zero do not count in the width")
         if self.delta:
             remarks.append(f"for every Z whose rows differ by at most {shown_down(self.delta)} each")
         return tuple(remarks)
 
 
 def peak_bytes() -> dict[str, int]:
-    """Return the largest resident memory of this process so far, where the system tells: nothing elsewhere.
+    """Return the largest resident memory of this process so far; an empty dict if the system does not report it.
 
-    Linux's VmHWM, not getrusage's maximum: that one is inherited from the process that started this one.
+    Linux's VmHWM, not getrusage's maximum: the latter is inherited from the parent process.
     """
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as status:
@@ -117,31 +130,36 @@ def peak_bytes() -> dict[str, int]:
 
 
 def forget_peak() -> None:
-    """Count the largest resident memory from here on, where Linux lets a process: not what was before."""
+    """Reset the largest resident memory to the present one, if Linux permits it."""
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as control:
         control.write("5")
 
 
-def size_line(setting: Setting, width: int) -> str:
+def _size_line(setting: Setting, width: int) -> str:
     """Return the first sentence of every report on a width."""
     n, m = setting.rows.n, setting.rows.m
     beside = f"(smallest possible: {-(-n // m)}; the paper's: {-(-2 * n // m)})"
     return f"{n} samples, {m} features, width {width} {beside}"
 
 
-def rules_settled(
+def _compare_with_rules(
     setting: Setting, width: int, s_min: float, norm: float
 ) -> tuple[str, tuple[Bound, ...], tuple[dict[str, Any], ...]]:
-    """Compare a proved lower bound of s_min(phi) with what each rank rule counts as zero.
+    """Compare a proved lower bound of s_min(phi) with the tolerance of each rank rule.
 
-    The rules use s_1, which is at most ``norm``: their tolerance is bounded from above, so a bound that exceeds it
-    settles the rule. The rank of a rule that is not settled is None. eps is that of float64, in which phi is
+    The rules use s_1, which is at most ``norm``. This bounds their tolerances from above, so an ``s_min`` above that
+    bound determines the rank. The rank of a rule that is not settled is None. eps is that of float64, in which phi is
     computed from the rows as they are.
+
+    Returns
+    -------
+    tuple
+        A sentence, the bounds of the rules of Table 2, and the table of all rules.
     """
     n, columns = setting.rows.n, setting.rows.m * width
     row_sum = mul_up(norm, sqrt_up(float(columns)))  # ||A||_inf <= sqrt(d) ||A||_2
     scale = Scale(n, columns, norm, row_sum, _EPS, _EPS)
-    table, bounds, said = [], [], []
+    table, bounds, comparisons = [], [], []
     for rule in rank_rules.RULES.values():
         if rule.levels != "singular values":
             continue
@@ -151,47 +169,48 @@ def rules_settled(
         table.append({**entry, "shipped_by": rule.shipped_by, "source": rule.source})
         if rule.name in _NAMED:
             bounds.append(Bound(f"s_min(phi), {rule.name}", s_min, ">", value))
-            said.append(f"{rule.name} needs {value:.1e}" + ("" if settled else " (not settled by this bound)"))
+            comparisons.append(f"{rule.name} needs {value:.1e}" + ("" if settled else " (not settled by this bound)"))
     agreed = ": both rules agree" if all(bound.satisfied for bound in bounds) else ""
-    sentence = f"s_min(phi) >= {shown_down(s_min, 2)}   {', '.join(said)}{agreed}"
+    sentence = f"s_min(phi) >= {shown_down(s_min, 2)}   {', '.join(comparisons)}{agreed}"
     return sentence, tuple(bounds), tuple(table)
 
 
-def staircase(setting: Setting, stairs: Staircase, certificate: Certificate) -> CheckResult:
+def staircase_result(setting: Setting, stairs: Staircase, certificate: Certificate) -> CheckResult:
     """Return HOLDS with a staircase."""
     rows, width, sizes = setting.rows, stairs.width, [block.stop - block.start for block in stairs.blocks]
     inverses = sum(block.method != "gram" for block in stairs.blocks)
     s_min, norm = stairs.s_min, stairs.norm
     weighted: tuple[str, ...] = ()
-    if setting.weights is not None:
-        s_min, norm, weighted = _weighted(setting.weights, stairs)
+    if setting.weights is not None:  # s_min(phi D) >= min |w_k| s_min(phi) for D = diag(w) (x) I
+        size = abs(setting.weights)
+        s_min, norm = mul_down(float(size.min()), s_min), mul_up(float(size.max()), norm)
+        weighted = ("with the output weights given",)
+    low, high = min(sizes), max(sizes)
+    heights = f"{low}" if low == high else f"{low} or {high}" if high == low + 1 else f"{low} to {high}"
     evidence = [
-        f"staircase witness: {len(sizes)} block{'s' * (len(sizes) > 1)} of {_sizes(sizes)} rows, "
+        f"staircase witness: {len(sizes)} block{'s' * (len(sizes) > 1)} of {heights} rows, "
         f"direction {stairs.attempt} of {setting.tries}" + (f", {inverses} by a right inverse" if inverses else "")
     ]
     bounds: tuple[Bound, ...] = ()
     table: tuple[dict[str, Any], ...] = ()
     if s_min > 0.0:
-        sentence, bounds, table = rules_settled(setting, width, s_min, norm)
+        sentence, bounds, table = _compare_with_rules(setting, width, s_min, norm)
         evidence.append(sentence)
-    found = "the smallest width there can be" if width == -(-rows.n // rows.m) else "the smallest width that was proved"
-    reason = size_line(setting, width) + (f": {found}" if setting.width is None else "")
-    return CheckResult(
-        name="exploration",
-        statement=STATEMENT,
+    minimal = width == -(-rows.n // rows.m)
+    proved = "the smallest possible width" if minimal else "the smallest width that was proved"
+    return exploration_result(
         verdict=Verdict.HOLDS,
         rigor=Rigor.PROOF,
-        reason=reason,
-        evidence=(*evidence, *weighted, *setting.remarks()),
-        subject=Subject.COMPUTED_MATRIX,
         code="exploration-staircase",
+        reason=_size_line(setting, width) + (f": {proved}" if setting.width is None else ""),
+        evidence=(*evidence, *weighted, *setting.remarks()),
         measured={
             **setting.measured(),
             "method": "staircase",
             "width": width,
             "blocks": len(sizes),
-            "smallest_block": min(sizes),
-            "largest_block": max(sizes),
+            "smallest_block": low,
+            "largest_block": high,
             "right_inverses": inverses,
             "direction": stairs.attempt,
             "c": stairs.c,
@@ -205,213 +224,167 @@ def staircase(setting: Setting, stairs: Staircase, certificate: Certificate) -> 
     )
 
 
-def _sizes(sizes: list[int]) -> str:
-    low, high = min(sizes), max(sizes)
-    if low == high:
-        return str(low)
-    return f"{low} or {high}" if high == low + 1 else f"{low} to {high}"
-
-
-def _weighted(weights: FloatArray, stairs: Staircase) -> tuple[float, float, tuple[str, ...]]:
-    r"""Return the bounds with output weights: :math:`s_{\min}(\phi D) \ge \min|w_k|\, s_{\min}(\phi)` for D = diag(w)
-    (x) I.
-    """
-    size = abs(weights)
-    least, most = float(size.min()), float(size.max())
-    return mul_down(least, stairs.s_min), mul_up(most, stairs.norm), ("with the output weights given",)
-
-
-def refutation(setting: Setting, refuted: Refutation) -> CheckResult:
-    """Return FAILS with its witness and certificate."""
+def _refutation_result(setting: Setting, refuted: Refutation | None) -> CheckResult | None:
+    """Return FAILS with its witness and certificate; None without a refutation."""
+    if refuted is None:
+        return None
+    kind = refuted.witness["kind"]
     evidence = [f"{setting.rows.n} samples, {setting.rows.m} features"]
-    if refuted.witness["kind"] == "equal rows":
-        evidence.append("if their inputs are equal too, this holds for every theta: no width helps")
-    elif refuted.witness["kind"] == "count":
+    if kind == "equal rows":
+        evidence.append("if their inputs are equal too, this holds for every theta and every width")
+    elif kind == "count":
         evidence.append(f"the smallest possible width is {-(-setting.rows.n // setting.rows.m)}, for every theta")
-    return CheckResult(
-        name="exploration",
-        statement=STATEMENT,
+    return exploration_result(
         verdict=Verdict.FAILS,
         rigor=Rigor.PROOF,
+        code=f"exploration-{kind.replace(' ', '-')}",
+        next_steps=(_REMEDIES[kind],),
         reason=refuted.reason,
         evidence=(*evidence, *setting.remarks()),
         measured=setting.measured(),
-        subject=Subject.COMPUTED_MATRIX,
-        code=f"exploration-{refuted.witness['kind'].replace(' ', '-')}",
-        next_steps=(_REMEDIES[refuted.witness["kind"]],),
         witness=refuted.witness,
         certificate=refuted.certificate,
     )
 
 
-_DENSE_BYTES = 2_000_000_000
-"""Largest phi that ``dense`` forms: its SVD takes hours beyond that."""
+def refute_by_rows(setting: Setting, scan: RowScan) -> CheckResult | None:
+    """Refute by the number of columns or by equal rows of Z; None if neither applies."""
+    rows, width = setting.rows, setting.width
+    refuted = None if width is None else by_count(rows.n, rows.m, width, scan.record, rows.added)
+    if refuted is None and not setting.delta:  # a refutation for Z does not extend to the Z within delta
+        refuted = by_equal_rows(rows, scan, rows.n if width is None else width)
+    return _refutation_result(setting, refuted)
 
-_DENSE_QUICK = 200_000_000
-"""Largest phi that ``auto`` forms where the Gram matrix proved nothing: a minute's SVD."""
+
+def refute_by_columns(setting: Setting, scan: RowScan) -> CheckResult | None:
+    """Refute by the rank of Z, after a proof has failed: it may take a pass over Z and seconds."""
+    if setting.width is None or setting.delta:
+        return None
+    return _refutation_result(setting, by_columns(setting.rows, scan, setting.width))
 
 
-def check(
+def check_gates(
     setting: Setting, gates: FloatArray | None, method: str, folder: str | os.PathLike[str] | None
 ) -> CheckResult:
-    """Check given gates (m, h), or gates sampled from the standard normal distribution as the paper does."""
+    """Check given gates (m, h), or gates sampled from the standard normal distribution as in the paper."""
     rows = setting.rows
     sampled = gates is None
     if gates is None:
         width = setting.width if setting.width is not None else -(-2 * rows.n // rows.m)
         gates = np.random.default_rng(setting.seed).standard_normal((rows.m, width))
     setting = dataclasses.replace(setting, width=int(gates.shape[1]))
-    how = f"q sampled from the standard normal distribution, seed {setting.seed}" if sampled else "q as given"
+    origin = f"q sampled from the standard normal distribution, seed {setting.seed}" if sampled else "q as given"
+    quick = 8 * rows.n * rows.m * gates.shape[1] <= _DENSE_QUICK and not setting.delta
     fault = arithmetic_fault()
-    if fault and method != "gram" and 8 * rows.n * rows.m * gates.shape[1] <= _DENSE_QUICK and not setting.delta:
-        return _by_svd(setting, gates, how, sampled)
     if fault:
-        return _nothing_proved(setting, how, {**setting.measured(), "method": method}, fault)
-    found = scan_rows(rows, directions(rows, 1, setting.seed))
-    refuted = _refuted(setting, found)
+        if method != "gram" and quick:
+            return _check_by_svd(setting, gates, origin, sampled)
+        return _nothing_proved(setting, origin, {**setting.measured(), "method": method}, fault)
+    scan = scan_rows(rows, directions(rows, 1, setting.seed))
+    refuted = refute_by_rows(setting, scan)
     if refuted is not None:
         return refuted
-    proof = None
-    if method in ("auto", "gram"):
-        proof = _by_gram(setting, gates, how, folder, found)
-        if proof.verdict is Verdict.HOLDS:
-            return proof
-        refuted = _refuted_by_columns(setting, found)
-        size = 8 * rows.n * rows.m * gates.shape[1]
-        if refuted is not None or method == "gram" or size > _DENSE_QUICK or setting.delta:
-            return proof if refuted is None else refuted
-    result = _by_svd(setting, gates, how, sampled)
-    if proof is not None:
-        return dataclasses.replace(result, evidence=(*result.evidence, proof.reason))
-    refuted = None if result.verdict is Verdict.HOLDS else _refuted_by_columns(setting, found)
-    return result if refuted is None else refuted
+    if method == "dense":
+        result = _check_by_svd(setting, gates, origin, sampled)
+        refuted = None if result.verdict is Verdict.HOLDS else refute_by_columns(setting, scan)
+        return result if refuted is None else refuted
+    proof = _prove_by_gram(setting, gates, origin, folder, scan)
+    if proof.verdict is Verdict.HOLDS:
+        return proof
+    refuted = refute_by_columns(setting, scan)
+    if refuted is not None:
+        return refuted
+    if method == "gram" or not quick:
+        return proof
+    result = _check_by_svd(setting, gates, origin, sampled)
+    return dataclasses.replace(result, evidence=(*result.evidence, proof.reason))
 
 
-def _refuted(setting: Setting, found: RowScan) -> CheckResult | None:
-    rows, width = setting.rows, setting.width
-    assert width is not None
-    refuted = by_count(rows.n, rows.m, width, found.record, rows.added)
-    if refuted is None and not setting.delta:
-        refuted = by_equal_rows(rows, found, width)
-    return None if refuted is None else refutation(setting, refuted)
-
-
-def _refuted_by_columns(setting: Setting, found: RowScan) -> CheckResult | None:
-    """Refute by the rank of Z: looked at where nothing was proved, since it can take a pass over Z and seconds."""
-    assert setting.width is not None
-    refuted = None if setting.delta else by_columns(setting.rows, found, setting.width)
-    return None if refuted is None else refutation(setting, refuted)
-
-
-def _by_gram(
-    setting: Setting, q: FloatArray, how: str, folder: str | os.PathLike[str] | None, found: RowScan
+def _prove_by_gram(
+    setting: Setting, q: FloatArray, origin: str, folder: str | os.PathLike[str] | None, scan: RowScan
 ) -> CheckResult:
     rows, width = setting.rows, int(q.shape[1])
-    Z = rows.read(0, rows.n)
-    gram = scaled_gram(Z, q, setting.weights, setting.delta)
+    gram = scaled_gram(rows.read(0, rows.n), q, setting.weights, setting.delta)
     if isinstance(gram, str):
         definite = Definite(False, 0.0, 0.0, 0.0, 0.0, gram)
     else:
         definite = prove_definite(gram, folder=folder, place=setting.place, cluster=setting.cluster)
     measured = {**setting.measured(), "method": "gram", "margin": definite.margin, "shift": definite.shift}
-    line = size_line(setting, width)
     if not definite.proved or isinstance(gram, str):
-        return _nothing_proved(setting, how, measured, definite.reason)
-    # Of D phi as computed, and of how far the exact one may be; undone by the largest 2^-e.
+        return _nothing_proved(setting, origin, measured, definite.reason)
+    # The norm of the computed D phi and the distance of the exact one from it, divided by the smallest scale 2^e.
     norm = mul_up(add_up(sqrt_up(gram.trace), gram.moved), 2.0 ** -int(gram.exponents.min()))
-    sentence, bounds, table = rules_settled(setting, width, definite.s_min, norm)
-    return CheckResult(
-        name="exploration",
-        statement=STATEMENT,
-        verdict=Verdict.HOLDS,
-        rigor=Rigor.NUMERICAL if definite.taken else Rigor.PROOF,
-        subject=Subject.COMPUTED_MATRIX,
-        code="exploration-gram",
-        reason=line,
-        evidence=(how, f"verified Cholesky factorization of phi phi^T{_taken(definite)}", sentence, *setting.remarks()),
-        measured={**measured, "s_min_lower": definite.s_min, "norm_upper": norm, "rules": table},
-        bounds=bounds,
-        certificate=_certificate(setting, q, definite, gram.exponents, found),
-    )
-
-
-def _nothing_proved(setting: Setting, how: str, measured: dict[str, Any], why: str) -> CheckResult:
-    assert setting.width is not None
-    return CheckResult(
-        name="exploration",
-        statement=STATEMENT,
-        verdict=Verdict.UNDECIDED,
-        rigor=Rigor.NUMERICAL,
-        subject=Subject.COMPUTED_MATRIX,
-        code="exploration-gates-not-proved",
-        next_steps=("method='staircase', which makes gates of its own", "float64 features, or a smaller delta"),
-        reason=f"nothing was proved about these gates: {why}",
-        evidence=(size_line(setting, setting.width), how, *setting.remarks()),
-        measured=measured,
-    )
-
-
-def _taken(definite: Definite) -> str:
-    """Say what was not computed here. The origin of tiles in a folder is unknown; the certificate does without them."""
-    if not definite.taken:
-        return ""
-    return f", {definite.taken} of its tile columns from the folder: no proof until the certificate has been verified"
-
-
-def _certificate(
-    setting: Setting, q: FloatArray, definite: Definite, exponents: npt.NDArray[np.int64], found: RowScan
-) -> Certificate:
-    rows = setting.rows
+    sentence, bounds, table = _compare_with_rules(setting, width, definite.s_min, norm)
+    # The origin of tiles that were read from a folder is unknown. The certificate does not use them.
+    stored = ""
+    if definite.taken:
+        stored = f", {definite.taken} of its tile columns from the folder: no proof until the certificate is verified"
+    weights = {} if setting.weights is None else {"weights": setting.weights}
     constants = {
         "rank": rows.n,
-        "width": int(q.shape[1]),
+        "width": width,
         "add_constant": rows.added,
         "s_min": definite.s_min,
         "delta": setting.delta,
     }
-    data = {"gates": q, "scaling": exponents} | ({} if setting.weights is None else {"weights": setting.weights})
-    return seal("exploration-gates", "gram", {"Z": found.record}, data, constants)
-
-
-def _by_svd(setting: Setting, q: FloatArray, how: str, sampled: bool) -> CheckResult:
-    rows, width = setting.rows, int(q.shape[1])
-    if 8 * rows.n * rows.m * width > _DENSE_BYTES:
-        size = 8e-9 * rows.n * rows.m * width
-        raise InvalidInput(
-            "method", f"'dense' for a phi of {size:.1f} GB", "'staircase' or 'gram', which never form it"
-        )
-    if setting.delta:
-        raise InvalidInput("delta", "a radius with method='dense'", "'staircase' or 'gram': a proof covers a ball")
-    with np.errstate(all="ignore"):
-        phi = dense_phi(rows.read(0, rows.n), q, setting.weights)
-    if not bool(np.all(np.isfinite(phi))):
-        raise InvalidInput("q", f"entries up to {np.abs(q).max():.1e}", "gates whose products with Z and w are finite")
-    named = ("press", "golub")
-    ranks = {rule: check_rank(phi, rank=rows.n, method="svd", rule=rule, certify=False) for rule in named}
-    if setting.rule in ranks:
-        deciding = ranks[setting.rule]
-    else:
-        deciding = check_rank(phi, rank=rows.n, method="svd", rule=setting.rule, certify=False)
-    verdict, reason = deciding.verdict, f"phi has {deciding.reason}"
-    if sampled and verdict is Verdict.FAILS:
-        verdict = Verdict.UNDECIDED
-        reason += "; that refutes the sampled gates only: another seed, or method='staircase', may do"
-    said = ", ".join(f"{rule} says rank {result.measured['rank']}" for rule, result in ranks.items())
-    return CheckResult(
-        name="exploration",
-        statement=STATEMENT,
-        verdict=verdict,
-        rigor=Rigor.NUMERICAL,
-        subject=Subject.COMPUTED_MATRIX,
-        code=f"exploration-{deciding.code}",
-        next_steps=deciding.next_steps,
-        reason=reason,
-        evidence=(size_line(setting, width), how, f"{said} of {rows.n}", *setting.remarks()),
-        measured={**setting.measured(), "method": "dense", **_levels(deciding)},
-        tolerance=deciding.tolerance,
+    data = {"gates": q, "scaling": gram.exponents, **weights}
+    return exploration_result(
+        verdict=Verdict.HOLDS,
+        rigor=Rigor.NUMERICAL if definite.taken else Rigor.PROOF,
+        code="exploration-gram",
+        reason=_size_line(setting, width),
+        evidence=(origin, f"verified Cholesky factorization of phi phi^T{stored}", sentence, *setting.remarks()),
+        measured={**measured, "s_min_lower": definite.s_min, "norm_upper": norm, "rules": table},
+        bounds=bounds,
+        certificate=seal("exploration-gates", "gram", {"Z": scan.record}, data, constants),
     )
 
 
-def _levels(result: CheckResult) -> dict[str, object]:
-    keys = ("rank", "smallest_level", "largest_singular_value", "rules")
-    return {key: result.measured[key] for key in keys}
+def _nothing_proved(setting: Setting, origin: str, measured: dict[str, Any], why: str) -> CheckResult:
+    assert setting.width is not None
+    return exploration_result(
+        verdict=Verdict.UNDECIDED,
+        rigor=Rigor.NUMERICAL,
+        code="exploration-gates-not-proved",
+        next_steps=("method='staircase', which constructs its own gates", "float64 features, or a smaller delta"),
+        reason=f"nothing was proved about these gates: {why}",
+        evidence=(_size_line(setting, setting.width), origin, *setting.remarks()),
+        measured=measured,
+    )
+
+
+def _check_by_svd(setting: Setting, q: FloatArray, origin: str, sampled: bool) -> CheckResult:
+    rows, width = setting.rows, int(q.shape[1])
+    size = 8 * rows.n * rows.m * width
+    if size > _DENSE_BYTES:
+        got, need = f"'dense' for a phi of {1e-9 * size:.1f} GB", "'staircase' or 'gram', which never form it"
+        raise InvalidInput("method", got, need, "too-large")
+    if setting.delta:
+        need = "'staircase' or 'gram': a proof covers a ball"
+        raise InvalidInput("delta", "a radius with method='dense'", need, "conflicting-arguments")
+    with np.errstate(all="ignore"):
+        phi = dense_phi(rows.read(0, rows.n), q, setting.weights)
+    if not bool(np.all(np.isfinite(phi))):
+        got = f"entries up to {np.abs(q).max():.1e}"
+        raise InvalidInput("q", got, "gates whose products with Z and w are finite", "not-finite")
+    ranks = {
+        rule: check_rank(phi, rank=rows.n, method="svd", rule=rule, certify=False)
+        for rule in dict.fromkeys((*_NAMED, setting.rule))
+    }
+    deciding = ranks[setting.rule]
+    verdict, reason = deciding.verdict, f"phi has {deciding.reason}"
+    if sampled and verdict is Verdict.FAILS:
+        verdict = Verdict.UNDECIDED
+        reason += "; that refutes the sampled gates only: try another seed, or method='staircase'"
+    by_rule = ", ".join(f"{rule} gives rank {ranks[rule].measured['rank']}" for rule in _NAMED)
+    levels = {key: deciding.measured[key] for key in ("rank", "smallest_level", "largest_singular_value", "rules")}
+    return exploration_result(
+        verdict=verdict,
+        rigor=Rigor.NUMERICAL,
+        code=f"exploration-{deciding.code}",
+        next_steps=deciding.next_steps,
+        reason=reason,
+        evidence=(_size_line(setting, width), origin, f"{by_rule} of {rows.n}", *setting.remarks()),
+        measured={**setting.measured(), "method": "dense", **levels},
+        tolerance=deciding.tolerance,
+    )

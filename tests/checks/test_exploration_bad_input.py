@@ -41,7 +41,7 @@ def test_constant_that_is_missing_in_one_block(many_blocks, tmp_path):
     with pytest.raises(InvalidInput, match="in the last column, row 512; needs the constant 1 as its last column"):
         check_safe_exploration(mapped(tmp_path, Z))
     result = check_safe_exploration(mapped(tmp_path, Z), add_constant=True)
-    assert "the constant column was added, as asked" in str(result)
+    assert "the constant column was added, as requested" in str(result)
 
 
 @pytest.mark.parametrize("method", ["staircase", "gram"])

@@ -37,11 +37,11 @@ def folder(files, monkeypatch):
     ("arguments", "code", "words"),
     [
         (["Z.npy", "--width", "8"], 0, "staircase witness"),
-        (["bare.npy", "--add-constant"], 0, "the smallest width there can be"),
+        (["bare.npy", "--add-constant"], 0, "the smallest possible width"),
         (["Z.npy", "--width", "6"], 1, "fewer than 60 samples"),
         (["equal.npy", "--width", "30"], 1, "samples 2 and 40 have equal features"),
         (["Z.npy", "--q", "q.npy"], 0, "verified Cholesky"),
-        (["Z.npy", "--q", "q.npy", "--method", "dense"], 0, "press says rank 60"),
+        (["Z.npy", "--q", "q.npy", "--method", "dense"], 0, "press gives rank 60"),
         (["Z.npy", "--width", "8", "--delta", "100"], 3, "nothing was proved"),
         (["Z.npy", "--method", "gram", "--tiles", "tiles"], 0, "q sampled"),
         (["--model", "net.py:build", "--data", "data.npz", "--layer", "1"], 0, "30 samples, 7 features"),
@@ -177,7 +177,7 @@ def test_json(here, folder):
     [
         ([], "--model with --data and --layer"),
         (["bare.npy"], "or add_constant=True"),
-        (["Z.npy", "--width", "0"], "--width: got 0"),
+        (["Z.npy", "--width", "0"], "--width: got width=0"),
         (["Z.npy", "--q", "Z.npy"], "q (Z.npy): got shape (60, 9)"),
         (["Z.npy", "--model", "net.py:build"], "a model beside the features Z.npy"),
         (["--model", "net.py:build"], "--data: got no file"),
