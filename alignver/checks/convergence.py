@@ -1,6 +1,7 @@
-"""Theorem 3 held against a recorded run: the loss beside a bound made of nu, beta-hat and a Lipschitz constant.
+"""A recorded run compared with the theorems: measured and theoretical values side by side, premises first.
 
-A recorded run held against the theorems: measured and theoretical values side by side, premises first.
+Theorem 3 bounds the loss of the exploration phase by nu, beta-hat and a Lipschitz constant; Lemmas 2 and 8, Theorem 5
+and Assumption 7 are about the exploitation phase.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from alignver import require
 from alignver.arrays import EPS, as_vector, host
 from alignver.checks.exploration import prove_ranks
 from alignver.errors import InvalidInput
@@ -24,7 +26,17 @@ from alignver.theory.record import TrainingRecord, UpdateConstants, constants_of
 from alignver.theory.smoothness import Smoothness, smoothness
 
 __all__ = ["check_convergence", "check_theorem_3"]
-STATEMENT = "Theorem 3"
+
+_FEW = 2000
+"""Number of samples up to which rank n is proved here if the caller does not provide it."""
+
+_KINDS = {Verdict.HOLDS: "kept", Verdict.FAILS: "violated", Verdict.UNDECIDED: "premise-missing"}
+
+
+def _result(name: str, statement: str, verdict: Verdict, reason: str, **more: Any) -> CheckResult:
+    code = f"{name.replace('_', '-')}-{_KINDS[verdict]}"
+    about: dict[str, Any] = {"rigor": Rigor.NUMERICAL, "subject": Subject.NETWORK, "code": code, **more}
+    return CheckResult(name=name, statement=statement, verdict=verdict, reason=reason, **about)
 
 
 def check_theorem_3(
@@ -45,11 +57,11 @@ def check_theorem_3(
     Parameters
     ----------
     record : TrainingRecord
-        Of the whole loss over all parameters, before tau; entries from tau on are left out.
+        Of the whole loss over all parameters, before tau; entries from tau on are not used.
     aligned : (T,) bool
         At which recorded steps vec(Y*) was in the column space of the Jacobian.
     nu_norms, beta_norms : (T,) arrays
-        :math:`\|\nu(\theta^t)\|` and :math:`\|\hat\beta(\theta^t, \eta)\|`; looked at where aligned.
+        :math:`\|\nu(\theta^t)\|` and :math:`\|\hat\beta(\theta^t, \eta)\|`; used at the aligned steps.
     target : float
         :math:`\mathcal L^*(\eta Y^*)`.
     lipschitz : float
@@ -58,8 +70,8 @@ def check_theorem_3(
     Returns
     -------
     CheckResult
-        NUMERICAL at most. UNDECIDED where the method is not gradient descent, the step is not constant and below 2 / L,
-        or no step was aligned.
+        NUMERICAL. UNDECIDED if the method is not gradient descent, the step is not constant and below 2 / L, or no
+        step was aligned.
 
     Raises
     ------
@@ -73,40 +85,41 @@ def check_theorem_3(
     >>> check_theorem_3(record, aligned=[1, 1], **norms, target=0.0, lipschitz=2.0).verdict
     <Verdict.HOLDS: 'HOLDS'>
     """
-    if not 0.0 < lipschitz < math.inf:
-        raise InvalidInput("lipschitz", repr(lipschitz), "a positive finite number")
+    lipschitz = require.real("lipschitz", lipschitz, above=0)
     columns = {}
     for name, values in (("aligned", aligned), ("nu_norms", nu_norms), ("beta_norms", beta_norms)):
         columns[name] = np.asarray(host(as_vector(values, name).array), dtype=np.float64)
         if columns[name].shape != record.steps.shape:
-            raise InvalidInput(name, f"{columns[name].size} entries", f"{record.steps.size}, one for each step")
+            need = f"{record.steps.size}, one for each step"
+            raise InvalidInput(name, f"{columns[name].size} entries", need, "wrong-shape")
     explored = ~np.asarray(record.exploiting)
     counted = explored & (columns["aligned"] != 0.0)
     sizes = record.step_sizes[explored]
+    alpha, missing = math.nan, ""
     if not bool(counted.any()):
-        return _undecided("at no recorded step of the exploration phase vec(Y*) was in the column space")
-    if record.method != "gradient descent":
-        return _undecided(f"the method is {record.method!r}, not 'gradient descent'")
-    if float(sizes.max()) > float(sizes.min()) * (1.0 + 1e-9):
-        return _undecided("the step varies")
-    alpha = 0.5 * float(sizes[0]) * lipschitz
-    if not 0.0 < alpha < 1.0:
-        return _undecided(f"the step {sizes[0]:.4g} is not below 2 / L = {2.0 / lipschitz:.4g}")
+        missing = "vec(Y*) was in the column space at no recorded step of the exploration phase"
+    elif record.method != "gradient descent":
+        missing = f"the method is {record.method!r}, not 'gradient descent'"
+    elif float(sizes.max()) > float(sizes.min()) * (1.0 + 1e-9):
+        missing = "the step varies"
+    else:
+        alpha = 0.5 * float(sizes[0]) * lipschitz
+        if not 0.0 < alpha < 1.0:
+            missing = f"the step {sizes[0]:.4g} is not below 2 / L = {2.0 / lipschitz:.4g}"
+    if missing:
+        return _result("theorem_3", "Theorem 3", Verdict.UNDECIDED, missing)
     size = zeta(columns["nu_norms"][counted], columns["beta_norms"][counted])
     losses = record.losses[counted]
     count = int(counted.sum())
     limit = theorem_3(float(losses[0]), target, lipschitz, alpha, size, count)
     least = float(losses.min())
     holds = least <= limit * (1.0 + 1e-9)
-    said = "below" if holds else "above"
-    return CheckResult(
-        name="theorem_3",
-        statement=STATEMENT,
-        verdict=Verdict.HOLDS if holds else Verdict.FAILS,
-        rigor=Rigor.NUMERICAL,
-        subject=Subject.NETWORK,
-        code="theorem-3-kept" if holds else "theorem-3-violated",
-        reason=f"the least loss of {count} aligned steps is {least:.4g}, {said} the bound {limit:.4g}",
+    side = "below" if holds else "above"
+    return _result(
+        "theorem_3",
+        "Theorem 3",
+        Verdict.HOLDS if holds else Verdict.FAILS,
+        f"the least loss of {count} aligned steps is {least:.4g}, {side} the bound {limit:.4g}",
         evidence=("L is the caller's: with a lower bound of it, as power iteration gives, this shows little",),
         measured={"least_loss": least, "bound": limit, "zeta": size, "alpha": alpha, "aligned_steps": count},
         bounds=(Bound("least loss", least, "<=", limit),),
@@ -114,18 +127,9 @@ def check_theorem_3(
     )
 
 
-def _undecided(why: str) -> CheckResult:
-    about: dict[str, Any] = {"subject": Subject.NETWORK, "code": "theorem-3-premise-missing"}
-    return CheckResult("theorem_3", STATEMENT, Verdict.UNDECIDED, Rigor.NUMERICAL, why, **about)
-
-
-_FEW = 2000
-"""Samples up to which rank n is proved here where the caller says nothing about it."""
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Phase:
-    """The exploitation phase of a record and what was computed about it."""
+    """The exploitation phase of a record, and quantities that were computed from it."""
 
     steps: Any
     losses: Any
@@ -145,9 +149,9 @@ class _Phase:
         return float(self.eps**0.6)
 
     def noise(self, losses: Any) -> Any:
-        """Room for what outputs that are off by 1000 eps of the first ones' size can change in losses."""
-        off = 1000.0 * self.eps * math.sqrt(max(float(self.losses[0]), 0.0))
-        return self.slack * np.abs(losses) + off * (2.0 * np.sqrt(np.abs(losses)) + off)
+        """Bound of the change of losses if the outputs change by 1000 eps relative to the size of the first ones."""
+        error = 1000.0 * self.eps * math.sqrt(max(float(self.losses[0]), 0.0))
+        return self.slack * np.abs(losses) + error * (2.0 * np.sqrt(np.abs(losses)) + error)
 
 
 def check_convergence(
@@ -166,29 +170,29 @@ def check_convergence(
     Parameters
     ----------
     record : TrainingRecord
-        Its entries with t >= tau are looked at.
+        Its entries with t >= tau are used.
     model : Exploitation
         Gates frozen at tau.
     weights : (m_y, h, m) array
-        theta^tau: those of the first step of the phase.
+        theta^tau: the weights of the first step of the phase.
     Y : targets
     loss : str or SampleLoss
         Convex: others are refused.
     rank_n : bool, optional
-        Whether every :math:`A_j` has rank n, where the caller has proved that or knows better. None: it is proved here
-        for up to 2000 samples.
+        Whether every :math:`A_j` has rank n, if the caller has proved or refuted it. None: it is proved here for up to
+        2000 samples.
     etas : sequence of float, optional
-        Which multiples of Y_l to fit reference points to.
+        The multiples of Y_l that reference points are fitted to.
     computed_in : str
-        Dtype in which the run computed its losses: how much of them is rounding.
+        Dtype in which the run computed its losses; it determines their rounding errors.
 
     Returns
     -------
     list of CheckResult
         ``updates`` (Assumption 7), ``step`` (steps below the limit of Theorem 4), ``descent`` (every step lowers the
-        loss as Lemma 2 says), ``descent_bound`` ((168), no ranks needed), ``theorem_5_i``, ``theorem_5_ii``. A theorem
-        whose premises are not established is UNDECIDED. FAILS of a theorem means that the record is not that of
-        a run as it says.
+        loss as in Lemma 2), ``descent_bound`` ((168), no ranks needed), ``theorem_5_i``, ``theorem_5_ii``. A theorem
+        whose premises are not established is UNDECIDED. FAILS of a theorem means that the record does not belong to
+        the run that it describes.
 
     Raises
     ------
@@ -215,12 +219,11 @@ def check_convergence(
     """
     problem = objective(model, Y, loss)
     theta = model.weights(weights)
-    if computed_in not in EPS:
-        raise InvalidInput("computed_in", repr(computed_in), "one of " + ", ".join(sorted(EPS)))
-    seen = np.asarray(record.exploiting)
-    if not bool(seen.any()):
+    require.one_of("computed_in", computed_in, EPS)
+    exploiting = np.asarray(record.exploiting)
+    if not bool(exploiting.any()):
         raise InvalidInput("record", f"no step at or after tau = {record.tau}", "steps of the exploitation phase")
-    steps, losses, sizes = record.steps[seen], record.losses[seen], record.step_sizes[seen]
+    steps, losses, sizes = record.steps[exploiting], record.losses[exploiting], record.step_sizes[exploiting]
     start = problem.value(theta)
     if int(steps[0]) == record.tau and not math.isclose(float(losses[0]), start, rel_tol=1e-3, abs_tol=1e-9):
         need = "the model, weights and targets that the record is about"
@@ -229,10 +232,12 @@ def check_convergence(
     if rank_n is None:
         ranks = prove_ranks(model) if model.n <= _FEW else None
         rank_n = ranks is not None and ranks.all
-        notes = (f"rank n was not looked at for {model.n} samples",) if ranks is None else ranks.reasons
-    updates, norms, moves = None, record.gradient_norms, record.update_norms
-    if norms is not None and moves is not None and record.inner_products is not None:
-        updates = constants_of_updates(norms[seen], moves[seen], record.inner_products[seen])
+        notes = (f"rank n was not checked for {model.n} samples",) if ranks is None else ranks.reasons
+    norms = None if record.gradient_norms is None else record.gradient_norms[exploiting]
+    update_norms = None if record.update_norms is None else record.update_norms[exploiting]
+    updates = None
+    if norms is not None and update_norms is not None and record.inner_products is not None:
+        updates = constants_of_updates(norms, update_norms, record.inner_products[exploiting])
     phase = _Phase(
         steps,
         losses,
@@ -240,8 +245,8 @@ def check_convergence(
         record.method,
         smoothness(model, loss),
         updates,
-        None if norms is None else norms[seen],
-        None if moves is None else moves[seen],
+        norms,
+        update_norms,
         rank_n,
         notes,
         EPS[computed_in],
@@ -257,54 +262,48 @@ def check_convergence(
     ]
 
 
-_KINDS = {Verdict.HOLDS: "kept", Verdict.FAILS: "violated", Verdict.UNDECIDED: "premise-missing"}
-
-
-def _result(name: str, statement: str, verdict: Verdict, reason: str, **more: Any) -> CheckResult:
-    rigor = more.pop("rigor", Rigor.NUMERICAL)
-    code = f"{name.replace('_', '-')}-{_KINDS[verdict]}"
-    about: dict[str, Any] = {"subject": Subject.NETWORK, "code": code, **more}
-    return CheckResult(name=name, statement=statement, verdict=verdict, rigor=rigor, reason=reason, **about)
-
-
 def _updates(phase: _Phase) -> CheckResult:
     statement = "Updates along the gradient (Assumptions 2 and 7)"
     if phase.updates is None:
         missing = "norms of gradients and updates, and their inner products, were not recorded"
         return _result("updates", statement, Verdict.UNDECIDED, missing)
-    found = phase.updates
-    if found.counted == 0:
-        return _result("updates", statement, Verdict.UNDECIDED, "no recorded gradient is other than 0")
-    bounds = (Bound("c (lower)", found.lower, ">", 0.0), Bound("c (upper)", found.upper, "<", math.inf))
-    measured = {"c_lower": found.lower, "c_upper": found.upper, "counted": found.counted}
-    if found.holds:
-        reason = f"{found.counted} recorded updates satisfy it with c = {found.lower:.4g} and {found.upper:.4g}"
+    constants = phase.updates
+    if constants.counted == 0:
+        return _result("updates", statement, Verdict.UNDECIDED, "every recorded gradient is 0")
+    bounds = (Bound("c (lower)", constants.lower, ">", 0.0), Bound("c (upper)", constants.upper, "<", math.inf))
+    measured = {"c_lower": constants.lower, "c_upper": constants.upper, "counted": constants.counted}
+    if constants.holds:
+        reason = (
+            f"{constants.counted} recorded updates satisfy it with c = {constants.lower:.4g} and {constants.upper:.4g}"
+        )
         return _result("updates", statement, Verdict.HOLDS, reason, bounds=bounds, measured=measured)
-    step = int(phase.steps[found.worst])
-    reason = f"the update at step {step} does not go down the gradient, or goes on where the gradient is 0"
-    witness = {"kind": "update", "step": step, "c_lower": found.lower, "c_upper": found.upper}
+    step = int(phase.steps[constants.worst])
+    reason = f"the update at step {step} does not descend along the gradient, or is not 0 although the gradient is 0"
+    witness = {"kind": "update", "step": step, "c_lower": constants.lower, "c_upper": constants.upper}
     return _result("updates", statement, Verdict.FAILS, reason, bounds=bounds, measured=measured, witness=witness)
 
 
-def _is_descent(phase: _Phase) -> str:
-    """Return why the updates are not established to be gradients, or nothing."""
+def _not_gradients(phase: _Phase) -> str:
+    """Return why the updates are not established to be gradients; empty if they are."""
     if phase.method != "gradient descent":
         return f"the method is {phase.method!r}, not 'gradient descent'"
-    found = phase.updates
-    if found is not None and found.counted and max(abs(found.lower - 1.0), abs(found.upper - 1.0)) > 1e-6:
-        return f"the recorded updates are not the gradients: c = {found.lower:.4g} and {found.upper:.4g} instead of 1"
+    updates = phase.updates
+    if updates is not None and updates.counted and max(abs(updates.lower - 1.0), abs(updates.upper - 1.0)) > 1e-6:
+        return (
+            f"the recorded updates are not the gradients: c = {updates.lower:.4g} and {updates.upper:.4g} instead of 1"
+        )
     return ""
 
 
 def _step(phase: _Phase) -> CheckResult:
     statement = "Steps below the limit (Theorem 4, case (i))"
-    found = phase.updates
-    if not _is_descent(phase):
+    why = _not_gradients(phase)
+    if not why:
         scale = 1.0
-    elif found is not None and found.holds:
-        scale = found.largest_step(2.0)
+    elif phase.updates is not None and phase.updates.holds:
+        scale = phase.updates.largest_step(2.0)
     else:
-        reason = f"{_is_descent(phase)}, and Assumption 7 is not established"
+        reason = f"{why}, and Assumption 7 is not established"
         return _result("step", statement, Verdict.UNDECIDED, reason)
     limit, largest = phase.bounds.limit * scale, float(phase.sizes.max())
     bounds = (Bound("largest step", largest, "<", limit),)
@@ -315,7 +314,7 @@ def _step(phase: _Phase) -> CheckResult:
         reason = f"steps of up to {largest:.4g}, the limit is {limit:.4g} (with the paper's L-hat: {papers:.4g})"
         return _result("step", statement, Verdict.HOLDS, reason, bounds=bounds, measured=measured)
     where = int(phase.steps[int(np.argmax(phase.sizes))])
-    reason = f"a step of {largest:.4g} at t = {where}: beyond {limit:.4g} the loss may rise"
+    reason = f"a step of {largest:.4g} at t = {where}: above {limit:.4g} the loss may increase"
     witness = {"kind": "step", "step": where, "size": largest}
     return _result("step", statement, Verdict.FAILS, reason, bounds=bounds, measured=measured, witness=witness)
 
@@ -323,44 +322,44 @@ def _step(phase: _Phase) -> CheckResult:
 def _descent(phase: _Phase) -> CheckResult:
     r"""Lemma 2: :math:`L(\theta^{t+1}) \le L(\theta^t) - \alpha (1 - \alpha \hat L / 2) \|\nabla L\|^2`."""
     statement = "Descent at every step (Lemmas 2 and 8)"
-    why = _is_descent(phase)
+    why = _not_gradients(phase)
     pairs = np.flatnonzero(np.diff(phase.steps) == 1)
     if not why and float(phase.sizes.max()) >= phase.bounds.limit:
         why = f"a step of {phase.sizes.max():.4g} is not below the limit {phase.bounds.limit:.4g}"
     if not why and not pairs.size:
-        why = "no two steps in a row were recorded"
+        why = "no two consecutive steps were recorded"
     if why:
         return _result("descent", statement, Verdict.UNDECIDED, why)
     alphas, before, after = phase.sizes[pairs], phase.losses[pairs], phase.losses[pairs + 1]
-    promised = before.copy()
+    guaranteed = before.copy()
     if phase.norms is not None:
-        promised -= alphas * (1.0 - 0.5 * alphas * phase.bounds.spectral) * phase.norms[pairs] ** 2
-    excess = after - promised - phase.noise(before)
+        guaranteed -= alphas * (1.0 - 0.5 * alphas * phase.bounds.spectral) * phase.norms[pairs] ** 2
+    excess = after - guaranteed - phase.noise(before)
     worst = int(np.argmax(excess))
-    bound = Bound(f"loss after step {int(phase.steps[pairs[worst]])}", after[worst], "<=", promised[worst])
+    bound = Bound(f"loss after step {int(phase.steps[pairs[worst]])}", after[worst], "<=", guaranteed[worst])
     if excess[worst] <= 0.0:
-        reason = f"each of {pairs.size} steps lowered the loss by as much as promised"
+        reason = f"each of {pairs.size} steps lowered the loss at least as much as Lemma 2 says"
         return _result("descent", statement, Verdict.HOLDS, reason, bounds=(bound,))
     step = int(phase.steps[pairs[worst]])
-    reason = f"step {step} left the loss at {after[worst]:.6g}, {promised[worst]:.6g} was promised"
-    witness = {"kind": "step", "step": step, "loss": float(after[worst]), "bound": float(promised[worst])}
+    reason = f"step {step} left the loss at {after[worst]:.6g}, the bound of Lemma 2 is {guaranteed[worst]:.6g}"
+    witness = {"kind": "step", "step": step, "loss": float(after[worst]), "bound": float(guaranteed[worst])}
     return _result("descent", statement, Verdict.FAILS, reason, bounds=(bound,), witness=witness)
 
 
 def _theorem_5_i(phase: _Phase, points: Sequence[Any], counts: Any) -> list[CheckResult]:
     names = (("descent_bound", "Bound from a reference point ((168))"), ("theorem_5_i", "Theorem 5 (i)"))
     later = counts >= 1
-    why = _is_descent(phase)
+    why = _not_gradients(phase)
     alpha = float(phase.sizes.min())
     if not why and float(phase.sizes.max()) > alpha * (1.0 + 1e-9):
         why = f"the step varies, between {alpha:.4g} and {phase.sizes.max():.4g}"
     if not why and not 0.0 < alpha <= phase.bounds.step * (1.0 + 1e-9):
-        why = f"the step {alpha:.4g} is not 1 / L-hat of a valid L-hat: {phase.bounds.step:.4g} at most"
+        why = f"the step {alpha:.4g} is not 1 / L-hat for a valid L-hat: it may be at most {phase.bounds.step:.4g}"
     if not why and not bool(later.any()):
         why = "no step after tau was recorded"
     if why:
         return [_result(name, statement, Verdict.UNDECIDED, why) for name, statement in names]
-    # 1 / alpha is a Lipschitz constant as well, being no smaller than the spectral one.
+    # 1 / alpha is a Lipschitz constant as well, since it is at least the spectral one.
     limits = gradient_descent_bound(points, 1.0 / alpha, counts[later])
     losses, steps = phase.losses[later], phase.steps[later]
     excess = losses - limits - phase.noise(np.maximum(losses, limits))
@@ -385,7 +384,7 @@ def _theorem_5_i(phase: _Phase, points: Sequence[Any], counts: Any) -> list[Chec
         verdict = Verdict.HOLDS
         ends = f"at the end {losses[last]:.4g}, the bound is {limits[last]:.4g}"
         reason = f"all {steps.size} losses lie below the bound; {ends}"
-    here = f"the last bound is made with a point of loss {used.loss:.3g} at a distance of {used.distance:.3g}"
+    here = f"the last bound uses a point of loss {used.loss:.3g} at a distance of {used.distance:.3g}"
     shared: dict[str, Any] = {"measured": measured, "bounds": bounds, "witness": witness}
     results = [_result(*names[0], verdict, reason, evidence=(here,), **shared)]
     if phase.rank_n or verdict is Verdict.FAILS:
@@ -404,7 +403,7 @@ def _theorem_5_ii(phase: _Phase, points: Sequence[Any], tau: int) -> CheckResult
     elif phase.update_norms is None:
         why = "norms of the stochastic gradients were not recorded, so G is not known"
     elif not whole:
-        why = "not every step from tau on was recorded: sums of step sizes need all"
+        why = "not every step from tau on was recorded, and the sums of step sizes need all of them"
     elif not float(phase.sizes[0]) > 0.0:
         why = "the first step is 0"
     elif not phase.rank_n:
@@ -422,8 +421,8 @@ def _theorem_5_ii(phase: _Phase, points: Sequence[Any], tau: int) -> CheckResult
     )
     evidence = (
         f"G = {G:.4g} is the largest recorded stochastic gradient, not a bound of their expectation",
-        "the bound is about an expectation, this is one run; that the squares of the steps have a finite sum, and the "
-        "steps none, no finite record can show",
+        "the bound is about an expectation, and this is one run; a finite record cannot show that the steps have an "
+        "infinite sum and their squares a finite one",
     )
     if excess[worst] > phase.noise(limits[worst]):
         reason = f"this run's least loss {best[worst]:.4g} exceeds the bound {limits[worst]:.4g} of the expectation"

@@ -167,7 +167,7 @@ def test_refusals():
         verdicts(own, theta, {**arguments, "tau": 1000})
     with pytest.raises(InvalidInput, match=r"the loss .* at tau"):
         verdicts(own, theta + 1.0, arguments)
-    with pytest.raises(InvalidInput, match="computed_in: got 'float8'"):
+    with pytest.raises(InvalidInput, match="computed_in: got computed_in='float8'"):
         verdicts(own, theta, arguments, computed_in="float8")
     with pytest.raises(InvalidInput, match="weights: got shape"):
         verdicts(own, theta[:1], arguments)
