@@ -1,4 +1,4 @@
-"""What the data decide for every model: equal inputs, conflicting targets, and the loss that no training goes below."""
+"""What the data decide for every model: equal inputs, conflicting targets, and lower bounds of the loss."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from alignver import require
 from alignver.errors import InvalidInput
 from alignver.kernel.certificate import LOSSES
 from alignver.kernel.floats import arithmetic_fault
@@ -19,7 +20,7 @@ __all__ = ["bound_sentence", "check_data", "conflict_sentence", "merge_sentence"
 
 _REMEDIES = (
     "look at these samples, and drop or relabel one of each pair",
-    "or add an input that tells them apart; augmentation does not",
+    "or add an input that distinguishes them; augmentation does not",
 )
 STATEMENT = "Consistency of the data (equal inputs have equal targets)"
 DISTINCT = "Distinct inputs (no two samples are equal)"
@@ -35,56 +36,57 @@ def check_data(
     X_test: Any = None,
     Y_test: Any = None,
 ) -> CheckResult:
-    r"""Check that no two samples have equal inputs and different targets, and bound what every model has to lose.
+    r"""Check that no two samples have equal inputs and different targets, and bound the loss of every model from below.
 
     .. math:: x_i = x_j \;\Rightarrow\; y_i = y_j
 
-    A model whose output is a function of one input gives equal inputs one output. So a group of k samples with equal
-    inputs costs it, whatever its parameters, at least
+    A model whose output is a function of one input has the same output for equal inputs. So the loss of a group of k
+    samples with equal inputs is, for all parameters, at least
 
     .. math:: \textstyle\sum_i \|y_i\|^2 - \|\sum_i y_i\|^2 / k, \qquad \sum_c C_c \ln (C / C_c), \qquad
               k - \max_c C_c
 
-    in the squared loss, in the cross-entropy and in errors; C_c is the sum of column c of the group's targets (of
-    labels: how many are c), C that of all columns. The rank of :math:`\phi` is at most the number of distinct inputs.
+    for the squared loss, the cross-entropy and the number of errors; C_c is the sum of column c of the group's targets
+    (for labels: how many are c), C the sum over all columns. The rank of :math:`\phi` is at most the number of distinct
+    inputs.
 
     Parameters
     ----------
     X : (n, ...) array, tensor or memory map; Dataset or DataLoader
-        Inputs, one sample a row, real numbers of any dtype. A Dataset or DataLoader of torch, or anything that has a
-        length and items, gives pairs (x, y) and is read twice. Memory: a few blocks of 64 MB, and some 200 bytes a
+        Inputs, one sample per row, real numbers of any dtype. A Dataset or DataLoader of torch, or any object with a
+        length and items, gives pairs (x, y) and is read twice. Memory: a few blocks of 64 MB, and about 200 bytes per
         sample.
     Y : (n,) or (n, m) array, optional
         Targets: labels, one-hot rows, or real numbers. One column of integers are labels for the cross-entropy. None:
-        the question is whether the inputs are distinct.
+        the check is whether the inputs are distinct.
     loss : {"squared", "binary_cross_entropy", "cross_entropy"}, optional
         Of outputs before the last nonlinearity, in natural logarithms; the mean over samples of
-        :math:`\|q - y\|^2`, or of the cross-entropy summed over outputs. Without it only errors are bounded, where the
+        :math:`\|q - y\|^2`, or of the cross-entropy summed over outputs. Without it only errors are bounded, if the
         targets are integers.
     dtype : {"float16", "float32", "float64"}, optional
-        Round the inputs to it first, as they are where they enter a module of that dtype.
+        Round the inputs to it first, as for a module of that dtype.
     X_test, Y_test : optional
-        Test samples, to be compared with the training samples; ``X_test`` as ``X``.
+        Test samples, which are compared with the training samples; ``X_test`` as ``X``.
 
     Returns
     -------
     CheckResult
         PROOF. HOLDS with a certificate that has the digests of the distinct inputs; FAILS with two samples as the
         witness, and a certificate. :func:`alignver.recheck` takes X and Y. ``measured`` has ``samples``, ``distinct``,
-        the pairs of ``equal`` inputs and of ``conflicts``, ``loss_lower``, ``errors_lower``, and of test samples
-        ``test``. UNDECIDED only where the floating-point arithmetic of the thread is not IEEE 754.
+        the pairs of ``equal`` inputs and of ``conflicts``, ``loss_lower``, ``errors_lower``, and ``test`` for test
+        samples. UNDECIDED only if the floating-point arithmetic of the thread is not IEEE 754.
 
     Raises
     ------
     InvalidInput
-        NaN or Inf; samples of different shapes; objects or complex numbers; another number of targets than of inputs;
-        targets that the loss has no meaning for; a stream that shuffles, augments or ends early.
+        NaN or Inf; samples of different shapes; objects or complex numbers; different numbers of targets and inputs;
+        targets that the loss is not defined for; a stream that shuffles, augments or ends early.
 
     Notes
     -----
-    Rigor: PROOF, about the data, for every theta and every model that is a function of one input: not one that sees the
-    batch (BatchNorm in training mode), draws at random (dropout), or is trained on augmented inputs. Numbers are
-    compared, not bits: 0.0 equals -0.0. Bounds are rounded down.
+    Rigor: PROOF, about the data, for every theta and every model that is a function of one input. This excludes models
+    that depend on the batch (BatchNorm in training mode), draw at random (dropout), or are trained on augmented inputs.
+    Numbers are compared, not bits: 0.0 equals -0.0. Bounds are rounded down.
 
     Source: ``docs/data.md`` has the proofs, and the data sets of the paper.
 
@@ -99,18 +101,18 @@ def check_data(
     'every model has a cross-entropy loss of at least 0.462098 and at least 1 training error'
     """
     began = time.perf_counter()
-    if loss is not None and loss not in LOSSES:
-        raise InvalidInput("loss", f"loss={loss!r}", "one of " + ", ".join(map(repr, LOSSES)))
+    if loss is not None:
+        require.one_of("loss", loss, LOSSES)
     if Y_test is not None and X_test is None:
-        raise InvalidInput("Y_test", "targets without X_test", "both, or a Dataset as X_test")
+        need = "both, or a Dataset as X_test"
+        raise InvalidInput("Y_test", "targets without X_test", need, "conflicting-arguments")
     samples = open_samples(X, Y)
     tests = None if X_test is None else open_samples(X_test, Y_test, names=("X_test", "Y_test"))
-    kind = None
-    if tests is not None and samples.kind() != tests.kind():
-        kind = "<f8"  # numbers of two dtypes are compared in one that holds both
+    mixed = tests is not None and samples.kind() != tests.kind()
+    kind = "<f8" if mixed else None  # float64 holds the numbers of both dtypes
     known = fingerprints(samples, cast=dtype, kind=kind)
     if loss is not None and known.targets is None:
-        raise InvalidInput("Y", "no targets", f"targets for loss={loss!r}")
+        raise InvalidInput("Y", "no targets", f"targets for loss={loss!r}", "conflicting-arguments")
     duplicates = DuplicateInputs.of(known)
     lower, errors = duplicates.least_loss(loss)
     measured = _measured(duplicates, loss, lower, errors)
@@ -118,45 +120,53 @@ def check_data(
     if tests is not None:
         overlap, sentence = _overlap(duplicates, fingerprints(tests, cast=dtype, kind=kind), loss)
         measured["test"], evidence = overlap, [*evidence, sentence]
-    if tests is not None and kind is not None and dtype is None:
+    if tests is not None and mixed and dtype is None:
         kinds = [np.dtype(part.kind()).name for part in (samples, tests)]
         evidence.append(
-            f"X is {kinds[0]}, X_test {kinds[1]}: they are compared as they are; dtype='float32' rounds both first"
+            f"X is {kinds[0]}, X_test {kinds[1]}: they are compared without rounding; dtype='float32' rounds both first"
         )
     if samples.streamed:
         evidence.append("the samples were read twice, and were the same")
-    cost = {"seconds": time.perf_counter() - began}
-    common: dict[str, Any]
+    common: dict[str, Any] = {"name": "data", "subject": Subject.DATA, "measured": measured}
+    common["cost"] = {"seconds": time.perf_counter() - began}
     fault = arithmetic_fault()
     if fault:
-        reason = f"nothing is proved here: {fault}"
-        common = {"measured": measured, "cost": cost, "subject": Subject.DATA, "code": "data-arithmetic"}
-        return CheckResult("data", STATEMENT, Verdict.UNDECIDED, Rigor.NUMERICAL, reason, **common)
-    statement = STATEMENT if known.targets is not None else DISTINCT
-    common = {"evidence": tuple(evidence), "measured": measured, "cost": cost, "subject": Subject.DATA}
-    common |= {"name": "data", "statement": statement, "rigor": Rigor.PROOF}
-    common |= {"certificate": duplicates.certificate(loss)}
+        return CheckResult(
+            statement=STATEMENT,
+            verdict=Verdict.UNDECIDED,
+            rigor=Rigor.NUMERICAL,
+            code="data-arithmetic",
+            reason=f"nothing is proved here: {fault}",
+            **common,
+        )
+    common |= {"statement": DISTINCT if known.targets is None else STATEMENT, "rigor": Rigor.PROOF}
+    common |= {"evidence": tuple(evidence), "certificate": duplicates.certificate(loss)}
     if duplicates.conflicts.count:
-        reason = conflict_sentence(duplicates, loss, "no model")
-        common |= {"code": "data-conflict", "next_steps": _REMEDIES}
-        return CheckResult(verdict=Verdict.FAILS, reason=reason, witness=_witness(duplicates), **common)
+        return CheckResult(
+            verdict=Verdict.FAILS,
+            code="data-conflict",
+            next_steps=_REMEDIES,
+            reason=conflict_sentence(duplicates, loss, "no model"),
+            witness=_witness(duplicates),
+            **common,
+        )
     if known.targets is None and duplicates.equal.count:
         i, j = duplicates.equal.pairs[0]
         return CheckResult(
             verdict=Verdict.FAILS,
             code="data-equal-inputs",
-            reason=f"samples {i} and {j} have equal inputs: every model gives them one output",
+            reason=f"samples {i} and {j} have equal inputs: every model gives them the same output",
             witness={"kind": "equal inputs", "samples": (i, j), "targets": None},
             **common,
         )
-    common["code"] = "data-consistent" if known.targets is not None else "data-distinct"
-    return CheckResult(verdict=Verdict.HOLDS, reason=_agreement(duplicates), **common)
+    code = "data-distinct" if known.targets is None else "data-consistent"
+    return CheckResult(verdict=Verdict.HOLDS, code=code, reason=_agreement(duplicates), **common)
 
 
 def refutation(
     duplicates: DuplicateInputs, loss: str, *, name: str, statement: str, measured: dict[str, Any]
 ) -> CheckResult | None:
-    """Return what a conflict says of a claim that every sample can be fitted: FAILS with PROOF; None without one."""
+    """Return FAILS with PROOF for the claim that every sample can be fitted; None without a conflict."""
     if not duplicates.conflicts.count or arithmetic_fault():
         return None
     lower, errors = duplicates.least_loss(loss)
@@ -181,14 +191,11 @@ def refutation(
 
 
 def conflict_sentence(duplicates: DuplicateInputs, loss: str | None, subject: str) -> str:
-    """Name the first conflict, its targets where they are short, and how many more there are."""
+    """Name the first conflict, its targets if they are short, and the number of other conflicts."""
     i, j = duplicates.conflicts.pairs[0]
     labels = _labels(duplicates.known, (i, j), loss)
-    noun = (
-        "labels"
-        if loss in ("cross_entropy", "binary_cross_entropy") or _are_classes(duplicates.known, loss)
-        else "targets"
-    )
+    classes = loss in ("cross_entropy", "binary_cross_entropy") or _are_classes(duplicates.known, loss)
+    noun = "labels" if classes else "targets"
     shown = f" ({', '.join(labels)})" if all(labels) else ""
     sentence = f"samples {i} and {j} have equal inputs and different {noun}{shown}: {subject} fits both"
     more = duplicates.conflicts.count - 1
@@ -199,19 +206,19 @@ def conflict_sentence(duplicates: DuplicateInputs, loss: str | None, subject: st
 
 
 def merge_sentence(duplicates: DuplicateInputs) -> str:
-    """Say which samples count as one, and for whom the statement about the distinct ones is made."""
+    """Say which samples are merged, and that the statement is about all of them."""
     merged, distinct = duplicates.n - duplicates.distinct, duplicates.distinct
     which = "1 sample repeats another" if merged == 1 else f"{merged} samples repeat others"
     pairs = _listed([f"{i} and {j}" for i, j in duplicates.equal.pairs[:2]], duplicates.equal.count)
     return (
-        f"{which}, input and target ({pairs}): the question is asked of the {distinct} distinct "
-        f"samples, and answered for all {duplicates.n}"
+        f"{which}, input and target ({pairs}): the check is made for the {distinct} distinct "
+        f"samples, and its answer is valid for all {duplicates.n}"
     )
 
 
 def bound_sentence(loss: str, lower: float) -> str:
-    """Say how low the loss of every model stays at least."""
-    return f"every model has a {_spoken(loss)} loss of at least {shown_down(lower, 6)}"
+    """State the lower bound of the loss of every model."""
+    return f"every model has a {_loss_name(loss)} loss of at least {shown_down(lower, 6)}"
 
 
 def _measured(duplicates: DuplicateInputs, loss: str | None, lower: float, errors: int | None) -> dict[str, Any]:
@@ -229,7 +236,7 @@ def _measured(duplicates: DuplicateInputs, loss: str | None, lower: float, error
 
 
 def _costs(duplicates: DuplicateInputs, loss: str | None, lower: float, errors: int | None) -> list[str]:
-    """Say what every model loses at least: several labels a sample are outputs of their own, and counted so."""
+    """State the least loss of every model; with several labels per sample, each of them counts as an output."""
     Y = duplicates.known.targets
     outputs = Y.shape[1] if Y is not None and loss == "binary_cross_entropy" else 1
     noun = "training error" if outputs == 1 else "wrong output"
@@ -241,7 +248,7 @@ def _costs(duplicates: DuplicateInputs, loss: str | None, lower: float, errors: 
 
 
 def _pairs(duplicates: DuplicateInputs, loss: str | None) -> list[str]:
-    """List the pairs of equal inputs, those in conflict with their targets."""
+    """List the pairs of equal inputs; for those in conflict, with their targets."""
     equal, conflicts, known = duplicates.equal, duplicates.conflicts, duplicates.known
     lines = []
     if conflicts.count > 1:
@@ -280,20 +287,21 @@ def _overlap(duplicates: DuplicateInputs, tests: Fingerprints, loss: str | None)
     """Compare test samples with training samples: which are equal, and with which targets."""
     if tests.shape[1:] != duplicates.known.shape[1:]:
         got = f"samples of shape {tests.shape[1:]} beside {duplicates.known.shape[1:]} in X"
-        raise InvalidInput("X_test", got, "samples of one shape")
+        raise InvalidInput("X_test", got, "samples of one shape", "wrong-shape")
     Y, Y_test = duplicates.known.targets, tests.targets
     compared = Y is not None and Y_test is not None
     if Y is not None and Y_test is not None and Y.shape[1] != Y_test.shape[1]:
-        raise InvalidInput("Y_test", f"{Y_test.shape[1]} columns beside {Y.shape[1]} in Y", "targets of one form")
+        got = f"{Y_test.shape[1]} columns beside {Y.shape[1]} in Y"
+        raise InvalidInput("Y_test", got, "targets of one form", "wrong-shape")
     groups: dict[bytes, list[int]] = {}
     for i, digest in enumerate(duplicates.known.digests):
         groups.setdefault(digest, []).append(i)
     pairs = [(i, groups[digest][0]) for i, digest in enumerate(tests.digests) if digest in groups]
     other: list[tuple[int, int]] = []
     if Y is not None and Y_test is not None:
-        for i, _ in pairs:  # a training sample with another target, if there is one with this input
-            unlike = (j for j in groups[tests.digests[i]] if not np.array_equal(Y_test[i], Y[j]))
-            other += [(i, j) for j in itertools.islice(unlike, 1)]
+        for i, _ in pairs:  # the first training sample with this input and another target
+            different = (j for j in groups[tests.digests[i]] if not np.array_equal(Y_test[i], Y[j]))
+            other += [(i, j) for j in itertools.islice(different, 1)]
     n = len(tests.digests)
     record: dict[str, Any] = {"samples": n, "seen": len(pairs), "pairs": pairs[:LISTED]}
     if compared:
@@ -321,7 +329,7 @@ def _are_classes(known: Fingerprints, loss: str | None) -> bool:
 
 
 def _labels(known: Fingerprints, pair: tuple[int, int], loss: str | None) -> tuple[str, str]:
-    """Name the targets of two samples: in all digits where a few do not tell them apart."""
+    """Name the targets of two samples: with all digits if a few do not distinguish them."""
     first, second = (_label(known, k, loss) for k in pair)
     if first and first == second and known.targets is not None:
         first, second = (repr(float(known.targets[k, 0])) for k in pair)
@@ -342,5 +350,5 @@ def _listed(items: list[str], count: int) -> str:
     return ", ".join(items) + (", ..." if count > len(items) else "")
 
 
-def _spoken(loss: str) -> str:
+def _loss_name(loss: str) -> str:
     return {"cross_entropy": "cross-entropy", "binary_cross_entropy": "binary cross-entropy"}.get(loss, loss)

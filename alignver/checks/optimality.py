@@ -1,14 +1,15 @@
-"""Is a point of the exploitation phase a global minimum, up to a tolerance? Proved from its outputs."""
+"""Is a point of the exploitation phase a global minimum up to a tolerance? Proved from its outputs."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import functools
 import time
 from typing import Any
 
 import numpy as np
 
+from alignver import require
 from alignver.checks.data import bound_sentence, conflict_sentence
 from alignver.checks.exploration import Ranks, prove_ranks
 from alignver.checks.exploration_report import peak_bytes
@@ -27,10 +28,17 @@ from alignver.theory.losses import LOSSES, SampleLoss
 
 __all__ = ["check_optimality"]
 
-STATEMENT = "Global optimality (Theorems 4 and 5)"
-
 _MOST = 6000
-"""Samples up to which rank n is proved without being asked for: a Cholesky factorization of that order each output."""
+"""Number of samples up to which rank n is proved by default: a Cholesky factorization of that order for each output."""
+
+_KINDS = {Verdict.HOLDS: "estimate-below", Verdict.FAILS: "estimate-above", Verdict.UNDECIDED: "not-decided"}
+
+_result = functools.partial(
+    CheckResult,
+    name="optimality",
+    statement="Global optimality (Theorems 4 and 5)",
+    subject=Subject.COMPUTED_MATRIX,
+)
 
 
 @np.errstate(all="ignore")
@@ -50,11 +58,10 @@ def check_optimality(
     .. math:: \mathcal L(\theta) - \inf_{\theta'} \mathcal L(\theta') \le \mathcal L(\theta)
               - \frac1n \sum_i \inf_q \ell(q, y_i) = \mathcal L(\theta)
 
-    for the three losses, whose infima are 0; with equality where every :math:`A_j = \phi(R^{(j)})
+    for the three losses, whose infima are 0; with equality if every :math:`A_j = \phi(R^{(j)})
     (\mathrm{diag}(W_{j*}) \otimes I)` has rank n. So a bound of the loss, rounded outward, proves HOLDS, over the
-    parameters of all layers.
-    The ranks are proved beside it (Lemma 5): they say that the bound is sharp. FAILS is proved by better weights, or by
-    the ranks and a lower bound of the loss.
+    parameters of all layers. The ranks are proved in addition (Lemma 5): they show that the bound is sharp. FAILS is
+    proved by better weights, or by the ranks and a lower bound of the loss.
 
     Parameters
     ----------
@@ -64,26 +71,26 @@ def check_optimality(
     Y : targets
         As :func:`~alignver.theory.losses.modified_targets` takes them.
     loss : {"squared", "binary_cross_entropy", "cross_entropy"} or SampleLoss
-        A loss of the caller's own gets NUMERICAL verdicts.
+        A SampleLoss gets NUMERICAL verdicts.
     tolerance : float
         Positive.
     certify : bool
         False: no certificate, and the verdict is NUMERICAL.
     rank : bool, optional
-        Whether to prove rank n of every A_j. None: where n is at most 6000. It costs a Cholesky factorization of
-        order n for each output.
+        Whether to prove rank n of every A_j. None: if n is at most 6000. It costs a Cholesky factorization of order n
+        for each output.
     X : array, Dataset or DataLoader, optional
-        The inputs of the network, as :func:`~alignver.checks.data.check_data` takes them. Equal ones with different
-        targets keep every model's loss above a bound, and the gap is counted from there. That alone is no FAILS: the
-        loss may be as small as such data allow.
+        The inputs of the network, as :func:`~alignver.checks.data.check_data` takes them. Equal inputs with different
+        targets keep the loss of every model above a bound, and the gap is measured from this bound. That alone does
+        not give FAILS: the loss may be as small as such data allow.
 
     Returns
     -------
     CheckResult
         HOLDS with PROOF and a certificate; for the cross-entropies also how many training errors there can be. FAILS
         with PROOF, witness and certificate; NUMERICAL by the dual bound of :func:`~alignver.theory.infimum.infimum`.
-        UNDECIDED where that bound shows these weights to be as good as any with these gates and features, and no more:
-        the reason says so.
+        UNDECIDED if that bound only shows that no weights are better with these gates and features; the reason says
+        so.
 
     Raises
     ------
@@ -92,7 +99,7 @@ def check_optimality(
 
     References
     ----------
-    Theorems 4 and 5 of Kawaguchi, Zhang, Deng (2022) promise this of the limit.
+    Theorems 4 and 5 of Kawaguchi, Zhang, Deng (2022) guarantee this in the limit.
 
     Examples
     --------
@@ -103,27 +110,27 @@ def check_optimality(
     (<Verdict.HOLDS: 'HOLDS'>, <Rigor.PROOF: 'PROOF'>, True)
     """
     began = time.perf_counter()
-    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0.0 < tolerance < math.inf:
-        raise InvalidInput("tolerance", repr(tolerance), "a positive finite number")
+    tolerance = require.real("tolerance", tolerance, above=0)
     theta = model.weights(weights)
     problem = objective(model, Y, loss)
-    problem = dataclasses.replace(problem, targets=np.array(problem.targets))  # what is hashed is what is proved
+    problem = dataclasses.replace(
+        problem, targets=np.array(problem.targets)
+    )  # the hashed array is the one of the proof
     data = None
     if isinstance(loss, str) and loss in LOSSES:
         if X is not None:
             known = fingerprints(open_samples(X))
             if len(known.digests) != problem.model.n:
                 got = f"{len(known.digests)} samples beside {problem.model.n} rows of Z"
-                raise InvalidInput("X", got, "the inputs that Z was computed from")
+                raise InvalidInput("X", got, "the inputs that Z was computed from", "wrong-shape")
             data = DuplicateInputs.of(dataclasses.replace(known, targets=problem.targets))
-        result = _proved(problem, theta, loss, float(tolerance), rank, data)
+        result = _proved(problem, theta, loss, tolerance, rank, data)
     else:
-        result = _measured(problem, theta, float(tolerance), infimum(problem, theta), ())
+        result = _measured(problem, theta, tolerance, infimum(problem, theta), ())
     if not certify and result.rigor is Rigor.PROOF and result.verdict is not Verdict.UNDECIDED:
-        remark = "numerical: no certificate was asked for"
-        result = dataclasses.replace(
-            result, rigor=Rigor.NUMERICAL, certificate=None, evidence=(*result.evidence, remark)
-        )
+        remark = "numerical: no certificate was requested"
+        evidence = (*result.evidence, remark)
+        result = dataclasses.replace(result, rigor=Rigor.NUMERICAL, certificate=None, evidence=evidence)
     return dataclasses.replace(result, cost={"seconds": time.perf_counter() - began, **peak_bytes()})
 
 
@@ -136,17 +143,17 @@ def _proved(
     data: DuplicateInputs | None,
 ) -> CheckResult:
     if data is not None and not equal(problem.model.Z, problem.model.Z[data.first]):
-        # Features of one input that differ (in their last digits, from another batch) are no function of the inputs.
+        # Features of one input may differ in their last digits, from another batch: Z is not a function of the inputs.
         result = _decided(problem, theta, loss, tolerance, rank, None, 0.0)
-        remark = "equal inputs have different features in Z: what the data cost is left out of account"
+        remark = "equal inputs have different features in Z: the bound from the data is not used"
         return dataclasses.replace(result, evidence=(*result.evidence, remark))
     floor = 0.0 if data is None else data.least_loss(loss)[0]
     result = _decided(problem, theta, loss, tolerance, rank, data if floor else None, floor)
     if data is None or not data.conflicts.count:
         return result
-    said = (conflict_sentence(data, loss, "no model"), bound_sentence(loss, floor))
+    conflict = (conflict_sentence(data, loss, "no model"), bound_sentence(loss, floor))
     measured = {**result.measured, "conflicts": data.conflicts.plain(), "loss_lower": floor}
-    return dataclasses.replace(result, evidence=(*said, *result.evidence), measured=measured)
+    return dataclasses.replace(result, evidence=(*conflict, *result.evidence), measured=measured)
 
 
 def _decided(
@@ -158,35 +165,35 @@ def _decided(
     data: DuplicateInputs | None,
     floor: float,
 ) -> CheckResult:
-    """Decide, where ``data`` keep every model's loss above ``floor``."""
+    """Decide, given that ``data`` keep the loss of every model above ``floor``."""
     enclosed = arithmetic_fault() or enclose(problem.model, theta)
     if isinstance(enclosed, str):
         return _measured(problem, theta, tolerance, _above(infimum(problem, theta), floor), (f"no proof: {enclosed}",))
     tight = loss_bounds(enclosed, problem.targets, loss)
     wide = loss_bounds(enclosed.widened(), problem.targets, loss)
     gap = max(add_up(mul_up(wide.upper, 1.0 + 2.0**-30), 2.0**-900, -floor), 0.0)
-    wanted = problem.model.n <= _MOST if rank is None else rank
+    prove = problem.model.n <= _MOST if rank is None else rank
     if gap <= tolerance:
-        ranks = prove_ranks(problem.model) if wanted else None
+        ranks = prove_ranks(problem.model) if prove else None
         return _holds(problem, theta, loss, tolerance, tight, wide, gap, ranks, data, floor)
     better = better_weights(problem, theta)
     enclosed = enclose(problem.model, better)
     if not isinstance(enclosed, str):
-        there = loss_bounds(enclosed.widened(), problem.targets, loss)
-        lead = sub_down(wide.lower * (1.0 - 2.0**-30), mul_up(there.upper, 1.0 + 2.0**-30), 2.0**-900)
+        smaller = loss_bounds(enclosed.widened(), problem.targets, loss)
+        lead = sub_down(wide.lower * (1.0 - 2.0**-30), mul_up(smaller.upper, 1.0 + 2.0**-30), 2.0**-900)
         if lead > tolerance:
             return _fails(problem, theta, loss, tolerance, tight, lead, better)
-    ranks = prove_ranks(problem.model) if wanted else None
+    ranks = prove_ranks(problem.model) if prove else None
     lead = sub_down(wide.lower * (1.0 - 2.0**-30), 2.0**-900)
     if ranks is not None and ranks.all and lead > tolerance:
         return _fails(problem, theta, loss, tolerance, tight, lead, None, ranks)
-    said = () if ranks is None else ranks.reasons
-    return _measured(problem, theta, tolerance, _above(infimum(problem, better), floor), said)
+    remarks = () if ranks is None else ranks.reasons
+    return _measured(problem, theta, tolerance, _above(infimum(problem, better), floor), remarks)
 
 
-def _above(known: Infimum, floor: float) -> Infimum:
-    """Return what is known of the infimum, where no model's loss is below ``floor``."""
-    return known if floor <= known.lower else dataclasses.replace(known, lower=floor, how="data")
+def _above(least: Infimum, floor: float) -> Infimum:
+    """Return the bounds of the infimum, given that the loss of every model is at least ``floor``."""
+    return least if floor <= least.lower else dataclasses.replace(least, lower=floor, how="data")
 
 
 def _numbers(problem: Objective, loss: str, tight: LossBounds, ranks: Ranks | None) -> dict[str, Any]:
@@ -215,14 +222,14 @@ def _holds(
     evidence = []
     if wide.errors is not None:
         bounds.append(Bound("training errors", wide.errors, "<=", 0))
-        said = "no training error" if wide.errors == 0 else f"at most {wide.errors} training errors"
-        evidence.append(f"{said} of {problem.model.n}: margins beyond the rounding bound")
+        errors = "no training error" if wide.errors == 0 else f"at most {wide.errors} training errors"
+        evidence.append(f"{errors} of {problem.model.n}: margins beyond the rounding bound")
     if ranks is not None:
         least = [entry["s_min"] for entry in ranks.entries if entry is not None]
         if ranks.all:
             evidence.append(
                 f"rank n proved for every output, s_min >= {shown_down(min(least), 2)}: the infimum is 0, "
-                "the bound sharp"
+                "and the bound is sharp"
             )
         else:
             evidence += ["rank n is not proved, so the gap may be smaller than the bound", *ranks.reasons]
@@ -231,13 +238,10 @@ def _holds(
     inputs: dict[str, Any] = dict(problem.model.inputs(theta, problem.targets))
     if data is not None:
         inputs |= {"X": data.known.record}
-    return CheckResult(
-        name="optimality",
-        statement=STATEMENT,
+    return _result(
         verdict=Verdict.HOLDS,
         rigor=Rigor.PROOF,
-        reason=f"the training loss exceeds its global infimum by at most {shown_up(gap)} (asked for: {tolerance:.3g})",
-        subject=Subject.COMPUTED_MATRIX,
+        reason=f"the training loss exceeds its global infimum by at most {shown_up(gap)} (tolerance: {tolerance:.3g})",
         code="optimality-gap-below",
         evidence=tuple(evidence),
         measured={**_numbers(problem, loss, tight, ranks), "gap_upper": gap, "infimum_lower": floor},
@@ -267,16 +271,15 @@ def _fails(
         change = float(np.linalg.norm(better - theta))
         witness = {"kind": "better weights", "gap_lower": lead, "loss": value, "distance": change}
         how = f"weights at a distance of {change:.3g} have the loss {value:.3g}: they are in the certificate"
-    return CheckResult(
-        name="optimality",
-        statement=STATEMENT,
+    return _result(
         verdict=Verdict.FAILS,
         rigor=Rigor.PROOF,
-        reason=f"the training loss exceeds its infimum by more than {shown_down(lead)} (asked for: {tolerance:.3g}); "
+        reason=f"the training loss exceeds its infimum by more than {shown_down(lead)} (tolerance: {tolerance:.3g}); "
         + how,
-        subject=Subject.COMPUTED_MATRIX,
         code="optimality-rank-n" if better is None else "optimality-better-weights",
-        next_steps=("train on: the solver 'newton' of exploitation is the fastest where it fits",),
+        next_steps=(
+            "continue the training: the solver 'newton' of exploitation is the fastest if it fits into memory",
+        ),
         measured={**_numbers(problem, loss, tight, ranks), "gap_lower": lead},
         bounds=(Bound("L(theta) - inf L", lead, "<=", tolerance),),
         witness=witness,
@@ -284,43 +287,40 @@ def _fails(
     )
 
 
-_KINDS = {Verdict.HOLDS: "estimate-below", Verdict.FAILS: "estimate-above", Verdict.UNDECIDED: "not-decided"}
-
-
 def _measured(
-    problem: Objective, theta: FloatArray, tolerance: float, known: Infimum, remarks: tuple[str, ...]
+    problem: Objective, theta: FloatArray, tolerance: float, least: Infimum, remarks: tuple[str, ...]
 ) -> CheckResult:
-    """Decide by numbers: the loss beside the interval of its infimum, with room for their rounding."""
+    """Decide numerically: compare the loss with the interval of its infimum, with an allowance for rounding."""
     value = problem.value(theta)
-    noise = 1e-12 * max(1.0, abs(value), abs(known.lower))
-    high, low = value - known.lower, value - known.upper
+    noise = 1e-12 * max(1.0, abs(value), abs(least.lower))
+    high, low = value - least.lower, value - least.upper
     if high + noise <= tolerance:
-        # The dual bound is one for these gates and features: without rank n another network may go below it.
-        verdict = Verdict.UNDECIDED if known.how == "dual" else Verdict.HOLDS
+        # The dual bound is for these gates and features: without rank n another network may have a smaller loss.
+        verdict = Verdict.UNDECIDED if least.how == "dual" else Verdict.HOLDS
         compared = f"at most {shown_up(high)}"
     elif low - noise > tolerance:
         verdict, compared = Verdict.FAILS, f"more than {shown_down(low)}"
     else:
         verdict, compared = Verdict.UNDECIDED, f"between {max(low, 0.0):.3g} and {high:.3g}"
     names = {"samples": "the mean of the samples' infima", "dual": "Fenchel duality", "data": "the data"}
-    over = " over the weights of the last hidden layer" if known.how == "dual" else ""
+    over = " over the weights of the last hidden layer" if least.how == "dual" else ""
     if over:
-        remarks = ("without rank n, other layers may allow a smaller loss: the infimum is that of this phase", *remarks)
-    return CheckResult(
-        name="optimality",
-        statement=STATEMENT,
+        remarks = (
+            "without rank n, other layers may allow a smaller loss: the infimum is over the weights of this phase",
+            *remarks,
+        )
+    return _result(
         verdict=verdict,
         rigor=Rigor.NUMERICAL,
-        reason=f"the training loss exceeds its infimum{over} by {compared} (asked for: {tolerance:.3g})",
-        subject=Subject.COMPUTED_MATRIX,
+        reason=f"the training loss exceeds its infimum{over} by {compared} (tolerance: {tolerance:.3g})",
         code=f"optimality-{_KINDS[verdict]}",
-        evidence=(f"the infimum lies between {known.lower:.6g} ({names[known.how]}) and {known.upper:.6g}", *remarks),
+        evidence=(f"the infimum lies between {least.lower:.6g} ({names[least.how]}) and {least.upper:.6g}", *remarks),
         measured={
             "loss": problem.loss.name,
             "loss_value": value,
-            "infimum_lower": known.lower,
-            "infimum_upper": known.upper,
-            "infimum_from": known.how,
+            "infimum_lower": least.lower,
+            "infimum_upper": least.upper,
+            "infimum_from": least.how,
         },
         bounds=(Bound("L(theta) - inf L", high, "<=", tolerance),),
     )

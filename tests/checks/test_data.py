@@ -71,7 +71,7 @@ def test_without_targets_the_question_is_whether_inputs_are_distinct():
     result = av.check_data(X)
     assert (result.verdict, result.rigor) == (Verdict.FAILS, Rigor.PROOF)
     assert result.statement == "Distinct inputs (no two samples are equal)"
-    assert result.reason == "samples 0 and 2 have equal inputs: every model gives them one output"
+    assert result.reason == "samples 0 and 2 have equal inputs: every model gives them the same output"
     assert av.recheck(result.certificate, X=X).verdict is Verdict.HOLDS
     distinct = av.check_data(X[[0, 1, 3]])
     assert (distinct.verdict, distinct.reason) == (Verdict.HOLDS, "all 3 inputs are distinct")
@@ -276,7 +276,7 @@ def test_samples_that_tests_have_seen():
     both = av.check_data([[0.0], [0.0]], [0, 1], X_test=[[0.0], [0.0]], Y_test=[1, 0])
     assert both.measured["test"]["conflicts"] == {"count": 2, "pairs": ((0, 0), (1, 1))}
     assert any(
-        line.startswith("X is float64, X_test float32: they are compared as they are") for line in mixed.evidence
+        line.startswith("X is float64, X_test float32: they are compared without rounding") for line in mixed.evidence
     )
     none = av.check_data(X, LABELS, X_test=test + 100.0)
     assert none.evidence[-1] == "none of the 3 test samples is a training sample"

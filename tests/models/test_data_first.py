@@ -45,8 +45,8 @@ def test_repeated_samples_are_merged_and_the_answer_is_for_all(engine):
         assert result.rigor is Rigor.PROOF
     assert (result.measured["n"], result.measured["distinct"]) == (11, 8)
     assert result.evidence[0] == (
-        "3 samples repeat others, input and target (0 and 8, 1 and 9, ...): the question is asked of the 8 distinct "
-        "samples, and answered for all 11"
+        "3 samples repeat others, input and target (0 and 8, 1 and 9, ...): the check is made for the 8 distinct "
+        "samples, and its answer is valid for all 11"
     )
     assert result.measured["conflicts"] == {"count": 0, "pairs": ()}
 
@@ -210,7 +210,7 @@ def test_features_that_tell_equal_inputs_apart_leave_the_data_out():
     options = {"loss": "binary_cross_entropy", "tolerance": 1e-6, "X": X}
     good = av.check_optimality(apart, weights, Y, **options)
     assert (good.verdict, good.measured["infimum_lower"]) == (Verdict.HOLDS, 0.0)
-    assert "equal inputs have different features in Z: what the data cost is left out of account" in good.evidence
+    assert "equal inputs have different features in Z: the bound from the data is not used" in good.evidence
     again = av.recheck(good.certificate, **apart.inputs(weights, np.array(Y, dtype=float)[:, None]))
     assert again.verdict is Verdict.HOLDS
     worse = av.check_optimality(apart, 0.0 * weights, Y, **options)
