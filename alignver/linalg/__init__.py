@@ -1,4 +1,5 @@
-"""Numerical linear algebra on any array API namespace: decompositions, and what a tolerance makes of them.
+"""Numerical linear algebra on any array API namespace: decompositions, least squares, norms and rank rules.
 
-Everything here takes validated float64 arrays (:mod:`alignver.arrays`) and decides nothing: the checks do.
+The functions take validated float64 arrays (:mod:`alignver.arrays`). They return numbers; the checks turn these into
+verdicts.
 """

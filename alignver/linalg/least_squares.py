@@ -1,20 +1,20 @@
-r"""Least squares with an explicit solution b, its residual measured with the matrix itself.
+r"""Least-squares solutions with measured residuals: by factorization of J, and by refinement with a Gram matrix.
 
-The SVD's and the pivoted QR's residuals are projections onto computed directions. Here y - J b is formed with the J
-that the caller gave: evidence of membership that does not rest on how b was found.
+**Factorization** (:func:`least_squares`). The residuals of the SVD and of the pivoted QR are projections onto computed
+directions. Here y - J b is formed with the J of the caller, so the residual is evidence of membership whatever the
+error in b.
 
-Least squares with an operator J by refinement, the Gram matrix M = J J^T being only the preconditioner.
+**Refinement** (:func:`iterated_tikhonov`). J is an operator and the Gram matrix M = J J^T only a preconditioner.
+Solving with M squares the condition number, and so would a decision based on M. Here M, with its rounding errors, only
+gives directions; every quantity that enters a verdict is measured with products by J itself:
 
-Solving with M squares the condition number; deciding from it would too. Here M (rounded as it is) gives directions,
-and every quantity that a verdict is read off is measured with products by J itself:
+.. math:: b_{k+1} = b_k + J^\top (M + \mu I)^{-1} r_k, \qquad r_k = y - J b_k.
 
-.. math:: b_{k+1} = b_k + J^\top (M + \mu I)^{-1} r_k, \qquad r_k = y - J b_k,
-
-iterated Tikhonov regularisation: a residual in the direction of the eigenvalue lambda shrinks by mu / (lambda + mu) a
-step, as long as M is within mu or so of J J^T. What comes out are the same iterates as LSMR's, with the same bounds of
-rho(tau) (:meth:`alignver.linalg.lsmr.Iterate.residual_bounds`), good or bad whatever M was. A Cholesky factorization
-(:math:`N^3 / 3` operations) for each shift and three products for each step, where LSMR needs a product for every
-distinct singular value above the tolerance, and a few more.
+This is iterated Tikhonov regularization: a residual in the direction of the eigenvalue lambda shrinks by the factor
+mu / (lambda + mu) in each step, as long as M is within about mu of J J^T. The results are iterates like those of LSMR,
+and the same bounds of rho(tau) (:meth:`alignver.linalg.lsmr.Iterate.residual_bounds`) hold for every M. The cost is one
+Cholesky factorization (:math:`N^3 / 3` operations) for each shift and three products for each step. LSMR needs a
+product for every distinct singular value above the tolerance, and a few more.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ from alignver.linalg.svd import decompose
 from alignver.progress import stage, track
 
 __all__ = ["LeastSquares", "Solution", "iterated_tikhonov", "least_squares", "residual_interval"]
+
+_STEPS = 5  # for each shift
+_SHIFTS = (1.0, 1e4)
+"""In units of eps trace(M), the size of the rounding errors in M. The small shift reaches the directions that M
+resolves; the large one sooner gives a residual with a small image under J^T, where y is outside the column space."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +64,7 @@ class Solution:
 
 @dataclasses.dataclass(frozen=True)
 class LeastSquares:
-    """A factored J with which least-squares problems are solved at any tolerance: J = U diag(s) V^T Q^T."""
+    """A factorization J = U diag(s) V^T Q^T that solves the least-squares problem at any tolerance."""
 
     matrix: Array
     target: Array
@@ -84,7 +89,7 @@ class LeastSquares:
 
 
 def least_squares(matrix: Array, target: Array) -> LeastSquares:
-    """Factor J for least squares: by QR of J^T and an SVD of its triangle where d > N, by SVD alone elsewhere.
+    """Factor J for least squares: by QR of J^T and an SVD of its triangle if d > N, otherwise by SVD alone.
 
     Memory: another copy of J (its orthogonal factor).
 
@@ -110,23 +115,17 @@ def least_squares(matrix: Array, target: Array) -> LeastSquares:
     return LeastSquares(matrix, target, u, s, vt, q)
 
 
-_STEPS = 5
-_SHIFTS = (1.0, 1e4)
-"""In units of eps trace(M), the size of M's own rounding. The small one reaches the directions that M resolves at all;
-the large one gives a residual whose image under J^T is small sooner, where y is outside the column space."""
-
-
 def iterated_tikhonov(
     operator: Any, M: npt.NDArray[np.float64], y: Array, *, shifts: Sequence[float] = _SHIFTS
 ) -> list[Iterate]:
-    """Return the iterates of every shift, each measured with the operator.
+    """Return the iterates for every shift, each measured with the operator.
 
     Parameters
     ----------
     operator : object
         ``matvec`` and ``rmatvec`` as :class:`alignver.jacobians.operator.JacobianOperator` has them.
     M : (N, N) float64 numpy.ndarray
-        About J J^T; left alone.
+        Approximately J J^T; not modified.
     y : (N,) float64
         In the operator's namespace.
     shifts : sequence of float
@@ -135,7 +134,7 @@ def iterated_tikhonov(
     Returns
     -------
     list of Iterate
-        Empty where no shift makes M positive definite.
+        Empty if M is not positive definite with any of the shifts.
 
     Examples
     --------
@@ -143,12 +142,12 @@ def iterated_tikhonov(
     >>> class Products:
     ...     matvec = staticmethod(lambda v: J @ v)
     ...     rmatvec = staticmethod(lambda u: J.T @ u)
-    >>> iterates = refine(Products, J @ J.T, np.array([2.0, 3.0, 5.0]))
+    >>> iterates = iterated_tikhonov(Products, J @ J.T, np.array([2.0, 3.0, 5.0]))
     >>> residual_interval(iterates, 1e-9)[1] < 1e-8
     True
     """
     unit = float(np.finfo(np.float64).eps) * float(np.trace(M))
-    found: list[Iterate] = []
+    iterates: list[Iterate] = []
     for shift in track(list(shifts), "solving with the Gram matrix"):
         factor = _factored(M, shift * unit)
         if factor is None:
@@ -157,15 +156,15 @@ def iterated_tikhonov(
         b: Array | None = None
         for step in range(_STEPS):
             a = cho_solve(factor, host(r), check_finite=False)
-            push = operator.rmatvec(like(a, y))
-            b = push if b is None else b + push
+            correction = operator.rmatvec(like(a, y))
+            b = correction if b is None else b + correction
             r = y - operator.matvec(b)
-            found.append(Iterate(b, norm(r), norm(operator.rmatvec(r)), norm(b), step + 1))
-    return found
+            iterates.append(Iterate(b, norm(r), norm(operator.rmatvec(r)), norm(b), step + 1))
+    return iterates
 
 
 def residual_interval(iterates: Sequence[Iterate], tau: float) -> tuple[float, float]:
-    """Return the best lower and upper bound of ||(I - P_tau) y|| that the iterates give: (0, inf) for none."""
+    """Return the best lower and upper bound of ||(I - P_tau) y|| over all iterates; (0, inf) without iterates."""
     pairs = [iterate.residual_bounds(tau) for iterate in iterates]
     return max([0.0, *(low for low, _ in pairs)]), min([float("inf"), *(high for _, high in pairs)])
 

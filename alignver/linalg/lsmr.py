@@ -1,6 +1,6 @@
-"""LSMR (Fong and Saunders 2011) in standard array calls: least squares when J is only an operator.
+"""LSMR (Fong and Saunders 2011) in standard array calls: least squares with an operator J.
 
-SciPy's lsmr works on NumPy vectors; here the vectors stay where the operator's products are, on a GPU as on a CPU.
+The lsmr of SciPy works on NumPy vectors. Here the vectors stay on the device of the operator's products.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ACCURACY = 1e-14
 
 @dataclasses.dataclass(frozen=True)
 class Iterate:
-    """A least-squares iterate with everything that bounds its quality, measured with the operator itself.
+    """A least-squares iterate and the norms that bound its error, measured with the operator itself.
 
     Attributes
     ----------
@@ -28,7 +28,7 @@ class Iterate:
     residual : float
         ||y - J b||.
     gradient : float
-        ||J^T (y - J b)||, zero at a least-squares solution.
+        ||J^T (y - J b)||; zero at a least-squares solution.
     size : float
         ||b||.
     iterations : int
@@ -46,7 +46,7 @@ class Iterate:
         With r = y - J b: (I - P_tau) y = (I - P_tau) J b + (I - P_tau) r, and ||(I - P_tau) J b|| <= tau ||b||, so the
         norm is at most tau ||b|| + ||r||. On span{u_k : s_k > tau}, ||J^T r|| >= tau ||P_tau r||, so
         ||(I - P_tau) r||^2 >= ||r||^2 - (||J^T r|| / tau)^2, and the norm is at least the root of that minus tau ||b||.
-        Both hold for every b, converged or not (rounding apart).
+        Both bounds hold for every b, converged or not, up to rounding.
         """
         upper = tau * self.size + self.residual
         inside = self.gradient / tau if tau > 0.0 else math.inf
@@ -55,10 +55,10 @@ class Iterate:
 
 
 def lsmr(operator: Any, target: Array, *, iterations: int | None = None) -> Iterate:
-    """Minimise ||y - J b|| with products only.
+    """Minimize ||y - J b|| with products by J and J^T only.
 
-    Stops when ||J^T r|| <= 1e-14 ||J|| ||r||, when ||r|| <= 1e-14 (||J|| ||b|| + ||y||) (both with LSMR's own
-    estimates of the norms), or after ``iterations`` (default: 4 min(N, d) + 200) products with J and J^T.
+    Stops when ||J^T r|| <= 1e-14 ||J|| ||r|| or ||r|| <= 1e-14 (||J|| ||b|| + ||y||), with the norms as LSMR estimates
+    them, or after ``iterations`` (default: 4 min(N, d) + 200) products with J and J^T.
 
     Parameters
     ----------
@@ -68,14 +68,13 @@ def lsmr(operator: Any, target: Array, *, iterations: int | None = None) -> Iter
     Returns
     -------
     Iterate
-        Its numbers are measured again from b at the end, not taken from the recurrences.
+        Its norms are measured from b at the end, not taken from the recurrences.
     """
     n, d = operator.shape
     limit = iterations if iterations is not None else 4 * min(n, d) + 200
     size = norm(target)
     if size == 0.0:
-        zero = 0.0 * operator.rmatvec(target)
-        return Iterate(zero, 0.0, 0.0, 0.0, 0)
+        return Iterate(0.0 * operator.rmatvec(target), 0.0, 0.0, 0.0, 0)
     u = target / size
     v = operator.rmatvec(u)
     alpha = norm(v)
@@ -123,8 +122,8 @@ def lsmr(operator: Any, target: Array, *, iterations: int | None = None) -> Iter
             break
         if residual <= _ACCURACY * (frobenius * norm(b) + size):
             break
-    rest = target - operator.matvec(b)
-    return Iterate(b, norm(rest), norm(operator.rmatvec(rest)), norm(b), done)
+    r = target - operator.matvec(b)
+    return Iterate(b, norm(r), norm(operator.rmatvec(r)), norm(b), done)
 
 
 def _rotation(a: float, b: float) -> tuple[float, float, float]:

@@ -1,9 +1,9 @@
-"""QR with column pivoting (Businger and Golub): LAPACK's on NumPy, a blocked one in standard calls elsewhere.
+"""QR with column pivoting (Businger and Golub): by LAPACK for NumPy arrays, blocked in standard calls for others.
 
-PyTorch and CuPy have none. The blocked algorithm is that of Quintana-Orti, Sun and Bischof (1998): inside a panel only
-the pivot row is brought up to date, the trailing matrix is updated once a panel by a matrix product. The partial column
-norms are downdated with the guard of Drmac and Bujanovic (2008); a panel ends when the guard trips, and the norms are
-computed afresh after every panel.
+PyTorch and CuPy have no pivoted QR. The blocked algorithm is that of Quintana-Orti, Sun and Bischof (1998): within a
+panel only the pivot row is updated, and the trailing matrix is updated once per panel by a matrix product. The partial
+column norms are downdated with the guard of Drmac and Bujanovic (2008). A panel ends when the guard is violated, and
+the norms are recomputed after every panel.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ from alignver.progress import stage
 __all__ = ["pivoted_qr", "qr_profile"]
 
 _PANEL = 32  # columns of a panel: LAPACK's default block size for geqp3
-_GUARD = math.sqrt(
-    2.0**-52
-)  # a downdated norm keeps half of its digits above this (Drmac & Bujanovic 2008, LAPACK's tol3z)
+_GUARD = 2.0**-26  # sqrt(eps): above it a downdated norm keeps half of its digits (Drmac & Bujanovic 2008, tol3z)
 
 
 def pivoted_qr(matrix: Array, rhs: Array) -> tuple[Array, Array, tuple[int, ...]]:
@@ -34,14 +32,14 @@ def pivoted_qr(matrix: Array, rhs: Array) -> tuple[Array, Array, tuple[int, ...]
     ----------
     matrix : (m, n) float64
     rhs : (m, k) float64
-        B; Q itself is Q^T I transposed, and rarely needed.
+        B; the identity gives Q^T itself.
 
     Returns
     -------
     r : (min(m, n), n) float64
         Upper trapezoidal.
     qtb : (m, k) float64
-        Q^T B for the full m x m Q: rows from min(m, n) on belong to the complement of what A's columns span.
+        Q^T B for the full m x m Q: the rows from min(m, n) on belong to the orthogonal complement of the range of A.
     pivots : tuple of int
         ``matrix[:, pivots] = Q R``.
 
@@ -64,7 +62,8 @@ def qr_profile(reduced: Reduced) -> RangeProfile:
     """Return the profile whose levels are the trailing norms ||R_22||_F and whose directions are the columns of Q.
 
     rank(tau) is the first r with ||R_22|| <= tau: the matrix is within tau of one of rank r, hence s_{r+1} <= tau.
-    NUMERICAL, as the SVD's profile; never below the SVD's rank, and above it where pivoting overestimates.
+    NUMERICAL, like the profile of the SVD. The rank is never below that of the SVD, and above it if the trailing norm
+    overestimates s_{r+1}.
     """
     p = int(reduced.matrix.shape[0])
     y = reduced.target
@@ -81,7 +80,7 @@ def qr_profile(reduced: Reduced) -> RangeProfile:
 
 
 def trailing_norms(r: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return ||R[k:, k:]||_F for k = 0, 1, ...: row norms of the triangle summed from the bottom."""
+    """Return ||R[k:, k:]||_F for k = 0, 1, ...: row norms of the triangle, summed from the bottom."""
     rows = np.array([norm(r[k, k:]) for k in range(r.shape[0])])
     tails: np.ndarray[Any, np.dtype[np.float64]] = np.array([norm(rows[k:]) for k in range(rows.size)])
     return np.maximum.accumulate(tails[::-1])[::-1]
@@ -100,7 +99,7 @@ def _lapack(matrix: Array, rhs: Array) -> tuple[Array, Array, tuple[int, ...]]:
 
 
 def _blocked(matrix: Array, rhs: Array) -> tuple[Array, Array, tuple[int, ...]]:
-    """Businger-Golub in standard calls, on copies; see the module's text for the algorithm."""
+    """Factor copies by the blocked algorithm that the module describes."""
     xp = namespace(matrix)
     m, n = (int(size) for size in matrix.shape)
     a, b = xp.asarray(matrix, copy=True), xp.asarray(rhs, copy=True)
@@ -112,15 +111,15 @@ def _blocked(matrix: Array, rhs: Array) -> tuple[Array, Array, tuple[int, ...]]:
 
 
 def _panel(a: Array, b: Array, pivots: list[int], k0: int, width: int) -> int:
-    """Factor up to ``width`` columns from k0 on, in place; return how many were."""
+    """Factor up to ``width`` columns from k0 on, in place; return their number."""
     xp = namespace(a)
     m, n = (int(size) for size in a.shape)
-    # Column norms of the part that is left, afresh: host copies, since every pivot is a decision.
+    # Column norms of the trailing matrix, recomputed, on the host: every choice of a pivot is a decision.
     exact = host(xp.linalg.vector_norm(a[k0:, k0:], axis=0))
     norms = exact.copy()
     reflectors = like(np.zeros((m - k0, width)), a)
     updates = like(np.zeros((n - k0, width)), a)
-    trailing = xp.asarray(a[k0:, k0:], copy=True)  # as it was when the panel began, columns swapped along
+    trailing = xp.asarray(a[k0:, k0:], copy=True)  # as at the start of the panel, with the same column swaps
     for j in range(width):
         p = j + int(np.argmax(norms[j:]))
         if p != j:
@@ -153,13 +152,13 @@ def _panel(a: Array, b: Array, pivots: list[int], k0: int, width: int) -> int:
 def _swap(array: Array, i: int, j: int, *, axis: int) -> None:
     xp = namespace(array)
     if axis == 0:
-        kept = xp.asarray(array[i, :], copy=True)
+        row = xp.asarray(array[i, :], copy=True)
         array[i, :] = array[j, :]
-        array[j, :] = kept
+        array[j, :] = row
     else:
-        kept = xp.asarray(array[:, i], copy=True)
+        column = xp.asarray(array[:, i], copy=True)
         array[:, i] = array[:, j]
-        array[:, j] = kept
+        array[:, j] = column
 
 
 def _householder(x: Array) -> tuple[Array, float, float]:
@@ -179,14 +178,14 @@ def _householder(x: Array) -> tuple[Array, float, float]:
 
 
 def _downdate(norms: Any, exact: Any, row: Any, j: int) -> bool:
-    """Take the new row of R out of the partial norms; whether one of them has lost too many digits to go on."""
+    """Remove the new row of R from the partial norms; return whether one of them has lost too many digits."""
     rest = slice(j + 1, norms.size)
     present = norms[rest] > 0.0
     ratio = np.zeros(norms.size - j - 1)
     np.divide(np.abs(row), norms[rest], out=ratio, where=present)
     shrink = np.maximum((1.0 - ratio) * (1.0 + ratio), 0.0)
-    kept = np.zeros_like(shrink)
-    np.divide(norms[rest], exact[rest], out=kept, where=exact[rest] > 0.0)
-    lost = bool(np.any(present & (shrink * kept**2 <= _GUARD)))
+    remaining = np.zeros_like(shrink)
+    np.divide(norms[rest], exact[rest], out=remaining, where=exact[rest] > 0.0)
+    lost = bool(np.any(present & (shrink * remaining**2 <= _GUARD)))
     norms[rest] *= np.sqrt(shrink)
     return lost

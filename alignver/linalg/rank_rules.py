@@ -1,8 +1,8 @@
-"""The rank rules: at which tolerance a singular value counts as zero, by whom, and what each library would say.
+"""The rank rules: the tolerances below which a singular value counts as zero, with their sources and libraries.
 
 Each rule is one entry of :data:`RULES`: a formula on the scale of the matrix, with its source. The published rules use
-the epsilon of the dtype in which the matrix was *computed*; what a library says by default uses the epsilon of the
-dtype that it was *handed*.
+the epsilon of the dtype in which the matrix was *computed*; the default of a library uses the epsilon of the dtype that
+is *passed* to it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from alignver import require
 from alignver.errors import InvalidInput
 from alignver.linalg.svd import RangeProfile
 from alignver.results import Tolerance
@@ -21,7 +22,7 @@ __all__ = ["RULES", "RankRule", "Scale", "compare", "tolerance"]
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """What the rank rules know of an N x d matrix A.
+    """The quantities of an N x d matrix A that the rank rules depend on.
 
     Attributes
     ----------
@@ -30,11 +31,11 @@ class Scale:
     spectral : float
         The largest singular value s_1 = ||A||_2.
     row_sum : float or None
-        ||A||_inf, the largest sum of magnitudes in a row; None for an operator, whose entries are not at hand.
+        ||A||_inf, the largest sum of magnitudes in a row; None for an operator, whose entries are unavailable.
     eps : float
-        Epsilon of the dtype that the entries were computed in.
+        Epsilon of the dtype in which the entries were computed.
     handed_eps : float
-        Epsilon of the dtype that the caller's array has; a library that is handed the array knows no other.
+        Epsilon of the dtype of the caller's array, the one that a library uses.
     """
 
     rows: int
@@ -47,7 +48,7 @@ class Scale:
 
 @dataclasses.dataclass(frozen=True)
 class RankRule:
-    """One rule: its formula as text and as a function of the :class:`Scale`, its source, and who ships it."""
+    """One rule: its formula as text and as a function of the :class:`Scale`, its source, and who uses it."""
 
     name: str
     formula: str
@@ -55,10 +56,6 @@ class RankRule:
     shipped_by: str
     threshold: Callable[[Scale], float]
     levels: str = "singular values"
-
-
-def _spacing(value: float) -> float:
-    return math.ulp(value)
 
 
 _LIST = (
@@ -104,7 +101,7 @@ _LIST = (
         "max(N, d) spacing(s_1)",
         "MATLAB reference, rank: max(size(A)) eps(norm(A))",
         "MATLAB",
-        lambda a: max(a.rows, a.columns) * _spacing(a.spectral) * (a.handed_eps / 2.0**-52),
+        lambda a: max(a.rows, a.columns) * math.ulp(a.spectral) * (a.handed_eps / 2.0**-52),
     ),
     RankRule(
         "julia",
@@ -123,25 +120,25 @@ _LIST = (
 )
 
 RULES: Mapping[str, RankRule] = MappingProxyType({rule.name: rule for rule in _LIST})
-"""Every rank rule by name; ``rule=`` of the checks takes one of these names."""
+"""Every rank rule by name; the argument ``rule`` of the checks takes one of these names."""
 
 
 def tolerance(rule: str, scale: Scale, given: float | None = None) -> Tolerance:
-    """Return the tolerance that a rule, or the caller, sets for a matrix.
+    """Return the tolerance for a matrix, from a rule or from the caller.
 
     Parameters
     ----------
     rule : str
         A name of :data:`RULES`.
     scale : Scale
-        The matrix's scale.
+        The scale of the matrix.
     given : float, optional
-        The caller's own tolerance delta, checked and in the units of the singular values; it overrides the rule.
+        The caller's tolerance, validated and in the units of the singular values; it overrides the rule.
 
     Raises
     ------
     InvalidInput
-        If the rule has no such name, or asks for what an operator cannot give.
+        If the name is unknown, or the rule needs the entries of an operator.
 
     Examples
     --------
@@ -154,22 +151,19 @@ def tolerance(rule: str, scale: Scale, given: float | None = None) -> Tolerance:
         return Tolerance("given", given, "the caller's", "given by the caller", scale.eps)
     value = entry.threshold(scale)
     if math.isnan(value):
-        raise InvalidInput("rule", f"{rule!r} for an operator", "a rule that needs no entries: 'golub' or 'press'")
+        need = "a rule that needs no entries: 'golub' or 'press'"
+        raise InvalidInput("rule", f"{rule!r} for an operator", need, code="conflicting-arguments")
     return Tolerance(entry.name, value, entry.formula, entry.source, scale.eps)
 
 
 def find(rule: str) -> RankRule:
-    """Return the rule of that name, or raise :class:`~alignver.errors.InvalidInput` listing the names there are."""
-    if not isinstance(rule, str) or rule not in RULES:
-        raise InvalidInput("rule", repr(rule), "one of " + ", ".join(RULES))
-    return RULES[rule]
+    """Return the rule of that name, or raise :class:`~alignver.errors.InvalidInput` with the list of names."""
+    return RULES[require.one_of("rule", rule, RULES)]
 
 
 def checked_tolerance(value: float, name: str) -> float:
-    """Return a caller's tolerance as a float, refusing what is no finite number >= 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise InvalidInput(name, repr(value), "a finite number >= 0")
-    return float(value)
+    """Return the caller's tolerance as a float; it must be finite and non-negative."""
+    return require.real(name, value, least=0)
 
 
 def compare(
@@ -177,9 +171,9 @@ def compare(
 ) -> tuple[dict[str, object], ...]:
     """Return every rule's tolerance and the rank that it gives, side by side.
 
-    A rule on singular values is answered from the SVD's profile and one on trailing norms from the pivoted QR's; a rule
-    whose decomposition was not made is left out. ``unit`` is what the matrix was divided by; tolerances come back in
-    the caller's units.
+    A rule on singular values is evaluated with the profile of the SVD, a rule on trailing norms with that of the
+    pivoted QR; rules without a profile are omitted. ``unit`` is the number that the matrix was divided by; tolerances
+    are returned in the caller's units.
     """
     rows: list[dict[str, object]] = []
     for rule in RULES.values():

@@ -1,6 +1,6 @@
-"""What a rank-revealing decomposition says at every tolerance at once: rank(tau) and rho(tau), as step functions.
+"""Singular value decomposition, and the rank and relative residual as step functions of the tolerance tau.
 
-The range of a matrix by singular value decomposition: the reference that the tolerance's meaning is written in.
+The profile of the SVD defines the meaning of a tolerance; :mod:`alignver.linalg.pivoted_qr` gives another profile.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from alignver.linalg.qr_reduction import Reduced
 from alignver.progress import stage
 
 __all__ = ["RangeProfile", "decompose", "svd_profile"]
-_STEPS = 60  # of a curve
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
+
+_STEPS = 60  # of a curve
 
 
 @dataclasses.dataclass(frozen=True)
 class RangeProfile:
-    """Rank and residual of a target as functions of the tolerance tau.
+    """Rank and relative residual of a target as functions of the tolerance tau.
 
-    With levels l_1 >= l_2 >= ... >= l_k >= 0 and P_r the orthogonal projector on the first r directions found,
+    With levels l_1 >= l_2 >= ... >= l_k >= 0 and P_r the orthogonal projector onto the first r computed directions,
 
         rank(tau) = #{j : l_j > tau},   rho(tau) = ||(I - P_rank(tau)) y|| / ||y||.
 
@@ -37,7 +38,7 @@ class RangeProfile:
     levels : (k,) float64
         Non-increasing.
     tails : (k + 1,) float64
-        ``tails[r]`` = ||(I - P_r) y|| / ||y||, non-increasing in r; zeros where there is no target.
+        ``tails[r]`` = ||(I - P_r) y|| / ||y||, non-increasing in r; zero without a target.
 
     Examples
     --------
@@ -58,9 +59,9 @@ class RangeProfile:
         return float(self.tails[self.rank(tau)])
 
     def turns_at(self, limit: float) -> float | None:
-        """Return the tau from which on rho(tau) > limit; below it rho(tau) <= limit. None: rho never exceeds the limit.
+        """Return the tau from which on rho(tau) > limit; below it rho(tau) <= limit.
 
-        0.0 means that rho exceeds the limit at every tolerance.
+        None means that rho never exceeds the limit, 0.0 that it does so at every tolerance.
         """
         within = np.flatnonzero(self.tails <= limit)
         if within.size == 0:
@@ -69,7 +70,7 @@ class RangeProfile:
         return None if first == 0 else float(self.levels[first - 1])
 
     def near(self, tau: float, factor: float = 100.0, most: int = 12) -> tuple[float, ...]:
-        """Return the levels within ``factor`` of ``tau``, those closest to it (by ratio) first to be kept, in order."""
+        """Return the levels within ``factor`` of ``tau`` in order, the ``most`` closest ones (by ratio) at most."""
         inside = self.levels[(self.levels >= tau / factor) & (self.levels <= tau * factor) & (self.levels > 0)]
         if inside.size > most:
             distance = np.abs(np.log(inside / tau))
@@ -79,7 +80,7 @@ class RangeProfile:
     def curve(self, low: float, high: float) -> tuple[tuple[float, float], ...]:
         """Return points (tau, rho(tau)), tau from ``low`` to ``high``, between which rho is constant.
 
-        At most 60 of the steps of rho in there are kept, evenly by their number.
+        At most 60 steps of rho are returned, evenly spaced by index.
 
         Examples
         --------
@@ -95,8 +96,8 @@ class RangeProfile:
 def descending_tails(coordinates: Vector, leftover: float) -> Vector:
     """Return tails[r] = sqrt(leftover^2 + sum_{j >= r} coordinates_j^2), summed from the smallest end.
 
-    With the orthonormal directions u_j, ``coordinates`` = u_j^T y / ||y|| and ``leftover`` the relative part of y that
-    is orthogonal to all of them.
+    ``coordinates`` are u_j^T y / ||y|| for orthonormal directions u_j, ``leftover`` is the relative norm of the
+    component of y that is orthogonal to all of them.
     """
     squares = np.concatenate([np.asarray(coordinates, dtype=np.float64) ** 2, [leftover**2]])
     tails: Vector = np.sqrt(np.cumsum(squares[::-1])[::-1])
@@ -104,9 +105,9 @@ def descending_tails(coordinates: Vector, leftover: float) -> Vector:
 
 
 def decompose(matrix: Array) -> tuple[Array, Array, Array]:
-    """Return the thin SVD (U, s, V^T) by the namespace, or by LAPACK's safer gesvd where that does not converge.
+    """Return the thin SVD (U, s, V^T) by the namespace, or by the gesvd of LAPACK if that does not converge.
 
-    Raises :class:`numpy.linalg.LinAlgError` when neither converges.
+    Raises :class:`numpy.linalg.LinAlgError` if neither converges.
     """
     xp = namespace(matrix)
     with stage("singular value decomposition"):
@@ -125,7 +126,7 @@ def svd_profile(reduced: Reduced) -> RangeProfile:
     """Return the profile whose levels are the singular values and whose directions are the left singular vectors.
 
     rho(tau) = ||(I - P_tau) y|| / ||y||, P_tau the projector on span{u_k : s_k > tau}. NUMERICAL: the computed values
-    are those of a matrix within a modest multiple of eps s_1 of the given one.
+    are exact for a matrix within a modest multiple of eps s_1 of the given one.
 
     Parameters
     ----------
@@ -146,8 +147,8 @@ def svd_profile(reduced: Reduced) -> RangeProfile:
     y = y / size
     coordinates = xp.matrix_transpose(u) @ y
     rest = y - u @ coordinates
-    # Twice is enough (Kahan, Parlett): what one projection leaves in the range by rounding, the second takes out.
+    # Twice is enough (Kahan, Parlett): the second projection removes what rounding leaves in the range after the first.
     rest = rest - u @ (xp.matrix_transpose(u) @ rest)
-    # A square U spans everything: what is left of y is rounding and no evidence of a component outside.
+    # The columns of a square U span the whole space: the remainder of y is rounding error, not a component outside.
     outside = 0.0 if int(u.shape[0]) == int(u.shape[1]) else norm(rest)
     return RangeProfile(levels, descending_tails(host(coordinates), float(np.hypot(outside, reduced.leftover / size))))
