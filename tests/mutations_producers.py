@@ -47,15 +47,15 @@ _CHANGES: dict[str, dict[str, list[str | float]]] = {
         "inflate = div_up(1.0, sub_down(1.0, gamma(d)))": ["inflate = 1.0"],
         "error = add_up(#mul_up(gamma(d), trace), underflow)": [0.5, 0.01],
         "backward = #rump_shift(": [0.5, 0.01],
-        "margin = add_up(mul_up(2.0, add_up(error, backward)), mul_up(32.0 * U, trace))": [
-            "margin = add_up(mul_up(1.0, add_up(error, backward)), mul_up(32.0 * U, trace))",
-            "margin = add_up(mul_up(2.0, add_up(error, backward)), mul_up(16.0 * U, trace))",
+        "return add_up(mul_up(2.0, add_up(error, backward)), mul_up(32.0 * U, trace))": [
+            "return add_up(mul_up(1.0, add_up(error, backward)), mul_up(32.0 * U, trace))",
+            "return add_up(mul_up(2.0, add_up(error, backward)), mul_up(16.0 * U, trace))",
         ],
-        "margin = #add_up(mul_up(2.0, add_up(error, backward)), mul_up(32.0 * U, trace))": [0.01],
+        "return #add_up(mul_up(2.0, add_up(error, backward)), mul_up(32.0 * U, trace))": [0.01],
         "add_up(margin, guess)": ["guess"],
         "add_up(margin, shift)": ["shift"],
         "s_min = scale_down(smallest, -int(exponents.max()))": ["s_min = scale_down(smallest, 0)"],
-        "not sqrt_down(proved_shift) > #radius": [0.5],
+        "not sqrt_down(shift) > #radius": [0.5],
         "mul_up(float(A.shape[0]), float(A.shape[1]), OMEGA)": ["mul_up(float(A.shape[0]), OMEGA)"],
     },
     "proof/right_inverse.py": {
@@ -102,15 +102,10 @@ _CHANGES: dict[str, dict[str, list[str | float]]] = {
         "error = add_up(mul_up(gamma(terms), trace, 1.0 + 2.0**-10), tiny)": [
             "error = add_up(mul_up(gamma(terms), trace), tiny)"
         ],
-        "backward = #rump_shift(": [0.5, 0.01],
-        "margin = add_up(mul_up(2.0, add_up(error, backward)), mul_up(32.0 * U, trace))": [
-            "margin = add_up(mul_up(1.0, add_up(error, backward)), mul_up(32.0 * U, trace))",
-            "margin = add_up(mul_up(2.0, add_up(error, backward)), mul_up(16.0 * U, trace))",
-        ],
-        "add_up(margin, fraction * estimate)": ["fraction * estimate"],
+        "margin = #safety_margin(": [0.5, 0.01],
         "mul_up(#gamma(terms), 1.0 + 2.0**-10) *": [0.5],
         "sub_down(sqrt_down(shift), lost)": ["sqrt_down(shift)"],
-        "not floor > mul_up(#reach": [0.5],
+        "not floor > mul_up(#scale_up(delta, top)": [0.5],
         "mul_up(#gamma(T + 3), norm_up": [0.5, 0.01],
     },
     "proof/exact.py": {

@@ -1,4 +1,4 @@
-"""Producers of proofs about matrices: what they write, :mod:`alignver.kernel` checks."""
+"""Producers of proofs about matrices; :mod:`alignver.kernel` checks the certificates that they write."""
 
 from alignver.kernel import Certificate, load_certificate
 from alignver.proof.decision import Ball, Decision

@@ -1,8 +1,8 @@
-r"""Full row rank of a matrix that is given by the factors of its columns, proved through its Gram matrix.
+r"""Full row rank of a matrix given by the factors of its columns, proved through its Gram matrix.
 
 A layer with inputs :math:`a_{it}` and backpropagated outputs :math:`b_{jit}` (sample i, output j, position t) adds the
-columns :math:`\sum_t b_{jit} a_{it}^\top` to row j n + i of a Jacobian. With one position its share of the Gram matrix
-is :math:`(A A^\top) \circ (B B^\top)`, and the columns are never formed.
+columns :math:`\sum_t b_{jit} a_{it}^\top` to row j n + i of a Jacobian. With one position, its contribution to the Gram
+matrix is :math:`(A A^\top) \circ (B B^\top)`, and the columns are never formed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from alignver.kernel.floats import arithmetic_fault
 from alignver.progress import track
-from alignver.proof.cholesky import estimate_smallest, factor_shifted, rump_shift
+from alignver.proof.cholesky import safety_margin, verified_shift
 from alignver.proof.rounding import (
     OMEGA,
     FloatArray,
@@ -36,23 +36,23 @@ from alignver.proof.rounding import (
 
 __all__ = ["FactoredRank", "Layer", "row_rank_by_factors"]
 
-_WIDTH = 256  # columns that are formed at a time where there are many positions, about: long sums round more
-_FAR = 2.0**400  # factors beyond this are left to other methods
-_NEAR = 64  # exponents of rows that need no scaling
-_RANGE = "a layer has factors that are too large, or become so when rows are scaled"
-_PASS = 24.0  # operations that one elementwise pass costs, about
+_WIDTH = 256  # approximate number of columns formed at a time with many positions: longer sums have larger errors
+_FAR = 2.0**400  # magnitude from which on factors are left to other methods
+_NEAR = 64  # largest exponent of rows that need no scaling
+_RANGE = "a layer has factors that are too large, or become too large when rows are scaled"
+_PASS = 24.0  # approximate cost of one elementwise pass, in operations per entry
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layer:
-    """The factors of some columns, exactly these floats.
+    """The factors of some columns, as exact floats.
 
     Attributes
     ----------
     name : str
-        What the columns are derivatives by.
+        The parameter that the columns are derivatives with respect to.
     inputs : (n, T, a) float64
-        A; a constant 1 at the end stands for a bias.
+        A; a constant 1 at the end represents a bias.
     gradients : (m, n, T, b) float64
         B.
     """
@@ -68,13 +68,13 @@ class Layer:
 
     @property
     def by_pairs(self) -> bool:
-        """Whether pairs of positions are fewer operations than the columns themselves."""
+        """Whether pairs of positions need fewer operations than the columns themselves."""
         pairs, formed = self._operations()
         return self.inputs.shape[1] == 1 or pairs <= formed
 
     @property
     def flops(self) -> float:
-        """Operations of its share of the Gram matrix, about."""
+        """Approximate number of operations of its contribution to the Gram matrix."""
         return self._operations()[0 if self.by_pairs else 1]
 
     def _operations(self) -> tuple[float, float]:
@@ -83,11 +83,12 @@ class Layer:
         return T * T * (2.0 * a * n * n + (2.0 * b + _PASS) * N * N), 2.0 * a * b * T * N + 2.0 * a * b * N * N
 
     def roundings(self) -> tuple[int, int]:
-        """Bound the roundings of one product within its share, and the additions of shares that follow.
+        """Bound the roundings of one product within its contribution, and the subsequent additions of contributions.
 
-        Whichever way the share is summed, here or by a re-check. By pairs of positions: a + b + 1 for the two inner
-        products and their product, T additions over the second position, then one for each first position. By columns:
-        an inner product of no more columns than ``_WIDTH`` or one factor's length; then one addition for each group.
+        The bounds hold for both orders of summation, here and in a re-check. By pairs of positions: a + b + 1 for the
+        two inner products and their product, T additions over the second position, then one for each first position.
+        By columns: an inner product of at most ``_WIDTH`` columns or the length of one factor; then one addition for
+        each group.
         """
         _, _, T, b = self.gradients.shape
         a = self.inputs.shape[2]
@@ -97,29 +98,29 @@ class Layer:
         return a + b + T + _WIDTH + 1, max(T, groups)
 
     def lengths(self) -> FloatArray:
-        r"""Return upper bounds p of :math:`\sum_t \|a_{it}\| \|b_{jit}\|`, (m, n): of the rows' norms at least."""
+        r"""Return upper bounds p (m, n) of :math:`\sum_t \|a_{it}\| \|b_{jit}\|`, hence of the norms of the rows."""
         (n, T, a), (m, _, _, b) = self.inputs.shape, self.gradients.shape
-        left = _root(square_sums_up(self.inputs.reshape(-1, a), 1)).reshape(1, n, T)
-        right = _root(square_sums_up(self.gradients.reshape(-1, b), 1)).reshape(m, n, T)
+        inputs = _root(square_sums_up(self.inputs.reshape(-1, a), 1)).reshape(1, n, T)
+        gradients = _root(square_sums_up(self.gradients.reshape(-1, b), 1)).reshape(m, n, T)
         with np.errstate(all="ignore"):
-            sums = (left * right).sum(axis=2)
+            sums = (inputs * gradients).sum(axis=2)
             return np.asarray(sums * (1.0 + (T + 8) * 2.0 * U) + T * OMEGA)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FactoredRank:
-    """What a proof through the factors gives, or why it gave none.
+    """The result of a proof through the factors.
 
     Attributes
     ----------
     proved : bool
-        Every matrix in the ball (spectral norm) around the one made of the factors has full row rank.
+        Every matrix in the ball (spectral norm) around the matrix defined by the factors has full row rank.
     s_min : float
-        Verified lower bound of the smallest singular value of the matrix made of the factors.
+        Verified lower bound of the smallest singular value of the matrix defined by the factors.
     reason : str
-        Why there is no proof.
+        Why there is no proof; empty if there is one.
     exponents : array or None
-        Row scaling D = diag(2**exponents) under which it was proved.
+        The row scaling D = diag(2**exponents), if there is a proof.
     constants : mapping
         The numbers of the bound, for the certificate.
     """
@@ -132,41 +133,42 @@ class FactoredRank:
 
 
 def row_rank_by_factors(layers: Sequence[Layer], radius: Callable[[float], float]) -> FactoredRank:
-    r"""Prove that every matrix in a ball around the one made of the layers' factors has full row rank.
+    r"""Prove that every matrix in a ball around the one that the factors of the layers define has full row rank.
 
     The matrix is :math:`J = [J_1, J_2, \ldots]`, :math:`J_s` with the columns of layer s, in exact arithmetic on the
-    given floats; columns that no layer stands for would only add to :math:`J J^\top`. Computed is
+    given floats. Additional columns, which belong to no layer, only increase :math:`J J^\top`. The computed matrix is
 
     .. math:: \hat M = \sum_s \Big\{\sum_{t,t'} (A_t A_{t'}^\top) \circ (B_t B_{t'}^\top)
               \ \text{ or }\ \hat J_s \hat J_s^\top\Big\}
 
     **The matrix.** Let :math:`p_s` be the vector of :math:`\sum_t \|a_{it}\| \|b_{jit}\|`. The products
-    :math:`a_{it\alpha} a_{kt'\alpha} b_{jit\beta} b_{lkt'\beta}` of entry (k, l) of a share have magnitudes that add
-    up to at most :math:`p_{s,k} p_{s,l}` (Cauchy and Schwarz, for each pair of positions). Each passes through at most
-    K roundings, K the largest number within a share plus one for each share that is added (:meth:`Layer.roundings`),
-    so it enters with a factor :math:`1 + \theta`, :math:`|\theta| \le \gamma_K` (Higham 2002, Lemma 3.1), and
-    :math:`|\hat M - M| \le \gamma_K \sum_s p_s p_s^\top` entry by entry. The spectral norm of a matrix is at most that
-    of a bound of its entries, and :math:`\|p_s p_s^\top\| = \|p_s\|^2`: the error is at most
+    :math:`a_{it\alpha} a_{kt'\alpha} b_{jit\beta} b_{lkt'\beta}` of entry (k, l) of a contribution have magnitudes
+    whose sum is at most :math:`p_{s,k} p_{s,l}` (Cauchy and Schwarz, for each pair of positions). Each undergoes at
+    most K roundings, K the largest number within a contribution plus one for each added contribution
+    (:meth:`Layer.roundings`), so it enters with a factor :math:`1 + \theta`, :math:`|\theta| \le \gamma_K` (Higham
+    2002, Lemma 3.1), and :math:`|\hat M - M| \le \gamma_K \sum_s p_s p_s^\top` entry by entry. The spectral norm of a
+    matrix is at most that of a bound of its entries, and :math:`\|p_s p_s^\top\| = \|p_s\|^2`: the error is at most
     :math:`\gamma_K \sum_s \|p_s\|^2`.
 
     **Columns that are formed.** :math:`|\hat J_s - J_s| \le \gamma_T \sum_t |b_t| |a_t|^\top` entry by entry, rows of
-    norms at most :math:`\gamma_T p_s`: :math:`\|\hat J_s - J_s\|_F \le \gamma_T \|p_s\|` comes on top, of J itself, and
-    the magnitudes above grow by :math:`(1 + \gamma_T)^2`, less than :math:`1 + 2^{-10}`. It is charged to every layer
-    of several positions, formed or not: a re-check may form what was not formed here.
+    norms at most :math:`\gamma_T p_s`: the error :math:`\|\hat J_s - J_s\|_F \le \gamma_T \|p_s\|` of J itself is
+    added, and the magnitudes above grow by the factor :math:`(1 + \gamma_T)^2`, less than :math:`1 + 2^{-10}`. Both are
+    counted for every layer with several positions, formed or not, since a re-check may form columns that were not
+    formed here.
 
-    **The proof.** :math:`\hat M - (\text{margin} + t^2) I` has a Cholesky factorization, margin more than the error
-    above and that of the factorization (:func:`~alignver.proof.cholesky.rump_shift`; only the lower triangle
-    enters, for which the bound holds as well): :math:`\lambda_{\min}(M) > t^2`, hence
+    **The proof.** :math:`\hat M - (\text{margin} + t^2) I` has a Cholesky factorization; the margin exceeds the
+    error above plus that of the factorization (:func:`~alignver.proof.cholesky.rump_shift`; only the lower triangle is
+    read, and the bound holds for it too): :math:`\lambda_{\min}(M) > t^2`, hence
     :math:`s_{\min}(D J) > t - \text{lost}`, and :math:`s_{\min}(J) \ge s_{\min}(D J) / \max_i D_{ii}`. Rows are
-    scaled by powers of two, D, through B, without rounding but for underflow, which is in ``lost``. A perturbation E
-    keeps full rank while :math:`\|D E\| \le \max_i D_{ii} \|E\|` is below that.
+    scaled by powers of two, D, through B. The scaling is exact except for underflow, which is included in ``lost``. A
+    perturbation E keeps full rank while :math:`\|D E\| \le \max_i D_{ii} \|E\|` is below :math:`t - \text{lost}`.
 
     Parameters
     ----------
     layers : sequence of Layer
         At least one, all with the same n and m; finite.
     radius : callable
-        Gets an upper bound of the matrix's Frobenius norm, gives the ball's radius (spectral norm).
+        Maps an upper bound of the Frobenius norm of the matrix to the radius of the ball (spectral norm).
 
     Returns
     -------
@@ -200,7 +202,7 @@ def _prove(layers: Sequence[Layer], N: int, radius: Callable[[float], float]) ->
     if not bool(np.all((squares > 2.0**-900) & (squares < 2.0**900))):
         return FactoredRank(False, 0.0, "a row is zero, or too large or too small")
     exponents = -(np.frexp(squares)[1].astype(np.int64) // 2)
-    if float(squares.max()) <= 16.0 * float(squares.min()):  # alike: none, or one for all where squares are far from 1
+    if float(squares.max()) <= 16.0 * float(squares.min()):  # no scaling, or one power for all rows if far from 1
         exponents[:] = 0 if int(np.abs(exponents).max()) <= _NEAR else int(exponents.max())
     power = np.ldexp(1.0, exponents)
     scaled = [
@@ -216,54 +218,41 @@ def _prove(layers: Sequence[Layer], N: int, radius: Callable[[float], float]) ->
     largest = float(_up(np.sum([_up(size * size) for size in lengths], axis=0)).max())
     gram, lost = _gram(scaled, N)
     counts = [layer.roundings() for layer in scaled]
-    terms = max(own for own, _ in counts) + sum(additions for _, additions in counts) + 4
-    # Underflow. Two inner products of a and b terms lose a OMEGA and b OMEGA and are below b 2^800 and a 2^800: their
-    # product loses less than 4 a b 2^800 OMEGA, a b <= terms^2 / 4, at no more than terms^2 pairs of positions, and as
-    # much again for the roundings that follow; N entries in a row. Scaling B may lose OMEGA in each entry, times an
-    # entry of A, in J itself.
+    terms = max(within for within, _ in counts) + sum(additions for _, additions in counts) + 4
+    # Underflow. Two inner products of a and b terms lose a OMEGA and b OMEGA and are below b 2^800 and a 2^800, so
+    # their product loses less than 4 a b 2^800 OMEGA with a b <= terms^2 / 4, for at most terms^2 pairs of positions,
+    # and the same amount again in the subsequent roundings; N entries in a row. Scaling B may lose OMEGA in each entry,
+    # times an entry of A, in J itself.
     tiny = mul_up(float(N), float(terms) ** 4, OMEGA, 2.0**802)
     columns = sum(layer.columns * layer.inputs.shape[1] for layer in layers)
     lost = add_up(lost, mul_up(float(N), float(columns), OMEGA, _FAR))
     error = add_up(mul_up(gamma(terms), trace, 1.0 + 2.0**-10), tiny)
-    backward = rump_shift(N, mul_up(trace, 1.0 + 2.0**-10), mul_up(largest, 1.0 + 2.0**-10))
-    # Twice what the theorem asks and a little: a re-check by another bound needs some of the room.
-    margin = add_up(mul_up(2.0, add_up(error, backward)), mul_up(32.0 * U, trace))
+    margin = safety_margin(N, error, trace, largest)
     if not (margin < math.inf and gamma(terms) < 2.0**-11 and bool(np.all(np.isfinite(gram)))):
         return FactoredRank(False, 0.0, "the matrix is too large for the bound")
-    factor = factor_shifted(gram, margin)
-    if factor is None:
-        reason = (
-            f"its Gram matrix is not safely definite: a shift of {margin:.1e} of its trace {trace:.1e} breaks Cholesky"
-        )
+    shift = verified_shift(gram, margin)
+    if shift is None:
+        reason = f"the Gram matrix is not safely definite: a shift of {margin:.1e} of trace {trace:.1e} breaks Cholesky"
         return FactoredRank(False, 0.0, reason)
-    estimate, shift = estimate_smallest(factor), 0.0
-    for fraction in (0.8, 0.3):
-        if (
-            fraction * estimate > 0.01 * margin
-            and factor_shifted(gram, add_up(margin, fraction * estimate)) is not None
-        ):
-            shift = fraction * estimate
-            break
     top = int(exponents.max())
-    # ||J||_F^2 is the trace of M, rows scaled back; what is lost is lost of the scaled rows.
-    own = np.diagonal(gram) + mul_up(gamma(terms), 1.0 + 2.0**-10) * np.sum([_up(x * x) for x in lengths], axis=0)
+    # ||J||_F^2 is the trace of M for the unscaled rows; ``lost`` belongs to the scaled rows.
+    diagonal = np.diagonal(gram) + mul_up(gamma(terms), 1.0 + 2.0**-10) * np.sum([_up(x * x) for x in lengths], axis=0)
     size = add_up(
-        sqrt_up(sum_up(_up(np.ldexp(own * (1.0 + 2.0**-40) + tiny, -2 * exponents)))),
+        sqrt_up(sum_up(_up(np.ldexp(diagonal * (1.0 + 2.0**-40) + tiny, -2 * exponents)))),
         scale_up(lost, -int(exponents.min())),
     )
-    reached = radius(size)
-    reach = scale_up(reached, top)
+    delta = radius(size)
     floor = max(0.0, sub_down(sqrt_down(shift), lost))
     s_min = scale_down(floor, -top)
-    constants = {"shift": shift, "margin": margin, "lost": lost, "s_min": s_min, "size": size, "radius": reached}
-    if not floor > mul_up(reach, 1.0 + 2.0**-20):  # a re-check rounds its scalars with less care
-        reason = f"the ball's radius {reached:.1e} reaches past the proved s_min {s_min:.1e}"
+    constants = {"shift": shift, "margin": margin, "lost": lost, "s_min": s_min, "size": size, "radius": delta}
+    if not floor > mul_up(scale_up(delta, top), 1.0 + 2.0**-20):  # a re-check may round its scalars more coarsely
+        reason = f"the ball's radius {delta:.1e} exceeds the proved s_min {s_min:.1e}"
         return FactoredRank(False, s_min, reason, None, constants)
     return FactoredRank(True, s_min, "", exponents, constants)
 
 
 def _gram(layers: Sequence[Layer], N: int) -> tuple[FloatArray, float]:
-    """Return the Gram matrix, and a bound of what forming columns changes (Frobenius norm)."""
+    """Return the Gram matrix, and a bound of the error in formed columns (Frobenius norm)."""
     total, lost = np.zeros((N, N)), 0.0
     for layer in track(layers, "Gram matrix of layer factors"):
         T = layer.inputs.shape[1]
@@ -279,13 +268,13 @@ def _gram(layers: Sequence[Layer], N: int) -> tuple[FloatArray, float]:
 
 
 def _by_pairs(layer: Layer, N: int) -> Iterator[FloatArray]:
-    """Yield what each first position contributes: sum_s (A_t A_s^T) o (B_t B_s^T)."""
+    """Yield the contribution of each first position t: sum_s (A_t A_s^T) o (B_t B_s^T)."""
     m, n, T, b = layer.gradients.shape
     for t in range(T):
         left = np.ascontiguousarray(layer.gradients[:, :, t]).reshape(N, b)
         whole: FloatArray | None = None
         for s in range(T):
-            # One array times its own transpose may be a product of half the cost (syrk): the same sums.
+            # An array times its own transpose may cost half as much (syrk), with the same sums.
             right = left if s == t else np.ascontiguousarray(layer.gradients[:, :, s]).reshape(N, b)
             share = (left @ right.T).reshape(m, n, m, n)
             share *= (layer.inputs[:, t] @ layer.inputs[:, s].T)[None, :, None, :]
@@ -295,7 +284,7 @@ def _by_pairs(layer: Layer, N: int) -> Iterator[FloatArray]:
 
 
 def _by_columns(layer: Layer, N: int) -> Iterator[FloatArray]:
-    """Yield the product of some columns with their transpose."""
+    """Yield, for groups of columns, their product with their transpose."""
     m, n, T, b = layer.gradients.shape
     step = max(1, _WIDTH // layer.inputs.shape[2])
     for start in range(0, b, step):
@@ -306,7 +295,7 @@ def _by_columns(layer: Layer, N: int) -> Iterator[FloatArray]:
 
 
 def _in_range(layer: Layer) -> bool:
-    """Whether squares and products of the factors are far from overflow; NaN is not."""
+    """Whether squares and products of the factors are far from overflow; False for NaN."""
     return all(max(-float(x.min()), float(x.max())) < _FAR for x in (layer.inputs, layer.gradients))
 
 

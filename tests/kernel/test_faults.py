@@ -131,8 +131,8 @@ CASES: dict[str, tuple[list[tuple[str, Any]], Any]] = {
     "rows of blocks": ([(f"{rows.__name__}.Rows.take", as_if_all_were_apart), *NO_REFUTATION], exploration(width=5)),
     "margins": (
         [
-            (f"{block_prover.__name__}.Cuts.margin", always(1.0)),
-            (f"{block_prover.__name__}.Cuts.usable", lambda self, positions: np.ones(len(positions), dtype=bool)),
+            (f"{block_prover.__name__}.SortedProjections.margin", always(1.0)),
+            (f"{block_prover.__name__}.SortedProjections.usable", lambda self, at: np.ones(len(at), dtype=bool)),
             (f"{block_prover.__name__}.prove_block", blocks_that_hold),
             *NO_REFUTATION,
         ],
@@ -240,7 +240,7 @@ def test_factors_of_layers(stored, monkeypatch):
     A[1], B[:, 1] = A[0], B[:, 0]  # two equal rows
     layers = [factored_gram.Layer("w", A, B)]
     assert claim(layers, stored=stored)[1] is None
-    monkeypatch.setattr(factored_gram, "factor_shifted", lifted_factor)
+    monkeypatch.setattr(cholesky, "factor_shifted", lifted_factor)
     _, certificate, inputs = claim(layers, stored=stored)
     assert certificate is not None
     assert kernel.verify(certificate, inputs).verdict is Verdict.FAILS

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import linalg
 
-from alignver.proof import factored_gram as factored_module
+from alignver.proof import cholesky
 from alignver.proof.cholesky import factor_shifted
 from alignver.proof.decision import Ball
 from alignver.proof.exact import integer_column, mantissas, to_integers
@@ -89,7 +89,7 @@ def test_constants_of_a_proof_through_factors(name: str, monkeypatch: pytest.Mon
         seen.append((shift, found is not None, A.copy()))
         return found
 
-    monkeypatch.setattr(factored_module, "factor_shifted", factor)
+    monkeypatch.setattr(cholesky, "factor_shifted", factor)
     sizes: list[float] = []
     proof = row_rank_by_factors(layers, lambda size: sizes.append(size) or 0.0)
     assert proof.proved, proof.reason

@@ -186,7 +186,7 @@ def test_why_there_is_no_proof():
     few = Layer("few", A[:, :, :1], B)
     assert reason([few]) == "10 rows in 3 columns are dependent"
     assert "not safely definite" in reason([Layer("equal rows", np.ones((5, 1, 4)), np.ones((2, 5, 1, 3)))])
-    assert "reaches past" in reason([Layer("well", A, B)], 1e6)
+    assert "exceeds the proved" in reason([Layer("well", A, B)], 1e6)
     zero = B.copy()
     zero[0, 2] = 0.0
     assert "a row is zero" in reason([Layer("zero row", A, zero)])
