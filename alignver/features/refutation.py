@@ -1,8 +1,8 @@
-r"""Reasons why no gates of a width can give phi(q) rank n: each one a proof with a witness.
+r"""Proofs that no gates of a width give phi(q) rank n, each with a witness.
 
-* Count: phi has h m columns, so h m < n leaves no room.
+* Count: phi has h m columns, so its rank is below n if h m < n.
 * Equal rows: z_i = z_j makes rows i and j of phi equal for every q. Equal inputs make z_i = z_j for every theta.
-* Columns: rank phi <= h rank Z, as phi = [diag(S_1) Z, ..., diag(S_h) Z], so h rank(Z) < n will not do.
+* Columns: rank phi <= h rank Z, as phi = [diag(S_1) Z, ..., diag(S_h) Z], so its rank is below n if h rank(Z) < n.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from alignver.results import Verdict, plain
 
 __all__ = ["Refutation", "by_columns", "by_count", "by_equal_rows"]
 
-_EXACT_ENTRIES = 2_000_000  # of Z: exact ranks of more take minutes
+_EXACT_ENTRIES = 2_000_000  # largest size of Z for an exact rank: beyond it that takes minutes
 _EXACT_SECONDS = 20.0
-_MOST_TIED = 200_000  # rows of equal projection that are compared
+_MOST_TIED = 200_000  # largest number of rows with equal projections that are compared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Refutation:
     reason : str
         A sentence.
     witness : dict
-        Plain data that re-checks it.
+        Plain data for a re-check.
     certificate : Certificate
     """
 
@@ -45,7 +45,7 @@ class Refutation:
 
 
 def by_count(n: int, m: int, width: int, record: dict[str, Any], added: bool) -> Refutation | None:
-    """Refute a width with ``width * m < n``."""
+    """Refute a width if ``width * m < n``."""
     if width * m >= n:
         return None
     constants = {"rank": n, "width": width, "add_constant": added}
@@ -54,27 +54,25 @@ def by_count(n: int, m: int, width: int, record: dict[str, Any], added: bool) ->
     return Refutation(reason, {"kind": "count", "width": width, "features": m, "samples": n}, certificate)
 
 
-def by_equal_rows(rows: Rows, found: RowScan, width: int) -> Refutation | None:
-    """Find two equal rows of Z: among rows whose projections are equal up to rounding, since equal rows' are."""
-    values = found.projections[:, 0]
+def by_equal_rows(rows: Rows, scan: RowScan, width: int) -> Refutation | None:
+    """Search for equal rows of Z among the rows whose projections agree up to rounding."""
+    values = scan.projections[:, 0]
     order = np.argsort(values, kind="stable")
-    tied = np.diff(values[order]) <= 2.0 * float(found.errors[0])
-    starts = np.flatnonzero(tied & ~np.concatenate([[False], tied[:-1]]))
+    tied = np.diff(values[order]) <= 2.0 * float(scan.errors[0])
+    ends = np.concatenate([[0], np.flatnonzero(~tied) + 1, [rows.n]])  # of the groups of tied rows
     pairs: list[tuple[int, int]] = []
-    looked = 0
-    for start in starts.tolist():
-        rest = np.flatnonzero(~tied[start:])
-        stop = start + (int(rest[0]) if rest.size else tied.size - start) + 1
-        looked += stop - start
-        if looked > _MOST_TIED:
+    compared = 0
+    for k in np.flatnonzero(np.diff(ends) > 1).tolist():
+        compared += int(ends[k + 1] - ends[k])
+        if compared > _MOST_TIED:
             break
-        pairs += _equal(rows, np.sort(order[start:stop]))
+        pairs += _equal(rows, np.sort(order[ends[k] : ends[k + 1]]))
     if not pairs:
         return None
     i, j = min(pairs)
     data = {"rows": np.array([i, j], dtype=np.int64)}
     constants = {"rank": rows.n, "width": width, "add_constant": rows.added}
-    certificate = seal("no-exploration", "equal rows", {"Z": found.record}, data, constants)
+    certificate = seal("no-exploration", "equal rows", {"Z": scan.record}, data, constants)
     others = "" if len(pairs) == 1 else f" ({len(pairs)} such pairs in all)"
     reason = f"samples {i} and {j} have equal features{others}: their rows of phi are equal for every q"
     return Refutation(reason, {"kind": "equal rows", "rows": (i, j), "pairs": len(pairs)}, certificate)
@@ -93,8 +91,8 @@ def _equal(rows: Rows, indices: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
     return pairs
 
 
-def by_columns(rows: Rows, found: RowScan, width: int) -> Refutation | None:
-    """Refute by the rank of Z: zero and repeated columns first, then exact arithmetic where Z is small."""
+def by_columns(rows: Rows, scan: RowScan, width: int) -> Refutation | None:
+    """Refute by the rank of Z: by zero and repeated columns first, then by exact arithmetic if Z is small."""
     zero, copies = _idle_columns(rows)
     rank = rows.m - len(zero) - len(copies)
     if rank * width < rows.n:
@@ -103,7 +101,7 @@ def by_columns(rows: Rows, found: RowScan, width: int) -> Refutation | None:
             "copies": np.array(copies, dtype=np.int64).reshape(-1, 2),
         }
         constants = {"rank": rows.n, "width": width, "add_constant": rows.added}
-        certificate = seal("no-exploration", "columns", {"Z": found.record}, data, constants)
+        certificate = seal("no-exploration", "columns", {"Z": scan.record}, data, constants)
         reason = (
             f"{len(zero)} features are zero and {len(copies)} repeat another one, so Z has rank {rank} at most: times "
             f"width {width} that is fewer than {rows.n} samples"
@@ -120,10 +118,10 @@ def by_columns(rows: Rows, found: RowScan, width: int) -> Refutation | None:
     inner = decision.certificate
     if decision.verdict is not Verdict.HOLDS or inner is None:
         return None
-    # The kernel's certificate is about Z with its constant; this one holds it, and is about Z as it was given.
-    own = {"method": inner.method, "constants": plain(dict(inner.constants))}
-    held: dict[str, Any] = {"rank": rows.n, "width": width, "add_constant": rows.added, "of Z": own}
-    certificate = seal("no-exploration", "rank of Z", {"Z": found.record}, inner.data, held)
+    # The inner certificate is about Z with its constant; the outer one contains it, and is about Z as it was given.
+    of_Z = {"method": inner.method, "constants": plain(dict(inner.constants))}
+    outer: dict[str, Any] = {"rank": rows.n, "width": width, "add_constant": rows.added, "of Z": of_Z}
+    certificate = seal("no-exploration", "rank of Z", {"Z": scan.record}, inner.data, outer)
     reason = f"Z has rank {rank} exactly: times width {width} that is fewer than {rows.n} samples"
     return Refutation(reason, {"kind": "rank of Z", "rank": rank, "width": width}, certificate)
 
@@ -141,8 +139,8 @@ def _idle_columns(rows: Rows) -> tuple[list[int], list[tuple[int, int]]]:
         else:
             candidates = np.flatnonzero(earlier != np.arange(rows.m))
             same = np.all(block[:, candidates] == block[:, earlier[candidates]], axis=0)
-            # A column that is told apart from its first match may still equal another: it is let go of, no proof
-            # needs it.
+            # A column that differs from its first match may still equal another one: no proof needs that pair, and it
+            # is dropped.
             earlier[candidates[~same]] = candidates[~same]
     assert earlier is not None
     idle = [int(k) for k in np.flatnonzero(zero)]

@@ -1,10 +1,8 @@
-"""The rows z_i wherever they are: an array, a file mapped into memory, or blocks from a generator put on disk.
+"""The rows z_i from an array, a mapped file or blocks of a generator, and the pass that validates and projects them.
 
-Everything above asks for ranges and lists of rows and gets float64. A mapped file is read with ``pread`` instead of
-through its mapping: memory stays bounded by what is asked for, and a file that was cut short is an error with a name,
-not a bus error.
-
-One pass over the rows: are they finite, is the constant there, what identifies them, how do they project?
+Callers request ranges and lists of rows and get float64. A mapped file is read with ``pread`` instead of through its
+mapping: memory stays bounded by the size of the request, and a truncated file raises InvalidInput instead of causing a
+bus error.
 """
 
 from __future__ import annotations
@@ -38,13 +36,15 @@ from alignver.proof.rounding import (
     square_sums_up,
 )
 
-__all__ = ["Location", "RowScan", "Rows", "directions", "open_rows", "scan_rows"]
+__all__ = ["Location", "RowScan", "Rows", "digest_rows", "directions", "open_rows", "scan_rows"]
+
 _FLOATS = ("float16", "float32", "float64")
+_SAMPLE = 512  # rows: their standard deviation is accurate within a few per cent, and any direction is admissible
 
 
 @dataclasses.dataclass(frozen=True)
 class Location:
-    """Where another process finds the rows: the arguments of ``numpy.memmap``, and whether the constant is added."""
+    """Where another process can read the rows: the arguments of ``numpy.memmap``, and whether the constant is added."""
 
     path: str
     offset: int
@@ -53,37 +53,37 @@ class Location:
     added: bool
 
     def open(self) -> Rows:
-        """Open the file here."""
+        """Open the file in this process."""
         return open_rows(np.memmap(self.path, self.dtype, "r", self.offset, self.shape), add_constant=self.added)
 
 
 class Rows(snapshot.Rows):
     """n rows of m numbers, the last of them the constant 1 where ``added``; see :class:`alignver.kernel.snapshot.Rows`.
 
-    What is hashed is what is proved: the first pass settles the rows, by a copy or by a digest of each.
+    The proof is about the hashed rows: the first pass fixes them, by a copy or by a digest of each.
 
     Attributes
     ----------
     n, m : int
         Shape, the added constant included.
     dtype : str
-        What the entries are stored in.
+        The dtype of the stored entries.
     added : bool
-        Whether the constant column is not in the data but appended to every row that is read.
+        Whether the constant is appended to every row when it is read, and is not in the data.
     """
 
     @property
     def location(self) -> Location | None:
-        """The file that the rows are in, if it has a name."""
+        """The file of the rows, if it has a name."""
         return self.source.location(self.added) if isinstance(self.source, _File) else None
 
     def take(self, indices: npt.NDArray[np.int64]) -> FloatArray:
-        """Return the rows with these indices, in this order, as float64, not to be written to."""
+        """Return the rows with these indices, in this order, as a read-only float64 array."""
         rows: FloatArray = super().take(indices)
         return rows
 
     def read(self, start: int, stop: int) -> FloatArray:
-        """Return rows ``start`` to ``stop`` as float64, not to be written to."""
+        """Return rows ``start`` to ``stop`` as a read-only float64 array."""
         rows: FloatArray = super().read(start, stop)
         return rows
 
@@ -92,7 +92,7 @@ class Rows(snapshot.Rows):
         return self.blocks(track, label)
 
     def close(self) -> None:
-        """Let go of files."""
+        """Close the file, if the rows are in one."""
         if isinstance(self.source, _File):
             self.source.close()
 
@@ -104,16 +104,16 @@ class _File:
         self.shape, self.dtype = shape, dtype
         self._file, self._offset, self._path = file, offset, path
         self._row_bytes = shape[1] * dtype.itemsize
-        self._closing = weakref.finalize(self, os.close, file)  # at the latest when nobody holds the rows
+        self._closing = weakref.finalize(self, os.close, file)  # at the latest with the last reference
 
     def location(self, added: bool) -> Location | None:
-        """Where another process finds the rows, if the file has a name."""
+        """Return where another process can read the rows, if the file has a name."""
         return Location(self._path, self._offset, self.shape, self.dtype.name, added) if self._path else None
 
     def close(self) -> None:
         """Close the file."""
         self._closing()
-        self._file = -1  # the number may belong to another file by now
+        self._file = -1  # the descriptor may be reused for another file
 
     def __getitem__(self, which: slice | npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """Return rows by a slice (start, stop) or an array of indices."""
@@ -127,16 +127,14 @@ class _File:
     def _rows(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         rows = np.empty((indices.size, self.shape[1]), dtype=self.dtype)
         view = rows.data.cast("B")
-        # Runs of neighbours are one read; in the order of the file they cost a disk the least.
+        # Consecutive rows are one read; other orders are read row by row, in the order of the file.
         order = np.argsort(indices, kind="stable")
-        breaks = np.flatnonzero(np.diff(indices[order]) != 1) + 1
+        runs = [order[k : k + 1] for k in range(order.size)]
         if np.array_equal(order, np.arange(order.size)):
-            for run in np.split(np.arange(order.size), breaks):
-                first, last = int(run[0]), int(run[-1]) + 1
-                self._fill(view[first * self._row_bytes : last * self._row_bytes], int(indices[first]))
-        else:
-            for place in order.tolist():
-                self._fill(view[place * self._row_bytes : (place + 1) * self._row_bytes], int(indices[place]))
+            runs = np.split(order, np.flatnonzero(np.diff(indices) != 1) + 1)
+        for run in runs:
+            first, last = int(run[0]), int(run[-1]) + 1
+            self._fill(view[first * self._row_bytes : last * self._row_bytes], int(indices[first]))
         return rows
 
     def _fill(self, view: memoryview, row: int) -> None:
@@ -145,13 +143,11 @@ class _File:
             try:
                 count = os.preadv(self._file, [view[done:]], position + done)
             except OSError as error:
-                raise InvalidInput(
-                    "Z", f"a file that cannot be read at row {row} ({error.strerror})", "a readable file"
-                ) from error
+                got = f"a file that cannot be read at row {row} ({error.strerror})"
+                raise InvalidInput("Z", got, "a readable file", "unreadable-file") from error
             if count == 0:
-                at = row + done // self._row_bytes
-                got = f"a file that ends in row {at} of {self.shape[0]}"
-                raise InvalidInput("Z", got, "the whole file: copy it again")
+                got = f"a file that ends in row {row + done // self._row_bytes} of {self.shape[0]}"
+                raise InvalidInput("Z", got, "the whole file: copy it again", "unreadable-file")
             done += count
 
 
@@ -161,18 +157,18 @@ def open_rows(Z: Any, *, add_constant: bool = False, folder: str | os.PathLike[s
     Parameters
     ----------
     Z : (n, m) array, numpy.memmap, or iterable of (k, m) arrays
-        float16, float32 and float64 stay as they are and are widened when they are read; other dtypes are validated and
-        widened at once. Blocks of an iterable are written to an unnamed temporary file, in the dtype of the first one;
-        a wider one after it is refused, not rounded.
+        float16, float32 and float64 are stored unchanged and converted to float64 when they are read; other dtypes are
+        validated and converted at once. Blocks of an iterable are written to an unnamed temporary file, in the dtype of
+        the first block; a later block of a wider dtype is refused, not rounded.
     add_constant : bool
         Append the constant 1 to every row.
     folder : path, optional
-        Where that temporary file goes.
+        The folder of that temporary file.
 
     Raises
     ------
     InvalidInput
-        Not a real matrix, empty, blocks of different widths or growing precision, a disk that is full.
+        If ``Z`` is not a real matrix or is empty, blocks differ in width or grow in precision, or the disk is full.
 
     Examples
     --------
@@ -186,31 +182,34 @@ def open_rows(Z: Any, *, add_constant: bool = False, folder: str | os.PathLike[s
         mapped = _mapped(Z, add_constant)
         if mapped is not None:
             return mapped
-    if type(Z) in (np.ndarray, np.memmap) and Z.ndim == 2 and Z.size and Z.dtype.isnative and Z.dtype.name in _FLOATS:
+    if type(Z) in (np.ndarray, np.memmap) and _stored_unchanged(Z):
         return Rows(Z.view(np.ndarray), add_constant)
     if isinstance(Z, Iterable) and not hasattr(Z, "shape") and not isinstance(Z, list | tuple | str | bytes | dict):
         return _spooled(Z, add_constant, folder)
     return Rows(host(as_matrix(Z, "Z").array), add_constant)
 
 
+def _stored_unchanged(Z: npt.NDArray[Any]) -> bool:
+    return Z.ndim == 2 and Z.size > 0 and Z.dtype.isnative and Z.dtype.name in _FLOATS
+
+
 def _mapped(Z: np.memmap[Any, Any], added: bool) -> Rows | None:
-    """Return the rows of the file behind a whole mapping; None where it is better read through the mapping."""
-    plain = Z.ndim == 2 and Z.size > 0 and Z.flags.c_contiguous and Z.dtype.isnative and Z.dtype.name in _FLOATS
-    if not plain or Z.filename is None or Z.mode == "c":
+    """Return the rows of the file behind a whole mapping; None if they are better read through the mapping."""
+    if not _stored_unchanged(Z) or not Z.flags.c_contiguous or Z.filename is None or Z.mode == "c":
         return None
     try:
         file = os.open(Z.filename, os.O_RDONLY)
     except OSError:
         return None
-    if not _behind(Z, file):
+    if not _is_mapped_file(Z, file):
         os.close(file)
         return None
     shape = (int(Z.shape[0]), int(Z.shape[1]))
     return Rows(_File(file, Z.offset, shape, Z.dtype, os.path.abspath(Z.filename)), added)
 
 
-def _behind(Z: np.memmap[Any, Any], file: int) -> bool:
-    """Whether the open file is the one that is mapped, and not another that took its name meanwhile."""
+def _is_mapped_file(Z: np.memmap[Any, Any], file: int) -> bool:
+    """Return whether the open file is the mapped one, and not another that has taken its name since."""
     about, address = os.fstat(file), Z.ctypes.data
     device = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}"
     try:
@@ -220,7 +219,7 @@ def _behind(Z: np.memmap[Any, Any], file: int) -> bool:
                 low, _, high = place.partition("-")
                 if int(low, 16) <= address < int(high, 16):
                     return (where, int(inode)) == (device, about.st_ino)
-    except OSError:  # no such list here
+    except OSError:  # not Linux
         pass
     return False
 
@@ -234,18 +233,19 @@ def _spooled(blocks: Iterable[Any], added: bool, folder: str | os.PathLike[str] 
                 m, dtype = int(rows.shape[1]), rows.dtype
             if rows.shape[1] != m or not np.can_cast(rows.dtype, dtype):
                 got = f"a block of {rows.dtype} and shape {rows.shape} at row {n}"
-                raise InvalidInput("Z", got, f"blocks with {m} columns, none wider than the first's {dtype}")
+                need = f"blocks with {m} columns, none wider than the first's {dtype}"
+                raise InvalidInput("Z", got, need, "wrong-shape" if rows.shape[1] != m else "wrong-dtype")
             try:
-                left = np.ascontiguousarray(rows, dtype=dtype).data.cast("B")
-                while left:
-                    left = left[file.write(left) :]
+                content = np.ascontiguousarray(rows, dtype=dtype).data.cast("B")
+                while content:
+                    content = content[file.write(content) :]
             except OSError as error:
                 full = error.errno in (errno.ENOSPC, errno.EDQUOT)
                 got = f"a disk that is full after {n} rows" if full else f"a disk that fails ({error.strerror})"
-                raise InvalidInput("folder", got, "a folder with room for all of Z") from error
+                raise InvalidInput("folder", got, "a folder with room for all of Z", "unwritable-file") from error
             n += int(rows.shape[0])
         if n == 0:
-            raise InvalidInput("Z", "no blocks", "at least one block of rows")
+            raise InvalidInput("Z", "no blocks", "at least one block of rows", "wrong-shape")
         return Rows(_File(os.dup(file.fileno()), 0, (n, m), dtype), added)
 
 
@@ -254,42 +254,38 @@ def _temporary(folder: str | os.PathLike[str] | None) -> Any:
         return tempfile.TemporaryFile(dir=folder, buffering=0)
     except OSError as error:
         got = f"{folder or tempfile.gettempdir()}, where no file can be made ({error.strerror})"
-        raise InvalidInput("folder", got, "a folder with room for all of Z") from error
+        raise InvalidInput("folder", got, "a folder with room for all of Z", "unwritable-file") from error
 
 
-def _block(block: Any, at: int) -> npt.NDArray[Any]:
-    """Return a block's rows: float16, float32 and float64 as they are, other dtypes validated and widened."""
+def _block(block: Any, row: int) -> npt.NDArray[Any]:
+    """Return the rows of a block: float16, float32 and float64 unchanged, other dtypes validated and converted."""
     try:
         rows = host(block) if hasattr(block, "dtype") else np.asarray(block)
-    except (TypeError, ValueError):  # bfloat16 is widened, ragged lists are refused
+    except (TypeError, ValueError):  # bfloat16 is converted, ragged lists are refused
         rows = host(as_matrix(block, "Z").array)
     if rows.ndim != 2 or 0 in rows.shape:
-        got = f"a block of shape {tuple(rows.shape)} at row {at}"
-        raise InvalidInput("Z", got, "blocks with 2 dimensions, not empty")
-    if type(rows) in (np.ndarray, np.memmap) and rows.dtype.isnative and rows.dtype.name in _FLOATS:
+        got = f"a block of shape {tuple(rows.shape)} at row {row}"
+        raise InvalidInput("Z", got, "blocks with 2 dimensions, not empty", "wrong-shape")
+    if type(rows) in (np.ndarray, np.memmap) and _stored_unchanged(rows):
         return rows
     return host(as_matrix(rows, "Z").array)
 
 
-_SAMPLE = 512  # rows: a spread estimated from them is within a few per cent, and any direction is admissible
-
-
 @dataclasses.dataclass(frozen=True)
 class RowScan:
-    """What one pass over the rows found.
+    """The results of one pass over the rows.
 
     Attributes
     ----------
     record : mapping
-        Digest, shape and dtype of the rows as float64 without an added constant: what a certificate identifies them by.
+        Digest, shape and dtype of the rows as float64 without an added constant: they identify Z in a certificate.
     squares : (n,) float64
         Upper bounds of the squared norms of the rows.
     directions : (m, k) float64
-        The directions that were projected on.
     projections : (n, k) float64
         Computed products of every row with every direction.
     errors : (k,) float64
-        Upper bounds of what any projection on that direction is wrong by.
+        Upper bounds of the error of any projection on that direction.
     """
 
     record: dict[str, Any]
@@ -300,7 +296,7 @@ class RowScan:
 
 
 def directions(rows: Rows, count: int, seed: int) -> FloatArray:
-    """Return random directions v (m, count), each feature weighted by one over its spread, with v_m = 0.
+    """Return random directions v (m, count) with v_m = 0, each feature weighted by 1 over its standard deviation.
 
     Any direction is admissible. The weights make the result independent of the units of the features.
     """
@@ -325,63 +321,59 @@ def scan_rows(rows: Rows, V: FloatArray) -> RowScan:
     Raises
     ------
     InvalidInput
-        NaN, Inf or a last entry that is not 1, named by row.
+        NaN, Inf or a last entry that is not 1; the message names the row.
     """
     n, m = rows.n, rows.m
     projections, squares = np.empty((n, V.shape[1])), np.empty(n)
     content = hashlib.sha256(f"<f8 {(n, rows.stored)}".encode())
-    # Hashing is as slow as all the rest and lets go of the interpreter: it runs beside it, in order.
-    with concurrent.futures.ThreadPoolExecutor(1) as beside:
-        hashed: concurrent.futures.Future[None] | None = None
+    # Hashing takes as long as the rest and releases the interpreter lock: it runs in a thread, one block at a time.
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        hashing: concurrent.futures.Future[None] | None = None
         for start, block in rows.passes("reading Z"):
-            bare = np.ascontiguousarray(block[:, : rows.stored])
-            if hashed is not None:
-                hashed.result()
-            hashed = beside.submit(content.update, bare.data.cast("B"))
+            stored = np.ascontiguousarray(block[:, : rows.stored])
+            if hashing is not None:
+                hashing.result()
+            hashing = pool.submit(content.update, stored.data.cast("B"))
             stop = start + block.shape[0]
             squares[start:stop] = square_sums_up(block, 1)
             if not bool(np.all(np.isfinite(squares[start:stop]))):
-                _blame(block, start)
-            if rows.m > rows.stored or bool(np.all(block[:, -1] == 1.0)):
-                projections[start:stop] = block @ V
-            else:
-                _no_constant(rows, block, start)
-        if hashed is not None:
-            hashed.result()
+                raise _not_finite(block, start)
+            if not bool(np.all(block[:, -1] == 1.0)):
+                raise _no_constant(block, start)
+            projections[start:stop] = block @ V
     longest = sqrt_up(float(squares.max()))
     sizes = [norm_up(np.ascontiguousarray(v)) for v in V.T]
     errors = np.array([add_up(mul_up(gamma(m), longest, size), mul_up(float(m), OMEGA)) for size in sizes])
-    record = {"sha256": content.hexdigest(), "shape": [n, rows.stored], "dtype": "<f8"}
-    return RowScan(record, squares, V, projections, errors)
+    return RowScan(_record(rows, content), squares, V, projections, errors)
 
 
-def _blame(block: FloatArray, start: int) -> None:
-    """Name the first entry that is no number; nothing can be proved about a row whose square overflows."""
-    bad = ~np.isfinite(block)
-    if bad.any():
-        i, j = (int(k[0]) for k in np.nonzero(bad))
-        raise InvalidInput("Z", f"{float(block[i, j])} at {(start + i, j)}", "finite entries")
-    i = int(np.argmax(np.abs(block).max(axis=1)))
-    raise InvalidInput("Z", f"entries of {float(np.abs(block[i]).max()):.1e} in row {start + i}", "entries below 1e150")
-
-
-def _no_constant(rows: Rows, block: FloatArray, start: int) -> None:
-    i = int(np.argmax(block[:, -1] != 1.0))
-    ones = np.flatnonzero(np.all(block == 1.0, axis=0))
-    hint = f" (column {int(ones[0])} holds it: move it to the end)" if ones.size else ""
-    raise InvalidInput(
-        "Z",
-        f"{float(block[i, -1]):.3g} in the last column, row {start + i}",
-        f"the constant 1 as its last column, or add_constant=True{hint}",
-    )
-
-
-def digest_rows(rows: Rows) -> dict[str, Any]:
-    """Return what identifies the rows, as :func:`survey` does, by a pass of its own."""
-    content = hashlib.sha256(f"<f8 {(rows.n, rows.stored)}".encode())
-    for _, block in rows.passes("identifying Z"):
-        content.update(np.ascontiguousarray(block[:, : rows.stored]).tobytes())
+def _record(rows: Rows, content: hashlib._Hash) -> dict[str, Any]:
     return {"sha256": content.hexdigest(), "shape": [rows.n, rows.stored], "dtype": "<f8"}
 
 
-Indices = npt.NDArray[np.int64]
+def _not_finite(block: FloatArray, start: int) -> InvalidInput:
+    """Return the error that names the first NaN or Inf, or a row whose squared norm overflows."""
+    bad = ~np.isfinite(block)
+    if bad.any():
+        i, j = (int(k[0]) for k in np.nonzero(bad))
+        return InvalidInput("Z", f"{float(block[i, j])} at {(start + i, j)}", "finite entries", "not-finite")
+    i = int(np.argmax(np.abs(block).max(axis=1)))
+    return InvalidInput(
+        "Z", f"entries of {float(np.abs(block[i]).max()):.1e} in row {start + i}", "entries below 1e150"
+    )
+
+
+def _no_constant(block: FloatArray, start: int) -> InvalidInput:
+    i = int(np.argmax(block[:, -1] != 1.0))
+    ones = np.flatnonzero(np.all(block == 1.0, axis=0))
+    hint = f" (column {int(ones[0])} holds it: move it to the end)" if ones.size else ""
+    got = f"{float(block[i, -1]):.3g} in the last column, row {start + i}"
+    return InvalidInput("Z", got, f"the constant 1 as its last column, or add_constant=True{hint}")
+
+
+def digest_rows(rows: Rows) -> dict[str, Any]:
+    """Return the record of the rows, as :func:`scan_rows` does, by a separate pass."""
+    content = hashlib.sha256(f"<f8 {(rows.n, rows.stored)}".encode())
+    for _, block in rows.passes("identifying Z"):
+        content.update(np.ascontiguousarray(block[:, : rows.stored]).tobytes())
+    return _record(rows, content)

@@ -1,4 +1,4 @@
-r"""The staircase witness: gates q that give phi(q) full row rank at the smallest width there can be.
+r"""The staircase witness: gates q that give phi(q) full row rank at the smallest possible width, and its certificate.
 
 Claim. Let the gate s be continuous with limits 0 and 1, v in R^m with v_m = 0, p_i = v^T z_i, and let thresholds
 t_1 > ... > t_h hit no p_i. Block B_k holds the rows between t_k and the threshold above it, and Z_k their z_i. If
@@ -14,12 +14,9 @@ triangular, all ones.
 no more rows than columns. Rank is lower semicontinuous.
 
 Explicitly, for the logistic gate and :math:`g = \min |p_i - t_k|`: s(x) = 1 - s(-x) <= e^x, so every entry of S is
-within
-:math:`e^{-cg}` of its limit and :math:`\|\phi(q) - \phi_\infty\|_F \le e^{-cg} \sqrt h \|Z\|_F`. With weights w of the
-last layer, phi diag(w (x) I) has :math:`s_{\min} \ge \min_k |w_k|\, s_{\min}(\phi)`, k over the units that are used.
-
-From a proved staircase to its certificate: the recipe of q, the bounds block by block, nothing that can be
-derived.
+within :math:`e^{-cg}` of its limit and :math:`\|\phi(q) - \phi_\infty\|_F \le e^{-cg} \sqrt h \|Z\|_F`. With weights w
+of the last layer, phi diag(w (x) I) has :math:`s_{\min} \ge \min_k |w_k|\, s_{\min}(\phi)`, k over the units that are
+used.
 """
 
 from __future__ import annotations
@@ -29,7 +26,7 @@ import math
 
 import numpy as np
 
-from alignver.features.block_prover import Block, BlockProver, Elsewhere, SortedProjections
+from alignver.features.block_prover import Block, BlockProver, SortedProjections
 from alignver.features.cluster import Cluster
 from alignver.features.rows import Rows, RowScan
 from alignver.features.threads import single_threaded_blas
@@ -47,8 +44,9 @@ from alignver.proof.rounding import (
 )
 
 __all__ = ["Search", "Staircase", "certify_staircase", "find_staircase", "gates", "gates_of"]
-_SHARE = 2.0**-10  # of s_min(phi) that the finite c may cost
-_ROOM = 0.98  # of the bound that is proved is claimed: a check by other bounds finds a little less
+
+_SHARE = 2.0**-10  # the share of s_min(phi) that a finite c may cost
+_ROOM = 0.98  # the share of the proved bound that is claimed: a re-check by other bounds finds a little less
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +58,7 @@ class Staircase:
     direction : (m,) float64
         v, with v_m = 0.
     thresholds : (h,) float64
-        t, descending. Where the width exceeds the number of blocks, the first ones lie above all projections.
+        t, descending. If the width exceeds the number of blocks, the first ones lie above all projections.
     c : float
         A power of two, so that q = c (v - t e_m) is exact.
     margin : float
@@ -72,7 +70,7 @@ class Staircase:
     norm : float
         Verified upper bound of ||phi(q)||_F.
     attempt : int
-        Which direction it was, counted from 1.
+        The number of the direction, counted from 1.
     """
 
     direction: FloatArray
@@ -96,7 +94,7 @@ class Staircase:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """A staircase, or why there is none."""
+    """A staircase, or the reason why the search ended without one."""
 
     staircase: Staircase | None
     attempts: int
@@ -104,7 +102,7 @@ class Search:
 
 
 def gates(direction: FloatArray, thresholds: FloatArray, c: float) -> FloatArray:
-    """Return q (m, h) with columns ``c (v - t_k e_m)``: exact, as c is a power of two and nothing over- or underflows.
+    """Return q (m, h) with columns ``c (v - t_k e_m)``: exact if c is a power of two and nothing over- or underflows.
 
     Examples
     --------
@@ -120,7 +118,7 @@ def gates(direction: FloatArray, thresholds: FloatArray, c: float) -> FloatArray
 
 def find_staircase(
     rows: Rows,
-    found: RowScan,
+    scan: RowScan,
     width: int | None,
     *,
     delta: float = 0.0,
@@ -128,150 +126,141 @@ def find_staircase(
     thorough: bool = True,
     cluster: Cluster | None = None,
 ) -> Search:
-    """Look for a staircase of ``width`` units, or of as few as can be proved, along the surveyed directions.
+    """Search for a staircase of ``width`` units, or of as few as can be proved, along the directions of the scan.
 
-    A given width is tried with blocks of equal size along each direction, and then with blocks as long as can be.
-    Without one, the limit ceil(n/m) is tried first; after that the greedy staircases say how few units each direction
-    needs.
+    A given width is tried with blocks of equal size along each direction, and then with blocks as long as possible.
+    Without a width, the limit ceil(n/m) is tried first; then the greedy staircases give the number of units that each
+    direction needs.
 
     Parameters
     ----------
-    rows, found
-        The rows and what the pass over them found.
+    rows : Rows
+    scan : RowScan
+        The result of the pass over the rows.
     width : int, optional
         >= ceil(n/m).
     delta : float
         Bound of each row's change (2-norm).
     tries : int, optional
-        How many of the directions to use.
+        The number of directions to use.
     thorough : bool
         False: blocks of equal size only.
     cluster : Cluster, optional
-        Whose workers prove the blocks.
+        Its workers prove the blocks.
 
     Returns
     -------
     Search
     """
-    with single_threaded_blas():
-        elsewhere = None if cluster is None else cluster.prover(rows, found.record["sha256"], delta)
-        return _search(rows, found, width, delta, tries, thorough, elsewhere)
-
-
-def _search(
-    rows: Rows,
-    found: RowScan,
-    width: int | None,
-    delta: float,
-    tries: int | None,
-    thorough: bool,
-    elsewhere: Elsewhere | None,
-) -> Search:
-    least = -(-rows.n // rows.m)
-    climbers: list[BlockProver] = []
+    units = -(-rows.n // rows.m) if width is None else width
+    available = scan.projections.shape[1]
+    provers: list[BlockProver] = []
     reason = "no direction was tried"
-    count = int(found.projections.shape[1] if tries is None else min(tries, found.projections.shape[1]))
-    asked = least if width is None else width
-    for attempt in range(1, count + 1):
-        climber = BlockProver(rows, _cuts(found, attempt - 1, delta), delta, elsewhere)
-        climbers.append(climber)
-        for blocks_wanted in _counts(rows, asked):
-            blocks = climber.even(blocks_wanted)
-            if blocks is not None:
-                done = _complete(rows, found, climber.cuts, blocks, asked, attempt, delta)
-                if isinstance(done, Staircase):
-                    return Search(done, attempt, "")
-                climber.failure = done
-            reason = climber.failure
-    if not thorough:
-        return Search(None, count, reason)
-    return _greedily(rows, found, climbers, width, delta, reason)
+    with single_threaded_blas():
+        remote = None if cluster is None else cluster.prover(rows, scan.record["sha256"], delta)
+        for attempt in range(1, (available if tries is None else min(tries, available)) + 1):
+            prover = BlockProver(rows, _projections(scan, attempt - 1, delta), delta, remote)
+            provers.append(prover)
+            for count in _counts(rows, units):
+                blocks = prover.even(count)
+                if blocks is None:
+                    reason = prover.failure
+                    continue
+                stairs = _complete(rows, scan, prover.projections, blocks, units, attempt, delta)
+                if isinstance(stairs, Staircase):
+                    return Search(stairs, attempt, "")
+                reason = stairs
+        if thorough:
+            return _search_greedily(rows, scan, provers, width, delta, reason)
+        return Search(None, len(provers), reason)
 
 
-def _greedily(
-    rows: Rows, found: RowScan, climbers: list[BlockProver], width: int | None, delta: float, reason: str
+def _search_greedily(
+    rows: Rows, scan: RowScan, provers: list[BlockProver], width: int | None, delta: float, reason: str
 ) -> Search:
-    best: tuple[int, int, list[Block]] | None = None
-    for attempt, climber in enumerate(climbers, 1):
-        most = width if width is not None else rows.n if best is None else best[0] - 1
-        blocks = climber.greedy(most)
+    best: tuple[int, list[Block]] | None = None
+    for attempt, prover in enumerate(provers, 1):
+        most = width if width is not None else rows.n if best is None else len(best[1]) - 1
+        blocks = prover.greedy(most)
         if blocks is None:
-            reason = climber.failure
+            reason = prover.failure
             continue
-        best = (len(blocks), attempt, blocks)
+        best = (attempt, blocks)
         if width is not None:
             break
     if best is None:
-        return Search(None, len(climbers), reason)
-    count, attempt, blocks = best
-    climber = climbers[attempt - 1]
-    # As many blocks of equal size are better conditioned than blocks as long as can be.
-    candidates = [blocks]
-    even = climber.even(count)
-    if even is not None:
-        candidates.insert(0, even)
-    for candidate in candidates:
-        done = _complete(rows, found, climber.cuts, candidate, width or count, attempt, delta)
-        if isinstance(done, Staircase):
-            return Search(done, len(climbers), "")
-        reason = done
-    return Search(None, len(climbers), reason)
+        return Search(None, len(provers), reason)
+    attempt, greedy = best
+    prover = provers[attempt - 1]
+    # As many blocks of equal size are better conditioned than blocks as long as possible.
+    for candidate in (prover.even(len(greedy)), greedy):
+        if candidate is None:
+            continue
+        stairs = _complete(rows, scan, prover.projections, candidate, width or len(greedy), attempt, delta)
+        if isinstance(stairs, Staircase):
+            return Search(stairs, len(provers), "")
+        reason = stairs
+    return Search(None, len(provers), reason)
 
 
 def _counts(rows: Rows, width: int) -> list[int]:
-    """Return how many blocks to try: all units, but first no more than help (shorter blocks than m/4 hardly do)."""
+    """Return the numbers of blocks to try: one per unit, preceded by fewer where blocks would be shorter than m/4."""
     most = min(width, rows.n)
     enough = min(most, 4 * -(-rows.n // rows.m))
     return [enough] if enough == most else [enough, most]
 
 
-def _cuts(found: RowScan, index: int, delta: float) -> SortedProjections:
-    r"""Order the rows along a direction; a row that moves by delta moves p - t z_m by at most delta ||v - t e_m||."""
-    values = np.ascontiguousarray(found.projections[:, index])
-    error = float(found.errors[index])
+def _projections(scan: RowScan, index: int, delta: float) -> SortedProjections:
+    r"""Sort the rows along a direction; a row that moves by delta moves p - t z_m by at most delta ||v - t e_m||."""
+    values = np.ascontiguousarray(scan.projections[:, index])
+    error = float(scan.errors[index])
     if delta:
-        v = np.append(found.directions[:, index], _reach(values))
+        v = np.append(scan.directions[:, index], _largest_threshold(values))
         error = add_up(error, mul_up(delta, norm_up(v)))
     return SortedProjections.along(values, error)
 
 
-def _reach(values: FloatArray) -> float:
-    """Return what no threshold exceeds in magnitude: they lie within the values, or at most their spread past."""
+def _largest_threshold(values: FloatArray) -> float:
+    """Return a bound of |t|: thresholds lie within the values, or beyond them by at most their spread."""
     return add_up(4.0 * float(np.abs(values).max()), 2.0**-400)
 
 
 def _complete(
-    rows: Rows, found: RowScan, cuts: SortedProjections, blocks: list[Block], width: int, attempt: int, delta: float
+    rows: Rows,
+    scan: RowScan,
+    projections: SortedProjections,
+    blocks: list[Block],
+    width: int,
+    attempt: int,
+    delta: float,
 ) -> Staircase | str:
-    """Return the staircase of proved blocks with its explicit c and bounds, or why there is none."""
-    extra = width - len(blocks)
-    positions = [0] * bool(extra) + [block.stop for block in blocks]
-    margin = min(cuts.margin(position) for position in positions)
-    stops = [cuts.threshold(block.stop) for block in blocks]
-    thresholds = np.array([cuts.threshold(0)] * extra + stops)
+    """Return the staircase of proved blocks with its explicit c and bounds, or the reason why it has no proof."""
+    positions = [0] * (width - len(blocks)) + [block.stop for block in blocks]
+    margin = min(projections.margin(position) for position in positions)
+    thresholds = np.array([projections.threshold(position) for position in positions])
     if not margin > 0.0:
         return "the gaps between the projections are as small as their rounding errors"
     floor = min(block.s_min for block in blocks)
     base = 0.5 * floor if len(blocks) > 1 else floor
-    squares = found.squares[cuts.order]
+    squares = scan.squares[projections.order]
     size = sqrt_up(sum_up(squares))
     if delta:
         size = add_up(size, mul_up(delta, sqrt_up(float(rows.n))))
     spill = mul_up(sqrt_up(float(width)), size)
     exponent = _exponent(margin, spill, _SHARE * base)
     if exponent is None:
-        return f"c would overflow: the gaps between the projections are {margin:.1e} at their smallest"
+        return f"c would overflow: the smallest gap between the projections is {margin:.1e}"
     c = math.ldexp(1.0, exponent)
-    direction = np.ascontiguousarray(found.directions[:, attempt - 1])
+    direction = np.ascontiguousarray(scan.directions[:, attempt - 1])
     q = gates(direction, thresholds, c)
     exact = bool(np.all(np.isfinite(q))) and bool(np.array_equal(q[-1] / c, -thresholds))
-    if delta and float(np.abs(thresholds).max()) > _reach(cuts.values):
-        return "delta is as large as the projections' spread"
+    if delta and float(np.abs(thresholds).max()) > _largest_threshold(projections.values):
+        return "delta is as large as the spread of the projections"
     if not exact or not bool(np.array_equal(q[:, 0][:-1] / c, direction[:-1])):
-        return f"c = {c:.1e} takes the gates out of the range of floats"
+        return f"with c = {c:.1e} the gates leave the range of float64"
     lost = scale_up(spill, -_halvings(c, margin))
     s_min = _ROOM * max(0.0, sub_down(base, lost))
-    # Row i of the limit holds z_i once for every threshold below it: the blocks from its own on.
+    # Row i of the limit holds z_i once for every threshold below it: for its block and all later ones.
     repeats = np.repeat(np.arange(len(blocks), 0, -1.0), [block.stop - block.start for block in blocks])
     norm = add_up(sqrt_up(sum_up(np.nextafter(squares * repeats, np.inf))), lost)
     if delta:
@@ -287,7 +276,7 @@ def _halvings(c: float, margin: float) -> int:
 
 
 def _exponent(margin: float, spill: float, allowed: float) -> int | None:
-    """Return the least exponent of a power of two c with e^(-c g) spill <= allowed; None where c g would overflow."""
+    """Return the least exponent of a power of two c with e^(-c g) spill <= allowed; None if c g would overflow."""
     if not (0.0 < allowed < math.inf and spill < math.inf):
         return None
     needed = max(1, math.frexp(spill)[1] - math.frexp(allowed)[1] + 2)
@@ -297,11 +286,11 @@ def _exponent(margin: float, spill: float, allowed: float) -> int | None:
     return exponent if -1000 < exponent < 1000 else None
 
 
-def certify_staircase(stairs: Staircase, rows: Rows, found: RowScan, delta: float = 0.0) -> Certificate:
+def certify_staircase(stairs: Staircase, rows: Rows, scan: RowScan, delta: float = 0.0) -> Certificate:
     """Return the certificate of a staircase.
 
-    Stored are v, the thresholds, c and a bound of s_min for each block. The order of the rows, the blocks and q follow
-    from them.
+    It stores v, the thresholds, c and a bound of s_min for each block. The order of the rows, the blocks and q follow
+    from these.
     """
     data = {
         "direction": stairs.direction,
@@ -317,10 +306,10 @@ def certify_staircase(stairs: Staircase, rows: Rows, found: RowScan, delta: floa
         "s_min": stairs.s_min,
         "delta": float(delta),
     }
-    return seal("exploration", "staircase", {"Z": found.record}, data, constants)
+    return seal("exploration", "staircase", {"Z": scan.record}, data, constants)
 
 
 def gates_of(certificate: Certificate) -> FloatArray:
-    """Return the gates q (m, h) that a staircase certificate proves phi(q) to have full rank for."""
+    """Return the gates q (m, h) of a staircase certificate, which proves that phi(q) has full row rank."""
     data = certificate.data
     return gates(data["direction"], data["thresholds"], float(certificate.constants["c"]))

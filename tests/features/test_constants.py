@@ -46,13 +46,13 @@ def test_gates_err_as_little_as_their_derivation_says() -> None:
     x = np.concatenate([rng.uniform(-700.0, 0.0, 500), rng.uniform(-3.0, 30.0, 500), [-700.0, -21.48660437872688]])
     worst = 0.0
     with mpmath.workprec(200):
-        for value, found in zip(x.tolist(), logistic(x).tolist(), strict=True):
+        for value, computed in zip(x.tolist(), logistic(x).tolist(), strict=True):
             true = 1 / (1 + mpmath.exp(-mpmath.mpf(value)))
-            worst = max(worst, float(abs(found - true) / true))
+            worst = max(worst, float(abs(computed - true) / true))
         assert 2.0 * u < worst < GATE_ERROR
         for value in (-700.5, -1e5, -1e300):  # what stands for all that is smaller
-            found = float(logistic(np.array([value]))[0])
-            assert abs(found - mpmath.exp(mpmath.mpf(value))) < GATE_UNDERFLOW
+            computed = float(logistic(np.array([value]))[0])
+            assert abs(computed - mpmath.exp(mpmath.mpf(value))) < GATE_UNDERFLOW
         assert float(logistic(np.array([-1e5]))[0]) > 2.0**-10 * GATE_UNDERFLOW
 
 
@@ -82,10 +82,10 @@ def test_error_of_gates_of_inexact_arguments(m: int) -> None:
 def test_gates_err_by_a_good_part_of_their_bound() -> None:
     # A gate far below zero feels its argument in full: by rounding of the product, and by a ball's radius.
     z, q = np.array([[1.0, 1.0]]), np.array([[-600.0], [-0.49 * 2.0**-43]])
-    found = float(logistic(z @ q)[0, 0])
+    computed = float(logistic(z @ q)[0, 0])
     with mpmath.workprec(200):
         exact = mpmath.exp(-600 + mpmath.mpf(float(q[1, 0])))
-        wrong = float(abs(found / exact - 1))
+        wrong = float(abs(computed / exact - 1))
     bound = gate_matrix_error(2, math.sqrt(2.0), 600.0)
     assert 0.1 * bound < wrong <= bound
     for delta in (2.0**-20, 0.2):
@@ -97,12 +97,12 @@ def test_gates_err_by_a_good_part_of_their_bound() -> None:
 
 
 def expected(
-    found: ScaledGram, q: np.ndarray, w: np.ndarray | None, delta: float
+    scaled: ScaledGram, q: np.ndarray, w: np.ndarray | None, delta: float
 ) -> tuple[Fraction, Fraction, Fraction]:
     """The trace, what rounding changes, what the gates are off by."""
-    n, m = found.Z.shape
-    h = found.T.shape[1]
-    rows, gates = [square(z) for z in found.Z], [square(t) for t in found.T]
+    n, m = scaled.Z.shape
+    h = scaled.T.shape[1]
+    rows, gates = [square(z) for z in scaled.Z], [square(t) for t in scaled.T]
     trace = sum((a * b for a, b in zip(rows, gates, strict=True)), Fraction(0))
     error = gamma(m + h + 2) * trace + n * (m + h + 4) * OMEGA * 2**450 * (1 + max(rows))
     gate = root(max(square(column) for column in q.T))
@@ -142,21 +142,21 @@ def case(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, float]:
 )
 def test_errors_of_a_gram_matrix_of_phi(name: str) -> None:
     Z, q, w, delta = case(name)
-    found = scaled_gram(Z, q, w, delta)
-    assert isinstance(found, ScaledGram), found
-    trace, error, moved = expected(found, q, w, delta)
-    pinned(found.trace, trace, 2.0**-42)
-    pinned(found.largest, max(square(z) * square(t) for z, t in zip(found.Z, found.T, strict=True)), 2.0**-42)
-    pinned(found.error, error, 2.0**-42)
-    pinned(found.moved, moved, 2.0**-40)
+    scaled = scaled_gram(Z, q, w, delta)
+    assert isinstance(scaled, ScaledGram), scaled
+    trace, error, moved = expected(scaled, q, w, delta)
+    pinned(scaled.trace, trace, 2.0**-42)
+    pinned(scaled.largest, max(square(z) * square(t) for z, t in zip(scaled.Z, scaled.T, strict=True)), 2.0**-42)
+    pinned(scaled.error, error, 2.0**-42)
+    pinned(scaled.moved, moved, 2.0**-40)
 
 
 def test_a_gram_matrix_errs_by_most_of_its_bound() -> None:
     closest = 0.0
     for z, t in np.random.default_rng(0).uniform(1.0, 1.1, (3000, 2)):
-        found = ScaledGram(np.array([[z]]), np.array([[t]]), np.zeros(1, dtype=np.int64), 0.0, 0.0, 0.0, 0.0)
+        scaled = ScaledGram(np.array([[z]]), np.array([[t]]), np.zeros(1, dtype=np.int64), 0.0, 0.0, 0.0, 0.0)
         exact = Fraction(z) ** 2 * Fraction(t) ** 2
-        wrong = abs(Fraction(float(found.tile(slice(0, 1), slice(0, 1))[0, 0])) - exact)
+        wrong = abs(Fraction(float(scaled.tile(slice(0, 1), slice(0, 1))[0, 0])) - exact)
         assert wrong <= gamma(3) * exact
         closest = max(closest, float(wrong / (gamma(4) * exact)))
     assert closest > 0.5
@@ -187,16 +187,16 @@ def two(e: float, error: float = 0.0, moved: float = 0.0, exponent: int = 0) -> 
 def test_margin_and_shift_of_a_definite_matrix(error: float, moved: float) -> None:
     room = 1 + Fraction(1, 2**10)
     for tile in (1, 1024):
-        found = prove_definite(two(0.5, error, moved, 7), tile=tile)
-        assert found.proved, found.reason
+        definite = prove_definite(two(0.5, error, moved, 7), tile=tile)
+        assert definite.proved, definite.reason
         trace, largest = Fraction(2.25) * room, Fraction(1.25) * room
         margin = 2 * (Fraction(error) + tiled(2, tile, trace, largest)) + 32 * U * trace
-        pinned(found.margin, margin, 2.0**-48)
+        pinned(definite.margin, margin, 2.0**-48)
         off = Fraction(moved) + Fraction(1, 2**38) * root(trace)
-        pinned(found.shift, max(margin, 4 * off * off), 2.0**-46)
-        smallest = Fraction(4, 5) * (root(Fraction(found.shift)) - off)
-        pinned_below(found.scaled_s_min, smallest * (1 + 2 * U), 2.0**-46)
-        pinned_below(found.s_min, smallest / 2**7 * (1 + 2 * U), 2.0**-46)
+        pinned(definite.shift, max(margin, 4 * off * off), 2.0**-46)
+        smallest = Fraction(4, 5) * (root(Fraction(definite.shift)) - off)
+        pinned_below(definite.scaled_s_min, smallest * (1 + 2 * U), 2.0**-46)
+        pinned_below(definite.s_min, smallest / 2**7 * (1 + 2 * U), 2.0**-46)
 
 
 def test_a_matrix_is_definite_as_far_as_margin_and_shift_say() -> None:
@@ -205,9 +205,9 @@ def test_a_matrix_is_definite_as_far_as_margin_and_shift_say() -> None:
         assert not least.proved
         need = 2.0 * (least.margin + least.shift)
         assert not prove_definite(two(math.sqrt(0.95 * need), error, moved)).proved
-        found = prove_definite(two(math.sqrt(1.08 * need), error, moved))
-        assert found.proved
-        assert found.scaled_s_min <= math.sqrt(1.08 * need / 2.0) - moved
+        definite = prove_definite(two(math.sqrt(1.08 * need), error, moved))
+        assert definite.proved
+        assert definite.scaled_s_min <= math.sqrt(1.08 * need / 2.0) - moved
 
 
 def test_the_diagonal_of_a_tile_is_rounded_down() -> None:
@@ -217,7 +217,7 @@ def test_the_diagonal_of_a_tile_is_rounded_down() -> None:
             assert Fraction(float(taken)) >= Fraction(value) - Fraction(total) - 4 * U
 
 
-# Projections and cuts
+# Projections and thresholds
 
 
 def test_errors_of_projections() -> None:
@@ -226,32 +226,32 @@ def test_errors_of_projections() -> None:
         Z[:, :-1] = np.random.default_rng(m).integers(1, 9, (4, m - 1))
         V = np.random.default_rng(m).integers(1, 9, (m, 2)) * scale
         V[-1] = 0.0
-        found = scan_rows(open_rows(Z), V)
+        scan = scan_rows(open_rows(Z), V)
         for k in range(2):
             size = root(max(square(z) for z in Z)) * root(square(V[:, k]) + (m + 1) * OMEGA)
-            pinned(float(found.errors[k]), gamma(m) * size + m * OMEGA, 2.0**-42)
+            pinned(float(scan.errors[k]), gamma(m) * size + m * OMEGA, 2.0**-42)
 
 
 def test_projections_err_by_a_good_part_of_their_bound() -> None:
     v = np.array([1.0, u * (1 - 2.0**-40), 0.0])
-    found = scan_rows(open_rows(np.ones((1, 3))), v[:, None])
-    wrong = float(Fraction(v[0]) + Fraction(v[1]) - Fraction(float(found.projections[0, 0])))
-    assert found.errors[0] / 6 < wrong <= found.errors[0]
+    scan = scan_rows(open_rows(np.ones((1, 3))), v[:, None])
+    wrong = float(Fraction(v[0]) + Fraction(v[1]) - Fraction(float(scan.projections[0, 0])))
+    assert scan.errors[0] / 6 < wrong <= scan.errors[0]
 
 
-def test_margins_of_cuts() -> None:
+def test_margins_of_thresholds() -> None:
     values = np.array([3.0, 2.0, 1.0 - 2.0**-50, -4.0])
     for error in (0.0, 0.25, 0.1):
-        cuts = SortedProjections.along(values, error)
+        projections = SortedProjections.along(values, error)
         for position in range(5):
-            threshold = cuts.threshold(position)
+            threshold = projections.threshold(position)
             distance = min(abs(Fraction(float(p)) - Fraction(threshold)) for p in values)
-            pinned_below(cuts.margin(position), distance - Fraction(error), 2.0**-50)
-            assert cuts.margin(position) > 0.0
+            pinned_below(projections.margin(position), distance - Fraction(error), 2.0**-50)
+            assert projections.margin(position) > 0.0
     # Half a gap of four errors is twice an error away from both sides.
-    cuts = SortedProjections.along(values, 0.25 * (1.0 - 2.0**-20))
-    assert cuts.usable(np.array([1])).all()
-    assert cuts.margin(1) > 0.24
+    projections = SortedProjections.along(values, 0.25 * (1.0 - 2.0**-20))
+    assert projections.usable(np.array([1])).all()
+    assert projections.margin(1) > 0.24
     assert not SortedProjections.along(values, 0.25).usable(np.array([1])).any()
 
 
@@ -302,10 +302,10 @@ def test_halvings_are_powers_of_e() -> None:
 
 def staircase(Z: np.ndarray, width: int, delta: float) -> tuple[Staircase, np.ndarray, float]:
     rows = open_rows(Z)
-    found = scan_rows(rows, directions(rows, 4, 0))
-    stairs = find_staircase(rows, found, width, delta=delta).staircase
+    scan = scan_rows(rows, directions(rows, 4, 0))
+    stairs = find_staircase(rows, scan, width, delta=delta).staircase
     assert stairs is not None
-    return stairs, found.projections[:, stairs.attempt - 1], float(found.errors[stairs.attempt - 1])
+    return stairs, scan.projections[:, stairs.attempt - 1], float(scan.errors[stairs.attempt - 1])
 
 
 @pytest.mark.parametrize(("n", "m", "width"), [(20, 31, 1), (24, 9, 4), (24, 9, 9), (9, 3, 9), (6, 3, 40)])

@@ -54,11 +54,11 @@ def test_added_constant(Z, tmp_path):
 def test_projection_errors_are_bounds(Z):
     rows = open_rows(Z)
     V = directions(rows, 3, 1)
-    found = scan_rows(rows, V)
+    scan = scan_rows(rows, V)
     assert np.all(V[-1] == 0.0)
     exact = Z.astype(np.longdouble) @ V.astype(np.longdouble)
-    assert np.all(np.abs(exact - found.projections).max(axis=0) <= found.errors)
-    assert np.all(found.squares >= (Z.astype(np.longdouble) ** 2).sum(axis=1))
+    assert np.all(np.abs(exact - scan.projections).max(axis=0) <= scan.errors)
+    assert np.all(scan.squares >= (Z.astype(np.longdouble) ** 2).sum(axis=1))
 
 
 def test_truncated_file(Z, tmp_path):

@@ -14,8 +14,8 @@ from tests.features.features import features
 
 def search(Z, width=None, **options):
     rows = open_rows(Z)
-    found = scan_rows(rows, directions(rows, 4, 0))
-    return rows, found, find_staircase(rows, found, width, **options)
+    scan = scan_rows(rows, directions(rows, 4, 0))
+    return rows, scan, find_staircase(rows, scan, width, **options)
 
 
 @pytest.mark.parametrize(("n", "m", "width"), [(30, 31, 1), (60, 9, 8), (60, 9, None), (61, 9, 12), (5, 3, 40)])
@@ -39,9 +39,9 @@ def test_smallest_width_is_the_limit():
 
 
 def test_gates_of_the_certificate_are_those_of_the_staircase():
-    rows, found, result = search(features(40, 8), 6)
+    rows, scan, result = search(features(40, 8), 6)
     assert result.staircase is not None
-    np.testing.assert_array_equal(gates_of(certify_staircase(result.staircase, rows, found)), result.staircase.q())
+    np.testing.assert_array_equal(gates_of(certify_staircase(result.staircase, rows, scan)), result.staircase.q())
 
 
 def test_collinear_rows_shift_boundaries():
@@ -56,18 +56,18 @@ def test_collinear_rows_shift_boundaries():
 
 
 def test_tied_projections_are_not_cut():
-    cuts = SortedProjections.along(np.array([3.0, 2.0, 2.0, 2.0, 1.0]), 1e-12)
-    assert cut_at(cuts, 2, 1, 4) == 1
-    assert cut_at(cuts, 2, 2, 3) is None
-    assert even_plan(cuts, 0, 4, 5) is None
-    assert even_plan(cuts, 0, 3, 5) == [(0, 1), (1, 4), (4, 5)]
+    projections = SortedProjections.along(np.array([3.0, 2.0, 2.0, 2.0, 1.0]), 1e-12)
+    assert cut_at(projections, 2, 1, 4) == 1
+    assert cut_at(projections, 2, 2, 3) is None
+    assert even_plan(projections, 0, 4, 5) is None
+    assert even_plan(projections, 0, 3, 5) == [(0, 1), (1, 4), (4, 5)]
 
 
 def test_thresholds_keep_their_margin():
-    cuts = SortedProjections.along(np.array([3.0, 2.0, 1.0, -4.0]), 0.25)
+    projections = SortedProjections.along(np.array([3.0, 2.0, 1.0, -4.0]), 0.25)
     for position in range(5):
-        threshold = cuts.threshold(position)
-        assert 0.0 < cuts.margin(position) <= np.abs(cuts.values - threshold).min() - 0.25
+        threshold = projections.threshold(position)
+        assert 0.0 < projections.margin(position) <= np.abs(projections.values - threshold).min() - 0.25
 
 
 def test_ball_lowers_the_bound_and_may_end_it():

@@ -132,7 +132,7 @@ CASES: dict[str, tuple[list[tuple[str, Any]], Any]] = {
     "margins": (
         [
             (f"{block_prover.__name__}.SortedProjections.margin", always(1.0)),
-            (f"{block_prover.__name__}.SortedProjections.usable", lambda self, at: np.ones(len(at), dtype=bool)),
+            (f"{block_prover.__name__}.SortedProjections.usable", lambda self, at: np.ones(np.shape(at), dtype=bool)),
             (f"{block_prover.__name__}.prove_block", blocks_that_hold),
             *NO_REFUTATION,
         ],
