@@ -1,10 +1,7 @@
-"""The gate of the paper, s(x) = 1 / (1 + e^-x), computed with a bound of its error that trusts no library's exp.
+r"""The matrix phi of the paper: its gates with an error bound, phi as a dense matrix and operator, and its Gram matrix.
 
-phi itself, for sizes that memory holds: the oracle of everything else here.
-
-phi as an operator: products in O(n m h), memory O(n (m + h)), the matrix itself never formed.
-
-The Gram matrix of phi without phi: phi phi^T = (S S^T) o (Z Z^T), tile by tile, rows scaled by powers of two.
+The gate is s(x) = 1 / (1 + e^-x), computed without a library's exp. As an operator phi needs O(n m h) operations and
+O(n (m + h)) memory. Its Gram matrix is (S S^T) o (Z Z^T), computed tile by tile, with rows scaled by powers of two.
 """
 
 from __future__ import annotations
@@ -41,8 +38,10 @@ __all__ = [
     "gram",
     "logistic",
     "logistic_plain",
+    "row_kronecker",
     "scaled_gram",
 ]
+
 GATE_ERROR = 2.0**-45
 r"""Bound of the relative error of :func:`logistic`: 256 u.
 
@@ -51,17 +50,18 @@ ln 2, so that k L1 is exact, L1 + L2 = ln 2 up to 2^-86. The two subtractions an
 than u together times 0.36, 0.36 and 2^-22, so r is off by less than u, and |r| < 0.35 (k is off by at most one unit
 in the last place of y log2 e from the nearest integer). Taylor's polynomial of degree 14 is off by 0.35^15/15! e^0.35
 < 2^-62; Horner's rule rounds it by gamma_43 p(|r|) <= 43 u e^0.7 p(r) (1 + small) < 88 u p(r) (Higham 2002, section
-5.1, with one rounding more for each coefficient). So e^y has a relative error below 92 u. Then 1 + e: below 93 u, and
+5.1, with one more rounding for each coefficient). So e^y has a relative error below 92 u. Then 1 + e: below 93 u, and
 e / (1 + e): below 92 + 93 + 1 < 190 u.
 """
 
 GATE_UNDERFLOW = 2.0**-1000
-"""Where |x| > 700, e^-700 = 2^-1009.9 stands for e^-|x|: both are below this."""
+"""For |x| > 700, e^-700 = 2^-1009.9 replaces e^-|x|: both are below this bound."""
 
 _LOG2E = 1.4426950408889634
 _LN2_HIGH = float.fromhex("0x1.62e42feep-1")
 _LN2_LOW = float.fromhex("0x1.a39ef35793c76p-33")
 _COEFFICIENTS = [1.0 / math.factorial(k) for k in range(14, -1, -1)]
+_EXPONENTS = 390  # of norms of rows and gates: products of four stay in range, here and in a re-check
 
 
 def logistic(x: FloatArray) -> FloatArray:
@@ -96,14 +96,14 @@ def logistic(x: FloatArray) -> FloatArray:
 
 
 def logistic_plain(x: Array) -> Array:
-    """Return 1 / (1 + e^-x) in any array namespace, by its own exp and without an error bound."""
+    """Return 1 / (1 + e^-x) in any array namespace, by its exp function and without an error bound."""
     xp = namespace(x)
     power = xp.exp(-xp.abs(x))
     return xp.where(x >= 0, xp.ones_like(x), power) / (1.0 + power)
 
 
 def gate_matrix(Z: FloatArray, q: FloatArray) -> FloatArray:
-    """Return S (k, h) with entries s(z_i^T q_k) for rows of Z (k, m) and gates q (m, h)."""
+    """Return S (k, h) with entries s(z_i^T q_k), for Z (k, m) and gates q (m, h)."""
     return logistic(Z @ q)
 
 
@@ -112,7 +112,7 @@ def gate_matrix_error(m: int, longest_row: float, longest_gate: float, delta: fl
 
     The argument is off by at most :math:`\gamma_m \|z_i\| \|q_k\| + m\omega + \delta \|q_k\|` =: e, and
     :math:`(\log s)' = 1 - s \in (0, 1)`, so s is off by a factor between e^-e and e^e; e^e - 1 <= 2 e for e <= 1.
-    Infinity where e > 1/4.
+    The bound is infinity if e > 1/4.
     """
     argument = add_up(mul_up(gamma(m), longest_row, longest_gate), mul_up(float(m), OMEGA), mul_up(delta, longest_gate))
     if not argument <= 0.25:
@@ -141,11 +141,13 @@ def dense_phi(Z: Array, q: Array, weights: Array | None = None) -> Array:
     >>> dense_phi(np.array([[2.0, 1.0]]), np.zeros((2, 2)))
     array([[1. , 0.5, 1. , 0.5]])
     """
-    xp = namespace(Z)
     S = logistic_plain(Z @ q)
-    if weights is not None:
-        S = S * weights[None, :]
-    return xp.reshape(S[:, :, None] * Z[:, None, :], (int(Z.shape[0]), -1))
+    return row_kronecker(S if weights is None else S * weights[None, :], Z)
+
+
+def row_kronecker(S: Array, Z: Array) -> Array:
+    r"""Return the matrix with rows :math:`S_i \otimes z_i`, (n, h m), for S (n, h) and Z (n, m)."""
+    return namespace(Z).reshape(S[:, :, None] * Z[:, None, :], (int(Z.shape[0]), -1))
 
 
 class Phi:
@@ -165,7 +167,7 @@ class Phi:
     Raises
     ------
     InvalidInput
-        Different numbers of rows.
+        If Z and S have different numbers of rows.
 
     Examples
     --------
@@ -177,9 +179,8 @@ class Phi:
 
     def __init__(self, Z: Array, S: Array) -> None:
         if Z.ndim != 2 or S.ndim != 2 or int(Z.shape[0]) != int(S.shape[0]):
-            raise InvalidInput(
-                "S", f"shape {tuple(S.shape)} beside Z of shape {tuple(Z.shape)}", "a row for each row of Z"
-            )
+            got = f"shape {tuple(S.shape)} beside Z of shape {tuple(Z.shape)}"
+            raise InvalidInput("S", got, "a row for each row of Z", "wrong-shape")
         self.Z, self.S = Z, S
         self.shape = (int(Z.shape[0]), int(Z.shape[1]) * int(S.shape[1]))
         self.dtype = Z.dtype
@@ -196,11 +197,6 @@ class Phi:
         return xp.reshape((self.S * r[:, None]).T @ self.Z, (-1,))
 
 
-_FAR = (
-    390  # exponents of norms of rows and gates: products of four are far from over- and underflow, here and in a check
-)
-
-
 def gram(Z: Array, S: Array, weights: Array | None = None) -> Array:
     r"""Return :math:`\phi \phi^\top = (S S^\top) \circ (Z Z^\top)`, with output weights :math:`(S\,
     \mathrm{diag}(w^2) S^\top) \circ (Z Z^\top)`.
@@ -209,7 +205,7 @@ def gram(Z: Array, S: Array, weights: Array | None = None) -> Array:
     ----------
     Z : (n, m) array
     S : (n, h) array
-        Gate values of one output; other outputs have gates of their own.
+        Gate values of one output; the gates differ between outputs.
     weights : (h,) array, optional
 
     Examples
@@ -238,13 +234,13 @@ class Hadamard:
     T: Array
 
     def tile(self, rows: slice, columns: slice) -> Array:
-        """Return a tile as it is computed, the Z part multiplied in last."""
+        """Return a computed tile; the Z part is the last factor."""
         block = self.T[rows, :] @ self.T[columns, :].T
         block *= self.Z[rows, :] @ self.Z[columns, :].T
         return block
 
     def digest(self) -> str:
-        """Return what identifies the matrix, for tiles that are taken up again."""
+        """Return a digest of the matrix, which identifies its stored tiles."""
         content = hashlib.sha256(f"{self.Z.shape} {self.T.shape}".encode())
         for array in (self.Z, self.T):
             content.update(np.ascontiguousarray(array).data.cast("B"))
@@ -257,7 +253,7 @@ class Hadamard:
 
 @dataclasses.dataclass(frozen=True)
 class ScaledGram(Hadamard):
-    r"""The Gram matrix of D phi, D = diag(2^e) such that its diagonal lies near 1, and what is known of its errors.
+    r"""The Gram matrix of D phi, D = diag(2^e) such that its diagonal lies near 1, with bounds of its errors.
 
     Attributes
     ----------
@@ -269,7 +265,7 @@ class ScaledGram(Hadamard):
     trace, largest : float
         Upper bounds of the trace and of the largest diagonal entry of (T T^T) o (Z Z^T).
     error : float
-        Upper bound of the spectral norm of what rounding changes in tiles: :math:`\gamma_{m+h+1} \mathrm{tr}` and
+        Upper bound of the spectral norm of the rounding errors of the tiles: :math:`\gamma_{m+h+1} \mathrm{tr}` and
         underflow. Entrywise :math:`|fl(T T^\top) \circ fl(Z Z^\top) - \ldots|_{ij} \le \gamma_{m+h+1} \|t_i\| \|t_j\|
         \|z_i\| \|z_j\|` (Higham 2002, eq. (3.5) and Lemma 3.3, Cauchy and Schwarz): a rank-one matrix whose norm is
         its trace.
@@ -288,7 +284,7 @@ class ScaledGram(Hadamard):
 def scaled_gram(
     Z: FloatArray, q: FloatArray, weights: FloatArray | None = None, delta: float = 0.0
 ) -> ScaledGram | str:
-    """Return the Gram matrix of phi(q) with its rows scaled, or why there is none.
+    """Return the Gram matrix of phi(q) with scaled rows, or the reason why it has no bounds.
 
     Parameters
     ----------
@@ -305,33 +301,32 @@ def scaled_gram(
         for start in range(0, n, step):
             S[start : start + step] = gate_matrix(Z[start : start + step], q)
         squares = square_sums_up(Z, 1)
-        relative = gate_matrix_error(
-            m, sqrt_up(float(squares.max())), sqrt_up(float(square_sums_up(q, 0).max())), delta
-        )
+        longest_gate = float(square_sums_up(q, 0).max())  # squared
+        relative = gate_matrix_error(m, sqrt_up(float(squares.max())), sqrt_up(longest_gate), delta)
         if weights is not None:
-            S *= weights[None, :]  # one more rounding of each entry
+            S *= weights[None, :]  # one more rounding per entry
             relative = add_up(relative, 2.0**-52)
         gate_squares = square_sums_up(S, 1)
         products = squares * gate_squares
         heaviest = 1.0 if weights is None else max(1.0, float(np.abs(weights).max()))
-        in_range = max(float(squares.max()), float(square_sums_up(q, 0).max()), heaviest * heaviest) < 2.0 ** (2 * _FAR)
-        if not (in_range and bool(np.all((products > 2.0 ** (-2 * _FAR)) & (products < 2.0 ** (2 * _FAR))))):
+        limit = 2.0 ** (2 * _EXPONENTS)
+        in_range = max(float(squares.max()), longest_gate, heaviest * heaviest) < limit
+        if not (in_range and bool(np.all((products > 1.0 / limit) & (products < limit)))):
             return "the rows of phi are too large or too small"
         if not relative < 2.0**-10:
-            return "the gates are not known well enough"
+            return "the error bound of the gates is too large"
         exponents = -(np.frexp(products)[1].astype(np.int64) // 2)
         T = np.ldexp(S, exponents[:, None])
     diagonal = np.nextafter(np.ldexp(products, 2 * exponents), np.inf)
     trace, largest = sum_up(diagonal), float(diagonal.max())
     underflow = mul_up(float(n), float(m + T.shape[1] + 4), OMEGA, 2.0**450, add_up(1.0, float(squares.max())))
     error = add_up(mul_up(gamma(m + T.shape[1] + 2), trace), underflow)
-    # Row i: D_i (|S'| delta + |S' - S^| |z_i|), with |S' - S^| <= relative / (1 - relative) |S^| <= 1.001 relative
-    # |S^|.
-    own = mul_up(1.001, relative, sqrt_up(trace))
+    # Row i: D_i (|S'| delta + |S' - S^| |z_i|), |S' - S^| <= relative / (1 - relative) |S^| <= 1.001 relative |S^|.
+    moved = mul_up(1.001, relative, sqrt_up(trace))
     if delta:
         lengths = np.nextafter(np.ldexp(gate_squares, 2 * exponents), np.inf)
-        own = add_up(own, mul_up(1.002, delta, sqrt_up(sum_up(lengths))))
+        moved = add_up(moved, mul_up(1.002, delta, sqrt_up(sum_up(lengths))))
     tiny = mul_up(
         GATE_UNDERFLOW, 2.0**401, heaviest, float(n), float(T.shape[1]), add_up(1.0, sqrt_up(float(squares.max())))
     )
-    return ScaledGram(Z, T, exponents, trace, largest, error, add_up(own, tiny))
+    return ScaledGram(Z, T, exponents, trace, largest, error, add_up(moved, tiny))

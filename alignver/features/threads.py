@@ -1,7 +1,7 @@
-"""Many small factorizations beside each other: one BLAS thread each, as many workers as there are cores.
+"""Many small factorizations in parallel: one BLAS thread each, as many workers as there are cores.
 
-BLAS threads wait for each other by spinning. On cores that are shared with anybody that costs a factor of ten or
-more, and blocks of a few hundred rows are too small to divide anyway.
+BLAS threads wait for each other by spinning. On cores shared with other processes that costs a factor of ten or more,
+and blocks of a few hundred rows are too small to divide.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ __all__ = ["ordered", "single_threaded_blas", "workers"]
 T = TypeVar("T")
 
 _here = threading.local()
-_MOST_WORKERS = 16  # each holds a block and its factor
+_MOST_WORKERS = 16  # each of them needs memory for a block and its factor
 
 
 def workers() -> int:
-    """Return how many cores this process may use, at most 16."""
+    """Return the number of cores that this process may use, at most 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, _MOST_WORKERS))
 
 
 @contextlib.contextmanager
 def single_threaded_blas() -> Iterator[None]:
-    """Keep BLAS to one thread inside the block: threads of ours and of its own would spin against each other.
+    """Limit BLAS to one thread inside the block, so that its threads do not compete with the workers.
 
-    A block inside a block of the same thread leaves the limit alone.
+    A nested block of the same thread does not change the limit.
     """
     if getattr(_here, "limited", False):
         yield
@@ -50,14 +50,14 @@ def single_threaded_blas() -> Iterator[None]:
 
 @functools.lru_cache(maxsize=1)
 def _libraries(imported: int) -> Any:
-    """Find the BLAS libraries, again when more was imported: a search takes as long as to prove a small block."""
+    """Return the BLAS libraries, cached until more is imported: a search takes as long as a proof of a small block."""
     import threadpoolctl
 
     return threadpoolctl.ThreadpoolController()
 
 
 def ordered(work: Callable[..., T], arguments: Iterable[tuple[Any, ...]]) -> Generator[T]:
-    """Yield ``work(*each)`` in order, on all workers, at most two begun beyond those that work.
+    """Yield ``work(*each)`` in order, computed by all workers, with at most two more tasks waiting.
 
     Examples
     --------

@@ -1,25 +1,22 @@
-r"""Where the tile columns of a large factor are kept: in memory, or in a folder that survives the process.
+r"""Tile columns of a large Cholesky factor: how one is made, where it is stored, and which arithmetic may make it.
 
-A tile column is one .npy file that appears whole or not at all: written under another name, synchronised, renamed. A
-manifest says which matrix the folder belongs to and carries the hash of every finished column, so that a run that was
-killed goes on where it was, and a damaged file is computed again instead of believed.
+Threads, a GPU and a cluster all call the same functions. A piece of the column is assembled from rows of Z and T and
+reduced by the finished columns; the diagonal tile is factored; every piece below it is solved with the factor. The
+bound of :mod:`alignver.features.cholesky` counts the roundings of exactly these steps.
 
-One column of tiles of a Cholesky factor, in the making: the functions that threads, a GPU and a cluster all call.
+On NumPy arrays BLAS does the triangular solve. On other arrays it is written out below: the solves of GPU libraries
+invert diagonal blocks, which is not a substitution, and no bound for inner products covers it. LAPACK factors the
+diagonal tile on the host for the same reason: it is one tile of many.
 
-A piece of the column is assembled from rows of Z and T and reduced by the finished columns; the diagonal tile is
-factored; every piece below it is solved with the factor. The bound of :mod:`alignver.features.cholesky` counts
-roundings in exactly these steps, whoever takes them and wherever.
+A column is stored in memory, on the device, or as one .npy file of a folder that survives the process. The file appears
+whole or not at all: it is written under another name, synchronised and renamed. A manifest records the matrix that the
+folder belongs to and the hash of every finished column, so that an interrupted run continues, and a damaged file is
+computed again.
 
-On NumPy arrays the triangular solve is BLAS's. On other arrays it is written out below: the solves of GPU libraries
-invert diagonal blocks, which is no substitution, and no bound for inner products covers it. The diagonal tile is
-factored by LAPACK on the host for the same reason: it is one tile of many.
-
-Tile columns on a GPU, or in any array namespace; and what has to be seen of its arithmetic first.
-
-Assumed, and tried before anything is believed: float64 operations round to nearest with gradual underflow, and a
-matrix product is made of inner products, in any order, with or without fused multiply-add. Strassen-like products and
-float64 emulated in fixed point or in narrower floats are no such thing: what they lose is relative to the largest
-entries of a row, and shows where a product has one term only.
+Assumed of a device, and tested first: float64 operations round to nearest with gradual underflow, and a matrix product
+consists of inner products, in any order, with or without fused multiply-add. Strassen-like products and float64
+emulated in fixed point or in narrower floats do not satisfy this: their error is relative to the largest entries of a
+row, and it shows where a product has one term only.
 """
 
 from __future__ import annotations
@@ -31,7 +28,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 from scipy.linalg import blas, lapack
@@ -51,12 +48,17 @@ __all__ = [
     "Store",
     "column_name",
     "content_hash",
-    "factored",
-    "make",
+    "factor_diagonal",
+    "make_on_device",
     "open_store",
-    "solved",
+    "solve_piece",
     "unsupported_arithmetic",
 ]
+
+CHUNK = 1024  # rows of a product that is computed at a time, so that it is still in the cache when it is subtracted
+_STEP = 32  # columns that a solve computes one by one: the rest of it is matrix products
+_ROWS = 8192  # rows of a piece on a device: enough to keep it busy, and 64 MiB
+_EMULATION = "CUBLAS_EMULATE_DOUBLE_PRECISION"  # cuBLAS 13: float64 products from 8-bit integers
 _MANIFEST = "tiles.json"
 
 
@@ -65,18 +67,9 @@ def content_hash(array: FloatArray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).data.cast("B")).hexdigest()
 
 
-class Store(Protocol):
-    """Keeps tile columns in order."""
-
-    @property
-    def finished(self) -> int:
-        """How many columns are kept."""
-
-    def append(self, column: Array) -> None:
-        """Keep the next column."""
-
-    def __getitem__(self, index: int) -> Array:
-        """Return a kept column, not to be written to."""
+def column_name(index: int) -> str:
+    """Return the file name of a tile column."""
+    return f"column_{index:05d}.npy"
 
 
 class MemoryStore:
@@ -87,14 +80,15 @@ class MemoryStore:
 
     @property
     def finished(self) -> int:
-        """How many columns are kept."""
+        """The number of stored columns."""
         return len(self._columns)
 
     def append(self, column: Array) -> None:
-        """Keep the next column."""
+        """Store the next column."""
         self._columns.append(column)
 
     def __getitem__(self, index: int) -> Array:
+        """Return a stored column, which is read-only."""
         return self._columns[index]
 
 
@@ -104,14 +98,14 @@ class FolderStore:
     Parameters
     ----------
     folder : path
-        Made if it is not there. Columns of another matrix in it are refused, not overwritten.
+        Created if it does not exist. Columns of another matrix in it are refused, not overwritten.
     key : dict
-        Identifies the matrix: digest, order, tile size, shift.
+        The digest, order, tile size and shift of the matrix.
 
     Raises
     ------
     InvalidInput
-        The folder belongs to another matrix, cannot be written or is full.
+        If the folder belongs to another matrix, cannot be written or is full.
     """
 
     def __init__(self, folder: str | os.PathLike[str], key: dict[str, Any]) -> None:
@@ -121,37 +115,38 @@ class FolderStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _refused(self.folder, error) from error
+            raise _unwritable(self.folder, error) from error
         for leftover in self.folder.glob("*.part"):
             leftover.unlink(missing_ok=True)
-        self._take_up()
+        self._load()
 
     @property
     def finished(self) -> int:
-        """How many columns are kept."""
+        """The number of stored columns."""
         return len(self._hashes)
 
     @property
     def hashes(self) -> tuple[str, ...]:
-        """What the finished columns are known by."""
+        """The hashes of the finished columns."""
         return tuple(self._hashes)
 
     def publish(self, name: str, array: FloatArray) -> None:
-        """Put an array beside the columns, for processes that read this folder."""
+        """Write an array beside the columns, for processes that read this folder."""
         try:
             _write_array(self.folder / name, array)
         except OSError as error:
-            raise _refused(self.folder, error, self.finished) from error
+            raise _unwritable(self.folder, error, self.finished) from error
 
     def append(self, column: FloatArray) -> None:
-        """Keep the next column: its file first, then the manifest that counts it."""
+        """Store the next column: its file first, then the manifest that lists it."""
         try:
             _write_array(self._path(self.finished), column)
             self._write_manifest([*self._hashes, content_hash(column)])
         except OSError as error:
-            raise _refused(self.folder, error, self.finished) from error
+            raise _unwritable(self.folder, error, self.finished) from error
 
     def __getitem__(self, index: int) -> FloatArray:
+        """Return a stored column, which is read-only."""
         column: FloatArray = np.load(self._path(index), mmap_mode="r", allow_pickle=False)
         return column
 
@@ -164,7 +159,7 @@ class FolderStore:
             stream.write(document.encode("ascii"))
         self._hashes = hashes
 
-    def _take_up(self) -> None:
+    def _load(self) -> None:
         try:
             document = json.loads((self.folder / _MANIFEST).read_bytes())
             key, hashes = document["key"], [str(value) for value in document["columns"]]
@@ -173,87 +168,75 @@ class FolderStore:
                 raise InvalidInput("folder", f"{self.folder} with tiles of unknown origin", "an empty folder") from None
             return
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InvalidInput("folder", f"{self.folder} with a damaged {_MANIFEST}", "an empty folder") from error
+            got = f"{self.folder} with a damaged {_MANIFEST}"
+            raise InvalidInput("folder", got, "an empty folder", "unreadable-file") from error
         if key != json.loads(json.dumps(self._key)):
             raise InvalidInput("folder", f"{self.folder} with tiles of another matrix", "an empty folder")
         for index, expected in enumerate(hashes):
             try:
                 column = np.load(self._path(index), mmap_mode="r", allow_pickle=False)
                 intact = content_hash(column) == expected
-            except Exception:  # numpy raises many kinds over damaged bytes: every one means the same
+            except Exception:  # NumPy raises exceptions of many types for damaged files
                 intact = False
             if not intact:
-                break  # this column and all after it are made again
+                break  # this column and all later ones are computed again
             self._hashes.append(expected)
 
 
-class MirroredStore:
+class MirroredStore(MemoryStore):
     """Tile columns on a device, and in a folder.
 
     Parameters
     ----------
-    kept : FolderStore
-        Its finished columns are taken to the device.
+    folder_store : FolderStore
+        Its finished columns are copied to the device.
     place : array
         An array of the namespace and on the device.
     """
 
-    def __init__(self, kept: FolderStore, place: Array) -> None:
-        self._kept = kept
-        self._columns = [like(np.array(kept[k]), place) for k in range(kept.finished)]
-
-    @property
-    def finished(self) -> int:
-        """How many columns are kept."""
-        return len(self._columns)
+    def __init__(self, folder_store: FolderStore, place: Array) -> None:
+        super().__init__()
+        self._folder_store = folder_store
+        self._columns = [like(np.array(folder_store[k]), place) for k in range(folder_store.finished)]
 
     def append(self, column: Array) -> None:
-        """Keep the next column."""
-        self._kept.append(np.ascontiguousarray(host(column)))
-        self._columns.append(column)
-
-    def __getitem__(self, index: int) -> Array:
-        return self._columns[index]
+        """Store the next column, in the folder first."""
+        self._folder_store.append(np.ascontiguousarray(host(column)))
+        super().append(column)
 
 
-def column_name(index: int) -> str:
-    """Return the file of a tile column."""
-    return f"column_{index:05d}.npy"
+Store: TypeAlias = MemoryStore | FolderStore
+
+
+def open_store(folder: str | os.PathLike[str] | None, key: dict[str, Any], place: Array | None = None) -> Store:
+    """Return a store in memory, or one in ``folder``, with the finished columns that the folder has of the same matrix.
+
+    ``place`` is an array on the device of the columns, None for NumPy.
+    """
+    if folder is None:
+        return MemoryStore()
+    store = FolderStore(folder, key)
+    return store if place is None else MirroredStore(store, place)
 
 
 def _write_array(path: Path, array: FloatArray) -> None:
-    """Write a .npy file; NumPy's own writer does not tell why it could not."""
+    """Write a .npy file; the errors of NumPy's own writer do not say why it failed."""
     content = np.ascontiguousarray(array)
     with atomic.writing(path) as stream:
         np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(content))
         stream.write(content.data.cast("B"))
 
 
-def _refused(folder: Path, error: OSError, kept: int = 0) -> InvalidInput:
+def _unwritable(folder: Path, error: OSError, finished: int = 0) -> InvalidInput:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     got = f"{folder} on a disk that is full" if full else f"{folder}, which cannot be written ({error.strerror})"
-    after = f"; the {kept} finished tile columns are kept" if kept else ""
-    return InvalidInput("folder", got, f"a folder with room for the tiles{after}")
-
-
-def open_store(folder: str | os.PathLike[str] | None, key: dict[str, Any], place: Array | None = None) -> Store:
-    """Return a store in memory, or in ``folder`` with the finished columns of the same matrix taken up.
-
-    ``place`` says where the columns are made, if not in NumPy.
-    """
-    if folder is None:
-        return MemoryStore()
-    kept = FolderStore(folder, key)
-    return kept if place is None else MirroredStore(kept, place)
-
-
-CHUNK = 1024  # rows of a product that is made at a time, so that it is still in the cache when it is subtracted
-_STEP = 32  # columns of a solve that are written out one by one: the rest of it is matrix products
+    after = f"; the {finished} finished tile columns are kept" if finished else ""
+    return InvalidInput("folder", got, f"a folder with room for the tiles{after}", "unwritable-file")
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A tile column that is to be made.
+    """A tile column that is to be computed.
 
     Attributes
     ----------
@@ -261,9 +244,9 @@ class Column:
     total : float
         Subtracted from the diagonal.
     tile, index : int
-        Columns in a tile, and which tile column this is.
+        Columns in a tile, and the position of this tile column.
     store : Store
-        The finished tile columns, each from its own diagonal tile down.
+        The finished tile columns, each from its diagonal tile down.
     """
 
     gram: Hadamard
@@ -293,33 +276,33 @@ class Column:
         return [slice(self.start, self.stop), *below]
 
     def reduction(self) -> Callable[[slice], Array]:
-        """Return what assembles a piece and subtracts its products with the finished columns.
+        """Return a function that assembles a piece and subtracts its products with the finished columns.
 
-        The products of each finished column are summed on their own first, as the bound wants it.
+        The products with each finished column are summed before they are subtracted, as the bound requires.
         """
-        own = slice(self.start, self.stop)
-        offsets = [k * self.tile for k in range(self.index)]
-        done = [self.store[k] for k in range(self.index)]
-        across = [column[own.start - at : own.stop - at, :] for column, at in zip(done, offsets)]
-        rights = [(np.ascontiguousarray(rows) if isinstance(rows, np.ndarray) else rows).T for rows in across]
+        finished = []  # each with its first row, and its transposed rows beside the diagonal tile
+        for k in range(self.index):
+            column, offset = self.store[k], k * self.tile
+            right = column[self.start - offset : self.stop - offset, :]
+            finished.append(
+                (column, offset, (np.ascontiguousarray(right) if isinstance(right, np.ndarray) else right).T)
+            )
 
-        def reduced(rows: slice) -> Array:
-            part = self.gram.tile(rows, own)
-            if rows.start == own.start:
+        def reduce(rows: slice) -> Array:
+            part = self.gram.tile(rows, slice(self.start, self.stop))
+            if rows.start == self.start:
                 part = _lowered(part, self.total)
             product = None
-            for column, at, right in zip(done, offsets, rights):
-                product = _product(column[rows.start - at : rows.stop - at, :], right, product)
+            for column, offset, right in finished:
+                product = _product(column[rows.start - offset : rows.stop - offset, :], right, product)
                 part -= product
             return part
 
-        return reduced
+        return reduce
 
 
-def factored(tile: Array) -> Array | int:
-    """Return the lower triangular factor of a reduced diagonal tile, or the row where a pivot is not positive and
-    finite.
-    """
+def factor_diagonal(tile: Array) -> Array | int:
+    """Return the lower triangular factor of a reduced diagonal tile, or the row of a pivot that is not in (0, inf)."""
     # Row-major lower triangles are LAPACK's upper ones.
     factor, info = lapack.dpotrf(np.ascontiguousarray(host(tile)).T, lower=0, clean=1, overwrite_a=0)
     pivots = np.diagonal(factor)
@@ -330,10 +313,10 @@ def factored(tile: Array) -> Array | int:
     return lower if isinstance(tile, np.ndarray) else like(lower, tile)
 
 
-def solved(part: Array, lower: Array) -> Array:
-    """Return X with X L^T = C for a piece C that may be overwritten."""
+def solve_piece(part: Array, lower: Array) -> Array:
+    """Return X with X L^T = C for a piece C, which may be overwritten."""
     if not isinstance(part, np.ndarray):
-        return _substituted(part, lower)
+        return _substitute(part, lower)
     for top in range(0, part.shape[0], CHUNK):
         rows = part[top : top + CHUNK]
         # L X^T = C^T: C^T is the Fortran-ordered view of C.
@@ -343,7 +326,7 @@ def solved(part: Array, lower: Array) -> Array:
     return part
 
 
-def _substituted(part: Array, lower: Array) -> Array:
+def _substitute(part: Array, lower: Array) -> Array:
     r"""Solve by substitution, in products, differences and quotients only.
 
     .. math:: x_c = (c_c - X_{<s} l_{c,<s} - X_{s \ldots c-1} l_{c, s \ldots c-1}) / l_{cc}
@@ -352,32 +335,30 @@ def _substituted(part: Array, lower: Array) -> Array:
     quotient, or the product with a rounded reciprocal, 2: no more than the bound counts for LAPACK's solve.
     """
     width, rows = int(lower.shape[0]), int(part.shape[0])
-    x = like(np.zeros((min(_STEP, width), rows)), part)  # the columns of a step, each of them contiguous
+    x = like(np.zeros((min(_STEP, width), rows)), part)  # the columns of a step, each contiguous
     for low in range(0, width, _STEP):
         high = min(low + _STEP, width)
-        own = lower[low:high, low:high]
+        triangle = lower[low:high, low:high]
         x[: high - low, :] = part[:, low:high].T
         if low:
             x[: high - low, :] -= lower[low:high, :low] @ part[:, :low].T
         for c in range(high - low):
             if c:
-                x[c, :] -= own[c, :c] @ x[:c, :]
-            x[c, :] /= own[c, c]
+                x[c, :] -= triangle[c, :c] @ x[:c, :]
+            x[c, :] /= triangle[c, c]
         part[:, low:high] = x[: high - low, :].T
     return part
 
 
 def _product(left: Array, right: Array, into: Array | None) -> Array:
     if isinstance(left, np.ndarray):
-        # Memory that was just used is still mapped, and in the cache.
-        if into is None:
-            into = np.empty((left.shape[0], right.shape[1]))
-        return np.matmul(left, right, out=into)
+        # Memory that was just used is still in the cache.
+        return np.matmul(left, right, out=np.empty((left.shape[0], right.shape[1])) if into is None else into)
     return left @ right
 
 
 def _lowered(tile: Array, total: float) -> Array:
-    """Return the tile with ``total`` taken off its diagonal, rounded down: on the host, whose arithmetic is known."""
+    """Return the tile with ``total`` subtracted from its diagonal, rounded down, on the host (of known arithmetic)."""
     xp = namespace(tile)
     diagonal: FloatArray = host(xp.linalg.diagonal(tile))
     lowered = np.nextafter(diagonal - total, -np.inf)
@@ -387,30 +368,25 @@ def _lowered(tile: Array, total: float) -> Array:
     return xp.where(like(np.eye(lowered.size), tile) > 0.0, like(lowered[:, None], tile), tile)
 
 
-_ROWS = 8192  # of a piece: enough to keep a device busy, and 64 MiB
-_EMULATION = "CUBLAS_EMULATE_DOUBLE_PRECISION"  # cuBLAS 13: float64 products from 8-bit integers
-
-
-def make(column: Column) -> Array | int:
-    """Make a tile column on the device that its Gram matrix is on, one piece after the other."""
+def make_on_device(column: Column) -> Array | int:
+    """Compute a tile column on the device of its Gram matrix, piece by piece."""
     pieces = column.pieces(_ROWS)
-    reduced = column.reduction()
-    lower = factored(reduced(pieces[0]))
+    reduce = column.reduction()
+    lower = factor_diagonal(reduce(pieces[0]))
     if isinstance(lower, int):
         return lower
-    below = [solved(reduced(rows), lower) for rows in pieces[1:]]
-    return namespace(lower).concat([lower, *below], axis=0)
+    return namespace(lower).concat([lower, *(solve_piece(reduce(rows), lower) for rows in pieces[1:])], axis=0)
 
 
 def unsupported_arithmetic(place: Array, order: int) -> str:
-    """Return why no proof can rest on the arithmetic where ``place`` is; nothing if there is no reason.
+    """Return why no proof can use the arithmetic of the device of ``place``; an empty string if one can.
 
     Parameters
     ----------
     place : array
-        Of the namespace and on the device in question.
+        An array of the namespace and on the device.
     order : int
-        Of the products that will be made: libraries choose their algorithms by size.
+        The order of the products: libraries choose their algorithms by size.
 
     Examples
     --------
@@ -419,19 +395,21 @@ def unsupported_arithmetic(place: Array, order: int) -> str:
     ''
     """
     if os.environ.get(_EMULATION, "0") not in {"", "0"}:
-        return f"{_EMULATION} is set: products of float64 matrices may be emulated, and then no bound covers them"
+        return f"{_EMULATION} is set: products of float64 matrices may be emulated, and no bound covers that"
     above = U * (1 + 2.0**-20)
     sums = like([1.0, 1.0, 1.0, -1.0, -1.0], place) + like([U, above, -U / 2, -above, U / 2], place)
     nearest = np.array_equal(host(sums), [1.0, 1.0 + 2 * U, 1.0, -(1.0 + 2 * U), -1.0])
     if not nearest or not float(host(like([OMEGA], place) * 0.5)[0]) > 0.0:
         return "the device does not round to nearest with gradual underflow"
-    return "" if _multiplies_plainly(place, order) else "the device does not make products from float64 inner products"
+    return (
+        ""
+        if _computes_inner_products(place, order)
+        else "the device does not compute products as float64 inner products"
+    )
 
 
-def _multiplies_plainly(place: Array, order: int) -> bool:
-    """Multiply a matrix with small entries beside large ones by a permutation of the small ones: exact, if entry by
-    entry.
-    """
+def _computes_inner_products(place: Array, order: int) -> bool:
+    """Multiply a matrix of small and large entries by a permutation of the small ones: inner products are exact."""
     half = (order + 1) // 2
     source = np.random.default_rng(0)
     left = source.uniform(1.0, 2.0, (order, 2 * half))

@@ -20,7 +20,7 @@ import math
 import numpy as np
 from scipy.sparse.linalg import ArpackError, eigsh
 
-from alignver.features.products import gate_matrix_error, gram
+from alignver.features.products import gate_matrix_error, gram, row_kronecker
 from alignver.linalg.norms import start_vector
 from alignver.progress import track
 from alignver.proof.cholesky import is_positive_definite
@@ -178,7 +178,7 @@ def squared_norm_up(Z: FloatArray, T: FloatArray, *, order: int = _ORDER) -> tup
         if n <= h * m:
             G, inner = gram(Z, T), m + h + 2
         else:
-            A = (T[:, :, None] * Z[:, None, :]).reshape(n, -1)
+            A = row_kronecker(T, Z)
             G, inner = A.T @ A, n + 2
         upper, estimate = _largest_eigenvalue_up(G, mul_up(gamma(inner), frobenius))
         if upper < frobenius:

@@ -87,8 +87,8 @@ def test_killed_run_goes_on(tmp_path, monkeypatch):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
     assert len(json.loads((tmp_path / "tiles.json").read_text())["columns"]) == 3
     begun = []
-    make = cholesky.by_threads
-    monkeypatch.setattr(cholesky, "by_threads", lambda column: begun.append(column.start) or make(column))
+    make = cholesky.make_with_threads
+    monkeypatch.setattr(cholesky, "make_with_threads", lambda column: begun.append(column.start) or make(column))
     definite = prove_definite(problem()[2], tile=16, folder=tmp_path)
     assert begun == [48, 64]
     monkeypatch.undo()

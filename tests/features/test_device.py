@@ -48,7 +48,7 @@ def test_factor_multiplies_out_within_the_bound(backend, monkeypatch):
     monkeypatch.setattr(tiles, "_ROWS", 24)
     gram, store = problem(n=90, m=9, h=20)[2], MemoryStore()
     tile, total = 40, 2.0**-30
-    assert factor_tiles(gram.at(backend([0.0])), total, tile, store, tiles.make) is None
+    assert factor_tiles(gram.at(backend([0.0])), total, tile, store, tiles.make_on_device) is None
     L = np.zeros((90, 90))
     for k in range(store.finished):
         L[k * tile :, k * tile : (k + 1) * tile] = host(store[k])
@@ -69,7 +69,7 @@ def test_substitution_is_backward_stable(backend, rng):
     """On a factor so ill-conditioned that an inverse would show: the residual is small row by row all the same."""
     lower = np.tril(rng.standard_normal((100, 100))) + np.diag(np.logspace(0, -9, 100))
     given = rng.standard_normal((30, 100))
-    X = host(tiles.solved(backend(given.copy()), backend(lower))).astype(np.longdouble)
+    X = host(tiles.solve_piece(backend(given.copy()), backend(lower))).astype(np.longdouble)
     residual = np.abs(X @ lower.T.astype(np.longdouble) - given)
     assert np.all(residual <= (100 + 4) * U * (np.abs(X) @ np.abs(lower.T)))
 
@@ -91,8 +91,8 @@ def test_check_works_where_the_features_are(backend, monkeypatch):
     Z = features(60, 9)
     there = backend(Z)
     used = []
-    make = tiles.make
-    monkeypatch.setattr(tiles, "make", lambda column: used.append(type(column.gram.Z)) or make(column))
+    make = tiles.make_on_device
+    monkeypatch.setattr(tiles, "make_on_device", lambda column: used.append(type(column.gram.Z)) or make(column))
     if accelerator(there) is None:  # stands for a GPU
         monkeypatch.setattr(exploration, "accelerator", lambda value: value[:0, :])
     result = check_safe_exploration(there, method="gram")

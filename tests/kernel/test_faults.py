@@ -110,7 +110,7 @@ CASES: dict[str, tuple[list[tuple[str, Any]], Any]] = {
         exploration(q=GATES, method="gram"),
     ),
     "a factorization that ends": (
-        [(f"{tiled_cholesky.__name__}.factored", lambda tile: np.eye(len(tile))), *NO_REFUTATION],
+        [(f"{tiled_cholesky.__name__}.factor_diagonal", lambda tile: np.eye(len(tile))), *NO_REFUTATION],
         exploration(q=GATES, method="gram"),
     ),
     "gates": (
