@@ -1,6 +1,6 @@
-"""The last two layers as the wrapper trains them: equations (16) to (18), with gates that can be frozen.
+"""The modification of a network (section 3.2.2): its last two layers as gated units whose gates can be frozen.
 
-Model modification (section 3.2.2): any network, its last two layers in the form that the theory needs.
+The gated units are those of equations (16) to (18).
 """
 
 from __future__ import annotations
@@ -10,43 +10,44 @@ from typing import Any
 import torch
 from torch import nn
 
+from alignver import require
 from alignver.errors import InvalidInput
-from alignver.training.output_layers import Call, OutputLayers, find_output_layers
+from alignver.training.output_layers import Call, OutputLayers, eval_mode, find_output_layers
 
 __all__ = ["GatedHead", "GatedNetwork", "Tap", "gate_slope", "gated", "modify"]
 
 
 class GatedHead(nn.Module):
-    r"""Outputs of gated hidden units, a hidden layer of its own for each output.
+    r"""Outputs of gated hidden units, with a separate hidden layer for each output.
 
     .. math:: f(x)_j = W^{(H)}_{j*} \bigl( \tilde\sigma(R^{(j)\top} z) \circ (W^{(H-1,j)} z) \bigr), \qquad
               z = [\bar z^\top, 1]^\top
 
     with the logistic gate of slope s, :math:`\tilde\sigma(t) = 1 / (1 + e^{-s t})`. Until :meth:`freeze` the gates are
-    the weights themselves, :math:`R^{(j)} = (W^{(H-1,j)})^\top`; afterwards they stay what they were, and the outputs
-    are linear in the weights. Frozen gates are evaluated in float64, whatever the dtype of the rest.
+    the weights themselves, :math:`R^{(j)} = (W^{(H-1,j)})^\top`; afterwards they are constant, and the outputs are
+    linear in the weights. Frozen gates are evaluated in float64, whatever the dtype of the rest.
 
     Parameters
     ----------
     features : int
-        Entries of z without the constant: m_{H-1} - 1.
+        Number of entries of z without the constant: m_{H-1} - 1.
     width : int
-        Hidden units m_H.
+        Number of hidden units, m_H.
     outputs : int
-        m_y.
+        Number of outputs, m_y.
     slope : float
         s, the paper's :math:`\varsigma'`.
 
     Attributes
     ----------
     hidden : (m_y, m_H, m_{H-1}) parameter
-        :math:`W^{(H-1,j)}`, the bias as last column.
+        :math:`W^{(H-1,j)}`, with the bias as the last column.
     output : (m_y, m_H) parameter
         :math:`W^{(H)}`.
     gates : (m_y, m_H, m_{H-1}) buffer
         Rows are the columns of :math:`R^{(j)}`; used once ``frozen``.
     frozen : () bool buffer
-        Travels with the state dict, so that a loaded head is in its phase.
+        Part of the state dict, so that a loaded head is in the right phase.
 
     References
     ----------
@@ -67,8 +68,7 @@ class GatedHead(nn.Module):
     def __init__(self, features: int, width: int, outputs: int, slope: float = 1.0) -> None:
         super().__init__()
         for name, value in (("features", features), ("width", width), ("outputs", outputs)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InvalidInput(name, repr(value), "an integer >= 1")
+            require.integer(name, value, least=1)
         self.slope = gate_slope(slope)
         first, last = nn.Linear(features, width), nn.Linear(width, outputs, bias=False)
         self.hidden = nn.Parameter(with_bias(first).expand(outputs, -1, -1).clone())
@@ -91,10 +91,10 @@ class GatedHead(nn.Module):
         return torch.einsum("jnh,jh->nj", values * self.gate_values(z, values), self.output)
 
     def gate_values(self, z: torch.Tensor, values: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the gates' values, (m_y, n, m_H); ``values`` are the products of z with the weights, if known."""
+        """Return the values of the gates, (m_y, n, m_H); ``values`` are the products of weights and z, if known."""
         if self._exploiting:
-            # Steep gates have large arguments, and float32 would blur which side of a gate a sample is on: proofs are
-            # about the exact gates. MPS devices have no float64.
+            # Steep gates have large arguments, whose rounding in float32 can put a sample on the wrong side of a gate,
+            # and proofs are about the exact gates. MPS devices have no float64.
             dtype = z.dtype if z.device.type == "mps" else torch.float64
             values = torch.einsum("nm,jhm->jnh", z.to(dtype), self.gates.to(dtype))
             return torch.sigmoid(self.slope * values).to(z.dtype)
@@ -104,25 +104,25 @@ class GatedHead(nn.Module):
 
     @torch.no_grad()
     def freeze(self, gates: torch.Tensor | None = None) -> None:
-        """Hold the gates at the present weights (line 10 of Algorithm 1), or at ``gates``."""
+        """Fix the gates at the current weights (line 10 of Algorithm 1), or at ``gates``."""
         self.gates.copy_(self.hidden if gates is None else gates)
         self.frozen.fill_(True)
         self._exploiting = True
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *rest)
-        # A Python bool beside the buffer: a branch on a tensor would wait for the device, and break torch.compile.
+        # A Python bool in addition to the buffer: a branch on a tensor synchronises and breaks torch.compile.
         self._exploiting = bool(self.frozen)
 
     def extra_repr(self) -> str:
-        """Say the sizes and the phase."""
+        """Return the sizes and the phase."""
         outputs, width, features = self.hidden.shape
         phase = "frozen gates" if self._exploiting else "own gates"
         return f"features={features - 1}+1, width={width}, outputs={outputs}, slope={self.slope:g}, {phase}"
 
 
 def with_bias(layer: nn.Linear) -> torch.Tensor:
-    """Return the weights (out, in + 1) of a layer with its bias, or zeros, as last column."""
+    """Return the weights (out, in + 1) of a layer with its bias, or zeros, as the last column."""
     weight = layer.weight.detach()
     bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach()
     return torch.cat([weight, bias[:, None]], 1)
@@ -134,7 +134,7 @@ def gate_slope(gate: Any) -> float:
     Raises
     ------
     InvalidInput
-        Anything else: the theory asks for a gate that goes from 0 to 1, and the proofs are about the logistic one.
+        Anything else: the theory needs a gate that goes from 0 to 1, and the proofs are about the logistic one.
 
     Examples
     --------
@@ -143,24 +143,27 @@ def gate_slope(gate: Any) -> float:
     """
     if gate is torch.sigmoid or gate is torch.nn.functional.sigmoid or isinstance(gate, nn.Sigmoid):
         return 1.0
-    if isinstance(gate, bool) or not isinstance(gate, int | float) or not 0.0 < float(gate) < float("inf"):
-        need = "the slope of a logistic gate: a positive finite number, or torch.sigmoid"
-        raise InvalidInput("gate", repr(gate), need)
-    return float(gate)
+    need = "the slope of a logistic gate: a positive finite number, or torch.sigmoid"
+    return require.real("gate", gate, above=0.0, need=need)
 
 
 class Tap(nn.Module):
-    """Stands where a layer was and keeps what arrives there; what it passes on has the layer's shape and no content."""
+    """Takes the place of a layer and stores its input; its output is zero, in the shape of the layer's output."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
-        self.seen: torch.Tensor | None = None
+        self.input: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Keep x, and pass on zeros in the shape of the layer's output."""
-        self.seen = x
+        """Store x, and return zeros in the shape of the layer's output."""
+        self.input = x
         return x.new_zeros((*x.shape[:-1], self.width))
+
+    def take(self) -> torch.Tensor | None:
+        """Return the stored input, and release it."""
+        stored, self.input = self.input, None
+        return stored
 
 
 class GatedNetwork(nn.Module):
@@ -169,18 +172,18 @@ class GatedNetwork(nn.Module):
     Parameters
     ----------
     body : torch.nn.Module
-        The network up to z; what follows the tap in it does nothing.
+        The network up to z; the modules after the tap have no effect.
     tap : Tap or None
-        Where z arrives; None if it is the body's own output.
+        The module whose input is z; None if z is the output of the body.
     head : GatedHead
     changes : tuple of str
-        What was changed, in words.
+        A sentence for each change.
     """
 
     def __init__(self, body: nn.Module, tap: Tap | None, head: GatedHead, changes: tuple[str, ...]) -> None:
         super().__init__()
         self.body, self.head, self.changes = body, head, changes
-        self._tap = [tap]  # in a list: it is a module of the body already
+        self._tap = [tap]  # in a list, so that it is not registered twice: it is a module of the body
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the outputs (n, m_y)."""
@@ -190,11 +193,11 @@ class GatedNetwork(nn.Module):
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Return z without its constant, (n, m_{H-1} - 1)."""
         out = self.body(x)
-        tap = self._tap[0]
-        if tap is not None:
-            out, tap.seen = tap.seen, None
+        if self._tap[0] is not None:
+            out = self._tap[0].take()
         if not isinstance(out, torch.Tensor):
-            raise InvalidInput("model", f"a {type(out).__name__} before its last layers", "a tensor")
+            got = f"a {type(out).__name__} before its last layers"
+            raise InvalidInput("model", got, "a tensor", code="unsupported-model")
         return out.flatten(1)
 
 
@@ -209,26 +212,26 @@ def modify(
 ) -> GatedNetwork:
     """Return a modified copy of a model: its last two layers replaced by a gated head, or one or two added.
 
-    - The last two layers are fully connected with only an activation between: they become the head, with their
-      weights (every output starts from the same hidden layer). The bias of the last one has no place in equation (16)
-      and is dropped.
-    - Only the last one is: a hidden layer of ``width`` units is put before it (for ResNet-18, the paper's choice), and
-      both start at PyTorch's initialisation.
-    - Neither is: two layers are added behind the model's output.
+    - The last two layers are fully connected with only an activation between them: they become the head, with their
+      weights (every output starts from the same hidden layer). The bias of the last one is dropped: equation (16) has
+      none.
+    - Only the last one is fully connected: a hidden layer of ``width`` units is put before it (for ResNet-18, the
+      paper's choice), and both start at PyTorch's initialisation.
+    - Neither is fully connected: two layers are added after the model's output.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Left alone. It has to have parameters.
+        Not changed. It has to have parameters.
     x : torch.Tensor
-        A few inputs, to see the order in which the layers run
+        A few inputs, to find the order in which the layers run
         (:func:`alignver.training.output_layers.find_output_layers`).
     outputs : int
-        m_y, as the targets have it.
+        m_y, the number of columns of the targets.
     width : int, optional
         m_H of a hidden layer that is added; needed in the last two cases.
     slope : float
-        Of the gates.
+        Slope of the gates.
     layers : tuple of str, optional
         Names of the one or two layers to be replaced, as ``model.named_modules()`` has them, if not the last ones.
 
@@ -239,7 +242,8 @@ def modify(
     Raises
     ------
     InvalidInput
-        No parameters, names of no linear layers, outputs that do not match, a width that is missing or not needed.
+        A model without parameters, names that are not those of linear layers, outputs that do not match, a width that
+        is missing or not needed.
 
     Examples
     --------
@@ -251,66 +255,64 @@ def modify(
     return gated(find_output_layers(model, x, layers), outputs=outputs, width=width, slope=slope)
 
 
-def gated(found: OutputLayers, *, outputs: int, width: int | None = None, slope: float = 1.0) -> GatedNetwork:
-    """Replace the layers that :func:`~alignver.training.output_layers.find_output_layers` found with a gated head,
-    in the copy of the model made there.
-    """
-    layers = found.layers
-    if layers and found.outputs != outputs:
-        got = f"{found.outputs} outputs of {layers[-1].name!r} beside targets with {outputs}"
-        raise InvalidInput("model", got, "as many outputs as targets")
-    width = _width(found, width)
-    features = layers[0].module.in_features if layers else found.out.reshape(len(found.out), -1).shape[1]
-    head = GatedHead(features, width, outputs, slope).to(device=found.out.device, dtype=found.out.dtype)
+def gated(ending: OutputLayers, *, outputs: int, width: int | None = None, slope: float = 1.0) -> GatedNetwork:
+    """Replace the output layers of a copied model by a gated head, or append the head if there are no such layers."""
+    layers = ending.layers
+    if layers and ending.outputs != outputs:
+        got = f"{ending.outputs} outputs of {layers[-1].name!r} beside targets with {outputs}"
+        raise InvalidInput("model", got, "as many outputs as targets", code="wrong-shape")
+    width = _width(ending, width)
+    features = layers[0].module.in_features if layers else ending.out.reshape(len(ending.out), -1).shape[1]
+    head = GatedHead(features, width, outputs, slope).to(device=ending.out.device, dtype=ending.out.dtype)
     if not layers:
-        words = f"two fully connected layers added behind the model: {width} gated units for each of {outputs} outputs"
-        return GatedNetwork(found.body, None, head, (words,))
-    changes = _adopted(head, found) if len(layers) == 2 else _added(head, layers[0])
+        change = f"two fully connected layers added after the model: {width} gated units for each of {outputs} outputs"
+        return GatedNetwork(ending.body, None, head, (change,))
+    changes = _copy_weights(head, ending) if len(layers) == 2 else _added(head, layers[0])
     tap = Tap(layers[0].module.out_features)
-    body = _replaced(found.body, layers[0].module, tap)
+    body = _replaced(ending.body, layers[0].module, tap)
     if len(layers) == 2:
         body = _replaced(body, layers[1].module, nn.Identity())
     shared = {id(p) for p in body.parameters()}
     for call in layers:
         if any(id(p) in shared for p in call.module.parameters()):
             changes.append(f"{call.name} shared its weights with another layer and does so no more")
-    if found.after:
+    if ending.after:
         changes.append(f"what follows {layers[-1].name} is left out")
     network = GatedNetwork(body, tap, head, tuple(changes))
-    _tried(network, found)
+    _require_same_features(network, ending)
     return network
 
 
-def _width(found: OutputLayers, width: int | None) -> int:
-    if width is not None and (isinstance(width, bool) or not isinstance(width, int) or width < 1):
-        raise InvalidInput("width", repr(width), "an integer >= 1")
-    if len(found.layers) == 2:
-        own = int(found.layers[0].module.out_features)
-        if width not in (None, own):
-            got = f"width={width} beside {own} units of {found.layers[0].name!r}"
-            need = f"none; or layers=({found.layers[1].name!r},), which puts a new hidden layer before the last one"
-            raise InvalidInput("width", got, need)
-        return own
+def _width(ending: OutputLayers, width: int | None) -> int:
+    if width is not None:
+        width = require.integer("width", width, least=1)
+    if len(ending.layers) == 2:
+        units = int(ending.layers[0].module.out_features)
+        if width not in (None, units):
+            got = f"width={width} beside {units} units of {ending.layers[0].name!r}"
+            need = f"none; or layers=({ending.layers[1].name!r},), which puts a new hidden layer before the last one"
+            raise InvalidInput("width", got, need, code="conflicting-arguments")
+        return units
     if width is None:
-        had = "one fully connected layer" if found.layers else "no fully connected layer"
+        had = "one fully connected layer" if ending.layers else "no fully connected layer"
         need = (
             "width=, the units of the hidden layer to be added (the paper: twice n over the features), or layers=, the "
-            "names of the two layers that were meant"
+            "names of the two layers to be replaced"
         )
-        raise InvalidInput("width", f"no width for a model that ends in {had}", need)
+        got = f"no width for a model that ends in {had}"
+        raise InvalidInput("width", got, need, code="conflicting-arguments")
     return width
 
 
 @torch.no_grad()
-def _adopted(head: GatedHead, found: OutputLayers) -> list[str]:
-    """Give the head the weights of two layers; return what that changes."""
-    first, last = found.layers
+def _copy_weights(head: GatedHead, ending: OutputLayers) -> list[str]:
+    """Copy the weights of two layers into the head; return the changes in words."""
+    first, last = ending.layers
     head.hidden.copy_(with_bias(first.module).expand_as(head.hidden))
     head.output.copy_(last.module.weight)
-    of = "the output" if len(head.hidden) == 1 else f"each of {len(head.hidden)} outputs"
-    between = f" replace {' and '.join(found.between)}" if found.between else ""
+    between = f" replace {' and '.join(ending.between)}" if ending.between else ""
     changes = [
-        f"{first.name} and {last.name} became gated units, {first.module.out_features} for {of}, with the same "
+        f"{first.name} and {last.name} became gated units, {first.module.out_features} for {_of(head)}, with the same "
         f"weights; gates of slope {head.slope:g}{between} between them"
     ]
     if last.module.bias is not None:
@@ -320,13 +322,15 @@ def _adopted(head: GatedHead, found: OutputLayers) -> list[str]:
 
 def _added(head: GatedHead, last: Call) -> list[str]:
     name = last.name or type(last.module).__name__
-    count, width, _ = head.hidden.shape
-    of = "the output" if count == 1 else f"each of {count} outputs"
-    return [f"{name} was replaced by {width} gated units for {of} and a last layer"]
+    return [f"{name} was replaced by {head.hidden.shape[1]} gated units for {_of(head)} and a last layer"]
+
+
+def _of(head: GatedHead) -> str:
+    return "the output" if len(head.hidden) == 1 else f"each of {len(head.hidden)} outputs"
 
 
 def _replaced(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
-    """Replace a module with another under all its names; return the model (``new`` if the model was it)."""
+    """Replace a module by another under all its names; return the model, or ``new`` if the model is the module."""
     if model is old:
         return new
     for name in [name for name, module in model.named_modules(remove_duplicate=False) if module is old]:
@@ -336,19 +340,13 @@ def _replaced(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def _tried(network: GatedNetwork, found: OutputLayers) -> None:
-    """Make sure that the features are what arrived at the layer before: it may be reached by ways that have no name."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    tap, before = network._tap[0], found.layers[0].seen
+def _require_same_features(network: GatedNetwork, ending: OutputLayers) -> None:
+    """Raise unless the tap receives the input of the layer that it replaces."""
+    tap, replaced = network._tap[0], ending.layers[0]
     assert tap is not None
-    try:
-        network.body(found.x)
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    z, tap.seen = tap.seen, None
-    same = z is not None and before is not None and z.shape == before.shape
-    if z is None or before is None or not same or not bool(torch.allclose(z, before, equal_nan=True)):
-        got = f"a layer {found.layers[0].name!r} that is reached by another way than its name"
-        raise InvalidInput("model", got, "layers that are replaced when their attribute is")
+    with eval_mode(network):
+        network.body(ending.x)
+    z, before = tap.take(), replaced.input
+    if z is None or before is None or z.shape != before.shape or not torch.allclose(z, before, equal_nan=True):
+        got = f"a layer {replaced.name!r} that is reached by another way than its name"
+        raise InvalidInput("model", got, "layers that are replaced when their attribute is", code="unsupported-model")

@@ -1,50 +1,35 @@
-"""How a run goes through its epochs: where tau is, which samples come together, how the CPU rounds meanwhile.
-
-The two phases epoch by epoch: which samples come together, what is written down, when a run has to stop.
-"""
+"""The epochs of a two-phase run: the epoch of tau, the batches of an epoch, and subnormal numbers during the steps."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 import operator
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
+from alignver import require
 from alignver.errors import InvalidInput
-from alignver.training.exploitation import as_tensor
-from alignver.training.solvers import ScheduledSGD, full_batch
-from alignver.training.wrapper_base import EXPLOITING, EXPLORING
+from alignver.training.solvers import full_batch
+from alignver.training.wrapper_base import TrainedNetwork
 
-if TYPE_CHECKING:
-    from alignver.training.wrapper import EEWrapper
-
-__all__ = ["as_count", "as_tau", "batches", "denormals", "planned", "run", "smallest_batch", "tau_epoch"]
+__all__ = ["as_count", "as_tau", "batches", "denormals", "planned", "smallest_batch", "tau_epoch"]
 
 
-def as_count(value: Any, name: str, *, least: int = 1) -> int:
-    """Return an integer, NumPy's included, that is at least ``least``."""
-    try:
-        count = least - 1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        count = least - 1
-    if count < least:
-        raise InvalidInput(name, repr(value), f"an integer >= {least}")
-    return count
+def as_count(value: Any, name: str, *, least: int = 1, need: str | None = None) -> int:
+    """Return an integer of at least ``least``; integers of NumPy and of torch count."""
+    with contextlib.suppress(TypeError):
+        value = value if isinstance(value, bool) else operator.index(value)
+    return require.integer(name, value, least=least, need=need)
 
 
 def as_tau(tau: Any) -> float:
-    """Return a share of a run, a float below 1, or a number of epochs; the float 1.0 could be either."""
+    """Return a share of a run, a float below 1, or a number of epochs; the float 1.0 is ambiguous."""
+    need = "a number of epochs, or a share of the run between 0 and 1"
     if not isinstance(tau, float):
-        try:
-            return as_count(tau, "tau")
-        except InvalidInput:
-            tau = math.nan if isinstance(tau, bool) or not isinstance(tau, int) else tau
-    if not 0 < tau < math.inf:
-        raise InvalidInput("tau", f"tau={tau!r}", "a number of epochs, or a share of the run between 0 and 1")
-    if tau == 1.0:
+        return as_count(tau, "tau", need=need)
+    if require.real("tau", tau, above=0.0, need=need) == 1.0:
         raise InvalidInput("tau", f"tau={tau!r}", "a share of the run below 1, or an integer, which counts epochs")
     return float(tau)
 
@@ -55,7 +40,7 @@ def tau_epoch(tau: float, epochs: int) -> int:
     Raises
     ------
     InvalidInput
-        It is not inside the run.
+        The epoch is not inside the run.
 
     Examples
     --------
@@ -75,9 +60,9 @@ def batches(
 ) -> Iterator[torch.Tensor | None]:
     """Yield the indices of an epoch's batches; None for all samples at once.
 
-    All samples in a random order, where a last one alone joins the batch before it, since BatchNorm needs two; or
-    ``independent`` batches, each drawn from all samples with replacement: then the gradient of a batch is unbiased,
-    whatever the batches before it were.
+    The batches are a random partition of the samples, where a single last sample joins the batch before it, since
+    BatchNorm needs two. ``independent`` batches are drawn from all samples with replacement instead: the gradient of a
+    batch is then unbiased, whatever the batches before it were.
     """
     if size >= n:
         yield None
@@ -92,7 +77,7 @@ def batches(
 
 
 def smallest_batch(n: int, size: int) -> int:
-    """Return how many samples the smallest batch has.
+    """Return the number of samples in the smallest batch.
 
     Examples
     --------
@@ -106,7 +91,7 @@ def smallest_batch(n: int, size: int) -> int:
 
 @contextlib.contextmanager
 def denormals(*, flush: bool) -> Iterator[None]:
-    """Flush subnormal numbers to zero inside, on this thread, if asked and possible; gradual underflow afterwards."""
+    """Flush subnormal numbers to zero in the block, on this thread, if ``flush`` is set and the CPU can do it."""
     if not flush or not torch.set_flush_denormal(True):
         yield
         return
@@ -116,75 +101,12 @@ def denormals(*, flush: bool) -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
-def run(
-    wrapper: EEWrapper,
-    data: Any,
-    epochs: int,
-    *,
-    size: int | None,
-    augment: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | None,
-    prove: bool | None,
-    flush: bool,
-    on_epoch: Callable[..., None] | None,
-) -> None:
-    """Train a wrapper until ``epochs`` epochs are behind it: :meth:`EEWrapper.fit` has the arguments' meaning."""
-    if not isinstance(data, tuple | list) or len(data) != 2:
-        got = f"a {type(data).__name__}" + (f" of {len(data)}" if isinstance(data, tuple | list) else "")
-        raise InvalidInput("data", got, "(X, Y) with all training samples, whose features exploitation keeps")
-    X, Y = data
-    last, size = planned(wrapper, len(X), epochs, size)
-    wrapper.prepare(X, Y)
-    inputs, targets = wrapper._inputs(X), as_tensor(Y)
-    n = len(inputs)
-    while wrapper.epochs < epochs:
-        if wrapper.phase == EXPLORING and wrapper.epochs >= last:
-            least = smallest_batch(n, size)
-            wrapper.enter_exploitation(inputs, targets, cache=augment is None, prove=prove, batch_size=least)
-        with denormals(flush=flush):
-            seen = _epoch(wrapper, inputs, targets, size, augment)
-        wrapper.epochs += 1
-        record: dict[str, Any] = {"epoch": wrapper.epochs, "phase": wrapper.phase, "steps": wrapper.steps}
-        whole = wrapper.phase == EXPLOITING and wrapper.cached and augment is None
-        record |= wrapper.evaluate() if whole else seen
-        _stop_unless_finite(wrapper, record)
-        wrapper.history.append(record)
-        if on_epoch is not None:
-            on_epoch(wrapper, record)
-
-
-def planned(wrapper: EEWrapper, n: int, epochs: int, size: int | None) -> tuple[int, int]:
-    """Return the last epoch of exploration and the size of batches, or refuse what does not go together."""
+def planned(wrapper: TrainedNetwork, n: int, epochs: int, size: int | None) -> tuple[int, int]:
+    """Return the last epoch of exploration and the batch size; raise if the solver needs all samples at once."""
     last = tau_epoch(wrapper.tau, epochs)
     size = n if size is None else min(as_count(size, "batch_size"), n)
     if size < n and full_batch(wrapper.exploiting):
         got = f"{wrapper.exploiting!r} with batches of {size} of {n}"
-        raise InvalidInput("exploit_optimizer", got, "all samples at once (batch_size=None), or another one")
+        need = "all samples at once (batch_size=None), or another solver"
+        raise InvalidInput("exploit_optimizer", got, need, code="conflicting-arguments")
     return last, size
-
-
-def _epoch(
-    wrapper: EEWrapper, inputs: torch.Tensor, targets: torch.Tensor, size: int, augment: Any
-) -> dict[str, float]:
-    """Take the steps of an epoch; return loss and error, each batch as it was before its step, weighted by its size."""
-    independent = isinstance(wrapper.optimizer, ScheduledSGD)
-    drawn = "independent" if independent else "batches in turn"
-    losses, errors, count = 0.0, 0.0, 0
-    for indices in batches(len(inputs), size, wrapper.generator, independent=independent):
-        own = len(inputs) if indices is None else len(indices)
-        if wrapper.phase == EXPLOITING and wrapper.cached and augment is None:
-            loss = wrapper.cached_step(indices, "all" if indices is None else drawn)
-        else:
-            x, y = (inputs, targets) if indices is None else (inputs[indices], targets[indices])
-            x = x if augment is None else augment(x, wrapper.generator)
-            loss = wrapper.explore_step(x, y) if wrapper.phase == EXPLORING else wrapper.exploit_step(x, y)
-        losses, errors, count = losses + own * loss, errors + own * wrapper.error, count + own
-    return {"loss": losses / count, "error": errors / count}
-
-
-def _stop_unless_finite(wrapper: EEWrapper, record: dict[str, Any]) -> None:
-    """Raise if a state has NaN or Inf, before it replaces a good one."""
-    parameters = all(bool(torch.isfinite(p).all()) for p in wrapper.module.parameters())
-    if not parameters or not math.isfinite(record["loss"]):
-        what = "parameters that are NaN or Inf" if not parameters else f"a loss that is {record['loss']}"
-        got = f"{what} after step {record['steps'] - 1} (epoch {record['epoch']}, {record['phase']})"
-        raise InvalidInput("optimizer", got, "a smaller step; a checkpoint of an epoch before this one is good")

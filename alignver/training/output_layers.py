@@ -1,10 +1,15 @@
-"""Which layers a network ends in: found by running it and watching, whatever its modules are called."""
+"""The fully connected layers that a network ends in, found by running it under hooks, whatever its modules are called.
+
+A forward pass in eval mode records every call of a module; the output layers follow from the order of the calls and
+from the tensors, not from the names or the class of the model.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,7 +18,7 @@ from torch import nn
 from alignver.errors import InvalidInput
 from alignver.network.inputs import taken
 
-__all__ = ["Call", "OutputLayers", "find_output_layers"]
+__all__ = ["Call", "OutputLayers", "eval_mode", "find_output_layers"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,11 +27,11 @@ class Call:
 
     name: str
     module: Any
-    seen: torch.Tensor | None
+    input: torch.Tensor | None
     """The first argument, where it is a tensor."""
     output: Any
     version: int
-    """Of the output when the call ended: operations in place raise it."""
+    """Version counter of the output when the call returned: operations in place raise it."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,13 +43,13 @@ class OutputLayers:
     body : torch.nn.Module
         The copy.
     x, out : torch.Tensor
-        Inputs and outputs of the forward pass that was watched, in eval mode.
+        Inputs and outputs of the recorded forward pass, in eval mode.
     layers : tuple of Call
-        None, the last one, or the last two (in the order in which they run).
+        Empty, the last layer, or the last two in the order in which they run.
     between : tuple of str
-        What ran between two layers.
+        Class names of the modules that run between two layers.
     after : bool
-        Whether something without parameters follows the last layer.
+        Whether an operation without parameters follows the last layer.
     """
 
     body: nn.Module
@@ -56,104 +61,116 @@ class OutputLayers:
 
     @property
     def outputs(self) -> int | None:
-        """What the last layer has; None without one."""
+        """Number of outputs of the last layer; None without one."""
         return int(self.layers[-1].module.out_features) if self.layers else None
 
 
 def find_output_layers(model: nn.Module, x: torch.Tensor, layers: tuple[str, ...] | None = None) -> OutputLayers:
-    """Copy a model, run the copy on a few inputs in eval mode, and return what it ends in.
+    """Copy a model, run the copy on a few inputs in eval mode, and return the layers that it ends in.
 
-    The last linear layer counts if the model's output is that layer's (reshaped at most). The one before it counts too
-    if only something elementwise lies between them: the input of the last layer follows from its output alone, entry by
-    entry, which is tried out. Layers that run twice do not count, nor do those that work on more than one vector a
-    sample.
+    The last linear layer counts if the model's output is that layer's output (reshaped at most). The one before it
+    counts too if only elementwise operations lie between them: each entry of the input of the last layer then depends
+    on the same entry of the earlier layer's output alone, which is tested by changing that output. Layers that run
+    twice do not count, nor do those whose input has more than one vector per sample.
 
     Parameters
     ----------
     model : torch.nn.Module
     x : (b, ...) tensor
     layers : tuple of str, optional
-        Names of one or two layers instead, as ``model.named_modules()`` has them. Nothing with parameters may follow.
+        Names of one or two layers to take instead, as in ``model.named_modules()``. No module with parameters may
+        follow them.
 
     Raises
     ------
     InvalidInput
-        No parameters, inputs that the model refuses, outputs without rows, names of no such layers.
+        A model without parameters, inputs that the model refuses, outputs without a row for each sample, names that
+        are not those of such layers.
     """
     if next(iter(model.parameters()), None) is None:
-        raise InvalidInput("model", "a model without parameters", "a model to train")
+        raise InvalidInput("model", "a model without parameters", "a model to train", code="unsupported-model")
     body = copy.deepcopy(model)
-    calls, out = _watched(body, x)
+    calls, out = _recorded_calls(body, x)
     if not isinstance(out, torch.Tensor) or out.ndim < 1 or len(out) != len(x):
         got = f"outputs of shape {tuple(out.shape)}" if isinstance(out, torch.Tensor) else f"a {type(out).__name__}"
-        raise InvalidInput("model", got, "one tensor with a row for each sample")
-    chosen = _last(body, x, calls, out) if layers is None else _named(calls, layers)
-    places = [next(k for k, call in enumerate(calls) if call is own) for own in chosen]
-    between = [call for call in calls[places[0] + 1 : places[1]] if _is_leaf(call.module)] if len(chosen) == 2 else []
+        raise InvalidInput("model", got, "one tensor with a row for each sample", code="unsupported-model")
+    last = _last_layers(body, x, calls, out) if layers is None else _named_layers(calls, layers)
+    between = calls[_position(calls, last[0]) + 1 : _position(calls, last[1])] if len(last) == 2 else []
     return OutputLayers(
         body,
         x,
         out,
-        tuple(chosen),
-        tuple(type(call.module).__name__ for call in between),
-        bool(chosen) and not _is_output(chosen[-1], out),
+        tuple(last),
+        tuple(type(call.module).__name__ for call in between if _is_leaf(call.module)),
+        bool(last) and not _is_output(last[-1], out),
     )
 
 
-@torch.no_grad()
-def _watched(model: nn.Module, x: torch.Tensor) -> tuple[list[Call], Any]:
-    """Return the calls of all modules in the order in which they ended, and the output."""
-    names = {module: name for name, module in model.named_modules()}
-    calls: list[Call] = []
-
-    def keep(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        seen = inputs[0] if inputs and isinstance(inputs[0], torch.Tensor) else None
-        version = output._version if isinstance(output, torch.Tensor) else 0
-        calls.append(Call(names[module], module, seen, output, version))
-
-    out = _run(model, x, [(module.register_forward_hook, keep) for module in names])
-    return calls, out
-
-
-def _run(model: nn.Module, x: torch.Tensor, hooks: list[tuple[Callable[..., Any], Any]]) -> Any:
-    """Run a model in eval mode under hooks, which are taken away again, as the modes are put back."""
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode for the block; afterwards the mode of every module is restored."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    handles = [register(hook) for register, hook in hooks]
     try:
-        with taken():
-            return model(x)
+        yield
     finally:
-        for handle in handles:
-            handle.remove()
         for module, mode in modes:
             module.training = mode
 
 
-def _last(model: nn.Module, x: torch.Tensor, calls: list[Call], out: torch.Tensor) -> list[Call]:
-    linear = [k for k, call in enumerate(calls) if isinstance(call.module, nn.Linear)]
-    if not linear or not _is_output(calls[linear[-1]], out) or not _usable(calls[linear[-1]], calls):
+@torch.no_grad()
+def _recorded_calls(model: nn.Module, x: torch.Tensor) -> tuple[list[Call], Any]:
+    """Return the calls of all modules in the order in which they returned, and the output."""
+    names = {module: name for name, module in model.named_modules()}
+    calls: list[Call] = []
+
+    def append(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        first = inputs[0] if inputs and isinstance(inputs[0], torch.Tensor) else None
+        version = output._version if isinstance(output, torch.Tensor) else 0
+        calls.append(Call(names[module], module, first, output, version))
+
+    out = _run(model, x, [(module.register_forward_hook, append) for module in names])
+    return calls, out
+
+
+def _run(model: nn.Module, x: torch.Tensor, hooks: list[tuple[Callable[..., Any], Any]]) -> Any:
+    """Run a model in eval mode under hooks; the hooks are removed and the modes restored."""
+    with eval_mode(model), taken(), contextlib.ExitStack() as handles:
+        for register, hook in hooks:
+            handles.callback(register(hook).remove)
+        return model(x)
+
+
+def _last_layers(model: nn.Module, x: torch.Tensor, calls: list[Call], out: torch.Tensor) -> list[Call]:
+    linear = [call for call in calls if isinstance(call.module, nn.Linear)]
+    if not linear or not _is_output(linear[-1], out) or not _usable(linear[-1], calls):
         return []
-    last = calls[linear[-1]]
-    if len(linear) < 2 or not _usable(calls[linear[-2]], calls):
+    *_, last = linear
+    if len(linear) < 2 or not _usable(linear[-2], calls):
         return [last]
-    before = calls[linear[-2]]
-    alone = not any(_has_parameters(call.module) for call in calls[linear[-2] + 1 : linear[-1]])
+    before = linear[-2]
+    between = calls[_position(calls, before) + 1 : _position(calls, last)]
+    alone = not any(_has_parameters(call.module) for call in between)
     fits = last.module.in_features == before.module.out_features
     return [before, last] if alone and fits and _elementwise(model, x, before, last) else [last]
 
 
+def _position(calls: list[Call], call: Call) -> int:
+    return next(k for k, other in enumerate(calls) if other is call)
+
+
 def _usable(call: Call, calls: list[Call]) -> bool:
-    """Whether a layer runs once, on one vector a sample."""
+    """Whether a layer runs once, on one vector per sample."""
     once = sum(other.module is call.module for other in calls) == 1
-    return once and call.seen is not None and call.seen.ndim == 2
+    return once and call.input is not None and call.input.ndim == 2
 
 
 def _is_output(call: Call, out: torch.Tensor) -> bool:
-    """Whether the model's output is that of a call: the same memory, and nothing written to it since."""
-    own = call.output
-    same = isinstance(own, torch.Tensor) and own.numel() == out.numel() and own.data_ptr() == out.data_ptr()
-    return same and out._version == call.version
+    """Whether the model's output is that of a call: the same memory, not written to since."""
+    returned = call.output
+    if not isinstance(returned, torch.Tensor) or returned.numel() != out.numel():
+        return False
+    return returned.data_ptr() == out.data_ptr() and out._version == call.version
 
 
 def _has_parameters(module: nn.Module) -> bool:
@@ -166,51 +183,51 @@ def _is_leaf(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def _elementwise(model: nn.Module, x: torch.Tensor, before: Call, last: Call) -> bool:
-    """Whether each entry of what ``last`` gets follows from that entry of what ``before`` returned, and nothing else.
+    """Whether each entry of the input of ``last`` depends on the same entry of the output of ``before`` alone.
 
-    That output is replaced by another value, with other inputs of the model, then with one column changed.
+    That output is replaced by random numbers, with other inputs of the model, then with one column changed.
     """
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(before.output.shape, generator=generator, dtype=torch.float64)
-    own = drawn.to(device=before.output.device, dtype=before.output.dtype)
-    changed = own.clone()
+    values = drawn.to(device=before.output.device, dtype=before.output.dtype)
+    changed = values.clone()
     changed[:, 0] += 1.0
 
-    def arriving(value: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-        seen: list[torch.Tensor] = []
-        put = (before.module.register_forward_hook, lambda _module, _inputs, _output: value.clone())
-        look = (last.module.register_forward_pre_hook, lambda _module, given: seen.append(given[0].clone()))
-        _run(model, inputs, [put, look])
-        return seen[0]
+    def input_of_last(output: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        arrived: list[torch.Tensor] = []
+        replace = (before.module.register_forward_hook, lambda _module, _inputs, _output: output.clone())
+        record = (last.module.register_forward_pre_hook, lambda _module, given: arrived.append(given[0].clone()))
+        _run(model, inputs, [replace, record])
+        return arrived[0]
 
-    first, elsewhere, second = arriving(own, x), arriving(own, torch.zeros_like(x)), arriving(changed, x)
+    first = input_of_last(values, x)
+    elsewhere, second = input_of_last(values, torch.zeros_like(x)), input_of_last(changed, x)
     return bool(torch.equal(first, elsewhere)) and bool(torch.equal(first[:, 1:], second[:, 1:]))
 
 
-def _named(calls: list[Call], layers: tuple[str, ...]) -> list[Call]:
-    if not isinstance(layers, tuple) or not 1 <= len(layers) <= 2:
-        raise InvalidInput("layers", repr(layers), "a tuple of one name or two")
+def _named_layers(calls: list[Call], names: tuple[str, ...]) -> list[Call]:
+    if not isinstance(names, tuple) or not 1 <= len(names) <= 2:
+        raise InvalidInput("layers", repr(names), "a tuple of one or two names", code="wrong-type")
     linear = [call for call in calls if isinstance(call.module, nn.Linear)]
-    found = []
-    for name in layers:
-        own = [call for call in linear if call.name == name]
-        if len(own) != 1 or not _usable(own[0], calls):
+    layers = []
+    for name in names:
+        of_name = [call for call in linear if call.name == name]
+        if len(of_name) != 1 or not _usable(of_name[0], calls):
             known = ", ".join(dict.fromkeys(call.name for call in linear if _usable(call, calls))) or "none"
-            runs = f"run {len(own)} times" if len(own) != 1 else f"on inputs of {_ndim(own[0])} dimensions"
-            need = f"a linear layer that runs once, on vectors; those here: {known}"
-            raise InvalidInput("layers", f"{name!r}, {runs}", need)
-        found.append(own[0])
-    places = [next(k for k, call in enumerate(calls) if call is own) for own in found]
-    if places != sorted(places):
-        raise InvalidInput("layers", f"{layers!r}, which run in the other order", "the last layer last")
-    behind = calls[places[0] + 1 :]
-    for call in behind:
-        around = f"{found[0].name}.".startswith(f"{call.name}.") or not call.name
-        if _has_parameters(call.module) and not around and call is not found[-1]:
-            got = f"{layers!r}, and {call.name!r} with parameters runs after {found[0].name!r}"
-            raise InvalidInput("layers", got, "the last layers: what comes behind them is left out")
-    return found
+            runs = f"run {len(of_name)} times" if len(of_name) != 1 else f"on inputs of {_ndim(of_name[0])} dimensions"
+            need = f"a linear layer that runs once, on vectors; this model has: {known}"
+            raise InvalidInput("layers", f"{name!r}, {runs}", need, code="not-a-choice")
+        layers.append(of_name[0])
+    first, last = _position(calls, layers[0]), _position(calls, layers[-1])
+    if first > last:
+        raise InvalidInput("layers", f"{names!r}, which run in the other order", "the last layer last")
+    for call in calls[first + 1 :]:
+        around = f"{layers[0].name}.".startswith(f"{call.name}.") or not call.name
+        if _has_parameters(call.module) and not around and call is not layers[-1]:
+            got = f"{names!r}, and {call.name!r} with parameters runs after {layers[0].name!r}"
+            raise InvalidInput("layers", got, "the last layers with parameters: the layers after them are left out")
+    return layers
 
 
 def _ndim(call: Call) -> str:
-    return "unknown" if call.seen is None else str(call.seen.ndim)
+    return "unknown" if call.input is None else str(call.input.ndim)

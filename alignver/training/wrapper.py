@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from alignver import require
 from alignver.errors import InvalidInput
 from alignver.theory.exploitation import objective
 from alignver.theory.losses import LOSSES
@@ -24,13 +25,14 @@ from alignver.training.exploitation import (
 )
 from alignver.training.gated_network import GatedNetwork, gate_slope, gated
 from alignver.training.guarantee import MODES, Guarantee
-from alignver.training.loop import as_count, as_tau, run
+from alignver.training.loop import as_count, as_tau, batches, denormals, planned, smallest_batch
 from alignver.training.output_layers import find_output_layers
-from alignver.training.phase_transition import enter, initial_values, perturb, same_for_each_sample
+from alignver.training.phase_transition import enter, initial_values, perturb, require_independent_samples
 from alignver.training.solvers import (
     Factory,
     Newton,
     Recorder,
+    ScheduledSGD,
     exploiting_optimizer,
     method_of,
     solver,
@@ -41,19 +43,30 @@ from alignver.training.wrapper_base import EXPLOITING, EXPLORING, TrainedNetwork
 
 __all__ = ["EXPLOITING", "EXPLORING", "EEWrapper"]
 
+_SMALLER_STEP = "a smaller step; a checkpoint of an epoch before this one is good"
+
 
 def _sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+
+
+def _pair(data: Any) -> tuple[Any, Any]:
+    sequence = isinstance(data, tuple | list)
+    if not sequence or len(data) != 2:
+        got = f"a {type(data).__name__}" + (f" of {len(data)}" if sequence else "")
+        need = "(X, Y) with all training samples, whose features exploitation keeps"
+        raise InvalidInput("data", got, need, code="wrong-type")
+    return data[0], data[1]
 
 
 class EEWrapper(TrainedNetwork):
     r"""Train any model in two phases, the second of which reaches a global minimum (Algorithm 1).
 
     Exploration trains all layers of the modified model (:func:`alignver.training.gated_network.modify`) with any
-    optimiser.
-    At tau the parameters are perturbed, :math:`\theta^\tau = \theta^{\tau - 1} + \varepsilon \delta`, and the gates are
-    frozen. Exploitation trains the weights :math:`\theta_{(H-1)}` of the last hidden layer only, in which the outputs
-    are linear and the loss convex; where every :math:`A_j` has rank n, its minimum is the global one of all layers.
+    optimiser. At tau the parameters are perturbed, :math:`\theta^\tau = \theta^{\tau - 1} + \varepsilon \delta`, and
+    the gates are frozen. Exploitation trains the weights :math:`\theta_{(H-1)}` of the last hidden layer only, in which
+    the outputs are linear and the loss convex; where every :math:`A_j` has rank n, its minimum is the global one of all
+    layers.
 
     Parameters
     ----------
@@ -62,42 +75,43 @@ class EEWrapper(TrainedNetwork):
     loss : {"squared", "binary_cross_entropy", "cross_entropy"}
         Convex in the outputs; mean over the samples.
     tau : int or float
-        Epochs of exploration; a float below 1 is a share of the run, the float 1.0 neither.
+        Epochs of exploration; a float below 1 is a share of the run, and the float 1.0 is refused.
     epsilon : float
-        Of the perturbation, positive.
+        Size of the perturbation, positive.
     gate : float
         Slope of the logistic gate: 1 in the paper's image experiments, 1000 for its sine wave.
     optimizer : callable, optional
-        From parameters to an optimiser, for exploration; SGD with step 0.1 and momentum 0.9 otherwise.
+        From parameters to an optimiser, for exploration; by default SGD with step 0.1 and momentum 0.9.
     exploit_optimizer : callable or str, optional
         The same for exploitation, or a name of :data:`alignver.training.solvers.SOLVERS`, whose step is 1/Lhat. None:
         the optimiser of exploration on the weights, its step lowered to 1/Lhat where it is not stable.
     seed : int
-        Of added layers, perturbation, batches and repairs. Dropout draws from torch's own generator.
+        Seed of added layers, perturbation, batches and repairs. Dropout draws from torch's global generator.
     repair : {"staircase", "redraw", "none"}
         What to do where rank n of the trained gates is not proved: new gates, and where no gates have it, features
-        nearer to the initial ones (:mod:`alignver.training.phase_transition`); "none" trains on. All of them warn.
+        closer to the initial ones (:mod:`alignver.training.phase_transition`); "none" trains on. All of them warn.
     width : int, optional
         m_H of a hidden layer that has to be added.
     outputs : int, optional
-        m_y of last layers that have to be added; else the columns of the first targets, or their largest label + 1.
+        m_y of last layers that have to be added; by default the number of columns of the first targets, or their
+        largest label + 1.
     layers : tuple of str, optional
         Names of the layers to be modified, if not the last ones.
     record : bool
-        Keep loss, gradient and step of every step of exploitation, for :meth:`check_convergence`: twice the work.
+        Record loss, gradient and step of every step of exploitation, for :meth:`check_convergence`: twice the work.
 
     Attributes
     ----------
     module : GatedNetwork
-        The modified model; there from the first step (or :meth:`prepare`) on.
+        The modified model; set by :meth:`prepare`, or by the first step.
     phase : str
         ``"exploration"`` or ``"exploitation"``.
     guarantee : Guarantee or None
-        What is known since tau.
+        Ranks, constants and repairs; None before tau.
     history : list of dict
         A record for each epoch of :meth:`fit`: ``epoch``, ``phase``, ``steps`` up to its end, ``loss`` and ``error``
         (NaN for the squared loss). In exploitation with cached features they are those of all samples after the
-        epoch; else the mean over its batches, each before its step.
+        epoch; otherwise they are means over its batches, each evaluated before its step.
 
     Raises
     ------
@@ -140,26 +154,27 @@ class EEWrapper(TrainedNetwork):
         layers: tuple[str, ...] | None = None,
         record: bool = False,
     ) -> None:
-        model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped: surgery needs the modules themselves
+        # A model wrapped by torch.compile: the layers are replaced in the module inside.
+        model = getattr(model, "_orig_mod", model)
         if not isinstance(model, nn.Module) or next(iter(model.parameters()), None) is None:
-            raise InvalidInput("model", f"a {type(model).__name__} without parameters", "a torch module to train")
-        if not isinstance(loss, str) or loss not in LOSSES:
-            need = "one of " + ", ".join(repr(known) for known in LOSSES) + ": convex in the outputs"
-            raise InvalidInput("loss", f"loss={loss!r}", need)
-        if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0.0 < epsilon < math.inf:
-            raise InvalidInput("epsilon", f"epsilon={epsilon!r}", "a positive number: Lemma 5 needs the perturbation")
-        if repair not in MODES:
-            raise InvalidInput("repair", f"repair={repair!r}", "one of " + ", ".join(MODES))
-        for name, choice in (("optimizer", optimizer), ("exploit_optimizer", exploit_optimizer)):
-            if isinstance(choice, str) and name == "exploit_optimizer":
-                solver(choice)
-            elif choice is not None and not callable(choice):
-                raise InvalidInput(name, repr(choice), "a function from parameters to an optimiser")
-        same_for_each_sample(model)
-        self.loss, self.tau, self.epsilon, self.slope = loss, as_tau(tau), float(epsilon), gate_slope(gate)
+            got = f"a {type(model).__name__} without parameters"
+            raise InvalidInput("model", got, "a torch module to train", code="unsupported-model")
+        need = "one of " + ", ".join(map(repr, LOSSES)) + ": convex in the outputs"
+        self.loss = require.one_of("loss", loss, LOSSES, need=need)
+        need = "a positive number: Lemma 5 needs the perturbation"
+        self.epsilon = require.real("epsilon", epsilon, above=0.0, need=need)
+        self.repair = require.one_of("repair", repair, MODES)
+        for name, factory in (("optimizer", optimizer), ("exploit_optimizer", exploit_optimizer)):
+            if isinstance(factory, str) and name == "exploit_optimizer":
+                solver(factory)
+            elif factory is not None and not callable(factory):
+                raise InvalidInput(name, repr(factory), "a function from parameters to an optimiser", code="wrong-type")
+        require_independent_samples(model)
+        self.tau, self.slope = as_tau(tau), gate_slope(gate)
         self.seed = as_count(seed, "seed", least=0)
-        self.repair, self.width, self.layers = repair, width, layers
-        self._model, self._optimizer, self._exploit_optimizer = model, optimizer or _sgd, exploit_optimizer
+        self.width, self.layers = width, layers
+        self._model, self._optimizer = model, optimizer or _sgd
+        self.exploiting = exploit_optimizer or self._optimizer
         self._outputs, self._recording = outputs, bool(record)
         self.phase, self.steps, self.epochs = EXPLORING, 0, 0
         self.history: list[dict[str, Any]] = []
@@ -168,31 +183,33 @@ class EEWrapper(TrainedNetwork):
         self._warned = False
 
     def __repr__(self) -> str:
-        """Say what is trained, and how far it has come."""
+        """Return the model's type, the loss, the phase and the number of epochs."""
         return f"EEWrapper({type(self._model).__name__}, loss={self.loss!r}: {self.phase}, {self.epochs} epochs)"
 
-    # The pieces, for people with a loop of their own.
+    # The steps of a run, for other training loops than fit.
 
     def prepare(self, X: Any, Y: Any) -> GatedNetwork:
-        """Modify the model, once its inputs and targets are known; done by the first step where it was not."""
+        """Modify the model, for which inputs and targets are needed; the first step does it otherwise."""
         if not hasattr(self, "module"):
             inputs = self._inputs(X, next(self._model.parameters()))
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
-                found = find_output_layers(self._model, inputs[:2], self.layers)
-                for name, p in found.body.named_parameters():
+                ending = find_output_layers(self._model, inputs[:2], self.layers)
+                for name, p in ending.body.named_parameters():
                     if not bool(torch.isfinite(p).all()):
-                        raise InvalidInput("model", f"parameter {name} with NaN or Inf", "finite parameters at first")
+                        got = f"parameter {name} with NaN or Inf"
+                        raise InvalidInput("model", got, "finite parameters at first", code="not-finite")
                 y = as_tensor(Y)
-                m_y = self._outputs or count_outputs(self.loss, y, found.outputs or 1)
-                as_training_targets(self.loss, y, len(inputs), m_y, found.out)
-                module = gated(found, outputs=m_y, width=self.width, slope=self.slope)
+                m_y = self._outputs or count_outputs(self.loss, y, ending.outputs or 1)
+                as_training_targets(self.loss, y, len(inputs), m_y, ending.out)
+                module = gated(ending, outputs=m_y, width=self.width, slope=self.slope)
             module = module if self._model.training else module.train()
             module.head.train()
             optimizer: Any = self._optimizer([p for p in module.parameters() if p.requires_grad])
             if not isinstance(optimizer, torch.optim.Optimizer):
                 got = f"a function that returns a {type(optimizer).__name__}"
-                raise InvalidInput("optimizer", got, "a function from parameters to a torch optimiser")
+                need = "a function from parameters to a torch optimiser"
+                raise InvalidInput("optimizer", got, need, code="wrong-type")
             self.module, self.optimizer = module, optimizer
         return self.module
 
@@ -207,27 +224,30 @@ class EEWrapper(TrainedNetwork):
     def enter_exploitation(
         self, X: Any, Y: Any, *, cache: bool = True, prove: bool | None = None, batch_size: int | None = None
     ) -> Guarantee:
-        """Perturb, freeze the gates, prove the ranks, repair them if need be, and go over to the last hidden layer.
+        """Perturb, freeze the gates, prove the ranks, repair them if needed, and begin exploitation.
 
         Parameters
         ----------
-        X, Y : all training samples, as they are without augmentation
+        X, Y
+            All training samples, without augmentation.
         cache : bool
             Compute features and gates once: :meth:`exploit_step` then takes indices into X.
         prove : bool, optional
             Whether to prove ranks. None: up to 6000 samples.
         batch_size : int, optional
-            Samples of a step, fewer than all: their loss may bend more than the whole one, and steps are shorter then.
+            Samples of a step, fewer than all: the curvature of their loss may be larger than that of the whole loss,
+            and the stable steps are shorter.
         """
         self.prepare(X, Y)
         if self.phase != EXPLORING:
             raise InvalidInput("enter_exploitation", "a second call", "one call a run")
         inputs = self._inputs(X)
         targets = self._targets(Y, len(inputs))
-        if self._exploit_optimizer == "newton" and not cache:
-            raise InvalidInput("exploit_optimizer", "'newton' without cached features", "inputs that stay the same")
+        if self.exploiting == "newton" and not cache:
+            got, need = "'newton' without cached features", "inputs that stay the same"
+            raise InvalidInput("exploit_optimizer", got, need, code="conflicting-arguments")
         perturb(self.module, self.epsilon, self.generator)
-        found, problem = enter(
+        guarantee, problem = enter(
             self.module,
             inputs,
             loss=self.loss,
@@ -237,16 +257,16 @@ class EEWrapper(TrainedNetwork):
             initial=initial_values(self._model, self.module),
         )
         if batch_size is not None and batch_size < len(inputs):
-            found = dataclasses.replace(found, batch_size=batch_size)
+            guarantee = dataclasses.replace(guarantee, batch_size=batch_size)
         self.recorder = Recorder(self.steps) if self._recording else None
-        self._exploit(found, problem if cache else None, targets)
-        return found
+        self._exploit(guarantee, problem if cache else None, targets)
+        return guarantee
 
     def exploit_step(self, x: Any = None, y: Any = None, *, indices: torch.Tensor | None = None) -> float:
         """Take one step on the weights of the last hidden layer; return the loss before it.
 
-        Without ``x``, on the cached features: all samples, or those of ``indices``. With ``x`` and ``y``, through the
-        whole network, as augmented inputs need it.
+        Without ``x``, the step uses the cached features: those of all samples, or of ``indices``. With ``x`` and ``y``
+        it evaluates the whole network, as augmented inputs need.
         """
         if self.phase != EXPLOITING:
             raise InvalidInput("exploit_step", f"a call in the phase of {self.phase}", "enter_exploitation first")
@@ -256,14 +276,12 @@ class EEWrapper(TrainedNetwork):
         return self.cached_step(indices, "all" if indices is None else "the caller's")
 
     def cached_step(self, indices: torch.Tensor | None, drawn: str) -> float:
-        """Take a step of exploitation on cached features; ``drawn`` says how the batch came about, for the record."""
+        """Take a step of exploitation on cached features; ``drawn`` says how the batch was drawn, for the record."""
         if self._cached is None or self._cached_targets is None:
             raise InvalidInput("x", "nothing, and no cached features", "inputs, or enter_exploitation(cache=True)")
         cached, targets = self._cached, self._cached_targets
-        own = targets if indices is None else targets[indices]
-        return self._step(lambda: cached.outputs(indices), own, drawn)
-
-    # The whole.
+        batch_targets = targets if indices is None else targets[indices]
+        return self._step(lambda: cached.outputs(indices), batch_targets, drawn)
 
     def fit(
         self,
@@ -276,71 +294,98 @@ class EEWrapper(TrainedNetwork):
         flush_denormals: bool = False,
         on_epoch: Callable[[EEWrapper, Mapping[str, Any]], None] | None = None,
     ) -> EEWrapper:
-        """Train for ``epochs`` epochs in all, those of an earlier call or checkpoint included.
+        """Train until ``epochs`` epochs are complete, including those of an earlier call or checkpoint.
 
         Parameters
         ----------
         data : (X, Y)
             All training samples.
         epochs : int
-            Where the run ends; tau lies inside.
+            Last epoch of the run; tau lies before it.
         batch_size : int, optional
-            None: all samples at once. Batches go through all samples in a new order in each epoch (one sample that is
-            left alone joins the last batch), but those of the solver "sgd" are drawn independently: Theorem 5 (ii)
+            None: all samples at once. Batches go through all samples in a new order in each epoch (a single remaining
+            sample joins the last batch), except that those of the solver "sgd" are drawn independently: Theorem 5 (ii)
             needs unbiased gradients.
         augment : callable, optional
             From a batch and a generator to a batch; features are then computed anew in every epoch of exploitation.
         prove : bool, optional
             As in :meth:`enter_exploitation`.
         flush_denormals : bool
-            Let the CPU take subnormal numbers for zero during the steps: steep softplus layers make so many of them
+            Let the CPU flush subnormal numbers to zero during the steps: steep softplus layers make so many of them
             that a step takes twenty times as long. Never during a proof, which needs gradual underflow.
         on_epoch : callable, optional
-            Called with the wrapper and the epoch's record: the place for checkpoints and displays.
+            Called with the wrapper and the epoch's record, for checkpoints and displays.
 
         Raises
         ------
         InvalidInput
-            A tau outside the run; a loss or parameters that are NaN or Inf, with the step at which they became so, and
-            before ``on_epoch`` could keep them.
+            A tau outside the run; a loss or parameters that are NaN or Inf: the message names the step at which they
+            appeared, and ``on_epoch`` is not called for this epoch.
         """
-        run(
-            self,
-            data,
-            epochs,
-            size=batch_size,
-            augment=augment,
-            prove=prove,
-            flush=flush_denormals,
-            on_epoch=on_epoch,
-        )
+        X, Y = _pair(data)
+        last, size = planned(self, len(X), epochs, batch_size)
+        self.prepare(X, Y)
+        inputs, targets = self._inputs(X), as_tensor(Y)
+        while self.epochs < epochs:
+            if self.phase == EXPLORING and self.epochs >= last:
+                smallest = smallest_batch(len(inputs), size)
+                self.enter_exploitation(inputs, targets, cache=augment is None, prove=prove, batch_size=smallest)
+            with denormals(flush=flush_denormals):
+                means = self._epoch(inputs, targets, size, augment)
+            self.epochs += 1
+            record: dict[str, Any] = {"epoch": self.epochs, "phase": self.phase, "steps": self.steps}
+            record |= self.evaluate() if self._uses_cache(augment) else means
+            self._require_finite(record)
+            self.history.append(record)
+            if on_epoch is not None:
+                on_epoch(self, record)
         return self
 
-    def resume(self, found: Guarantee, problem: CachedProblem | None, Y: Any) -> None:
-        """Go on in exploitation with parameters that were loaded (:mod:`alignver.training.checkpoint`)."""
-        self._exploit(found, problem, self._targets(Y, found.model.n), warn=False)
+    def resume(self, guarantee: Guarantee, problem: CachedProblem | None, Y: Any) -> None:
+        """Continue in exploitation with loaded parameters (:mod:`alignver.training.checkpoint`)."""
+        self._exploit(guarantee, problem, self._targets(Y, guarantee.model.n), warn=False)
 
-    @property
-    def exploiting(self) -> Factory | str:
-        """What makes the optimiser of exploitation: a factory, or the name of a solver."""
-        return self._exploit_optimizer or self._optimizer
+    def _uses_cache(self, augment: Any) -> bool:
+        return self.phase == EXPLOITING and self.cached and augment is None
 
-    # What the pieces are made of.
+    def _epoch(self, inputs: torch.Tensor, targets: torch.Tensor, size: int, augment: Any) -> dict[str, float]:
+        """Take the steps of an epoch; return the means of loss and error, each batch evaluated before its step."""
+        independent = isinstance(self.optimizer, ScheduledSGD)
+        drawn = "independent" if independent else "batches in turn"
+        losses, errors, count = 0.0, 0.0, 0
+        for indices in batches(len(inputs), size, self.generator, independent=independent):
+            samples = len(inputs) if indices is None else len(indices)
+            if self._uses_cache(augment):
+                loss = self.cached_step(indices, "all" if indices is None else drawn)
+            else:
+                x, y = (inputs, targets) if indices is None else (inputs[indices], targets[indices])
+                x = x if augment is None else augment(x, self.generator)
+                loss = self.explore_step(x, y) if self.phase == EXPLORING else self.exploit_step(x, y)
+            losses, errors, count = losses + samples * loss, errors + samples * self.error, count + samples
+        return {"loss": losses / count, "error": errors / count}
+
+    def _require_finite(self, record: Mapping[str, Any]) -> None:
+        """Raise if the state has NaN or Inf, before it replaces a finite one."""
+        parameters = all(bool(torch.isfinite(p).all()) for p in self.module.parameters())
+        if not parameters or not math.isfinite(record["loss"]):
+            state = f"a loss that is {record['loss']}" if parameters else "parameters that are NaN or Inf"
+            got = f"{state} after step {record['steps'] - 1} (epoch {record['epoch']}, {record['phase']})"
+            raise InvalidInput("optimizer", got, _SMALLER_STEP, code="not-finite")
 
     def _step(self, outputs: Callable[[], torch.Tensor], targets: torch.Tensor, drawn: str = "") -> float:
-        seen: list[tuple[float, torch.Tensor]] = []
+        first: list[tuple[float, torch.Tensor]] = []
 
         @torch.enable_grad()
         def closure() -> torch.Tensor:
             self.optimizer.zero_grad()
-            found = outputs()
-            loss = mean_loss(self.loss, found, targets)
+            values = outputs()
+            loss = mean_loss(self.loss, values, targets)
             value = float(loss.detach())
             if not math.isfinite(value):
                 got = f"a loss that is {value} at step {self.steps} (epoch {self.epochs + 1}, {self.phase})"
-                raise InvalidInput("optimizer", got, "a smaller step; a checkpoint of an epoch before this one is good")
-            if not seen:
-                seen.append((value, found.detach()))
+                raise InvalidInput("optimizer", got, _SMALLER_STEP, code="not-finite")
+            if not first:
+                first.append((value, values.detach()))
             loss.backward()  # type: ignore[no-untyped-call]
             return loss
 
@@ -354,24 +399,25 @@ class EEWrapper(TrainedNetwork):
             method = method_of(self.optimizer, drawn)
             recorder.after(self.steps, self.optimizer, self.module.head.hidden, method)
         self.steps += 1
-        self._wrong = error_rate(self.loss, seen[0][1], targets)
-        return seen[0][0]
+        loss, values = first[0]
+        self._error = error_rate(self.loss, values, targets)
+        return loss
 
     def _exploit(
-        self, found: Guarantee, problem: CachedProblem | None, targets: torch.Tensor, *, warn: bool = True
+        self, guarantee: Guarantee, problem: CachedProblem | None, targets: torch.Tensor, *, warn: bool = True
     ) -> None:
         hidden = self.module.head.hidden
         for p in self.module.parameters():
             p.requires_grad_(p is hidden)
         hidden.grad = None
         self.optimizer = exploiting_optimizer(
-            self.exploiting, [hidden], found.steps, batches=found.batch_size is not None, warn=warn
+            self.exploiting, [hidden], guarantee.steps, batches=guarantee.batch_size is not None, warn=warn
         )
         if isinstance(self.optimizer, Newton):
-            self.optimizer.problem = objective(found.model, wide(targets), self.loss)
+            self.optimizer.problem = objective(guarantee.model, wide(targets), self.loss)
         decay = max(float(group.get("weight_decay") or 0.0) for group in self.optimizer.param_groups)
         note = f"the optimiser adds a weight decay of {decay:g} to the loss: its minimum is another one"
-        if decay and note not in found.notes:
-            found = dataclasses.replace(found, notes=(*found.notes, note))
-        self.guarantee, self.phase = found, EXPLOITING
+        if decay and note not in guarantee.notes:
+            guarantee = dataclasses.replace(guarantee, notes=(*guarantee.notes, note))
+        self.guarantee, self.phase = guarantee, EXPLOITING
         self._cached, self._cached_targets = problem, None if problem is None else targets

@@ -1,4 +1,4 @@
-"""A network in its phase, with what can be asked of it: losses, optimality, convergence."""
+"""The state of a two-phase training run, and its evaluation: outputs, losses, optimality, convergence."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from alignver.theory.record import TrainingRecord
 from alignver.training.exploitation import CachedProblem, as_model, as_training_targets, error_rate, mean_loss, wide
 from alignver.training.gated_network import GatedNetwork
 from alignver.training.guarantee import Guarantee
-from alignver.training.solvers import Recorder
+from alignver.training.output_layers import eval_mode
+from alignver.training.solvers import Factory, Recorder
 
 __all__ = ["EXPLOITING", "EXPLORING", "TrainedNetwork"]
 
@@ -25,23 +26,27 @@ EXPLORING, EXPLOITING = "exploration", "exploitation"
 
 
 class TrainedNetwork:
-    """What a wrapper holds while it trains, and the questions about it; :class:`EEWrapper` adds the training."""
+    """The state of a run and its evaluation; :class:`~alignver.training.wrapper.EEWrapper` adds the training."""
 
     module: GatedNetwork
     loss: str
+    tau: float
+    exploiting: Factory | str
+    """The optimiser of exploitation: a factory, or the name of a solver."""
     phase: str = EXPLORING
     guarantee: Guarantee | None = None
     recorder: Recorder | None = None
     _recording: bool = False
     _cached: CachedProblem | None = None
     _cached_targets: torch.Tensor | None = None
-    _wrong: float | None = None
+    _error: float | None = None
 
     def check(
         self, X: Any, Y: Any, *, tolerance: float = 0.01, certify: bool = True, rank: bool | None = None
     ) -> CheckResult:
-        """Check how far the training loss is from its global infimum (:func:`~alignver.check_optimality`, which
-        says what the arguments mean).
+        """Check how far the training loss is from its global infimum.
+
+        The arguments are those of :func:`~alignver.check_optimality`.
         """
         if self.phase != EXPLOITING:
             raise InvalidInput("check", f"a call in the phase of {self.phase}", "a run that has reached tau")
@@ -58,7 +63,7 @@ class TrainedNetwork:
         )
 
     def exploitation(self, X: Any) -> Exploitation:
-        """Return the model of the exploitation phase on arrays, which :meth:`check` is about."""
+        """Return the model of the exploitation phase on arrays, as :meth:`check` uses it."""
         inputs = self._inputs(X)
         if self._cached is not None and self._cached.is_of(inputs):
             return as_model(self.module, self._cached.Z)
@@ -66,72 +71,68 @@ class TrainedNetwork:
             return as_model(self.module, CachedProblem(self.module, inputs).Z)
 
     def training_record(self) -> TrainingRecord:
-        """Return what the steps of exploitation did.
+        """Return the record of the steps of exploitation.
 
         Raises
         ------
         InvalidInput
-            Nothing was recorded: ``record=False``, or no step on cached features yet.
+            There is no record: ``record=False``, or no step on cached features yet.
         """
-        found = None if self.recorder is None else self.recorder.record()
-        if found is None:
-            why = "record=False" if not self._recording else "no step of exploitation"
+        record = None if self.recorder is None else self.recorder.record()
+        if record is None:
+            why = "no step of exploitation" if self._recording else "record=False"
             raise InvalidInput("record", why, "EEWrapper(record=True), and a run beyond tau")
-        return found
+        return record
 
     def check_convergence(self, Y: Any) -> list[CheckResult]:
-        """Hold the run against Lemmas 2 and 8, Theorem 5 and Assumption 7
-        (:func:`~alignver.checks.convergence.check_convergence`).
+        """Check the run against Lemmas 2 and 8, Theorem 5 and Assumption 7.
+
+        See :func:`~alignver.checks.convergence.check_convergence`.
         """
-        record, found = self.training_record(), self.guarantee
-        assert found is not None
+        record, guarantee = self.training_record(), self.guarantee
+        assert guarantee is not None
         return check_convergence(
             record,
-            found.model,
-            found.weights,
-            as_targets(Y, found.model.n),
+            guarantee.model,
+            guarantee.weights,
+            as_targets(Y, guarantee.model.n),
             loss=self.loss,
-            rank_n=None if found.after is None else found.proved,
+            rank_n=None if guarantee.after is None else guarantee.proved,
             computed_in=str(self.module.head.hidden.dtype).removeprefix("torch."),
         )
 
+    @torch.no_grad()
     def outputs(self, X: Any, *, batch_size: int = 512) -> torch.Tensor:
-        """Return the outputs (n, m_y) in eval mode, without a graph; the mode is put back."""
+        """Return the outputs (n, m_y) in eval mode, without a graph; the modes of the modules are restored."""
         self.require_prepared("outputs")
-        modes = [(module, module.training) for module in self.module.modules()]
-        self.module.eval()
         inputs = self._inputs(X)
-        try:
-            with torch.no_grad(), taken():
-                return torch.cat([self.module(part) for part in torch.split(inputs, batch_size)])
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        with eval_mode(self.module), taken():
+            return torch.cat([self.module(part) for part in torch.split(inputs, batch_size)])
 
     def require_prepared(self, argument: str) -> None:
-        """Refuse a call for which the modified model has to be there."""
+        """Raise :class:`InvalidInput` unless the model is modified already."""
         if not hasattr(self, "module"):
             raise InvalidInput(argument, "a wrapper whose model is not modified yet", "fit, a step, or prepare(X, Y)")
 
+    @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Return loss and error of all samples, from cached features."""
         if self._cached is None or self._cached_targets is None:
             raise InvalidInput("evaluate", "no cached features", "a call in exploitation, without augmentation")
-        with torch.no_grad():
-            outputs = self._cached.outputs()
-            loss = float(mean_loss(self.loss, outputs, self._cached_targets))
-        wrong = error_rate(self.loss, outputs, self._cached_targets)
-        return {"loss": loss, "error": math.nan if wrong is None else wrong}
+        outputs = self._cached.outputs()
+        error = error_rate(self.loss, outputs, self._cached_targets)
+        loss = float(mean_loss(self.loss, outputs, self._cached_targets))
+        return {"loss": loss, "error": math.nan if error is None else error}
 
     @property
     def cached(self) -> bool:
-        """Whether exploitation goes on from cached features."""
+        """Whether exploitation uses cached features."""
         return self._cached is not None
 
     @property
     def error(self) -> float:
-        """Share of samples in a wrong class at the last step, before it; NaN for the squared loss."""
-        return math.nan if self._wrong is None else self._wrong
+        """Share of misclassified samples before the last step, in its batch; NaN for the squared loss."""
+        return math.nan if self._error is None else self._error
 
     def _inputs(self, X: Any, parameter: torch.Tensor | None = None) -> torch.Tensor:
         like = self.module.head.hidden if parameter is None else parameter

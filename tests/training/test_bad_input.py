@@ -35,7 +35,7 @@ from tests.training import nets
         ({"tau": -0.5}, "tau: got"),
         ({"tau": math.nan}, "tau: got"),
         ({"tau": "half"}, "tau: got"),
-        ({"gate": 0.0}, "gate: got 0.0"),
+        ({"gate": 0.0}, "gate: got gate=0.0"),
         ({"gate": torch.tanh}, "gate: got"),
         ({"gate": torch.relu}, "gate: got"),
         ({"repair": "fix"}, "repair: got repair='fix'"),

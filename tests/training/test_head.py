@@ -73,5 +73,5 @@ def test_gates_that_are_not_logistic(gate):
 
 def test_gates():
     assert [gate_slope(gate) for gate in (3, 0.5, torch.sigmoid, torch.nn.Sigmoid())] == [3.0, 0.5, 1.0, 1.0]
-    with pytest.raises(InvalidInput, match="width: got 0"):
+    with pytest.raises(InvalidInput, match="width: got width=0"):
         GatedHead(3, 0, 1)

@@ -139,7 +139,7 @@ def test_layers_by_name():
     assert network.changes[-1] == "what follows 4 is left out"
     one = modify(model, X3, outputs=2, width=7, layers=("4",))
     assert one.head.hidden.shape == (2, 7, 6)
-    skip = modify(nets.Skip(), X3, outputs=2, layers=("b", "c"))  # asked for: the skip is gone
+    skip = modify(nets.Skip(), X3, outputs=2, layers=("b", "c"))  # named explicitly: the skip is lost
     assert skip.head.hidden.shape == (2, 4, 5)
 
 
@@ -151,9 +151,9 @@ def test_layers_by_name():
         (("4", "2"), "run in the other order"),
         (("0", "2"), "'4' with parameters runs after"),
         (("0", "4"), "'2' with parameters runs after"),
-        ((), "one name or two"),
-        (("0", "2", "4"), "one name or two"),
-        ("4", "one name or two"),
+        ((), "one or two names"),
+        (("0", "2", "4"), "one or two names"),
+        ("4", "one or two names"),
     ],
 )
 def test_names_that_will_not_do(layers, said):
@@ -176,7 +176,7 @@ def test_refusals():
         modify(nets.Hidden(), X3, outputs=2)
     with pytest.raises(InvalidInput, match="a tuple"):
         modify(Pair(), X3, outputs=2)
-    with pytest.raises(InvalidInput, match="width: got 0"):
+    with pytest.raises(InvalidInput, match="width: got width=0"):
         modify(nets.Twice(), X3, outputs=2, width=0)
 
 

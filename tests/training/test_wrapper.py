@@ -277,8 +277,8 @@ def test_a_guarantee_is_shown_in_words():
         ({"tau": math.nan}, "tau: got tau=nan"),
         ({"tau": 1.0}, "the float 1.0|tau=1.0; needs a share of the run below 1, or an integer"),
         ({"tau": True}, "tau: got"),
-        ({"seed": "a"}, "seed: got 'a'; needs an integer >= 0"),
-        ({"seed": -1}, "seed: got -1"),
+        ({"seed": "a"}, "seed: got seed='a'; needs a non-negative integer"),
+        ({"seed": -1}, "seed: got seed=-1"),
         ({"optimizer": lambda parameters: None}, "a function that returns a NoneType"),
     ],
 )
