@@ -33,7 +33,7 @@ import time
 import traceback
 import warnings
 import xml.etree.ElementTree
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ from alignver.checks import exploration
 from alignver.experiments.conduct import Setting, conduct, machine
 from alignver.experiments.image_runs import Effort, ImageRun
 from alignver.experiments.image_sets import split
-from alignver.experiments.image_tables import RUNS
+from alignver.experiments.image_tables import TABLE3, runs_of
 from alignver.experiments.networks import fix_statistics, fully_connected, lenet, resnet18
 from alignver.features import tiles as phi_device
 from alignver.network.feature_extraction import extract_features
@@ -701,31 +701,18 @@ def exploitation(run: Run) -> None:
     run.note("ratio", statistics.median(cached) / statistics.median(standard[len(standard) // 2 :]))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Single:
-    """One training run of Table 3 as an item of its own: conduct keeps it as it keeps the whole table."""
-
-    run: ImageRun
-    name = RUNS.name
-
-    def parts(self, setting: Setting) -> Sequence[Any]:
-        return [self.run.part(setting)]
-
-    def judge(self, setting: Setting, measured: Mapping[str, Any]) -> Sequence[CheckResult]:
-        return ()
-
-
 def _trained(one: ImageRun, setting: Setting, folder: str) -> None:
     torch.set_num_threads(2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        conduct(_Single(one), setting, folder=folder)  # type: ignore[arg-type]
+        single = dataclasses.replace(TABLE3, parts=lambda setting: [one.part(setting)], claims=lambda setting: ())
+        conduct(single, setting, folder=folder)
 
 
 def table3(run: Run) -> None:
     """Table 3 for Semeion in full: five seeds of both methods, several runs at a time. A run folder is what is kept."""
     setting = Setting(datasets=("semeion",), device=run.device.type, reduced=run.dry)
-    methods = RUNS.runs(setting, "semeion").values()
+    methods = runs_of(setting, "semeion").values()
     runs = [one for pair in zip(*methods) for one in pair]  # seed by seed: what is there can be compared
     if run.dry:
         runs = [dataclasses.replace(one, effort=Effort(2, 1, 2, 40), tau=one.tau and 0.5) for one in runs[:2]]
@@ -741,7 +728,7 @@ def table3(run: Run) -> None:
                     run.document["run_folder"] = kept
                     run.note("runs", f"{len(kept)} of {len(runs)}")
         if not run.dry:
-            for result in conduct(RUNS, setting, folder=folder, budget=0).results:
+            for result in conduct(TABLE3, setting, folder=folder, budget=0).results:
                 run.note(result.statement, f"{result.verdict.value}: {result.reason}")
     for name, record in kept.items():
         run.note(name, {"test": record["data"]["test"], "seconds": record["data"]["seconds"]})

@@ -1,12 +1,11 @@
-"""What every experiment of the paper is here: parts that can be run one by one, and a judgement of what they gave.
+"""The paper's figures and tables by name: parts to run one by one, and claims to compare what they measured with.
 
-Every figure and table of the paper that can be reproduced, by name.
+An item (:class:`Item`) is a figure or table. Its parts (:class:`Part`) are pieces of work that are run, stored and
+taken up again as a whole; its claims (:class:`Claim`) are judged by what the parts measured.
 
-On what an experiment ran: kinds of processor and accelerator, and nothing that says whose they are.
-
-Run an experiment part by part: each result is kept when it is there, so that nothing is lost and nothing done twice.
-
-A run folder holds one JSON file for each part, named by the hash of its recipe; a part whose file is there is not run.
+A run folder holds one JSON file for each part, named by the hash of its recipe. A part whose file exists is not run
+again, so an interrupted item continues where it stopped. A record names the kind of processor and accelerator, and
+nothing that identifies a machine.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from alignver import atomic
+from alignver import atomic, require
 from alignver._version import __version__
 from alignver.errors import InvalidInput, reading
 from alignver.progress import track
@@ -35,6 +34,8 @@ from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict, plain
 
 __all__ = [
     "NAMES",
+    "Answer",
+    "Claim",
     "Item",
     "Measured",
     "Outcome",
@@ -45,28 +46,31 @@ __all__ = [
     "conduct",
     "load",
     "machine",
+    "slug",
     "spread",
 ]
+
+Run = Callable[[], Mapping[str, Any]]
 Measured = Mapping[str, Mapping[str, Any]]
-"""What the parts gave, by key; a part that was not run is absent."""
+"""What the parts measured, by key; a part that was not run is absent."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What the person who reproduces an item chooses.
+    """Choices of the person who reproduces an item.
 
     Attributes
     ----------
     seeds : int or None
-        How many seeds, from 0 up; None is the item's own number.
+        Number of seeds, which start at 0; None is the item's own number.
     datasets : tuple of str
-        Of the item's data sets; empty for those that it takes by default.
+        Of the item's data sets; empty for the default ones.
     device : str
         A torch device.
     data_folder, cache : path or None
-        Where the image sets are, and where features are kept.
+        Folder of the image sets, and folder in which features are stored.
     reduced : bool or None
-        Whether long experiments are made smaller, which their results then say. None: unless there is a GPU.
+        Whether long experiments are made smaller; their results then say so. None: unless there is a GPU.
     """
 
     seeds: int | None = None
@@ -76,48 +80,43 @@ class Setting:
     cache: str | os.PathLike[str] | None = None
     reduced: bool | None = None
 
+    def __post_init__(self) -> None:
+        if self.seeds is not None:
+            require.integer("seeds", self.seeds, least=1)
+
     @property
     def is_reduced(self) -> bool:
         """Whether long experiments are made smaller."""
         return not self.device.startswith("cuda") if self.reduced is None else self.reduced
 
     def on_cpu(self) -> Setting:
-        """Return this setting for an experiment that runs on the CPU; refuse another device rather than not use it."""
-        if self.device != "cpu":
-            raise InvalidInput("device", repr(self.device), "'cpu', where this experiment runs")
+        """Return this setting for an experiment that runs on the CPU; refuse another device instead of ignoring it."""
+        require.one_of("device", self.device, ["cpu"], need="'cpu', where this experiment runs")
         return self
 
-    def __post_init__(self) -> None:
-        if self.seeds is not None and (isinstance(self.seeds, bool) or self.seeds < 1):
-            raise InvalidInput("seeds", f"seeds={self.seeds!r}", "an integer >= 1")
-
-    def chosen(self, known: Sequence[str], default: Sequence[str] | None = None) -> tuple[str, ...]:
-        """Return the data sets to run: those asked for, in the item's order, or its default."""
-        unknown = [name for name in self.datasets if name not in known]
-        if unknown:
-            raise InvalidInput("dataset", repr(unknown[0]), "one of " + ", ".join(known))
+    def select(self, known: Sequence[str], default: Sequence[str] | None = None) -> tuple[str, ...]:
+        """Return the data sets to run: those of the setting, in the item's order, or the item's default."""
+        for name in self.datasets:
+            require.one_of("dataset", name, known, need="one of " + ", ".join(known))
         if not self.datasets:
             return tuple(known if default is None else default)
         return tuple(name for name in known if name in self.datasets)
 
 
-Run = Callable[[], Mapping[str, Any]]
-
-
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A piece of an experiment that is run, kept and taken up again as a whole.
+    """A piece of an experiment that is run, stored and taken up again as a whole.
 
     Attributes
     ----------
     key : str
         Its name in the run folder and in reports, such as ``"two moons, seed 0"``.
     recipe : mapping
-        Everything that decides the outcome besides the code: plain data. Another recipe is another part.
+        Everything that determines the outcome besides the code: plain data. Another recipe is another part.
     run : callable
         Does the work and returns plain data.
     family : str
-        Items whose parts are of one family share them; empty for parts of an item's own.
+        Items share the parts of one family; empty for parts of one item alone.
     """
 
     key: str
@@ -126,7 +125,78 @@ class Part:
     family: str = ""
 
 
-class Item(Protocol):
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What the runs of a claim say about it.
+
+    Attributes
+    ----------
+    verdict : Verdict
+        HOLDS if the measurement agrees with the claim.
+    reason : str
+        What was measured, in a sentence.
+    ours : plain data
+        The measured numbers, beside the paper's.
+    evidence : sequence of str
+    bounds : sequence of Bound
+    seconds : float or None
+        What the measurement took, where it is worth a line.
+    """
+
+    verdict: Verdict
+    reason: str
+    ours: Any = None
+    evidence: Sequence[str] = ()
+    bounds: Sequence[Bound] = ()
+    seconds: float | None = None
+
+    @classmethod
+    def of(cls, agrees: bool, reason: str, ours: Any = None, evidence: Sequence[str] = ()) -> Answer:
+        """Return HOLDS or FAILS."""
+        return cls(Verdict.HOLDS if agrees else Verdict.FAILS, reason, ours, evidence)
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A claim of the paper, and how it is judged.
+
+    Attributes
+    ----------
+    id : str
+        Its name within the item. It stays when the sentence changes: results are compared by it.
+    sentence : str
+        The claim in a few words.
+    paper : plain data
+        The paper's numbers.
+    runs : sequence of str
+        Keys of the parts by which it is judged.
+    judge : callable of Measured to Answer
+        Gets what those parts measured, by key, in the order of ``runs``.
+    enough : int or None
+        Number of runs without which there is no answer; None: all of them.
+    word : str
+        The beginning of the reason where runs are missing.
+    """
+
+    id: str
+    sentence: str
+    paper: Any
+    runs: Sequence[str]
+    judge: Callable[[Measured], Answer]
+    enough: int | None = None
+    word: str = ""
+
+    def answer(self, measured: Measured) -> Answer:
+        """Return the answer of the runs that were done; UNDECIDED where too many are missing."""
+        done = {key: measured[key] for key in self.runs if key in measured}
+        if len(done) < (len(self.runs) if self.enough is None else self.enough):
+            progress = f"{len(done)} of {len(self.runs)} runs done" if done else "not run"
+            return Answer(Verdict.UNDECIDED, self.word + progress)
+        return self.judge(done)
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
     """A figure or table of the paper.
 
     Attributes
@@ -135,76 +205,65 @@ class Item(Protocol):
         As the command line takes it: ``"figure1a"``.
     title, source : str
         What is shown, and where the paper shows it.
-    datasets : tuple of str
-        What ``--dataset`` can choose from; empty if there is nothing to choose.
     cost : str
-        What the default setting takes on two cores, as measured; and what is known of a GPU.
+        What the default setting takes on two cores, as measured; and what is known about a GPU.
+    parts : callable of Setting to sequence of Part
+        The parts of a setting, the fastest first.
+    claims : callable of Setting to sequence of Claim
+    draw : callable of Measured to a matplotlib figure or None
+        None for an item that the paper shows as a table.
+    datasets : tuple of str
+        Choices of ``--dataset``; empty if there is nothing to choose.
     """
 
     name: str
     title: str
     source: str
-    datasets: tuple[str, ...]
     cost: str
+    parts: Callable[[Setting], Sequence[Part]]
+    claims: Callable[[Setting], Sequence[Claim]]
+    draw: Callable[[Measured], Any] = lambda measured: None
+    datasets: tuple[str, ...] = ()
 
-    def parts(self, setting: Setting) -> Sequence[Part]:
-        """Return the parts that a setting asks for, cheapest first."""
-
-    def judge(self, setting: Setting, measured: Measured) -> Sequence[CheckResult]:
+    def judge(self, setting: Setting, measured: Measured) -> list[CheckResult]:
         """Return the paper's claims beside what was measured; UNDECIDED where parts are missing."""
-
-    def draw(self, measured: Measured) -> Any:
-        """Return the matplotlib figure of what was measured, or None."""
+        return [compared(self, claim, measured) for claim in self.claims(setting)]
 
 
-_KINDS = {Verdict.HOLDS: "agrees", Verdict.FAILS: "differs", Verdict.UNDECIDED: "undecided"}
-
-
-def compared(
-    item: Item,
-    claim: str,
-    verdict: Verdict,
-    reason: str,
-    *,
-    paper: Any = None,
-    ours: Any = None,
-    evidence: Sequence[str] = (),
-    bounds: Sequence[Bound] = (),
-    seconds: float | None = None,
-) -> CheckResult:
+def compared(item: Item, claim: Claim, measured: Measured) -> CheckResult:
     """Return a claim of the paper beside our measurement as one result.
-
-    Parameters
-    ----------
-    item : Item
-        Names the result and its source.
-    claim : str
-        The paper's claim, in a few words.
-    verdict : Verdict
-        HOLDS if what was measured agrees with the claim.
-    reason : str
-        What was measured, in a sentence.
-    paper, ours : plain data
-        The paper's numbers and ours, under ``measured["paper"]`` and ``measured["ours"]``.
 
     Returns
     -------
     CheckResult
-        NUMERICAL: one experiment, its seeds as stated.
+        NUMERICAL: one experiment with the stated seeds. ``code`` is the item's name and the claim's id, and
+        ``measured`` holds the numbers of both sides, ``"paper"`` and ``"ours"``.
     """
+    answer = claim.answer(measured)
     return CheckResult(
         name=item.name,
-        statement=f"{item.source}: {claim}",
-        verdict=verdict,
+        statement=f"{item.source}: {claim.sentence}",
+        verdict=answer.verdict,
         rigor=Rigor.NUMERICAL,
         subject=Subject.NETWORK,
-        code=f"paper-{_KINDS[verdict]}",
-        reason=reason,
-        evidence=tuple(evidence),
-        measured={"paper": paper, "ours": ours},
-        bounds=tuple(bounds),
-        cost={} if seconds is None else {"seconds": seconds},
+        code=f"{item.name}-{claim.id}",
+        reason=answer.reason,
+        evidence=tuple(answer.evidence),
+        measured={"paper": claim.paper, "ours": answer.ours},
+        bounds=tuple(answer.bounds),
+        cost={} if answer.seconds is None else {"seconds": answer.seconds},
     )
+
+
+def slug(text: str) -> str:
+    """Return a text in lower-case letters and digits with hyphens between: a part of a claim's id.
+
+    Examples
+    --------
+    >>> slug("wrapper, repair, L-BFGS")
+    'wrapper-repair-l-bfgs'
+    """
+    return "-".join(re.findall("[a-z0-9]+", text.lower()))
 
 
 _HOMES = {
@@ -235,7 +294,7 @@ def load(name: str) -> Item:
     Raises
     ------
     InvalidInput
-        There is none of that name.
+        No item has this name.
 
     Examples
     --------
@@ -245,7 +304,7 @@ def load(name: str) -> Item:
     if name not in NAMES:
         near = difflib.get_close_matches(name, NAMES, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        raise InvalidInput("item", repr(name) + hint, "one of " + ", ".join(NAMES))
+        raise InvalidInput("item", repr(name) + hint, "one of " + ", ".join(NAMES), code="not-a-choice")
     home = importlib.import_module(f"alignver.experiments.{_HOMES[name]}")
     item: Item = getattr(home, name.replace("-", "_").upper())
     return item
@@ -262,14 +321,14 @@ def machine(device: str = "cpu") -> dict[str, str | int]:
     listed = pathlib.Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*:\s*(.+)$", listed.read_text(), re.MULTILINE) if listed.is_file() else []
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
-    found: dict[str, str | int] = {
+    kinds: dict[str, str | int] = {
         "processor": names[0] if names else platform.processor() or platform.machine(),
         "cores": len(affinity(0)) if affinity is not None else os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
     }
     if device.startswith("cuda"):
-        found["accelerator"] = torch.cuda.get_device_name(device)
-    return found
+        kinds["accelerator"] = torch.cuda.get_device_name(device)
+    return kinds
 
 
 _ORIGIN = ("part", "seconds", "versions", "machine")
@@ -277,7 +336,7 @@ _ORIGIN = ("part", "seconds", "versions", "machine")
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What running an item gave.
+    """What a run of an item gave.
 
     Attributes
     ----------
@@ -286,9 +345,9 @@ class Outcome:
     measured : dict
         Plain data of every part that has been run, by key.
     missing : tuple of str
-        Keys of the parts that the budget did not allow.
+        Keys of the parts that the budget left out.
     seconds : float
-        Time spent on the parts, those of earlier runs included.
+        Time spent on the parts, including those of earlier runs.
     made : tuple of dict
         Where each part comes from: ``part``, ``seconds``, ``versions``, ``machine``.
     """
@@ -307,7 +366,7 @@ def conduct(
     folder: str | os.PathLike[str] | None = None,
     budget: float | None = None,
 ) -> Outcome:
-    """Run what is missing of an item, and judge it.
+    """Run the missing parts of an item, and judge its claims.
 
     Parameters
     ----------
@@ -315,15 +374,15 @@ def conduct(
         One of :data:`alignver.experiments.conduct.NAMES`.
     setting : Setting, optional
     folder : path, optional
-        Keep the parts here and take up those that are there.
+        Store the parts here, and take up those that it already holds.
     budget : float, optional
-        Minutes after which no further part is begun; the first one always is, unless the budget is 0, which judges
-        what is there.
+        Minutes after which no further part is started. The first part is always run, unless the budget is 0, which
+        judges what the folder holds.
 
     Raises
     ------
     InvalidInput
-        A negative budget, a folder that cannot be written.
+        The budget is negative, or the folder cannot be written.
 
     Examples
     --------
@@ -336,17 +395,17 @@ def conduct(
         raise InvalidInput("budget", f"budget={budget!r}", "minutes, at least 0")
     setting = setting if setting is not None else Setting()
     parts = item.parts(setting)
-    place = None if folder is None else _made(pathlib.Path(folder))
-    kept = {part.key: _kept(place, item, part) for part in parts}
-    began, begun = time.perf_counter(), 0
-    for part in track([part for part in parts if kept[part.key] is None], item.name):
-        if budget is not None and (begun or budget == 0) and time.perf_counter() - began >= 60 * budget:
+    place = None if folder is None else _created(pathlib.Path(folder))
+    stored = {part.key: _stored(place, item, part) for part in parts}
+    began, started = time.perf_counter(), 0
+    for part in track([part for part in parts if stored[part.key] is None], item.name):
+        if budget is not None and (started or budget == 0) and time.perf_counter() - began >= 60 * budget:
             continue
-        kept[part.key] = _kept(place, item, part)  # another process may have made it in the meantime
-        if kept[part.key] is None:
-            begun += 1
-            kept[part.key] = _run(place, item, part, setting.device)
-    records = {key: record for key, record in kept.items() if record is not None}
+        stored[part.key] = _stored(place, item, part)  # another process may have written it in the meantime
+        if stored[part.key] is None:
+            started += 1
+            stored[part.key] = _run(place, item, part, setting.device)
+    records = {key: record for key, record in stored.items() if record is not None}
     measured = {key: record["data"] for key, record in records.items()}
     return Outcome(
         results=tuple(item.judge(setting, measured)),
@@ -379,7 +438,7 @@ def _run(place: pathlib.Path | None, item: Item, part: Part, device: str) -> dic
     return record
 
 
-def _kept(place: pathlib.Path | None, item: Item, part: Part) -> dict[str, Any] | None:
+def _stored(place: pathlib.Path | None, item: Item, part: Part) -> dict[str, Any] | None:
     if place is None:
         return None
     file = _file(place, item, part)
@@ -389,7 +448,7 @@ def _kept(place: pathlib.Path | None, item: Item, part: Part) -> dict[str, Any] 
         record: dict[str, Any] = json.loads(file.read_text())
         fits = {"data", *_ORIGIN} <= set(record)
     if not fits:
-        raise InvalidInput("out", f"{file}, which is no part of a run", "a run folder, or a new one")
+        raise InvalidInput("out", f"{file}, which is no part of a run", "a run folder, or a new one", "unreadable-file")
     return record
 
 
@@ -401,7 +460,7 @@ def _file(place: pathlib.Path, item: Item, part: Part) -> pathlib.Path:
     return place / f"{family}-{words}-{content}.json"
 
 
-def _made(place: pathlib.Path) -> pathlib.Path:
+def _created(place: pathlib.Path) -> pathlib.Path:
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -411,7 +470,7 @@ def _made(place: pathlib.Path) -> pathlib.Path:
 
 def _unwritable(place: pathlib.Path, error: OSError) -> InvalidInput:
     got = f"{os.fspath(place)}, which cannot be written ({error.strerror or error})"
-    return InvalidInput("out", got, "a folder with room for the results")
+    return InvalidInput("out", got, "a folder with room for the results", "unwritable-file")
 
 
 def spread(values: Sequence[float], form: str = ".2f") -> str:

@@ -1,15 +1,14 @@
-r"""Train the fully-connected network of section 2.2, and look at its alignment at every step.
+r"""Figure 1(a) and Table 1(a): the fully-connected network of section 2.2 on two moons and on the sine wave.
 
-Figure 1(a): training error and Q_T of the fully-connected network on two moons and on the sine wave.
-
-Table 1(a): the change of the gradient representation of the fully-connected network during training.
+One run for each data set and seed trains the network and checks its alignment at every step. Figure 1(a) shows training
+error and Q_T; Table 1(a) shows the change of the gradient representation.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,11 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from alignver import require
 from alignver.arrays import EPS
 from alignver.checks.combine import membership_by_rule, residual_tolerance
 from alignver.data import Dataset, sine_wave, two_moons
-from alignver.errors import InvalidInput
-from alignver.experiments.conduct import Item, Measured, Part, Setting, compared
+from alignver.experiments.conduct import Answer, Claim, Item, Measured, Part, Setting, slug
 from alignver.experiments.networks import fully_connected
 from alignver.jacobians.compression import CompressedJacobian
 from alignver.jacobians.gram import gram
@@ -29,16 +28,17 @@ from alignver.linalg.qr_reduction import Reduced
 from alignver.linalg.rank_rules import Scale
 from alignver.linalg.svd import svd_profile
 from alignver.progress import track
-from alignver.results import CheckResult, Verdict
 
 __all__ = ["DATASETS", "EPOCHS", "FIGURE1A", "PRECISIONS", "RULES", "TABLE1A", "parts", "run"]
+
 DATASETS = ("two moons", "sine wave")
 EPOCHS = 1000
 SEEDS = 3  # the paper shows one run of each; its number of seeds is not stated
 _NETWORK = "fully connected, 4 weight matrices, 300 wide, softplus 100"
 RULES = ("press", "golub")
 PRECISIONS = ("float64", "float32")
-"""In which the Jacobian is computed; training is in float32 in either case."""
+"""Dtypes in which the Jacobian is computed; training is in float32 in either case."""
+COLUMNS = [f"{rule} {precision}" for precision in PRECISIONS for rule in RULES]
 _RATE, _MOMENTUM, _SAMPLES = 0.1, 0.98, 100
 
 
@@ -53,28 +53,25 @@ def parts(setting: Setting) -> list[Part]:
             family="fully-connected",
         )
         for seed in range(setting.on_cpu().seeds or SEEDS)
-        for name in setting.chosen(DATASETS)
+        for name in setting.select(DATASETS)
     ]
 
 
 def _dataset(name: str, seed: int) -> Dataset:
     """Return the data: two moons are the same for every seed, the inputs of the sine wave are drawn by it."""
-    if name == "two moons":
-        return two_moons(_SAMPLES)
-    if name == "sine wave":
-        return sine_wave(_SAMPLES, seed=seed)
-    raise InvalidInput("dataset", repr(name), "one of " + ", ".join(DATASETS))
+    require.one_of("dataset", name, DATASETS)
+    return two_moons(_SAMPLES) if name == "two moons" else sine_wave(_SAMPLES, seed=seed)
 
 
 def run(name: str, seed: int, *, epochs: int = EPOCHS, every: int = 1, change: bool = True) -> dict[str, Any]:
-    r"""Train by full-batch gradient descent with momentum, and look at :math:`J(\theta^t)` at every ``every``-th step.
+    r"""Train by full-batch gradient descent with momentum, and check :math:`J(\theta^t)` at every ``every``-th step.
 
     Returns
     -------
     dict
-        Per epoch ``loss`` and ``error``; per look ``steps`` and, for each precision and rule, ``rank``, ``residual``,
-        ``member`` (the rule at its word) and ``verdict`` (with its band); ``change``, the value of
-        :math:`\|M(\theta^T) - M(\theta^0)\|_F^2` at every tenth look and at the end.
+        Per epoch ``loss`` and ``error``; per check ``steps`` and, for each precision and rule, ``rank``, ``residual``,
+        ``member`` (at exactly the tolerance) and ``verdict`` (over its band); ``change``, the value of
+        :math:`\|M(\theta^T) - M(\theta^0)\|_F^2` at every tenth check and at the end.
     """
     data = _dataset(name, seed)
     model = fully_connected(int(data.x.shape[1]), seed=seed)
@@ -135,81 +132,63 @@ _CLAIMS = {
 _HIGH = 0.1  # share of the training points that are wrong at the end: the figure shows no number
 
 
-class _Figure1a:
-    name = "figure1a"
-    title = "Training error and Q_T, fully-connected network"
-    source = "Figure 1(a)"
-    datasets: tuple[str, ...] = DATASETS
-    cost = "2 minutes of one core for each of six runs; the GPU is not used"
+def _keys(setting: Setting) -> dict[str, list[str]]:
+    """Return the runs of each data set."""
+    runs = parts(setting)
+    return {name: [part.key for part in runs if part.recipe["dataset"] == name] for name in setting.select(DATASETS)}
 
-    def parts(self, setting: Setting) -> Sequence[Part]:
-        """Return a run for each data set and seed."""
-        return parts(setting)
 
-    def judge(self, setting: Setting, measured: Measured) -> Sequence[CheckResult]:
-        """Compare error and Q_T of every seed under each rule and precision; ask which of them fits both data sets."""
-        results: list[CheckResult] = []
-        fitting: dict[str, list[str]] = {}
-        for name in setting.chosen(self.datasets):
-            parts = [part for part in self.parts(setting) if part.recipe["dataset"] == name]
-            found = [measured[part.key] for part in parts if part.key in measured]
-            paper = {"error at the end": 0.0 if name == "two moons" else "high", **dict.fromkeys(_columns(), "-")}
-            if len(found) < len(parts):
-                reason = f"{len(found)} of {len(parts)} runs done"
-                results.append(compared(self, _CLAIMS[name], Verdict.UNDECIDED, reason, paper=paper))
-                continue
-            results.append(self._compare(name, found, paper, fitting))
-        if len(fitting) == len(self.datasets):
-            both = [column for column in _columns() if all(column in columns for columns in fitting.values())]
-            reason = (
-                f"{', '.join(both)} gives both curves of the paper, up to UNDECIDED checks"
-                if both
-                else "no rule at any precision gives both curves of the paper"
-            )
-            verdict = Verdict.HOLDS if both else Verdict.FAILS
-            results.append(compared(self, "one tolerance gives both curves", verdict, reason, paper=True, ours=both))
-        return results
-
-    def _compare(
-        self, name: str, found: list[Mapping[str, Any]], paper: Mapping[str, Any], fitting: dict[str, list[str]]
-    ) -> CheckResult:
-        errors = [run["error"][-1] for run in found]
-        counts = {column: [_count(run["looks"][column]) for run in found] for column in _columns()}
-        checks = len(found[0]["steps"])
-        claimed = 0 if name == "two moons" else checks
-        fits = all(error == 0.0 if name == "two moons" else error >= _HIGH for error in errors)
-        fitting[name] = [
-            column for column, pairs in counts.items() if all(low <= claimed <= high for low, high in pairs)
-        ]
-        ends = ", ".join(f"{error:.2f}" for error in errors)
-        return compared(
-            self,
+def _claims_of_figure1a(setting: Setting) -> list[Claim]:
+    """Error and Q_T of every seed under each rule and precision; and whether one of them fits both data sets."""
+    runs = _keys(setting)
+    claims = [
+        Claim(
+            slug(name),
             _CLAIMS[name],
-            Verdict.HOLDS if fits and fitting[name] else Verdict.FAILS,
-            f"error at the end {ends}; Q_T as claimed under {', '.join(fitting[name]) or 'none of the rules'}",
-            paper=paper,
-            ours={
-                "error at the end": ends,
-                **{column: ", ".join(_interval(*pair) for pair in pairs) for column, pairs in counts.items()},
-            },
-            evidence=[
-                f"Q_T after {checks} checks for each of {len(found)} seeds: an interval where checks are UNDECIDED",
-            ],
+            {"error at the end": 0.0 if name == "two moons" else "high", **dict.fromkeys(COLUMNS, "-")},
+            keys,
+            functools.partial(_errors_and_q, name),
         )
-
-    def draw(self, measured: Measured) -> Any:
-        """Return the figure: error and Q_T of the first seed of each data set, under every rule and precision."""
-        from alignver.report.plots import panels, training_and_q
-
-        first = {key: run for key, run in measured.items() if key.endswith("seed 0")} or dict(measured)
-        figure, axes = panels(len(first))
-        for (key, run), ax in zip(first.items(), axes):
-            training_and_q(run["steps"], run["error"], _running(run["looks"]), title=key, ax=ax)
-        return figure
+        for name, keys in runs.items()
+    ]
+    if len(runs) == len(DATASETS):
+        keys = [key for keys in runs.values() for key in keys]
+        claims.append(Claim("one-tolerance", "one tolerance gives both curves", True, keys, _one_tolerance))
+    return claims
 
 
-def _columns() -> list[str]:
-    return [f"{rule} {precision}" for precision in PRECISIONS for rule in RULES]
+def _errors_and_q(name: str, runs: Measured) -> Answer:
+    errors = [run["error"][-1] for run in runs.values()]
+    fitting = _fitting(name, runs)
+    ends = ", ".join(f"{error:.2f}" for error in errors)
+    ours = {column: ", ".join(_interval(*_count(run["looks"][column])) for run in runs.values()) for column in COLUMNS}
+    checks = len(next(iter(runs.values()))["steps"])
+    return Answer.of(
+        all(error == 0.0 if name == "two moons" else error >= _HIGH for error in errors) and bool(fitting),
+        f"error at the end {ends}; Q_T as claimed under {', '.join(fitting) or 'none of the rules'}",
+        {"error at the end": ends, **ours},
+        [f"Q_T after {checks} checks for each of {len(runs)} seeds: an interval where checks are UNDECIDED"],
+    )
+
+
+def _one_tolerance(runs: Measured) -> Answer:
+    both = list(COLUMNS)
+    for name in DATASETS:
+        fitting = _fitting(name, {key: run for key, run in runs.items() if key.startswith(name)})
+        both = [column for column in both if column in fitting]
+    if both:
+        return Answer.of(True, f"{', '.join(both)} gives both curves of the paper, up to UNDECIDED checks", both)
+    return Answer.of(False, "no rule at any precision gives both curves of the paper", both)
+
+
+def _fitting(name: str, runs: Measured) -> list[str]:
+    """Return the rules and precisions under which Q_T of every run may be what the paper claims."""
+
+    def fits(run: Mapping[str, Any], column: str) -> bool:
+        low, high = _count(run["looks"][column])
+        return low <= (0 if name == "two moons" else len(run["steps"])) <= high
+
+    return [column for column in COLUMNS if all(fits(run, column) for run in runs.values())]
 
 
 def _count(look: Mapping[str, Any]) -> tuple[int, int]:
@@ -220,6 +199,17 @@ def _count(look: Mapping[str, Any]) -> tuple[int, int]:
 
 def _interval(low: int, high: int) -> str:
     return str(low) if low == high else f"{low}-{high}"
+
+
+def _draw(measured: Measured) -> Any:
+    """Return the figure: error and Q_T of the first seed of each data set, under every rule and precision."""
+    from alignver.report.plots import panels, training_and_q
+
+    first = {key: run for key, run in measured.items() if key.endswith("seed 0")} or dict(measured)
+    figure, axes = panels(len(first))
+    for (key, run), ax in zip(first.items(), axes):
+        training_and_q(run["steps"], run["error"], _running(run["looks"]), title=key, ax=ax)
+    return figure
 
 
 def _running(looks: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[list[int], list[int]]]:
@@ -233,49 +223,53 @@ def _running(looks: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[list[int
     }
 
 
-FIGURE1A: Item = _Figure1a()
-
+FIGURE1A = Item(
+    "figure1a",
+    "Training error and Q_T, fully-connected network",
+    "Figure 1(a)",
+    "2 minutes of one core for each of six runs; the GPU is not used",
+    parts,
+    _claims_of_figure1a,
+    _draw,
+    DATASETS,
+)
 
 _PAPER = {"two moons": 2.09e11, "sine wave": 3.95e9}
-_DECADES = 10.0  # the paper gives one run; ours vary with the seed
+_FACTOR = 10.0  # the paper gives one run; ours vary with the seed
 
 
-class _Table1a:
-    name = "table1a"
-    title = "Change of the gradient representation, fully-connected network"
-    source = "Table 1(a)"
-    datasets: tuple[str, ...] = DATASETS
-    cost = "nothing beyond figure1a, whose runs it shares"
-
-    def parts(self, setting: Setting) -> Sequence[Part]:
-        """Return a run for each data set and seed: those of Figure 1(a)."""
-        return parts(setting)
-
-    def judge(self, setting: Setting, measured: Measured) -> Sequence[CheckResult]:
-        """Compare the change at the end: within a factor of ten of the paper's for some seed, and large for all."""
-        results = []
-        for name in setting.chosen(self.datasets):
-            claim = f"the representation changes by {_PAPER[name]:.2e} on {name}"
-            found = [
-                measured[part.key]
-                for part in self.parts(setting)
-                if part.recipe["dataset"] == name and part.key in measured
-            ]
-            if not found:
-                results.append(compared(self, claim, Verdict.UNDECIDED, "not run", paper=_PAPER[name]))
-                continue
-            ours = [run["change"][-1][1] for run in found]
-            low, high = min(ours) / _DECADES, max(ours) * _DECADES
-            verdict = Verdict.HOLDS if low <= _PAPER[name] <= high else Verdict.FAILS
-            shown = ", ".join(f"{value:.2e}" for value in ours)
-            reason = f"{shown} for {len(found)} seeds after {EPOCHS} epochs; the paper's {_PAPER[name]:.2e}"
-            evidence = [f"HOLDS means: within a factor of {_DECADES:g} of the span of our seeds"]
-            results.append(compared(self, claim, verdict, reason, paper=_PAPER[name], ours=ours, evidence=evidence))
-        return results
-
-    def draw(self, measured: Measured) -> Any:
-        """Return None: a table has no figure."""
-        return None
+def _claims_of_table1a(setting: Setting) -> list[Claim]:
+    """The change at the end: the paper's is within a factor of ten of the span of our seeds."""
+    return [
+        Claim(
+            slug(name),
+            f"the representation changes by {_PAPER[name]:.2e} on {name}",
+            _PAPER[name],
+            keys,
+            functools.partial(_changes, _PAPER[name]),
+            enough=1,
+        )
+        for name, keys in _keys(setting).items()
+    ]
 
 
-TABLE1A: Item = _Table1a()
+def _changes(paper: float, runs: Measured) -> Answer:
+    ours = [run["change"][-1][1] for run in runs.values()]
+    values = ", ".join(f"{value:.2e}" for value in ours)
+    return Answer.of(
+        min(ours) / _FACTOR <= paper <= max(ours) * _FACTOR,
+        f"{values} for {len(ours)} seeds after {EPOCHS} epochs; the paper's {paper:.2e}",
+        ours,
+        [f"HOLDS means: within a factor of {_FACTOR:g} of the span of our seeds"],
+    )
+
+
+TABLE1A = Item(
+    "table1a",
+    "Change of the gradient representation, fully-connected network",
+    "Table 1(a)",
+    "nothing beyond figure1a, whose runs it shares",
+    parts,
+    _claims_of_table1a,
+    datasets=DATASETS,
+)

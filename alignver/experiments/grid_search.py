@@ -1,27 +1,22 @@
-"""The paper's grid search over epsilon and tau_0 (Tables 7 to 15), and what it chose.
-
-Table 6: test errors of the wrapper with L-BFGS for exploitation, over the grid of epsilon and tau_0.
-
-Tables 7 to 15: validation errors of the wrapper over the grid of epsilon and tau_0.
-
-The study of learning rates (section 3.4.2): test errors of both methods, each at its best rate.
-"""
+"""The grid search over epsilon and tau_0: Tables 7 to 15, the pairs that it selects, and Table 6 with L-BFGS."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Mapping
 from statistics import fmean
 from types import MappingProxyType
 from typing import Any
 
-from alignver.experiments.conduct import Item, Measured, Part, Setting, compared, spread
+from alignver.experiments.conduct import Answer, Claim, Item, Measured, Part, Setting, slug, spread
 from alignver.experiments.image_runs import WRAPPER, ImageRun, effort
-from alignver.results import CheckResult, Verdict
 
 __all__ = ["EPSILONS", "TABLE6", "TABLES", "TABLES7_15", "TAUS", "Grid", "selected"]
+
 EPSILONS = (1e-3, 1e-5)
 TAUS = (0.4, 0.6, 0.8)
+_PAIRS = [(epsilon, tau) for epsilon in EPSILONS for tau in TAUS]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +33,12 @@ class Grid:
     @property
     def best(self) -> tuple[float, float]:
         """The pair (epsilon, tau_0) with the smallest error; the first of them in reading order."""
-        return min(((epsilon, tau) for epsilon in EPSILONS for tau in TAUS), key=lambda pair: self.at(*pair))
+        return min(_PAIRS, key=lambda pair: self.at(*pair))
+
+    @property
+    def columns(self) -> dict[str, float]:
+        """The errors by the pairs in words."""
+        return {f"epsilon {epsilon:g}, tau_0 {tau:g}": self.at(epsilon, tau) for epsilon, tau in _PAIRS}
 
 
 TABLES: Mapping[tuple[str, bool], Grid] = MappingProxyType(
@@ -76,84 +76,65 @@ _PAPER_LBFGS = {
 _SIDES = {"with augmentation": True, "without augmentation": False}
 
 
-class _Table6:
-    name = "table6"
-    title = "Test errors with L-BFGS for exploitation, ResNet-18 on MNIST"
-    source = "Table 6"
-    datasets: tuple[str, ...] = tuple(_SIDES)
-    cost = "reduced: 7 minutes on one core; in full: not measured"
-
-    def parts(self, setting: Setting) -> Sequence[Part]:
-        """Return a run for each pair of the grid, and those of SGD that the paper compares them with."""
-        return [
-            run.part(setting)
-            for side in setting.chosen(self.datasets)
-            for run in (*_lbfgs(setting, _SIDES[side]).values(), *_sgd(setting, _SIDES[side]))
-        ]
-
-    def judge(self, setting: Setting, measured: Measured) -> Sequence[CheckResult]:
-        """Compare the best pair with SGD for exploitation at the paper's choice: 'can potentially lead to
-        improvements'.
-        """
-        results = []
-        for side in setting.chosen(self.datasets):
-            augmented = _SIDES[side]
-            size = effort(setting, "mnist", augmented)
-            claim = f"{size.label}MNIST {side}: L-BFGS in exploitation can improve on SGD"
-            runs, others = _lbfgs(setting, augmented), _sgd(setting, augmented)
-            paper = {_pair(*pair): _PAPER_LBFGS[augmented].at(*pair) for pair in runs}
-            wanted = [run.key for run in (*runs.values(), *others)]
-            if any(key not in measured for key in wanted):
-                done = sum(key in measured for key in wanted)
-                reason = f"{size.word}{done} of {len(wanted)} runs done"
-                results.append(compared(self, claim, Verdict.UNDECIDED, reason, paper=paper))
-                continue
-            ours = {_pair(*pair): measured[run.key]["test"] for pair, run in runs.items()}
-            plain = [measured[run.key]["test"] for run in others]
-            best = min(ours.values())
-            results.append(
-                compared(
-                    self,
-                    claim,
-                    Verdict.HOLDS if best < fmean(plain) else Verdict.FAILS,
-                    f"{size.word}{best:.2f} % at the best of six pairs, SGD {spread(plain)} % at the paper's choice",
-                    paper=paper,
-                    ours=ours,
-                    evidence=[
-                        "the best of six on the test set, as in the paper: what is possible, not what to expect",
-                        "read here: one step of L-BFGS (20 iterations, strong Wolfe) an epoch, on all images",
-                    ],
-                )
-            )
-        return results
-
-    def draw(self, measured: Measured) -> Any:
-        """Return None: a table has no figure."""
-        return None
+def _grid(setting: Setting, dataset: str, augmented: bool, **options: Any) -> list[ImageRun]:
+    """Return the wrapper's run for each pair of the grid."""
+    size = effort(setting, dataset, augmented)
+    return [ImageRun(dataset, augmented, WRAPPER, 0, size, *pair, **options) for pair in _PAIRS]
 
 
-def _lbfgs(setting: Setting, augmented: bool) -> dict[tuple[float, float], ImageRun]:
-    size = effort(setting, "mnist", augmented)
-    return {
-        (epsilon, tau): ImageRun("mnist", augmented, WRAPPER, 0, size, epsilon, tau, solver="lbfgs")
-        for epsilon in EPSILONS
-        for tau in TAUS
-    }
+def _lbfgs_and_sgd(setting: Setting, augmented: bool) -> tuple[list[ImageRun], list[ImageRun]]:
+    """Return a run with L-BFGS for each pair of the grid, and those with SGD that the paper compares them with."""
+    size, pair = effort(setting, "mnist", augmented), selected("mnist", augmented)
+    sgd = [ImageRun("mnist", augmented, WRAPPER, seed, size, *pair) for seed in range(size.seeds)]
+    return _grid(setting, "mnist", augmented, solver="lbfgs"), sgd
 
 
-def _sgd(setting: Setting, augmented: bool) -> list[ImageRun]:
-    size = effort(setting, "mnist", augmented)
+def _parts_of_table6(setting: Setting) -> list[Part]:
     return [
-        ImageRun("mnist", augmented, WRAPPER, seed, size, *selected("mnist", augmented)) for seed in range(size.seeds)
+        run.part(setting)
+        for side in setting.select(tuple(_SIDES))
+        for runs in _lbfgs_and_sgd(setting, _SIDES[side])
+        for run in runs
     ]
 
 
-def _pair(epsilon: float, tau: float) -> str:
-    return f"epsilon {epsilon:g}, tau_0 {tau:g}"
+def _claims_of_table6(setting: Setting) -> list[Claim]:
+    """Compare the best pair with SGD for exploitation at the paper's pair: 'can potentially lead to improvements'."""
+    claims = []
+    for side in setting.select(tuple(_SIDES)):
+        augmented = _SIDES[side]
+        size = effort(setting, "mnist", augmented)
+        sentence = f"{size.label}MNIST {side}: L-BFGS in exploitation can improve on SGD"
+        keys = [run.key for runs in _lbfgs_and_sgd(setting, augmented) for run in runs]
+        paper, judge = _PAPER_LBFGS[augmented].columns, functools.partial(_improves, size.word)
+        claims.append(Claim(slug(side), sentence, paper, keys, judge, word=size.word))
+    return claims
 
 
-TABLE6: Item = _Table6()
+def _improves(word: str, runs: Measured) -> Answer:
+    errors = [run["test"] for run in runs.values()]
+    lbfgs, sgd = errors[: len(_PAIRS)], errors[len(_PAIRS) :]
+    best = min(lbfgs)
+    return Answer.of(
+        best < fmean(sgd),
+        f"{word}{best:.2f} % at the best of six pairs, SGD {spread(sgd)} % at the paper's choice",
+        dict(zip(_PAPER_LBFGS[True].columns, lbfgs)),
+        [
+            "the best of six on the test set, as in the paper: what is possible, not what to expect",
+            "read here: one step of L-BFGS (20 iterations, strong Wolfe) an epoch, on all images",
+        ],
+    )
 
+
+TABLE6 = Item(
+    "table6",
+    "Test errors with L-BFGS for exploitation, ResNet-18 on MNIST",
+    "Table 6",
+    "reduced: 7 minutes on one core; in full: not measured",
+    _parts_of_table6,
+    _claims_of_table6,
+    datasets=tuple(_SIDES),
+)
 
 _FACTOR = 2.0  # by which a validation error of one run may differ: the paper's own entries differ so among themselves
 _SETS = {
@@ -162,89 +143,61 @@ _SETS = {
 }
 
 
-class _Tables7To15:
-    name = "tables7-15"
-    title = "Validation errors over the grid of epsilon and tau_0, ResNet-18"
-    source = "Tables 7 to 15"
-    datasets: tuple[str, ...] = tuple(_SETS)
-    cost = "reduced, on one core: 3 to 5 minutes each for Semeion, MNIST and CIFAR-10; in full: not measured"
-
-    def parts(self, setting: Setting) -> Sequence[Part]:
-        """Return a run for each pair of each grid; Semeion's alone unless others are asked for."""
-        return [
-            run.part(setting)
-            for name in setting.chosen(self.datasets, self.datasets[:1])
-            for run in _grid_runs(setting, *_SETS[name]).values()
-        ]
-
-    def judge(self, setting: Setting, measured: Measured) -> Sequence[CheckResult]:
-        """Ask whether the pairs differ little, and in full size whether the paper's errors come out."""
-        results = []
-        for name in setting.chosen(self.datasets, self.datasets[:1]):
-            dataset, augmented = _SETS[name]
-            printed = TABLES[dataset, augmented]
-            size = effort(setting, dataset, augmented)
-            claim = f"{size.label}Table {printed.table}, {name}: the choice of epsilon and tau_0 matters little"
-            runs = _grid_runs(setting, dataset, augmented)
-            paper = {_grid_pair(*pair): printed.at(*pair) for pair in runs}
-            done = [run.key for run in runs.values() if run.key in measured]
-            if len(done) < len(runs):
-                reason = f"{size.word}{len(done)} of {len(runs)} runs done"
-                results.append(compared(self, claim, Verdict.UNDECIDED, reason, paper=paper))
-                continue
-            ours = {_grid_pair(*pair): measured[run.key]["test"] for pair, run in runs.items()}
-            low, high = min(ours.values()), max(ours.values())
-            widest = max(paper.values()) / min(paper.values())
-            factor = high / low if low > 0 else float("inf")
-            tests = measured[done[0]]["tests"]
-            slack = 100.0 * 2.0 / tests  # two images
-            little = high <= widest * low + slack
-            results.append(
-                compared(
-                    self,
-                    claim,
-                    Verdict.HOLDS if little else Verdict.FAILS,
-                    f"{size.word}validation errors from {low:.2f} % to {high:.2f} %, a factor of {factor:.2f}; the "
-                    f"paper's factor {widest:.2f}",
-                    paper=paper,
-                    ours=ours,
-                    evidence=[
-                        f"one run each, {tests} validation images: an image is {100.0 / tests:.2g} %",
-                        "matters little means: the errors span no larger factor than the paper's, up to two images",
-                    ],
-                )
-            )
-            if not size.reduced:
-                near = all(paper[key] / _FACTOR <= ours[key] <= paper[key] * _FACTOR for key in paper)
-                results.append(
-                    compared(
-                        self,
-                        f"Table {printed.table}, the validation errors on {name}",
-                        Verdict.HOLDS if near else Verdict.FAILS,
-                        f"from {low:.2f} % to {high:.2f} %",
-                        paper=paper,
-                        ours=ours,
-                        evidence=[f"agree means: each within a factor of {_FACTOR:g}"],
-                    )
-                )
-        return results
-
-    def draw(self, measured: Measured) -> Any:
-        """Return None: tables have no figure."""
-        return None
+def _grids(setting: Setting) -> dict[str, list[ImageRun]]:
+    """Return the validation runs of each grid; Semeion's alone unless others are selected."""
+    names = tuple(_SETS)
+    return {name: _grid(setting, *_SETS[name], validation=True) for name in setting.select(names, names[:1])}
 
 
-def _grid_runs(setting: Setting, dataset: str, augmented: bool) -> dict[tuple[float, float], ImageRun]:
-    size = effort(setting, dataset, augmented)
-    return {
-        (epsilon, tau): ImageRun(dataset, augmented, WRAPPER, 0, size, epsilon, tau, validation=True)
-        for epsilon in EPSILONS
-        for tau in TAUS
-    }
+def _claims_of_tables7_15(setting: Setting) -> list[Claim]:
+    """Compare the pairs with each other, and in full size also with the paper's errors."""
+    claims = []
+    for name, runs in _grids(setting).items():
+        printed, size, keys = TABLES[_SETS[name]], effort(setting, *_SETS[name]), [run.key for run in runs]
+        sentence = f"{size.label}Table {printed.table}, {name}: the choice of epsilon and tau_0 matters little"
+        judge = functools.partial(_matters_little, size.word, printed)
+        claims.append(Claim(f"{slug(name)}-choice", sentence, printed.columns, keys, judge, word=size.word))
+        if not size.reduced:
+            sentence = f"Table {printed.table}, the validation errors on {name}"
+            judge = functools.partial(_near, printed)
+            claims.append(Claim(f"{slug(name)}-errors", sentence, printed.columns, keys, judge))
+    return claims
 
 
-def _grid_pair(epsilon: float, tau: float) -> str:
-    return f"epsilon {epsilon:g}, tau_0 {tau:g}"
+def _matters_little(word: str, printed: Grid, runs: Measured) -> Answer:
+    errors = [run["test"] for run in runs.values()]
+    low, high = min(errors), max(errors)
+    widest = max(printed.columns.values()) / min(printed.columns.values())
+    factor = high / low if low > 0 else float("inf")
+    tests = next(iter(runs.values()))["tests"]
+    return Answer.of(
+        high <= widest * low + 100.0 * 2.0 / tests,  # up to two images
+        f"{word}validation errors from {low:.2f} % to {high:.2f} %, a factor of {factor:.2f}; the paper's factor "
+        f"{widest:.2f}",
+        dict(zip(printed.columns, errors)),
+        [
+            f"one run each, {tests} validation images: an image is {100.0 / tests:.2g} %",
+            "matters little means: the errors span no larger factor than the paper's, up to two images",
+        ],
+    )
 
 
-TABLES7_15: Item = _Tables7To15()
+def _near(printed: Grid, runs: Measured) -> Answer:
+    errors = [run["test"] for run in runs.values()]
+    return Answer.of(
+        all(paper / _FACTOR <= ours <= paper * _FACTOR for ours, paper in zip(errors, printed.columns.values())),
+        f"from {min(errors):.2f} % to {max(errors):.2f} %",
+        dict(zip(printed.columns, errors)),
+        [f"agree means: each within a factor of {_FACTOR:g}"],
+    )
+
+
+TABLES7_15 = Item(
+    "tables7-15",
+    "Validation errors over the grid of epsilon and tau_0, ResNet-18",
+    "Tables 7 to 15",
+    "reduced, on one core: 3 to 5 minutes each for Semeion, MNIST and CIFAR-10; in full: not measured",
+    lambda setting: [run.part(setting) for runs in _grids(setting).values() for run in runs],
+    _claims_of_tables7_15,
+    datasets=tuple(_SETS),
+)

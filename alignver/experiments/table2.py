@@ -1,6 +1,7 @@
-"""Table 2 of the paper: safe exploration of a ResNet-18 on image sets, at the paper's width and at the smallest one.
+"""Table 2: safe exploration of a ResNet-18 on image sets, with the library's gates and with the paper's sampled ones.
 
-Table 2 with the paper's own gates: q drawn from the standard normal distribution, at the paper's width.
+``table2`` finds gates at the paper's width and at the smallest width. ``table2-gates`` samples q from the standard
+normal distribution as the paper does, at the paper's width.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import functools
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -18,23 +19,25 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from alignver import require
 from alignver.checks.exploration import check_safe_exploration
 from alignver.checks.exploration_report import forget_peak
 from alignver.data.archives import Dataset
 from alignver.data.image_sets import cifar10, cifar100, kmnist, mnist, svhn
 from alignver.data.small_sets import semeion
 from alignver.errors import InvalidInput, reading
-from alignver.experiments.conduct import Item, Measured, Part, Setting, compared
+from alignver.experiments.conduct import Answer, Claim, Item, Measured, Part, Setting
 from alignver.experiments.networks import fix_statistics, resnet18
 from alignver.network.feature_extraction import extract_features, save_features
 from alignver.progress import stage
 from alignver.results import CheckResult, Rigor, Verdict, worst
 
 __all__ = ["PAPER", "TABLE2", "TABLE2_GATES", "Row", "data_folder", "features", "load", "table2"]
-_BATCH = 250  # images at once
-_STATISTICS = 2048  # images that the BatchNorm statistics are averaged over
+
+_BATCH = 250  # images in one forward pass
+_STATISTICS = 2048  # images over which the BatchNorm statistics are averaged
 FEATURES = 512
-"""Of the network, without the constant."""
+"""Number of features of the network, without the constant."""
 
 _RECIPE = 1  # changes whenever the features would
 
@@ -58,7 +61,7 @@ class Row:
 
 
 def _semeion_train(folder: Any) -> Dataset:
-    """Draw the paper's 1000 training images (Appendix B.1 names no seed: 0 here)."""
+    """Draw the paper's 1000 training images with seed 0 (Appendix B.1 names no seed)."""
     digits = semeion()
     return digits.take(np.sort(np.random.default_rng(0).choice(len(digits), size=1000, replace=False)))
 
@@ -80,8 +83,8 @@ def data_folder(given: str | os.PathLike[str] | None) -> pathlib.Path:
     """Return the folder of the image sets: the one given, or that of the environment variable ``ALIGNVER_DATA``."""
     place = given if given is not None else os.environ.get("ALIGNVER_DATA")
     if not place or not pathlib.Path(place).is_dir():
-        got = "no folder" if not place else f"{os.fspath(place)!r}, no folder"
-        raise InvalidInput("data_folder", got, "the folder of the image sets (or ALIGNVER_DATA)")
+        got = "no folder" if not place else f"{os.fspath(place)!r}, which is not a folder"
+        raise InvalidInput("data_folder", got, "the folder of the image sets (or ALIGNVER_DATA)", "unreadable-file")
     return pathlib.Path(place)
 
 
@@ -97,8 +100,8 @@ def features(data: Dataset, *, seed: int = 0, cache: str | os.PathLike[str] | No
     seed : int
         Of the initialisation and of the images for the statistics.
     cache : path, optional
-        Keep the features there, in a file named by the hash of images, recipe and torch version; and take them from
-        there.
+        Folder that stores the features, in a file named by the hash of images, recipe and torch version. Features that
+        it already holds are read.
 
     Returns
     -------
@@ -110,26 +113,28 @@ def features(data: Dataset, *, seed: int = 0, cache: str | os.PathLike[str] | No
         name = hashlib.sha256(recipe.encode()).hexdigest()[:24]
         file = pathlib.Path(cache) / f"features-{name}.npy"
         if file.is_file():
-            with reading("cache", f"{file}, which cannot be read", "the features that were there, or none"):
-                kept: npt.NDArray[np.float32] = np.load(file, mmap_mode="r", allow_pickle=False)
-            if kept.shape == (len(data), FEATURES) and kept.dtype == np.float32:
-                return kept
+            with reading("cache", f"{file}, which cannot be read", "a file of features, or none"):
+                Z: npt.NDArray[np.float32] = np.load(file, mmap_mode="r", allow_pickle=False)
+            if Z.shape == (len(data), FEATURES) and Z.dtype == np.float32:
+                return Z
     images = _images(data)
     channels, classes = int(images.shape[1]), int(data.y.max()) + 1
     model = resnet18(channels, classes, seed=seed)
-    chosen = np.random.default_rng(seed).choice(len(data), size=min(_STATISTICS, len(data)), replace=False)
+    sample = np.random.default_rng(seed).choice(len(data), size=min(_STATISTICS, len(data)), replace=False)
     with stage("BatchNorm statistics"):
-        fix_statistics(model, images[np.sort(chosen)])
+        fix_statistics(model, images[np.sort(sample)])
     if file is None:
         return extract_features(model, images, "features", batch_size=_BATCH).astype(np.float32, copy=False)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InvalidInput("cache", f"{file.parent} ({error.strerror})", "a folder that can be written") from error
+        got = f"{file.parent} ({error.strerror})"
+        raise InvalidInput("cache", got, "a folder that can be written", "unwritable-file") from error
     try:
         return save_features(file, model, images, "features", batch_size=_BATCH)
     except InvalidInput as error:
-        raise InvalidInput("cache" if error.argument == "file" else error.argument, error.got, error.need) from error
+        argument = "cache" if error.argument == "file" else error.argument
+        raise InvalidInput(argument, error.got, error.need, error.code) from error
 
 
 def _images(data: Dataset) -> torch.Tensor:
@@ -148,9 +153,7 @@ def _images(data: Dataset) -> torch.Tensor:
 
 def load(dataset: str, folder: str | os.PathLike[str] | None = None) -> tuple[Row, Dataset]:
     """Return the paper's row of a data set and the data themselves."""
-    if dataset not in PAPER:
-        raise InvalidInput("dataset", repr(dataset), "one of " + ", ".join(PAPER))
-    row = PAPER[dataset]
+    row = PAPER[require.one_of("dataset", dataset, PAPER)]
     return row, row.load(None if dataset == "semeion" else data_folder(folder))
 
 
@@ -170,7 +173,7 @@ def table2(
     folder : path, optional
         As :func:`data_folder` takes it; Semeion needs none.
     seed : int
-        Of network, directions and sampled gates.
+        Of the network, the directions and the sampled gates.
     cache : path, optional
         As :func:`features` takes it.
 
@@ -182,7 +185,7 @@ def table2(
     Raises
     ------
     InvalidInput
-        No such data set, no folder, no files.
+        The data set is unknown, or the folder or its files are missing.
     """
     row, data = load(dataset, folder)
     Z = features(data, seed=seed, cache=cache)
@@ -195,73 +198,17 @@ def table2(
     return row, data, results
 
 
-class _Table2:
-    name = "table2"
-    title = "Safe exploration (Assumption 4) of a ResNet-18 on image sets"
-    source = "Table 2"
-    datasets: tuple[str, ...] = tuple(PAPER)
-    cost = (
-        "seconds for Semeion; 15 minutes each for MNIST and CIFAR-10 on two cores, nearly all of it feature extraction"
-    )
-
-    def parts(self, setting: Setting) -> Sequence[Part]:
-        """Return a part for each data set and seed; Semeion alone unless others are asked for."""
-        return [
-            Part(
-                f"{name}, seed {seed}",
-                {"dataset": name, "seed": seed, "features": _RECIPE, "widths": ["smallest", "ceil(2n/m)"]},
-                functools.partial(_measure, name, seed, setting),
-            )
-            for name in setting.chosen(self.datasets, ["semeion"])
-            for seed in range(setting.on_cpu().seeds or 1)
-        ]
-
-    def judge(self, setting: Setting, measured: Measured) -> Sequence[CheckResult]:
-        """Compare each row: Assumption 4 is verified at the paper's width."""
-        results = []
-        for part in self.parts(setting):
-            name, row = part.recipe["dataset"], PAPER[part.recipe["dataset"]]
-            claim = f"safe exploration holds for {name}"
-            paper: dict[str, Any] = {
-                "n": row.n,
-                "m_{H-1}": row.m,
-                "m_H": row.width,
-                "press": True,
-                "golub": True,
-                "proof": False,
-            }
-            paper |= dict.fromkeys(("smallest proved width", "seconds", "peak memory"))  # it doesn't say
-            if part.key not in measured:
-                results.append(compared(self, claim, Verdict.UNDECIDED, "not run", paper=paper))
-                continue
-            ours = {**measured[part.key], "peak memory": _gigabytes(measured[part.key]["peak_bytes"])}
-            smallest = ours["smallest proved width"]
-            reason = (
-                f"{ours['verdict']} with {ours['rigor']} at width {ours['m_H']}, and down to width {smallest} "
-                f"({ours['limit']} is the limit); {ours['data']}, seed {ours['seed']}"
-            )
-            evidence = [
-                f"width {ours['m_H']}: {ours['seconds']:.1f} s; width {smallest}: {ours['smallest seconds']:.1f} s"
-            ]
-            if ours["peak memory"] is not None:
-                evidence.append(f"{ours['peak memory']} at most while proving, images and torch included")
-            results.append(
-                compared(
-                    self,
-                    claim,
-                    Verdict(ours["verdict"]),
-                    reason,
-                    paper=paper,
-                    ours=ours,
-                    evidence=evidence,
-                    seconds=ours["seconds"],
-                )
-            )
-        return results
-
-    def draw(self, measured: Measured) -> Any:
-        """Return None: a table has no figure."""
-        return None
+def _parts(measure: Callable[[str, int, Setting], Mapping[str, Any]], setting: Setting, **recipe: Any) -> list[Part]:
+    """Return a part for each data set and seed; Semeion alone unless others are selected."""
+    return [
+        Part(
+            f"{name}, seed {seed}",
+            {"dataset": name, "seed": seed, **recipe},
+            functools.partial(measure, name, seed, setting),
+        )
+        for name in setting.select(tuple(PAPER), ["semeion"])
+        for seed in range(setting.on_cpu().seeds or 1)
+    ]
 
 
 def _measure(name: str, seed: int, setting: Setting) -> dict[str, Any]:
@@ -288,58 +235,56 @@ def _measure(name: str, seed: int, setting: Setting) -> dict[str, Any]:
     }
 
 
-def _gigabytes(size: int | None) -> str | None:
-    return None if size is None else f"{size / 1e9:.1f} GB"
+def _parts_of_table2(setting: Setting) -> list[Part]:
+    return _parts(_measure, setting, features=_RECIPE, widths=["smallest", "ceil(2n/m)"])
 
 
-TABLE2: Item = _Table2()
+def _claims_of_table2(setting: Setting) -> list[Claim]:
+    """Compare each row: Assumption 4 is verified at the paper's width."""
+    claims = []
+    for part in _parts_of_table2(setting):
+        name = part.recipe["dataset"]
+        row = PAPER[name]
+        paper: dict[str, Any] = {
+            "n": row.n,
+            "m_{H-1}": row.m,
+            "m_H": row.width,
+            "press": True,
+            "golub": True,
+            "proof": False,
+        }
+        paper |= dict.fromkeys(("smallest proved width", "seconds", "peak memory"))  # the paper does not give these
+        sentence = f"safe exploration holds for {name}"
+        claims.append(Claim(f"{name}-seed-{part.recipe['seed']}", sentence, paper, [part.key], _verified))
+    return claims
 
 
-class _Table2Gates:
-    name = "table2-gates"
-    title = "Table 2 with the paper's own sampled gates"
-    source = "Table 2 and section 3.4.2"
-    datasets: tuple[str, ...] = tuple(PAPER)
-    cost = "seconds for Semeion; for n = 60000 half an hour to an hour on two cores, and 15 GB"
+def _verified(runs: Measured) -> Answer:
+    ((_, run),) = runs.items()
+    peak, smallest = run["peak_bytes"], run["smallest proved width"]
+    memory = None if peak is None else f"{peak / 1e9:.1f} GB"
+    evidence = [f"width {run['m_H']}: {run['seconds']:.1f} s; width {smallest}: {run['smallest seconds']:.1f} s"]
+    if memory is not None:
+        evidence.append(f"{memory} at most while proving, images and torch included")
+    return Answer(
+        Verdict(run["verdict"]),
+        f"{run['verdict']} with {run['rigor']} at width {run['m_H']}, and down to width {smallest} ({run['limit']} is "
+        f"the limit); {run['data']}, seed {run['seed']}",
+        {**run, "peak memory": memory},
+        evidence,
+        seconds=run["seconds"],
+    )
 
-    def parts(self, setting: Setting) -> Sequence[Part]:
-        """Return a part for each data set and seed; Semeion alone unless others are asked for."""
-        return [
-            Part(
-                f"{name}, seed {seed}",
-                {"dataset": name, "seed": seed, "width": "ceil(2n/m)"},
-                functools.partial(_measure_gates, name, seed, setting),
-            )
-            for name in setting.chosen(self.datasets, ["semeion"])
-            for seed in range(setting.on_cpu().seeds or 1)
-        ]
 
-    def judge(self, setting: Setting, measured: Measured) -> Sequence[CheckResult]:
-        """Compare each row: the rank is n for the sampled q."""
-        results = []
-        for part in self.parts(setting):
-            name = part.recipe["dataset"]
-            claim = f"a sampled q has rank n for {name}"
-            if part.key not in measured:
-                results.append(compared(self, claim, Verdict.UNDECIDED, "not run", paper="Verified"))
-                continue
-            ours = measured[part.key]
-            results.append(
-                compared(
-                    self,
-                    claim,
-                    Verdict(ours["verdict"]),
-                    f"{ours['verdict']} with {ours['rigor']}: {ours['reason']}",
-                    paper="Verified",
-                    ours=ours["verdict"],
-                    seconds=ours["seconds"],
-                )
-            )
-        return results
-
-    def draw(self, measured: Measured) -> Any:
-        """Return None: a table has no figure."""
-        return None
+TABLE2 = Item(
+    "table2",
+    "Safe exploration (Assumption 4) of a ResNet-18 on image sets",
+    "Table 2",
+    "seconds for Semeion; 15 minutes each for MNIST and CIFAR-10 on two cores, nearly all of it feature extraction",
+    _parts_of_table2,
+    _claims_of_table2,
+    datasets=tuple(PAPER),
+)
 
 
 def _measure_gates(name: str, seed: int, setting: Setting) -> dict[str, Any]:
@@ -355,4 +300,36 @@ def _measure_gates(name: str, seed: int, setting: Setting) -> dict[str, Any]:
     }
 
 
-TABLE2_GATES: Item = _Table2Gates()
+def _parts_of_gates(setting: Setting) -> list[Part]:
+    return _parts(_measure_gates, setting, width="ceil(2n/m)")
+
+
+def _claims_of_gates(setting: Setting) -> list[Claim]:
+    """Compare each row: the rank is n for the sampled q."""
+    return [
+        Claim(
+            f"{part.recipe['dataset']}-seed-{part.recipe['seed']}",
+            f"a sampled q has rank n for {part.recipe['dataset']}",
+            "Verified",
+            [part.key],
+            _full_rank,
+        )
+        for part in _parts_of_gates(setting)
+    ]
+
+
+def _full_rank(runs: Measured) -> Answer:
+    ((_, run),) = runs.items()
+    verdict, reason = Verdict(run["verdict"]), f"{run['verdict']} with {run['rigor']}: {run['reason']}"
+    return Answer(verdict, reason, run["verdict"], seconds=run["seconds"])
+
+
+TABLE2_GATES = Item(
+    "table2-gates",
+    "Table 2 with the paper's own sampled gates",
+    "Table 2 and section 3.4.2",
+    "seconds for Semeion; for n = 60000 half an hour to an hour on two cores, and 15 GB",
+    _parts_of_gates,
+    _claims_of_gates,
+    datasets=tuple(PAPER),
+)

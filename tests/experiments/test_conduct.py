@@ -8,18 +8,16 @@ import json
 import pytest
 
 from alignver import InvalidInput
-from alignver.experiments.conduct import NAMES, Part, Setting, compared, conduct, load, spread
-from alignver.results import CheckResult, Verdict
+from alignver.experiments.conduct import NAMES, Answer, Claim, Item, Part, Setting, conduct, load, slug, spread
+from alignver.results import Verdict
 
 
 class Squares:
     """An item that squares its seeds, and counts how often it is asked to."""
 
-    name, title, source, cost = "squares", "Squares", "Table 0", "nothing"
-    datasets: tuple[str, ...] = ("even", "odd")
-
     def __init__(self) -> None:
         self.ran: list[str] = []
+        self.item = Item("squares", "Squares", "Table 0", "nothing", self.parts, self.claims, datasets=("even", "odd"))
 
     def parts(self, setting):
         def run(name, seed):
@@ -28,60 +26,55 @@ class Squares:
 
         return [
             Part(f"{name}, seed {seed}", {"name": name, "seed": seed}, lambda name=name, seed=seed: run(name, seed))
-            for name in setting.chosen(self.datasets)
+            for name in setting.select(("even", "odd"))
             for seed in range(setting.seeds or 2)
         ]
 
-    def judge(self, setting, measured) -> list[CheckResult]:
-        missing = len(self.parts(setting)) - len(measured)
-        verdict = Verdict.UNDECIDED if missing else Verdict.HOLDS
-        return [compared(self, "squares", verdict, f"{missing} missing", paper=1, ours=len(measured))]
-
-    def draw(self, measured):
-        return None
+    def claims(self, setting):
+        keys = [part.key for part in self.parts(setting)]
+        return [Claim("all", "squares", 1, keys, lambda runs: Answer.of(True, "all there", len(runs)))]
 
 
 def test_parts_are_kept_and_not_run_again(tmp_path):
     item = Squares()
-    first = conduct(item, folder=tmp_path)
+    first = conduct(item.item, folder=tmp_path)
     assert first.results[0].verdict is Verdict.HOLDS
     assert first.missing == ()
     assert item.ran == ["even 0", "even 1", "odd 0", "odd 1"]
     assert first.measured["odd, seed 1"] == {"value": 1, "largest": float("inf")}
-    again = conduct(item, folder=tmp_path)
+    again = conduct(item.item, folder=tmp_path)
     assert item.ran == ["even 0", "even 1", "odd 0", "odd 1"]
     assert again.measured == first.measured
-    more = conduct(item, Setting(seeds=3, datasets=("odd",)), folder=tmp_path)
+    more = conduct(item.item, Setting(seeds=3, datasets=("odd",)), folder=tmp_path)
     assert item.ran[4:] == ["odd 2"]
     assert set(more.measured) == {"odd, seed 0", "odd, seed 1", "odd, seed 2"}
 
 
 def test_a_budget_leaves_parts_for_the_next_run(tmp_path):
     item = Squares()
-    outcome = conduct(item, folder=tmp_path, budget=1e-9)
+    outcome = conduct(item.item, folder=tmp_path, budget=1e-9)
     assert item.ran == ["even 0"]
     assert outcome.results[0].verdict is Verdict.UNDECIDED
     assert outcome.missing == ("even, seed 1", "odd, seed 0", "odd, seed 1")
-    assert conduct(item, folder=tmp_path, budget=0).missing == outcome.missing  # what is there, judged
+    assert conduct(item.item, folder=tmp_path, budget=0).missing == outcome.missing  # what is there, judged
     assert item.ran == ["even 0"]
-    assert conduct(item, folder=tmp_path).missing == ()
+    assert conduct(item.item, folder=tmp_path).missing == ()
 
 
 def test_what_another_process_made_meanwhile_is_taken_up(tmp_path):
     other, item = Squares(), Squares()
 
     def parts(setting):
-        first, *rest = Squares.parts(item, setting)
+        first, *rest = item.parts(setting)
         run = first.run
 
         def both():
-            conduct(other, folder=tmp_path)  # as if it ran beside us
+            conduct(other.item, folder=tmp_path)  # as if it ran beside us
             return run()
 
         return [dataclasses.replace(first, run=both), *rest]
 
-    item.parts = parts
-    outcome = conduct(item, folder=tmp_path)
+    outcome = conduct(dataclasses.replace(item.item, parts=parts), folder=tmp_path)
     assert outcome.missing == ()
     assert item.ran == ["even 0"]
     assert other.ran == ["even 0", "even 1", "odd 0", "odd 1"]
@@ -95,14 +88,14 @@ def test_items_of_one_family_share_their_parts(tmp_path):
 
 def test_a_damaged_part_is_refused_not_believed(tmp_path):
     item = Squares()
-    conduct(item, folder=tmp_path)
+    conduct(item.item, folder=tmp_path)
     victim = sorted(tmp_path.glob("squares-*.json"))[0]
     victim.write_text("{")
     with pytest.raises(InvalidInput, match="cannot be read"):
-        conduct(item, folder=tmp_path)
+        conduct(item.item, folder=tmp_path)
     victim.write_text(json.dumps({"data": 1}))
     with pytest.raises(InvalidInput, match="no part of a run"):
-        conduct(item, folder=tmp_path)
+        conduct(item.item, folder=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -111,15 +104,15 @@ def test_a_damaged_part_is_refused_not_believed(tmp_path):
 )
 def test_bad_settings(arguments, words):
     with pytest.raises(InvalidInput, match=words):
-        conduct(Squares(), Setting(**arguments))
+        conduct(Squares().item, Setting(**arguments))
 
 
 def test_bad_budget_and_folder(tmp_path):
     with pytest.raises(InvalidInput, match="budget"):
-        conduct(Squares(), budget=-1.0)
+        conduct(Squares().item, budget=-1.0)
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidInput, match="cannot be written"):
-        conduct(Squares(), folder=tmp_path / "file")
+        conduct(Squares().item, folder=tmp_path / "file")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -130,7 +123,20 @@ def test_every_item_says_what_it_is_and_judges_nothing_it_has_not_measured(name)
     keys = [part.key for part in item.parts(Setting())]
     assert len(set(keys)) == len(keys) > 0
     results = item.judge(Setting(), {})
-    assert {result.verdict for result in results} == {Verdict.UNDECIDED}
+    assert {(result.verdict, result.reason.removeprefix("reduced: ")) for result in results} == {
+        (Verdict.UNDECIDED, "not run")
+    }
+
+
+def test_every_claim_has_an_id_of_its_own_that_a_code_can_hold():
+    ids = []
+    for name in NAMES:
+        item = load(name)
+        device = "cpu" if name.startswith(("figure", "table1", "table2")) and name != "figure4" else "cuda"
+        setting = Setting(device=device, datasets=item.datasets)
+        ids += [result.code for result in item.judge(setting, {})]
+    assert len(set(ids)) == len(ids) > 80
+    assert all(code == slug(code) for code in ids)
 
 
 def test_unknown_item():
