@@ -1,9 +1,9 @@
-"""Three problems with real content for a first look: what ``alignver check`` runs when it is given nothing.
+"""Three built-in problems: ``alignver check`` without a subcommand runs them.
 
 They are decided with the rule ``press``, one of the two that the paper uses (Section 3.4). The Jacobians of these
-networks are very wide, and the other rule's default tolerance grows with max(N, d) though the rounding errors of the
-decomposition do not: with s_min / tolerance between 1 and 6 for two moons, it calls the rank full and yet cannot
-stand by it over a factor of ten.
+networks are very wide, and the tolerance of the other rule grows with max(N, d), although the rounding errors of the
+decomposition do not: with s_min / tolerance between 1 and 6 for two moons, that rule finds full rank but not over a
+factor of ten around its tolerance.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from alignver import require
 from alignver.checks.alignment import check_alignment
 from alignver.data import Dataset, semeion, sine_wave, two_moons
-from alignver.errors import InvalidInput
 from alignver.experiments.networks import fully_connected, lenet
 from alignver.results import CheckResult, Verdict
 
@@ -29,7 +29,7 @@ Run = Callable[[int, str, str], CheckResult]
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A model, its data and what the paper says of them.
+    """A model, its data and what the paper says about them.
 
     Attributes
     ----------
@@ -38,9 +38,9 @@ class Problem:
     description : str
         Model and data in one sentence.
     expected : Verdict
-        What the paper leads one to expect.
+        The verdict that the paper's result implies.
     source : str
-        The paper's sentence behind it.
+        The paper's sentence that implies it.
     run : callable of (seed, device, dtype) to CheckResult
         Build the problem from a seed and check it. ``device`` is a torch device, ``dtype`` the dtype in which the
         Jacobian is computed: ``"float64"`` or ``"float32"``.
@@ -107,7 +107,6 @@ def _semeion(seed: int, device: str, dtype: str) -> CheckResult:
 def _check(
     model: nn.Module, data: Dataset, x: npt.NDArray[np.generic], loss: str, device: str, dtype: str
 ) -> CheckResult:
-    if dtype not in ("float64", "float32"):
-        raise InvalidInput("dtype", f"dtype={dtype!r}", "'float64' or 'float32'")
+    require.one_of("dtype", dtype, ("float64", "float32"), need="'float64' or 'float32'")
     inputs = torch.from_numpy(x.astype(dtype)).to(device)
     return check_alignment(model.to(device), inputs, data.y, loss=loss, rule="press", dtype=dtype)

@@ -1,6 +1,7 @@
-"""Algorithm 1 at its word: the wrapper without what the library adds to keep it from diverging.
+"""Training runs of section 3.4.2: a ResNet-18 on an image set, by the standard method or by Algorithm 1 as written.
 
-Train the ResNet-18 of section 3.4.2 on an image set, by the standard method or by the wrapper around it.
+"As written" means without the repair and without the limit on the step by which the library keeps the wrapper from
+diverging.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ __all__ = ["RATE", "STANDARD", "WRAPPER", "Effort", "ImageRun", "effort", "enter
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Leave out warnings that a step may diverge or nothing is proved: an experiment measures what becomes of it."""
+    """Suppress the warnings that a step may diverge or that nothing is proved: an experiment measures what happens."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         yield
 
 
 def enter(wrapper: EEWrapper, X: Any, Y: Any, *, rate: float | None, **options: Any) -> Guarantee:
-    """Go over to exploitation, with the step that the paper has there whatever Lhat is.
+    """Switch to exploitation with the paper's step, whatever Lhat is.
 
     Parameters
     ----------
@@ -50,11 +51,11 @@ def enter(wrapper: EEWrapper, X: Any, Y: Any, *, rate: float | None, **options: 
         The step; None for the wrapper's choice.
     """
     with quietly():
-        found = wrapper.enter_exploitation(X, Y, **options)
+        guarantee = wrapper.enter_exploitation(X, Y, **options)
     if rate is not None:
         for group in wrapper.optimizer.param_groups:
             group["lr"] = rate
-    return found
+    return guarantee
 
 
 STANDARD, WRAPPER = "standard", "wrapper"
@@ -64,7 +65,7 @@ _MOMENTUM, _DECAY, _BATCH = 0.9, 1e-5, 64
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
-    """How large an experiment is: the paper's, or a reduced one.
+    """The size of an experiment: the paper's, or a reduced one.
 
     Attributes
     ----------
@@ -73,7 +74,7 @@ class Effort:
     width : int
         Channels of the first stage of the network.
     samples : int or None
-        Training images, and at most so many test images; None for all.
+        Number of training images, and the largest number of test images; None for all.
     paper : int
         The paper's epochs.
     """
@@ -86,7 +87,7 @@ class Effort:
 
     @property
     def reduced(self) -> str:
-        """What is less than in the paper, in words; empty for all of it."""
+        """The reductions in words; empty for an experiment of the paper's size."""
         words = []
         if self.epochs < self.paper:
             words.append(f"{self.epochs} of {self.paper} epochs")
@@ -98,12 +99,12 @@ class Effort:
 
     @property
     def label(self) -> str:
-        """What a claim begins with, so that nobody takes a reduced experiment for the paper's."""
+        """The beginning of a claim: it marks a reduced experiment."""
         return f"REDUCED ({self.reduced}): " if self.reduced else ""
 
     @property
     def word(self) -> str:
-        """What a reason begins with."""
+        """The beginning of a reason."""
         return "reduced: " if self.reduced else ""
 
 
@@ -117,7 +118,7 @@ _OTHERS = {True: Effort(10, 3, 8, 2000, paper=200), False: Effort(10, 3, 8, 2000
 
 
 def effort(setting: Setting, dataset: str, augmented: bool) -> Effort:
-    """Return the paper's effort, or the reduced one of two cores; with the setting's number of seeds.
+    """Return the paper's effort, or the reduced one for two cores, with the setting's number of seeds.
 
     Examples
     --------
@@ -126,13 +127,13 @@ def effort(setting: Setting, dataset: str, augmented: bool) -> Effort:
     >>> effort(Setting(), "mnist", True).reduced
     '10 of 200 epochs; 8 of 64 channels; 2000 training images and as many test images at most'
     """
-    found = _REDUCED.get(dataset, _OTHERS)[augmented] if setting.is_reduced else _FULL[augmented]
-    return found if setting.seeds is None else dataclasses.replace(found, seeds=setting.seeds)
+    size = _REDUCED.get(dataset, _OTHERS)[augmented] if setting.is_reduced else _FULL[augmented]
+    return size if setting.seeds is None else dataclasses.replace(size, seeds=setting.seeds)
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageRun:
-    """One training run, by everything that decides it.
+    """One training run: everything that determines its outcome.
 
     Attributes
     ----------
@@ -144,13 +145,13 @@ class ImageRun:
         Of split, initialisation, batches, augmentation and perturbation.
     effort : Effort
     epsilon, tau : float or None
-        Of the wrapper; tau is a share of the epochs (the paper's tau_0).
+        Of the wrapper; tau is a fraction of the epochs (the paper's tau_0).
     rate : float
         Of SGD, in both phases.
     solver : {"sgd", "lbfgs"}
         Of exploitation.
     validation : bool
-        Trained on four fifths of the training images, tested on the rest of them.
+        Whether it is trained on four fifths of the training images and tested on the others.
     """
 
     dataset: str
@@ -166,7 +167,7 @@ class ImageRun:
 
     @property
     def key(self) -> str:
-        """A name for reports; equal runs of one effort have equal names."""
+        """A name for reports, unique among the runs of one effort."""
         words = [self.dataset, self.method]
         if not self.augmented:
             words.append("no augmentation")
@@ -181,11 +182,11 @@ class ImageRun:
         return ", ".join([*words, f"seed {self.seed}"])
 
     def part(self, setting: Setting) -> Part:
-        """Return the part that trains, shared by all items that want this run."""
+        """Return the part that trains; items with the same run share it."""
         fixed = {"momentum": _MOMENTUM, "decay": _DECAY, "batch": _BATCH, "network": "pre-activation ResNet-18"}
         size = {"epochs": self.effort.epochs, "width": self.effort.width, "samples": self.effort.samples}
-        own = {**dataclasses.asdict(self), "effort": size, "repair": "none", "step": "as written"}
-        recipe = {**own, **fixed, "device": setting.device}
+        method = {"repair": "none", "step": "as written"}
+        recipe = {**dataclasses.asdict(self), "effort": size, **method, **fixed, "device": setting.device}
         return Part(self.key, recipe, lambda: train(self, setting), family="image")
 
 
@@ -196,7 +197,7 @@ def train(run: ImageRun, setting: Setting) -> dict[str, Any]:
     -------
     dict
         ``test`` (error in percent at the end), ``loss`` (mean over the batches of each epoch, before each step),
-        ``seconds`` and ``cpu_seconds`` of the training steps alone, of each phase; of the wrapper ``guarantee``.
+        ``seconds`` and ``cpu_seconds`` of the training steps alone, by phase; of the wrapper ``guarantee``.
     """
     device = setting.device
     data = split(
@@ -226,12 +227,12 @@ def train(run: ImageRun, setting: Setting) -> dict[str, Any]:
         "tests": len(data.x_test),
         "data": data.name,
         "sha256": data.sha256,
-        **trainer.found(),
+        **trainer.after(),
     }
 
 
 class _Clock:
-    """Wall-clock and processor time of what is done inside, by phase."""
+    """Measures wall-clock and processor time inside its ``with`` block, by phase."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -240,7 +241,7 @@ class _Clock:
         self._name, self._began = "", (0.0, 0.0)
 
     def phase(self, name: str) -> _Clock:
-        """Say what follows."""
+        """Name the phase of the block that follows."""
         self._name = name
         return self
 
@@ -248,8 +249,8 @@ class _Clock:
         self._began = self._now()
 
     def __exit__(self, *error: object) -> None:
-        for kept, now, began in zip((self.wall, self.cpu), self._now(), self._began):
-            kept[self._name] = kept.get(self._name, 0.0) + now - began
+        for total, now, began in zip((self.wall, self.cpu), self._now(), self._began):
+            total[self._name] = total.get(self._name, 0.0) + now - began
 
     def _now(self) -> tuple[float, float]:
         if self.device.startswith("cuda"):
@@ -271,11 +272,11 @@ class _Standard:
         self.optimizer = _sgd(run, model.parameters())
 
     def before(self, epoch: int, data: Split) -> None:
-        """Do what is due before an epoch."""
+        """Prepare an epoch."""
 
     def epoch(self, data: Split, source: torch.Generator) -> float:
         """Train on every image once; return the mean loss."""
-        return fmean(self.step(*_batch(self.run, data, at, source)) for at in _order(data, source))
+        return fmean(self.step(*_batch(self.run, data, indices, source)) for indices in _order(data, source))
 
     def step(self, x: torch.Tensor, y: torch.Tensor) -> float:
         """Take one step; return the loss before it."""
@@ -289,10 +290,10 @@ class _Standard:
         """Return the outputs in eval mode."""
         self.model.eval()
         with torch.no_grad():
-            return torch.cat([self.model(own) for own in torch.split(x, 512)])
+            return torch.cat([self.model(batch) for batch in torch.split(x, 512)])
 
-    def found(self) -> dict[str, Any]:
-        """Return what else there is to say."""
+    def after(self) -> dict[str, Any]:
+        """Return further entries of the run's record."""
         return {}
 
 
@@ -316,33 +317,33 @@ class _Wrapped:
             repair="none",
         )
         self.wrapper.prepare(data.x, data.y)
-        self.known: dict[str, Any] = {}
+        self.guarantee: dict[str, Any] = {}
 
     def before(self, epoch: int, data: Split) -> None:
-        """Go over to exploitation at tau."""
+        """Switch to exploitation at tau."""
         if epoch != self.tau:
             return
         rate = self.run.rate if self.run.solver == "sgd" else None
-        found = enter(self.wrapper, data.x, data.y, rate=rate, cache=not self.run.augmented)
-        self.phase, self.known = "exploitation", dict(found.summary())
+        guarantee = enter(self.wrapper, data.x, data.y, rate=rate, cache=not self.run.augmented)
+        self.phase, self.guarantee = "exploitation", dict(guarantee.summary())
 
     def epoch(self, data: Split, source: torch.Generator) -> float:
         """Train on every image once; return the mean loss."""
         if self.phase == "exploitation" and self.run.solver == "lbfgs":
             return self._whole(data, source)
-        return fmean(self._step(data, at, source) for at in _order(data, source))
+        return fmean(self._step(data, indices, source) for indices in _order(data, source))
 
-    def _step(self, data: Split, at: torch.Tensor, source: torch.Generator) -> float:
+    def _step(self, data: Split, indices: torch.Tensor, source: torch.Generator) -> float:
         if self.phase == "exploitation" and not self.run.augmented:
-            return self.wrapper.exploit_step(indices=at)
-        x, y = _batch(self.run, data, at, source)
+            return self.wrapper.exploit_step(indices=indices)
+        x, y = _batch(self.run, data, indices, source)
         return self.wrapper.explore_step(x, y) if self.phase == "exploration" else self.wrapper.exploit_step(x, y)
 
     def _whole(self, data: Split, source: torch.Generator) -> float:
-        """Take one step of L-BFGS, which wants the whole gradient, on all images as this epoch has them."""
+        """Take one step of L-BFGS, which needs the full gradient, on all images as augmented for this epoch."""
         if not self.run.augmented:
             return self.wrapper.exploit_step()
-        x = torch.cat([AUGMENTATIONS[self.run.dataset](own, source) for own in torch.split(data.x, _BATCH)])
+        x = torch.cat([AUGMENTATIONS[self.run.dataset](batch, source) for batch in torch.split(data.x, _BATCH)])
         problem = CachedProblem(self.wrapper.module, x)
         losses: list[float] = []
 
@@ -360,9 +361,9 @@ class _Wrapped:
         """Return the outputs in eval mode."""
         return self.wrapper.outputs(x)
 
-    def found(self) -> dict[str, Any]:
-        """Return what was known at tau."""
-        return {"guarantee": self.known}
+    def after(self) -> dict[str, Any]:
+        """Return the guarantee at tau."""
+        return {"guarantee": self.guarantee}
 
 
 def _order(data: Split, source: torch.Generator) -> Sequence[torch.Tensor]:
@@ -370,6 +371,8 @@ def _order(data: Split, source: torch.Generator) -> Sequence[torch.Tensor]:
     return torch.split(torch.randperm(len(data.x), generator=source), _BATCH)
 
 
-def _batch(run: ImageRun, data: Split, at: torch.Tensor, source: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    x = data.x[at]
-    return (AUGMENTATIONS[run.dataset](x, source) if run.augmented else x), data.y[at]
+def _batch(
+    run: ImageRun, data: Split, indices: torch.Tensor, source: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    x = data.x[indices]
+    return (AUGMENTATIONS[run.dataset](x, source) if run.augmented else x), data.y[indices]

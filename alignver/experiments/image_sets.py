@@ -1,9 +1,8 @@
-"""The paper's data augmentation (Appendix B.2.2): random crops, flips and small rotations, image by image.
+"""The image sets of section 3.4.2: splits for training and testing or validation, and data augmentation.
 
-The transforms of ``torchvision.transforms`` that the paper names, on whole batches and from a generator, so that a run
-can be repeated. Images are (b, channels, height, width) with 0 as background.
-
-The image sets of section 3.4.2, split as the paper splits them: training and test, or training and validation.
+The augmentations (Appendix B.2.2: random crops, flips and small rotations) are the transforms of
+``torchvision.transforms`` that the paper names, on whole batches and from a generator, so that a run can be repeated.
+Images are (b, channels, height, width) with 0 as background.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ Augmentation = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 
 def crop(x: torch.Tensor, padding: int, generator: torch.Generator) -> torch.Tensor:
-    """Pad with zeros on all sides, and cut out an image of the old size at a random place: ``RandomCrop``.
+    """Pad with zeros on all sides, and cut out an image of the original size at a random position: ``RandomCrop``.
 
     Examples
     --------
@@ -48,7 +47,7 @@ def crop(x: torch.Tensor, padding: int, generator: torch.Generator) -> torch.Ten
 
 
 def flip(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Mirror every other image, left to right, at random: ``RandomHorizontalFlip``."""
+    """Mirror each image, left to right, with probability one half: ``RandomHorizontalFlip``."""
     mirrored = torch.rand(len(x), generator=generator).to(x.device) < 0.5
     return torch.where(mirrored[:, None, None, None], x.flip(3), x)
 
@@ -56,7 +55,7 @@ def flip(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 def turn(x: torch.Tensor, degrees: float, scales: tuple[float, float], generator: torch.Generator) -> torch.Tensor:
     """Rotate about the centre by up to ``degrees`` either way and enlarge by a random factor: ``RandomAffine``.
 
-    As there, a pixel takes the value of the nearest one, and what comes from outside is 0.
+    A pixel takes the value of the nearest source pixel, and 0 where that lies outside the image.
 
     Examples
     --------
@@ -64,13 +63,13 @@ def turn(x: torch.Tensor, degrees: float, scales: tuple[float, float], generator
     >>> turn(x, 0.0, (1.0, 1.0), torch.Generator()).equal(x)
     True
     """
-    angle, place = torch.rand((2, len(x)), generator=generator)
+    angle, position = torch.rand((2, len(x)), generator=generator)
     angle = math.radians(degrees) * (2.0 * angle - 1.0)
-    scale = scales[0] + (scales[1] - scales[0]) * place
+    scale = scales[0] + (scales[1] - scales[0]) * position
     cosine, sine = angle.cos() / scale, angle.sin() / scale
-    nothing = torch.zeros_like(cosine)
-    # From where each output pixel comes: the rotation back, divided by the factor.
-    back = torch.stack([cosine, sine, nothing, -sine, cosine, nothing], 1).reshape(-1, 2, 3).to(x)
+    zero = torch.zeros_like(cosine)
+    # The source of each output pixel: the inverse rotation, divided by the factor.
+    back = torch.stack([cosine, sine, zero, -sine, cosine, zero], 1).reshape(-1, 2, 3).to(x)
     grid = functional.affine_grid(back, list(x.shape), align_corners=False)
     return functional.grid_sample(x, grid, mode="nearest", padding_mode="zeros", align_corners=False)
 
@@ -89,14 +88,14 @@ AUGMENTATIONS: Mapping[str, Augmentation] = MappingProxyType(
         "svhn": _natural,
     }
 )
-"""What Appendix B.2.2 says of each data set."""
+"""The augmentation of each data set in Appendix B.2.2."""
 
 _LOADERS: Mapping[str, Callable[..., Dataset]] = MappingProxyType(
     {"mnist": mnist, "cifar10": cifar10, "cifar100": cifar100, "kmnist": kmnist, "svhn": svhn}
 )
 NAMES = ("semeion", *_LOADERS)
 _SEMEION = 1000  # training images of Semeion, which has no split of its own
-_VALIDATION = 0.2  # share of the training images that a grid search holds back
+_VALIDATION = 0.2  # share of the training images that a grid search holds out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +108,7 @@ class Split:
     x_test: torch.Tensor
     y_test: torch.Tensor
     sha256: str
-    """Of the data set that the training images are from."""
+    """Hash of the data set that contains the training images."""
 
     @property
     def classes(self) -> int:
@@ -135,11 +134,11 @@ def split(
     seed : int
         Draws Semeion's 1000 training images (the other 593 are its test images), the validation images, the samples.
     validation : bool
-        Hold back a fifth of the training images and test on them: the test set is not looked at.
+        Hold out a fifth of the training images and test on them; the test set is not used.
     samples : int, optional
-        At most so many training images, and at most so many test images.
+        The largest number of training images, and of test images.
     folder : path, optional
-        Where the set is; Semeion needs none.
+        Folder of the set; Semeion needs none.
     device : str
 
     Returns
@@ -153,8 +152,8 @@ def split(
         train, test = digits.take(np.sort(order[:_SEMEION])), digits.take(np.sort(order[_SEMEION:]))
         sha256 = digits.sha256
     else:
-        place = data_folder(folder)
-        train, test = (_LOADERS[dataset](place, train=part) for part in (True, False))
+        root = data_folder(folder)
+        train, test = (_LOADERS[dataset](root, train=part) for part in (True, False))
         sha256 = train.sha256
     if validation:
         order = source.permutation(len(train))

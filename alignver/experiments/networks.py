@@ -1,6 +1,6 @@
-"""The two networks of the paper's Section 2.2: fully connected, and LeNet.
+"""The paper's networks: fully connected and LeNet (Section 2.2), and the pre-activation ResNet-18 (section 3.4.2).
 
-The pre-activation ResNet-18 of the paper's image experiments, with softplus for every activation.
+Every activation is the softplus with factor 100.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from alignver.errors import InvalidInput
+from alignver import require
 
 __all__ = ["BIASES", "ResNet18", "fix_statistics", "fully_connected", "lenet", "resnet18"]
 _BETA = 100.0  # the paper's varsigma
 
 BIASES = ("default", "zero", "none")
-"""What :func:`fully_connected` can do about biases."""
+"""Values of the parameter ``biases`` of :func:`fully_connected`."""
 
 
 def fully_connected(
@@ -34,19 +34,19 @@ def fully_connected(
 
     "We used four layers and 300 neurons per hidden layer"; "each entry of the weight matrices in the fully-connected
     layers was initialized independently by the normal distribution with the standard deviation of 1/sqrt(m) with
-    m = 300 for all layers"; softplus ``ln(1 + exp(beta z)) / beta`` with beta = 100 (Appendix B.1). Read here:
-    ``depth`` weight matrices, that is depth - 1 hidden layers. Counting the input as a layer, as the paper's list for
-    LeNet does, would be depth=3. The outputs are the values before any nonlinearity, as Definition 2 wants them.
+    m = 300 for all layers"; softplus ``ln(1 + exp(beta z)) / beta`` with beta = 100 (Appendix B.1). This is read as
+    ``depth`` = 4 weight matrices, that is depth - 1 hidden layers; if the input counted as a layer, as in the paper's
+    list for LeNet, it would be depth=3. The outputs are the values before any nonlinearity, as in Definition 2.
 
-    On biases the paper is silent. They are kept, and start as PyTorch starts them (uniform within 1/sqrt(fan in)): the
-    paper sets "each entry of the weight matrices", so its biases are most likely the library's default.
+    The paper does not mention biases. The default is PyTorch's initialisation (uniform within 1/sqrt(fan in)): the
+    paper sets "each entry of the weight matrices", so its biases are most likely those of the library.
 
     Parameters
     ----------
     m_x, m_y : int
         Number of inputs and of outputs.
     width, depth : int
-        Neurons of a hidden layer, number of weight matrices.
+        Neurons of a hidden layer, and number of weight matrices.
     seed : int
         Seed of the initialisation; the global random state is not touched.
     biases : str
@@ -60,7 +60,7 @@ def fully_connected(
     Raises
     ------
     InvalidInput
-        A size below 1, a seed that is no non-negative integer, an unknown word for biases.
+        A size is below 1, the seed is not a non-negative integer, or ``biases`` has another value.
 
     Examples
     --------
@@ -69,9 +69,8 @@ def fully_connected(
     181801
     """
     for name, value in (("m_x", m_x), ("width", width), ("depth", depth), ("m_y", m_y)):
-        _require_size(name, value)
-    if biases not in BIASES:
-        raise InvalidInput("biases", f"biases={biases!r}", "one of " + ", ".join(repr(known) for known in BIASES))
+        require.integer(name, value, least=1)
+    require.one_of("biases", biases, BIASES)
     sizes = [m_x, *[width] * (depth - 1), m_y]
     layers: list[nn.Module] = []
     with _seeded(seed):
@@ -89,8 +88,8 @@ def fully_connected(
 def lenet(m_c: int = 1, classes: int = 10, side: int = 16, *, seed: int = 0) -> nn.Sequential:
     """Build the LeNet of the paper: two 5 x 5 convolutions of 8 m_c filters, then 128 m_c units, then the outputs.
 
-    Softplus with beta = 100 after each hidden layer, PyTorch's default initialisation (that of 1.4.0 is that of
-    today), no pooling and no padding: the list of Appendix B.1 has neither.
+    Softplus with beta = 100 after each hidden layer, PyTorch's default initialisation (the same in 1.4.0 as today), no
+    pooling and no padding: the list of Appendix B.1 has neither.
 
     Parameters
     ----------
@@ -111,7 +110,7 @@ def lenet(m_c: int = 1, classes: int = 10, side: int = 16, *, seed: int = 0) -> 
     Raises
     ------
     InvalidInput
-        A size below its minimum, or a seed that is no non-negative integer.
+        A size is below its minimum, or the seed is not a non-negative integer.
 
     Examples
     --------
@@ -120,8 +119,8 @@ def lenet(m_c: int = 1, classes: int = 10, side: int = 16, *, seed: int = 0) -> 
     torch.Size([3, 10])
     """
     for name, value in (("m_c", m_c), ("classes", classes)):
-        _require_size(name, value)
-    _require_size("side", side, least=9)
+        require.integer(name, value, least=1)
+    require.integer("side", side, least=9)
     filters, units = 8 * m_c, 128 * m_c
     with _seeded(seed):
         layers = [
@@ -139,30 +138,24 @@ def lenet(m_c: int = 1, classes: int = 10, side: int = 16, *, seed: int = 0) -> 
 
 
 class _OneChannel(nn.Module):
-    """Grey images with or without their channel axis: (n, side, side) or (n, 1, side, side) to the latter."""
+    """Reshapes grey images (n, side, side) or (n, 1, side, side) to the latter."""
 
     def __init__(self, side: int) -> None:
         super().__init__()
         self.side = side
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Add the channel axis where it is missing; any other shape is an error of reshape."""
+        """Add the channel axis if it is missing; reshape raises for any other shape."""
         return x.reshape(len(x), 1, self.side, self.side)
 
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Draw from the CPU's generator at ``seed``, and put its state back."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise InvalidInput("seed", f"seed={seed!r}", "an integer from 0 to 2**63 - 1")
+    """Draw from the CPU's generator at ``seed``, and restore its state."""
+    seed = require.integer("seed", seed, least=0, most=2**63 - 1, need="an integer from 0 to 2**63 - 1")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
-
-
-def _require_size(name: str, value: int, least: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InvalidInput(name, f"{name}={value!r}", f"an integer of at least {least}")
 
 
 _STAGES = ((1, 1), (2, 2), (4, 2), (8, 2))  # channels, as multiples of the width, and first stride of each stage
@@ -182,8 +175,8 @@ class _Block(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the block's output."""
         first = self.act(self.bn1(x))
-        kept = x if self.shortcut is None else self.shortcut(first)
-        return torch.add(self.conv2(self.act(self.bn2(self.conv1(first)))), kept)
+        shortcut = x if self.shortcut is None else self.shortcut(first)
+        return torch.add(self.conv2(self.act(self.bn2(self.conv1(first)))), shortcut)
 
 
 class ResNet18(nn.Module):
@@ -233,12 +226,12 @@ def resnet18(
     Returns
     -------
     ResNet18
-        float32, in eval mode. Its BatchNorm statistics are those of nothing yet: see :func:`fix_statistics`.
+        float32, in eval mode. Its BatchNorm statistics are PyTorch's initial ones: see :func:`fix_statistics`.
 
     Raises
     ------
     InvalidInput
-        A size below 1.
+        A size is below 1.
 
     Examples
     --------
@@ -246,8 +239,7 @@ def resnet18(
     True
     """
     for name, value in (("channels", channels), ("classes", classes), ("width", width)):
-        if value < 1:
-            raise InvalidInput(name, str(value), "an integer >= 1")
+        require.integer(name, value, least=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ResNet18(channels, classes, softplus_beta, width).eval()
@@ -268,7 +260,7 @@ def fix_statistics(model: nn.Module, images: torch.Tensor, *, batch_size: int = 
     Returns
     -------
     torch.nn.Module
-        ``model``, in eval mode; its layers are then fixed analytic functions, as Assumption 6 wants them.
+        ``model``, in eval mode; its layers are then fixed analytic functions, as Assumption 6 requires.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
@@ -276,11 +268,6 @@ def fix_statistics(model: nn.Module, images: torch.Tensor, *, batch_size: int = 
         norm.momentum = None  # cumulative average
     model.train()
     with torch.no_grad():
-        for batch in _batches(images, batch_size):
-            model(batch)
+        for start in range(0, len(images) - batch_size + 1, batch_size):  # whole batches alone: they have equal weights
+            model(images[start : start + batch_size])
     return model.eval()
-
-
-def _batches(images: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
-    for start in range(0, int(images.shape[0]) - size + 1, size):
-        yield images[start : start + size]
