@@ -18,21 +18,21 @@ from alignver.errors import InvalidInput
 __all__ = ["CODES", "boolean", "instance", "integer", "one_of", "real"]
 
 CODES = {
-    "invalid-value": "a value that the call cannot use, for the reason that the message gives",
+    "invalid-value": "a value that the call cannot use; the message gives the reason",
     "not-an-integer": "a value that is not an integer, or an integer outside the range",
     "not-a-number": "a value that is not a real number, or a number outside the range",
-    "not-a-choice": "a value that is not among those listed",
+    "not-a-choice": "a value that is not one of the listed options",
     "not-a-boolean": "a value other than True and False",
-    "wrong-type": "an object of another type",
-    "wrong-shape": "an array or tensor of another shape, or two that do not fit each other",
-    "wrong-dtype": "an array or tensor of another dtype",
-    "wrong-device": "a tensor or model on another device",
+    "wrong-type": "an object of the wrong type",
+    "wrong-shape": "an array or tensor of the wrong shape, or two with inconsistent shapes",
+    "wrong-dtype": "an array or tensor of the wrong dtype",
+    "wrong-device": "a tensor or model on the wrong device",
     "not-finite": "NaN or Inf among the numbers",
-    "conflicting-arguments": "arguments that exclude each other, or one that needs another",
-    "unreadable-file": "a file that cannot be read as what it should be",
-    "unwritable-file": "a place that nothing can be written to",
-    "unsupported-model": "a model that the check cannot be about, for the reason that the message gives",
-    "too-large": "more memory than there is",
+    "conflicting-arguments": "arguments that exclude each other, or an argument that requires another",
+    "unreadable-file": "a file that cannot be read in the expected format",
+    "unwritable-file": "a path that cannot be written to",
+    "unsupported-model": "a model that the check does not support; the message gives the reason",
+    "too-large": "a computation that needs more memory than is available",
 }
 """The kinds of refusal: a code, and what it stands for."""
 
