@@ -14,7 +14,7 @@ from alignver.require import CODES
 
 ROOT = Path(__file__).parents[1]
 TABLE = (
-    (ROOT / "docs/verdicts.md").read_text().partition("| code | the answer |")[2].partition("## Invalid arguments")[0]
+    (ROOT / "docs/verdicts.md").read_text().partition("| code | meaning |")[2].partition("## Invalid arguments")[0]
 )
 PATTERNS = [code.replace("*", "[a-z0-9-]+") for code in re.findall(r"`([a-z*][a-zA-Z0-9*-]+)`", TABLE)]
 
