@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from alignver.checks.optimality import check_optimality
     from alignver.checks.rank import check_rank
     from alignver.checks.recheck import recheck
-    from alignver.errors import InvalidInput, MissingDependency, VerificationFailed
+    from alignver.errors import InvalidInput, MissingDependency
     from alignver.jacobians.gram import gram
     from alignver.jacobians.jacobian import jacobian
     from alignver.jacobians.kernel_distance import RepresentationChange, RepresentationSnapshot, representation_change
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from alignver.kernel import Certificate, load_certificate
     from alignver.proof import Ball
     from alignver.report.history import History
-    from alignver.results import Bound, CheckResult, Report, Rigor, Subject, Tolerance, Verdict
+    from alignver.results import Bound, CheckResult, Report, Rigor, Subject, Tolerance, Verdict, VerificationFailed
     from alignver.theory.exploitation import Exploitation
     from alignver.theory.record import TrainingRecord
     from alignver.training.tracker import AlignmentTracker
@@ -60,7 +60,7 @@ _HOMES = {
     "Tolerance": "alignver.results",
     "TrainingRecord": "alignver.theory.record",
     "Verdict": "alignver.results",
-    "VerificationFailed": "alignver.errors",
+    "VerificationFailed": "alignver.results",
     "check_alignment": "alignver.checks.alignment",
     "check_analytic": "alignver.checks.analytic",
     "check_common_structure": "alignver.checks.common_structure",

@@ -1,4 +1,4 @@
-"""The three ways in which alignver says no by raising, and how what other libraries raise becomes one of them.
+"""Errors of arguments and of missing libraries, and how what other libraries raise becomes one of them.
 
 A mathematical failure is a verdict, never an exception. Messages quote names and texts of files, which must not draw on
 a terminal: what is shown goes through :func:`printable`.
@@ -7,13 +7,9 @@ a terminal: what is shown goes through :func:`printable`.
 from __future__ import annotations
 
 import contextlib
-import typing
 from collections.abc import Iterator
 
-if typing.TYPE_CHECKING:
-    from alignver.results import CheckResult
-
-__all__ = ["InvalidInput", "MissingDependency", "VerificationFailed", "first_line", "printable", "reading"]
+__all__ = ["InvalidInput", "MissingDependency", "first_line", "printable", "reading"]
 
 
 def printable(text: str) -> str:
@@ -65,14 +61,6 @@ class MissingDependency(ImportError):
 
     def __reduce__(self) -> tuple[type[MissingDependency], tuple[str, str, str]]:
         return type(self), (self.library, self.purpose, self.extra)
-
-
-class VerificationFailed(Exception):
-    """A result that was required to hold and does not; ``.result`` carries it whole."""
-
-    def __init__(self, result: CheckResult) -> None:
-        self.result = result
-        super().__init__(str(result))
 
 
 def first_line(error: BaseException) -> str:

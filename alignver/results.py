@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn, Protocol, runtime_checkable
 
-from alignver.errors import VerificationFailed, printable
+from alignver.errors import printable
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -29,6 +29,7 @@ __all__ = [
     "Summarised",
     "Tolerance",
     "Verdict",
+    "VerificationFailed",
     "shown_down",
     "shown_up",
 ]
@@ -387,6 +388,14 @@ class CheckResult:
 
 _FROM_VERSION_1 = {"subject": Subject.COMPUTED_MATRIX, "code": ""}
 """What version 1 of the schema did not say: its proofs were all about matrices."""
+
+
+class VerificationFailed(Exception):
+    """A result that was required to hold and does not; ``.result`` carries it whole."""
+
+    def __init__(self, result: CheckResult) -> None:
+        self.result = result
+        super().__init__(str(result))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,7 @@ import alignver as av
 from alignver.require import CODES
 
 ROOT = Path(__file__).parents[1]
-TABLE = (
-    (ROOT / "docs/verdicts.md").read_text().partition("| code | meaning |")[2].partition("## Invalid arguments")[0]
-)
+TABLE = (ROOT / "docs/verdicts.md").read_text().partition("| code | meaning |")[2].partition("## Invalid arguments")[0]
 PATTERNS = [code.replace("*", "[a-z0-9-]+") for code in re.findall(r"`([a-z*][a-zA-Z0-9*-]+)`", TABLE)]
 
 

@@ -11,8 +11,19 @@ import pickle
 import numpy as np
 import pytest
 
-from alignver.errors import InvalidInput, MissingDependency, VerificationFailed
-from alignver.results import Bound, CheckResult, Report, Rigor, Subject, Tolerance, Verdict, plain, worst
+from alignver.errors import InvalidInput, MissingDependency
+from alignver.results import (
+    Bound,
+    CheckResult,
+    Report,
+    Rigor,
+    Subject,
+    Tolerance,
+    Verdict,
+    VerificationFailed,
+    plain,
+    worst,
+)
 
 
 class Paper:
