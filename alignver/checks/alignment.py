@@ -1,6 +1,6 @@
-"""What sizes alone say of the rank of a Jacobian, before it is computed.
+"""Data-architecture alignment of a torch model with its data: Definition 2, from a module to a verdict.
 
-Data-architecture alignment of a torch model with its data: Definition 2, from a module to a verdict.
+The numbers of parameters and of outputs bound the rank of the Jacobian before it is computed.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,14 +18,171 @@ from alignver.checks.data import merge_sentence, refutation
 from alignver.checks.membership import check_membership
 from alignver.errors import InvalidInput
 from alignver.jacobians.factored_proof import prove_by_factors
-from alignver.jacobians.jacobian_form import JacobianForm, Plan, gram_first, planned, represent
+from alignver.jacobians.jacobian_form import JacobianForm, gram_first, planned, represent
 from alignver.jacobians.nonsmooth_points import find_nonsmooth_points
-from alignver.jacobians.prepare import PreparedAlignment, prepare_alignment
+from alignver.jacobians.prepare import prepare_alignment
 from alignver.network.functional import parameter_layout
 from alignver.network.preserve_state import preserve_state
 from alignver.results import CheckResult
 
 __all__ = ["RankBound", "check_alignment", "row_rank_bound"]
+
+_STATEMENT = "Data-architecture alignment (Definition 2)"
+
+
+def check_alignment(
+    model: nn.Module,
+    X: Any,
+    Y: Any,
+    *,
+    loss: str,
+    method: str = "auto",
+    rule: str = "golub",
+    certify: bool = True,
+    tolerance: float | None = None,
+    residual_tolerance: float | None = None,
+    dtype: str | None = "float64",
+    chunk_size: int | None = None,
+    engine: str | None = None,
+) -> CheckResult:
+    """Check the data-architecture alignment condition of a model at its present theta.
+
+    ``vec(Y_l) in Col(d vec(f_X(theta)) / d theta)`` (paper, Definition 2), with Y_l of
+    :func:`alignver.theory.losses.modified_targets` and the matrix of :func:`alignver.jacobians.jacobian.jacobian`.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Its outputs are the values before the last nonlinearity (logits). It is not changed.
+    X : torch.Tensor or numpy.ndarray
+        Inputs, one sample per row: (n, ...).
+    Y : torch.Tensor, numpy.ndarray or list
+        Targets, in a form that the loss accepts.
+    loss : str
+        ``"squared"``, ``"binary_cross_entropy"`` or ``"cross_entropy"``.
+    method, rule, certify, tolerance, residual_tolerance
+        As in :func:`alignver.checks.membership.check_membership`.
+    dtype, chunk_size
+        As in :func:`alignver.jacobians.jacobian.jacobian`.
+    engine : {"dense", "streamed", "gram", "matrix-free"}, optional
+        The representation of J; by default the first that fits into memory
+        (:func:`alignver.jacobians.jacobian_form.plan`): J itself, the triangle of its streamed QR, or products with it
+        (LSMR, bounds only). A proof through the verified Gram matrix of the layers' factors is tried before them if it
+        is cheaper (``method="auto"`` with ``certify``), and always with ``"gram"``; if it fails because of the
+        conditioning, the others follow.
+
+    Returns
+    -------
+    CheckResult
+        Of :func:`~alignver.checks.membership.check_membership`, with a description of J. For samples with equal inputs
+        and different labels: FAILS with PROOF, about the data (:func:`~alignver.checks.data.check_data`), at any n.
+        Samples that repeat others, input and label, are merged: the check is made for the distinct samples, and the
+        answer is valid for all.
+
+    Raises
+    ------
+    InvalidInput
+        For a model, inputs or targets without a verdict; the message gives the reason and the remedy.
+
+    Notes
+    -----
+    Rigor: that of the membership check, about the matrix of derivatives as computed for the distinct samples. A proof
+    through the Gram matrix is about the matrix whose layer factors (inputs and backpropagated outputs) are the computed
+    floats, and about every matrix within the rank rule's tolerance of it (:mod:`alignver.jacobians.factored_proof`).
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Linear(1, 1)
+    >>> line = check_alignment(model, [[0.0], [1.0], [2.0]], [1.0, 3.0, 5.0], loss="squared")
+    >>> line.verdict
+    <Verdict.HOLDS: 'HOLDS'>
+    >>> bent = check_alignment(model, [[0.0], [1.0], [2.0]], [1.0, 3.0, 9.0], loss="squared")
+    >>> bent.verdict
+    <Verdict.FAILS: 'FAILS'>
+    """
+    began = time.perf_counter()
+    check = functools.partial(
+        check_membership,
+        method=method,
+        rule=rule,
+        certify=certify,
+        tolerance=tolerance,
+        residual_tolerance=residual_tolerance,
+    )
+    check(np.ones((1, 1)), np.ones(1))  # refuses an invalid option before the long computation
+    if engine == "gram" and (method != "auto" or not certify):
+        got = f"engine='gram' with method={method!r}, certify={certify}"
+        need = "method='auto' and certify=True: the Gram matrix gives proofs only"
+        raise InvalidInput("engine", got, need, "conflicting-arguments")
+    prepared = prepare_alignment(model, X, Y, loss, dtype)
+    n, m_y, d = len(prepared.x), prepared.m_y, parameter_layout(prepared.model).d
+    sizes = {"n": prepared.duplicates.n, "m_y": m_y, "d": d, "loss": loss}
+    refuted = refutation(prepared.duplicates, loss, name="alignment", statement=_STATEMENT, measured=sizes)
+    if refuted is not None:
+        return dataclasses.replace(refuted, cost={"seconds": time.perf_counter() - began})
+    bound = row_rank_bound(prepared.model, prepared.x, m_y)
+    plan = planned(n, m_y, d, engine)
+    J: JacobianForm
+    result: CheckResult | None = None
+    failure = ""
+    if engine == "gram" or (method == "auto" and certify and engine is None and gram_first(n, m_y, d, plan)):
+        if bound.sentence:
+            failure = f"rank J <= {bound.value}"
+        else:
+            attempt = prove_by_factors(
+                prepared.model,
+                prepared.x,
+                prepared.y,
+                rule=rule,
+                tolerance=tolerance,
+                dtype=dtype,
+                chunk_size=chunk_size,
+                chosen=plan,
+                asked=engine == "gram",
+            )
+            result, failure = attempt.result, attempt.reason
+            words = f"gram: from layer factors, without forming J; fallback: {plan.engine}"
+            J = JacobianForm(None, n, m_y, d, attempt.computed_in, words, attempt.dtype)
+    if result is None:
+        J = represent(prepared.model, prepared.x, plan, dtype=dtype, chunk_size=chunk_size)
+        y = torch.from_numpy(prepared.y).to(J.matrix.device)
+        result = check(J.matrix, y, computed_in=J.computed_in)
+        if failure:
+            line = f"no proof through the Gram matrix of layer factors: {failure}"
+            result = dataclasses.replace(result, evidence=(*result.evidence, line))
+    nonsmooth = find_nonsmooth_points(prepared.model, prepared.x, dtype)
+    measured = {
+        **result.measured,
+        **sizes,
+        "distinct": n,
+        "dtype": J.dtype,
+        "computed_in": J.computed_in,
+        "engine": J.words,
+        "planned": plan.reason,
+        "conflicts": prepared.duplicates.conflicts.plain(),
+        "rank_upper": bound.value,
+        **({} if nonsmooth is None else {"kinks": nonsmooth.summary()}),
+    }
+    merged = (merge_sentence(prepared.duplicates),) if prepared.merged else ()
+    limit = (bound.sentence,) if bound.sentence else ()
+    points = () if nonsmooth is None else (nonsmooth.sentence(),)
+    return dataclasses.replace(
+        result,
+        name="alignment",
+        code=result.code.replace("membership", "alignment", 1),
+        statement=_STATEMENT,
+        evidence=(*merged, *limit, *result.evidence, _description(J), *points),
+        measured=measured,
+        plan=dataclasses.asdict(plan),
+        cost={**result.cost, "seconds": time.perf_counter() - began},
+    )
+
+
+def _description(J: JacobianForm) -> str:
+    rounding = "" if J.dtype == J.computed_in else f", rounded to {J.computed_in} on the way"
+    plural = "s" * (J.m_y > 1)
+    return f"J: {J.n} samples, {J.m_y} output{plural}, {J.d} parameters; {J.dtype}{rounding}; {J.words}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +193,7 @@ class RankBound:
     ----------
     value : int
     sentence : str
-        Why J cannot have full row rank; empty where sizes do not exclude it.
+        Why J cannot have full row rank; empty if the sizes do not exclude it.
     """
 
     value: int
@@ -49,15 +205,15 @@ def row_rank_bound(model: nn.Module, x: torch.Tensor, m_y: int) -> RankBound:
 
     .. math:: \mathrm{rank}\, J \le \min\big(N,\; d,\; \min_{\text{cuts}} \min(|P_1|, n r) + |P_2|\big)
 
-    A cut of a chain of modules leaves the parameters :math:`P_1` before it and :math:`P_2` after it; what passes
-    through it are r numbers a sample. The columns of :math:`P_1` are :math:`\mathrm{blockdiag}(G_i) H`, H of n r rows.
-    Chains are ``nn.Sequential`` of modules of ``torch.nn`` without hooks: what other code reaches for, sizes do not
-    tell. A parameter that is used on both sides counts as one of :math:`P_2`.
+    A cut of a chain of modules has the parameters :math:`P_1` before it and :math:`P_2` after it; r numbers per sample
+    pass through it. The columns of :math:`P_1` are :math:`\mathrm{blockdiag}(G_i) H`, where H has n r rows. Chains are
+    ``nn.Sequential`` of modules of ``torch.nn`` without hooks; other code may access any value. A parameter that is
+    used on both sides counts as one of :math:`P_2`.
 
     Parameters
     ----------
     model : torch.nn.Module
-        In eval mode where that matters: samples do not see each other.
+        In eval mode, so that samples do not depend on each other.
     x : torch.Tensor
         (n, ...), inputs that the model takes.
     m_y : int
@@ -79,20 +235,17 @@ def row_rank_bound(model: nn.Module, x: torch.Tensor, m_y: int) -> RankBound:
     for name, r, before, after in _cuts(model, x):
         value = min(before, n * r) + after
         if value < best.value:
+            numbers = "one number" if r == 1 else f"{r} numbers"
             sentence = (
-                f"{before} parameters reach the outputs through the {_counted(r)} a sample that module {name} gives, "
+                f"{before} parameters reach the outputs through {numbers} per sample, the output of module {name}, "
                 f"{after} otherwise: rank J <= {value} < N = {N}"
             )
             best = RankBound(value, sentence)
     return best
 
 
-def _counted(r: int) -> str:
-    return "one number" if r == 1 else f"{r} numbers"
-
-
 def _cuts(model: nn.Module, x: torch.Tensor) -> list[tuple[str, int, int, int]]:
-    """Return, after each module of a chain but the last: its name, numbers a sample, parameters before and after."""
+    """Return, for each module of a chain but the last: name, numbers per sample, parameters before and after it."""
     chain = _chain(model, "")
     if len(chain) < 2 or not all(_plain(module) for module in model.modules()):
         return []
@@ -122,182 +275,7 @@ def _chain(module: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
 
 
 def _plain(module: nn.Module) -> bool:
-    """Whether a module does what its class in torch.nn does, and nothing else."""
+    """Whether a module is of a class of torch.nn, without hooks and with the forward method of its class."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    own = "forward" in vars(module)
-    return type(module).__module__.startswith("torch.nn.modules.") and not own and not any(hooks)
-
-
-_STATEMENT = "Data-architecture alignment (Definition 2)"
-
-
-def check_alignment(
-    model: nn.Module,
-    X: Any,
-    Y: Any,
-    *,
-    loss: str,
-    method: str = "auto",
-    rule: str = "golub",
-    certify: bool = True,
-    tolerance: float | None = None,
-    residual_tolerance: float | None = None,
-    dtype: str | None = "float64",
-    chunk_size: int | None = None,
-    engine: str | None = None,
-) -> CheckResult:
-    """Check the data-architecture alignment condition of a model at its present theta.
-
-    ``vec(Y_l) in Col(d vec(f_X(theta)) / d theta)`` (paper, Definition 2), with Y_l of
-    :func:`alignver.theory.losses.modified_targets` and the matrix of :func:`alignver.jacobians.jacobian.jacobian`.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Its outputs are the values before the last nonlinearity (logits). It is left as it was.
-    X : torch.Tensor or numpy.ndarray
-        Inputs, one sample a row: (n, ...).
-    Y : torch.Tensor, numpy.ndarray or list
-        Targets, in a form that the loss takes.
-    loss : str
-        ``"squared"``, ``"binary_cross_entropy"`` or ``"cross_entropy"``.
-    method, rule, certify, tolerance, residual_tolerance
-        As in :func:`alignver.checks.membership.check_membership`.
-    dtype, chunk_size
-        As in :func:`alignver.jacobians.jacobian.jacobian`.
-    engine : {"dense", "streamed", "gram", "matrix-free"}, optional
-        What stands for J; by default the first that fits into memory
-        (:func:`alignver.jacobians.jacobian_form.plan`): J itself,
-        the triangle of its streamed QR, or products with it (LSMR, bounds only). A proof through the verified Gram
-        matrix of the layers' factors comes before them where it is cheaper (``method="auto"`` with ``certify``), and
-        with ``"gram"`` in any case; where the conditioning does not allow it, the others follow.
-
-    Returns
-    -------
-    CheckResult
-        Of :func:`~alignver.checks.membership.check_membership`, with what J is. Samples with equal inputs and different
-        labels: FAILS with PROOF at once, about the data (:func:`~alignver.checks.data.check_data`), at any n. Samples
-        that repeat others, input and label, are merged: the distinct ones are asked about, and the answer is for all.
-
-    Raises
-    ------
-    InvalidInput
-        A model, inputs or targets that no verdict can be about; the message says why, and the remedy.
-
-    Notes
-    -----
-    Rigor: that of the membership check, about the matrix of derivatives as computed for the distinct samples. A proof
-    through the Gram matrix is about the matrix whose layer factors (inputs and backpropagated outputs) are the floats
-    that were computed, and every matrix within the rank rule's tolerance of it
-    (:mod:`alignver.jacobians.factored_proof`).
-
-    Examples
-    --------
-    >>> import torch
-    >>> model = torch.nn.Linear(1, 1)
-    >>> line = check_alignment(model, [[0.0], [1.0], [2.0]], [1.0, 3.0, 5.0], loss="squared")
-    >>> line.verdict
-    <Verdict.HOLDS: 'HOLDS'>
-    >>> bent = check_alignment(model, [[0.0], [1.0], [2.0]], [1.0, 3.0, 9.0], loss="squared")
-    >>> bent.verdict
-    <Verdict.FAILS: 'FAILS'>
-    """
-    began = time.perf_counter()
-    check = functools.partial(
-        check_membership,
-        method=method,
-        rule=rule,
-        certify=certify,
-        tolerance=tolerance,
-        residual_tolerance=residual_tolerance,
-    )
-    check(np.ones((1, 1)), np.ones(1))  # refuses a bad option now, not after the long work
-    if engine == "gram" and (method != "auto" or not certify):
-        got = f"engine='gram' with method={method!r}, certify={certify}"
-        raise InvalidInput("engine", got, "method='auto' and certify=True: the Gram matrix only ever proves")
-    asked = prepare_alignment(model, X, Y, loss, dtype)
-    d = parameter_layout(asked.model).d
-    sizes = {"n": asked.duplicates.n, "m_y": asked.m_y, "d": d, "loss": loss}
-    refuted = refutation(asked.duplicates, loss, name="alignment", statement=_STATEMENT, measured=sizes)
-    if refuted is not None:
-        return dataclasses.replace(refuted, cost={"seconds": time.perf_counter() - began})
-    bound = row_rank_bound(asked.model, asked.x, asked.m_y)
-    chosen = planned(len(asked.x), asked.m_y, d, engine)
-    prove = method == "auto" and certify
-    J, result = _answered(asked, check, chosen, rule, tolerance, dtype, chunk_size, engine, bound, prove=prove)
-    bends = find_nonsmooth_points(asked.model, asked.x, dtype)
-    measured = {
-        **result.measured,
-        **sizes,
-        "distinct": len(asked.x),
-        "dtype": J.dtype,
-        "computed_in": J.computed_in,
-        "engine": J.words,
-        "planned": chosen.reason,
-        "conflicts": asked.duplicates.conflicts.plain(),
-        "rank_upper": bound.value,
-        **({} if bends is None else {"kinks": bends.summary()}),
-    }
-    merged = (merge_sentence(asked.duplicates),) if asked.merged else ()
-    limit = (bound.sentence,) if bound.sentence else ()
-    bent = () if bends is None else (bends.sentence(),)
-    return dataclasses.replace(
-        result,
-        name="alignment",
-        code=result.code.replace("membership", "alignment", 1),
-        statement=_STATEMENT,
-        evidence=(*merged, *limit, *result.evidence, _what_j_is(J), *bent),
-        measured=measured,
-        plan=dataclasses.asdict(chosen),
-        cost={**result.cost, "seconds": time.perf_counter() - began},
-    )
-
-
-def _answered(
-    asked: PreparedAlignment,
-    check: Callable[..., CheckResult],
-    chosen: Plan,
-    rule: str,
-    tolerance: float | None,
-    dtype: str | None,
-    chunk_size: int | None,
-    engine: str | None,
-    bound: RankBound,
-    *,
-    prove: bool,
-) -> tuple[JacobianForm, CheckResult]:
-    """Answer through the Gram matrix where that is worth a try and succeeds, else from what stands for J."""
-    n, d = len(asked.x), parameter_layout(asked.model).d
-    tried = ""
-    if prove and (engine == "gram" or (engine is None and gram_first(n, asked.m_y, d, chosen))):
-        if bound.sentence:
-            tried = f"rank J <= {bound.value}"
-        else:
-            attempt = prove_by_factors(
-                asked.model,
-                asked.x,
-                asked.y,
-                rule=rule,
-                tolerance=tolerance,
-                dtype=dtype,
-                chunk_size=chunk_size,
-                chosen=chosen,
-                asked=engine == "gram",
-            )
-            if attempt.result is not None:
-                words = f"gram: from layer factors, without forming J; fallback: {chosen.engine}"
-                return JacobianForm(None, n, asked.m_y, d, attempt.computed_in, words, attempt.dtype), attempt.result
-            tried = attempt.reason
-    J = represent(asked.model, asked.x, chosen, dtype=dtype, chunk_size=chunk_size)
-    y = torch.from_numpy(asked.y).to(J.matrix.device)
-    result = check(J.matrix, y, computed_in=J.computed_in)
-    if tried:
-        line = f"no proof through the Gram matrix of layer factors: {tried}"
-        result = dataclasses.replace(result, evidence=(*result.evidence, line))
-    return J, result
-
-
-def _what_j_is(J: JacobianForm) -> str:
-    rounding = "" if J.dtype == J.computed_in else f", rounded to {J.computed_in} on the way"
-    plural = "s" * (J.m_y > 1)
-    return f"J: {J.n} samples, {J.m_y} output{plural}, {J.d} parameters; {J.dtype}{rounding}; {J.words}"
+    library = type(module).__module__.startswith("torch.nn.modules.")
+    return library and "forward" not in vars(module) and not any(hooks)

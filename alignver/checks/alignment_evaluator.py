@@ -1,15 +1,15 @@
-r"""Alignment looked at again and again, at the parameters as they are: the cheapest way that decides goes first.
+r"""Alignment at the current parameters of a model, evaluated repeatedly: the cheapest method that decides comes first.
 
-0. The data: samples with equal inputs and different targets are FAILS at every theta. Samples that repeat others are
-   left out of everything below.
-1. The Gram matrix :math:`M = J J^\top` from the factors of the layers. Where its smallest eigenvalue clears its
-   rounding and a hundred times the largest tolerance, J has full row rank and every target is in its column space.
-   That is all that M may say: squaring costs half of the digits.
-2. Where they are cheap: the singular values of J itself, from a matrix compressed layer by layer
+0. The data: with equal inputs and different targets the answer is FAILS at every theta. Samples that repeat others are
+   left out of all further steps.
+1. The Gram matrix :math:`M = J J^\top` from the factors of the layers. If its smallest eigenvalue exceeds its rounding
+   error and the square of a hundred times the largest tolerance, J has full row rank and every target is in its column
+   space. M is not used for any other conclusion: squaring loses half of the digits.
+2. If they are cheap: the singular values of J itself, from a matrix compressed layer by layer
    (:mod:`alignver.jacobians.compression`), from J or from its streamed QR.
-3. Otherwise: least squares with M as the preconditioner, bounds of rho(tau) measured with products by J
-   (:mod:`alignver.linalg.least_squares`); LSMR where M does not fit into memory. What they leave open, 2. decides
-   after all up to :data:`ROWS` rows.
+3. Otherwise: least squares with M as the preconditioner, with bounds of rho(tau) measured with products by J
+   (:mod:`alignver.linalg.least_squares`); LSMR if M does not fit into memory. If they do not decide, step 2 follows for
+   up to :data:`ROWS` rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ from alignver.linalg.norms import largest_singular_value, spectral_norm, start_v
 from alignver.linalg.qr_reduction import reduce
 from alignver.linalg.rank_rules import Scale
 from alignver.linalg.svd import svd_profile
-from alignver.network.functional import parameter_layout
+from alignver.network.functional import Functional, parameter_layout
 from alignver.network.inputs import as_asked, dtype_name
 from alignver.network.preserve_state import preserve_state
 from alignver.network.validate_model import probe
@@ -54,43 +54,43 @@ Matrix = npt.NDArray[np.float64]
 Answers = Mapping[str, Mapping[str, Any]]
 
 ROWS = 1000
-"""Rows up to which the singular values decide what least squares leave open."""
+"""Number of rows up to which the singular values decide if least squares do not."""
 
-_NEAR = 100.0  # levels within this factor of a tolerance are recorded (RangeProfile.near): M has to clear them all
-_ALONE = 2e9  # operations up to which other BLAS threads bring nothing; they spin on into the training that follows
-_EIGENVALUES = 1500  # rows up to which all eigenvalues of M take less than a second or so
+_NEAR = 100.0  # levels within this factor of a tolerance are recorded (RangeProfile.near): s_N has to exceed them all
+_ALONE = 2e9  # operations up to which more BLAS threads bring nothing; they spin on during the training that follows
+_EIGENVALUES = 1500  # rows up to which all eigenvalues of M take about a second at most
 _SOON = 2e10  # operations: about a second of dense linear algebra on a CPU
-_MATRICES = 4  # of N x N beside each other: M, M_0, a factor, and what it is made in
+_MATRICES = 4  # N x N matrices in memory at the same time: M, M_0, a factor, and its work space
 _BATCH = 1024  # samples of a forward pass
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AlignmentEvaluation:
-    """What one look found.
+    """The result of one evaluation.
 
     Attributes
     ----------
     outputs : (n, m_y) float64
-        f_X(theta), of all samples.
+        f_X(theta) for all samples.
     answers : mapping of rule to mapping
-        ``tolerance``, ``residual`` (lower, upper), ``verdict``; ``rank``, ``near`` and ``member`` where the singular
+        ``tolerance``, ``residual`` (lower, upper), ``verdict``; ``rank``, ``near`` and ``member`` if the singular
         values are known.
     spectral : float or None
-        s_1; None where the data decided.
+        s_1; None if the data decide.
     smallest : float or None
-        s_N where it is known.
+        s_N if it is known.
     gram : (N, N) float64 or None
-        M of the distinct samples, where it fits into memory.
+        M of the distinct samples, if it fits into memory.
     matrix : (N, .) float64 or None
-        With the column space and the singular values of J, where one was made.
+        A matrix with the column space and the singular values of J, if one was computed.
     iterates : sequence of Iterate
-        Of least squares with y / ||y||, where they were made.
+        Of least squares with y / ||y||, if they were computed.
     ways : tuple of str
-        How the answers were found, in the order in which it was tried.
+        The methods that were tried, in this order.
     """
 
     outputs: Matrix
-    answers: Mapping[str, Mapping[str, Any]]
+    answers: Answers
     spectral: float | None
     smallest: float | None
     gram: Matrix | None
@@ -104,63 +104,63 @@ class AlignmentEvaluator:
 
     Parameters
     ----------
-    asked : Question
+    prepared : PreparedAlignment
         Of :func:`alignver.jacobians.prepare.prepare_alignment`.
     rules : sequence of str
         Names of :data:`alignver.linalg.rank_rules.RULES` that need no entries of J.
     dtype : str, optional
         As in :func:`alignver.jacobians.jacobian.jacobian`.
     limit : float, optional
-        eps_y; by default the root of the eps that J is computed with.
+        eps_y; by default the square root of the eps that J is computed with.
     thorough : bool
-        Find rank and singular values at every look, whatever they cost, not only where they decide or are cheap.
+        Compute rank and singular values in every evaluation, not only if they decide or are cheap.
 
     Examples
     --------
-    >>> from alignver.jacobians.prepare import question
+    >>> from alignver.jacobians.prepare import prepare_alignment
     >>> net = torch.nn.Sequential(torch.nn.Linear(1, 9), torch.nn.Tanh(), torch.nn.Linear(9, 1)).double()
-    >>> asked = question(net, [[0.0], [1.0], [2.0]], [1.0, 3.0, 9.0], "squared", "float64")
-    >>> look = Lookout(asked).look()
-    >>> look.answers["golub"]["verdict"], look.answers["golub"]["rank"]
+    >>> prepared = prepare_alignment(net, [[0.0], [1.0], [2.0]], [1.0, 3.0, 9.0], "squared", "float64")
+    >>> evaluation = AlignmentEvaluator(prepared).look()
+    >>> evaluation.answers["golub"]["verdict"], evaluation.answers["golub"]["rank"]
     ('HOLDS', 3)
     """
 
     def __init__(
         self,
-        asked: PreparedAlignment,
+        prepared: PreparedAlignment,
         *,
         rules: Sequence[str] = ("press", "golub"),
         dtype: str | None = "float64",
         limit: float | None = None,
         thorough: bool = False,
     ) -> None:
-        self.asked, self.rules, self._dtype, self._thorough = asked, tuple(rules), dtype, thorough
-        self.n, self.m_y, self.d = len(asked.x), asked.m_y, parameter_layout(asked.model).d
+        self.asked, self.rules, self._dtype, self._thorough = prepared, tuple(rules), dtype, thorough
+        self._model, self._x = prepared.model, prepared.x
+        self.n, self.m_y, self.d = len(prepared.x), prepared.m_y, parameter_layout(prepared.model).d
         self.N = self.n * self.m_y
-        self._conflict = (
-            conflict_sentence(asked.duplicates, None, "no theta") if asked.duplicates.conflicts.count else ""
-        )
-        self._layers = None if self._conflict else CompressedJacobian.suits(asked.model, asked.x, dtype=dtype)
+        duplicates = prepared.duplicates
+        self._conflict = conflict_sentence(duplicates, None, "no theta") if duplicates.conflicts.count else ""
+        self._layers = None if self._conflict else CompressedJacobian.suits(self._model, self._x, dtype=dtype)
         if self._layers is not None and self._layers.flops > _SOON:
             self._layers = None
-        self.computed_in = self._probed() if self._layers is None else self._layers.computed_in
+        self.computed_in = self._dtype_of_outputs() if self._layers is None else self._layers.computed_in
         self._eps = EPS[self.computed_in]
         self.limit = residual_tolerance(self._eps) if limit is None else limit
         self._plan: Plan = plan(self.n, self.m_y, self.d)
-        size = float(np.linalg.norm(asked.y))
-        self.target: Matrix = asked.y / size if size else asked.y
+        size = float(np.linalg.norm(prepared.y))
+        self.target: Matrix = prepared.y / size if size else prepared.y
 
     def forms_gram(self) -> bool:
-        """Whether looks form M, judged by the memory that is currently free."""
+        """Whether evaluations form M, given the memory that is currently free."""
         return not self._conflict and (self._layers is not None or self._fits())
 
     def look(self) -> AlignmentEvaluation:
-        """Look at the model as it is now.
+        """Evaluate the alignment at the current parameters.
 
         Raises
         ------
         InvalidInput
-            What :func:`alignver.jacobians.jacobian.jacobian` refuses.
+            As :func:`alignver.jacobians.jacobian.jacobian`.
         """
         if self._conflict:
             return self._refuted()
@@ -170,38 +170,36 @@ class AlignmentEvaluator:
             outputs, M = parts.outputs, parts.gram()
         else:
             outputs = self._outputs()
-            M = gram(self.asked.model, self.asked.x, dtype=self._dtype) if self._fits() else None
+            M = gram(self._model, self._x, dtype=self._dtype) if self._fits() else None
         values = self.asked.of_all(outputs.double().cpu().numpy())
         if not np.isfinite(values).all() or (M is not None and not bool(torch.isfinite(M.sum()))):
-            raise InvalidInput("model", "outputs or derivatives that are NaN or Inf", "finite outputs at finite theta")
+            got = "outputs or derivatives that are NaN or Inf"
+            raise InvalidInput("model", got, "finite outputs at finite theta", "not-finite")
         ways = []
         if M is not None and self.d >= self.N:
             ways.append("Gram matrix")
-            found = full_rank(M, self._scale, self.rules, terms=None if parts is None else parts.terms)
-            if found is not None:
-                answers, spectral, smallest = found
+            full = full_rank(M, self._scale, self.rules, terms=None if parts is None else parts.terms)
+            if full is not None:
+                answers, spectral, smallest = full
                 return AlignmentEvaluation(values, answers, spectral, smallest, _host(M), None, (), tuple(ways))
+        M_host = None if M is None else _host(M)
         if parts is not None or self._cheap() or self._thorough:
-            answers, levels, matrix = self._accurately(parts)
-            ways.append("singular values")
-            kept = None if M is None else _host(M)
-            return AlignmentEvaluation(
-                values, answers, float(levels[0]), float(levels[-1]), kept, matrix, (), tuple(ways)
-            )
-        return self._bounded(values, None if M is None else _host(M), ways)
+            return self._accurately(values, M_host, (), ways, parts)
+        return self._bounded(values, M_host, ways)
 
     def _refuted(self) -> AlignmentEvaluation:
-        """Answer from the data: equal inputs with different targets are out of reach of every theta."""
+        """Answer from the data: no theta fits equal inputs with different targets."""
         values = self._outputs().double().cpu().numpy()
         if not np.isfinite(values).all():
-            raise InvalidInput("model", "outputs that are NaN or Inf", "finite outputs at finite theta")
+            got = "outputs that are NaN or Inf"
+            raise InvalidInput("model", got, "finite outputs at finite theta", "not-finite")
         answer = {"tolerance": None, "residual": None, "verdict": "FAILS"}
         ways = (f"data: {self._conflict}",)
         return AlignmentEvaluation(values, dict.fromkeys(self.rules, answer), None, None, None, None, (), ways)
 
     def _bounded(self, values: Matrix, M: Matrix | None, ways: list[str]) -> AlignmentEvaluation:
-        """Answer by least squares, and by the singular values what those leave open."""
-        operator = JacobianOperator(self.asked.model, self.asked.x, dtype=self._dtype)
+        """Answer by least squares, and by the singular values if those do not decide."""
+        operator = JacobianOperator(self._model, self._x, dtype=self._dtype)
         target = torch.from_numpy(self.target).to(operator.device, operator.dtype)
         if M is not None:
             ways.append("least squares with the Gram matrix")
@@ -210,33 +208,29 @@ class AlignmentEvaluator:
             ways.append("LSMR")
             start = torch.from_numpy(start_vector(self.N)).to(operator.device, operator.dtype)
             spectral, iterates = spectral_norm(operator, start), [lsmr(operator, target)]
-        answers = dict(by_bounds(iterates, self._scale(spectral), self.limit, self.rules))
-        open_ = [rule for rule, answer in answers.items() if answer["verdict"] == "UNDECIDED"]
-        if not open_ or self.N > ROWS:
+        answers = by_bounds(iterates, self._scale(spectral), self.limit, self.rules)
+        if self.N > ROWS or all(answer["verdict"] != "UNDECIDED" for answer in answers.values()):
             return AlignmentEvaluation(values, answers, spectral, None, M, None, iterates, tuple(ways))
-        found, levels, matrix = self._accurately(None)
-        ways.append("singular values")
-        return AlignmentEvaluation(values, found, float(levels[0]), float(levels[-1]), M, matrix, iterates, tuple(ways))
+        return self._accurately(values, M, iterates, ways, None)
 
-    def _accurately(self, parts: Factors | None) -> tuple[Answers, Matrix, Matrix]:
-        """Return answers and levels from the singular values, and the matrix that they are of."""
+    def _accurately(
+        self, values: Matrix, M: Matrix | None, iterates: Sequence[Iterate], ways: list[str], parts: Factors | None
+    ) -> AlignmentEvaluation:
+        """Answer by the singular values of J, or of the factor of its compressed form."""
         flops = self._plan.flops if parts is None or self._layers is None else self._layers.flops
         with single_threaded_blas() if flops <= _ALONE else contextlib.nullcontext():
-            return self._decomposed(parts)
-
-    def _decomposed(self, parts: Factors | None) -> tuple[Answers, Matrix, Matrix]:
-        if parts is not None:
-            matrix = parts.factor()
-        else:
-            engine = self._plan.engine if self._plan.engine in ("dense", "streamed") else "streamed"
-            J = represent(self.asked.model, self.asked.x, self._planned(engine), dtype=self._dtype, chunk_size=None)
-            matrix = J.matrix.double().cpu().numpy()
-        profile = svd_profile(reduce(matrix, self.target))
-        scale = self._scale(float(profile.levels[0]))
-        return by_singular_values(profile, scale, self.limit, self.rules), profile.levels, matrix
-
-    def _planned(self, engine: str) -> Plan:
-        return plan(self.n, self.m_y, self.d, engine=engine)
+            if parts is not None:
+                matrix = parts.factor()
+            else:
+                engine = self._plan.engine if self._plan.engine in ("dense", "streamed") else "streamed"
+                how = plan(self.n, self.m_y, self.d, engine=engine)
+                J = represent(self._model, self._x, how, dtype=self._dtype, chunk_size=None)
+                matrix = J.matrix.double().cpu().numpy()
+            profile = svd_profile(reduce(matrix, self.target))
+        largest, smallest = float(profile.levels[0]), float(profile.levels[-1])
+        answers = by_singular_values(profile, self._scale(largest), self.limit, self.rules)
+        ways = [*ways, "singular values"]
+        return AlignmentEvaluation(values, answers, largest, smallest, M, matrix, iterates, tuple(ways))
 
     def _cheap(self) -> bool:
         return self._plan.engine in ("dense", "streamed") and self._plan.flops <= _SOON
@@ -247,30 +241,33 @@ class AlignmentEvaluator:
     def _scale(self, spectral: float) -> Scale:
         return Scale(self.N, self.d, spectral, None, self._eps, self._eps)
 
-    def _probed(self) -> str:
-        with preserve_state(self.asked.model):
-            function, x = bind(self.asked.model, self.asked.x, self._dtype, include_frozen=False)
+    @contextlib.contextmanager
+    def _bound(self) -> Iterator[tuple[Functional, torch.Tensor]]:
+        with preserve_state(self._model):
+            function, x = bind(self._model, self._x, self._dtype, include_frozen=False)
             with as_asked(function.device, function.dtype):
-                return dtype_name(probe(function, x).computed_in)
+                yield function, x
+
+    def _dtype_of_outputs(self) -> str:
+        with self._bound() as (function, x):
+            return dtype_name(probe(function, x).computed_in)
 
     def _outputs(self) -> torch.Tensor:
-        with preserve_state(self.asked.model):
-            function, x = bind(self.asked.model, self.asked.x, self._dtype, include_frozen=False)
-            with as_asked(function.device, function.dtype), torch.no_grad():
-                batches = torch.split(x, _BATCH)
-                return torch.cat([function(function.theta, function.batch(b)).reshape(len(b), -1) for b in batches])
+        with self._bound() as (function, x), torch.no_grad():
+            batches = torch.split(x, _BATCH)
+            return torch.cat([function(function.theta, function.batch(b)).reshape(len(b), -1) for b in batches])
 
 
 def full_rank(
     M: torch.Tensor, scale_of: Callable[[float], Scale], rules: Sequence[str], *, terms: int | None = None
 ) -> tuple[Answers, float, float | None] | None:
-    r"""Return what each rule says, s_1, and s_N if known, where M shows full row rank; None where it does not.
+    r"""Return the answer of each rule, s_1, and s_N if known, if M shows full row rank; None if it does not.
 
-    Every entry of M is a sum of d products or an equivalent of it: off by at most
-    :math:`\gamma_d \sqrt{M_{ii} M_{jj}}`, so M by :math:`\gamma_d \, \mathrm{tr} M` in norm; eigenvalues and Cholesky's
-    pivots come within a modest multiple of N eps tr M. With c = (t + N) eps tr M, where t is d or the ``terms`` of the
-    sums that M was made of, M - 2 c I positive definite leaves :math:`s_N^2 > c`. It is also asked that s_N exceed a
-    hundred times every tolerance: no band of any rule then has a singular value in it.
+    Every entry of M is a sum of d products or equivalent to one: its error is at most
+    :math:`\gamma_d \sqrt{M_{ii} M_{jj}}`, so that of M is at most :math:`\gamma_d \, \mathrm{tr} M` in norm; the
+    errors of eigenvalues and of Cholesky's pivots are a modest multiple of N eps tr M. With c = (t + N) eps tr M, where
+    t is d or the ``terms`` of the sums in M, :math:`s_N^2 > c` if M - 2 c I is positive definite. In addition, s_N has
+    to exceed a hundred times every tolerance: then no singular value is in the tolerance interval of any rule.
 
     Parameters
     ----------
@@ -280,7 +277,7 @@ def full_rank(
         The scale of J, given s_1.
     rules : sequence of str
     terms : int, optional
-        t with :math:`\gamma_t` in place of :math:`\gamma_d`, where M was made of sums that short.
+        t, for :math:`\gamma_t` instead of :math:`\gamma_d`, if the sums in M have so few terms.
 
     Examples
     --------
@@ -303,7 +300,7 @@ def full_rank(
         largest, least = largest_singular_value(_host(M)), math.nan
     spectral = math.sqrt(max(largest, 0.0))
     tolerances = {rule: rank_rules.tolerance(rule, scale_of(spectral)).value for rule in rules}
-    # sqrt(trace) >= s_1 whatever the estimate of s_1 was; tolerances are proportional to it.
+    # sqrt(trace) >= s_1 for any estimate of s_1; tolerances are proportional to it.
     above = _NEAR * max(tolerances.values()) * math.sqrt(trace / largest)
     if N <= _EIGENVALUES:
         smallest = math.sqrt(max(least, 0.0))
@@ -330,16 +327,16 @@ def by_bounds(iterates: Sequence[Iterate], scale: Scale, limit: float, rules: Se
 
 
 def _definite(M: torch.Tensor, shift: float) -> bool:
-    """Whether Cholesky's factorization of M - shift I runs to its end."""
+    """Whether the Cholesky factorization of M - shift I succeeds."""
     if M.device.type != "cpu":
         shifted = M.clone()
         shifted.diagonal().sub_(shift)
         return int(torch.linalg.cholesky_ex(shifted)[1]) == 0
-    work = M.numpy().astype(np.float64, order="C", copy=True).T  # M is symmetric: no second copy in Fortran's order
+    work = M.numpy().astype(np.float64, order="C", copy=True).T  # M is symmetric: no second copy in Fortran order
     np.fill_diagonal(work, work.diagonal() - shift)
     return int(lapack.dpotrf(work, lower=1, overwrite_a=1, clean=0)[1]) == 0
 
 
 def _host(M: torch.Tensor) -> Matrix:
-    found: Matrix = M.double().cpu().numpy()
-    return found
+    entries: Matrix = M.double().cpu().numpy()
+    return entries

@@ -79,7 +79,7 @@ def test_the_sentence_has_the_numbers():
     narrow = NETWORKS["a bottleneck"]().double()
     result = av.check_alignment(narrow, X, torch.arange(9) % 3, loss="cross_entropy")
     assert (
-        "121 parameters reach the outputs through the one number a sample that module '2' gives, 6 otherwise: "
+        "121 parameters reach the outputs through one number per sample, the output of module '2', 6 otherwise: "
         "rank J <= 15 < N = 27" in result.evidence
     )
     assert result.measured["rank_upper"] == 15
