@@ -1,12 +1,10 @@
-"""Which operations and modules of torch are real analytic in their operands, and which are not, and why.
+"""Is a model real analytic in its parameters (Assumption 6)? By inspection of its modules and their operations.
 
-Analytic: polynomials, exp, sin, tanh, the logistic function, erf and what sums, products and compositions make of them
-(softmax, GELU, SiLU, normalisations with eps > 0), and everything linear: convolution, average pooling, resampling,
-padding, selection by positions that do not depend on the operand. Not analytic: whatever is given by several formulas
-(ReLU, abs, max, rounding), even where it is smooth to some order, as ELU and softsign are. In between are functions
-that are analytic on a part of the line only: quotients, logarithms, roots.
-
-Is a model real analytic in its parameters (Assumption 6)? By inspection of its modules and their operations.
+Analytic: polynomials, exp, sin, tanh, the logistic function, erf, and their sums, products and compositions (softmax,
+GELU, SiLU, normalizations with eps > 0), and everything linear: convolution, average pooling, resampling, padding,
+selection by positions that do not depend on the operand. Not analytic: functions that are given by several formulas
+(ReLU, abs, max, rounding), even if they are smooth to some order, like ELU and softsign. Quotients, logarithms and
+roots are analytic on a part of the line only.
 """
 
 from __future__ import annotations
@@ -25,13 +23,18 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from alignver import require
 from alignver.errors import InvalidInput, first_line
 from alignver.network.preserve_state import preserve_state
 from alignver.results import CheckResult, Rigor, Subject, Verdict
 
-__all__ = ["ANALYTIC", "BROKEN", "LEAVES", "PARTLY", "SOFTPLUS_THRESHOLD", "check_analytic", "of_module", "of_softplus"]
+__all__ = ["check_analytic"]
+
 SOFTPLUS_THRESHOLD = 20.0
-"""torch's own: above it softplus returns its argument, which is ln(1 + e^-20) = 2e-9 less than ln(1 + e^20)."""
+"""Default of torch: above it softplus returns its argument, which is ln(1 + e^-20) = 2e-9 less than ln(1 + e^20)."""
+
+_SHOWN = 6  # findings that a sentence names
+_SOURCES = ("torch", "_operator", "operator", "builtins", "math")
 
 
 def _words(text: str) -> list[str]:
@@ -73,15 +76,14 @@ BROKEN = {
     **dict.fromkeys(
         _words(
             "sign sgn signbit heaviside floor ceil round trunc fix floordiv floor_divide argmax argmin argsort "
-            "searchsorted "
-            "bucketize hardshrink lt le gt ge eq ne less less_equal greater greater_equal not_equal isclose one_hot "
-            "bernoulli int long bool"
+            "searchsorted bucketize hardshrink lt le gt ge eq ne less less_equal greater greater_equal not_equal "
+            "isclose one_hot bernoulli int long bool"
         ),
         _JUMP,
     ),
     **dict.fromkeys(("elu", "celu", "softsign"), _SMOOTH),
 }
-"""Operations that are not analytic, and what they do instead."""
+"""Operations that are not analytic, and why."""
 
 PARTLY = {
     **dict.fromkeys(("log", "log2", "log10", "sqrt", "lgamma"), "where the operand is positive"),
@@ -94,7 +96,7 @@ PARTLY = {
     **dict.fromkeys(("tan", "asin", "acos", "arcsin", "arccos", "atanh", "atan2", "logit"), "on a part of the line"),
     **dict.fromkeys(("inverse", "inv", "solve", "pinverse", "cholesky", "qr", "svd", "eigh", "det"), "in part"),
 }
-"""Operations that are analytic on a part of the line, and on which."""
+"""Operations that are analytic on a part of the line, and where."""
 
 _LINEAR: tuple[type[nn.Module], ...] = (
     nn.Linear, nn.Bilinear, nn.Identity, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
@@ -137,9 +139,9 @@ LEAVES: frozenset[type[nn.Module]] = frozenset(
 def of_softplus(beta: float, threshold: float) -> tuple[str, str]:
     """Judge ``ln(1 + e^(beta x)) / beta`` as torch computes it: linear where beta x exceeds the threshold.
 
-    The function of the paper is analytic. What torch returns is not: at x = threshold / beta it falls by
-    ``ln(1 + e^-threshold) / |beta|``. At the usual threshold that is 2e-9 / beta, and it counts as the analytic
-    function computed with this error; with a lower one, it counts as what it is, another function.
+    The function of the paper is analytic. That of torch is not: at x = threshold / beta it jumps down by
+    ``ln(1 + e^-threshold) / |beta|``. With the default threshold that is 2e-9 / beta, and it counts as the analytic
+    function with this error; with a lower threshold it counts as another function.
     """
     if threshold < SOFTPLUS_THRESHOLD:
         jump = math.log1p(math.exp(-threshold)) / abs(beta)
@@ -158,34 +160,34 @@ def of_module(module: nn.Module) -> tuple[str, str]:
     ('rounded', '2.1e-09')
     """
     kind = type(module)
-    found = ("analytic", "")
     if kind in _BENT:
-        found = ("broken", _BENT[kind])
-    elif kind is nn.Softplus:
-        found = of_softplus(float(module.beta), float(module.threshold))  # type: ignore[arg-type]  # numbers
-    elif isinstance(module, _BatchNorm) and module.training:
-        found = ("unclear", "is in train mode, where z(x_i) depends on the other samples: model.eval()")
+        return "broken", _BENT[kind]
+    if kind is nn.Softplus:
+        return of_softplus(float(module.beta), float(module.threshold))  # type: ignore[arg-type]  # numbers
+    if isinstance(module, _TRANSFORMER):
+        return _of_transformer(module)
+    if isinstance(module, _STACKS):
+        return _worst(of_module(part) for part in module.modules() if part is not module and type(part) in LEAVES)
+    judgement = ("analytic", "")
+    if isinstance(module, _BatchNorm) and module.training:
+        judgement = ("unclear", "is in train mode, where z(x_i) depends on the other samples: model.eval()")
     elif isinstance(module, _INSTANCE) and module.training and module.track_running_stats:
-        found = ("unclear", "is in train mode, where it writes its running statistics: model.eval()")
+        judgement = ("unclear", "is in train mode, where it writes its running statistics: model.eval()")
     elif isinstance(module, _DropoutNd) and module.training and module.p > 0:
-        found = ("unclear", "is in train mode, where it is random: model.eval()")
+        judgement = ("unclear", "is in train mode, where it is random: model.eval()")
     elif isinstance(module, (nn.RNNBase, nn.MultiheadAttention)) and module.training and module.dropout > 0:
-        found = ("unclear", "has dropout in train mode, which is random: model.eval()")
+        judgement = ("unclear", "has dropout in train mode, which is random: model.eval()")
     elif isinstance(module, (*_NORMS, *_INSTANCE, *_BATCH)) and not float(getattr(module, "eps", 1.0)) > 0.0:
-        found = ("partly", "where the variance is not zero, its eps being 0")
+        judgement = ("partly", "where the variance is not zero, since its eps is 0")
     elif isinstance(module, _RMS) and module.eps is not None and not module.eps > 0.0:  # type: ignore[operator]  # a number
-        found = ("partly", "where the mean square is not zero, its eps being 0")
+        judgement = ("partly", "where the mean square is not zero, since its eps is 0")
     elif isinstance(module, _RECURRENT) and module.nonlinearity == "relu":
-        found = ("broken", "uses ReLU, which " + _KINK)
+        judgement = ("broken", "uses ReLU, which " + _KINK)
     elif isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
-        found = ("unclear", "writes to its weights (max_norm)")
+        judgement = ("unclear", "writes to its weights (max_norm)")
     elif isinstance(module, nn.EmbeddingBag) and module.mode == "max":
-        found = ("broken", _KINK)
-    elif isinstance(module, _TRANSFORMER):
-        found = _of_transformer(module)
-    elif isinstance(module, _STACKS):
-        found = _worst(of_module(part) for part in module.modules() if part is not module and type(part) in LEAVES)
-    return found
+        judgement = ("broken", _KINK)
+    return judgement
 
 
 def _of_transformer(layer: Any) -> tuple[str, str]:
@@ -201,18 +203,14 @@ def _of_transformer(layer: Any) -> tuple[str, str]:
     return _worst(parts)
 
 
-def _worst(found: Any) -> tuple[str, str]:
+def _worst(judgements: Iterable[tuple[str, str]]) -> tuple[str, str]:
     order = ("broken", "unclear", "partly", "rounded", "analytic")
-    return min(found, key=lambda judged: order.index(judged[0]), default=("analytic", ""))
-
-
-_SHOWN = 6
-_SOURCES = ("torch", "_operator", "operator", "builtins", "math")
+    return min(judgements, key=lambda judgement: order.index(judgement[0]), default=("analytic", ""))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Finding:
-    """One thing that was seen: where, what, its kind ("broken", "partly", "rounded", "unclear") and why."""
+    """An operation that may not be analytic: where, what, kind ("broken", "partly", "rounded", "unclear") and why."""
 
     where: str
     what: str
@@ -227,37 +225,38 @@ class _Finding:
 def check_analytic(model: nn.Module) -> CheckResult:
     """Check whether a model's outputs are real analytic functions of its parameters.
 
-    Every operation between a trainable parameter and the output is looked at: known modules by type, the code of others
-    through ``torch.fx``. ReLU and its relatives, max pooling, abs, sign, rounding, clamping and comparisons are not
-    analytic; quotients, logarithms and roots of what depends on the parameters are so only in part.
+    Every operation between a trainable parameter and the output is inspected: known modules by type, the code of others
+    through ``torch.fx``. ReLU and similar functions, max pooling, abs, sign, rounding, clamping and comparisons are not
+    analytic; quotients, logarithms and roots of values that depend on the parameters are so only in part.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Not run on data, and left as it was. Pass the part up to layer H - 2 for the paper's z; its gate is a sigmoid.
+        Not run on data, and not changed. Pass the part up to layer H - 2 for the paper's z; its gate is a sigmoid.
 
     Returns
     -------
     CheckResult
-        HOLDS: nothing else was seen, and everything was seen. FAILS: an operation that is not analytic acts on what
-        depends on the parameters; ``witness`` names each with where it stands. UNDECIDED: something is analytic in part
-        only, is not known, or could not be traced (control flow on data, forward hooks, code in other languages).
+        HOLDS: all operations were inspected, and all are analytic. FAILS: an operation that is not analytic acts on
+        values that depend on the parameters; ``witness`` names each operation with its place. UNDECIDED: an operation
+        is analytic in part only, is not known, or cannot be traced (control flow on data, forward hooks, code in other
+        languages).
 
     Raises
     ------
     InvalidInput
-        Not a torch.nn.Module, or one that was scripted.
+        Not a torch.nn.Module, or a scripted one.
 
     Notes
     -----
-    Rigor: NUMERICAL, for want of a certificate: the inspection is of code, by a table of what is known about torch. A
-    composition with something not analytic can be analytic by accident (the ReLU of a square); FAILS does not look for
-    that.
+    Rigor: NUMERICAL, without a certificate: the inspection is of code, by a table of the operations of torch. A
+    composition with an operation that is not analytic can be analytic by coincidence (the ReLU of a square); the check
+    gives FAILS for it.
 
-    The verdict is about the mathematical function, which no float program computes exactly. torch's softplus is
-    the identity above ``beta x > threshold``; at the default threshold of 20 it departs from
-    ``ln(1 + e^(beta x)) / beta`` by 2e-9 / beta at most and passes for it, with a word in the evidence; with a lower
-    threshold it fails.
+    The verdict is about the mathematical function, which no floating-point program computes exactly. torch's softplus
+    is the identity for ``beta x > threshold``; with the default threshold of 20 it differs from
+    ``ln(1 + e^(beta x)) / beta`` by 2e-9 / beta at most and counts as that function, with a sentence in the evidence;
+    with a lower threshold it fails.
 
     References
     ----------
@@ -273,19 +272,19 @@ def check_analytic(model: nn.Module) -> CheckResult:
     FAILS - not analytic in the parameters: ReLU '1' bends
     """
     began = time.perf_counter()
-    if not isinstance(model, nn.Module):
-        raise InvalidInput("model", f"a {type(model).__name__}", "a torch.nn.Module")
+    require.instance("model", model, nn.Module, "a torch.nn.Module")
     model = getattr(model, "_orig_mod", model)
     if isinstance(model, torch.jit.ScriptModule):
         got = f"a {type(model).__name__}"
-        raise InvalidInput("model", got, "the torch.nn.Module that it was scripted or traced from")
+        need = "the torch.nn.Module that it was scripted or traced from"
+        raise InvalidInput("model", got, need, "unsupported-model")
     with preserve_state(model):
-        seen, findings = _inspect(model)
-    return _result(seen, findings, time.perf_counter() - began)
+        operations, findings = _inspect(model)
+    return _result(operations, findings, time.perf_counter() - began)
 
 
 def _inspect(model: nn.Module) -> tuple[int, list[_Finding]]:
-    """Return how many operations were looked at, and what was found."""
+    """Return the number of inspected operations, and the findings."""
     hooked = [
         _Finding(name, type(module).__name__, "unclear", "has forward hooks, which are not traced")
         for name, module in model.named_modules()
@@ -300,7 +299,7 @@ def _inspect(model: nn.Module) -> tuple[int, list[_Finding]]:
         findings = [_Finding("", type(model).__name__, "unclear", f"cannot be traced ({first_line(error)})")]
         for name, module in model.named_modules():
             if type(module) in LEAVES:
-                # It is there; whether and on what it runs was not seen.
+                # Without a trace it is not known whether, and on what, the module runs.
                 findings += [
                     dataclasses.replace(f, kind="unclear", why=f.why + ", if it is used")
                     for f in _judged(name, module)
@@ -311,7 +310,7 @@ def _inspect(model: nn.Module) -> tuple[int, list[_Finding]]:
 
 
 class _Tracer(fx.Tracer):
-    """Trace through everything but the modules that are known."""
+    """Trace through all modules except the known ones."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether the module is judged as a whole."""
@@ -320,12 +319,11 @@ class _Tracer(fx.Tracer):
 
 @contextlib.contextmanager
 def _len_recorded(model: nn.Module) -> Iterator[None]:
-    """Let the code of the modules call len on what is traced, which Python itself would not allow."""
+    """Let the code of the modules call len on traced values, which Python itself does not allow."""
 
     def length(value: Any) -> Any:
-        return (
-            value.tracer.create_proxy("call_function", len, (value,), {}) if isinstance(value, fx.Proxy) else len(value)
-        )
+        traced = isinstance(value, fx.Proxy)
+        return value.tracer.create_proxy("call_function", len, (value,), {}) if traced else len(value)
 
     places = {id(names): names for module in model.modules() for names in [_globals(module)] if "len" not in names}
     for names in places.values():
@@ -344,26 +342,26 @@ def _globals(module: nn.Module) -> dict[str, Any]:
 
 
 def _walk(model: nn.Module, graph: fx.Graph) -> list[_Finding]:
-    """Follow what depends on a trainable parameter through the graph, and judge every operation on it."""
-    moving: set[fx.Node] = set()
+    """Follow the values that depend on a trainable parameter through the graph, and judge every operation on them."""
+    dependent: set[fx.Node] = set()
     findings: list[_Finding] = []
     for node in graph.nodes:
         operands = node.all_input_nodes
-        depends = any(operand in moving for operand in operands)
+        depends = any(operand in dependent for operand in operands)
         if node.op == "get_attr":
             value: Any = operator.attrgetter(node.target)(model)
             if isinstance(value, nn.Parameter) and value.requires_grad:
-                moving.add(node)
+                dependent.add(node)
         elif node.op == "call_module":
             module = model.get_submodule(str(node.target))
-            linear = isinstance(module, nn.PReLU)  # in its parameter
-            if depends or (any(p.requires_grad for p in module.parameters()) and not linear):
+            trainable = any(p.requires_grad for p in module.parameters())
+            if depends or (trainable and not isinstance(module, nn.PReLU)):  # PReLU is linear in its parameter
                 findings += _judged(str(node.target), module)
-            if depends or any(p.requires_grad for p in module.parameters()):
-                moving.add(node)
+            if depends or trainable:
+                dependent.add(node)
         elif node.op in ("call_function", "call_method") and depends:
-            moving.add(node)
-            finding = _operation(model, node, moving)
+            dependent.add(node)
+            finding = _operation(model, node, dependent)
             if finding is not None:
                 findings.append(finding)
     return list(dict.fromkeys(findings))
@@ -378,49 +376,54 @@ def _judged(name: str, module: nn.Module) -> list[_Finding]:
     return [_Finding(name, type(module).__name__, kind, why)]
 
 
-def _operation(model: nn.Module, node: fx.Node, moving: set[fx.Node]) -> _Finding | None:
+def _operation(model: nn.Module, node: fx.Node, dependent: set[fx.Node]) -> _Finding | None:
     """Judge a function or method whose operands depend on the parameters."""
     where, name = _where(model, node), _name(node)
 
-    def found(kind: str, why: str) -> _Finding:
+    def finding(kind: str, why: str) -> _Finding:
         return _Finding(where, f"{name} in", kind, why) if where else _Finding("", f"{name} in forward", kind, why)
 
     arguments = [*node.args, *node.kwargs.values()]
     if not _from_torch(node):
-        return found("unclear", "is not known")
+        return finding("unclear", "is not known")
     if name == "getattr":
         known_attribute = str(node.args[1]) in {"shape", "dtype", "device", "ndim", "T", "mT", "H", "real", "is_cuda"}
-        return None if known_attribute else found("unclear", f"reads {node.args[1]!r}, which is not known")
+        return None if known_attribute else finding("unclear", f"reads {node.args[1]!r}, which is not known")
     if name in ("where", "masked_fill", "masked_select"):
         condition = node.args[0] if name == "where" else _argument(node, 1, "mask")
-        return found("broken", "chooses by a comparison") if condition in moving else None
+        return finding("broken", "selects by a comparison") if condition in dependent else None
     if name in ("truediv", "div", "divide", "itruediv", "true_divide"):
-        return found("partly", "divides by what depends on the parameters") if arguments[1] in moving else None
+        return (
+            finding("partly", "divides by a value that depends on the parameters")
+            if arguments[1] in dependent
+            else None
+        )
     if name in ("pow", "ipow"):
         exponent = _argument(node, 1, "exponent")
         whole = isinstance(exponent, int) or (isinstance(exponent, float) and exponent.is_integer())
         fine = whole and isinstance(exponent, int | float) and exponent >= 0
-        return None if fine else found("partly", "is analytic only where the base is positive")
+        return None if fine else finding("partly", "is analytic only where the base is positive")
     if name == "softplus":
         beta, threshold = _argument(node, 1, "beta", 1.0), _argument(node, 2, "threshold", SOFTPLUS_THRESHOLD)
         if isinstance(beta, int | float) and isinstance(threshold, int | float):
-            kind, why = of_softplus(float(beta), float(threshold))
-            return found(kind, why)
-        return found("unclear", "has a threshold that is not a number")
+            return finding(*of_softplus(float(beta), float(threshold)))
+        return finding("unclear", "has a threshold that is not a number")
     if name in ("layer_norm", "group_norm", "batch_norm", "instance_norm", "rms_norm"):
         eps = node.kwargs.get("eps", 1e-5)
         fine = isinstance(eps, int | float) and eps > 0
         if name == "batch_norm" and node.kwargs.get("training", False):
-            return found("unclear", "uses the statistics of the batch")
-        return None if fine else found("partly", "is analytic only where the variance is not zero, its eps being 0")
+            return finding("unclear", "uses the statistics of the batch")
+        return (
+            None if fine else finding("partly", "is analytic only where the variance is not zero, since its eps is 0")
+        )
     if name.endswith("dropout"):
         random = _argument(node, 2, "training", True)
-        return found("unclear", "is random in train mode: model.eval()") if random else None
+        return finding("unclear", "is random in train mode: model.eval()") if random else None
     if name in BROKEN:
-        return found("broken", BROKEN[name])
+        return finding("broken", BROKEN[name])
     if name in PARTLY:
-        return found("partly", f"is analytic only {PARTLY[name]}")
-    return None if name in ANALYTIC else found("unclear", "is not known")
+        return finding("partly", f"is analytic only {PARTLY[name]}")
+    return None if name in ANALYTIC else finding("unclear", "is not known")
 
 
 def _argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
@@ -433,39 +436,36 @@ def _name(node: fx.Node) -> str:
 
 
 def _from_torch(node: fx.Node) -> bool:
-    """Whether a function is torch's or Python's own; a method is taken to be a tensor's."""
+    """Whether a function is from torch or Python itself; methods count as those of tensors."""
     if node.op == "call_method":
         return True
-    home = getattr(node.target, "__module__", None) or "torch"  # builtins of torch have none
-    return str(home).partition(".")[0] in _SOURCES
+    module = getattr(node.target, "__module__", None) or "torch"  # builtins of torch have none
+    return str(module).partition(".")[0] in _SOURCES
 
 
 def _where(model: nn.Module, node: fx.Node) -> str:
-    """Path and class of the module whose forward runs the operation; empty for the model's own."""
+    """Return the path of the module whose forward runs the operation; empty for that of the model."""
     stack = node.meta.get("nn_module_stack") or {}
-    if not stack:
-        return ""
-    path = str(list(stack.values())[-1][0])
-    return path
+    return str(list(stack.values())[-1][0]) if stack else ""
 
 
-def _result(seen: int, findings: list[_Finding], seconds: float) -> CheckResult:
+def _result(operations: int, findings: list[_Finding], seconds: float) -> CheckResult:
     broken = [f for f in findings if f.kind == "broken"]
     unclear = [f for f in findings if f.kind in ("partly", "unclear")]
     rounded = [f for f in findings if f.kind == "rounded"]
     if broken:
-        verdict, reason = Verdict.FAILS, f"not analytic in the parameters: {_listed(broken)}"
+        verdict, reason = Verdict.FAILS, f"not analytic in the parameters: {_list(broken)}"
     elif unclear:
-        verdict, reason = Verdict.UNDECIDED, f"not established: {_listed(unclear)}"
+        verdict, reason = Verdict.UNDECIDED, f"not established: {_list(unclear)}"
     else:
-        verdict, reason = Verdict.HOLDS, f"every operation on the parameters is analytic ({seen} looked at)"
+        verdict, reason = Verdict.HOLDS, f"every operation on the parameters is analytic ({operations} inspected)"
     evidence = []
     if broken and unclear:
-        evidence.append(f"and not established: {_listed(unclear)}")
+        evidence.append(f"and not established: {_list(unclear)}")
     if rounded:
         worst = max(float(f.why) for f in rounded)
         evidence.append(
-            f"softplus ({len(rounded)} of them): taken for ln(1 + e^(beta x)) / beta, from which torch departs by at "
+            f"softplus ({len(rounded)} of them) counts as ln(1 + e^(beta x)) / beta, from which torch differs by at "
             f"most {worst:.1e}, where it switches to x"
         )
     evidence.append("by inspection of modules and traced code, not by a proof that can be re-checked")
@@ -483,13 +483,13 @@ def _result(seen: int, findings: list[_Finding], seconds: float) -> CheckResult:
         next_steps=("replace what is not analytic: softplus for ReLU, tanh for hardtanh",) if broken else (),
         reason=reason,
         evidence=tuple(evidence),
-        measured={"operations": seen, **listed},
+        measured={"operations": operations, **listed},
         witness={"operations": listed["broken"]} if broken else None,
         cost={"seconds": seconds},
     )
 
 
-def _listed(findings: Iterable[_Finding]) -> str:
+def _list(findings: Iterable[_Finding]) -> str:
     words = [str(finding) for finding in findings]
     more = len(words) - _SHOWN
     return "; ".join(words[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
