@@ -1,4 +1,4 @@
-"""From what a step found to the certificate that states it."""
+"""Certificates: each function writes the one for the result of a proof method."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ __all__ = [
 
 Inputs = Mapping[str, FloatArray]
 
-_ROOM = 0.99  # of a bound that was proved is stated: a check by other bounds finds a little less
-_MULTIPLIED = 1 << 26  # products in an exact residual: seconds for FLINT
+_ROOM = 0.99  # the fraction of a proved bound that is stated: a check by other bounds proves slightly less
+_MULTIPLIED = 1 << 26  # most products in an exact residual: seconds for FLINT
 
 
 def _ball(ball: Ball | None) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-    """Return constants and data that describe the ball."""
+    """Return the constants and data that describe the ball."""
     if ball is None:
         return {}, {}
     if ball.norm is not None:
@@ -49,9 +49,7 @@ def _ball(ball: Ball | None) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]
 
 
 def scaling_is_exact(matrix: FloatArray, exponents: npt.NDArray[np.int64]) -> bool:
-    """Whether scaling the rows by powers of two loses nothing to underflow: what a certificate that states a number, or
-    is about a ball, is checked for.
-    """
+    """Whether scaling the rows by powers of two is exact; certificates with a bound or a ball require it."""
     if not exponents.any():
         return True
     with np.errstate(all="ignore"):
@@ -65,7 +63,7 @@ def _integers(numbers: Sequence[int], exponents: npt.NDArray[np.int64]) -> tuple
 
 
 def _folded(numbers: Sequence[int], exponents: npt.NDArray[np.int64]) -> tuple[list[int], npt.NDArray[np.int64], int]:
-    """Return integers, exponents that a certificate can hold, and e with n 2^p = integer 2^(exponent + e)."""
+    """Return integers, exponents within the limits of certificates, and e with n 2^p = integer 2^(exponent + e)."""
     if not bool(np.any(np.abs(exponents) > FARTHEST)):
         return list(numbers), exponents, 0
     integers, low = _integers(numbers, exponents)
@@ -75,10 +73,10 @@ def _folded(numbers: Sequence[int], exponents: npt.NDArray[np.int64]) -> tuple[l
 def certify_full_rank(
     claim: str, inputs: Inputs, side: str, full: FullRank, ball: Ball | None, rank: int | None = None
 ) -> Certificate:
-    """Full rank from the Gram matrix or a right inverse, which is stored where a ball or a bound of s_min needs it.
+    """Full rank from the Gram matrix or a right inverse; a ball or a bound of s_min needs the stored right inverse.
 
-    A bound is stated where it can be checked: the scaling is exact, and a right inverse not too large to be multiplied
-    out.
+    The bound of s_min is stated only if it can be checked: if the scaling is exact, and the right inverse small enough
+    for an exact product.
     """
     constants, data = _ball(ball)
     assert full.exponents is not None
@@ -102,15 +100,15 @@ def certify_full_rank(
     return seal(claim, "gram" if full.factor is None else "right inverse", inputs, data, constants)
 
 
-def certify_distance(inputs: Inputs, found: Distance, ball: Ball | None) -> Certificate:
-    """Non-membership from full column rank and a residual, with the distance where it can be checked."""
+def certify_distance(inputs: Inputs, outcome: Distance, ball: Ball | None) -> Certificate:
+    """Non-membership from full column rank and a residual, with the distance if it can be checked."""
     constants, data = _ball(ball)
-    full, beta = found.full, found.beta
+    full, beta = outcome.full, outcome.beta
     assert full is not None
     assert full.exponents is not None
     small = full.factor is None or full.factor.size * full.factor.shape[1] <= _MULTIPLIED
     checked = beta is not None and bool(np.all(np.isfinite(beta))) and scaling_is_exact(inputs["J"].T, full.exponents)
-    stated = found.stated > 0.0 and checked and small
+    stated = outcome.stated > 0.0 and checked and small
     if beta is not None and (ball is not None or stated):
         data |= {"scaling": full.exponents, "beta": beta}
         if full.factor is not None:
@@ -118,7 +116,7 @@ def certify_distance(inputs: Inputs, found: Distance, ball: Ball | None) -> Cert
         else:
             constants["shift"] = full.shift
     if stated:
-        constants["distance"] = found.stated
+        constants["distance"] = outcome.stated
     return seal("non-membership", "residual", inputs, data, constants)
 
 
@@ -131,9 +129,7 @@ def certify_conflict(inputs: Inputs, conflict: Conflict) -> Certificate:
 
 
 def certify_null_vector(inputs: Inputs, w: Combination, exponents: npt.NDArray[np.int64]) -> Certificate:
-    """Non-membership from a rational null vector (Fredholm's alternative); ``exponents`` are those of all
-    rows.
-    """
+    """Non-membership from a rational null vector (Fredholm alternative); ``exponents`` are those of all rows."""
     support = np.array(w.support, dtype=np.int64)
     weights, powers, _ = _folded(w.numerators, exponents[support])
     data = {"support": support, "exponents": powers, **pack("w", weights)}
@@ -170,7 +166,7 @@ def certify_null_space(
     rank: int,
 ) -> Certificate:
     """An upper bound of the rank from independent null vectors."""
-    # One list of exponents serves all vectors: where a certificate cannot hold it, each takes up its own.
+    # All vectors share one list of exponents. If it exceeds the limits of certificates, the weights include it.
     far = bool(np.any(np.abs(exponents) > FARTHEST))
     weights: list[int] = []
     for vector in vectors:
@@ -191,9 +187,7 @@ def certify_primes(claim: str, inputs: Inputs, most: int, used: Sequence[int], r
 
 
 def certify_reduced(inputs: Inputs, repeated: Mapping[int, int]) -> Certificate:
-    """Membership from full rank of the rows that remain when zero and repeated rows with the same targets are
-    left out.
-    """
+    """Membership from full rank of the rows without zero rows and rows that repeat others, targets included."""
     data = {
         "dropped": np.array(list(repeated), dtype=np.int64),
         "repeats": np.array(list(repeated.values()), dtype=np.int64),
@@ -202,11 +196,11 @@ def certify_reduced(inputs: Inputs, repeated: Mapping[int, int]) -> Certificate:
 
 
 def certify_repeats(claim: str, inputs: Inputs, repeated: Mapping[int, int], *, left: bool, rank: int) -> Certificate:
-    """An upper bound of the rank from zero and repeated lines: null vectors with entries 1 and -1."""
+    """An upper bound of the rank from zero and repeated rows or columns: null vectors with entries 1 and -1."""
     shared = sorted({line for line in repeated.values() if line >= 0})
     vectors = [
-        Combination((own, *shared), (1, *(-1 if line == other else 0 for other in shared)), 1)
-        for own, line in repeated.items()
+        Combination((repeat, *shared), (1, *(-1 if line == other else 0 for other in shared)), 1)
+        for repeat, line in repeated.items()
     ]
     exponents = np.zeros(inputs["A"].shape[0 if left else 1], dtype=np.int64)
     return certify_null_space(claim, inputs, vectors, shared, exponents, left=left, rank=rank)

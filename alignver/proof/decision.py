@@ -1,7 +1,4 @@
-"""The set of matrices that a verdict can be asked to hold for: a ball around the given one.
-
-What the ladder answers, and the record of what it tried on the way.
-"""
+"""The ball of matrices that a proof covers, the decision of a prover, and the record of its attempts."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ __all__ = ["Ball", "Decision", "ProofAttempts"]
 
 @dataclasses.dataclass(frozen=True)
 class Ball:
-    r"""Every matrix within a distance of the given one, in the spectral norm or entry by entry.
+    r"""All matrices within a distance of a given one, in the spectral norm or entry by entry.
 
     .. math:: \{A + E : \|E\|_2 \le \delta\} \quad\text{or}\quad \{A + E : |E_{ij}| \le R_{ij}\}
 
@@ -32,14 +29,14 @@ class Ball:
     Parameters
     ----------
     norm : float, optional
-        Spectral radius, finite and >= 0. Exactly one of the two is given.
-    entrywise : float or array of the matrix's shape, optional
+        Radius in the spectral norm, finite and >= 0. Exactly one of the two arguments is required.
+    entrywise : float or array of the shape of the matrix, optional
         Radius of every entry, finite and >= 0.
 
     Raises
     ------
     InvalidInput
-        Both or neither given, negative, NaN or infinite.
+        If both or neither are given, or a radius is negative, NaN or infinite.
 
     Examples
     --------
@@ -54,33 +51,34 @@ class Ball:
 
     def __post_init__(self) -> None:
         if (self.norm is None) == (self.entrywise is None):
-            raise InvalidInput(
-                "ball", f"norm={self.norm!r} with entrywise={self.entrywise!r}", "exactly one of the two"
-            )
+            got = f"norm={self.norm!r} with entrywise={self.entrywise!r}"
+            raise InvalidInput("ball", got, "exactly one of the two", code="conflicting-arguments")
         name = "norm" if self.norm is not None else "entrywise"
         try:
             radius = np.array(self.norm if name == "norm" else self.entrywise, dtype=np.float64)
         except (TypeError, ValueError) as error:
-            raise InvalidInput(f"ball.{name}", type(getattr(self, name)).__name__, "real numbers") from error
+            got = type(getattr(self, name)).__name__
+            raise InvalidInput(f"ball.{name}", got, "real numbers", code="wrong-type") from error
         if name == "norm" and radius.ndim:
-            raise InvalidInput("ball.norm", f"shape {radius.shape}", "one number")
+            raise InvalidInput("ball.norm", f"shape {radius.shape}", "one number", code="wrong-shape")
         if radius.ndim not in (0, 2):
-            raise InvalidInput("ball.entrywise", f"shape {radius.shape}", "one number, or a matrix of radii")
+            need = "one number, or a matrix of radii"
+            raise InvalidInput("ball.entrywise", f"shape {radius.shape}", need, code="wrong-shape")
         if radius.size == 0 or not bool(np.all(np.isfinite(radius) & (radius >= 0))):
-            raise InvalidInput(
-                f"ball.{name}", "a radius that is negative, NaN, infinite or missing", "finite radii >= 0"
-            )
+            got = "a radius that is negative, NaN, infinite or missing"
+            raise InvalidInput(f"ball.{name}", got, "finite radii >= 0", code="not-a-number")
         object.__setattr__(self, name, radius if radius.ndim else float(radius))
 
     @property
     def is_point(self) -> bool:
-        """Whether the ball holds nothing but its centre."""
+        """Whether the ball contains only its centre."""
         return not np.any(np.asarray(self.norm if self.norm is not None else self.entrywise))
 
     def check_shape(self, shape: tuple[int, ...], name: str) -> None:
-        """Raise :class:`InvalidInput` unless an entrywise array has the matrix's ``shape``."""
+        """Raise :class:`InvalidInput` unless an entrywise array has the ``shape`` of the matrix."""
         if isinstance(self.entrywise, np.ndarray) and self.entrywise.shape != shape:
-            raise InvalidInput("ball.entrywise", f"shape {self.entrywise.shape}", f"the shape {shape} of {name}")
+            got, need = f"shape {self.entrywise.shape}", f"the shape {shape} of {name}"
+            raise InvalidInput("ball.entrywise", got, need, code="wrong-shape")
 
     def transposed(self) -> Ball:
         """Return the ball around the transposed matrix."""
@@ -88,8 +86,7 @@ class Ball:
 
     def scaled(self, exponents: npt.NDArray[np.int64]) -> Ball:
         """Return a ball that contains ``diag(2**exponents) E`` for every E in this one."""
-        # A radius capped at 1.7e308 instead of infinity is as useless to every proof: scaled rows are far
-        # below it.
+        # The cap of 1.7e308 in place of infinity changes no proof: scaled rows are far below it.
         top = int(exponents.max())
         if self.norm is not None:
             return Ball(norm=min(scale_up(self.norm, top), 1.7e308))
@@ -127,15 +124,14 @@ class Decision:
     verdict : Verdict
         HOLDS and FAILS are proofs, each with a certificate; everything else is UNDECIDED.
     step : str
-        The step that decided: ``"structure"``, ``"gram"``, ``"right inverse"``, ``"residual"`` or
-        ``"exact"``.
+        The method that decided: ``"structure"``, ``"gram"``, ``"right inverse"``, ``"residual"`` or ``"exact"``.
     reason : str
-        One sentence; for UNDECIDED, what would decide it.
+        One sentence; for UNDECIDED, what could decide it.
     certificate : Certificate or None
     witness : mapping or None
-        Plain data; present whenever the verdict is FAILS.
+        Plain data; present if the verdict is FAILS.
     tried : tuple of str
-        Every step that did not decide, why, and its seconds.
+        Every method that did not decide, with the reason and its seconds.
     measured : mapping
         Verified bounds, such as ``s_min_lower``.
     """
@@ -150,7 +146,7 @@ class Decision:
 
 
 class ProofAttempts:
-    """Collects what was tried and measured, and turns it into a :class:`Decision`."""
+    """Records the methods that did not decide and the verified bounds, and builds a :class:`Decision` from them."""
 
     def __init__(self, ball: Ball | None) -> None:
         self.ball = ball
@@ -159,7 +155,7 @@ class ProofAttempts:
         self._start = time.perf_counter()
 
     def missed(self, step: str, reason: str) -> None:
-        """Record a step that did not decide."""
+        """Record a method that did not decide."""
         now = time.perf_counter()
         self.tried.append(f"{step}: {reason} ({now - self._start:.2g} s)")
         self._start = now
@@ -172,17 +168,10 @@ class ProofAttempts:
         certificate: Certificate,
         witness: Mapping[str, Any] | None = None,
     ) -> Decision:
-        """Return the verdict with everything collected so far."""
-        return Decision(
-            verdict,
-            step,
-            reason,
-            certificate,
-            None if witness is None else plain(dict(witness)),
-            tuple(self.tried),
-            plain(self.measured),
-        )
+        """Return the verdict with everything recorded so far."""
+        shown = None if witness is None else plain(dict(witness))
+        return Decision(verdict, step, reason, certificate, shown, tuple(self.tried), plain(self.measured))
 
     def undecided(self, reason: str) -> Decision:
-        """Return UNDECIDED."""
+        """Return UNDECIDED with everything recorded so far."""
         return Decision(Verdict.UNDECIDED, "none", reason, None, None, tuple(self.tried), plain(self.measured))

@@ -1,4 +1,4 @@
-"""Samples with equal inputs: which they are, whether their targets agree, and what that says of every model."""
+"""Samples with equal inputs, conflicts of their targets, and the resulting bounds for every model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from alignver.samples import Fingerprints
 __all__ = ["DuplicateInputs", "Pairs"]
 
 LISTED = 20
-"""Pairs that a result names; all of them are counted."""
+"""Number of pairs that a result lists; all pairs are counted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,16 +27,16 @@ class Pairs:
     Attributes
     ----------
     count : int
-        How many there are.
+        Number of pairs.
     pairs : tuple of (int, int)
-        The first twenty, the smaller index first, in lexicographic order.
+        The first twenty in lexicographic order, each with the smaller index first.
     """
 
     count: int
     pairs: tuple[tuple[int, int], ...]
 
     def plain(self) -> dict[str, Any]:
-        """Return them as plain data."""
+        """Return the pairs as plain data."""
         return {"count": self.count, "pairs": self.pairs}
 
 
@@ -54,8 +54,8 @@ class DuplicateInputs:
     Examples
     --------
     >>> from alignver.samples import fingerprints, open_samples
-    >>> found = DuplicateInputs.of(fingerprints(open_samples([[0.0], [1.0], [-0.0], [1.0]], [5, 6, 5, 7])))
-    >>> found.equal, found.conflicts, found.distinct
+    >>> duplicates = DuplicateInputs.of(fingerprints(open_samples([[0.0], [1.0], [-0.0], [1.0]], [5, 6, 5, 7])))
+    >>> duplicates.equal, duplicates.conflicts, duplicates.distinct
     (Pairs(count=2, pairs=((0, 2), (1, 3))), Pairs(count=1, pairs=((1, 3),)), 2)
     """
 
@@ -74,7 +74,7 @@ class DuplicateInputs:
 
     @functools.cached_property
     def representatives(self) -> npt.NDArray[np.int64]:
-        """The first sample of each group, in order: one for each distinct input."""
+        """The first sample of each group, in order: one sample for each distinct input."""
         return np.flatnonzero(self.first == np.arange(self.n))
 
     @property
@@ -84,7 +84,7 @@ class DuplicateInputs:
 
     @functools.cached_property
     def position(self) -> npt.NDArray[np.int64]:
-        """For each sample, the position of its input among the distinct ones."""
+        """For each sample, the position of its input among the distinct inputs."""
         return np.searchsorted(self.representatives, self.first)
 
     @functools.cached_property
@@ -113,13 +113,13 @@ class DuplicateInputs:
         Raises
         ------
         InvalidInput
-            Targets that the loss has no meaning for.
+            If the loss is not defined for the targets.
         """
         Y = self.known.targets
         return (0.0, None) if Y is None else least_loss(self.first, Y, loss)
 
     def certificate(self, loss: str | None = None) -> Certificate:
-        """Return what proves which inputs are equal, and what that costs: of all targets, or of none."""
+        """Return a certificate of the equal inputs and, if there are targets, of the resulting bounds of the loss."""
         constants: dict[str, Any] = {"rank": self.distinct}
         inputs: dict[str, Any] = {"X": self.known.record}
         if self.known.targets is not None:
@@ -129,14 +129,14 @@ class DuplicateInputs:
         if self.conflicts.count:
             rows = np.array(self.conflicts.pairs[0], dtype=np.int64)
             return seal("conflicting", "digests", inputs, {"rows": rows}, constants)
-        kept = b"".join(self.known.digests[i] for i in self.representatives.tolist())
-        digests = np.frombuffer(kept, dtype=np.uint8).reshape(-1, 32)
+        joined = b"".join(self.known.digests[i] for i in self.representatives.tolist())
+        digests = np.frombuffer(joined, dtype=np.uint8).reshape(-1, 32)
         claim = "distinct" if self.known.targets is None else "consistent"
         return seal(claim, "digests", inputs, {"digests": digests}, constants)
 
 
 def _pairs(groups: Sequence[Sequence[int]], targets: Sequence[bytes] | None) -> Pairs:
-    """Count the pairs in groups, those with different targets where there are targets, and list the first ones."""
+    """Count the pairs within groups (only those with different ``targets``, if given) and list the first ones."""
     count, listed = 0, []
     for group in groups:
         kinds = None if targets is None else [targets[i] for i in group]
@@ -150,9 +150,9 @@ def _pairs(groups: Sequence[Sequence[int]], targets: Sequence[bytes] | None) -> 
 
 
 def _first_pairs(group: Sequence[int], kinds: Sequence[bytes] | None) -> list[tuple[int, int]]:
-    """List the first pairs of one group, at most as many as are reported in all."""
+    """List the first pairs of one group, at most :data:`LISTED`."""
     listed: list[tuple[int, int]] = []
-    # After the last sample that differs from the final one, all targets are equal: no row needs to be scanned for it.
+    # After the last sample that differs from the final one all targets are equal: no pair starts there.
     last = len(group) - 2 if kinds is None else max(k for k in range(len(group)) if kinds[k] != kinds[-1])
     for a in range(last + 1):
         for b in range(a + 1, len(group)):

@@ -1,7 +1,6 @@
-"""Floats are dyadic rationals: matrices of them as integer matrices with powers of two for rows and columns.
+"""Exact arithmetic on float matrices (python-flint): rank modulo a prime, rational solutions and null vectors.
 
-Exact answers about matrices of floats: rank modulo a prime, rational solutions, rational null vectors
-(python-flint).
+Floats are dyadic rationals, so a float matrix is an integer matrix times powers of two for rows and columns.
 """
 
 from __future__ import annotations
@@ -21,29 +20,28 @@ __all__ = [
     "Combination",
     "IntegerMatrix",
     "Profile",
-    "available",
     "bytes_needed",
     "integer_column",
     "left_null_vector",
+    "load_flint",
     "mantissas",
-    "null_vector",
     "null_vectors",
     "primes",
     "profile",
-    "require",
     "seconds_for_rank",
     "seconds_for_solve",
     "solve",
     "to_integers",
     "vanishing_primes",
 ]
+
 _FRACTION = (1 << 52) - 1
 
 
 def mantissas(A: FloatArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    r"""Return odd integers m (or 0) and exponents e with :math:`A = m\, 2^e` exactly, read from the bits.
+    r"""Return odd integers m (or 0) and exponents e with :math:`A = m\, 2^e` exactly, from the bits.
 
-    No floating-point operation is involved, so no flush mode can lose a subnormal entry.
+    No floating-point operation is involved, so no flush-to-zero mode loses a subnormal entry.
 
     Examples
     --------
@@ -82,13 +80,11 @@ class IntegerMatrix:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The matrix's shape."""
+        """Number of rows and of columns."""
         return len(self.rows), len(self.rows[0])
 
     def minor_bits(self, size: int) -> int:
-        r"""Bound the bits of every minor of order ``size``: Hadamard's :math:`\prod \|a_i\|` over the largest
-        rows.
-        """
+        r"""Bound the bits of every minor of order ``size``, by the Hadamard bound of the largest rows."""
         width = 0.5 * math.log2(max(2, self.shape[1]))
         return math.ceil(sum(sorted((float(b) + width for b in self.bits), reverse=True)[:size])) + 1
 
@@ -102,7 +98,7 @@ def _layout(
     far = np.int64(1 << 40)
     columns = np.zeros(A.shape[1], dtype=np.int64)
     rows = np.zeros(A.shape[0], dtype=np.int64)
-    for _ in range(2):  # alternate: graded rows and graded columns both come out with short integers
+    for _ in range(2):  # alternate, so that both graded rows and graded columns give short integers
         rows = np.min(np.where(nonzero, e - columns, far), axis=1)
         rows[rows == far] = 0
         columns = np.min(np.where(nonzero, e - rows[:, None], far), axis=0)
@@ -113,10 +109,10 @@ def _layout(
 
 
 def bytes_needed(A: FloatArray) -> int:
-    """Estimate the memory of :func:`to_integers` and of working with the result, before any of it is spent.
+    """Estimate the memory of :func:`to_integers` and of computations with the result, in advance.
 
-    A Python integer takes 28 bytes and 4 for every 30 bits, its place in a list 8; FLINT's copies about as
-    much again.
+    A Python integer takes 28 bytes plus 4 for every 30 bits, its reference in a list 8, and the copies in FLINT about
+    the same.
     """
     sample = A if A.size <= 1 << 22 else A[:: max(1, A.size >> 22)]
     _m, shifts, _rows, _columns = _layout(sample)
@@ -145,7 +141,7 @@ def to_integers(A: FloatArray) -> IntegerMatrix:
 
 
 def integer_column(matrix: IntegerMatrix, y: FloatArray) -> tuple[list[int], int]:
-    r"""Return integers b and an exponent c with :math:`y_i = b_i 2^{r_i + c}`, r the matrix's row exponents.
+    r"""Return integers b and an exponent c with :math:`y_i = b_i 2^{r_i + c}`, r the row exponents of the matrix.
 
     Examples
     --------
@@ -161,26 +157,13 @@ def integer_column(matrix: IntegerMatrix, y: FloatArray) -> tuple[list[int], int
     return [a << s for a, s in zip(m.tolist(), shifts.tolist(), strict=True)], common
 
 
-def _flint() -> Any:
+def load_flint() -> Any:
+    """Return the module ``flint``, or raise :class:`~alignver.errors.MissingDependency`."""
     try:
         import flint
     except ImportError as error:
         raise MissingDependency("python-flint", "exact arithmetic on floats", "proof") from error
     return flint
-
-
-def available() -> bool:
-    """Whether python-flint can be imported."""
-    try:
-        _flint()
-    except MissingDependency:
-        return False
-    return True
-
-
-def require() -> None:
-    """Raise :class:`~alignver.errors.MissingDependency` unless python-flint can be imported."""
-    _flint()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +176,7 @@ class Profile:
 
     @property
     def rank(self) -> int:
-        """The rank modulo the prime: a lower bound of the rank, and nothing more."""
+        """The rank modulo the prime: a lower bound of the rank."""
         return len(self.rows)
 
 
@@ -207,10 +190,8 @@ class Combination:
 
 
 def primes() -> Iterator[int]:
-    """Yield the primes below 2^62, from the largest down: FLINT's word-sized arithmetic is at its fastest
-    there.
-    """
-    flint = _flint()
+    """Yield the primes below 2^62 in decreasing order: in this range FLINT uses its fast word-sized arithmetic."""
+    flint = load_flint()
     candidate = 2**62 - 57
     while True:
         if flint.fmpz(candidate).is_prime():
@@ -222,7 +203,7 @@ def profile(matrix: IntegerMatrix, prime: int) -> Profile:
     """Return row and column sets of a minor that is not zero modulo ``prime``, of the largest possible order.
 
     A minor that does not vanish modulo a prime does not vanish: the rank of the matrix is at least
-    ``len(rows)``. It can be larger, since a prime may divide every larger minor.
+    ``len(rows)``. The rank can be larger, since a prime may divide every larger minor.
 
     Examples
     --------
@@ -231,7 +212,7 @@ def profile(matrix: IntegerMatrix, prime: int) -> Profile:
     >>> profile(to_integers(np.array([[1.0, 2.0], [0.5, 1.0]])), 97).rank
     1
     """
-    flint = _flint()
+    flint = load_flint()
     n = matrix.shape[0]
     reduced = flint.nmod_mat(flint.fmpz_mat(matrix.rows), prime)
     columns = _pivots(reduced)
@@ -243,6 +224,7 @@ def profile(matrix: IntegerMatrix, prime: int) -> Profile:
 
 
 def _pivots(reduced: Any) -> tuple[int, ...]:
+    """Return the pivot columns of a matrix modulo a prime."""
     echelon, rank = reduced.rref()
     pivots = []
     column = 0
@@ -255,10 +237,8 @@ def _pivots(reduced: Any) -> tuple[int, ...]:
 
 
 def _solve(square: list[list[int]], right: list[int]) -> tuple[list[int], int]:
-    """Solve a non-singular integer system exactly by p-adic lifting (J. D. Dixon, Numer. Math. 40 (1982)
-    137-141).
-    """
-    flint = _flint()
+    """Solve a non-singular integer system by p-adic lifting (J. D. Dixon, Numer. Math. 40 (1982) 137-141)."""
+    flint = load_flint()
     solution = flint.fmpz_mat(square).solve(flint.fmpz_mat([[b] for b in right]))
     numerators, denominator = solution.numer_denom()
     return [int(numerators[k, 0]) for k in range(len(square))], int(denominator)
@@ -266,73 +246,61 @@ def _solve(square: list[list[int]], right: list[int]) -> tuple[list[int], int]:
 
 def _times(rows: Sequence[Sequence[int]], vector: Sequence[int]) -> list[int]:
     """Multiply an integer matrix and an integer vector exactly."""
-    flint = _flint()
+    flint = load_flint()
     product = flint.fmpz_mat([list(row) for row in rows]) * flint.fmpz_mat([[v] for v in vector])
     return [int(product[k, 0]) for k in range(len(rows))]
 
 
 def solve(matrix: IntegerMatrix, target: Sequence[int], minor: Profile) -> tuple[Combination | None, int]:
-    """Return x on the minor's columns with ``matrix x = target`` exactly, or None and the first row that it
-    misses.
+    """Return x on the columns of the minor with ``matrix x = target`` exactly, or None and the first violated row.
 
-    x solves the minor's rows; whether it solves the others is then checked in exact arithmetic. Where it does
-    not, and the rank is that of the minor, no solution exists.
+    x solves the rows of the minor; the other rows are then checked in exact arithmetic. If one of them is violated and
+    the rank is that of the minor, no solution exists.
     """
     columns, rows = minor.columns, minor.rows
     if not columns:
-        missed = next((i for i, b in enumerate(target) if b), -1)
-        return (Combination((), (), 1), -1) if missed < 0 else (None, missed)
+        violated = next((i for i, b in enumerate(target) if b), -1)
+        return (Combination((), (), 1), -1) if violated < 0 else (None, violated)
     numerators, denominator = _solve([[matrix.rows[i][j] for j in columns] for i in rows], [target[i] for i in rows])
     product = _times([[row[j] for j in columns] for row in matrix.rows], numerators)
-    for i, (value, wanted) in enumerate(zip(product, target, strict=True)):
-        if value != denominator * wanted:
+    for i, (value, entry) in enumerate(zip(product, target, strict=True)):
+        if value != denominator * entry:
             return None, i
     return Combination(columns, tuple(numerators), denominator), -1
 
 
-def null_vector(
-    columns: Sequence[Sequence[int]], line: int, minor_lines: Sequence[int], minor_across: Sequence[int]
-) -> Combination | None:
-    """Return x supported on ``line`` and ``minor_lines`` with ``sum_l x_l lines[l] = 0`` exactly, or None.
+def left_null_vector(matrix: IntegerMatrix, row: int, minor: Profile) -> Combination | None:
+    """Return w with ``w^T matrix = 0`` exactly, supported on ``row``, where it is non-zero, and the minor's rows.
 
-    ``columns[k][l]`` is entry k of line l: the vector is a right null vector of the matrix ``columns``.
+    None means that the rank exceeds the order of the minor: the prime is an unlucky one.
     """
-    square = [[columns[k][m] for m in minor_lines] for k in minor_across]
+    columns = list(zip(*matrix.rows, strict=True))
+    square = [[columns[k][i] for i in minor.rows] for k in minor.columns]
     if not square:
-        return Combination((line,), (1,), 1) if not any(row[line] for row in columns) else None
-    numerators, denominator = _solve(square, [-columns[k][line] for k in minor_across])
-    support = (line, *minor_lines)
-    values = (denominator, *numerators)
-    if any(_times([[row[m] for m in support] for row in columns], values)):
+        return None if any(matrix.rows[row]) else Combination((row,), (1,), 1)
+    numerators, denominator = _solve(square, [-columns[k][row] for k in minor.columns])
+    support, values = (row, *minor.rows), (denominator, *numerators)
+    if any(_times([[column[i] for i in support] for column in columns], values)):
         return None
     return Combination(support, values, 1)
 
 
-def left_null_vector(matrix: IntegerMatrix, row: int, minor: Profile) -> Combination | None:
-    """Return w with ``w^T matrix = 0`` exactly, non-zero at ``row`` and otherwise on the minor's rows; or
-    None.
-
-    None means that the rank exceeds the minor's order: the prime was an unlucky one.
-    """
-    return null_vector(list(zip(*matrix.rows, strict=True)), row, minor.rows, minor.columns)
-
-
 def null_vectors(matrix: IntegerMatrix, minor: Profile, *, left: bool) -> list[Combination] | None:
-    """Return a null vector for every row (``left``) or column outside the minor, or None if one does not
-    exist.
+    """Return a null vector for every row (``left``) or column outside the minor, or None if one does not exist.
 
-    Each is non-zero at its own line (first in its support) and zero at the other lines outside the minor, so
-    they are independent: the rank is at most ``len(minor.rows)``. All are solved for at once.
+    Each is non-zero at that row or column, which comes first in its support, and zero at the others outside the minor,
+    so the vectors are independent: the rank is at most ``len(minor.rows)``. One solve gives all of them.
     """
-    flint = _flint()
+    flint = load_flint()
     columns: Sequence[Sequence[int]] = list(zip(*matrix.rows, strict=True)) if left else matrix.rows
     inside, across = (minor.rows, minor.columns) if left else (minor.columns, minor.rows)
     outside = sorted(set(range(matrix.shape[0 if left else 1])) - set(inside))
     if not outside:
         return []
     if not inside:
-        found = [null_vector(columns, line, inside, across) for line in outside]
-        return None if None in found else [vector for vector in found if vector is not None]
+        if any(any(row[line] for line in outside) for row in columns):
+            return None
+        return [Combination((line,), (1,), 1) for line in outside]
     square = flint.fmpz_mat([[columns[k][m] for m in inside] for k in across])
     right = flint.fmpz_mat([[-columns[k][line] for line in outside] for k in across])
     numerators, denominator = square.solve(right).numer_denom()
@@ -348,13 +316,12 @@ def null_vectors(matrix: IntegerMatrix, minor: Profile, *, left: bool) -> list[C
 
 
 def vanishing_primes(matrix: IntegerMatrix, rank: int, start: Iterator[int]) -> list[int] | None:
-    """Return primes, whose product exceeds every minor of order rank + 1, modulo each of which the rank is <=
-    ``rank``.
+    """Return primes modulo each of which the rank is <= ``rank``, with a product above every minor of order rank + 1.
 
-    Then every such minor is divisible by a number larger than itself, hence zero, and the rank is at most
-    ``rank``. None if some prime finds a larger rank.
+    Then every such minor is divisible by a number larger than itself, hence zero, and the rank is at most ``rank``.
+    None if the rank modulo some prime is larger.
     """
-    flint = _flint()
+    flint = load_flint()
     needed = matrix.minor_bits(rank + 1) + 1
     integers = flint.fmpz_mat(matrix.rows)
     used: list[int] = []
@@ -369,16 +336,12 @@ def vanishing_primes(matrix: IntegerMatrix, rank: int, start: Iterator[int]) -> 
 
 
 def seconds_for_rank(n: int, d: int, rank: int) -> float:
-    """Estimate the time of one rank modulo a word-sized prime (fitted on one core of a 2020s x86 server,
-    times two).
-    """
+    """Estimate the seconds of one rank modulo a word-sized prime (twice the fit on one core of a 2020s server)."""
     return 1e-4 + 1e-6 * n * d + 5e-10 * n * d * max(1, min(rank, n, d))
 
 
 def seconds_for_solve(matrix: IntegerMatrix, rank: int) -> float:
-    """Estimate the time of one exact solve of order ``rank``: p-adic steps times the work of one (fitted
-    likewise).
-    """
+    """Estimate the seconds of one exact solve of order ``rank``: p-adic steps times the work of one step (a fit)."""
     bits = float(matrix.bits.mean()) if len(matrix.bits) else 0.0
     steps = 2.0 * matrix.minor_bits(rank) / 60.0
     return 1e-3 + 6e-10 * rank**3 + 1.6e-8 * steps * rank**2 * (1.0 + bits / 64.0)

@@ -1,7 +1,7 @@
-"""Reasons that can be seen: zero rows, and rows that are multiples of each other with targets that are not.
+"""Structural refutations: zero rows, and proportional rows whose targets are not in the same proportion.
 
-Each is a vector w with at most two entries, both of them floats, such that w^T J = 0 exactly and w^T y != 0
-exactly. Search is by hashing, near O(N d); what it finds is then verified in integer arithmetic.
+Each is a vector w with at most two non-zero entries, both floats, such that w^T J = 0 and w^T y != 0 exactly. The
+search is by hashing, with about O(N d) operations; the candidates are verified in integer arithmetic.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from alignver.proof.rounding import FloatArray
 
 __all__ = ["Conflict", "find_conflict", "redundant_rows"]
 
-_CLOSE = 2.0**-30  # far above what rounding does to a quotient, far below the gap between unrelated ones
-_MOST_PAIRS = 4096  # exact comparisons at most: beyond them the exact route is the better tool
+_CLOSE = 2.0**-30  # far above the rounding error of a quotient, far below the gap between unrelated quotients
+_MOST_PAIRS = 4096  # most exact comparisons: beyond them exact rank computation is better
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Conflict:
     kind : str
         ``"zero row"``, ``"equal rows"`` or ``"proportional rows"``.
     rows : tuple of int
-        Where w is not zero.
+        The indices of the non-zero entries of w.
     weights : tuple of float
-        w there.
+        These entries.
     reason : str
-        A sentence about it.
+        A sentence about the conflict.
     """
 
     kind: str
@@ -56,7 +56,7 @@ def find_conflict(J: FloatArray, y: FloatArray) -> Conflict | None:
     Returns
     -------
     Conflict or None
-        A Conflict is a PROOF that y is not in the column space of J; None says nothing.
+        A Conflict is a PROOF that y is not in the column space of J; None has no meaning.
 
     Examples
     --------
@@ -78,10 +78,9 @@ def find_conflict(J: FloatArray, y: FloatArray) -> Conflict | None:
 
 
 def redundant_rows(A: FloatArray) -> dict[int, int]:
-    """Map rows that add nothing to the rank to what they repeat: an equal row that is kept, or -1 for a zero
-    row.
+    """Map rows that do not add to the rank to the remaining row that they equal, or to -1 if they are zero.
 
-    Equality is exact. Rows that a hash misses are kept, so the map may be incomplete, never wrong.
+    Equality is exact. The map may be incomplete, since the hash can miss equal rows, but never wrong.
 
     Examples
     --------
@@ -91,20 +90,20 @@ def redundant_rows(A: FloatArray) -> dict[int, int]:
     """
     largest = np.maximum(A.max(axis=1), -A.min(axis=1))
     zeros = ~nonzero(largest)
-    found = {int(i): -1 for i in np.flatnonzero(zeros)}
+    redundant = {int(i): -1 for i in np.flatnonzero(zeros)}
     for i, j in _close_pairs(A, largest, np.flatnonzero(~zeros)):
         first, second = min(i, j), max(i, j)
-        if second not in found and equal(A[first], A[second]):
-            found[second] = found.get(first, first)
-    return found
+        if second not in redundant and equal(A[first], A[second]):
+            redundant[second] = redundant.get(first, first)
+    return redundant
 
 
 def _close_pairs(J: FloatArray, largest: FloatArray, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
     """Yield pairs of non-zero rows that may be proportional.
 
-    The quotient of two random functionals of a row does not change when the row is multiplied by a number:
-    rows whose quotients are close are compared with the first row of their run, and with their neighbour in
-    it.
+    The quotient of two random functionals of a row is invariant under multiplication of the row by a number. Rows are
+    sorted by their quotients; in each run of close quotients, a row is paired with the first row of the run and with
+    its predecessor.
     """
     if rows.size < 2:
         return
@@ -127,7 +126,7 @@ def _close_pairs(J: FloatArray, largest: FloatArray, rows: npt.NDArray[np.int64]
 
 
 def _conflicting(J: FloatArray, y: FloatArray, i: int, j: int) -> Conflict | None:
-    """Verify in integers that rows i and j are proportional and their targets are not."""
+    """Verify in integer arithmetic that rows i and j are proportional and their targets are not."""
     i, j = min(i, j), max(i, j)
     if equal(J[i], J[j]):
         if equal(y[i : i + 1], y[j : j + 1]):
@@ -139,14 +138,14 @@ def _conflicting(J: FloatArray, y: FloatArray, i: int, j: int) -> Conflict | Non
     k = int(np.argmax(np.abs(J[i])))
     a, b = float(J[i, k]), float(J[j, k])  # w = b e_i - a e_j
     if Fraction(b) * Fraction(float(y[i])) == Fraction(a) * Fraction(float(y[j])):
-        return None  # in proportion, if the rows are
+        return None  # the targets are in the same proportion
     (ma, mb), (ea, eb) = (column.tolist() for column in mantissas(np.array([a, b])))
-    left, left_exponents = mantissas(J[i])
-    right, right_exponents = mantissas(J[j])
+    mi, ei = mantissas(J[i])
+    mj, ej = mantissas(J[j])
     # m_b 2^eb m_i 2^ei == m_a 2^ea m_j 2^ej; products of odd integers are odd, so both parts must agree.
-    if not bool(np.all((left_exponents + eb == right_exponents + ea)[left != 0])):
+    if not bool(np.all((ei + eb == ej + ea)[mi != 0])):
         return None
-    if any(mb * p != ma * q for p, q in zip(left.tolist(), right.tolist(), strict=True)):
+    if any(mb * p != ma * q for p, q in zip(mi.tolist(), mj.tolist(), strict=True)):
         return None
     times = repr(b / a) if Fraction(b / a) * Fraction(a) == Fraction(b) else f"{b!r}/{a!r}"
     targets = f"({float(y[i])!r}, {float(y[j])!r})"

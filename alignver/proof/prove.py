@@ -1,11 +1,12 @@
-"""The proof methods for membership and rank, tried in order of increasing cost."""
+"""Proofs of membership and of rank: the methods, in order of increasing cost."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
+from alignver import require
 from alignver.arrays import as_matrix, as_vector, host
 from alignver.errors import InvalidInput
 from alignver.kernel import seal
@@ -28,10 +29,10 @@ __all__ = ["Exact", "prove_membership", "prove_rank"]
 Exact = Literal["auto", "force", "never"]
 
 BUDGET_BYTES = 2_000_000_000
-"""What exact arithmetic may take before it is refused: a laptop's free memory."""
+"""Memory limit of exact arithmetic: about the free memory of a laptop."""
 
 BUDGET_SECONDS = 60.0
-"""Estimated time that ``exact="auto"`` may spend on exact arithmetic: about what a person waits for."""
+"""Limit of the estimated time of exact arithmetic with ``exact="auto"``: about the time that a person waits."""
 
 
 @np.errstate(all="ignore")
@@ -48,21 +49,22 @@ def prove_membership(
 
     .. math:: \exists \beta: J \beta = y
 
-    of the real matrix whose entries are exactly the given floats, or of every matrix in ``ball``. The steps,
-    in this order: structure (zero target, zero or proportional rows), Gram matrix, right inverse (full row
-    rank, J wide); residual (full column rank, J tall); exact rational arithmetic.
+    for the real matrix whose entries are exactly the given floats, or for every matrix in ``ball``. The methods, in
+    this order: structure (zero target, zero or proportional rows); Gram matrix and right inverse (full row rank of a
+    wide J); residual (full column rank of a tall J); exact rational arithmetic.
 
     Parameters
     ----------
     J : (N, d) float64
     y : (N,) float64
     ball : Ball, optional
-        HOLDS then means for every matrix in it, FAILS for none of them; exact arithmetic does not apply.
+        HOLDS then means membership for every matrix in the ball, FAILS for no matrix in it; exact arithmetic does not
+        apply.
     exact : {"auto", "force", "never"}
-        Whether to use exact arithmetic: within a time budget, whatever it takes (skipping the floating-point
-        steps), not at all.
+        Whether to use exact arithmetic: within a time limit, without one and without the floating-point methods, or
+        not at all.
     budget_bytes, budget_seconds
-        What exact arithmetic may take; estimated before it is spent. ``"force"`` ignores the seconds.
+        Limits of exact arithmetic, compared with estimates in advance. ``"force"`` ignores the seconds.
 
     Returns
     -------
@@ -72,9 +74,9 @@ def prove_membership(
     Raises
     ------
     InvalidInput
-        Not finite, empty, or of shapes that disagree.
+        If an array is not finite, empty, or of a shape that does not match.
     MissingDependency
-        ``exact="force"`` without python-flint.
+        If ``exact="force"`` and python-flint is not installed.
 
     Examples
     --------
@@ -86,18 +88,19 @@ def prove_membership(
     """
     matrix, target = _matrix(J, "J"), np.array(host(as_vector(y, "y").array), copy=True)
     if matrix.shape[0] != target.shape[0]:
-        raise InvalidInput("y", f"{target.shape[0]} entries", f"{matrix.shape[0]}, one for every row of J")
-    trail = _start(matrix, "J", ball, exact)
+        got, need = f"{target.shape[0]} entries", f"{matrix.shape[0]}, one for every row of J"
+        raise InvalidInput("y", got, need, code="wrong-shape")
+    attempts = _start(matrix, "J", ball, exact)
     inputs = {"J": matrix, "y": target}
     fault = arithmetic_fault()
     if fault:
-        return trail.undecided(fault)
-    found = by_structure(inputs, trail)
-    if found is None and exact != "force":
-        found = membership_in_floats(inputs, trail)
-    if found is None and trail.ball is None and exact != "never":
-        found = membership_exactly(inputs, trail, Budget(budget_bytes, budget_seconds, exact == "force"))
-    return found if found is not None else trail.undecided(_advice(trail, exact))
+        return attempts.undecided(fault)
+    decision = by_structure(inputs, attempts)
+    if decision is None and exact != "force":
+        decision = membership_in_floats(inputs, attempts)
+    if decision is None and attempts.ball is None and exact != "never":
+        decision = membership_exactly(inputs, attempts, Budget(budget_bytes, budget_seconds, exact == "force"))
+    return decision if decision is not None else attempts.undecided(_advice(attempts, exact))
 
 
 @np.errstate(all="ignore")
@@ -112,9 +115,9 @@ def prove_rank(
 ) -> Decision:
     r"""Prove or refute that the rank of A is ``rank``.
 
-    Full rank is proved by the Gram matrix or a one-sided inverse; any other rank r exactly, by a minor of
-    order r that is not zero modulo a prime, and by null vectors or vanishing modulo enough primes for nothing
-    larger.
+    Full rank is proved by the Gram matrix or a one-sided inverse. Any other rank r is proved in exact arithmetic: a
+    minor of order r that is not zero modulo a prime is the lower bound, and null vectors, or ranks modulo sufficiently
+    many primes, are the upper bound.
 
     Parameters
     ----------
@@ -132,9 +135,9 @@ def prove_rank(
     Raises
     ------
     InvalidInput
-        Not finite, empty, or a rank that is no number >= 0.
+        If A is not finite or empty, or the rank is not an integer >= 0.
     MissingDependency
-        ``exact="force"`` without python-flint.
+        If ``exact="force"`` and python-flint is not installed.
 
     Examples
     --------
@@ -143,58 +146,52 @@ def prove_rank(
     <Verdict.HOLDS: 'HOLDS'>
     """
     matrix = _matrix(A, "A")
-    if not isinstance(rank, int | np.integer) or isinstance(rank, bool) or rank < 0:
-        raise InvalidInput("rank", repr(rank), "an integer >= 0")
-    rank = int(rank)
-    trail = _start(matrix, "A", ball, exact)
+    rank = require.integer("rank", rank, least=0)
+    attempts = _start(matrix, "A", ball, exact)
     inputs = {"A": matrix}
     fault = arithmetic_fault()
     if fault:
-        return trail.undecided(fault)
+        return attempts.undecided(fault)
     if rank > min(matrix.shape):
         certificate = seal("not-rank", "shape", inputs, {}, {"rank": rank})
-        reason = f"a {matrix.shape[0]} by {matrix.shape[1]} matrix has rank {min(matrix.shape)} at most"
-        return trail.decided(Verdict.FAILS, "structure", reason, certificate, {"kind": "shape", "shape": matrix.shape})
-    found = None
+        reason = f"a {matrix.shape[0]} by {matrix.shape[1]} matrix has a rank of at most {min(matrix.shape)}"
+        return attempts.decided(
+            Verdict.FAILS, "structure", reason, certificate, {"kind": "shape", "shape": matrix.shape}
+        )
+    decision = None
     if exact != "force":
-        found = full_rank(inputs, rank, trail, by_gram)
-        if found is None and trail.ball is None:
-            found = rank_by_repeats(inputs, rank, trail)
-        if found is None:
-            found = full_rank(inputs, rank, trail, by_right_inverse)
-    if found is None and trail.ball is None and exact != "never":
-        found = rank_exactly(inputs, rank, trail, Budget(budget_bytes, budget_seconds, exact == "force"))
-    return found if found is not None else trail.undecided(_advice(trail, exact))
+        decision = full_rank(inputs, rank, attempts, by_gram)
+        if decision is None and attempts.ball is None:
+            decision = rank_by_repeats(inputs, rank, attempts)
+        if decision is None:
+            decision = full_rank(inputs, rank, attempts, by_right_inverse)
+    if decision is None and attempts.ball is None and exact != "never":
+        decision = rank_exactly(inputs, rank, attempts, Budget(budget_bytes, budget_seconds, exact == "force"))
+    return decision if decision is not None else attempts.undecided(_advice(attempts, exact))
 
 
 def _matrix(value: Any, name: str) -> FloatArray:
-    """Return a copy: what is proved is what is hashed, whoever writes to the caller's array meanwhile."""
+    """Return a copy, so that a concurrent change of the caller's array affects neither the proof nor the hash."""
     matrix: FloatArray = np.array(host(as_matrix(value, name).array), order="C", copy=True)
-    if not bool(np.all(np.isfinite(matrix))):  # it was written to between the two
-        raise InvalidInput(name, "NaN or Inf", "finite entries that are not modified during the call")
+    if not bool(np.all(np.isfinite(matrix))):  # modified between validation and copy
+        need = "finite entries that are not modified during the call"
+        raise InvalidInput(name, "NaN or Inf", need, code="not-finite")
     return matrix
 
 
 def _start(matrix: FloatArray, name: str, ball: Ball | None, exact: str) -> ProofAttempts:
-    if exact not in ("auto", "force", "never"):
-        raise InvalidInput("exact", repr(exact), "'auto', 'force' or 'never'")
-    if ball is not None and not isinstance(ball, Ball):
-        raise InvalidInput("ball", type(ball).__name__, "a Ball")
+    require.one_of("exact", exact, get_args(Exact))
     if ball is not None:
-        ball.check_shape(matrix.shape, name)
+        require.instance("ball", ball, Ball, "a Ball").check_shape(matrix.shape, name)
     return ProofAttempts(None if ball is None or ball.is_point else ball)
 
 
-def _advice(trail: ProofAttempts, exact: str) -> str:
-    if trail.ball is not None:
-        return "not proved for the whole ball: a smaller ball would decide it, or none (exact arithmetic then applies)"
+def _advice(attempts: ProofAttempts, exact: str) -> str:
+    if attempts.ball is not None:
+        return "not proved for the whole ball: a smaller ball, or exact arithmetic without a ball, would decide it"
     if exact == "never":
         return "not proved in floating point: exact arithmetic would decide it (exact='auto' or 'force')"
-    last = trail.tried[-1] if trail.tried else ""
+    last = attempts.tried[-1] if attempts.tried else "no method applied"
     if "python-flint" in last:
         return "not proved in floating point: exact arithmetic would decide it (pip install 'alignver[proof]')"
-    return (
-        "not proved within the budget: "
-        + (last or "nothing applied")
-        + "; exact='force' or a larger budget would decide it"
-    )
+    return f"not proved within the budget: {last}; exact='force' or a larger budget would decide it"

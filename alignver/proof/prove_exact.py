@@ -1,10 +1,11 @@
-"""The last step of the ladder: exact arithmetic, if its estimated cost is within the budget."""
+"""Proofs in exact arithmetic, if the estimated cost is within the budget."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 
+from alignver.errors import MissingDependency
 from alignver.progress import stage
 from alignver.proof import exact
 from alignver.proof.certify import (
@@ -21,48 +22,49 @@ from alignver.results import Verdict
 
 __all__ = ["Budget", "membership_exactly", "rank_exactly"]
 
-_PRIMES = 4  # attempts: one unlucky prime near 2^62 is an event nobody will see
-_SHOWN = 16  # indices of a support that a witness lists
+_PRIMES = 4  # attempts: even one unlucky prime near 2^62 is extremely unlikely
+_SHOWN = 16  # most indices of a support in a witness
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What exact arithmetic may cost: bytes always, seconds unless ``forced``."""
+    """Limits of exact arithmetic: memory in bytes, and time in seconds unless ``forced``."""
 
     bytes: int
     seconds: float
     forced: bool
 
-    def refuses(self, trail: ProofAttempts, seconds: float, what: str) -> bool:
-        """Whether ``seconds`` are too many; recorded if so."""
+    def refuses(self, attempts: ProofAttempts, seconds: float, what: str) -> bool:
+        """Return whether ``seconds`` exceed the limit; record the method if they do."""
         if self.forced or seconds <= self.seconds:
             return False
-        trail.missed("exact", f"{what} would take about {seconds:.0f} s of {self.seconds:.0f}")
+        attempts.missed("exact", f"{what} would take about {seconds:.0f} s of {self.seconds:.0f}")
         return True
 
 
-def _admitted(A: FloatArray, trail: ProofAttempts, budget: Budget) -> IntegerMatrix | None:
-    if not exact.available():
+def _admitted(A: FloatArray, attempts: ProofAttempts, budget: Budget) -> IntegerMatrix | None:
+    """Return the exact integer form of A; None if python-flint or the budget is missing."""
+    try:
+        exact.load_flint()
+    except MissingDependency:
         if budget.forced:
-            exact.require()
-        trail.missed("exact", "python-flint is not installed")
+            raise
+        attempts.missed("exact", "python-flint is not installed")
         return None
     needed = bytes_needed(A)
     if needed > budget.bytes:
-        trail.missed("exact", f"integers would take about {needed / 1e9:.1f} GB of {budget.bytes / 1e9:.1f}")
+        attempts.missed("exact", f"integers would take about {needed / 1e9:.1f} GB of {budget.bytes / 1e9:.1f}")
         return None
     n, d = A.shape
-    if budget.refuses(trail, exact.seconds_for_rank(n, d, min(n, d)), "a rank modulo a prime"):
+    if budget.refuses(attempts, exact.seconds_for_rank(n, d, min(n, d)), "a rank modulo a prime"):
         return None
     return to_integers(A)
 
 
-def membership_exactly(inputs: dict[str, FloatArray], trail: ProofAttempts, budget: Budget) -> Decision | None:
-    """Decide membership of the exact target in the column space of the exact matrix; None if the budget
-    forbids it.
-    """
+def membership_exactly(inputs: dict[str, FloatArray], attempts: ProofAttempts, budget: Budget) -> Decision | None:
+    """Decide membership of the exact target in the column space of the exact matrix; None if over budget."""
     J, y = inputs["J"], inputs["y"]
-    matrix = _admitted(J, trail, budget)
+    matrix = _admitted(J, attempts, budget)
     if matrix is None:
         return None
     target, scale = integer_column(matrix, y)
@@ -74,9 +76,9 @@ def membership_exactly(inputs: dict[str, FloatArray], trail: ProofAttempts, budg
                     f"J has full row rank {minor.rank} (it has modulo the prime {prime}), "
                     "so every y is in its column space"
                 )
-                return trail.decided(Verdict.HOLDS, "exact", reason, certify_minor("membership", inputs, minor))
+                return attempts.decided(Verdict.HOLDS, "exact", reason, certify_minor("membership", inputs, minor))
             if budget.refuses(
-                trail,
+                attempts,
                 2.0 * exact.seconds_for_solve(matrix, minor.rank),
                 f"an exact solve of order {minor.rank}",
             ):
@@ -85,39 +87,40 @@ def membership_exactly(inputs: dict[str, FloatArray], trail: ProofAttempts, budg
             if beta is not None:
                 exponents = scale - matrix.column_exponents
                 reason = f"J beta = y holds exactly for a rational beta with {len(beta.support)} entries"
-                return trail.decided(Verdict.HOLDS, "exact", reason, certify_solution(inputs, beta, exponents))
+                return attempts.decided(Verdict.HOLDS, "exact", reason, certify_solution(inputs, beta, exponents))
             w = exact.left_null_vector(matrix, missed, minor)
             if w is not None and sum(a * target[i] for i, a in zip(w.support, w.numerators, strict=True)) != 0:
-                return _refuted(inputs, w, matrix, missed, trail)
-    trail.missed("exact", f"{_PRIMES} unlucky primes in a row")
+                return _refuted(inputs, w, matrix, missed, attempts)
+    attempts.missed("exact", f"{_PRIMES} unlucky primes in a row")
     return None
 
 
 def _refuted(
-    inputs: dict[str, FloatArray], w: Combination, matrix: IntegerMatrix, missed: int, trail: ProofAttempts
+    inputs: dict[str, FloatArray], w: Combination, matrix: IntegerMatrix, missed: int, attempts: ProofAttempts
 ) -> Decision:
-    kept = [(i, a) for i, a in zip(w.support, w.numerators, strict=True) if a]
-    w = Combination(tuple(i for i, _ in kept), tuple(a for _, a in kept), 1)
+    """Return the refutation by a null vector, without its zero weights."""
+    nonzero = [(i, a) for i, a in zip(w.support, w.numerators, strict=True) if a]
+    w = Combination(tuple(i for i, _ in nonzero), tuple(a for _, a in nonzero), 1)
     bits = max(abs(a).bit_length() for a in w.numerators)
     reason = (
-        f"row {missed} of J is exactly a combination of {len(kept) - 1} others, "
+        f"row {missed} of J is exactly a combination of {len(nonzero) - 1} others, "
         "and its target is not that combination of theirs"
     )
-    witness = {"kind": "null vector", "rows": w.support[:_SHOWN], "size": len(kept), "bits": bits}
+    witness = {"kind": "null vector", "rows": w.support[:_SHOWN], "size": len(nonzero), "bits": bits}
     certificate = certify_null_vector(inputs, w, -matrix.row_exponents)
-    return trail.decided(Verdict.FAILS, "exact", reason, certificate, witness)
+    return attempts.decided(Verdict.FAILS, "exact", reason, certificate, witness)
 
 
-def rank_exactly(inputs: dict[str, FloatArray], rank: int, trail: ProofAttempts, budget: Budget) -> Decision | None:
-    """Decide whether the exact matrix has the claimed rank; None if the budget forbids it."""
+def rank_exactly(inputs: dict[str, FloatArray], rank: int, attempts: ProofAttempts, budget: Budget) -> Decision | None:
+    """Decide whether the exact matrix has the claimed rank; None if over budget."""
     A = inputs["A"]
-    matrix = _admitted(A, trail, budget)
+    matrix = _admitted(A, attempts, budget)
     if matrix is None:
         return None
     with stage("exact rank"):
         for prime in itertools.islice(exact.primes(), _PRIMES):
             minor = exact.profile(matrix, prime)
-            trail.measured["rank_lower"] = max(minor.rank, trail.measured.get("rank_lower", 0))
+            attempts.measured["rank_lower"] = max(minor.rank, attempts.measured.get("rank_lower", 0))
             if minor.rank > rank:
                 reason = f"the rank is at least {minor.rank}, more than {rank}: a minor is not zero modulo {prime}"
                 witness = {
@@ -126,16 +129,16 @@ def rank_exactly(inputs: dict[str, FloatArray], rank: int, trail: ProofAttempts,
                     "rows": minor.rows[:_SHOWN],
                     "columns": minor.columns[:_SHOWN],
                 }
-                return trail.decided(
+                return attempts.decided(
                     Verdict.FAILS, "exact", reason, certify_minor("not-rank", inputs, minor, rank), witness
                 )
             if minor.rank == min(A.shape):
                 reason = f"the rank is {rank}: a minor of that order is not zero modulo {prime}"
-                return trail.decided(Verdict.HOLDS, "exact", reason, certify_minor("rank", inputs, minor, rank))
-            decision, refused = _from_above(inputs, rank, matrix, minor, trail, budget)
+                return attempts.decided(Verdict.HOLDS, "exact", reason, certify_minor("rank", inputs, minor, rank))
+            decision, refused = _from_above(inputs, rank, matrix, minor, attempts, budget)
             if decision is not None or refused:
                 return decision
-    trail.missed("exact", f"{_PRIMES} unlucky primes in a row")
+    attempts.missed("exact", f"{_PRIMES} unlucky primes in a row")
     return None
 
 
@@ -144,12 +147,10 @@ def _from_above(
     rank: int,
     matrix: IntegerMatrix,
     minor: Profile,
-    trail: ProofAttempts,
+    attempts: ProofAttempts,
     budget: Budget,
 ) -> tuple[Decision | None, bool]:
-    """Prove that the rank is at most the minor's order, by whatever is cheaper; (None, True) if the budget
-    forbids both.
-    """
+    """Prove by the cheaper method that the rank is at most the order of the minor; (None, True) if over budget."""
     n, d = matrix.shape
     most = minor.rank
     left = n - most <= d - most
@@ -159,7 +160,7 @@ def _from_above(
     size = count * (most + 1) * (matrix.minor_bits(most) / 8.0 + 40.0)
     claim = "rank" if most == rank else "not-rank"
     if by_vectors <= 4.0 * by_primes and size <= budget.bytes:  # null vectors re-check faster
-        if budget.refuses(trail, by_vectors, f"{count} exact null vectors"):
+        if budget.refuses(attempts, by_vectors, f"{count} exact null vectors"):
             return None, True
         vectors = exact.null_vectors(matrix, minor, left=left)
         if vectors is None:
@@ -169,16 +170,16 @@ def _from_above(
         certificate = certify_null_space(claim, inputs, vectors, shared, exponents, left=left, rank=rank)
         how = f"{count} independent null vectors"
     else:
-        if budget.refuses(trail, by_primes, "ranks modulo enough primes"):
+        if budget.refuses(attempts, by_primes, "ranks modulo enough primes"):
             return None, True
         used = exact.vanishing_primes(matrix, most, exact.primes())
         if used is None:
             return None, False
         certificate = certify_primes(claim, inputs, most, used, rank)
         how = f"no larger minor survives {len(used)} primes"
-    trail.measured["rank"] = most
+    attempts.measured["rank"] = most
     if most == rank:
-        return trail.decided(Verdict.HOLDS, "exact", f"the rank is exactly {rank} ({how})", certificate), False
+        return attempts.decided(Verdict.HOLDS, "exact", f"the rank is exactly {rank} ({how})", certificate), False
     reason = f"the rank is exactly {most}, less than {rank} ({how})"
     witness = {
         "kind": "rank",
@@ -186,4 +187,4 @@ def _from_above(
         "minor_rows": minor.rows[:_SHOWN],
         "minor_columns": minor.columns[:_SHOWN],
     }
-    return trail.decided(Verdict.FAILS, "exact", reason, certificate, witness), False
+    return attempts.decided(Verdict.FAILS, "exact", reason, certificate, witness), False

@@ -1,4 +1,4 @@
-"""The steps of the ladder that need no exact arithmetic: structure, Gram matrix, right inverse, residual."""
+"""Proofs in floating-point arithmetic: structure, Gram matrix, right inverse, residual."""
 
 from __future__ import annotations
 
@@ -36,27 +36,32 @@ __all__ = [
     "rank_by_repeats",
 ]
 
-_MOST_WEIGHTS = 10_000_000  # of null vectors in one certificate of repeated lines
+_MOST_WEIGHTS = 10_000_000  # of null vectors in one certificate of repeated rows or columns
+
+Proof = tuple[FullRank, str]
+Prover = Callable[[FloatArray, ProofAttempts, Ball | None], Proof | None]
 
 
-def by_structure(inputs: dict[str, FloatArray], trail: ProofAttempts) -> Decision | None:
-    """Decide membership by what can be seen: a zero target, zero rows, proportional rows."""
+def by_structure(inputs: dict[str, FloatArray], attempts: ProofAttempts) -> Decision | None:
+    """Decide membership by the structure: a zero target, zero rows, proportional rows."""
     J, y = inputs["J"], inputs["y"]
     if not nonzero(y).any():
-        certificate = certify_solution(inputs, Combination((), (), 1), np.zeros(J.shape[1], dtype=np.int64), trail.ball)
-        return trail.decided(Verdict.HOLDS, "structure", "y is zero, and so is J times zero", certificate)
-    if trail.ball is not None:
-        return None  # a null vector of the centre says nothing about its neighbours
+        certificate = certify_solution(
+            inputs, Combination((), (), 1), np.zeros(J.shape[1], dtype=np.int64), attempts.ball
+        )
+        return attempts.decided(Verdict.HOLDS, "structure", "y is zero, and so is J times zero", certificate)
+    if attempts.ball is not None:
+        return None  # a null vector of the centre is not one of the other matrices
     conflict = find_conflict(J, y)
     if conflict is None:
-        trail.missed("structure", "no zero or proportional rows with targets that conflict")
+        attempts.missed("structure", "no zero or proportional rows with conflicting targets")
         return None
     witness = {"kind": conflict.kind, "rows": conflict.rows, "weights": conflict.weights}
-    return trail.decided(Verdict.FAILS, "structure", conflict.reason, certify_conflict(inputs, conflict), witness)
+    return attempts.decided(Verdict.FAILS, "structure", conflict.reason, certify_conflict(inputs, conflict), witness)
 
 
-def _without_repeats(inputs: dict[str, FloatArray], trail: ProofAttempts) -> Decision | None:
-    """Membership where rows of J repeat each other, targets included, and the others are independent."""
+def _without_repeats(inputs: dict[str, FloatArray], attempts: ProofAttempts) -> Decision | None:
+    """Prove membership if some rows of J repeat others, with equal targets, and the others are independent."""
     J, y = inputs["J"], inputs["y"]
     repeated = redundant_rows(J)
     if (
@@ -65,163 +70,156 @@ def _without_repeats(inputs: dict[str, FloatArray], trail: ProofAttempts) -> Dec
         or any(j >= 0 and y[i] != y[j] for i, j in repeated.items())
     ):
         return None
-    proof = _wide_rank(np.delete(J, list(repeated), axis=0), trail)
+    proof = _wide_rank(np.delete(J, list(repeated), axis=0), attempts)
     if proof is None:
         return None
     reason = (
         f"{len(repeated)} rows of J are zero or repeat others, with the same targets; "
         f"the other {J.shape[0] - len(repeated)} are independent"
     )
-    return trail.decided(Verdict.HOLDS, proof[1], reason, certify_reduced(inputs, repeated))
+    return attempts.decided(Verdict.HOLDS, proof[1], reason, certify_reduced(inputs, repeated))
 
 
-def rank_by_repeats(inputs: dict[str, FloatArray], rank: int, trail: ProofAttempts) -> Decision | None:
-    """The rank where rows (or columns, of a tall matrix) are zero or repeat each other."""
+def rank_by_repeats(inputs: dict[str, FloatArray], rank: int, attempts: ProofAttempts) -> Decision | None:
+    """Decide the rank if rows of A (columns, of a tall matrix) are zero or repeat others."""
     A = inputs["A"]
     left = A.shape[0] <= A.shape[1]
     wide = A if left else np.ascontiguousarray(A.T)
     repeated = redundant_rows(wide)
     most = wide.shape[0] - len(repeated)
-    what = "rows" if left else "columns"
+    lines = "rows" if left else "columns"
     if not repeated or rank < most or len(repeated) * len(set(repeated.values())) > _MOST_WEIGHTS:
         return None
-    reason = f"{len(repeated)} {what} of A are zero or repeat others, so its rank is at most {most}"
+    reason = f"{len(repeated)} {lines} of A are zero or repeat others, so its rank is at most {most}"
     if rank > most:
         certificate = certify_repeats("not-rank", inputs, repeated, left=left, rank=rank)
-        witness = {"kind": f"repeated {what}", "rank_upper": most, "pairs": list(repeated.items())[:16]}
-        return trail.decided(Verdict.FAILS, "structure", f"{reason}, less than {rank}", certificate, witness)
-    proof = _wide_rank(np.delete(wide, list(repeated), axis=0), trail) if most else None
+        witness = {"kind": f"repeated {lines}", "rank_upper": most, "pairs": list(repeated.items())[:16]}
+        return attempts.decided(Verdict.FAILS, "structure", f"{reason}, less than {rank}", certificate, witness)
+    proof = _wide_rank(np.delete(wide, list(repeated), axis=0), attempts) if most else None
     if proof is None and most:
         return None
     certificate = certify_repeats("rank", inputs, repeated, left=left, rank=rank)
     step = proof[1] if proof is not None else "structure"
-    return trail.decided(Verdict.HOLDS, step, f"{reason}; the others are independent", certificate)
+    return attempts.decided(Verdict.HOLDS, step, f"{reason}; the others are independent", certificate)
 
 
-Proof = tuple[FullRank, str]
-
-
-def by_gram(wide: FloatArray, trail: ProofAttempts, ball: Ball | None) -> Proof | None:
-    """Prove full row rank through a Gram matrix: of some columns where that may do, else of all."""
+def by_gram(wide: FloatArray, attempts: ProofAttempts, ball: Ball | None) -> Proof | None:
+    """Prove full row rank through a Gram matrix: of some columns of a very wide matrix, then of all."""
     if ball is None:
         with stage("full rank: gram of some columns"):
             some = row_rank_by_some_columns(wide)
         if some is not None:
-            proof = _accept("gram of some columns", wide, some, trail, ball)
+            proof = _accept("gram of some columns", wide, some, attempts, ball)
             if proof is not None:
                 return some, "gram"
     with stage("full rank: gram"):
         full = row_rank_by_gram(wide, ball)
-    return _accept("gram", wide, full, trail, ball)
+    return _accept("gram", wide, full, attempts, ball)
 
 
-def by_right_inverse(wide: FloatArray, trail: ProofAttempts, ball: Ball | None) -> Proof | None:
+def by_right_inverse(wide: FloatArray, attempts: ProofAttempts, ball: Ball | None) -> Proof | None:
     """Prove full row rank by a right inverse."""
     with stage("full rank: right inverse"):
         full = row_rank_by_inverse(wide, ball)
-    return _accept("right inverse", wide, full, trail, ball)
+    return _accept("right inverse", wide, full, attempts, ball)
 
 
-def _accept(step: str, wide: FloatArray, full: FullRank, trail: ProofAttempts, ball: Ball | None) -> Proof | None:
-    trail.measured["s_min_lower"] = max(full.s_min, trail.measured.get("s_min_lower", 0.0))
+def _accept(step: str, wide: FloatArray, full: FullRank, attempts: ProofAttempts, ball: Ball | None) -> Proof | None:
+    attempts.measured["s_min_lower"] = max(full.s_min, attempts.measured.get("s_min_lower", 0.0))
     if not full.proved or full.exponents is None:
-        trail.missed(step, full.reason)
+        attempts.missed(step, full.reason)
     elif ball is not None and not scaling_is_exact(wide, full.exponents):
-        trail.missed(step, "rows scaled by powers of two underflow, and a ball leaves no exact re-check")
+        attempts.missed(step, "rows scaled by powers of two underflow, and a ball allows no exact re-check")
     else:
         return full, step
     return None
 
 
-def _wide_rank(rest: FloatArray, trail: ProofAttempts) -> Proof | None:
-    """Prove full row rank of what is left of a matrix; its bounds are not those of the matrix itself."""
+def _wide_rank(rest: FloatArray, attempts: ProofAttempts) -> Proof | None:
+    """Prove full row rank of the remaining rows of a matrix; the bounds do not apply to the matrix itself."""
     if rest.shape[0] > rest.shape[1]:
         return None
-    before = dict(trail.measured)
-    proof = by_gram(rest, trail, None)
-    proof = proof if proof is not None else by_right_inverse(rest, trail, None)
-    trail.measured = before
+    before = dict(attempts.measured)
+    proof = by_gram(rest, attempts, None) or by_right_inverse(rest, attempts, None)
+    attempts.measured = before
     if proof is not None:
-        trail.measured["s_min_lower_without_repeats"] = proof[0].s_min
+        attempts.measured["s_min_lower_without_repeats"] = proof[0].s_min
     return proof
 
 
-def membership_in_floats(inputs: dict[str, FloatArray], trail: ProofAttempts) -> Decision | None:
-    """Decide membership by the floating-point methods, cheapest first."""
+def membership_in_floats(inputs: dict[str, FloatArray], attempts: ProofAttempts) -> Decision | None:
+    """Decide membership by the floating-point methods, in order of increasing cost."""
     wide = inputs["J"].shape[0] <= inputs["J"].shape[1]
-    found = _row_rank(inputs, trail, by_gram) if wide else None
-    if found is None and trail.ball is None:
-        found = _without_repeats(inputs, trail)
-    if found is None:
-        found = _row_rank(inputs, trail, by_right_inverse) if wide else _outside(inputs, trail)
-    return found
+    decision = _row_rank(inputs, attempts, by_gram) if wide else None
+    if decision is None and attempts.ball is None:
+        decision = _without_repeats(inputs, attempts)
+    if decision is None:
+        decision = _row_rank(inputs, attempts, by_right_inverse) if wide else _outside(inputs, attempts)
+    return decision
 
 
-Prover = Callable[[FloatArray, ProofAttempts, Ball | None], Proof | None]
-
-
-def _row_rank(inputs: dict[str, FloatArray], trail: ProofAttempts, prove: Prover) -> Decision | None:
-    proof = prove(inputs["J"], trail, trail.ball)
+def _row_rank(inputs: dict[str, FloatArray], attempts: ProofAttempts, prove: Prover) -> Decision | None:
+    proof = prove(inputs["J"], attempts, attempts.ball)
     if proof is None:
         return None
     full, step = proof
-    certificate = certify_full_rank("membership", inputs, "rows", full, trail.ball)
-    reason = f"J has full row rank{_within(trail)}{_stated(certificate)}, so every y is in its column space"
-    return trail.decided(Verdict.HOLDS, step, reason, certificate)
+    certificate = certify_full_rank("membership", inputs, "rows", full, attempts.ball)
+    reason = f"J has full row rank{_within(attempts)}{_stated(certificate)}, so every y is in its column space"
+    return attempts.decided(Verdict.HOLDS, step, reason, certificate)
 
 
-def _outside(inputs: dict[str, FloatArray], trail: ProofAttempts) -> Decision | None:
+def _outside(inputs: dict[str, FloatArray], attempts: ProofAttempts) -> Decision | None:
     with stage("residual"):
-        found = distance_from(inputs["J"], inputs["y"], trail.ball)
-    if found.proved and trail.ball is not None and not _leaves_recheck(inputs["J"], found):
-        trail.missed("residual", "columns scaled by powers of two underflow, and a ball leaves no exact re-check")
+        outcome = distance_from(inputs["J"], inputs["y"], attempts.ball)
+    if outcome.proved and attempts.ball is not None and not _allows_recheck(inputs["J"], outcome):
+        attempts.missed("residual", "columns scaled by powers of two underflow, and a ball allows no exact re-check")
         return None
-    if not found.proved:
-        trail.missed("residual", found.reason)
+    if not outcome.proved:
+        attempts.missed("residual", outcome.reason)
         return None
-    trail.measured |= {"distance_lower": found.distance}
-    certificate = certify_distance(inputs, found, trail.ball)
+    attempts.measured["distance_lower"] = outcome.distance
+    certificate = certify_distance(inputs, outcome, attempts.ball)
     distance = certificate.constants.get("distance")
     away = "not in" if distance is None else f"at least {shown_down(distance)} away from"
-    reason = f"J has full column rank{_within(trail)} and y is {away} its column space"
-    witness = {"kind": "distance", "distance_lower": found.distance}
-    return trail.decided(Verdict.FAILS, "residual", reason, certificate, witness)
+    reason = f"J has full column rank{_within(attempts)} and y is {away} its column space"
+    witness = {"kind": "distance", "distance_lower": outcome.distance}
+    return attempts.decided(Verdict.FAILS, "residual", reason, certificate, witness)
 
 
-def _leaves_recheck(J: FloatArray, found: Distance) -> bool:
-    """Whether a certificate of ``found`` can be written and re-checked."""
-    full = found.full
-    if full is None or full.exponents is None or found.beta is None or not bool(np.all(np.isfinite(found.beta))):
+def _allows_recheck(J: FloatArray, outcome: Distance) -> bool:
+    """Whether a certificate of the distance can be written and re-checked."""
+    full, beta = outcome.full, outcome.beta
+    if full is None or full.exponents is None or beta is None or not bool(np.all(np.isfinite(beta))):
         return False
     return scaling_is_exact(np.ascontiguousarray(J.T), full.exponents)
 
 
-def full_rank(inputs: dict[str, FloatArray], rank: int, trail: ProofAttempts, prove: Prover) -> Decision | None:
+def full_rank(inputs: dict[str, FloatArray], rank: int, attempts: ProofAttempts, prove: Prover) -> Decision | None:
     """Decide the rank of a matrix that ``prove`` shows to have full rank."""
     A = inputs["A"]
     tall = A.shape[0] > A.shape[1]
-    ball = trail.ball.transposed() if tall and trail.ball is not None else trail.ball
-    proof = prove(np.ascontiguousarray(A.T) if tall else A, trail, ball)
+    ball = attempts.ball.transposed() if tall and attempts.ball is not None else attempts.ball
+    proof = prove(np.ascontiguousarray(A.T) if tall else A, attempts, ball)
     if proof is None:
         return None
     full, step = proof
     side = "columns" if tall else "rows"
-    true = min(A.shape)
-    claim = "rank" if rank == true else "not-rank"
-    certificate = certify_full_rank(claim, inputs, side, full, trail.ball, rank)
-    reason = f"A has full rank {true}{_within(trail)}{_stated(certificate)}"
-    if rank == true:
-        return trail.decided(Verdict.HOLDS, step, reason, certificate)
-    witness = {"kind": "full rank", "rank": true, "s_min_lower": full.s_min}
-    return trail.decided(Verdict.FAILS, step, reason + f", not {rank}", certificate, witness)
+    order = min(A.shape)
+    claim = "rank" if rank == order else "not-rank"
+    certificate = certify_full_rank(claim, inputs, side, full, attempts.ball, rank)
+    reason = f"A has full rank {order}{_within(attempts)}{_stated(certificate)}"
+    if rank == order:
+        return attempts.decided(Verdict.HOLDS, step, reason, certificate)
+    witness = {"kind": "full rank", "rank": order, "s_min_lower": full.s_min}
+    return attempts.decided(Verdict.FAILS, step, reason + f", not {rank}", certificate, witness)
 
 
 def _stated(certificate: Certificate) -> str:
-    """Return the bound of the smallest singular value that a certificate states, in words."""
+    """Describe the bound of the smallest singular value that a certificate states."""
     s_min = certificate.constants.get("s_min")
     centre = "" if certificate.constants.get("ball") is None else " at the centre"
     return "" if s_min is None else f" (s_min >= {shown_down(s_min)}{centre})"
 
 
-def _within(trail: ProofAttempts) -> str:
-    return "" if trail.ball is None else " throughout the ball"
+def _within(attempts: ProofAttempts) -> str:
+    return "" if attempts.ball is None else " throughout the ball"

@@ -1,4 +1,4 @@
-"""Non-membership proved in floats: a residual that a matrix of full column rank cannot absorb."""
+"""Non-membership in floating-point arithmetic: a lower bound of the distance to the column space from a residual."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ from alignver.proof.rounding import (
 
 __all__ = ["Distance", "distance_bound", "distance_from"]
 
-_ROOM = 0.98  # of s_min, and of the bound, is left to a check by other bounds
+_ROOM = 0.98  # the fraction of s_min and of the bound that is stated: a check by other bounds proves slightly less
 
 
 @dataclasses.dataclass(frozen=True)
 class Distance:
-    """A verified lower bound of the distance from y to the column space, over the ball.
+    """A verified lower bound of the distance from y to the column space of every matrix in the ball.
 
     Attributes
     ----------
     proved : bool
-        The distance is positive for every matrix of the ball.
+        The distance is positive for every matrix in the ball.
     distance : float
-        The bound, in the units of y; 0 where there is none.
+        The bound, in the units of y; 0 if there is none.
     reason : str
-        Why there is no proof.
+        Why there is no proof; empty if there is one.
     stated : float
-        What of it is left to a check by other bounds; 0 where nothing is.
+        The part of the bound that a check by other bounds can prove; 0 if there is none.
     beta : array or None
-        The coefficients whose residual was used, for the matrix as given.
+        The coefficients of the residual, for the matrix as given.
     full : FullRank or None
         The proof of full column rank.
     """
@@ -75,7 +75,7 @@ def distance_bound(J: FloatArray, y: FloatArray, beta: FloatArray, s_min: float,
     .. math:: \mathrm{dist} \ge \|r\| - \delta\|\beta\|
               - \frac{\|J^T r\| + \delta\|r\| + (\|J\| + \delta)\,\delta\,\|\beta\|}{s_{\min}(J) - \delta}.
 
-    Rounding. The computed residual :math:`\hat r` is off by e with
+    Rounding. The error e of the computed residual :math:`\hat r` satisfies
     :math:`\|e\| \le \gamma_{d+2} (\|y\| + \|J\|_F \|\beta\|) + N(d+2)\omega` (an inner product of d + 1 terms
     per entry), and :math:`\|J^T r\| \le \|fl(J^T \hat r)\| + \gamma_N \|J\|_F \|\hat r\| + d N \omega +
     \|J\|_F \|e\|`; all norms are rounded outward.
@@ -84,7 +84,7 @@ def distance_bound(J: FloatArray, y: FloatArray, beta: FloatArray, s_min: float,
     ----------
     J : (N, d) float64
     y, beta : (N,) and (d,) float64
-        ``beta`` may be anything; only the size of the bound depends on it.
+        Any ``beta`` is valid; only the size of the bound depends on it.
     s_min : float
         A verified lower bound of the smallest singular value of J (full column rank).
     delta : float
@@ -93,7 +93,7 @@ def distance_bound(J: FloatArray, y: FloatArray, beta: FloatArray, s_min: float,
     Returns
     -------
     float
-        A lower bound with PROOF; 0 where it is not positive.
+        A lower bound with PROOF; 0 if the computed bound is not positive.
 
     Examples
     --------
@@ -122,15 +122,14 @@ def distance_bound(J: FloatArray, y: FloatArray, beta: FloatArray, s_min: float,
     moved = mul_up(delta, beta_size)
     absorbed = div_up(add_up(slope, mul_up(delta, longest), mul_up(add_up(size, delta), moved)), sub_down(s_min, delta))
     bound = sub_down(length, moved, absorbed)
-    return bound if bound > 0.0 else 0.0  # NaN too
+    return bound if bound > 0.0 else 0.0  # 0 for NaN too
 
 
 def distance_from(J: FloatArray, y: FloatArray, ball: Ball | None = None) -> Distance:
-    """Prove that ``y`` lies outside the column space of every matrix of a ball around ``J`` (N, d), N > d.
+    """Prove that ``y`` lies outside the column space of every matrix in a ball around ``J`` (N, d), N > d.
 
-    Columns are scaled by powers of two, which keeps the column space; y is scaled as a whole. Full column
-    rank comes from the Gram matrix or, failing that, from a right inverse of J^T. :func:`distance_bound` does
-    the rest.
+    Columns are scaled by powers of two, which preserves the column space; y is scaled as a whole. Full column rank is
+    proved by the Gram matrix or, if that fails, by a right inverse of J^T, and :func:`distance_bound` gives the bound.
 
     Examples
     --------
@@ -140,7 +139,7 @@ def distance_from(J: FloatArray, y: FloatArray, ball: Ball | None = None) -> Dis
     """
     n, d = J.shape
     if n <= d:
-        return Distance(False, 0.0, f"{n} rows in {d} columns cannot have full column rank with room left")
+        return Distance(False, 0.0, f"a residual proves non-membership only with more rows ({n}) than columns ({d})")
     scaled = scale_rows(np.ascontiguousarray(J.T), always=True)
     largest = float(np.abs(y).max())
     if scaled is None or not largest > 0.0:
@@ -168,7 +167,7 @@ def distance_from(J: FloatArray, y: FloatArray, ball: Ball | None = None) -> Dis
     with np.errstate(all="ignore"):
         original = np.ldexp(beta, exponents + power)
     if not bound > 0.0:
-        reason = "the residual does not exceed what full column rank, rounding and the ball can absorb"
+        reason = "the residual is not large enough for full column rank, rounding and the ball"
         return Distance(False, 0.0, reason, full=full)
     stated = mul_down(_ROOM, distance_bound(matrix, target, beta, mul_down(_ROOM, full.scaled_s_min), delta))
     whole = dataclasses.replace(full, exponents=exponents)
@@ -176,13 +175,12 @@ def distance_from(J: FloatArray, y: FloatArray, ball: Ball | None = None) -> Dis
 
 
 def _underflow(scaled: FloatArray, lost: float) -> float:
-    """Return ``lost`` if scaling may have underflowed (some entry is tiny, or has become zero), else zero."""
-    size = np.abs(scaled)
-    return lost if bool(np.any(size < 2.0**-900)) else 0.0
+    """Return ``lost`` if some entry is tiny or zero, so that scaling may have underflowed, otherwise zero."""
+    return lost if bool(np.any(np.abs(scaled) < 2.0**-900)) else 0.0
 
 
 def _least_squares(J: FloatArray, y: FloatArray) -> FloatArray:
-    """Return the least-squares solution, rounded and unverified; zeros where LAPACK refuses."""
+    """Return an approximate least-squares solution; zeros if LAPACK fails."""
     _factor, solution, info = lapack.dgels(J, y)
     beta: FloatArray = np.asarray(solution[: J.shape[1]], dtype=np.float64)
     return beta if info == 0 and bool(np.all(np.isfinite(beta))) else np.zeros(J.shape[1])

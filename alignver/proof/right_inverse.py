@@ -1,6 +1,4 @@
-"""Full row rank proved by an approximate right inverse: for matrices too ill-conditioned for their Gram
-matrix.
-"""
+"""Full row rank proved by an approximate right inverse, for matrices too ill-conditioned for their Gram matrix."""
 
 from __future__ import annotations
 
@@ -31,15 +29,11 @@ from alignver.proof.rounding import (
 __all__ = ["right_inverse", "right_residual", "row_rank_by_inverse"]
 
 _SLACK = 1.0 + 2.0**-40
-"""Covers the rounding of a few dozen operations on non-negative floats: (1 + u)^k <= 1 + 2^-40 for k <= 2^12.
-
-"""
+"""Covers the rounding of a few dozen operations on non-negative floats: (1 + u)^k <= 1 + 2^-40 for k <= 2^12."""
 
 
 def right_inverse(A: FloatArray) -> FloatArray | None:
-    """Return an approximate right inverse (d, N) of ``A`` (N, d), N <= d, from the QR factorization of A^T;
-    or None.
-    """
+    """Return an approximate right inverse (d, N) of ``A`` (N, d), N <= d, from the QR factorization of A^T, or None."""
     n = A.shape[0]
     packed, tau, _work, info = lapack.dgeqrf(np.array(A.T, order="F", copy=True), overwrite_a=1)
     pivots = np.abs(np.diagonal(packed[:n]))
@@ -64,8 +58,8 @@ def right_residual(A: FloatArray, X: FloatArray) -> tuple[float, FloatArray]:
     partial sums are integers below :math:`2^{53}` times one power of two. Only :math:`A_2 X + A_1 X_2` is
     rounded, by at most :math:`\gamma_d (\|A_2\| \|x\| + \|A_1\| \|x_2\|)` per column, about :math:`2^{-k}` of
     a plain product's bound. (The splitting is that of K. Ozaki, T. Ogita, S. Oishi, S. M. Rump, *Error-free
-    transformations of matrix multiplication*, Numerical Algorithms 59 (2012) 95-118.) The three additions err
-    by at most u times their results.
+    transformations of matrix multiplication*, Numerical Algorithms 59 (2012) 95-118.) The error of each
+    of the three additions is at most u times its result.
 
     Parameters
     ----------
@@ -76,7 +70,7 @@ def right_residual(A: FloatArray, X: FloatArray) -> tuple[float, FloatArray]:
     Returns
     -------
     (float, (N, N) float64)
-        The bound, infinity where something overflowed; the residual, rounded.
+        The bound, infinity after an overflow; the rounded residual.
     """
     n, d = A.shape
     largest = np.maximum(X.max(axis=0), -X.min(axis=0))
@@ -88,10 +82,7 @@ def right_residual(A: FloatArray, X: FloatArray) -> tuple[float, FloatArray]:
     bits = (53 - math.ceil(math.log2(d))) // 2
     grid = 2.0**bits
     head, unit_head = np.rint(A * grid) / grid, np.rint(unit * grid) / grid
-    tail, unit_tail = (
-        A - head,
-        unit - unit_head,
-    )  # exact: multiples of the last place of what they are cut from
+    tail, unit_tail = A - head, unit - unit_head  # exact: multiples of the last place of the original entries
     first = -(head @ unit_head)
     first.flat[:: n + 1] += np.ldexp(1.0, -exponents)
     rest = tail @ unit + head @ unit_tail
@@ -100,11 +91,11 @@ def right_residual(A: FloatArray, X: FloatArray) -> tuple[float, FloatArray]:
     def norms(M: FloatArray) -> FloatArray:
         return np.sqrt(square_sums_up(M, 0)) * _SLACK
 
-    # Underflow: products of entries below 1, and X's own scaling (OMEGA an entry, times sqrt(d) |a_i|).
+    # Underflow: products of entries below 1, and the scaling of X (OMEGA in each entry, times sqrt(d) |a_i|).
     underflow = mul_up(float(n), float(8 * d), OMEGA)
     scale = np.ldexp(1.0, exponents)
     bound = U * (norms(first) + 3.0 * norms(rest) + norms(residual)) + norms(residual)
-    # One u more than gamma_d, for the sum of the two rounded products (counted against |rest| above as well).
+    # One u more than gamma_d, for the sum of the two rounded products (which 3 |rest| above includes as well).
     products = frobenius_up(tail) * norms(unit) + frobenius_up(head) * norms(unit_tail)
     bound = (bound + gamma(d + 2) * products + underflow) * scale * _SLACK
     total = sqrt_up(sum_up(bound * bound * _SLACK))
@@ -112,9 +103,7 @@ def right_residual(A: FloatArray, X: FloatArray) -> tuple[float, FloatArray]:
 
 
 def _norm_up(X: FloatArray) -> float:
-    """Bound the spectral norm: the smaller of the Frobenius norm and sqrt(norm_1 norm_inf) (Higham 2002,
-    table 6.2).
-    """
+    """Bound the spectral norm by min(Frobenius norm, sqrt(norm_1 norm_inf)) (Higham 2002, table 6.2)."""
     size = np.abs(X)
     slack = add_up(1.0, gamma(max(X.shape) + 2))
     sides = float(size.sum(axis=0).max()) * float(size.sum(axis=1).max())
@@ -123,26 +112,26 @@ def _norm_up(X: FloatArray) -> float:
 
 
 def row_rank_by_inverse(A: FloatArray, ball: Ball | None = None) -> FullRank:
-    r"""Prove that every matrix of a ball around ``A`` has full row rank, by a right inverse.
+    r"""Prove that every matrix in a ball around ``A`` has full row rank, by a right inverse.
 
     Lemma. If :math:`\|I - A X\| = \varepsilon < 1` then A X is nonsingular, so A has full row rank, and
     :math:`s_{\min}(A) \ge (1 - \varepsilon) / \|X\|_2`. Proof: for a unit vector z,
     :math:`1 - \varepsilon \le \|(A X)^T z\| = \|X^T A^T z\| \le \|X\| \|A^T z\|`. A perturbation E adds
-    :math:`\|E X\| \le \|E\| \|X\|` to :math:`\varepsilon`. Reaches condition numbers of 1e12 and a little
-    beyond, once rows are scaled by powers of two: X is rounded to double, which alone moves A X by about u
-    times the condition number.
+    :math:`\|E X\| \le \|E\| \|X\|` to :math:`\varepsilon`. After scaling of the rows by powers of
+    two the proof works up to condition numbers slightly above 1e12: the rounding of X to float64 alone changes A X by
+    about u times the condition number.
 
     Parameters
     ----------
     A : (N, d) float64
         Finite.
     ball : Ball, optional
-        The matrices that the proof has to cover.
+        The matrices that the proof must cover.
 
     Returns
     -------
     FullRank
-        ``proved`` is a PROOF; ``factor`` is X for the matrix whose rows were scaled by ``2**exponents``.
+        ``proved`` is a PROOF; ``factor`` is X for the matrix with rows scaled by ``2**exponents``.
 
     Examples
     --------
@@ -163,9 +152,9 @@ def row_rank_by_inverse(A: FloatArray, ball: Ball | None = None) -> FullRank:
     with np.errstate(all="ignore"):
         X = right_inverse(scaled.matrix)
         if X is None:
-            return FullRank(False, 0.0, "numerically rank-deficient: QR found no right inverse")
+            return FullRank(False, 0.0, "numerically rank-deficient: QR gives no right inverse")
         epsilon, residual = right_residual(scaled.matrix, X)
-        if 0.5 < epsilon < 1e3:  # one Newton step, kept if it helps
+        if 0.5 < epsilon < 1e3:  # one Newton step, if it reduces the bound
             refined = X + X @ residual
             better, _ = right_residual(scaled.matrix, refined)
             if better < epsilon:
@@ -180,7 +169,7 @@ def _conclude(X: FloatArray, epsilon: float, size: float, radius: float, scaled:
     smallest = max(0.0, sub_down(div_down(max(0.0, sub_down(1.0, epsilon)), size), scaled.lost))
     s_min = scale_down(smallest, -int(scaled.exponents.max()))
     if not add_up(epsilon, mul_up(radius, size)) < 1.0:
-        reason = f"the ball's radius {radius:.1e} reaches past the proved s_min {smallest:.1e} (rows scaled)"
+        reason = f"the ball's radius {radius:.1e} exceeds the proved s_min {smallest:.1e} (rows scaled)"
         return FullRank(False, s_min, reason)
     without = _unscaled(X, epsilon, scaled) if ball is None else 0.0
     if without > s_min:  # X D is a right inverse of A itself
@@ -190,12 +179,10 @@ def _conclude(X: FloatArray, epsilon: float, size: float, radius: float, scaled:
 
 
 def _unscaled(X: FloatArray, epsilon: float, scaled: Scaled) -> float:
-    r"""Bound the smallest singular value of A itself, from the right inverse X of D A; 0 where D varies too
-    much.
+    r"""Bound the smallest singular value of A itself from the right inverse X of D A; 0 if D varies too much.
 
     X D is a right inverse of A: :math:`I - A X D = D^{-1} (I - D A X) D`, of norm at most
-    :math:`\varepsilon\, 2^{\max e - \min e}` for :math:`D = \mathrm{diag}(2^{e_i})`, and the lemma applies to
-    it.
+    :math:`\varepsilon\, 2^{\max e - \min e}` for :math:`D = \mathrm{diag}(2^{e_i})`, and the lemma applies.
     """
     exponents = scaled.exponents
     spread = int(exponents.max()) - int(exponents.min())

@@ -1,18 +1,18 @@
 """A-priori error bounds in round-to-nearest binary64, without touching the rounding mode.
 
-What is assumed of the machine, and nothing else:
+The only assumptions about the machine are:
 
 * IEEE 754 binary64, rounding to nearest (ties either way): ``fl(x op y) = (x op y)(1 + d) + e`` with
   ``|d| <= u = 2^-53``, ``|e| <= OMEGA = 2^-1022`` and ``d e = 0``. Gradual underflow has ``|e| <= 2^-1075``,
-  and only for products and quotients; the wider value keeps every bound true where a thread of the BLAS
-  flushes subnormal results, or operands, to zero;
+  and only for products and quotients; the larger value keeps every bound valid if a thread of the BLAS
+  flushes subnormal results or operands to zero;
 * a matrix product computes every entry as an inner product of all its terms, summed in any order, blocked or
-  not, with or without fused multiply-add. Strassen-like products, TF32 and split-float modes break this;
-* triangular solves inside LAPACK's Cholesky are substitutions, where dividing by a pivot may be multiplying
-  by its rounded reciprocal. Inverting whole diagonal blocks would break this.
+  not, with or without fused multiply-add. Strassen-like products, TF32 and split-float modes violate this;
+* triangular solves inside the Cholesky factorization of LAPACK are substitutions; a division by a pivot may be a
+  multiplication by its rounded reciprocal. The inversion of whole diagonal blocks violates this.
 
-Scalars are Python floats, each operation pushed outward by one ulp with :func:`math.nextafter`: the exact
-value of a correctly rounded operation lies between the two neighbours of its result.
+Scalars are Python floats. Each operation is rounded outward by one ulp with :func:`math.nextafter`: the exact value of
+a correctly rounded operation lies between the two neighbours of its result.
 """
 
 from __future__ import annotations
@@ -51,9 +51,7 @@ U = 2.0**-53
 """Unit roundoff of binary64 in rounding to nearest: half the spacing of the floats in [1, 2) (IEEE 754)."""
 
 OMEGA = 2.0**-1022
-"""Smallest normal binary64 number: bounds what one operation can lose to underflow, flushed to zero or not.
-
-"""
+"""Smallest normal binary64 number: bounds the loss by underflow in one operation, flushed to zero or not."""
 
 
 def _up(x: float) -> float:
@@ -116,16 +114,12 @@ def sqrt_up(x: float) -> float:
 
 
 def sqrt_down(x: float) -> float:
-    """Return a non-negative float that is at most the square root of ``x``; zero for NaN and negative
-    numbers.
-    """
+    """Return a non-negative float that is at most the square root of ``x``; zero for NaN and negative numbers."""
     return max(0.0, _down(math.sqrt(x))) if 0.0 <= x < math.inf else 0.0
 
 
 def scale_up(x: float, exponent: int) -> float:
-    """Return a float that is at least ``x * 2**exponent`` for ``x >= 0``: exact unless it under- or
-    overflows.
-    """
+    """Return a float that is at least ``x * 2**exponent`` for ``x >= 0``: exact unless it under- or overflows."""
     if not x > 0.0:
         return x
     if x == math.inf or math.frexp(x)[1] + exponent > 1024:
@@ -135,9 +129,7 @@ def scale_up(x: float, exponent: int) -> float:
 
 
 def scale_down(x: float, exponent: int) -> float:
-    """Return a non-negative float that is at most ``x * 2**exponent`` for ``x >= 0``; zero for infinity and
-    NaN.
-    """
+    """Return a non-negative float that is at most ``x * 2**exponent`` for ``x >= 0``; zero for infinity and NaN."""
     if not 0.0 < x < math.inf or math.frexp(x)[1] + exponent > 1024:
         return 0.0
     scaled = math.ldexp(x, exponent)
@@ -145,11 +137,11 @@ def scale_down(x: float, exponent: int) -> float:
 
 
 def gamma(k: int) -> float:
-    """Return an upper bound of ``gamma_k = k u / (1 - k u)``, infinity where that is not small.
+    """Return an upper bound of ``gamma_k = k u / (1 - k u)``, infinity for large k.
 
     A product of ``k`` factors ``1 + d_i``, ``|d_i| <= u`` (or their reciprocals), is ``1 + t`` with ``|t| <=
     gamma_k``: N. J. Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd ed., SIAM 2002, Lemma 3.1.
-    An inner product of k terms, in any order, therefore errs by at most ``gamma_k |x|^T |y|`` (section 3.1,
+    The error of an inner product of k terms, in any order, is therefore at most ``gamma_k |x|^T |y|`` (section 3.1,
     eq. (3.5)) plus underflow.
 
     Examples
@@ -166,27 +158,22 @@ def gamma(k: int) -> float:
 
 
 def sum_up(terms: FloatArray) -> float:
-    """Return an upper bound of the exact sum of non-negative ``terms``, whatever order NumPy adds them in.
+    """Return an upper bound of the exact sum of non-negative ``terms``, for every order of summation.
 
     ``fl(sum) >= (1 - gamma_{n-1}) sum - n OMEGA`` for non-negative terms (Higham, section 4.2).
     """
     n = int(terms.size)
     with np.errstate(all="ignore"):
-        total = float(np.sum(terms))
-    return _deflated(total, n)
-
-
-def _deflated(computed: float, n: int) -> float:
-    """Turn the computed value of a non-negative n-term inner product into an upper bound of the exact one."""
+        computed = float(np.sum(terms))
     if not computed < math.inf:
-        return math.inf  # NaN too
+        return math.inf  # for NaN too
     return div_up(add_up(computed, mul_up(n, OMEGA)), sub_down(1.0, gamma(n)))
 
 
 def square_sums_up(A: FloatArray, axis: int) -> FloatArray:
     """Return upper bounds of the squared 2-norms of the rows (``axis=1``) or columns (``axis=0``) of ``A``.
 
-    The inflation is that of :func:`sum_up`, with n the length of the sums; not-a-number becomes infinity.
+    The inflation is that of :func:`sum_up`, with n the length of the sums; NaN becomes infinity.
 
     Examples
     --------
@@ -215,7 +202,7 @@ def norm_up(x: FloatArray) -> float:
 def norm_down(x: FloatArray) -> float:
     """Return a non-negative lower bound of the 2-norm of a vector.
 
-    ``fl(x^T x) <= (1 + gamma_n) x^T x + n OMEGA``; an overflow or a NaN gives zero, which bounds anything.
+    ``fl(x^T x) <= (1 + gamma_n) x^T x + n OMEGA``; the result is zero, a valid bound, after an overflow and for NaN.
     """
     n = int(x.size)
     with np.errstate(all="ignore"):

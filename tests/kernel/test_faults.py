@@ -182,13 +182,13 @@ CASES: dict[str, tuple[list[tuple[str, Any]], Any]] = {
     "repeated rows": (
         [(f"{prove_floating.__name__}.redundant_rows", always({3: 0, 4: 1, 5: 2})),
          (f"{prove_floating.__name__}.by_gram",
-          lambda wide, trail, ball: (FREE, "gram") if len(wide) == 3 else None),
+          lambda wide, attempts, ball: (FREE, "gram") if len(wide) == 3 else None),
          (f"{prove_floating.__name__}.find_conflict", always(None))],
         membership(LOW, np.append(OFF[:3], OFF[:3])),
     ),
     "ranks from repeats": (
         [(f"{prove_floating.__name__}.redundant_rows", always({3: 0})), (f"{prove_floating.__name__}._wide_rank",
-          lambda rest, trail: (cholesky.FullRank(True, 1.0, ""), "gram")),
+          lambda rest, attempts: (cholesky.FullRank(True, 1.0, ""), "gram")),
          (f"{prove_floating.__name__}.full_rank", always(None)),
          ("alignver.proof.prove.full_rank", always(None))], rank(FULL, 4),
     ),

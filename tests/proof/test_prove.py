@@ -1,4 +1,4 @@
-"""The ladder: which step decides, what is refused, what is said, and what never happens."""
+"""Proofs of membership and rank: the method that decides, the refusals, and the reasons."""
 
 from __future__ import annotations
 
