@@ -1,6 +1,6 @@
-"""Optimisers of the exploitation phase, whose step is known from the problem: Lhat is a number, not a guess.
+"""Optimisers of the exploitation phase with steps from the constant Lhat, and the record of their steps.
 
-What the steps of an exploitation phase did, in the numbers that the theorems are about.
+Lhat is computed from the problem (:mod:`alignver.theory.smoothness`). The record has the quantities of the theorems.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from alignver import require
 from alignver.errors import InvalidInput
 from alignver.theory.exploitation import Objective
 from alignver.theory.infimum import newton_step
@@ -38,6 +39,8 @@ Factory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
 _NEWTON = 6000
 """Samples up to which Newton's systems are factored: some seconds for each output and step."""
 
+_COLUMNS = ("steps", "losses", "step_sizes", "gradient_norms", "update_norms", "inner_products")
+
 
 class Accelerated(torch.optim.Optimizer):
     r"""Nesterov's accelerated gradient for a convex loss with gradient of Lipschitz constant 1/lr, with restarts.
@@ -45,8 +48,8 @@ class Accelerated(torch.optim.Optimizer):
     .. math:: x_{k+1} = y_k - \alpha \nabla L(y_k), \quad y_{k+1} = x_{k+1} + \frac{t_k - 1}{t_{k+1}} (x_{k+1} - x_k),
               \quad t_{k+1} = \tfrac12 (1 + \sqrt{1 + 4 t_k^2})
 
-    and t is set back to 1 where the gradient points along the last step (O'Donoghue and Candes 2015). The parameters
-    hold x; the closure is evaluated at y. Deterministic: for full batches. Source: Beck and Teboulle (2009).
+    and t is reset to 1 where the gradient points along the last step (O'Donoghue and Candes 2015). The parameters are
+    x; the closure is evaluated at y. The method is deterministic, for full batches. Source: Beck and Teboulle (2009).
 
     Examples
     --------
@@ -68,9 +71,9 @@ class Accelerated(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Evaluate the loss and its gradient at y by ``closure``, and go on to the next x."""
-        own = [(p, group["lr"]) for group in self.param_groups for p in group["params"]]
-        for p, _ in own:
+        """Evaluate the loss and its gradient at y by ``closure``, and move to the next x."""
+        steps = [(p, group["lr"]) for group in self.param_groups for p in group["params"]]
+        for p, _ in steps:
             state = self.state[p]
             if not state:
                 state["y"], state["t"] = p.detach().clone(), 1.0
@@ -79,11 +82,11 @@ class Accelerated(torch.optim.Optimizer):
         with torch.enable_grad():
             loss = closure()
         uphill = 0.0
-        for p, step in own:
+        for p, step in steps:
             if p.grad is not None:
                 p.sub_(p.grad, alpha=step)
                 uphill += float((p.grad * (p - self.state[p]["x"])).sum())
-        for p, _ in own:
+        for p, _ in steps:
             state = self.state[p]
             t = 1.0 if uphill > 0.0 else state["t"]
             following = 0.5 * (1.0 + (1.0 + 4.0 * t * t) ** 0.5)
@@ -95,8 +98,8 @@ class Accelerated(torch.optim.Optimizer):
 class Newton(torch.optim.Optimizer):
     """Newton's method with a line search on all samples (:mod:`alignver.theory.infimum`), in float64.
 
-    It needs more of the problem than gradients: :attr:`problem` has to be set before the first step, as
-    :class:`~alignver.training.wrapper.EEWrapper` does. Costs a Cholesky factorization of order n for each output.
+    The method needs more than gradients: :attr:`problem` has to be set before the first step, as
+    :class:`~alignver.training.wrapper.EEWrapper` does. A step costs a Cholesky factorization of order n per output.
     """
 
     problem: Objective | None = None
@@ -112,16 +115,17 @@ class Newton(torch.optim.Optimizer):
         if self.problem is None or self.problem.model.n > _NEWTON:
             n = "no" if self.problem is None else str(self.problem.model.n)
             need = f"up to {_NEWTON} samples with cached features; 'lbfgs' or 'accelerated' take more"
-            raise InvalidInput("exploit_optimizer", f"'newton' with {n} samples", need)
+            raise InvalidInput("exploit_optimizer", f"'newton' with {n} samples", need, code="conflicting-arguments")
         (weights,) = self.param_groups[0]["params"]
-        found = newton_step(self.problem, weights.detach().to("cpu", torch.float64).numpy())
-        weights.copy_(torch.from_numpy(found.weights))
+        step = newton_step(self.problem, weights.detach().to("cpu", torch.float64).numpy())
+        weights.copy_(torch.from_numpy(step.weights))
         return loss
 
 
 class ScheduledSGD(torch.optim.SGD):
-    r"""SGD with :math:`\alpha^t = \alpha^0 (t + 1)^{-0.6}`: the sum diverges and that of squares converges (Theorem 5
-    (ii)).
+    r"""SGD with :math:`\alpha^t = \alpha^0 (t + 1)^{-0.6}`.
+
+    The sum of the steps diverges and the sum of their squares converges (Theorem 5 (ii)).
     """
 
     def __init__(self, params: Iterable[torch.nn.Parameter], lr: float) -> None:
@@ -150,17 +154,16 @@ SOLVERS: dict[str, Callable[[Iterable[torch.nn.Parameter], float], torch.optim.O
     "adam": lambda params, step: torch.optim.Adam(params),
     "lbfgs": _lbfgs,
 }
-"""By name, each from the parameters and the step 1/Lhat."""
+"""The solvers by name: functions of the parameters and the step 1/Lhat."""
 
 FULL_BATCH = frozenset({"gd", "accelerated", "newton", "lbfgs"})
-"""Those whose theory needs the whole gradient."""
+"""The solvers whose theory needs the gradient of the whole loss."""
 
 
 def solver(name: str) -> Callable[[Iterable[torch.nn.Parameter], float], torch.optim.Optimizer]:
-    """Return the maker of a solver by its name; :class:`InvalidInput` for another."""
-    if name not in SOLVERS:
-        raise InvalidInput("exploit_optimizer", repr(name), "a function of parameters, or one of " + ", ".join(SOLVERS))
-    return SOLVERS[name]
+    """Return a function from parameters and step to the solver of a name."""
+    need = "a function of parameters, or one of " + ", ".join(SOLVERS)
+    return SOLVERS[require.one_of("exploit_optimizer", name, SOLVERS, need=need)]
 
 
 def full_batch(choice: Any) -> bool:
@@ -176,10 +179,10 @@ def exploiting_optimizer(
     batches: bool = False,
     warn: bool = True,
 ) -> torch.optim.Optimizer:
-    """Return the optimiser of the exploitation phase: a solver by name, or what a factory makes with a stable step.
+    """Return the optimiser of the exploitation phase: a solver by name, or that of a factory with a stable step.
 
-    A step of SGD from which on gradient descent may diverge is lowered to 1/Lhat, with a warning. On ``batches`` to
-    (1 - momentum)/Lhat: momentum adds up 1 / (1 - momentum) steps, and their noise with them.
+    A step of SGD that is not below the stable limit is lowered to 1/Lhat, with a warning. On ``batches`` it is lowered
+    to (1 - momentum)/Lhat: momentum adds up 1 / (1 - momentum) steps, and their noise with them.
     """
     named = isinstance(choice, str)
     optimizer = solver(choice)(parameters, smoothness.step) if isinstance(choice, str) else choice(parameters)
@@ -189,8 +192,8 @@ def exploiting_optimizer(
             limit = stable_below(group, smoothness)
             if group["lr"] >= limit and warn and not named:
                 message = (
-                    f"the step {group['lr']:g} of the exploitation phase is above {limit:.3g}, from where on it may "
-                    f"diverge; 1/Lhat = {smoothness.step:.3g} is the stable one, and {safe:.3g} is taken"
+                    f"the step {group['lr']:g} of the exploitation phase is above {limit:.3g}, where it may diverge; "
+                    f"1/Lhat = {smoothness.step:.3g} is stable, and {safe:.3g} is taken"
                 )
                 warnings.warn(message, RuntimeWarning, stacklevel=4)
             if group["lr"] >= limit or named:
@@ -199,7 +202,7 @@ def exploiting_optimizer(
 
 
 def stable_below(group: dict[str, Any], smoothness: Smoothness) -> float:
-    """Return the step from which on SGD with the momentum of a group may diverge.
+    """Return the step at and above which SGD with the momentum of a group may diverge.
 
     Heavy-ball iterations on a quadratic are stable below 2 (1 + momentum) / L (Polyak 1964).
     """
@@ -207,8 +210,9 @@ def stable_below(group: dict[str, Any], smoothness: Smoothness) -> float:
 
 
 def warn_of_long_step(optimizer: torch.optim.Optimizer, smoothness: Smoothness) -> bool:
-    """Warn before a step of SGD that may diverge is taken, and return whether there is one: steps can be changed after
-    they were made, by schedules for example.
+    """Warn before SGD takes a step that may diverge, and return whether it does.
+
+    A step can change after the optimiser was created, for example by a schedule.
     """
     if isinstance(optimizer, torch.optim.SGD) and not isinstance(optimizer, ScheduledSGD):
         for group in optimizer.param_groups:
@@ -221,7 +225,7 @@ def warn_of_long_step(optimizer: torch.optim.Optimizer, smoothness: Smoothness) 
 
 
 def plain_descent(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether an optimiser's update is its step times the gradient, nothing else."""
+    """Whether an optimiser's update is exactly its step times the gradient."""
     extras = ("momentum", "dampening", "weight_decay", "nesterov", "maximize")
     return isinstance(optimizer, torch.optim.SGD) and not any(
         group[key] for group in optimizer.param_groups for key in extras
@@ -229,29 +233,25 @@ def plain_descent(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def take_step(optimizer: torch.optim.Optimizer, closure: Callable[[], torch.Tensor]) -> None:
-    """Evaluate the loss and its gradient by ``closure``, as often as the optimiser asks for, and take one step."""
+    """Evaluate the loss and its gradient by ``closure``, as often as the optimiser needs, and take one step."""
     if isinstance(optimizer, torch.optim.LBFGS | Accelerated | Newton):
-        own: Any = optimizer
-        own.step(closure)
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
     else:
         closure()
         optimizer.step()
 
 
-_COLUMNS = ("steps", "losses", "step_sizes", "gradient_norms", "update_norms", "inner_products")
-
-
 class Recorder:
     r"""Record of the steps :math:`\theta^{t+1} = \theta^t - \alpha^t \bar g^t` on the weights of the last hidden layer.
 
-    Loss and gradient are those of all samples before each step, which is one more evaluation for each of them. alpha is
-    the optimiser's step; :math:`\bar g^t` is the gradient that plain SGD took, and
-    :math:`(\theta^t - \theta^{t+1}) / \alpha^t` for everything else.
+    Loss and gradient are those of all samples before each step, which takes one more evaluation per step. alpha is the
+    optimiser's step; :math:`\bar g^t` is the gradient for plain SGD, and
+    :math:`(\theta^t - \theta^{t+1}) / \alpha^t` for all other optimisers.
 
     Parameters
     ----------
     tau : int
-        The step at which the phase begins.
+        The first step of the phase.
     """
 
     def __init__(self, tau: int) -> None:
@@ -261,7 +261,7 @@ class Recorder:
         self._before: tuple[float, torch.Tensor, torch.Tensor] | None = None
 
     def before(self, loss: str, problem: CachedProblem, targets: torch.Tensor) -> None:
-        """Look at loss, gradient and weights before a step."""
+        """Store loss, gradient and weights before a step."""
         weights = problem.head.hidden
         with torch.enable_grad():
             value = mean_loss(loss, problem.outputs(), targets)
@@ -269,7 +269,7 @@ class Recorder:
         self._before = float(value.detach()), gradient.double(), weights.detach().double().clone()
 
     def after(self, step: int, optimizer: torch.optim.Optimizer, weights: torch.Tensor, method: str) -> None:
-        """Keep what the step did."""
+        """Record the step."""
         assert self._before is not None
         loss, gradient, start = self._before
         size = float(optimizer.param_groups[0]["lr"])
@@ -298,7 +298,7 @@ class Recorder:
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Recorder:
-        """Return the recorder that :meth:`state` is of."""
+        """Return the recorder of a :meth:`state`."""
         recorder = cls(int(state["tau"]))
         recorder.methods = list(state["methods"])
         recorder._columns = {name: list(state["columns"][name]) for name in _COLUMNS}
@@ -306,10 +306,11 @@ class Recorder:
 
 
 def method_of(optimizer: torch.optim.Optimizer, batch: str) -> str:
-    """Return the name of what was done, as :class:`TrainingRecord` has it.
+    """Return the name of the method of a step, for :class:`TrainingRecord`.
 
     ``batch`` is ``"all"``, ``"independent"`` (drawn anew for each step, so that a stochastic gradient is unbiased
-    whatever came before) or something else, in words: one epoch's batches without repetition are not independent.
+    given the steps before), or a description of another kind: an epoch's batches without repetition are not
+    independent.
     """
     if plain_descent(optimizer):
         return {"all": "gradient descent", "independent": "sgd"}.get(batch, f"sgd, {batch}")

@@ -39,7 +39,7 @@ from tests.training import nets
         ({"gate": torch.tanh}, "gate: got"),
         ({"gate": torch.relu}, "gate: got"),
         ({"repair": "fix"}, "repair: got repair='fix'"),
-        ({"exploit_optimizer": "sdg"}, "exploit_optimizer: got 'sdg'"),
+        ({"exploit_optimizer": "sdg"}, "exploit_optimizer: got exploit_optimizer='sdg'"),
         ({"exploit_optimizer": 0.1}, "exploit_optimizer: got 0.1"),
         ({"optimizer": "adam"}, "optimizer: got 'adam'"),
     ],

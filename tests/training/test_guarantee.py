@@ -132,8 +132,8 @@ def test_none_leaves_everything():
     assert "is proved for 0 of 2 outputs" in found.sentences[0]
     unseen = guarantee(own, theta, loss="squared", mode="staircase", prove=False)
     assert unseen.before is None
-    assert "the ranks were not looked at" in unseen.sentences[0]
-    with pytest.raises(InvalidInput, match="repair: got 'none'"):
+    assert "no proof of the ranks was attempted for 40 samples" in unseen.sentences[0]
+    with pytest.raises(InvalidInput, match="repair: got repair='none'"):
         repair(own, theta, found.before, mode="none")
 
 

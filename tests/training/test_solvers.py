@@ -132,7 +132,7 @@ def test_full_batch_solvers_refuse_batches():
     for solver in sorted(FULL_BATCH):
         with pytest.raises(InvalidInput, match=f"exploit_optimizer: got '{solver}' with batches of 5 of 30"):
             run(solver, batch_size=5)
-    with pytest.raises(InvalidInput, match="exploit_optimizer: got 'rprop'"):
+    with pytest.raises(InvalidInput, match="exploit_optimizer: got exploit_optimizer='rprop'"):
         run("rprop")
     (X, Y), own = nets.data(), EEWrapper(nets.plain(), loss="squared", exploit_optimizer="newton")
     with pytest.raises(InvalidInput, match="'newton' without cached features"):
