@@ -68,7 +68,7 @@ def figure_1a(name, steps, rounds=3):
     total = sum(check) / sum(train)
     median = statistics.median(check) / statistics.median(train)
     factor = statistics.median(slow) / (sum(check) / len(check))
-    print(f"{name}: n = 100, d = {tracker.lookout.d}, {steps} steps, a check at each")
+    print(f"{name}: n = 100, d = {tracker.evaluator.d}, {steps} steps, a check at each")
     print(
         f"  training step  median {1e3 * statistics.median(train):8.2f} ms, mean {1e3 * statistics.mean(train):8.2f} ms"
     )
@@ -97,7 +97,7 @@ def lenet_on_semeion():
     made = time.perf_counter() - began
     record = tracker.update()
     peak = peak_bytes()
-    print(f"semeion: LeNet m_c = 4, n = 1000, 10 outputs, N = {tracker.lookout.N}, d = {tracker.lookout.d}")
+    print(f"semeion: LeNet m_c = 4, n = 1000, 10 outputs, N = {tracker.evaluator.N}, d = {tracker.evaluator.d}")
     print(f"  made in {made:.1f} s (M_0 included); {record}")
     told(record.seconds <= 120.0, f"one check {record.seconds:.1f} s; at most 120")
     told(peak <= 6 * 2**30, f"peak memory {peak / 2**30:.2f} GiB; at most 6")

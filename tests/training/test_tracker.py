@@ -130,30 +130,30 @@ def test_a_record_is_what_check_alignment_says(thorough):
 def test_full_rank_by_the_gram_matrix_is_refused_where_it_cannot_tell():
     """A singular value below the rounding of M, and one within a hundred tolerances, are left to the accurate way."""
     model, (x, y) = mlp(), data()
-    lookout = AlignmentEvaluator(prepare_alignment(model, x, y, "cross_entropy", "float64"))
-    q = torch.linalg.qr(torch.randn(lookout.N, lookout.N, dtype=torch.float64))[0]
-    levels = torch.ones(lookout.N, dtype=torch.float64)
+    evaluator = AlignmentEvaluator(prepare_alignment(model, x, y, "cross_entropy", "float64"))
+    q = torch.linalg.qr(torch.randn(evaluator.N, evaluator.N, dtype=torch.float64))[0]
+    levels = torch.ones(evaluator.N, dtype=torch.float64)
     for smallest, clear in ((1e-2, True), (1e-7, False), (1e-11, False), (0.0, False)):
         levels[-1] = smallest
         M = (q * levels**2) @ q.T
-        found = full_rank(M, lookout._scale, ("press", "golub"))
+        found = full_rank(M, evaluator._scale, ("press", "golub"))
         assert (found is not None) == clear, smallest
         large = torch.zeros(1600, 1600, dtype=torch.float64).fill_diagonal_(1.0)  # by Cholesky alone
         large[0, 0] = smallest**2
-        scale_of = lambda s: AlignmentEvaluator._scale(lookout, s)  # noqa: E731
+        scale_of = lambda s: AlignmentEvaluator._scale(evaluator, s)  # noqa: E731
         assert (full_rank(large, scale_of, ("press", "golub")) is not None) == clear, smallest
 
 
 def test_sums_of_few_terms_leave_less_rounding():
     """Between the two bounds of the rounding, a smallest eigenvalue counts where M was made of short sums."""
     model, (x, y) = mlp(), data()
-    lookout = AlignmentEvaluator(prepare_alignment(model, x, y, "cross_entropy", "float64"))
-    N, d, eps = lookout.N, lookout.d, 2.0**-52
+    evaluator = AlignmentEvaluator(prepare_alignment(model, x, y, "cross_entropy", "float64"))
+    N, d, eps = evaluator.N, evaluator.d, 2.0**-52
     levels = torch.ones(N, dtype=torch.float64)
     levels[-1] = math.sqrt(2.0 * (d / 4 + N) * eps * N)
     M = torch.diag(levels**2)
-    assert full_rank(M, lookout._scale, ("press",)) is None
-    found = full_rank(M, lookout._scale, ("press",), terms=d // 8)
+    assert full_rank(M, evaluator._scale, ("press",)) is None
+    found = full_rank(M, evaluator._scale, ("press",), terms=d // 8)
     assert found is not None
     assert found[2] == pytest.approx(float(levels[-1]))
 
@@ -168,13 +168,13 @@ def test_least_squares_bounds_hold_the_residual_and_agree(monkeypatch):
         x, y = data(12)
         asked = prepare_alignment(model, x[:, None], y, loss, "float64")
         exact = AlignmentEvaluator(asked, thorough=True).look()
-        lookout = AlignmentEvaluator(asked)
+        evaluator = AlignmentEvaluator(asked)
         monkeypatch.setattr(alignment_evaluator, "full_rank", lambda *_, **__: None)
         monkeypatch.setattr(alignment_evaluator, "_SOON", 0.0)
         monkeypatch.setattr(alignment_evaluator, "ROWS", 0)
         for fits in (True, False):
             monkeypatch.setattr(AlignmentEvaluator, "_fits", lambda self, fits=fits: fits)
-            found = lookout.look()
+            found = evaluator.look()
             assert found.ways[-1] == ("least squares with the Gram matrix" if fits else "LSMR")
             for rule, answer in found.answers.items():
                 low, high = answer["residual"]
@@ -274,13 +274,13 @@ def test_schedule_by_share_of_the_time(monkeypatch):
     monkeypatch.setattr("alignver.training.tracker.time", Time)
     model, (x, y) = mlp(), data()
     tracker = AlignmentTracker(model, x, y, loss="cross_entropy", every="10%")
-    look = tracker.lookout.look
+    look = tracker.evaluator.look
 
     def slow():
         now[0] += 2.0
         return look()
 
-    monkeypatch.setattr(tracker.lookout, "look", slow)
+    monkeypatch.setattr(tracker.evaluator, "look", slow)
     for t in range(100):
         tracker.update()
         now[0] += 1.0
