@@ -1,6 +1,6 @@
-"""A training run on disk: what decides it, its history, its checkpoints, and at the end what was found.
+"""A training run on disk: its settings, history and checkpoints, and at the end its report and certificate.
 
-A run that was ended, by a signal or a machine that went away, goes on from its last checkpoint as if nothing had been.
+A run that was interrupted, by a signal or a failure of the machine, continues bit-identically from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import save_model
 
-from alignver import atomic
+from alignver import atomic, require
 from alignver.errors import InvalidInput, reading
 from alignver.network.inputs import as_targets
 from alignver.results import Report, plain
@@ -34,35 +34,33 @@ from alignver.training.wrapper import EEWrapper
 __all__ = ["RunFolder", "vacant"]
 
 _FORMAT = 1
-_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}  # a file system without locks: no reason to refuse
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}  # a file system without locks: the run is not refused
 _NEED = "a new folder, or an empty one"
 
 
 def vacant(path: str | os.PathLike[str]) -> None:
-    """Refuse a place where a run cannot begin: :class:`InvalidInput` for what is there already."""
+    """Raise :class:`InvalidInput` unless a run can begin at a path: it does not exist, or is an empty folder."""
     place = pathlib.Path(path)
-    if not place.exists():
-        return
-    if not place.is_dir():
-        raise InvalidInput("folder", f"{place}, which is no folder", _NEED)
+    if place.exists() and not place.is_dir():
+        raise InvalidInput("folder", f"{place}, which is not a folder", _NEED)
     if (place / "config.json").exists():
         raise InvalidInput("folder", f"{place}, which holds a run", f"{_NEED}; or resume the run that is there")
-    if any(place.iterdir()):
-        raise InvalidInput("folder", f"{place}, a folder with other things in it", _NEED)
+    if place.exists() and any(place.iterdir()):
+        raise InvalidInput("folder", f"{place}, a folder with other files in it", _NEED)
 
 
 class RunFolder:
     """The folder of one run of :class:`EEWrapper`.
 
     ========================  =========================================================================================
-    ``config.json``           the settings, and with them the identity of data and code
+    ``config.json``           the settings, with the checksums of data and code
     ``history.jsonl``         a line for each epoch: epoch, phase, steps, loss, error, gap (the loss minus a lower bound
                               of its infimum)
     ``checkpoint.pt``         the last good state; ``checkpoint-tau.pt``: the last state of exploration
-    ``guarantee.json``        what was known when exploitation began
+    ``guarantee.json``        the guarantee at the beginning of exploitation
     ``model.safetensors``     the weights at the end
-    ``certificate/``          of the gap at the end, if it is proved; ``inputs.npz``: what it is about
-    ``report.json``           the result; its being there means that the run is finished
+    ``certificate/``          of the gap at the end, if it is proved; ``inputs.npz``: the arrays that it is about
+    ``report.json``           the result; if it exists, the run is finished
     ========================  =========================================================================================
 
     Parameters
@@ -76,14 +74,14 @@ class RunFolder:
     Attributes
     ----------
     history : list of dict
-        The lines of ``history.jsonl`` up to now.
+        The lines of ``history.jsonl`` so far.
     kept : int
         The epoch of the last checkpoint; 0 if there is none.
 
     Raises
     ------
     InvalidInput
-        Another process is working on this run.
+        Another process uses this folder.
 
     Examples
     --------
@@ -100,9 +98,8 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str], config: Mapping[str, Any], *, every: int = 1) -> None:
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise InvalidInput("every", repr(every), "an integer >= 1")
-        self.path, self.config, self.every = pathlib.Path(path), config, every
+        self.path, self.config = pathlib.Path(path), config
+        self.every = require.integer("every", every, least=1)
         self.history: list[dict[str, Any]] = []
         self.kept = 0
         self._infimum, self._tau, self._epochs = 0.0, 0, 0
@@ -126,7 +123,7 @@ class RunFolder:
         self.close()
 
     def close(self) -> None:
-        """Let others work on the run."""
+        """Release the lock of the folder."""
         if self._lock >= 0:
             os.close(self._lock)
         self._lock = -1
@@ -142,16 +139,16 @@ class RunFolder:
         path : path
             A new folder, or an empty one.
         settings : mapping
-            Everything that decides the run, as plain data.
+            Everything that determines the run, as plain data.
         every : int
             Epochs from one checkpoint to the next.
         **more
-            What else is worth keeping in ``config.json``, and is not compared by :meth:`require`.
+            Further entries of ``config.json``, which :meth:`require` does not compare.
 
         Raises
         ------
         InvalidInput
-            Something is there, or it cannot be written.
+            The path is not vacant, or it cannot be written.
         """
         vacant(path)
         place = pathlib.Path(path)
@@ -170,53 +167,53 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, every: int = 1) -> RunFolder:
-        """Take up a run; :class:`InvalidInput` if there is none in the folder."""
+        """Open the folder of a run; raises :class:`InvalidInput` if it holds no run."""
         place = pathlib.Path(path)
-        need = "a folder that a run was begun in"
+        need = "the folder of a run"
         try:
             config = json.loads((place / "config.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise InvalidInput("folder", f"{place}, without config.json", need) from error
+            raise InvalidInput("folder", f"{place}, without config.json", need, "unreadable-file") from error
         except (OSError, ValueError) as error:
-            raise InvalidInput("folder", f"{place / 'config.json'}, which cannot be read ({error})", need) from error
+            got = f"{place / 'config.json'}, which cannot be read ({error})"
+            raise InvalidInput("folder", got, need, "unreadable-file") from error
         if not isinstance(config, dict) or config.get("format") != _FORMAT or "settings" not in config:
-            raise InvalidInput("folder", f"{place / 'config.json'} of another format", f"format {_FORMAT}")
+            got = f"{place / 'config.json'} of another format"
+            raise InvalidInput("folder", got, f"format {_FORMAT}", "unreadable-file")
         return cls(place, config, every=every)
 
     def require(self, settings: Mapping[str, Any]) -> None:
-        """Refuse settings that are not those of the run, naming what differs."""
+        """Raise if the settings are not those of the run; the message names the differences."""
         there, here = self.config["settings"], json.loads(json.dumps(plain(settings)))
         differing = [name for name in {**there, **here} if there.get(name) != here.get(name)]
         if differing:
-            said = "; ".join(
+            listed = "; ".join(
                 f"{name} {_short(there.get(name))} there, {_short(here.get(name))} here" for name in differing
             )
-            raise InvalidInput(
-                "folder", f"{self.path}, a run with other settings: {said}", "its own, or another folder"
-            )
+            got = f"{self.path}, a run with other settings: {listed}"
+            raise InvalidInput("folder", got, "the settings of the run, or another folder")
 
     @property
     def report(self) -> Report | None:
-        """What was found at the end; None while the run is not finished."""
+        """The report at the end of the run; None while the run is not finished."""
         file = self.path / "report.json"
         if not file.exists():
             return None
-        need = "the report that was there; without it, the end of the run is made again"
+        need = "the original report; without the file, the end of the run is repeated"
         with reading("folder", f"{file}, which cannot be read", need):
             return Report.from_json(file.read_text(encoding="utf-8"))
 
     @property
     def guarantee(self) -> Mapping[str, Any]:
-        """What was known when exploitation began: the guarantee's numbers, and its ``sentences``."""
+        """The numbers and ``sentences`` of the guarantee at the beginning of exploitation; no sentences before it."""
         file = self.path / "guarantee.json"
         if not file.exists():
             return {"sentences": ()}
-        with reading("folder", f"{file}, which cannot be read", "the file as it was, or a new run in another folder"):
-            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            return {"sentences": (), **found}
+        with reading("folder", f"{file}, which cannot be read", "the original file, or a new run in another folder"):
+            return {"sentences": (), **json.loads(file.read_text(encoding="utf-8"))}
 
     def restore(self, wrapper: EEWrapper, data: tuple[Any, Any]) -> int:
-        """Bring a fresh wrapper to the last checkpoint, as :meth:`fit` does; return its epoch, 0 if there is none."""
+        """Restore a fresh wrapper from the last checkpoint, as :meth:`fit` does; return its epoch, 0 without one."""
         X, Y = data
         wrapper.prepare(X, Y)
         n, m_y = len(X), len(wrapper.module.head.hidden)
@@ -226,7 +223,7 @@ class RunFolder:
         if last.exists():
             checkpoint.restore(wrapper, checkpoint.load(last), X, Y)
         self.kept, self.history = wrapper.epochs, [self._line(record) for record in wrapper.history]
-        # Whatever was written since the checkpoint, a torn last line perhaps, is written again as the epochs are.
+        # Lines after the checkpoint, the last of which may be incomplete, are removed: their epochs are repeated.
         file, text = self.path / "history.jsonl", "".join(_json(line) for line in self.history)
         if (file.read_bytes() if file.exists() else b"") != text.encode():
             self._write(file.name, text)
@@ -242,62 +239,60 @@ class RunFolder:
         on_epoch: Callable[[EEWrapper, Mapping[str, Any]], None] | None = None,
         **options: Any,
     ) -> EEWrapper:
-        """Train as :meth:`EEWrapper.fit` does, from the last checkpoint on if there is one, and keep every epoch.
+        """Train as :meth:`EEWrapper.fit` does, from the last checkpoint if there is one, and write every epoch.
 
         Parameters
         ----------
         wrapper : EEWrapper
-            Built as that of the run was; nothing trained yet.
+            Built with the settings of the run; not trained yet.
         data, epochs, **options
-            Of :meth:`EEWrapper.fit`.
+            As in :meth:`EEWrapper.fit`.
         on_epoch : callable, optional
-            Called with the wrapper and the epoch's record once it is safe.
+            Called with the wrapper and the epoch's record once the record is written.
 
         Raises
         ------
         InvalidInput
-            A full disk, a loss or parameters that are not finite: the last good checkpoint stays. A checkpoint that
+            A full disk; a loss or parameters that are not finite: the last good checkpoint remains. A checkpoint that
             does not fit the wrapper.
         """
         self._tau, self._epochs = tau_epoch(wrapper.tau, epochs), epochs
         if self._wrapper is not wrapper:
             self.restore(wrapper, data)
 
-        def keep(own: EEWrapper, record: Mapping[str, Any]) -> None:
-            kept = self._keep(own, record)
+        def write(_: EEWrapper, record: Mapping[str, Any]) -> None:
+            line = self._write_epoch(wrapper, record)
             if on_epoch is not None:
-                on_epoch(own, kept)
+                on_epoch(wrapper, line)
 
-        return wrapper.fit(data, epochs, on_epoch=keep, **options)
+        return wrapper.fit(data, epochs, on_epoch=write, **options)
 
     def finish(self, wrapper: EEWrapper, data: tuple[Any, Any], report: Report) -> None:
-        """Keep weights, certificate with its inputs, and report, in this order: the report says that all is there."""
+        """Write weights, certificate with its inputs, and report, in this order: the report marks a finished run."""
         wrapper.require_prepared("wrapper")
         with self._whole("model.safetensors") as part:
             save_model(wrapper.module, str(part))
-            part.chmod((self.path / "config.json").stat().st_mode)  # safetensors makes it unreadable for others
-        for result in report.results:
-            writer = getattr(result.certificate, "save", None)
-            if writer is None:
+            part.chmod((self.path / "config.json").stat().st_mode)  # safetensors restricts it to the owner
+        for certificate in (result.certificate for result in report.results):
+            save = getattr(certificate, "save", None)
+            if save is None:
                 continue
-            of_data = "X" in getattr(result.certificate, "inputs", ())
+            inputs = _inputs(wrapper, *data)
+            if "X" in getattr(certificate, "inputs", ()):
+                inputs["X"] = as_numbers(data[0], "X")
             with self._whole("inputs.npz") as part, part.open("wb") as stream:
-                inputs = _inputs(wrapper, *data) | ({"X": as_numbers(data[0], "X")} if of_data else {})
                 np.savez(stream, **inputs)
             try:
-                writer(self.path / "certificate")
+                save(self.path / "certificate")
             except OSError as error:
                 raise _unwritable(self.path / "certificate", error) from error
         self._write("report.json", report.to_json() + "\n")
 
-    # The pieces of fit.
-
-    def _keep(self, wrapper: EEWrapper, record: Mapping[str, Any]) -> dict[str, Any]:
-        line, epoch = self._line(record), wrapper.epochs
-        found = wrapper.guarantee
-        if found is not None and epoch == self._tau + 1:
-            self._write("guarantee.json", _json({**found.summary(), "sentences": found.sentences}, indent=1))
-        # The line before the checkpoint: of a line too many nothing comes, and one too few would be a hole.
+    def _write_epoch(self, wrapper: EEWrapper, record: Mapping[str, Any]) -> dict[str, Any]:
+        line, epoch, guarantee = self._line(record), wrapper.epochs, wrapper.guarantee
+        if guarantee is not None and epoch == self._tau + 1:
+            self._write("guarantee.json", _json({**guarantee.summary(), "sentences": guarantee.sentences}, indent=1))
+        # The line is written before the checkpoint: restore removes an extra line, but could not add a missing one.
         self._append(_json(line))
         self.history.append(line)
         if epoch == self._tau:
@@ -334,14 +329,14 @@ class RunFolder:
 
 
 def _inputs(wrapper: EEWrapper, X: Any, Y: Any) -> dict[str, Any]:
-    """Return what a certificate of the wrapper's gap is about."""
+    """Return the arrays that a certificate of the wrapper's gap is about."""
     model = wrapper.exploitation(X)
     targets = objective(model, as_targets(Y, model.n), wrapper.loss).targets
     return dict(model.inputs(wide(wrapper.module.head.hidden), targets))
 
 
 def _finite(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a document with None for NaN and Inf, which JSON has not."""
+    """Return a document with None for NaN and Inf, which JSON does not have."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in document.items()}
 
 
@@ -357,6 +352,5 @@ def _short(value: Any) -> str:
 
 def _unwritable(place: pathlib.Path, error: Exception) -> InvalidInput:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return InvalidInput(
-        "folder", f"{place}, which cannot be written ({reason})", "a disk with room, and the right to write"
-    )
+    got = f"{place}, which cannot be written ({reason})"
+    return InvalidInput("folder", got, "a disk with room, and the right to write", code="unwritable-file")

@@ -176,7 +176,7 @@ def test_files_that_are_no_checkpoints(tmp_path):
         checkpoint.load(file)
     for other in ([1, 2], {"weights": torch.zeros(2)}, torch.zeros(3), {"settings": {}}):
         torch.save(other, file)
-        with pytest.raises(InvalidInput, match="holds no run's state"):
+        with pytest.raises(InvalidInput, match="does not hold the state of a run"):
             checkpoint.load(file)
     torch.save({"settings": Evil()}, file)
     with pytest.raises(InvalidInput, match="cannot be read"):
@@ -209,7 +209,7 @@ def test_a_checkpoint_of_another_run():
     other = EEWrapper(nets.plain(2), loss="cross_entropy", tau=TAU, epsilon=0.1, seed=3)
     with pytest.raises(InvalidInput, match="parameters of another model"):
         checkpoint.restore(other, kept, X, Y)
-    with pytest.raises(InvalidInput, match="no run's state"):
+    with pytest.raises(InvalidInput, match="not the state of a run"):
         checkpoint.restore(wrapper(), {}, X, Y)
 
 

@@ -163,7 +163,7 @@ def test_a_run_begins_in_a_folder_of_its_own(tmp_path):
     (tmp_path / "full" / "thesis.tex").write_text("")
     (tmp_path / "empty").mkdir()
     RunFolder.create(tmp_path / "run", SETTINGS).close()
-    for name, words in (("file", "no folder"), ("full", "other things"), ("run", "resume")):
+    for name, words in (("file", "not a folder"), ("full", "other files"), ("run", "resume")):
         with pytest.raises(av.InvalidInput, match=words):
             RunFolder.create(tmp_path / name, SETTINGS)
     vacant(tmp_path / "new")
