@@ -13,7 +13,7 @@ config = transformers.BertConfig(
     vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=2
 )
 model = transformers.BertForSequenceClassification(config)
-watching = TrainerCallback(ids, labels, loss="cross_entropy", every="epoch", mode="eval")
+callback = TrainerCallback(ids, labels, loss="cross_entropy", every="epoch", mode="eval")
 trainer = transformers.Trainer(
     model=model,
     args=transformers.TrainingArguments(
@@ -25,8 +25,8 @@ trainer = transformers.Trainer(
         use_cpu=True,
     ),
     train_dataset=[{"input_ids": i, "labels": label} for i, label in zip(ids, labels, strict=True)],
-    callbacks=[watching],
+    callbacks=[callback],
 )
 trainer.train()
-print(watching.tracker.history[-1])
-print("Q_T from and to, by rule:", watching.tracker.q())
+print(callback.tracker.history[-1])
+print("Q_T from and to, by rule:", callback.tracker.q())

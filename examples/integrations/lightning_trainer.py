@@ -23,11 +23,11 @@ class Classifier(pl.LightningModule):
 
 torch.manual_seed(0)
 X, Y = torch.randn(60, 4), torch.arange(60) % 3
-# BatchNorm couples the samples of a batch in train mode: mode="eval" looks at the network as it is in eval mode.
-watching = LightningCallback(X, Y, loss="cross_entropy", mode="eval", select=lambda module: module.net)
+# BatchNorm couples the samples of a batch in train mode: mode="eval" checks it in eval mode.
+callback = LightningCallback(X, Y, loss="cross_entropy", mode="eval", select=lambda module: module.net)
 trainer = pl.Trainer(
     max_epochs=5,
-    callbacks=[watching],
+    callbacks=[callback],
     accelerator="cpu",
     logger=False,
     enable_checkpointing=False,
@@ -35,5 +35,5 @@ trainer = pl.Trainer(
     enable_model_summary=False,
 )
 trainer.fit(Classifier(), DataLoader(TensorDataset(X, Y), batch_size=20, shuffle=True))
-print(watching.tracker.history[-1])
-print("Q_T from and to, by rule:", watching.tracker.q())
+print(callback.tracker.history[-1])
+print("Q_T from and to, by rule:", callback.tracker.q())

@@ -1,4 +1,4 @@
-"""A loop of your own: call update() at the top of it, and once after it."""
+"""A plain training loop: call update() at the beginning of each step, and once after the loop."""
 
 import torch
 from torch import nn

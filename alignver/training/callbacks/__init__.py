@@ -1,10 +1,6 @@
-"""A tracker that is made when training begins: only then is the model on its device.
+"""The alignment tracker as a callback of Lightning, Hugging Face transformers and skorch, and of any torch optimiser.
 
-The tracker called by a torch optimiser after each of its steps.
-
-The tracker in other people's training loops: Lightning, Hugging Face transformers, skorch, or any torch optimiser.
-
-Each name is loaded, and with it the library that it is for, when it is first used.
+The callback classes are imported at their first use, each with the library that it is for.
 """
 
 from __future__ import annotations
@@ -23,13 +19,37 @@ from alignver.training.tracker import AlignmentTracker
 __all__ = ["Deferred", "LightningCallback", "SkorchCallback", "TrainerCallback", "optimizer_hook"]
 
 
+_MODULES = {
+    "LightningCallback": ("lightning", "lightning"),
+    "SkorchCallback": ("skorch", "skorch"),
+    "TrainerCallback": ("hugging_face", "transformers"),
+}
+"""For each callback class, its module in this package and the library that the module imports."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, library = _MODULES[name]
+    try:
+        return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != library:
+            raise
+        raise MissingDependency(library, f"{__name__}.{name}", "integrations") from error
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 class Deferred:
-    """What every callback does: make the tracker, look at theta^0, count steps and epochs, close the file.
+    """A tracker that is created when training begins, since only then the model is on its device.
 
     Parameters
     ----------
     X, Y, loss, every
-        As in :class:`~alignver.training.tracker.AlignmentTracker`; X goes to the model's device.
+        As in :class:`~alignver.training.tracker.AlignmentTracker`; X is moved to the model's device.
     select : callable, optional
         From the framework's model to the module with outputs (n, m_y), values before the last nonlinearity; by default
         the model itself.
@@ -39,7 +59,7 @@ class Deferred:
     Attributes
     ----------
     tracker : AlignmentTracker or None
-        None until training begins. Training that is taken up again goes on with it.
+        None until training begins. Training that is resumed continues with the same tracker.
     """
 
     def __init__(
@@ -55,18 +75,17 @@ class Deferred:
         self.X, self.Y, self.loss, self.every, self.select, self.options = X, Y, loss, every, select, options
         self.tracker: AlignmentTracker | None = None
 
-    def begin(self, model: Any) -> AlignmentTracker:
-        """Look at theta^0, the first time; return the tracker."""
-        module = model if self.select is None else self.select(model)
+    def begin(self, model: Any) -> None:
+        """Create the tracker and check theta^0, at the first call."""
         if self.tracker is None:
-            place = next(module.parameters()).device
-            X = self.X.to(place) if isinstance(self.X, torch.Tensor) else self.X
+            module = model if self.select is None else self.select(model)
+            device = next(module.parameters()).device
+            X = self.X.to(device) if isinstance(self.X, torch.Tensor) else self.X
             self.tracker = AlignmentTracker(module, X, self.Y, loss=self.loss, every=self.every, **self.options)
             self.tracker.update()
-        return self.tracker
 
     def step(self, step: int | None = None) -> None:
-        """Count an optimiser step, once."""
+        """Count an optimiser step; a ``step`` that was counted before is ignored."""
         if self.tracker is not None and (step is None or step > self.tracker.step):
             self.tracker.update(step)
 
@@ -76,7 +95,7 @@ class Deferred:
             self.tracker.end_epoch()
 
     def end(self) -> None:
-        """Look at the last theta."""
+        """Check the last theta."""
         if self.tracker is not None:
             self.tracker.check()
             self.tracker.sync()
@@ -84,7 +103,7 @@ class Deferred:
 
 @contextlib.contextmanager
 def optimizer_hook(optimizer: torch.optim.Optimizer, tracker: AlignmentTracker) -> Iterator[AlignmentTracker]:
-    """Look at theta^0 on entry, count each ``optimizer.step()`` inside the block, and look at the last theta on exit.
+    """Check theta^0 on entry, count each ``optimizer.step()`` in the block, and check the last theta on exit.
 
     Parameters
     ----------
@@ -120,28 +139,3 @@ def optimizer_hook(optimizer: torch.optim.Optimizer, tracker: AlignmentTracker) 
         tracker.sync()
     finally:
         handle.remove()
-
-
-_HOMES = {
-    "LightningCallback": "lightning",
-    "SkorchCallback": "skorch",
-    "TrainerCallback": "hugging_face",
-}
-_LIBRARIES = {"lightning": "lightning", "skorch": "skorch", "hugging_face": "transformers"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = _HOMES[name]
-    library = _LIBRARIES.get(home)
-    try:
-        return getattr(importlib.import_module(f"{__name__}.{home}"), name)
-    except ModuleNotFoundError as error:
-        if library is None or (error.name or "").partition(".")[0] != library:
-            raise
-        raise MissingDependency(library, f"{__name__}.{name}", "integrations") from error
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)

@@ -16,14 +16,14 @@ __all__ = ["Logits", "TrainerCallback"]
 
 
 class Logits(nn.Module):
-    """A model of transformers as a function from one tensor to its logits; the parameters are the model's own.
+    """A model of transformers as a function from one tensor to its logits, with the parameters of the model.
 
     Parameters
     ----------
     model : torch.nn.Module
     argument : str
-        The name under which the model takes X: ``"input_ids"``, ``"pixel_values"``. What else the forward pass needs
-        (a mask, say) takes a module of your own.
+        The name of the argument for X: ``"input_ids"``, ``"pixel_values"``. A forward pass that needs further
+        arguments, for example a mask, needs another module.
     """
 
     def __init__(self, model: nn.Module, argument: str = "input_ids") -> None:
@@ -38,14 +38,15 @@ class Logits(nn.Module):
 
 
 class TrainerCallback(transformers.TrainerCallback):
-    """Watches the alignment of a model while ``transformers.Trainer`` trains it.
+    """Tracks the alignment of a model while ``transformers.Trainer`` trains it.
 
     Parameters
     ----------
     X, Y, loss, every, **options
-        As in :class:`~alignver.training.tracker.AlignmentTracker`. Dropout is usual in these models: ``mode="eval"``.
+        As in :class:`~alignver.training.tracker.AlignmentTracker`. Models with dropout need
+        ``mode="eval"``.
     select : callable, optional
-        From the model to a module with one tensor in and logits out; by default :class:`Logits` of ``input_ids``.
+        From the model to a module that maps one tensor to logits; by default :class:`Logits` of ``input_ids``.
 
     Attributes
     ----------
@@ -71,7 +72,7 @@ class TrainerCallback(transformers.TrainerCallback):
         return self._deferred.tracker
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Look at theta^0."""
+        """Check theta^0."""
         self._deferred.begin(kwargs["model"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -83,5 +84,5 @@ class TrainerCallback(transformers.TrainerCallback):
         self._deferred.end_epoch()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Look at the last theta."""
+        """Check the last theta."""
         self._deferred.end()

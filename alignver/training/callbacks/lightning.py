@@ -15,10 +15,10 @@ __all__ = ["LightningCallback"]
 
 
 class LightningCallback(Callback):
-    """Watches the alignment of a LightningModule while ``Trainer.fit`` trains it.
+    """Tracks the alignment of a LightningModule while ``Trainer.fit`` trains it.
 
-    The first check is at ``on_train_start``, a step is what ``trainer.global_step`` counts (gradients accumulated over
-    batches are one), and the last theta is looked at in any case.
+    The first check is at ``on_train_start``. Steps are those that ``trainer.global_step`` counts (gradients accumulated
+    over batches give one step). The last theta is always checked.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ class LightningCallback(Callback):
         return self._deferred.tracker
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Look at theta^0."""
+        """Check theta^0."""
         self._deferred.begin(pl_module)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -65,5 +65,5 @@ class LightningCallback(Callback):
         self._deferred.end_epoch()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Look at the last theta."""
+        """Check the last theta."""
         self._deferred.end()

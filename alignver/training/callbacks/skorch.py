@@ -15,7 +15,7 @@ __all__ = ["SkorchCallback"]
 
 
 class SkorchCallback(skorch.callbacks.Callback):
-    """Watches the alignment of ``net.module_`` while a skorch net is fitted.
+    """Tracks the alignment of ``net.module_`` while a skorch net is fitted.
 
     Parameters
     ----------
@@ -24,12 +24,12 @@ class SkorchCallback(skorch.callbacks.Callback):
     select : callable, optional
         From ``net.module_`` to the network whose outputs are logits.
     options : mapping, optional
-        Other arguments of the tracker; one mapping, because scikit-learn clones estimators by their named arguments.
+        Other arguments of the tracker, as one mapping because scikit-learn clones estimators by their named arguments.
 
     Attributes
     ----------
     tracker : AlignmentTracker or None
-        None until training begins. ``fit`` begins a new one, ``partial_fit`` goes on with it.
+        None until training begins. ``fit`` creates a new tracker, ``partial_fit`` continues with the existing one.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class SkorchCallback(skorch.callbacks.Callback):
         self.X, self.Y, self.loss, self.every, self.select, self.options = X, Y, loss, every, select, options
 
     def initialize(self) -> SkorchCallback:
-        """Forget an earlier run: skorch calls this when it makes the module."""
+        """Discard the tracker of an earlier run: skorch calls this method when it creates the module."""
         self.deferred_ = Deferred(
             self.X, self.Y, loss=self.loss, every=self.every, select=self.select, options=dict(self.options or {})
         )
@@ -54,11 +54,10 @@ class SkorchCallback(skorch.callbacks.Callback):
     @property
     def tracker(self) -> AlignmentTracker | None:
         """The tracker, once training has begun."""
-        found = getattr(self, "deferred_", None)
-        return None if found is None else found.tracker
+        return self.deferred_.tracker if hasattr(self, "deferred_") else None
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Look at theta^0."""
+        """Check theta^0."""
         self.deferred_.begin(net.module_)
 
     def on_batch_end(self, net: Any, batch: Any = None, training: bool = False, **kwargs: Any) -> None:
@@ -71,5 +70,5 @@ class SkorchCallback(skorch.callbacks.Callback):
         self.deferred_.end_epoch()
 
     def on_train_end(self, net: Any, **kwargs: Any) -> None:
-        """Look at the last theta."""
+        """Check the last theta."""
         self.deferred_.end()
