@@ -1,4 +1,4 @@
-"""Loaders: arrays with a content hash, their source and their licence."""
+"""Loaders of data sets: arrays with a content hash, their source and their licence."""
 
 from alignver.data.archives import Dataset
 from alignver.data.image_sets import cifar10, cifar100, kmnist, mnist, svhn

@@ -1,7 +1,4 @@
-"""What a loader returns: two read-only arrays with their content hash, source and licence.
-
-Arrays in zip files: what a file declares is held against its size and the free memory before anything is read.
-"""
+"""Data sets in memory, and arrays in zip files: a file's declared sizes are checked before anything is read."""
 
 from __future__ import annotations
 
@@ -20,21 +17,21 @@ from numpy.lib import format as npy
 from alignver.arrays import available_memory, digest
 from alignver.errors import InvalidInput, reading
 
-__all__ = ["MEMORY_SHARE", "Dataset", "read_header", "read_member", "read_npz", "require_room"]
+__all__ = ["MEMORY_SHARE", "Dataset", "read_header", "read_member", "read_npz", "require_room", "unreadable"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """Inputs and targets, one row for each sample, and where they came from.
+    """Inputs and targets, one row for each sample, and their origin.
 
     Attributes
     ----------
     name : str
-        What to call it in a report.
+        Its name in a report.
     x, y : numpy.ndarray
         Inputs (n, ...) and targets (n, ...), made read-only.
     source, licence : str
-        Where the data come from (a citation, or the formula that makes them), and their licence.
+        The origin of the data (a citation, or the formula that generates them), and their licence.
     sha256 : str
         Hash of the content: SHA-256 of the :func:`alignver.arrays.digest` of x followed by that of y.
 
@@ -54,13 +51,12 @@ class Dataset:
 
     def __post_init__(self) -> None:
         if self.x.ndim == 0 or self.y.ndim == 0 or len(self.x) != len(self.y):
-            raise InvalidInput(
-                "y", f"shape {self.y.shape} beside x of shape {self.x.shape}", "one row for each row of x"
-            )
+            got = f"shape {self.y.shape} beside x of shape {self.x.shape}"
+            raise InvalidInput("y", got, "one row for each row of x", code="wrong-shape")
         for field in ("x", "y"):
-            own = np.array(getattr(self, field))  # a copy: making it read-only must not lock the caller's array
-            own.setflags(write=False)
-            object.__setattr__(self, field, own)
+            array = np.array(getattr(self, field))  # a copy, so that the caller's array stays writable
+            array.setflags(write=False)
+            object.__setattr__(self, field, array)
         content = (digest(self.x) + digest(self.y)).encode()
         object.__setattr__(self, "sha256", hashlib.sha256(content).hexdigest())
 
@@ -74,30 +70,30 @@ class Dataset:
 
     def take(self, indices: npt.ArrayLike) -> Dataset:
         """Return the dataset of the given samples, in the given order."""
-        chosen = np.asarray(indices)
-        return Dataset(self.name, self.x[chosen], self.y[chosen], self.source, self.licence)
+        rows = np.asarray(indices)
+        return Dataset(self.name, self.x[rows], self.y[rows], self.source, self.licence)
 
 
 MEMORY_SHARE = 1.0
-"""Part of the free memory that the arrays read from one file may take together.
+"""Fraction of the free memory that the arrays of one file may take together.
 
-A few kilobytes can declare terabytes, which only unpacking would show. What is larger than the memory cannot be held by
-anyone; what a computation needs beside its input, it plans itself.
+A file of a few kilobytes can declare terabytes. What a computation needs beside its input is planned elsewhere.
 """
 
+_AGAIN = "an intact file: save it again"
 _LOCAL_HEADER = 30  # bytes before the name of a member: APPNOTE.TXT 6.3.10, section 4.3.7
 
 
 def require_room(archive: zipfile.ZipFile, members: Iterable[str], argument: str) -> None:
-    """Refuse a zip file whose members overlap or end beyond it, and members that don't fit into memory together.
+    """Raise if members of a zip file overlap or end beyond it, or if those to be read do not fit into memory together.
 
     Parameters
     ----------
     archive : zipfile.ZipFile
     members : iterable of str
-        Those that are to be read; names that are not there count nothing.
+        Names of those to be read; missing names are ignored.
     argument : str
-        What the refusal names.
+        The argument that the exception names.
 
     Raises
     ------
@@ -109,20 +105,20 @@ def require_room(archive: zipfile.ZipFile, members: Iterable[str], argument: str
         stored = entry.compress_type == zipfile.ZIP_STORED
         if entry.header_offset + _LOCAL_HEADER + entry.compress_size > end:
             got = f"a damaged zip file: {entry.filename} overlaps what comes after it"
-            raise InvalidInput(argument, got, "an intact file: save it again")
+            raise InvalidInput(argument, got, _AGAIN, "unreadable-file")
         if stored and entry.compress_size != entry.file_size:
             got = f"a damaged zip file: {entry.filename} has two sizes, {entry.compress_size} and {entry.file_size}"
-            raise InvalidInput(argument, got, "an intact file: save it again")
-    wanted = set(members)
-    declared = sum(entry.file_size for entry in entries if entry.filename in wanted)
+            raise InvalidInput(argument, got, _AGAIN, "unreadable-file")
+    names = set(members)
+    declared = sum(entry.file_size for entry in entries if entry.filename in names)
     room = MEMORY_SHARE * available_memory()
     if declared > room:
         got = f"arrays of {declared / 1e9:.3g} GB in all, with {room / 1e9:.3g} GB of memory free"
-        raise InvalidInput(argument, got, "arrays that fit into memory together")
+        raise InvalidInput(argument, got, "arrays that fit into memory together", "too-large")
 
 
 def read_member(archive: zipfile.ZipFile, name: str, argument: str) -> npt.NDArray[Any]:
-    """Return one array of a .npz file, after its header; :func:`require_room` comes first."""
+    """Check the header of one array of a .npz file and return the array; call :func:`require_room` before."""
     entry = archive.getinfo(f"{name}.npy")
     with archive.open(entry) as stream:
         read_header(stream, entry.file_size, argument)
@@ -137,7 +133,7 @@ def read_npz(path: Path, names: Sequence[str]) -> list[npt.NDArray[Any]]:
     Raises
     ------
     InvalidInput
-        It has not all of them, it declares what it does not hold, or more than fits into memory.
+        An array is missing or truncated, or they do not fit into memory.
     """
     what, need = f"an unreadable {path.name}", f"an npz file with {', '.join(names)}"
     with reading("folder", what, need), zipfile.ZipFile(path) as archive:
@@ -145,31 +141,32 @@ def read_npz(path: Path, names: Sequence[str]) -> list[npt.NDArray[Any]]:
             require_room(archive, [f"{name}.npy" for name in names], "folder")
             return [read_member(archive, name, "folder") for name in names]
         except InvalidInput as error:
-            raise InvalidInput("folder", f"{what} ({error.got})", error.need) from error
+            raise unreadable(f"{what} ({error.got})", error.need) from error
+
+
+def unreadable(got: str, need: str) -> InvalidInput:
+    """Return the exception for a file in a data set's folder."""
+    return InvalidInput("folder", got, need, "unreadable-file")
 
 
 def read_header(stream: IO[bytes], size: int, argument: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Return shape and dtype of the .npy data in ``stream``, of ``size`` bytes in all, if all of it is there."""
-    with reading(argument, "a damaged .npy header", "an intact file: save it again"):
+    """Return shape and dtype of the .npy data in a stream of ``size`` bytes; raise if they are not complete."""
+    with reading(argument, "a damaged .npy header", _AGAIN):
         version = npy.read_magic(stream)
         reader = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
         if reader is None:
-            raise InvalidInput(
-                argument, f"a .npy file of format {version[0]}.{version[1]}", "format 1.0 or 2.0: save it again"
-            )
+            got = f"a .npy file of format {version[0]}.{version[1]}"
+            raise InvalidInput(argument, got, "format 1.0 or 2.0: save it again", "unreadable-file")
         shape, _, dtype = reader(stream)
     if dtype.hasobject:
-        raise InvalidInput(
-            argument,
-            f"dtype {dtype}, pickled Python objects, which are never opened since they can run code",
-            "an array of numbers: array.astype(float) before saving",
-        )
+        got = f"dtype {dtype}, pickled Python objects, which are never opened since they can run code"
+        raise InvalidInput(argument, got, "an array of numbers: array.astype(float) before saving", "wrong-dtype")
     length = dtype.itemsize * math.prod(shape)
     here = size - stream.tell()
     if here < length:
-        raise InvalidInput(
-            argument, f"a truncated file: {here} of {length} bytes of entries", "the whole file: save or copy it again"
-        )
+        got = f"a truncated file: {here} of {length} bytes of entries"
+        raise InvalidInput(argument, got, "the whole file: save or copy it again", "unreadable-file")
     if here > length:
-        raise InvalidInput(argument, f"{here - length} bytes after the array of shape {shape}", "a file with one array")
+        got = f"{here - length} bytes after the array of shape {shape}"
+        raise InvalidInput(argument, got, "a file with one array", "unreadable-file")
     return shape, dtype

@@ -1,9 +1,4 @@
-"""MNIST and KMNIST: handwritten digits and Kuzushiji, 28 x 28 pixels.
-
-SVHN: house numbers, colour images of 32 x 32 pixels.
-
-CIFAR-10 and CIFAR-100: colour images of 32 x 32 pixels, in torchvision's files, as differences, or as JPEG.
-"""
+"""Image sets in the files that torchvision downloads, or in .npz files: MNIST, KMNIST, SVHN, CIFAR-10 and CIFAR-100."""
 
 from __future__ import annotations
 
@@ -18,10 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from alignver.data.archives import Dataset, read_npz
-from alignver.errors import InvalidInput, MissingDependency, reading
+from alignver.data.archives import Dataset, read_npz, unreadable
+from alignver.errors import MissingDependency, reading
 
 __all__ = ["cifar10", "cifar100", "kmnist", "mnist", "svhn"]
+
 _SOURCES = {
     "MNIST": ("LeCun, Cortes, Burges, The MNIST database of handwritten digits (1998)", "CC BY-SA 3.0"),
     "KMNIST": ("Clanuwat et al., Deep Learning for Classical Japanese Literature (2018)", "CC BY-SA 4.0"),
@@ -49,7 +45,7 @@ def mnist(folder: str | os.PathLike[str], *, train: bool = True) -> Dataset:
     Raises
     ------
     InvalidInput
-        The folder has no such file, or the file is not what it should be.
+        The folder has no such file, or the file is damaged.
     """
     return _load("MNIST", folder, train)
 
@@ -66,22 +62,21 @@ def _load(name: str, folder: str | os.PathLike[str], train: bool) -> Dataset:
         return Dataset(name, *_read_npz(packed, "train" if train else "test"), *_SOURCES[name])
     part = "train" if train else "t10k"
     for place in (root / name / "raw", root):
-        images = _found(place, f"{part}-images-idx3-ubyte")
-        labels = _found(place, f"{part}-labels-idx1-ubyte")
+        images = _file(place, f"{part}-images-idx3-ubyte")
+        labels = _file(place, f"{part}-labels-idx1-ubyte")
         if images is not None and labels is not None:
             x, y = _idx(images, (_COUNTS[part], 28, 28)), _idx(labels, (_COUNTS[part],))
             if y.max() > 9:
-                raise InvalidInput("folder", f"{labels.name} with labels up to {y.max()}", "labels in 0..9")
+                raise unreadable(f"{labels.name} with labels up to {y.max()}", "labels in 0..9")
             return Dataset(name, x, y, *_SOURCES[name])
-    raise InvalidInput(
-        "folder",
+    raise unreadable(
         f"folder={os.fspath(folder)!r} with no {name} in it",
         f"{name.lower()}.npz, or {name}/raw/{part}-images-idx3-ubyte and its labels, as torchvision keeps them",
     )
 
 
-def _found(place: pathlib.Path, name: str) -> pathlib.Path | None:
-    return next((path for path in (place / name, place / f"{name}.gz") if path.is_file()), None)
+def _file(folder: pathlib.Path, name: str) -> pathlib.Path | None:
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
 def _idx(path: pathlib.Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
@@ -92,16 +87,18 @@ def _idx(path: pathlib.Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
         reading("folder", f"an unreadable {path.name}", "an IDX file"),
         gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file,
     ):
-        content = file.read(whole + 1)  # a byte too many is seen: a gzip file may unpack to a thousand times its size
+        content = file.read(
+            whole + 1
+        )  # one byte more than expected: a gzip file may unpack to a thousand times its size
     if not content.startswith(head) or len(content) != whole:
-        raise InvalidInput("folder", f"{path.name} that is no IDX file of shape {shape}", "the file whole")
+        raise unreadable(f"{path.name} that is not an IDX file of shape {shape}", "the file whole")
     return np.frombuffer(content, dtype=np.uint8, offset=len(head)).reshape(shape)
 
 
 def _read_npz(path: pathlib.Path, part: str) -> Arrays:
     x, y = read_npz(path, (f"x_{part}", f"y_{part}"))
     if x.ndim != 3 or x.shape[1:] != (28, 28) or x.dtype != np.uint8 or y.shape != x.shape[:1]:
-        raise InvalidInput("folder", f"{path.name} with x {x.shape} {x.dtype}", "x (n, 28, 28) uint8 and y (n,)")
+        raise unreadable(f"{path.name} with x {x.shape} {x.dtype}", "x (n, 28, 28) uint8 and y (n,)")
     return x, y.astype(np.uint8)
 
 
@@ -128,29 +125,29 @@ def svhn(folder: str | os.PathLike[str], *, train: bool = True) -> Dataset:
     Raises
     ------
     InvalidInput
-        The folder has no such file, or the file is not what it should be.
+        The folder has no such file, or the file is damaged.
     """
     from scipy.io import loadmat, whosmat
 
     path = pathlib.Path(folder) / f"{'train' if train else 'test'}_32x32.mat"
     if not path.is_file():
-        raise InvalidInput("folder", f"folder={os.fspath(folder)!r} with no {path.name}", "SVHN's cropped digits")
+        raise unreadable(f"folder={os.fspath(folder)!r} with no {path.name}", "SVHN's cropped digits")
     with reading("folder", f"an unreadable {path.name}", "a MATLAB 5 file with X and y"):
-        declared = {name: shape for name, shape, _ in whosmat(path)}  # of headers alone: the arrays are compressed
+        declared = {
+            name: shape for name, shape, _ in whosmat(path)
+        }  # reads the headers alone: the arrays are compressed
         *image, count = declared["X"]
         if image != [32, 32, 3] or declared["y"] != (count, 1) or count > _MOST:
-            raise InvalidInput("folder", f"{path.name} with X {declared['X']} and y {declared['y']}", _NEED)
+            raise unreadable(f"{path.name} with X {declared['X']} and y {declared['y']}", _NEED)
         content = loadmat(path, variable_names=("X", "y"))
         x, y = content["X"], content["y"].reshape(-1)
     if x.dtype != np.uint8:
-        raise InvalidInput("folder", f"{path.name} with X {x.dtype}", _NEED)
+        raise unreadable(f"{path.name} with X {x.dtype}", _NEED)
     return Dataset("SVHN", x.transpose(3, 0, 1, 2), (y % 10).astype(np.uint8), _SVHN_SOURCE, _SVHN_LICENCE)
 
 
 _SOURCE = "Krizhevsky, Learning Multiple Layers of Features from Tiny Images (2009)"
 _LICENCE = "none stated by its author"
-
-ImageArrays = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
 
 def cifar10(folder: str | os.PathLike[str], *, train: bool = True) -> Dataset:
@@ -166,7 +163,7 @@ def cifar10(folder: str | os.PathLike[str], *, train: bool = True) -> Dataset:
     Parameters
     ----------
     folder : path
-        Where the files are; the first of the three that is there is taken.
+        Folder of the files; the first of the three that exists is read.
     train : bool
         The 50000 training images, or the 10000 test images.
 
@@ -178,7 +175,7 @@ def cifar10(folder: str | os.PathLike[str], *, train: bool = True) -> Dataset:
     Raises
     ------
     InvalidInput
-        The folder has no such file, or the file is not what it should be.
+        The folder has no such file, or the file is damaged.
     MissingDependency
         JPEG images without Pillow.
     """
@@ -195,7 +192,7 @@ def cifar10(folder: str | os.PathLike[str], *, train: bool = True) -> Dataset:
         x, y = _jpeg(jpeg, part)
         return Dataset("CIFAR-10 (JPEG)", x, y, f"{_SOURCE}; re-encoded as JPEG", _LICENCE)
     got = f"folder={os.fspath(folder)!r} with no CIFAR-10 in it"
-    raise InvalidInput("folder", got, "cifar-10-batches-py, as torchvision keeps it, cifar10.npz or cifar10_jpeg.npz")
+    raise unreadable(got, "cifar-10-batches-py, as torchvision keeps it, cifar10.npz or cifar10_jpeg.npz")
 
 
 def cifar100(folder: str | os.PathLike[str], *, train: bool = True) -> Dataset:
@@ -207,11 +204,11 @@ def cifar100(folder: str | os.PathLike[str], *, train: bool = True) -> Dataset:
     if packed.is_file():
         return Dataset("CIFAR-100", *_differences(packed, part, 100), _SOURCE, _LICENCE)
     got = f"folder={os.fspath(folder)!r} with no CIFAR-100 in it"
-    raise InvalidInput("folder", got, "cifar-100-python, as torchvision keeps it, or cifar100.npz")
+    raise unreadable(got, "cifar-100-python, as torchvision keeps it, or cifar100.npz")
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Builds containers, numbers, bytes and NumPy arrays, and nothing else: no code of a file's choice is run."""
+    """Builds containers, numbers, bytes and NumPy arrays alone, so that a file cannot run code."""
 
     _ALLOWED = frozenset(
         {
@@ -224,41 +221,41 @@ class _PlainUnpickler(pickle.Unpickler):
     )
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return one of the few things that an array's pickle names."""
+        """Return one of the few functions and types that an array's pickle names."""
         if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"{module}.{name} has no place in a file of images")
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a file of images")
         if name == "_reconstruct":
             return np.ndarray.__reduce__(np.empty(0))[0]  # under whichever name this NumPy has it
         return super().find_class(module, name)
 
 
-def _batch(path: pathlib.Path, label: str) -> ImageArrays:
+def _batch(path: pathlib.Path, label: str) -> Arrays:
     need = "a batch as torchvision downloads it"
     with reading("folder", f"an unreadable {path.name}", need):
         with path.open("rb") as file:
             content = _PlainUnpickler(file, encoding="bytes").load()
         x, y = np.asarray(content[b"data"]), np.asarray(content[label.encode()])
     if x.ndim != 2 or x.shape[1] != 3072 or x.dtype != np.uint8 or y.shape != x.shape[:1]:
-        raise InvalidInput("folder", f"an unreadable {path.name} (data of shape {x.shape} {x.dtype})", need)
+        raise unreadable(f"an unreadable {path.name} (data of shape {x.shape} {x.dtype})", need)
     return x.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), y.astype(np.uint8)
 
 
-def _differences(path: pathlib.Path, part: str, classes: int) -> ImageArrays:
-    """Return the pixels that are kept as differences: from row to row, from column to column, and from green."""
+def _differences(path: pathlib.Path, part: str, classes: int) -> Arrays:
+    """Return the pixels of a file of differences: from row to row, from column to column, and from green."""
     d, y = read_npz(path, (f"d_{part}", f"y_{part}"))
     good = d.ndim == 4 and d.dtype == np.uint8 and d.size and (d.shape[0], *d.shape[2:]) == (3, 32, 32)
     if not good or y.shape != d.shape[1:2] or y.dtype != np.uint8:
         got = f"{path.name} with d {d.shape} {d.dtype} and y {y.shape} {y.dtype}"
-        raise InvalidInput("folder", got, "d (3, n, 32, 32) and y (n,), both uint8")
+        raise unreadable(got, "d (3, n, 32, 32) and y (n,), both uint8")
     if y.max() >= classes:
-        raise InvalidInput("folder", f"{path.name} with labels up to {y.max()}", f"labels in 0..{classes - 1}")
+        raise unreadable(f"{path.name} with labels up to {y.max()}", f"labels in 0..{classes - 1}")
     x = d.cumsum(2, dtype=np.uint8).cumsum(3, dtype=np.uint8)  # modulo 256, as the differences are
     x[0] += x[1]
     x[2] += x[1]
     return np.ascontiguousarray(x.transpose(1, 2, 3, 0)), y
 
 
-def _jpeg(path: pathlib.Path, part: str) -> ImageArrays:
+def _jpeg(path: pathlib.Path, part: str) -> Arrays:
     try:
         from PIL import Image
     except ImportError as error:
@@ -269,10 +266,10 @@ def _jpeg(path: pathlib.Path, part: str) -> ImageArrays:
         images = []
         for start, stop in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
             image = Image.open(io.BytesIO(raw[start:stop]))
-            if image.size != (32, 32):  # what its header declares, before it is unpacked
-                raise InvalidInput("folder", f"{path.name} with an image of {image.size}", "images of 32 x 32")
+            if image.size != (32, 32):  # as its header declares, before it is unpacked
+                raise unreadable(f"{path.name} with an image of {image.size}", "images of 32 x 32")
             images.append(np.asarray(image.convert("RGB")))
         x = np.stack(images)
     if y.shape != x.shape[:1]:
-        raise InvalidInput("folder", f"{path.name} with {len(y)} labels beside {len(x)} images", "a label for each")
+        raise unreadable(f"{path.name} with {len(y)} labels beside {len(x)} images", "a label for each")
     return x, y.astype(np.uint8)

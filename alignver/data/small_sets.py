@@ -1,7 +1,4 @@
-"""The Semeion handwritten digits, shipped inside the package.
-
-The two small synthetic datasets of the paper's Section 2.2: two moons and a sine wave.
-"""
+"""Small data sets of the paper's Section 2.2: the Semeion digits, shipped in the package, two moons and a sine wave."""
 
 from __future__ import annotations
 
@@ -12,10 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from alignver.data.archives import Dataset, read_npz
-from alignver.errors import InvalidInput
+from alignver import require
+from alignver.data.archives import Dataset, read_npz, unreadable
 
 __all__ = ["semeion", "sine_wave", "two_moons"]
+
 _SOURCE = (
     "Semeion Handwritten Digit, Semeion Research Center of Sciences of Communication, Rome, Italy (1994); "
     "UCI Machine Learning Repository, dataset 178"
@@ -46,7 +44,7 @@ def semeion(folder: str | os.PathLike[str] | None = None) -> Dataset:
     Raises
     ------
     InvalidInput
-        The folder has neither file, or the file is not what it should be.
+        The folder has neither file, or the file is damaged.
 
     Examples
     --------
@@ -60,9 +58,7 @@ def semeion(folder: str | os.PathLike[str] | None = None) -> Dataset:
         path = pathlib.Path(folder) / name
         if path.is_file():
             return Dataset("Semeion", *read(path), _SOURCE, _LICENCE)
-    raise InvalidInput(
-        "folder", f"folder={os.fspath(folder)!r} with no Semeion file", "semeion.npz or semeion.data in it"
-    )
+    raise unreadable(f"folder={os.fspath(folder)!r} with no Semeion file", "semeion.npz or semeion.data in it")
 
 
 Arrays = tuple[npt.NDArray[Any], npt.NDArray[Any]]
@@ -77,28 +73,21 @@ def _read_text(path: pathlib.Path) -> Arrays:
     try:
         table = np.loadtxt(path, dtype=np.float64, ndmin=2)
     except (OSError, ValueError) as error:
-        raise InvalidInput(
-            "folder", f"an unreadable {path.name} ({error})", "UCI's text file, 266 numbers a line"
-        ) from error
+        raise unreadable(f"an unreadable {path.name} ({error})", "UCI's text file, 266 numbers a line") from error
     if table.shape != (_SHAPE[0], 266):
-        raise InvalidInput(
-            "folder", f"{path.name} of {table.shape[0]} x {table.shape[1]} numbers", "1593 x 266 numbers"
-        )
+        raise unreadable(f"{path.name} of {table.shape[0]} x {table.shape[1]} numbers", "1593 x 266 numbers")
     if not np.all((table == 0.0) | (table == 1.0)) or not np.all(table[:, 256:].sum(axis=1) == 1.0):
-        raise InvalidInput("folder", f"{path.name} with other entries", "pixels in {0, 1} and one-hot labels")
-    return _checked(
-        table[:, :256].reshape(_SHAPE).astype(np.uint8), table[:, 256:].argmax(axis=1).astype(np.uint8), path
-    )
+        raise unreadable(f"{path.name} with other entries", "pixels in {0, 1} and one-hot labels")
+    x, y = table[:, :256].reshape(_SHAPE), table[:, 256:].argmax(axis=1)
+    return _checked(x.astype(np.uint8), y.astype(np.uint8), path)
 
 
 def _checked(x: npt.NDArray[Any], y: npt.NDArray[Any], path: pathlib.Path) -> Arrays:
     if x.shape != _SHAPE or y.shape != _SHAPE[:1] or x.dtype != np.uint8 or y.dtype != np.uint8:
         got = f"{path.name} with x {x.shape} {x.dtype} and y {y.shape} {y.dtype}"
-        raise InvalidInput("folder", got, "x (1593, 16, 16) uint8 and y (1593,) uint8")
+        raise unreadable(got, "x (1593, 16, 16) uint8 and y (1593,) uint8")
     if x.max() > 1 or y.max() > 9:
-        raise InvalidInput(
-            "folder", f"{path.name} with entries up to {x.max()} and {y.max()}", "x in {0, 1}, y in 0..9"
-        )
+        raise unreadable(f"{path.name} with entries up to {x.max()} and {y.max()}", "x in {0, 1}, y in 0..9")
     return x, y
 
 
@@ -132,7 +121,7 @@ def two_moons(n: int = 100) -> Dataset:
     >>> two_moons(4).x.round(3).tolist()
     [[1.0, 0.0], [-1.0, 0.0], [0.0, 0.5], [2.0, 0.5]]
     """
-    _require_count(n, 2)
+    n = require.integer("n", n, least=2)
     upper, lower = n // 2, n - n // 2
     t_upper, t_lower = np.linspace(0.0, np.pi, upper), np.linspace(0.0, np.pi, lower)
     x = np.vstack(
@@ -166,7 +155,7 @@ def sine_wave(n: int = 100, seed: int = 0) -> Dataset:
     Raises
     ------
     InvalidInput
-        n is not a positive integer, or the seed not a non-negative one.
+        n is not a positive integer, or the seed is not a non-negative one.
 
     Examples
     --------
@@ -174,15 +163,9 @@ def sine_wave(n: int = 100, seed: int = 0) -> Dataset:
     >>> wave.y.tolist() == [int(v) for v in np.sin(20 * wave.x[:, 0]) < 0]
     True
     """
-    _require_count(n, 1)
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise InvalidInput("seed", f"seed={seed!r}", "an integer of at least 0")
+    n = require.integer("n", n, least=1)
+    seed = require.integer("seed", seed, least=0)
     x = np.random.default_rng(seed).uniform(-1.0, 1.0, size=(n, 1))
     y = (np.sin(20.0 * x[:, 0]) < 0.0).astype(np.int64)
     source = "x uniform on [-1, 1], y = 1{sin(20 x) < 0}; paper, Appendix B.1"
     return Dataset(f"sine wave (n={n}, seed={seed})", x, y, source, _SYNTHETIC_LICENCE)
-
-
-def _require_count(n: int, least: int) -> None:
-    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < least:
-        raise InvalidInput("n", f"n={n!r}", f"an integer of at least {least}")

@@ -1,4 +1,4 @@
-"""Which figures go with a result and with a training run, and what they show in words."""
+"""The figures of a result and of a training run, each with a caption and a description in words."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from alignver.samples import as_numbers
 
 __all__ = ["Picture", "of_history", "of_result"]
 
-_WIDTH = 4.2  # inches: letters stay readable when the page is as wide as a phone
+_WIDTH = 4.2  # inches: letters stay readable on a page of a phone's width
 _LETTERS = 20
 _PAIRS = 20
 _MOST = 10**12  # pairs that a caption counts
@@ -28,7 +28,7 @@ _MOST = 10**12  # pairs that a caption counts
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A figure of a page: its caption, what it shows for those who don't see it, and the drawing."""
+    """A figure of a page: its caption, a description for readers who do not see it, and the drawing."""
 
     caption: str
     words: str
@@ -36,7 +36,7 @@ class Picture:
 
 
 def of_result(result: CheckResult, samples: Mapping[str, Any], prefix: str) -> list[Picture]:
-    """Return the figures that the numbers of a result allow."""
+    """Return the figures for which a result has the numbers."""
     return [*_equal(result, samples, prefix), *_turning(result, prefix), *_rules(result, prefix)]
 
 
@@ -61,29 +61,29 @@ def _rules(result: CheckResult, prefix: str) -> Iterator[Picture]:
     near = result.measured.get("levels_near_tolerance")
     levels = [number(level) for level in near] if isinstance(near, Sequence) else []
     counted = f" {len(levels)} singular values near the tolerance." if isinstance(near, Sequence) else ""
-    chosen = None if result.tolerance is None else _short(result.tolerance.rule)
-    ax = verdict_plots.rules(tolerances, ranks, levels, chosen=chosen)
-    said = sorted({"not settled" if rank is None else str(rank) for rank in ranks.values()})
+    deciding = None if result.tolerance is None else _short(result.tolerance.rule)
+    ax = verdict_plots.rules(tolerances, ranks, levels, deciding=deciding)
+    distinct = sorted({"not settled" if rank is None else str(rank) for rank in ranks.values()})
     yield _picture(
         "Tolerances of the rank rules, each with the rank it gives; filled: the rule that decided. "
         "Where no singular value lies between two rules, they agree.",
-        f"{len(rows)} rank rules on a logarithmic axis of tolerances; ranks: {', '.join(said)}.{counted}",
+        f"{len(rows)} rank rules on a logarithmic axis of tolerances; ranks: {', '.join(distinct)}.{counted}",
         ax.figure,
         f"{prefix}rules",
     )
 
 
 def _turning(result: CheckResult, prefix: str) -> Iterator[Picture]:
-    """Show rho(tau) with the band that the numerical verdict has to stand over."""
+    """Show rho(tau) with the band over which the numerical verdict must not change."""
     curve, limit = result.measured.get("curve"), number(result.measured.get("residual_tolerance"))
     tau = math.nan if result.tolerance is None else result.tolerance.value
     if not isinstance(curve, Mapping) or not (tau > 0 and limit > 0):
         return
     lists = [curve.get(key) for key in ("tau", "rho", "band")]
-    taus, rho, band = ([number(value) for value in own] if isinstance(own, Sequence) else [] for own in lists)
+    taus, rho, band = ([number(value) for value in row] if isinstance(row, Sequence) else [] for row in lists)
     good = all(math.isfinite(value) for value in (*taus, *rho, *band)) and min([*taus, *band], default=0.0) > 0.0
     if not good or not taus or len(taus) != len(rho) or len(band) != 2:
-        return  # a file of somebody's
+        return  # a document that alignver did not write
     ax = verdict_plots.turning(taus, rho, tau=tau, limit=limit, band=(band[0], band[1]))
     yield _picture(
         "What is left of y, as a part of it, where singular values up to τ count as zero. Numerically HOLDS: below the "
@@ -95,23 +95,23 @@ def _turning(result: CheckResult, prefix: str) -> Iterator[Picture]:
 
 
 def _equal(result: CheckResult, samples: Mapping[str, Any], prefix: str) -> Iterator[Picture]:
-    """Show pairs of samples with equal inputs, conflicts first, where the inputs are images and at hand."""
+    """Show pairs of samples with equal inputs, conflicts first, if the inputs are images and available."""
     conflicts, equal = (_listed(result.measured.get(key)) for key in ("conflicts", "equal"))
     X, Y = samples.get("X"), samples.get("Y")
     if X is None or conflicts is None or equal is None:
         return
     listed = [*conflicts, *(pair for pair in equal if pair not in conflicts)][:_PAIRS]
     images = [_alike(X, pair, result.measured.get("dtype")) for pair in listed]
-    found = [image for image in images if image is not None]
-    if not found or len(found) < len(images):
+    drawable = [image for image in images if image is not None]
+    if not drawable or len(drawable) < len(images):
         return  # a report about other samples
     labels = [(a, b) if a and b else ("", "") for a, b in ((_label(Y, i), _label(Y, j)) for i, j in listed)]
     differ = [pair in conflicts or a != b for pair, (a, b) in zip(listed, labels)]
     titles = [
-        f"samples {i} and {j}\n{_said(*of, other, Y)}".strip() for (i, j), of, other in zip(listed, labels, differ)
+        f"samples {i} and {j}\n{_labels(*of, other, Y)}".strip() for (i, j), of, other in zip(listed, labels, differ)
     ]
     try:
-        axes = verdict_plots.pairs([(image, image) for image in found], titles, width=_WIDTH)
+        axes = verdict_plots.pairs([(image, image) for image in drawable], titles, width=_WIDTH)
     except InvalidInput:
         return
     named = [[f"sample {k}{of and f' label {of}'}" for k, of in zip(*both)] for both in zip(listed, labels)]
@@ -129,11 +129,11 @@ def _equal(result: CheckResult, samples: Mapping[str, Any], prefix: str) -> Iter
     yield _picture(f"{caption}.", words, axes[0].figure, f"{prefix}pair")
 
 
-def _listed(found: Any) -> list[tuple[int, int]] | None:
-    """Return the pairs of samples that a result lists; none where it has none; None for what is no list of pairs."""
-    if found is None:
+def _listed(entry: Any) -> list[tuple[int, int]] | None:
+    """Return the pairs of samples that a result lists, or None if the entry is not a list of pairs."""
+    if entry is None:
         return []
-    rows = found.get("pairs") if isinstance(found, Mapping) else None
+    rows = entry.get("pairs") if isinstance(entry, Mapping) else None
     if not isinstance(rows, tuple | list):
         return None
     rows = rows[:_PAIRS]
@@ -141,13 +141,13 @@ def _listed(found: Any) -> list[tuple[int, int]] | None:
     return [(row[0], row[1]) for row in rows] if all(good) else None
 
 
-def _count(found: Any) -> int:
-    count = found.get("count") if isinstance(found, Mapping) else None
+def _count(entry: Any) -> int:
+    count = entry.get("count") if isinstance(entry, Mapping) else None
     return count if type(count) is int and count <= _MOST else 0
 
 
 def _alike(X: Any, pair: tuple[int, int], dtype: Any) -> npt.NDArray[Any] | None:
-    """Return the picture that two samples are, in the dtype in which they were compared; None if they are not."""
+    """Return the image of two equal samples in the dtype in which they were compared; None if they are not equal."""
     try:
         if not _images((len(X), *np.shape(X[0]))) or not 0 <= min(pair) <= max(pair) < len(X):
             return None
@@ -161,7 +161,7 @@ def _alike(X: Any, pair: tuple[int, int], dtype: Any) -> npt.NDArray[Any] | None
 
 
 def _label(Y: Any, index: int) -> str:
-    """Return the target of a sample in a word: its number, or the class of a one-hot row; empty for any other."""
+    """Return the target of a sample as a word: its number, or the class of a one-hot row; empty for other targets."""
     try:
         row = as_numbers(Y[index], "Y").ravel()
     except (InvalidInput, ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError):
@@ -171,21 +171,21 @@ def _label(Y: Any, index: int) -> str:
     return str(row.argmax()) if row.size and row.max() == 1 and np.count_nonzero(row) == 1 else ""
 
 
-def _said(one: str, other: str, differ: bool, Y: Any) -> str:
-    """Say how the targets of a pair compare."""
+def _labels(one: str, other: str, differ: bool, Y: Any) -> str:
+    """Return in words how the targets of a pair compare."""
     if one and other and (one != other) == differ:
         return f"labels {one} \N{NOT EQUAL TO} {other}" if differ else f"label {one}, both"
     return "different targets" if differ else "equal targets" * (Y is not None)
 
 
 def _short(name: Any) -> str:
-    """Return a name that leaves room for the figure beside it."""
+    """Return a name, shortened so that the figure has room beside it."""
     text = str(name)
     return text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _images(shape: Sequence[int]) -> bool:
-    """Say whether samples are pictures: (n, h, w), (n, c, h, w) or (n, h, w, c) with one or three channels."""
+    """Return whether samples are images: (n, h, w), (n, c, h, w) or (n, h, w, c) with one or three channels."""
     return min(shape, default=0) > 0 and (
         len(shape) == 3 or (len(shape) == 4 and {shape[1], shape[3]} & {1, 3} != set())
     )
@@ -207,7 +207,7 @@ def _training(source: Source, prefix: str) -> Iterator[Picture]:
 
 
 def _tracked(history: History, prefix: str) -> Iterator[Picture]:
-    """Show what a tracker saw: Q_T, the change of the representation, residuals, the last singular values."""
+    """Show what a tracker recorded: Q_T, the change of the representation, residuals, the last singular values."""
     columns = history.columns()
     steps = [float(step) for step in columns["step"]]
 
@@ -216,12 +216,12 @@ def _tracked(history: History, prefix: str) -> Iterator[Picture]:
 
     measured = "error" if any(value is not None for value in columns["error"]) else "loss"
     ax = plots.training_and_q(steps, column(measured), history.q_curve(), y_label=f"training {measured}")
-    said = "; ".join(f"{rule} {low} to {high}" for rule, (low, high) in history.q().items())
+    counts = "; ".join(f"{rule} {low} to {high}" for rule, (low, high) in history.q().items())
     caption = (
         "Checks that fail (Q_T) under each rank rule: the line counts UNDECIDED as FAILS, the band reaches down to the "
         f"FAILS alone. Behind it, the training {measured}."
     )
-    yield _picture(caption, f"After {len(steps)} checks, Q_T is: {said}.", ax.figure, f"{prefix}q")
+    yield _picture(caption, f"After {len(steps)} checks, Q_T is: {counts}.", ax.figure, f"{prefix}q")
     change = column("change")
     if any(value > 0 for value in change):
         ends = {"change": (column("change_low"), column("change_high"))}

@@ -1,4 +1,4 @@
-"""What a tracker saw, in memory and as JSON lines that survive a crash."""
+"""The history of a tracker, in memory and as a file of JSON lines that survives a crash."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from alignver.results import Verdict, decode, encode, plain
 __all__ = ["FORMAT", "History", "HistoryFile", "Record"]
 
 FORMAT = 1
-"""Version of the file's format; it changes when a reader would have to."""
+"""Version of the file's format; it changes when readers have to change."""
 
-_SYNC = 1.0  # seconds: lines that follow each other faster share one fsync, which costs about as much as a small check
+_SYNC = 1.0  # seconds: more frequent lines share one fsync, which takes about as long as a small check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,20 +38,20 @@ class Record:
         Epochs done.
     rules : mapping of str to mapping
         For each rank rule ``verdict``, ``tolerance``, ``residual`` (lower and upper bound of rho at the tolerance),
-        ``rank`` and ``near`` (the singular values within a factor of 100 of the tolerance); the last two are None where
-        the singular values were not computed, all numbers but the verdict where nothing could be computed.
+        ``rank`` and ``near`` (the singular values within a factor of 100 of the tolerance); the last two are None if
+        the singular values were not computed, and all but the verdict are None if nothing could be computed.
     reason : str
-        How the answer was found, or why there is none.
+        How the answer was computed, or why there is none.
     seconds : float
-        What the check took.
+        Duration of the check.
     training_seconds : float
-        Since the first call, without the checks.
+        Time since the first call, without the checks.
     time : float
         Seconds since the epoch (POSIX), at the end of the check.
     loss : float or None
         The loss on the data of the tracker, at the parameters of the check.
     error : float or None
-        The share of wrong outputs; None for the squared loss.
+        Fraction of wrong outputs; None for the squared loss.
     largest, smallest : float or None
         Singular values s_1 and s_N of J.
     change : mapping or None
@@ -86,9 +86,9 @@ class Record:
         return Verdict(self.rules[rule]["verdict"])
 
     def __str__(self) -> str:
-        said = ", ".join(f"{rule} {answer['verdict']}" for rule, answer in self.rules.items())
+        verdicts = ", ".join(f"{rule} {answer['verdict']}" for rule, answer in self.rules.items())
         loss = "" if self.loss is None else f", loss {self.loss:.4g}"
-        return printable(f"step {self.step}: {said}{loss} ({self.reason}; {self.seconds:.2g} s)")
+        return printable(f"step {self.step}: {verdicts}{loss} ({self.reason}; {self.seconds:.2g} s)")
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data; :meth:`from_dict` reads it back."""
@@ -152,13 +152,13 @@ class History(Sequence[Record]):
         return {rule: (low[-1], high[-1]) for rule, (low, high) in self.q_curve().items()}
 
     def q_curve(self) -> dict[str, tuple[list[int], list[int]]]:
-        """Return for each rule both ends of Q_T after every check: :func:`alignver.report.plots.training_and_q`."""
+        """Return for each rule both bounds of Q_T after every check: :func:`alignver.report.plots.training_and_q`."""
         curves = {}
         for rule in self.rules:
             verdicts = [record.rules[rule]["verdict"] for record in self._records]
             fails = np.array([verdict == "FAILS" for verdict in verdicts])
-            open_ = np.array([verdict == "UNDECIDED" for verdict in verdicts])
-            curves[rule] = (np.cumsum(fails).tolist(), np.cumsum(fails | open_).tolist())
+            undecided = np.array([verdict == "UNDECIDED" for verdict in verdicts])
+            curves[rule] = (np.cumsum(fails).tolist(), np.cumsum(fails | undecided).tolist())
         return curves
 
     def columns(self) -> dict[str, list[Any]]:
@@ -186,31 +186,31 @@ class History(Sequence[Record]):
         Raises
         ------
         InvalidInput
-            No such file, or not one of a tracker.
+            The file does not exist, or a tracker did not write it.
         """
         return HistoryFile.parse(pathlib.Path(path))[0]
 
 
 class HistoryFile:
-    """Appends records to a file: a line each, on the disk within a second, whatever happens to the process.
+    """Appends records to a file: one line each, on the disk within a second, even if the process is killed.
 
     Parameters
     ----------
     path : path
-        With ``resume``, a file that is there is continued after its last complete line.
+        With ``resume``, an existing file is continued after its last complete line.
     config : mapping
-        Plain data that decide what the records mean; kept in the first line.
+        Plain data that determine the meaning of the records; the first line holds them.
     resume : bool
 
     Attributes
     ----------
     history : History
-        What the file holds.
+        The content of the file.
 
     Raises
     ------
     InvalidInput
-        A file that is there, without ``resume``; one of another configuration.
+        The file exists and ``resume`` is False, or it has another configuration.
     """
 
     def __init__(self, path: str | os.PathLike[str], config: Mapping[str, Any], *, resume: bool = False) -> None:
@@ -219,10 +219,15 @@ class HistoryFile:
         self._synced = -_SYNC
         if self.path.exists() and self.path.stat().st_size:
             if not resume:
-                raise InvalidInput("path", f"{self.path}, which is there", "a new file, or resume=True to go on")
-            found, end = self.parse(self.path)
-            _same(found.config, self.history.config, self.path)
-            self.history = found
+                raise InvalidInput(
+                    "path",
+                    f"{self.path}, which exists",
+                    "a new file, or resume=True to continue it",
+                    "conflicting-arguments",
+                )
+            history, end = self.parse(self.path)
+            _same(history.config, self.history.config, self.path)
+            self.history = history
             os.truncate(self.path, end)
             return
         try:
@@ -232,18 +237,18 @@ class HistoryFile:
         self._line({"alignver": "history", "format": FORMAT, "config": encode(self.history.config)})
 
     def append(self, record: Record) -> None:
-        """Write a record and keep it.
+        """Write a record and add it to the history.
 
         Raises
         ------
         InvalidInput
-            It cannot be written, the disk is full: the lines before are untouched.
+            It cannot be written, for example on a full disk; the lines before stay as they are.
         """
         self._line(record.to_dict())
         self.history.append(record)
 
     def sync(self) -> None:
-        """Wait until every line is on the disk."""
+        """Wait until all lines are on the disk."""
         with self.path.open("ab") as file:
             os.fsync(file.fileno())
         self._synced = time.monotonic()
@@ -251,8 +256,8 @@ class HistoryFile:
     def _line(self, document: Mapping[str, Any]) -> None:
         line = json.dumps(document, allow_nan=False, separators=(",", ":")).encode() + b"\n"
         try:
-            # A written line is with the operating system: if this process ends, nothing is lost, and if the machine
-            # does, a second at most.
+            # The operating system holds a written line: nothing is lost if this process ends, and at most a second
+            # if the machine does.
             sync = time.monotonic() - self._synced >= _SYNC
             atomic.append(self.path, line, sync=sync)
             if sync:
@@ -267,29 +272,29 @@ class HistoryFile:
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise InvalidInput("path", f"{path}, which cannot be read ({error.strerror})", need) from error
-        end = content.rfind(b"\n") + 1  # what comes after the last end of a line was cut off
+            got = f"{path}, which cannot be read ({error.strerror})"
+            raise InvalidInput("path", got, need, "unreadable-file") from error
+        end = content.rfind(b"\n") + 1  # an incomplete last line is left out
         lines = content[:end].splitlines()
         try:
             first = json.loads(lines[0])
             if first["alignver"] != "history" or first["format"] != FORMAT:
-                raise InvalidInput("path", f"{path}, format {first['format']!r}", f"{need}, format {FORMAT}")
+                got = f"{path}, format {first['format']!r}"
+                raise InvalidInput("path", got, f"{need}, format {FORMAT}", "unreadable-file")
             records = [Record.from_dict(json.loads(line)) for line in lines[1:]]
             return History(records, decode(first["config"])), end
+        except InvalidInput:
+            raise
         except (IndexError, KeyError, TypeError, ValueError, RecursionError) as error:
-            if isinstance(error, InvalidInput):
-                raise
-            got = (
-                f"{path}, which has no complete first line"
-                if not lines
-                else f"{path}, with a line that does not belong to it"
-            )
-            raise InvalidInput("path", got, need) from error
+            what = "with a line that does not belong to it" if lines else "which has no complete first line"
+            raise InvalidInput("path", f"{path}, {what}", need, "unreadable-file") from error
 
 
 def _unwritable(path: pathlib.Path, error: OSError) -> InvalidInput:
     got = f"{path}, which cannot be written ({error.strerror})"
-    return InvalidInput("path", got, "a file in a folder that can be written to, on a disk with room")
+    return InvalidInput(
+        "path", got, "a file in a folder that can be written to, on a disk with room", "unwritable-file"
+    )
 
 
 def _flat(record: Record) -> dict[str, Any]:
@@ -332,7 +337,9 @@ def _library(name: str) -> Any:
 
 
 def _same(there: Mapping[str, Any], here: Mapping[str, Any], path: pathlib.Path) -> None:
+    """Raise if the configuration of the file differs from that of this run."""
     differing = [name for name in {**there, **here} if there.get(name) != here.get(name)]
     if differing:
-        said = "; ".join(f"{name} {there.get(name)!r} there, {here.get(name)!r} here" for name in differing)
-        raise InvalidInput("path", f"{path}, of another configuration: {said}", "its own, or another file")
+        words = "; ".join(f"{name} {there.get(name)!r} there, {here.get(name)!r} here" for name in differing)
+        got = f"{path}, of another configuration: {words}"
+        raise InvalidInput("path", got, "its own, or another file", "conflicting-arguments")

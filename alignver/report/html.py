@@ -1,6 +1,7 @@
-"""A report as one HTML file: verdicts first, then what they rest on, then where they come from.
+"""A report as one HTML file: the verdicts, then their evidence, then their provenance.
 
-The file needs nothing else: no network, no script; its figures are drawn into it, its colours follow the reader's.
+The file needs no network and no script. Its figures are part of it, and its colours follow the reader's light or dark
+mode.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from alignver._version import __version__
 from alignver.errors import MissingDependency, printable
 from alignver.report.source import Source, lines_of, recheck_command
-from alignver.report.text import number
+from alignver.report.text import number, scalar
 from alignver.results import CheckResult, Report, Summarised, Verdict
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["page"]
 
 _SIGNS = {Verdict.HOLDS: "\N{CHECK MARK}", Verdict.FAILS: "\N{MULTIPLICATION X}", Verdict.UNDECIDED: "?"}
-_LONGEST = 20_000  # characters of numbers on a page: more is for --json
-_ROWS = 10  # lines of a history that its table shows
+_LONGEST = 20_000  # characters of data on a page; --json has all of it
+_ROWS = 10  # rows in the table of a history
 
 
 def page(source: Report | Source) -> str:
@@ -42,7 +43,7 @@ def page(source: Report | Source) -> str:
     Returns
     -------
     str
-        One document in HTML 5. Its figures need matplotlib; without it the page says so in their place.
+        One document in HTML 5. Its figures need matplotlib; without it, a remark takes their place.
 
     Examples
     --------
@@ -87,48 +88,48 @@ def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    made = Environment(
+    environment = Environment(
         loader=PackageLoader("alignver.report"),
-        autoescape=True,  # whatever a template shows is text, unless it was made here
+        autoescape=True,  # values are text, except the mark-up that this module makes
         finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     style = importlib.resources.files("alignver.report").joinpath("templates/report.css").read_text(encoding="utf-8")
-    made.globals["style"] = Markup(style)
-    made.filters["drawing"] = _drawing
-    return made
+    environment.globals["style"] = Markup(style)
+    environment.filters["drawing"] = _drawing
+    return environment
 
 
 def _shown(value: Any) -> Any:
-    """Return what a page shows of a text: controls escaped. Newlines, blanks to HTML, fold the JSON of data."""
+    """Return a text with control characters escaped, except for newlines, which fold the JSON of data."""
     if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
     return "\n".join(map(printable, value.split("\n")))
 
 
 def _drawing(picture: Picture) -> Any:
-    """Return the figure as part of the page, with its words for those who don't see it."""
+    """Return the figure as part of the page, with its description as the label."""
     from markupsafe import Markup
 
     opening = Markup('<svg role="img" aria-label="{}" ').format(printable(picture.words))
-    return opening + Markup(_shown(picture.svg.removeprefix("<svg")))  # matplotlib escaped the mark-up in what it drew
+    return opening + Markup(_shown(picture.svg.removeprefix("<svg")))  # matplotlib escaped its texts
 
 
 def _summary(report: Report | None, expected: Mapping[int, Mapping[str, Any]]) -> dict[str, Any] | None:
     if report is None or not report.results:
         return None
     counts = {verdict: sum(result.verdict is verdict for result in report.results) for verdict in Verdict}
-    said = ", ".join(f"{count} {verdict.value}" for verdict, count in counts.items() if count)
-    shared = {"counts": f"{len(report.results)} results: {said}", "several": len(report.results) > 1}
+    words = ", ".join(f"{count} {verdict.value}" for verdict, count in counts.items() if count)
+    shared = {"counts": f"{len(report.results)} results: {words}", "several": len(report.results) > 1}
     if not expected:
         return {**_verdict(report.verdict), **shared}
-    # What counts of built-in problems is not whether they hold, but whether they do what is known of them.
+    # Built-in problems have known verdicts: the summary says whether the results agree with them.
     good = sum(problem.get("agrees") is True for problem in expected.values())
     verdict = _verdict(Verdict.HOLDS if good == len(expected) else Verdict.FAILS)
-    words = "AS EXPECTED" if good == len(expected) else "NOT AS EXPECTED"
-    return {**verdict, **shared, "verdict": words, "several": True}
+    answer = "AS EXPECTED" if good == len(expected) else "NOT AS EXPECTED"
+    return {**verdict, **shared, "verdict": answer, "several": True}
 
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:
@@ -136,7 +137,7 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
 
 
 def _expected(report: Report | None) -> dict[int, Mapping[str, Any]]:
-    """Return the built-in problems that the results are of, by position."""
+    """Return the built-in problems that belong to the results, by position."""
     problems = report.provenance.get("problems") if report is not None else None
     if not isinstance(problems, Sequence):
         return {}
@@ -186,25 +187,25 @@ def _result(
             for row in rules
         ],
         "methods": _methods(methods) if isinstance(methods, Mapping) else None,
-        "numbers": [(key.replace("_", " "), number(value)) for key, value in measured.items() if _scalar(value)],
+        "numbers": [(key.replace("_", " "), number(value)) for key, value in measured.items() if scalar(value)],
         "witness": None if result.witness is None else _json(result.witness),
         "certificate": _certificate(result, verify),
-        "measured": _json({key: value for key, value in measured.items() if not _scalar(value)}),
+        "measured": _json({key: value for key, value in measured.items() if not scalar(value)}),
     }
 
 
 def _methods(methods: Mapping[str, Any]) -> dict[str, Any] | None:
     rows = {name: row for name, row in methods.items() if isinstance(row, Mapping)}
-    keys = list(dict.fromkeys(key for row in rows.values() for key, value in row.items() if _scalar(value)))
+    keys = list(dict.fromkeys(key for row in rows.values() for key, value in row.items() if scalar(value)))
     table = [(name, [number(row.get(key)) for key in keys]) for name, row in rows.items()]
     return {"keys": [key.replace("_", " ") for key in keys], "rows": table} if table else None
 
 
 def _certificate(result: CheckResult, verify: str | None) -> dict[str, Any] | None:
-    found = result.certificate
-    if found is None:
+    certificate = result.certificate
+    if certificate is None:
         return None
-    summary = dict(found.summary()) if isinstance(found, Summarised) else dict(found)
+    summary = dict(certificate.summary()) if isinstance(certificate, Summarised) else dict(certificate)
     path = summary.get("path")
     saved = verify is not None or path is not None
     command = verify if verify is not None else shlex.join(("alignver", "verify", str(path)))
@@ -234,19 +235,19 @@ def _history(source: Source, course: list[Picture]) -> dict[str, Any] | None:
 
 
 def _column(lines: Sequence[Mapping[str, Any]], key: str) -> bool:
-    return all(_scalar(line.get(key)) for line in lines)
+    return all(scalar(line.get(key)) for line in lines)
 
 
 def _checks(history: History) -> list[dict[str, Any]]:
-    """Return the checks of a tracker as lines, of what a table has room for."""
+    """Return the checks of a tracker as lines with the columns of the table."""
     columns = history.columns()
-    wanted = ["step", *(f"{rule}.verdict" for rule in history.rules), "loss", "error", "change", "seconds"]
-    names = [name for name in wanted if any(value is not None for value in columns.get(name, ()))]
+    names = ["step", *(f"{rule}.verdict" for rule in history.rules), "loss", "error", "change", "seconds"]
+    names = [name for name in names if any(value is not None for value in columns.get(name, ()))]
     return [dict(zip(names, row)) for row in zip(*(columns[name] for name in names))]
 
 
 def _counts(history: History) -> Iterator[str]:
-    """Say Q_T (equation 7) for each rule."""
+    """Yield Q_T (equation 7) in words for each rule."""
     for rule, (low, high) in history.q().items():
         undecided = f", {high - low} UNDECIDED" if high > low else ""
         yield f"{rule}: {low} of {len(history)} checks are FAILS{undecided}"
@@ -272,7 +273,7 @@ def _pairs(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         (
             key.replace("_", " ").replace(".", " "),
-            number(value) if _scalar(value) else json.dumps(value, ensure_ascii=False),
+            number(value) if scalar(value) else json.dumps(value, ensure_ascii=False),
         )
         for key, value in lines_of(values)
     ]
@@ -291,7 +292,3 @@ def _sequence(value: Any) -> Sequence[Any]:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
-
-
-def _scalar(value: Any) -> bool:
-    return value is None or isinstance(value, bool | int | float | str)

@@ -1,10 +1,9 @@
 """A report as JUnit XML, which CI systems show beside the tests: a test case for each result.
 
-Every text is printable, which leaves nothing that XML 1.0 cannot hold (section 2.2): neither controls nor surrogates.
+All texts are printable, so they have no characters that XML 1.0 excludes (section 2.2): controls and surrogates.
 
-HOLDS passes. FAILS is a ``<failure>``. UNDECIDED is an ``<error>``: no answer was reached, and what is not established
-is not to be relied on, so it must not look like a pass, as ``<skipped>`` would. For built-in problems a case passes if
-the verdict is the expected one.
+HOLDS passes. FAILS is a ``<failure>``. UNDECIDED is an ``<error>``: it must not look like a pass, as ``<skipped>``
+would. For built-in problems a case passes if the verdict is the expected one.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def document(report: Report) -> bytes:
 def stopped(command: str, kind: str, message: str) -> bytes:
     """Return the document of a command that ended without a verdict: one case with an error.
 
-    Without it the file of an earlier run would go on saying what is no longer known.
+    Otherwise the file of an earlier run would still show its verdicts.
     """
     suite = ET.Element("testsuite", name=printable(f"alignver {command}"))
     case = ET.SubElement(suite, "testcase", classname="alignver", name=printable(command), time="0.000")

@@ -1,9 +1,7 @@
-"""How every figure looks: lines that can be told apart in grey, no pyplot, SVG that a page can colour.
+"""Figures of training runs over time, and the style of all figures: readable in grey, as SVG with the page's colours.
 
-Figures over time, of training runs: functions that take axes and return them; they print well in grey.
-
-Every line has a dash pattern or a marker of its own beside its colour, so that it can be told apart without colours.
-Inputs are plain arrays; matplotlib is loaded by the first call.
+Every line has its own dash pattern or marker beside its colour, so that lines differ without colours. Functions take
+plain arrays and optional axes, and return the axes. The first call loads matplotlib; pyplot is not used.
 """
 
 from __future__ import annotations
@@ -38,14 +36,15 @@ __all__ = [
     "training",
     "training_and_q",
 ]
+
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's palette, from dark to light as Rec. 709 weighs red, green and blue."""
+"""Okabe and Ito's palette, from dark to light by the luminance of Rec. 709."""
 
 FAINT = "#888888"
-"""What stands behind the lines: marks, and curves that only give the time."""
+"""Colour of marks and curves behind the lines."""
 
 PLATE: dict[str, Any] = {"facecolor": "#ffffff", "edgecolor": "none", "alpha": 0.85, "pad": 0.8}
-"""What is put under words that lie on lines."""
+"""Background of words that lie on lines."""
 
 BAND = 0.15
 """Opacity of an interval around a line."""
@@ -63,7 +62,7 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.4,
     "figure.constrained_layout.use": True,
-    "svg.fonttype": "none",  # text stays text: it can be found, copied and read aloud
+    "svg.fonttype": "none",  # text stays text: it can be searched, copied and read aloud
     "svg.hashsalt": "alignver",  # the same figure, the same bytes
 }
 _INKS = {colour: f"c{k}" for k, colour in enumerate(COLOURS)}
@@ -72,7 +71,7 @@ _INKS |= {"#000000": "ink", "#dddddd": "line", FAINT: "faint", PLATE["facecolor"
 
 @contextlib.contextmanager
 def styled() -> Iterator[Any]:
-    """Load matplotlib and draw in the style inside the block, which gets the module with ``Figure``."""
+    """Load matplotlib and use the style inside the block; yield the module with ``Figure``."""
     try:
         import matplotlib
         from matplotlib import figure as module
@@ -83,11 +82,11 @@ def styled() -> Iterator[Any]:
 
 
 def axes_of(ax: Any, *, height: float = 3.4) -> Any:
-    """Return the axes, or new ones in a figure of their own if there are none."""
+    """Return the axes, or those of a new figure if ``ax`` is None."""
     if ax is not None:
         return ax
     with styled() as module:
-        # Without pyplot nothing is registered anywhere: a figure is garbage when nobody holds it.
+        # Without pyplot no figure is registered: one without references is garbage-collected.
         return module.Figure(figsize=(6.0, height), dpi=150).subplots()
 
 
@@ -106,7 +105,7 @@ def panels(count: int) -> tuple[Any, list[Any]]:
 
 
 def line_styles() -> Iterator[dict[str, Any]]:
-    """Yield styles without end; the first seven differ in dash pattern and colour, later ones have markers beside.
+    """Yield styles without end: the first seven differ in dash pattern and colour, later ones also have markers.
 
     Examples
     --------
@@ -124,7 +123,7 @@ def line_styles() -> Iterator[dict[str, Any]]:
 
 
 def escaped(label: str) -> str:
-    r"""Return a label of the user's as matplotlib shows it letter by letter: without mathematics, controls escaped.
+    r"""Return a label that matplotlib shows letter by letter: without mathematics, control characters escaped.
 
     Examples
     --------
@@ -137,12 +136,12 @@ def escaped(label: str) -> str:
 def svg(figure: Any, prefix: str) -> str:
     """Return a figure as an ``<svg>`` element that takes its colours from the page around it.
 
-    Black becomes ``var(--ink)``, the colours of the lines ``var(--c1)`` and so on, each with itself as the fallback: it
-    serves light and dark. Identifiers begin with ``prefix``, since several pictures share a page.
+    Black becomes ``var(--ink)``, the colours of the lines ``var(--c1)`` and so on, each with itself as the fallback,
+    for light and dark pages. Identifiers begin with ``prefix``, since several figures share a page.
     """
     stream = io.StringIO()
     with styled(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a reader's font may have the letter
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # the reader's font may have the glyph
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = stream.getvalue()
     text = text[text.index("<svg") :]
@@ -164,7 +163,7 @@ def curves(
     lines : mapping of label to values
     x_label, y_label : str
     ax : matplotlib axes, optional
-        New ones, of a figure of their own, if not given: ``axes.figure`` is the figure.
+        Those of a new figure, ``axes.figure``, if not given.
 
     Returns
     -------
@@ -200,10 +199,10 @@ def bands(
     Parameters
     ----------
     lines : mapping of label to runs
-        Each run a sequence of values from 1 on; the runs of a label have one length.
+        Each run is a sequence of values at 1, 2, ...; the runs of a label have the same length.
     x_label, y_label : str
     positive : bool
-        A logarithmic axis; bands end where they would reach zero.
+        Whether the axis is logarithmic; bands then end above zero.
     ax : matplotlib axes, optional
 
     Examples
@@ -248,7 +247,7 @@ def training_and_q(
         Q_T if UNDECIDED checks count as HOLDS, and if they count as FAILS; steps as above. The line is the upper end.
     title : str
     y_label : str
-        What ``error`` is, where it is something else.
+        Label of the values ``error``.
     ax : matplotlib axes, optional
 
     Returns
@@ -297,7 +296,7 @@ def representation_change(
     steps : sequence of float
     changes : mapping of label to values
     intervals : mapping of label to (lower, upper), optional
-        Of changes that were probed, not computed: drawn as bands, which end at the bottom where they reach zero.
+        Of estimated changes: drawn as bands, which extend to the bottom where they reach zero.
     ax : matplotlib axes, optional
 
     Examples
@@ -332,7 +331,7 @@ def residuals(
     limit: float | None = None,
     ax: Any = None,
 ) -> Any:
-    r"""Draw :math:`\rho(\tau)` over time, as an interval for each rank rule, with what a member may have.
+    r"""Draw :math:`\rho(\tau)` over time, as an interval for each rank rule, with the residual tolerance.
 
     Parameters
     ----------
@@ -352,7 +351,7 @@ def residuals(
     ax = axes_of(ax)
     with styled():
         for (label, (low, high)), style in zip(intervals.items(), line_styles()):
-            # Zero is below everything that a logarithmic axis shows; 1e-17 is below every eps.
+            # A logarithmic axis cannot show zero; 1e-17 is below every eps.
             least, most = (np.maximum(np.asarray(ends, dtype=np.float64), 1e-17) for ends in (low, high))
             ax.fill_between(steps[: len(most)], least, most, color=style["color"], alpha=BAND, linewidth=0)
             ax.plot(steps[: len(most)], most, label=escaped(label), **style)
@@ -376,7 +375,7 @@ def gap(
     steps, loss, bound : sequences
         ``loss``: the training loss minus a lower bound of its infimum (0 for the losses here).
     tau : float, optional
-        Where exploitation begins.
+        The step at which exploitation begins.
     ax : matplotlib axes, optional
 
     Examples
@@ -398,7 +397,7 @@ def training(
     *,
     tau: float | None = None,
 ) -> Any:
-    """Draw a training run: the loss, the bound of the gap where that is another number, the error if there is one.
+    """Draw a training run: the loss, the bound of the gap where it differs, and the error if there is one.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
-"""A progress bar for work that lasts: on a terminal, after two seconds, and gone when the work is done.
+"""Progress on a terminal: a bar for long work after two seconds, and the table of a training run.
 
-The table of a training run as it goes: a row now and then, and on a terminal the present epoch below it.
+A bar disappears when its work is done. The table has a row now and then, and on a terminal the current epoch below it.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ __all__ = ["PATIENCE", "Display", "EpochTable", "bars", "shown", "step_of_rows"]
 PATIENCE = 2.0
 """Seconds of silence before a bar appears."""
 
-_PACE = 3600.0  # seconds that the pace is taken from: a step may last minutes, and one step alone has none
+_PACE = 3600.0  # seconds over which the speed is estimated: a step may last minutes
 
 
 class _Label(ProgressColumn):
-    """What is done, a line whatever the label has in it, and no markup."""
+    """The task's label on one line, without mark-up."""
 
     def render(self, task: Task) -> Text:
         return Text(printable(task.description))
 
 
 class _Bar(ProgressColumn):
-    """A bar for tasks whose steps are counted; nothing for the others, which have a spinner and a clock."""
+    """A bar for tasks with a known number of steps; empty for others, which have a spinner and a clock."""
 
     def render(self, task: Task) -> RenderableType:
         return Text() if task.total is None else ProgressBar(total=task.total, completed=task.completed, width=24)
 
 
 class _Left(ProgressColumn):
-    """Steps done, and the time left once there is a pace to tell it from."""
+    """Steps done, and the remaining time once a speed is known."""
 
     max_refresh = 0.5
 
@@ -53,8 +53,8 @@ class _Left(ProgressColumn):
         if task.total is None:
             return Text()
         steps = f"{task.completed:.0f}/{task.total:.0f}"
-        left = task.time_remaining
-        return Text(steps if left is None else f"{steps}, {_clock(left)} left", style="cyan")
+        seconds = task.time_remaining
+        return Text(steps if seconds is None else f"{steps}, {_clock(seconds)} left", style="cyan")
 
 
 def _clock(seconds: float) -> str:
@@ -64,7 +64,7 @@ def _clock(seconds: float) -> str:
 
 
 def bars(console: Console) -> Progress:
-    """Return lines with spinner, label, bar, steps, time left and time spent; a live display of its own if started."""
+    """Return lines with spinner, label, bar, steps, remaining and elapsed time; starting them makes a live display."""
     return Progress(
         SpinnerColumn(),
         _Label(table_column=Column(no_wrap=True)),
@@ -98,7 +98,7 @@ class Display:
                 self._progress.start()
 
     def start(self, label: str, total: int | None) -> TaskID:
-        """Add a line for the task; the line of the whole gives way to it."""
+        """Add a line for the task; it replaces the line of the whole."""
         task = self._progress.add_task(label, total=total)
         self._open.append(task)
         self._progress.update(self._whole, visible=False)
@@ -109,7 +109,7 @@ class Display:
         self._progress.advance(TaskID(handle))  # type: ignore[arg-type]
 
     def finish(self, handle: object) -> None:
-        """Take the task's line away."""
+        """Remove the task's line."""
         task = TaskID(handle)  # type: ignore[arg-type]
         self._progress.remove_task(task)
         self._open.remove(task)
@@ -117,7 +117,7 @@ class Display:
             self._progress.update(self._whole, visible=True)
 
     def close(self) -> None:
-        """Stop drawing and clear what was drawn."""
+        """Stop drawing and clear the display."""
         self._timer.cancel()
         with self._lock:
             self._closed = True
@@ -126,7 +126,7 @@ class Display:
 
 @contextlib.contextmanager
 def shown(file: IO[str], label: str, *, patience: float = PATIENCE) -> Iterator[None]:
-    """Show the progress of what is called inside the block on ``file`` if that is a terminal; do nothing otherwise."""
+    """Show the progress of the calls inside the block on ``file`` if that is a terminal."""
     console = text.console(file)
     if not file.isatty() or console.is_dumb_terminal:
         yield
@@ -140,14 +140,14 @@ def shown(file: IO[str], label: str, *, patience: float = PATIENCE) -> Iterator[
 
 
 SILENCE = 30.0
-"""Seconds after which a line is written where there is no terminal, whatever epoch it is."""
+"""Seconds after which a row is written without a terminal, at any epoch."""
 
 _ROWS = 12
 _HEAD = f"{'epoch':>7}  {'phase':<12}  {'loss':>10}  {'error':>7}  {'gap bound':>10}  rank"
 
 
 def step_of_rows(epochs: int) -> int:
-    """Return every how many epochs there is a row: 1, 2 or 5 times a power of ten, for a dozen rows or so.
+    """Return the number of epochs between rows: 1, 2 or 5 times a power of ten, for about a dozen rows.
 
     Examples
     --------
@@ -160,31 +160,31 @@ def step_of_rows(epochs: int) -> int:
 
 
 class EpochTable:
-    """Shows rows of epochs, remarks between them, and the progress of what is called inside its ``with`` block.
+    """Shows rows of epochs, remarks between them, and the progress of the calls inside its ``with`` block.
 
     Parameters
     ----------
     file : stream
-        On a terminal the present epoch and a bar stay below the rows; elsewhere there are only the rows.
+        On a terminal the current epoch and a bar stay below the rows; elsewhere there are only the rows.
     epochs : int
-        Of the whole run.
+        Number of epochs of the whole run.
     """
 
     def __init__(self, file: IO[str], epochs: int) -> None:
         self._console, self._epochs = text.console(file), epochs
-        self._step, self._phase, self._headed, self._said = step_of_rows(epochs), "", False, time.monotonic()
+        self._step, self._phase, self._headed, self._written = step_of_rows(epochs), "", False, time.monotonic()
         self._bars = bars(self._console)
         self._bar = self._bars.add_task("epochs", total=epochs)
         self._present = Text()
         self._live: Live | None = None
 
     def __rich__(self) -> Group:
-        """Return what stays below the rows."""
+        """Return the lines below the rows."""
         return Group(*([self._present] if self._present else []), self._bars)
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[EpochTable]:
-        """Show the table, and the progress of everything called inside the block."""
+        """Show the table, and the progress of the calls inside the block."""
         if not self._console.is_terminal or self._console.is_dumb_terminal:
             yield self
             return
@@ -194,30 +194,30 @@ class EpochTable:
         self._live = None
 
     def go_on(self, done: int) -> None:
-        """Begin after an epoch of an earlier part of the run."""
+        """Continue after an epoch of an earlier part of the run."""
         self._bars.update(self._bar, completed=done)
 
     def epoch(
         self, record: Mapping[str, Any], rank: str, *, last_of_phase: bool = False, estimated: bool = False
     ) -> None:
-        """Take note of an epoch; write its row if it is one of those that get one.
+        """Record an epoch, and write its row if it is one of those with a row.
 
         Parameters
         ----------
         record : mapping
             epoch, phase, loss, error (or None), gap.
         rank : str
-            What the last column says.
+            Text of the last column.
         last_of_phase : bool
-            Such an epoch gets a row.
+            Whether the epoch is the last of its phase, which always has a row.
         estimated : bool
-            Whether the loss is a mean over batches, taken while the parameters moved: it gets a ``~``.
+            Whether the loss is a mean over batches during the epoch; it is marked by ``~``.
         """
         epoch, phase = int(record["epoch"]), str(record["phase"])
         row = _row(record, rank, "~" if estimated else "")
         self._bars.update(self._bar, completed=epoch, description=phase)
         self._present = row
-        silent = self._live is None and time.monotonic() - self._said > SILENCE
+        silent = self._live is None and time.monotonic() - self._written > SILENCE
         first = phase != self._phase
         self._phase = phase
         if first or last_of_phase or silent or epoch % self._step == 0 or epoch == self._epochs:
@@ -228,7 +228,7 @@ class EpochTable:
         text.put(self._console, *text.sentences((message,), self._console.width, style="dim"))
 
     def start(self, label: str, total: int | None) -> TaskID:
-        """Open a line for a task of the library's (a :class:`~alignver.progress.Listener`)."""
+        """Add a line for a task of the library (a :class:`~alignver.progress.Listener`)."""
         return self._bars.add_task(label, total=total)
 
     def advance(self, handle: object) -> None:
@@ -236,11 +236,11 @@ class EpochTable:
         self._bars.advance(TaskID(handle))  # type: ignore[arg-type]
 
     def finish(self, handle: object) -> None:
-        """Take the task's line away."""
+        """Remove the task's line."""
         self._bars.remove_task(TaskID(handle))  # type: ignore[arg-type]
 
     def _write(self, row: Text) -> None:
-        self._said = time.monotonic()
+        self._written = time.monotonic()
         self._present = Text()
         if not self._headed:
             self._headed = True

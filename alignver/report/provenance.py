@@ -1,6 +1,6 @@
-"""Where a report comes from: versions, device, dtype, TF32 state, seed, hashes of the inputs, wall time.
+"""The provenance of a report: versions, device, dtype, TF32 state, seed, hashes of the inputs, wall time.
 
-Enough to make the same computation again, and nothing that says whose machine it was: no host, user or directory.
+It suffices to repeat the computation and does not identify the machine: it names no host, user or directory.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _MODULES = {"array-api-compat": "array_api_compat", "python-flint": "flint"}
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of alignver, Python and those libraries that this process has loaded."""
-    found = {"alignver": __version__, "python": platform.python_version()}
+    """Return the versions of alignver, Python and the libraries that this process has loaded."""
+    loaded = {"alignver": __version__, "python": platform.python_version()}
     for library in _LIBRARIES:
         module = sys.modules.get(_MODULES.get(library, library))
         if module is None:
@@ -32,12 +32,12 @@ def versions() -> dict[str, str]:
                 version = importlib.metadata.version(library)
             except importlib.metadata.PackageNotFoundError:
                 continue
-        found[library] = str(version)
-    return found
+        loaded[library] = str(version)
+    return loaded
 
 
 def blas() -> str | None:
-    """Return name and version of the BLAS that NumPy was built with, where NumPy says."""
+    """Return name and version of the BLAS that NumPy was built with, or None if they are unknown."""
     numpy = sys.modules.get("numpy")
     try:
         build = numpy.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[union-attr]
@@ -47,7 +47,7 @@ def blas() -> str | None:
 
 
 def tf32() -> dict[str, Any] | None:
-    """Return whether torch may use TF32, or None if torch is not loaded (nothing here loads it)."""
+    """Return whether torch may use TF32, or None if torch is not loaded."""
     torch = sys.modules.get("torch")
     if torch is None:
         return None
@@ -60,7 +60,7 @@ def tf32() -> dict[str, Any] | None:
                 switch = getattr(switch, attribute)
             state[name] = bool(switch.allow_tf32)  # type: ignore[union-attr]
         except (AttributeError, RuntimeError):
-            # torch refuses to answer through this switch once the newer one has been set.
+            # torch raises for this switch once the newer one has been set.
             precision = getattr(switch, "fp32_precision", None)
             state[name] = None if precision is None else precision == "tf32"
     return state
@@ -89,16 +89,16 @@ def collect(
     seconds: float | None = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """Return the provenance of a report made now, as plain data.
+    """Return the current provenance of a report as plain data.
 
     Parameters
     ----------
     inputs : mapping, optional
-        Name to what identifies it: :func:`inputs_of` makes these for arrays.
+        Identification of each input by name; :func:`inputs_of` returns it for arrays.
     device, dtype, seed, seconds
-        Where and in what the work was done, from which seed, and how long it took.
+        Device, dtype, seed and duration of the computation.
     **more
-        Anything else that a reader needs: the command, the expectations of built-in problems.
+        Further entries: the command, the expectations of built-in problems.
 
     Examples
     --------
@@ -119,7 +119,7 @@ def collect(
 
 
 def describe(provenance: Mapping[str, Any]) -> list[str]:
-    """Return the provenance in a few lines for people."""
+    """Return the provenance in a few lines of text."""
     loaded = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
     machine = provenance["platform"]
     where = [f"{machine['system']} {machine['machine']}", machine["blas"], f"device {provenance['device']}"]

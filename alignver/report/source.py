@@ -1,7 +1,4 @@
-"""The JSON schema (draft 2020-12) of the document that ``--json`` and :meth:`Report.to_json` write.
-
-What a report on a page is made of, from where it is kept: a JSON document, a run folder, a history.
-"""
+"""The sources of a report page (a JSON document, a run folder, a history), and the schema of the JSON document."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ __all__ = ["Source", "load", "number", "read", "read_history", "recheck_command"
 
 
 def load(version: int = SCHEMA_VERSION) -> dict[str, Any]:
-    """Return the schema of a version as a fresh dict: the current one, or 1, which is still read.
+    """Return the JSON schema (draft 2020-12) of a version as a new dict: the current one, or 1, which is still read.
 
     Examples
     --------
@@ -38,14 +35,15 @@ def load(version: int = SCHEMA_VERSION) -> dict[str, Any]:
 
 _ARGUMENT = "RUN"
 _NEED = "a run folder, its history.jsonl, or a file that --json wrote"
+_CODE = "unreadable-file"
 
 _VERIFY = {"--input", "--model", "--data", "--loss", "--weights", "--seed", "--device", "--dtype", "--chunk-size"}
-_PLAIN = re.compile(r"[\w@%+=:,./ ][\w@%+=:,./ -]*")  # a word that no shell reads anything into, and no option
+_PLAIN = re.compile(r"[\w@%+=:,./ ][\w@%+=:,./ -]*")  # a word without a meaning to a shell, and not an option
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What there is to report.
+    """The content of a report page.
 
     Attributes
     ----------
@@ -55,15 +53,15 @@ class Source:
     history : tuple of mappings
         The lines of a run's ``history.jsonl``.
     tracked : History or None
-        What a tracker saw.
+        The history of a tracker.
     settings : mapping
-        What decided a run.
+        The settings of a run.
     verify : str or None
-        The command that checks the certificate again, as the source has it: :func:`recheck_command` judges it.
+        The command that checks the certificate again, as the source states it; see :func:`recheck_command`.
     remarks : tuple of str
-        What a reader has to know of the source itself.
+        Remarks about the source itself.
     samples : mapping of name to array
-        Inputs at hand, for pictures of the samples that a result names.
+        Available inputs, for images of the samples that a result names.
     """
 
     title: str
@@ -77,7 +75,7 @@ class Source:
 
     @classmethod
     def of(cls, report: Report, *, samples: Mapping[str, Any] | None = None) -> Source:
-        """Return a report as a source; its provenance names the command and how to verify.
+        """Return a report as a source; its provenance names the command and the one that verifies the certificate.
 
         Examples
         --------
@@ -99,7 +97,7 @@ class Source:
 
 
 def read(path: str | Path) -> Source:
-    """Read what there is to report.
+    """Read the content of a report page.
 
     Parameters
     ----------
@@ -110,7 +108,7 @@ def read(path: str | Path) -> Source:
     Raises
     ------
     InvalidInput
-        Nothing to report there, or what is there is damaged. A last line that was not written whole is left out.
+        The path holds no report, or it is damaged. An incomplete last line of a history is left out.
     """
     place = Path(path)
     if place.is_dir():
@@ -122,13 +120,13 @@ def read(path: str | Path) -> Source:
     if isinstance(document, dict) and "schema" in document:
         return Source.of(_report(place, text))
     if document is None and place.suffix == ".json":
-        raise InvalidInput(_ARGUMENT, f"{place}, which is no JSON", _NEED)
+        raise InvalidInput(_ARGUMENT, f"{place}, which is not JSON", _NEED, _CODE)
     history, remarks = read_history(place)
     return Source(f"Training run {place}", history=history, remarks=remarks)
 
 
 def read_history(place: Path) -> tuple[tuple[Mapping[str, Any], ...], tuple[str, ...]]:
-    """Read the lines of a history, and say in a remark if the last one is torn."""
+    """Return the lines of a history, and a remark if the last one is incomplete."""
     lines = _text(place).split("\n")
     history: list[Mapping[str, Any]] = []
     remarks: tuple[str, ...] = ()
@@ -141,9 +139,9 @@ def read_history(place: Path) -> tuple[tuple[Mapping[str, Any], ...], tuple[str,
         elif record is None and k == len(lines) and history:  # a whole line ends with a newline
             remarks = (f"{place.name}: line {k} was not written whole and is left out",)
         else:
-            raise InvalidInput(_ARGUMENT, f"{place}, whose line {k} is no JSON object", _NEED)
+            raise InvalidInput(_ARGUMENT, f"{place}, whose line {k} is not a JSON object", _NEED, _CODE)
     if not history:
-        raise InvalidInput(_ARGUMENT, f"{place}, without a line of history", _NEED)
+        raise InvalidInput(_ARGUMENT, f"{place}, without a line of history", _NEED, _CODE)
     return tuple(history), remarks
 
 
@@ -165,8 +163,8 @@ def _folder(place: Path) -> Source:
     if not there.keys() & {"report.json", "history.jsonl"}:
         if (place / "certificate.json").is_file():
             need = f"its claim checked: alignver verify {shlex.quote(str(place))} ... --html FILE"
-            raise InvalidInput(_ARGUMENT, f"{place}, a certificate", need)
-        raise InvalidInput(_ARGUMENT, f"{place}, a folder without report.json and history.jsonl", _NEED)
+            raise InvalidInput(_ARGUMENT, f"{place}, a certificate", need, _CODE)
+        raise InvalidInput(_ARGUMENT, f"{place}, a folder without report.json and history.jsonl", _NEED, _CODE)
     report = _report(there["report.json"], _text(there["report.json"])) if "report.json" in there else None
     if there.keys() == {"history.jsonl"} and _tracked(_text(there["history.jsonl"])):
         return _of_tracker(there["history.jsonl"])
@@ -186,7 +184,7 @@ def _folder(place: Path) -> Source:
 
 
 def _tracked(text: str) -> bool:
-    """Say whether a file is a tracker's: its first line says so."""
+    """Return whether a tracker wrote the file: its first line states that."""
     first = _json(text.partition("\n")[0])
     return isinstance(first, dict) and first.get("alignver") == "history"
 
@@ -195,14 +193,14 @@ def _of_tracker(place: Path) -> Source:
     try:
         history = History.read(place)
     except InvalidInput as error:
-        raise InvalidInput(_ARGUMENT, error.got, error.need) from error
+        raise InvalidInput(_ARGUMENT, error.got, error.need, error.code) from error
     if not len(history):
-        raise InvalidInput(_ARGUMENT, f"{place}, without a check", "a history with at least one")
+        raise InvalidInput(_ARGUMENT, f"{place}, without a check", "a history with at least one", _CODE)
     return Source(f"Tracked training {place}", tracked=history, settings=history.config)
 
 
 def _verify(place: Path) -> str | None:
-    """Return how a run's certificate is checked again."""
+    """Return the command that checks a run's certificate again."""
     if not (place / "certificate").is_dir():
         return None
     inputs = place / "inputs.npz"
@@ -214,19 +212,19 @@ def _report(place: Path, text: str) -> Report:
     try:
         return Report.from_json(text)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InvalidInput(_ARGUMENT, f"{place}, which is no report ({error})", _NEED) from error
+        raise InvalidInput(_ARGUMENT, f"{place}, which is not a report ({error})", _NEED, _CODE) from error
 
 
 def _text(place: Path) -> str:
     try:
         return place.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        reason = (getattr(error, "strerror", None) or "").lower() or "no text in UTF-8"
-        raise InvalidInput(_ARGUMENT, f"{place} ({reason})", _NEED) from error
+        reason = (getattr(error, "strerror", None) or "").lower() or "not text in UTF-8"
+        raise InvalidInput(_ARGUMENT, f"{place} ({reason})", _NEED, _CODE) from error
 
 
 def _json(text: str) -> Any:
-    """Return what a text says as JSON; None if it says nothing."""
+    """Return the JSON value of a text, or None if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -234,9 +232,9 @@ def _json(text: str) -> Any:
 
 
 def recheck_command(command: str) -> str | None:
-    """Return a command that may be copied and run: one exactly as ``alignver`` writes it. None for any other.
+    """Return a command that is exactly as ``alignver`` writes it, or None for any other command.
 
-    A report may come from somebody else, and a command in it run whatever its author likes.
+    A report may come from another author, and readers copy and run the command that a page shows.
 
     Examples
     --------
@@ -256,7 +254,7 @@ def recheck_command(command: str) -> str | None:
 
 
 def lines_of(value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the entries of nested mappings that are single values, under dotted names."""
+    """Yield the single values of nested mappings under dotted names."""
     for key, item in value.items():
         if isinstance(item, Mapping):
             yield from ((f"{key}.{rest}", inner) for rest, inner in lines_of(item))

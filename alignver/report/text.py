@@ -1,9 +1,7 @@
-"""The compact tables of a text report: no boxes, numbers to the right, nothing that a narrow terminal cannot show.
+"""The text report: a verdict line, the sentences under it, and compact tables without boxes.
 
-The text report: a verdict line, the sentences under it, and the tables that stand behind them.
-
-The sentences are those of :meth:`alignver.results.CheckResult.lines`, so what a terminal shows and what ``str(result)``
-says never differ; only colour, the folding of long lines and the tables are added here.
+The sentences are those of :meth:`alignver.results.CheckResult.lines`, so a terminal and ``str(result)`` show the same.
+This module only adds colour, the folding of long lines and the tables.
 """
 
 from __future__ import annotations
@@ -36,12 +34,13 @@ __all__ = [
     "render",
     "rules_line",
     "rules_table",
+    "scalar",
     "sentences",
 ]
 
 
 def number(value: Any) -> str:
-    """Return a value as a table shows it: integers whole, floats to three digits, a missing one as a dash, printable.
+    """Return a value as a table shows it: integers in full, floats to three digits, None as a dash, printable.
 
     Examples
     --------
@@ -61,7 +60,7 @@ def _table(*columns: tuple[str, JustifyMethod]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", show_edge=False)
     for position, (title, justify) in enumerate((printable(title), justify) for title, justify in columns):
         sign = not title and position < len(columns) - 1
-        # Words give way where there is no room; numbers, and what is between two of them, never.
+        # Words fold where there is no room; numbers and the signs between them never do.
         table.add_column(title, justify=justify, no_wrap=sign or justify == "right", overflow="fold")
     return table
 
@@ -83,22 +82,22 @@ def rules_line(rules: Iterable[Mapping[str, Any]]) -> str:
     return f"rank rules: all {len(rows)} give rank {rows[0]['rank']}, {spread}"
 
 
-def rules_table(rules: Iterable[Mapping[str, Any]], chosen: str | None = None) -> Table:
-    """Return the rank rules side by side with the libraries that ship them; ``>`` marks the rule that decided."""
+def rules_table(rules: Iterable[Mapping[str, Any]], deciding: str | None = None) -> Table:
+    """Return the rank rules side by side with the libraries that ship them; ``>`` marks the deciding rule."""
     table = _table(("  rank rule", "left"), ("tolerance", "right"), ("rank", "right"), ("default of", "left"))
     for row in rules:
         name = number(row.get("rule"))
-        style = "bold" if name == chosen else ""
-        cells = (("> " if name == chosen else "  ") + name, number(row.get("tolerance")), number(row.get("rank")))
+        style = "bold" if name == deciding else ""
+        cells = (("> " if name == deciding else "  ") + name, number(row.get("tolerance")), number(row.get("rank")))
         shipped_by = Text(number(row.get("shipped_by") or ""), style="dim")
         table.add_row(*(Text(cell, style=style) for cell in cells), shipped_by)
     return table
 
 
 def methods_table(methods: Mapping[str, Any]) -> Table:
-    """Return what each method found; the columns are whatever the methods measured, verdict first."""
+    """Return the results of each method; the columns are the quantities that the methods measured, verdict first."""
     rows = {name: row for name, row in methods.items() if isinstance(row, Mapping)}
-    keys = list(dict.fromkeys(key for row in rows.values() for key, value in row.items() if _scalar(value)))
+    keys = list(dict.fromkeys(key for row in rows.values() for key, value in row.items() if scalar(value)))
     keys.sort(key=lambda key: key != "verdict")
     titles = [(key.replace("_", " "), _side(key)) for key in keys]
     table = _table(("method", "left"), *titles)
@@ -117,8 +116,8 @@ def bounds_table(bounds: Iterable[Bound]) -> Table:
 
 
 def numbers_table(measured: Mapping[str, Any]) -> Table | None:
-    """Return the plain numbers among what was measured, or None if there are none."""
-    rows = {key: value for key, value in measured.items() if _scalar(value)}
+    """Return the single values among the measured ones, or None if there are none."""
+    rows = {key: value for key, value in measured.items() if scalar(value)}
     if not rows:
         return None
     table = _table(("measured", "left"), ("", "left"))
@@ -127,7 +126,8 @@ def numbers_table(measured: Mapping[str, Any]) -> Table | None:
     return table
 
 
-def _scalar(value: Any) -> bool:
+def scalar(value: Any) -> bool:
+    """Return whether a value is a single one: a number, a text, True, False or None."""
     return value is None or isinstance(value, bool | int | float | str)
 
 
@@ -136,17 +136,17 @@ def _side(key: str) -> JustifyMethod:
 
 
 VERDICT_STYLES = {Verdict.HOLDS: "bold green", Verdict.FAILS: "bold red", Verdict.UNDECIDED: "bold yellow"}
-"""Colour of each verdict on a terminal; the word itself says the same without colour."""
+"""Colour of each verdict on a terminal."""
 
 RIGOR_STYLES = {Rigor.PROOF: "bold", Rigor.NUMERICAL: "", Rigor.STATISTICAL: "italic"}
 
-_UNFOLDED = 1 << 14  # the width of what is piped: one sentence, one line, which grep and diff can use
+_UNFOLDED = 1 << 14  # the width of piped output: each sentence on one line, for grep and diff
 _LONGEST_TAIL = len("UNDECIDED  numerical (computed matrix)")
 _HEAD = 56  # as in CheckResult.__str__
 
 
 class _Console(Console):
-    """A console whose cursor and colours rich alone moves: text has no control characters, whoever wrote it."""
+    """A console that escapes the control characters of texts; rich alone moves the cursor and sets colours."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
@@ -168,7 +168,7 @@ def console(file: IO[str]) -> Console:
 
 
 def put(out: Console, *rows: RenderableType) -> None:
-    """Print on a console without cutting what is wider, which is there to be copied."""
+    """Print on a console without cutting wider rows, which may be commands to copy."""
     for row in rows:
         out.print(row, crop=False)
 
@@ -176,28 +176,28 @@ def put(out: Console, *rows: RenderableType) -> None:
 def render(result: CheckResult, width: int, *, verbosity: int = 0, notes: tuple[str, ...] = ()) -> Group:
     """Return the report of one result for a console of ``width`` columns.
 
-    ``verbosity`` -1 leaves the verdict line only; 0 adds the sentences, and the table of rank rules where the rules
-    disagree; 1 adds every table. ``notes`` are further sentences of the caller's; what the check cost comes last.
+    ``verbosity`` -1 gives the verdict line alone; 0 adds the sentences, and the table of rank rules if the rules
+    disagree; 1 adds all tables. ``notes`` are further sentences of the caller; the cost of the check comes last.
     """
     parts: list[RenderableType] = [header(result, width)]
     if verbosity >= 0:
         lines = result.lines()
-        said = len(lines) - (1 if result.cost.keys() & {"seconds", "peak_bytes"} else 0)
-        parts += sentences(lines[:said], width)
+        count = len(lines) - (1 if result.cost.keys() & {"seconds", "peak_bytes"} else 0)
+        parts += sentences(lines[:count], width)
         parts += details(result, width, verbosity)
         parts += sentences(notes, width, commands=True)
-        parts += sentences(lines[said:], width, style="dim")
+        parts += sentences(lines[count:], width, style="dim")
     return Group(*parts)
 
 
 def header(result: CheckResult, width: int) -> Text:
-    """Return the verdict line; the verdict sits in the same column whatever it is."""
+    """Return the verdict line; all verdicts start in the same column if there is room."""
     head = max(min(_HEAD, width - 2 - _LONGEST_TAIL), 0)
     statement, gap = printable(result.statement), "  "
     free = head - cell_len(statement)
     if free >= 0:
         statement += " " * free
-    else:  # a long one pushes the verdict, onto a line of its own where there is no room
+    else:  # a long statement moves the verdict, onto its own line if there is no room
         rows = _folded(statement, width)
         tail = f"  {result.answer}"
         gap = "  " if cell_len(rows[-1] + tail) <= width else "\n  "
@@ -217,7 +217,7 @@ def header(result: CheckResult, width: int) -> Text:
 def sentences(lines: tuple[str, ...], width: int, *, style: str = "", commands: bool = False) -> Iterator[Text]:
     """Fold each sentence at ``width`` with a hanging indent.
 
-    With ``commands`` a line with one of ours, which is there to be copied, stays whole.
+    With ``commands``, a line with an alignver command stays whole, so that it can be copied.
     """
     for line in map(printable, lines):
         room = _UNFOLDED if commands and ": alignver " in line else width
@@ -226,7 +226,7 @@ def sentences(lines: tuple[str, ...], width: int, *, style: str = "", commands: 
 
 
 def _folded(line: str, width: int, *, indent: str = "", break_long_words: bool = True) -> list[str]:
-    """Fold a line; what is on further rows is indented, since at their beginning it could pass for a verdict."""
+    """Fold a line; further rows are indented, so that none of them looks like a verdict line."""
     rows = textwrap.wrap(
         line,
         width if cell_len(line) == len(line) else width // 2,  # wide letters take two columns
@@ -235,7 +235,7 @@ def _folded(line: str, width: int, *, indent: str = "", break_long_words: bool =
         break_long_words=break_long_words,
         break_on_hyphens=False,
     )
-    return rows or [""]  # of nothing but blanks
+    return rows or [""]  # a line of blanks
 
 
 def details(result: CheckResult, width: int, verbosity: int) -> Iterator[RenderableType]:
@@ -243,10 +243,10 @@ def details(result: CheckResult, width: int, verbosity: int) -> Iterator[Rendera
     rules = _rows(result.measured.get("rules"))
     methods = result.measured.get("methods")
     if rules:
-        chosen = result.tolerance.rule if result.tolerance else None
+        deciding = result.tolerance.rule if result.tolerance else None
         ranks = {row.get("rank") for row in rules}
         if verbosity > 0 or len(ranks - {None}) > 1:
-            yield _Block(rules_table(rules, chosen), indent=0)  # its first column is two wide, for the mark
+            yield _Block(rules_table(rules, deciding), indent=0)  # its first column has room for the mark
         elif None not in ranks:
             yield from sentences((rules_line(rules),), width)
     if isinstance(methods, Mapping) and methods and (verbosity > 0 or _disagree(methods)):
@@ -265,7 +265,7 @@ def details(result: CheckResult, width: int, verbosity: int) -> Iterator[Rendera
 
 
 class _Block:
-    """A table, indented as the sentences are, without blanks at the ends of its lines."""
+    """A table with the indent of the sentences, without trailing blanks."""
 
     def __init__(self, table: RenderableType, indent: int = 2) -> None:
         self._table = Padding(table, (0, 0, 0, indent), expand=False)

@@ -1,7 +1,4 @@
-"""Figures of what a verdict rests on: functions that take axes and return them; they print well in grey.
-
-Inputs are plain arrays; matplotlib is loaded by the first call.
-"""
+"""Figures of the evidence behind a verdict: functions that take plain arrays and axes, and return the axes."""
 
 from __future__ import annotations
 
@@ -15,11 +12,11 @@ from alignver.report.plots import BAND, COLOURS, PLATE, axes_of, escaped, line_s
 
 __all__ = ["conflict", "occupancy", "pairs", "rules", "spectrum", "turning"]
 
-_PIXELS = 160  # along each side of a small picture: of more, every second, third, ... is drawn
+_PIXELS = 160  # along each side of a small image; of larger ones every second, third, ... pixel is drawn
 
 
 def spectrum(levels: Sequence[float], tolerances: Mapping[str, float], *, ax: Any = None) -> Any:
-    """Draw singular values with each tolerance and the rank that it gives: how many are above it.
+    """Draw singular values with each tolerance and its rank: the number of singular values above it.
 
     Parameters
     ----------
@@ -31,7 +28,7 @@ def spectrum(levels: Sequence[float], tolerances: Mapping[str, float], *, ax: An
     Raises
     ------
     InvalidInput
-        Levels that are no singular values.
+        A level is negative or not finite, or there are none.
 
     Examples
     --------
@@ -68,7 +65,7 @@ def rules(
     ranks: Mapping[str, int | None],
     levels: Sequence[float] = (),
     *,
-    chosen: str | None = None,
+    deciding: str | None = None,
     ax: Any = None,
 ) -> Any:
     """Draw the tolerance of every rank rule on one axis, with its rank and the singular values around them.
@@ -81,13 +78,13 @@ def rules(
         A rank of None: not settled.
     levels : sequence of float
         Singular values near the tolerances; vertical lines.
-    chosen : str, optional
-        The rule that decided: a filled mark.
+    deciding : str, optional
+        The deciding rule: a filled mark.
     ax : matplotlib axes, optional
 
     Examples
     --------
-    >>> ax = rules({"press": 3e-13, "golub": 2e-11}, {"press": 5, "golub": 4}, [1e-12], chosen="golub")
+    >>> ax = rules({"press": 3e-13, "golub": 2e-11}, {"press": 5, "golub": 4}, [1e-12], deciding="golub")
     >>> [label.get_text() for label in ax.get_yticklabels()]
     ['golub', 'press']
     """
@@ -99,7 +96,7 @@ def rules(
         for k, level in enumerate(sorted(level for level in levels if level > 0)):
             ax.axvline(level, color=COLOURS[1], linestyle="--", linewidth=1.0, label=None if k else "singular value")
         for row, (name, tau) in enumerate(named):
-            ax.plot([tau], [row], "o", color="#000000", fillstyle="full" if name == chosen else "none", markersize=5)
+            ax.plot([tau], [row], "o", color="#000000", fillstyle="full" if name == deciding else "none", markersize=5)
             place = {"xytext": (7, 0), "textcoords": "offset points", "va": "center", "size": 8, "bbox": PLATE}
             rank = ranks[name]
             ax.annotate("rank not settled" if rank is None else f"rank {rank}", (tau, row), **place)
@@ -124,7 +121,7 @@ def turning(
     band: tuple[float, float] | None = None,
     ax: Any = None,
 ) -> Any:
-    r"""Draw the step function :math:`\rho(\tau)` with the band that a verdict has to stand over.
+    r"""Draw the step function :math:`\rho(\tau)` with the band over which a verdict must not change.
 
     A verdict HOLDS where the curve is below :math:`\varepsilon_y / 10` in the whole band, FAILS where it is above
     :math:`10 \varepsilon_y`.
@@ -157,7 +154,7 @@ def turning(
         ax.axhline(limit, color=COLOURS[2], linestyle="--", label=r"$\varepsilon_y$")
         ax.axhspan(limit / 10, limit * 10, color=COLOURS[2], alpha=BAND, linewidth=0)
         ax.set_xscale("log")
-        # Zero has a place on this axis: the curve is zero where J reaches y entirely.
+        # This axis can show zero: the value of the curve where y is in the column space.
         ax.set_yscale("symlog", linthresh=1e-17)
         ax.set_yticks([0.0, 1e-16, 1e-12, 1e-8, 1e-4, 1.0])
         ax.set_ylim(0.0, 2.0)
@@ -168,7 +165,7 @@ def turning(
 
 
 def occupancy(gates: Any, *, ax: Any = None) -> Any:
-    """Draw the gate values of phi, samples by hidden units, sorted so that a staircase looks like one.
+    """Draw the gate values of phi, samples by hidden units, sorted so that a staircase is visible.
 
     Parameters
     ----------
@@ -205,7 +202,7 @@ def conflict(images: Sequence[Any], labels: Sequence[str], *, names: Sequence[st
         (h, w), or with a channel axis of 1 or 3 at the front or at the end; one scale of grey for all of them.
     labels : sequence of str
     names : sequence of str
-        What each sample is called.
+        The name of each sample.
     axes : sequence of matplotlib axes, optional
         One for each image; new ones, side by side, if not given.
 
@@ -253,9 +250,9 @@ def pairs(
     images : sequence of two arrays
         (h, w), or with a channel axis of 1 or 3 at the front or at the end; one scale for all of them.
     titles : sequence of str
-        What stands above each pair.
+        The title of each pair.
     columns : int
-        Pairs in a row; one where there is only one.
+        Number of pairs in a row.
     width : float
         Of a new figure, in inches.
     axes : sequence of matplotlib axes, optional
@@ -296,17 +293,17 @@ def pairs(
 
 
 def _side_by_side(ax: Any, pair: Sequence[np.ndarray[Any, np.dtype[np.float64]]], low: float, high: float) -> None:
-    """Draw pictures from left to right in one unit of height, as long as they are equally tall."""
-    left = 0.0
+    """Draw images from left to right, each with height 1."""
+    start = 0.0
     for picture in pair:
         wide = picture.shape[1] / picture.shape[0]
-        place = {"extent": (left, left + wide, 0.0, 1.0), "interpolation": "none"}
+        place = {"extent": (start, start + wide, 0.0, 1.0), "interpolation": "none"}
         if picture.ndim == 3:
             ax.imshow((picture - low) / ((high - low) or 1.0), **place)
         else:
             ax.imshow(picture, cmap="Greys", vmin=low, vmax=high, **place)
-        left += wide + 0.06
-    ax.set_xlim(0.0, left - 0.06)
+        start += wide + 0.06
+    ax.set_xlim(0.0, start - 0.06)
     ax.set_ylim(0.0, 1.0)
     ax.set_axis_off()
 

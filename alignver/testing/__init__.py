@@ -1,19 +1,19 @@
-"""For the tests of your own project: assertions with the whole report, and hypothesis strategies with known answers.
+"""Assertions for the tests of other projects: each shows the whole report if it fails.
 
     >>> from alignver.testing import assert_full_rank
     >>> assert_full_rank([[2.0, 1.0], [1.0, 2.0]]).rigor
     <Rigor.PROOF: 'PROOF'>
 
-The strategies are in :mod:`alignver.testing.strategies`; only they need hypothesis.
+Hypothesis strategies with known answers are in :mod:`alignver.testing.strategies`, which needs hypothesis.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from alignver import require
 from alignver.checks.exploration import check_safe_exploration
 from alignver.checks.rank import check_rank
-from alignver.errors import InvalidInput
 from alignver.results import CheckResult, Rigor, Verdict
 
 __all__ = ["assert_aligned", "assert_full_rank", "assert_safely_explored"]
@@ -22,14 +22,14 @@ __all__ = ["assert_aligned", "assert_full_rank", "assert_safely_explored"]
 def assert_aligned(
     model: Any, X: Any, Y: Any, *, loss: str, rigor: Rigor | str = Rigor.NUMERICAL, **options: Any
 ) -> CheckResult:
-    """Assert that a model is aligned with its data at its present theta (Definition 2).
+    """Assert that a model is aligned with its data at its current theta (Definition 2).
 
     Parameters
     ----------
     model, X, Y, loss, **options
         As in :func:`alignver.check_alignment`.
     rigor : Rigor or str
-        The least that counts: ``"NUMERICAL"``, or ``"PROOF"`` for a certificate.
+        The weakest accepted rigor: ``"NUMERICAL"``, or ``"PROOF"`` for a certificate.
 
     Returns
     -------
@@ -38,9 +38,9 @@ def assert_aligned(
     Raises
     ------
     AssertionError
-        The verdict is not HOLDS, or its rigor is less than asked for; the message is the report. UNDECIDED fails too.
+        The verdict is FAILS or UNDECIDED, or its rigor is weaker than ``rigor``; the message is the report.
     InvalidInput
-        What :func:`alignver.check_alignment` refuses: that is no failed assertion, but a question without an answer.
+        As :func:`alignver.check_alignment` raises it, for arguments that no verdict can be about.
 
     Examples
     --------
@@ -98,11 +98,8 @@ def assert_safely_explored(
 
 
 def _least(rigor: Rigor | str) -> Rigor:
-    known = {kind.value: kind for kind in (Rigor.NUMERICAL, Rigor.PROOF)}
     name = rigor.value if isinstance(rigor, Rigor) else rigor
-    if name not in known:
-        raise InvalidInput("rigor", repr(rigor), "one of " + ", ".join(known))
-    return known[name]
+    return Rigor(require.one_of("rigor", name, ("NUMERICAL", "PROOF"), need="one of NUMERICAL, PROOF"))
 
 
 def _required(result: CheckResult, least: Rigor) -> CheckResult:

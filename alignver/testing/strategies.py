@@ -1,8 +1,8 @@
-r"""Hypothesis strategies whose answers are known exactly, by construction in integers.
+r"""Hypothesis strategies with answers that are known exactly, by construction in integers.
 
 All matrices are products :math:`J = P \begin{pmatrix} L \\ K \end{pmatrix} \begin{pmatrix} U & V \end{pmatrix} Q` of
 small integers with L and U unit triangular (r x r) and permutations P and Q: rank r, and every entry an integer that
-float64 holds. :math:`L^{-1}` has integer entries too, so that vectors with :math:`w^\top J = 0` come for free.
+float64 holds. :math:`L^{-1}` has integer entries too, so vectors with :math:`w^\top J = 0` follow exactly.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from alignver import require
 from alignver.errors import InvalidInput, MissingDependency
 
 try:
@@ -35,7 +36,7 @@ __all__ = [
 
 Matrix = npt.NDArray[np.float64]
 
-_MOST = 12  # rows and columns
+_MOST = 12  # the largest number of rows and of columns
 _RANK = 6  # entries of L^-1 are below 2^_RANK, those of J below 4 * _RANK: far from 2^53
 _ACTIVATIONS = ("Tanh", "Sigmoid", "Softplus", "GELU")
 
@@ -110,7 +111,7 @@ class FeatureProblem:
         The last column is 1.
     width : int
     explored : bool
-        The exact answer: some gates do, or none at all.
+        The exact answer: whether some gates do.
     """
 
     Z: Matrix
@@ -145,10 +146,10 @@ def matrices_of_known_rank(
     rank : int, optional
         At most 6; by default anything from 0 to min(rows, columns, 6).
     octaves : int
-        Rows are multiplied by 2^-k with k drawn from 0 to this: the rank stays, and the singular values fall over as
-        many powers of two, below any tolerance if you like (``octaves=60``).
+        Rows are multiplied by 2^-k with k drawn from 0 to this. The rank stays, and the singular values fall by up
+        to as many powers of two: below any tolerance with ``octaves=60``.
     duplicates : bool, optional
-        Whether two rows have to be equal (True) or are not made equal on purpose (None); False: no two rows are.
+        True: two rows are equal. False: no two rows are. None: two rows may be equal by chance.
 
     Examples
     --------
@@ -158,7 +159,7 @@ def matrices_of_known_rank(
     ...     assert np.linalg.matrix_rank(drawn.matrix) == 2
     >>> test()
     """
-    parts, found = _product(draw, rows, columns, rank)
+    parts, exact = _product(draw, rows, columns, rank)
     J = parts.J.astype(np.float64)
     pairs: tuple[tuple[int, int], ...] = ()
     if octaves:
@@ -169,7 +170,7 @@ def matrices_of_known_rank(
     elif duplicates is False:
         keep = np.sort(np.unique(J, axis=0, return_index=True)[1])
         J = J[keep]  # the row space, and so the rank, is that of all rows
-    return KnownRank(J, found, pairs)
+    return KnownRank(J, exact, pairs)
 
 
 @st.composite
@@ -197,17 +198,17 @@ def membership_problems(
     ...     assert np.all(problem.witness @ problem.J == 0) and problem.witness @ problem.y != 0
     >>> test()
     """
-    wanted = draw(st.booleans()) if member is None else member
+    member_drawn = draw(st.booleans()) if member is None else member
     parts, rank = _product(draw, rows, columns, None, spare=member is False)
     N, d = parts.J.shape
-    inside = wanted or rank == N
+    inside = member_drawn or rank == N
     b = np.array(draw(_list(st.integers(-3, 3), d)), dtype=np.int64)
     y = parts.J @ b
     if inside:
         return MembershipProblem(parts.J.astype(np.float64), y.astype(np.float64), True, rank, b.astype(np.float64))
     row = draw(st.integers(0, N - rank - 1))
     w = np.zeros(N, dtype=np.int64)
-    # (-k L^-1, e_row) (L; K) = 0; the last unknown of a triangular system is found first
+    # (-k L^-1, e_row) (L; K) = 0; the last unknown of a triangular system comes first
     w[rank + row] = 1
     for k in reversed(range(rank)):
         w[k] = -(parts.below[row, k] + w[k + 1 : rank] @ parts.lower[k + 1 :, k])
@@ -243,10 +244,10 @@ def networks(draw: st.DrawFn, *, inputs: int, outputs: int = 1, width: int = 8, 
 
 @st.composite
 def alignment_problems(draw: st.DrawFn, *, aligned: bool | None = None) -> AlignmentProblem:
-    """Draw models and data of which the alignment is known at every theta.
+    """Draw models and data with an alignment that is known at every theta.
 
     Either a linear model without bias, whose Jacobian is X, with targets in its column space or not; or a network with
-    two equal inputs that have different labels, which no theta fits.
+    two equal inputs that have different labels, so no theta fits them.
 
     Parameters
     ----------
@@ -281,13 +282,13 @@ def feature_problems(draw: st.DrawFn, *, explored: bool | None = None) -> Featur
     explored : bool, optional
         By default both are drawn.
     """
-    wanted = draw(st.booleans()) if explored is None else explored
+    enough = draw(st.booleans()) if explored is None else explored
     m = draw(st.integers(2, 4))
     points = draw(st.lists(st.integers(-8, 8), min_size=3, max_size=12, unique=True))
     t = np.array(points, dtype=np.float64) / 8.0
     Z = t[:, None] ** np.arange(m - 1, -1, -1.0)
     least = -(-len(Z) // m)
-    if wanted:
+    if enough:
         return FeatureProblem(Z, least + draw(st.integers(0, 2)), True)
     narrow = (len(Z) - 1) // m  # the most gates with fewer columns than rows
     if narrow >= 1 and draw(st.booleans()):
@@ -303,22 +304,21 @@ def _product(
     *,
     spare: bool = False,
 ) -> tuple[_Parts, int]:
-    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank <= _RANK):
-        raise InvalidInput("rank", repr(rank), f"an integer from 0 to {_RANK}")
+    if rank is not None:
+        require.integer("rank", rank, least=0, most=_RANK)
     least = max(rank or 0, 1)
     N = draw(st.integers(least + spare, _MOST) if rows is None else rows)
     d = draw(st.integers(least, _MOST) if columns is None else columns)
     most = min(N - spare, d, _RANK)
     if (rank is not None and rank > most) or most < 0:
-        raise InvalidInput("rank", f"{rank} for {N} rows and {d} columns", f"at most {most}")
+        got = f"{rank} for {N} rows and {d} columns"
+        raise InvalidInput("rank", got, f"at most {most}", "conflicting-arguments")
     r = draw(st.integers(0, most)) if rank is None else rank
     entry = st.integers(-1, 1)
     left = np.array(draw(_list(entry, N * r)), dtype=np.int64).reshape(N, r)
     right = np.array(draw(_list(st.integers(-2, 2), r * d)), dtype=np.int64).reshape(r, d)
-    left[:r], right[:, :r] = (
-        np.tril(left[:r], -1) + np.eye(r, dtype=int),
-        np.triu(right[:, :r], 1) + np.eye(r, dtype=int),
-    )
+    left[:r] = np.tril(left[:r], -1) + np.eye(r, dtype=int)
+    right[:, :r] = np.triu(right[:, :r], 1) + np.eye(r, dtype=int)
     order = draw(st.permutations(range(N)))
     J = np.zeros((N, d), dtype=np.int64)
     J[order] = (left @ right)[:, draw(st.permutations(range(d)))]

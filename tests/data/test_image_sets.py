@@ -75,7 +75,7 @@ class Evil:
 def test_a_batch_runs_no_code(tmp_path, capsys):
     (tmp_path / "cifar-100-python").mkdir()
     (tmp_path / "cifar-100-python" / "train").write_bytes(pickle.dumps({b"data": Evil()}))
-    with pytest.raises(InvalidInput, match="has no place in a file of images"):
+    with pytest.raises(InvalidInput, match="is not allowed in a file of images"):
         cifar100(tmp_path)
     assert capsys.readouterr().out == ""
 

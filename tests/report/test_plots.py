@@ -159,7 +159,7 @@ def test_what_is_no_spectrum_is_refused(levels):
 
 def test_rules_stand_in_order_with_their_ranks_and_the_levels():
     tolerances, ranks = {"golub": 2e-11, "press": 3e-13, "odd": np.inf}, {"golub": 4, "press": 5, "odd": 0}
-    ax = verdict_plots.rules(tolerances, ranks, [1e-12, 0.0], chosen="golub")
+    ax = verdict_plots.rules(tolerances, ranks, [1e-12, 0.0], deciding="golub")
     assert [label.get_text() for label in ax.get_yticklabels()] == ["golub", "press"]
     level, golub, press = ax.lines
     assert level.get_xdata() == [1e-12, 1e-12]

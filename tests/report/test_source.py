@@ -70,24 +70,24 @@ def test_what_a_tracker_wrote(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "words"),
     [
-        ("a.json", "{", "no JSON"),
-        ("a.json", '{"schema": 3}', "no report"),
-        ("a.json", '{"schema": 2}', "no report"),
-        ("a.json", '{"schema": 1, "results": [{"name": 1}], "provenance": {}}', "no report"),
-        ("a.json", '{"schema": 1, "results": 3, "provenance": {}}', "no report"),
+        ("a.json", "{", "is not JSON"),
+        ("a.json", '{"schema": 3}', "is not a report"),
+        ("a.json", '{"schema": 2}', "is not a report"),
+        ("a.json", '{"schema": 1, "results": [{"name": 1}], "provenance": {}}', "is not a report"),
+        ("a.json", '{"schema": 1, "results": 3, "provenance": {}}', "is not a report"),
         ("a.jsonl", '{"epoch": 1}\nnonsense\n{"epoch": 3}\n', "line 2"),
         ("a.jsonl", "[1]\n", "line 1"),
         ("a.jsonl", "\n\n", "without a line"),
         ("a.jsonl", '{"alignver": "history", "format": 99, "config": {}}\n', "format 99"),
         ("a.jsonl", '{"alignver": "history", "format": 1, "config": {}}\n', "without a check"),
-        ("a.json", "[" * 100000, "no JSON"),
+        ("a.json", "[" * 100000, "is not JSON"),
     ],
 )
-def test_what_is_no_report_is_refused(tmp_path, name, content, said):
+def test_what_is_no_report_is_refused(tmp_path, name, content, words):
     (tmp_path / name).write_text(content)
-    with pytest.raises(InvalidInput, match=said) as caught:
+    with pytest.raises(InvalidInput, match=words) as caught:
         read(tmp_path / name)
     assert caught.value.argument == "RUN"
 
@@ -101,7 +101,7 @@ def test_other_folders_are_refused_and_a_certificate_is_told_apart(tmp_path):
     with pytest.raises(InvalidInput, match="no such file"):
         read(tmp_path / "nothing")
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
-    with pytest.raises(InvalidInput, match="no text in UTF-8"):
+    with pytest.raises(InvalidInput, match="not text in UTF-8"):
         read(tmp_path / "binary")
 
 
