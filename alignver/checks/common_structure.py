@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from alignver import require
 from alignver.checks.structure import STATEMENT, Indicator, check_structure, indicator
 from alignver.errors import InvalidInput
 from alignver.jacobians.jacobian import bind
@@ -25,14 +27,14 @@ from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict
 
 __all__ = ["check_common_structure", "structure_here"]
 
-_DRAWN = (0.5, 1.0, 2.0, 1.0)  # how far from theta the others are drawn, in root mean squares of each slot
+_SPREADS = (0.5, 1.0, 2.0, 1.0)  # distances of the random thetas from theta, in root mean squares of each slot
 _SIGNS = 2  # products with random signs that estimate the size of the terms
-_FEW = 8  # samples that the search for S looks at
-_ENTRIES = 256  # up to so many parameters, S is looked for among single entries too
-_CHUNK = 256
+_FEW = 8  # samples in the search for S
+_ENTRIES = 256  # number of parameters up to which S is also searched for among single entries
+_CHUNK = 256  # samples per product
 
 Subset = Mapping[str, torch.Tensor]
-"""S as masks of zeros and ones: slots that are not in it count as zeros."""
+"""S as masks of zeros and ones; slots without a mask count as zeros."""
 
 
 def check_common_structure(
@@ -46,17 +48,17 @@ def check_common_structure(
 ) -> CheckResult:
     """Check whether some parameters S give the outputs as ``f(x_i, theta) = sum_{k in S} theta_k df/dtheta_k``.
 
-    ``f_X(theta) = J(theta) nu(theta)`` with nu equal to theta on S and zero elsewhere: one Jacobian-vector product at
-    the model's theta, and at four others drawn around it, since the assumption is about every theta.
+    ``f_X(theta) = J(theta) nu(theta)``, where nu is theta on S and zero elsewhere: one Jacobian-vector product at the
+    model's theta, and at four random thetas around it, since the assumption is about every theta.
 
     Parameters
     ----------
     model : torch.nn.Module
-        As for :func:`alignver.jacobians.jacobian.jacobian`; left as it was.
+        As for :func:`alignver.jacobians.jacobian.jacobian`; not changed.
     X : torch.Tensor or numpy.ndarray
-        Inputs, one sample a row: (n, ...).
+        Inputs, one sample per row: (n, ...).
     S : sequence of str, optional
-        Names of parameters, or of modules for all of their parameters. By default S is looked for: first the
+        Names of parameters, or of modules for all of their parameters. By default S is searched for: first the
         parameters of the module that runs last, then every union of parameter tensors (by least squares on their
         products, the last ones first), and in models of at most 256 parameters every set of single entries.
     tolerance : float, optional
@@ -65,20 +67,20 @@ def check_common_structure(
     dtype : str, optional
         ``"float64"``, or None or ``"same"`` for the model's own.
     seed : int
-        Of the other thetas; the global random state is not touched.
+        Of the random thetas; the global random state is not changed.
 
     Returns
     -------
     CheckResult
-        HOLDS is STATISTICAL: a sample of thetas stands for all. FAILS is NUMERICAL: a theta (``witness``) where the
-        given S does not give f; or, S not being given, a model whose outputs no weights on its single parameters give
-        at all. UNDECIDED where no union of parameter tensors does in a model too large for more.
-        ``measured["S"]`` names the parameters.
+        HOLDS is STATISTICAL: it is based on a sample of thetas. FAILS is NUMERICAL: the given S does not give f at one
+        theta (``witness``); or, without a given S, no weights on single parameters give the outputs. UNDECIDED if no
+        union of parameter tensors gives them, in a model too large for single entries. ``measured["S"]`` names the
+        parameters.
 
     Raises
     ------
     InvalidInput
-        A model or inputs that no check can be about; a name in S that no parameter has.
+        For a model or inputs without a verdict; a name in S that is not one of a parameter or module.
 
     References
     ----------
@@ -95,20 +97,11 @@ def check_common_structure(
     FAILS
     """
     began = time.perf_counter()
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise InvalidInput("seed", f"seed={seed!r}", "an integer from 0 to 2**63 - 1")
-    model = validate_model(model)
-    with preserve_state(model):
-        function, x = bind(model, X, dtype, include_frozen=False)
-        with differentiable(function):
-            probed = probe(function, x)
-            at = _At(function, x, probed.m_y, dtype_name(probed.computed_in), seed)
-            if S is None:
-                result = _search(at, tolerance)
-            else:
-                result = _confirm(at, _named(function, S), tolerance)
-    fixed = list(function.slots.fixed)
-    more = (f"frozen, so no part of theta: {_listed(fixed)}",) if fixed and result.verdict is not Verdict.HOLDS else ()
+    seed = require.integer("seed", seed, least=0, most=2**63 - 1, need="an integer from 0 to 2**63 - 1")
+    with _evaluation(model, X, dtype, seed) as evaluation:
+        result = _search(evaluation, tolerance) if S is None else _confirm(evaluation, _masks(evaluation, S), tolerance)
+    fixed = list(evaluation.function.slots.fixed)
+    more = (f"frozen, so not a part of theta: {_list(fixed)}",) if fixed and result.verdict is not Verdict.HOLDS else ()
     seconds = {"seconds": time.perf_counter() - began}
     return dataclasses.replace(result, evidence=(*result.evidence, *more), cost=seconds)
 
@@ -123,23 +116,18 @@ def structure_here(model: nn.Module, X: Any, S: Sequence[str]) -> tuple[CheckRes
     >>> structure_here(nn.Linear(2, 1), torch.ones(3, 2), ["weight", "bias"])[0].verdict
     <Verdict.HOLDS: 'HOLDS'>
     """
-    model = validate_model(model)
-    with preserve_state(model):
-        function, x = bind(model, X, "float64", include_frozen=False)
-        with differentiable(function):
-            probed = probe(function, x)
-            at = _At(function, x, probed.m_y, dtype_name(probed.computed_in), 0)
-            chosen = _named(function, S)
-            nu = {name: function.theta[name] * mask for name, mask in chosen.items()}
-            f, p = (part.double().cpu() for part in at.product(function, x, nu))
-    terms = sum(int(mask.sum()) for mask in chosen.values())
+    with _evaluation(model, X, "float64", 0) as evaluation:
+        masks = _masks(evaluation, S)
+        nu = {name: evaluation.function.theta[name] * mask for name, mask in masks.items()}
+        f, p = (part.double().cpu() for part in evaluation.product(evaluation.function, evaluation.x, nu))
+    terms = sum(int(mask.sum()) for mask in masks.values())
     size = math.sqrt(math.fsum(float(part.double().square().sum()) for part in nu.values()))
-    return check_structure([f], [p], terms=terms, computed_in=at.computed_in), size
+    return check_structure([f], [p], terms=terms, computed_in=evaluation.computed_in), size
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _At:
-    """A bound model, its data, and the thetas that it is looked at."""
+class _Evaluation:
+    """A bound model and its data, for evaluations at several thetas."""
 
     function: Functional
     x: torch.Tensor
@@ -151,12 +139,12 @@ class _At:
     def eps(self) -> float:
         return float(torch.finfo(getattr(torch, self.computed_in)).eps)
 
-    def thetas(self, count: int = len(_DRAWN)) -> Iterator[tuple[str, Functional]]:
-        """The model's own theta, then others: each slot moved by normal numbers of its own size."""
+    def thetas(self, count: int = len(_SPREADS)) -> Iterator[tuple[str, Functional]]:
+        """Yield the theta of the model, then random thetas: each slot plus normal numbers of the size of the slot."""
         yield "the model's theta", self.function
         generator = torch.Generator().manual_seed(self.seed)
         for t in range(count):
-            spread = _DRAWN[t % len(_DRAWN)]
+            spread = _SPREADS[t % len(_SPREADS)]
             moved = {}
             for name, value in self.function.theta.items():
                 size = float(value.square().mean().sqrt()) if value.numel() else 0.0
@@ -165,135 +153,164 @@ class _At:
                 moved[name] = value + (spread * size * step).to(value.dtype).to(value.device)
             yield f"theta {t + 1} of seed {self.seed}", dataclasses.replace(self.function, theta=moved)
 
-    def product(self, there: Functional, x: torch.Tensor, tangents: Subset) -> tuple[torch.Tensor, torch.Tensor]:
-        """f and J times the tangents, (n, m_y) each."""
-        found = []
+    def product(self, function: Functional, x: torch.Tensor, tangents: Subset) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return f and J times the tangents, (n, m_y) each."""
+        parts = []
         for part in torch.split(x, _CHUNK):
             try:
-                found.append(push(there, part, tangents, self.m_y) if tangents else self._outputs(there, part))
+                parts.append(push(function, part, tangents, self.m_y) if tangents else self._outputs(function, part))
             except torch.cuda.OutOfMemoryError:
                 raise
             except RuntimeError:  # no forward mode
-                found.append(push_twice(there, part, tangents, self.m_y))
-        return torch.cat([f for f, _ in found]), torch.cat([p for _, p in found])
+                parts.append(push_twice(function, part, tangents, self.m_y))
+        return torch.cat([f for f, _ in parts]), torch.cat([p for _, p in parts])
 
-    def _outputs(self, there: Functional, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        f = there(there.theta, there.batch(x)).detach().reshape(-1, self.m_y).to(there.dtype)
+    def _outputs(self, function: Functional, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        f = function(function.theta, function.batch(x)).detach().reshape(-1, self.m_y).to(function.dtype)
         return f, torch.zeros_like(f)
 
 
-def _confirm(at: _At, S: Subset, tolerance: float | None) -> CheckResult:
+@contextlib.contextmanager
+def _evaluation(model: nn.Module, X: Any, dtype: str | None, seed: int) -> Iterator[_Evaluation]:
+    model = validate_model(model)
+    with preserve_state(model):
+        function, x = bind(model, X, dtype, include_frozen=False)
+        with differentiable(function):
+            probed = probe(function, x)
+            yield _Evaluation(function, x, probed.m_y, dtype_name(probed.computed_in), seed)
+
+
+def _confirm(evaluation: _Evaluation, S: Subset, tolerance: float | None) -> CheckResult:
     """Compare f with J nu on all samples at all thetas."""
     terms = int(sum(int(mask.sum()) for mask in S.values()))
-    generator = torch.Generator().manual_seed(at.seed)
+    generator = torch.Generator().manual_seed(evaluation.seed)
     outputs, products, magnitudes, labels, skipped = [], [], [], [], 0
-    for label, there in at.thetas():
-        nu = {name: there.theta[name] * mask for name, mask in S.items()}
-        f, p = at.product(there, at.x, nu)
+    for label, function in evaluation.thetas():
+        nu = {name: function.theta[name] * mask for name, mask in S.items()}
+        f, p = evaluation.product(function, evaluation.x, nu)
         if not bool(torch.isfinite(f).all() and torch.isfinite(p).all()):
             skipped += 1
             continue
         squares = []
         for _ in range(_SIGNS if terms else 0):
             signs = {n: (torch.randint(0, 2, v.shape, generator=generator) * 2 - 1).to(v) for n, v in nu.items()}
-            squares.append(at.product(there, at.x, {n: v * signs[n] for n, v in nu.items()})[1].square().mean())
+            squares.append(
+                evaluation.product(function, evaluation.x, {n: v * signs[n] for n, v in nu.items()})[1].square().mean()
+            )
         # E (sum s_k t_k)^2 = sum t_k^2 for random signs s_k, and sum |t_k| <= sqrt(terms) (sum t_k^2)^(1/2).
         magnitudes.append(math.sqrt(terms * float(torch.stack(squares).mean())) if squares else 0.0)
         outputs.append(f.double().cpu().numpy())
         products.append(p.double().cpu().numpy())
         labels.append(label)
     if not outputs:
-        raise InvalidInput("model", "derivatives that are NaN or Inf at its theta", "a differentiable model")
+        got = "derivatives that are NaN or Inf at its theta"
+        raise InvalidInput("model", got, "a differentiable model", "not-finite")
     result = check_structure(
         outputs,
         products,
         terms=terms,
         magnitudes=magnitudes,
         tolerance=tolerance,
-        computed_in=at.computed_in,
+        computed_in=evaluation.computed_in,
         labels=labels,
     )
     if result.verdict is Verdict.HOLDS and len(outputs) < 3:
-        reason = f"f = J nu at {len(outputs)} theta; at {skipped} others the outputs overflow, too few are left"
+        reason = (
+            f"f = J nu at {len(outputs)} theta; at {skipped} others the outputs overflow, so the sample is too small"
+        )
         result = dataclasses.replace(result, verdict=Verdict.UNDECIDED, reason=reason, bounds=())
     names = _entries(S)
-    sentence = f"S: {_listed(names)} ({terms} of {at.function.slots.d} parameters)" if names else "S is empty"
-    evidence = (sentence, *result.evidence, "Assumption 1 is about every theta: a sample of them was looked at")
+    sentence = f"S: {_list(names)} ({terms} of {evaluation.function.slots.d} parameters)" if names else "S is empty"
+    evidence = (sentence, *result.evidence, "Assumption 1 is about every theta: the check is made for a sample of them")
     if result.verdict is Verdict.FAILS:
         evidence = evidence[:-1]
-    measured = {**result.measured, "S": names, "parameters": at.function.slots.d, "n": len(at.x), "m_y": at.m_y}
-    return dataclasses.replace(result, evidence=evidence, measured={**measured, "seed": at.seed, "skipped": skipped})
+    measured = {
+        **result.measured,
+        "S": names,
+        "parameters": evaluation.function.slots.d,
+        "n": len(evaluation.x),
+        "m_y": evaluation.m_y,
+    }
+    return dataclasses.replace(
+        result, evidence=evidence, measured={**measured, "seed": evaluation.seed, "skipped": skipped}
+    )
 
 
-def _search(at: _At, tolerance: float | None) -> CheckResult:
-    """Look for S: where the model ends, then among unions of slots, then among single entries."""
-    few = at.x[:: max(1, len(at.x) // _FEW)][:_FEW]
-    order = _last_first(at.function, few)
-    last = _owned(at.function, order[0])
-    ones = {name: torch.ones_like(value) for name, value in at.function.theta.items()}
-    found = _confirm(at, {name: ones[name] for name in last}, tolerance)
-    if found.verdict is Verdict.HOLDS:
-        return found
-    groups = [{name: ones[name]} for name in order]
-    rows = max(1, len(few) * at.m_y)
-    weights = _weights(at, few, groups, max(len(_DRAWN), -(-2 * len(groups) // rows)))
-    best = weights.chosen()
-    if best is not None and weights.residual < math.sqrt(at.eps):
-        return _confirm(at, {order[k]: ones[order[k]] for k in best}, tolerance)
-    if at.function.slots.d <= _ENTRIES:
-        single = [mask for name in order for mask in _single(name, ones[name])]
-        weights = _weights(at, few, single, max(len(_DRAWN), -(-2 * len(single) // rows)))
-        best = weights.chosen()
-        if best is not None and weights.residual < math.sqrt(at.eps):
-            union: dict[str, torch.Tensor] = {}
-            for k in best:
-                for name, mask in single[k].items():
-                    union[name] = union.get(name, torch.zeros_like(mask)) + mask
-            return _confirm(at, union, tolerance)
-        return _refuted(at, weights)
-    return _undecided(at, weights)
+def _search(evaluation: _Evaluation, tolerance: float | None) -> CheckResult:
+    """Search for S: in the last module, then among unions of slots, then among single entries."""
+    few = evaluation.x[:: max(1, len(evaluation.x) // _FEW)][:_FEW]
+    order = _last_first(evaluation.function, few)
+    ones = {name: torch.ones_like(value) for name, value in evaluation.function.theta.items()}
+    last = _confirm(evaluation, {name: ones[name] for name in _same_module(evaluation.function, order[0])}, tolerance)
+    if last.verdict is Verdict.HOLDS:
+        return last
+    tensors: list[Subset] = [{name: ones[name]} for name in order]
+    weights, union = _union(evaluation, few, tensors)
+    if union is None and evaluation.function.slots.d <= _ENTRIES:
+        weights, union = _union(evaluation, few, [mask for name in order for mask in _single(name, ones[name])])
+        if union is None:
+            return _refuted(evaluation, weights)
+    return _undecided(evaluation, weights) if union is None else _confirm(evaluation, union, tolerance)
 
 
-def _weights(at: _At, few: torch.Tensor, groups: Sequence[Subset], count: int) -> Indicator:
-    """Weights on groups of parameters that give f from their products, at several thetas; rows of equal weight."""
+def _union(
+    evaluation: _Evaluation, few: torch.Tensor, groups: Sequence[Subset]
+) -> tuple[Indicator, dict[str, torch.Tensor] | None]:
+    """Return weights of the groups, and the union of the groups with weight 1 if these weights give f."""
+    rows = max(1, len(few) * evaluation.m_y)
+    weights = _weights(evaluation, few, groups, max(len(_SPREADS), -(-2 * len(groups) // rows)))
+    subset = weights.subset()
+    if subset is None or weights.residual >= math.sqrt(evaluation.eps):
+        return weights, None
+    union: dict[str, torch.Tensor] = {}
+    for k in subset:
+        for name, mask in groups[k].items():
+            union[name] = union.get(name, torch.zeros_like(mask)) + mask
+    return weights, union
+
+
+def _weights(evaluation: _Evaluation, few: torch.Tensor, groups: Sequence[Subset], count: int) -> Indicator:
+    """Return weights on groups of parameters that give f from their products at several thetas; rows are scaled."""
     rows, targets = [], []
-    for _, there in at.thetas(count):
-        found = [at.product(there, few, {n: there.theta[n] * mask for n, mask in group.items()}) for group in groups]
-        f = found[0][0].reshape(-1)
-        G = torch.stack([p.reshape(-1) for _, p in found], dim=1)
+    for _, function in evaluation.thetas(count):
+        products = [
+            evaluation.product(function, few, {n: function.theta[n] * mask for n, mask in group.items()})
+            for group in groups
+        ]
+        f = products[0][0].reshape(-1)
+        G = torch.stack([p.reshape(-1) for _, p in products], dim=1)
         if not bool(torch.isfinite(G).all() and torch.isfinite(f).all()):
             continue
         scale = max(float(f.abs().max()), float(G.abs().max())) or 1.0
         rows.append((G / scale).double().cpu().numpy())
         targets.append((f / scale).double().cpu().numpy())
-    return indicator(np.concatenate(rows), np.concatenate(targets), at.eps)
+    return indicator(np.concatenate(rows), np.concatenate(targets), evaluation.eps)
 
 
-def _refuted(at: _At, weights: Indicator) -> CheckResult:
-    """No single entries do: for want of any real weights, or because the only ones are not 0 and 1."""
-    limit = 10.0 * math.sqrt(at.eps)
+def _refuted(evaluation: _Evaluation, weights: Indicator) -> CheckResult:
+    """Return FAILS: no real weights give f, or the only ones are not all 0 or 1."""
+    limit = 10.0 * math.sqrt(evaluation.eps)
     measured = {
         "S": None,
         "weights_residual": weights.residual,
         "weights": weights.weights,
-        "parameters": at.function.slots.d,
-        "n": len(at.x),
-        "m_y": at.m_y,
-        "computed_in": at.computed_in,
-        "seed": at.seed,
+        "parameters": evaluation.function.slots.d,
+        "n": len(evaluation.x),
+        "m_y": evaluation.m_y,
+        "computed_in": evaluation.computed_in,
+        "seed": evaluation.seed,
     }
     bounds: tuple[Bound, ...] = ()
     if weights.residual > limit:
         reason = (
-            f"no S: even real weights on theta_k df/dtheta_k leave {weights.residual:.1e} of f at "
-            "the thetas that were looked at"
+            f"no S: even real weights on theta_k df/dtheta_k leave {weights.residual:.1e} of f at the sampled thetas"
         )
         bounds = (Bound("residual of any weights", weights.residual, ">", limit),)
-    elif weights.unique and weights.residual < math.sqrt(at.eps):
+    elif weights.unique and weights.residual < math.sqrt(evaluation.eps):
         off = max(weights.weights, key=lambda w: min(abs(w), abs(w - 1.0)))
         reason = f"no S: the only weights that give f are not all 0 or 1 (one is {off:.3g})"
     else:
-        return _undecided(at, weights)
+        return _undecided(evaluation, weights)
     return CheckResult(
         name="structure",
         statement=STATEMENT,
@@ -303,14 +320,14 @@ def _refuted(at: _At, weights: Indicator) -> CheckResult:
         code="structure-no-weights",
         next_steps=("end the network with a linear layer whose parameters are all trainable",),
         reason=reason,
-        evidence=("weights by least squares over all parameters at once, at the model's theta and others drawn",),
+        evidence=("weights by least squares over all parameters at once, at the model's theta and random ones",),
         measured=measured,
         bounds=bounds,
-        witness={"seed": at.seed, "weights": weights.weights},
+        witness={"seed": evaluation.seed, "weights": weights.weights},
     )
 
 
-def _undecided(at: _At, weights: Indicator) -> CheckResult:
+def _undecided(evaluation: _Evaluation, weights: Indicator) -> CheckResult:
     return CheckResult(
         name="structure",
         statement=STATEMENT,
@@ -321,12 +338,17 @@ def _undecided(at: _At, weights: Indicator) -> CheckResult:
         next_steps=("name the parameters: S=",),
         reason="no union of whole parameter tensors gives f = J nu; name S if some entries of them should",
         evidence=(f"weights on the tensors, by least squares, leave {weights.residual:.1e} of f",),
-        measured={"S": None, "weights_residual": weights.residual, "parameters": at.function.slots.d, "seed": at.seed},
+        measured={
+            "S": None,
+            "weights_residual": weights.residual,
+            "parameters": evaluation.function.slots.d,
+            "seed": evaluation.seed,
+        },
     )
 
 
 def _last_first(function: Functional, x: torch.Tensor) -> list[str]:
-    """Order the slots by when a module that holds them last ran, the latest first."""
+    """Order the slots by the last time that a module with them ran, the latest first."""
     clock: dict[int, int] = {}
     handles = []
     for module in function.model.modules():
@@ -351,23 +373,24 @@ def _last_first(function: Functional, x: torch.Tensor) -> list[str]:
     return sorted(function.slots.names, key=lambda name: -when[name])
 
 
-def _owned(function: Functional, name: str) -> list[str]:
-    """All slots of the module that holds a slot."""
+def _same_module(function: Functional, name: str) -> list[str]:
+    """Return all slots of the module of a slot."""
     names = {id(p): n for n, p in zip(function.slots.names, function.slots.parameters)}
     for module in function.model.modules():
-        held = [names[id(p)] for p in module._parameters.values() if id(p) in names]
-        if name in held:
-            return held
+        slots = [names[id(p)] for p in module._parameters.values() if id(p) in names]
+        if name in slots:
+            return slots
     return [name]
 
 
-def _named(function: Functional, S: Sequence[str]) -> Subset:
-    """The slots that the names in S mean: parameters by any of their names, or modules."""
+def _masks(evaluation: _Evaluation, S: Sequence[str]) -> Subset:
+    """Return the slots for the names in S: parameters by any of their names, or modules."""
     if isinstance(S, str) or not all(isinstance(name, str) for name in S):
-        raise InvalidInput("S", repr(S), "a sequence of names of parameters or modules")
+        raise InvalidInput("S", repr(S), "a sequence of names of parameters or modules", "wrong-type")
+    function = evaluation.function
     known = {name: name for name in function.slots.names} | function.slots.aliases
     modules = {name for name, _ in function.model.named_modules(remove_duplicate=False)}
-    chosen: dict[str, torch.Tensor] = {}
+    masks: dict[str, torch.Tensor] = {}
     for name in S:
         slots = [known[name]] if name in known else []
         if not slots and name in modules:
@@ -377,8 +400,8 @@ def _named(function: Functional, S: Sequence[str]) -> Subset:
             near = difflib.get_close_matches(name, [*known, *modules], n=3, cutoff=0.0)
             why = "is frozen" if name in function.slots.fixed else "no trainable parameter has"
             raise InvalidInput("S", f"the name {name!r}, which {why}", f"names such as {', '.join(map(repr, near))}")
-        chosen |= {slot: torch.ones_like(function.theta[slot]) for slot in slots}
-    return chosen
+        masks |= {slot: torch.ones_like(function.theta[slot]) for slot in slots}
+    return masks
 
 
 def _single(name: str, mask: torch.Tensor) -> Iterator[Subset]:
@@ -389,7 +412,7 @@ def _single(name: str, mask: torch.Tensor) -> Iterator[Subset]:
 
 
 def _entries(S: Subset) -> list[str]:
-    """Names for a report: a whole slot by its name, a part of one by its entries."""
+    """Return names for a report: of a whole slot its name, of a part its entries."""
     names = []
     for name, mask in S.items():
         if bool(mask.all()):
@@ -399,5 +422,5 @@ def _entries(S: Subset) -> list[str]:
     return names
 
 
-def _listed(names: Sequence[str]) -> str:
+def _list(names: Sequence[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

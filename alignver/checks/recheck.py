@@ -1,4 +1,4 @@
-"""Checking a certificate again with the kernel: any array library's inputs, all cores, progress."""
+"""Check a certificate again with the kernel: inputs of any array library, all cores, progress."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["recheck"]
 
 
 def recheck(certificate: Certificate | str | Path, **inputs: Any) -> CheckResult:
-    """Check that a certificate proves its claim about the given inputs, by other means than it was produced with.
+    """Check that a certificate proves its claim about the given inputs, with code that did not produce it.
 
     Parameters
     ----------
@@ -38,14 +38,14 @@ def recheck(certificate: Certificate | str | Path, **inputs: Any) -> CheckResult
     Returns
     -------
     CheckResult
-        HOLDS with PROOF: the certificate proves its claim about these inputs. FAILS: it does not (an input that is not
-        the one sealed in, a broken seal, a proof that does not go through); that says nothing about the claim itself.
-        UNDECIDED: the arithmetic here is not the one that proofs assume. See :func:`alignver.kernel.verify`.
+        HOLDS with PROOF: the certificate proves its claim about these inputs. FAILS: it does not (another input than
+        the sealed one, a broken seal, an incomplete proof); the claim itself may be true nevertheless. UNDECIDED: the
+        arithmetic of this thread is not the one that proofs assume. See :func:`alignver.kernel.verify`.
 
     Raises
     ------
     InvalidInput
-        Inputs missing, unknown or not finite real arrays; a file that is no certificate.
+        Inputs that are missing, unknown or not finite real arrays; a file that is not a certificate.
 
     Examples
     --------
@@ -58,7 +58,7 @@ def recheck(certificate: Certificate | str | Path, **inputs: Any) -> CheckResult
     >>> recheck(decision.certificate, J=J, y=2 * y).verdict
     <Verdict.FAILS: 'FAILS'>
     """
-    # Rows that come alone may be anything that rows can be in; they are read as the kernel asks for them.
+    # Z alone may be of any form that open_rows accepts; its rows are read when the kernel needs them.
     rows = open_rows(inputs["Z"]) if set(inputs) == {"Z"} else None
     given: dict[str, Any] = {} if rows is None else {"Z": rows.source}
     if "X" in inputs:
@@ -74,17 +74,17 @@ def recheck(certificate: Certificate | str | Path, **inputs: Any) -> CheckResult
 
 
 def _samples(certificate: Certificate | str | Path, X: Any, Y: Any) -> dict[str, Any]:
-    """Return inputs and targets as the kernel reads them: those of a stream one after the other, in their shape."""
+    """Return inputs and targets in the form that the kernel reads: those of a stream one after the other."""
     samples = open_samples(X, Y)
     source: Any = samples.source
     shape: Any = ()
-    wanted = Y is not None
-    with contextlib.suppress(Tampered):  # which the kernel then says
-        known = certificate if isinstance(certificate, Certificate) else load_certificate(certificate)
-        shape, wanted = known.inputs.get("X", {}).get("shape", ()), wanted or "Y" in known.inputs
+    has_targets = Y is not None
+    with contextlib.suppress(Tampered):  # the kernel reports it
+        loaded = certificate if isinstance(certificate, Certificate) else load_certificate(certificate)
+        shape, has_targets = loaded.inputs.get("X", {}).get("shape", ()), has_targets or "Y" in loaded.inputs
     if samples.streamed:
         source = Sequential(samples, shape)
     elif not isinstance(source, np.ndarray):
         source = as_numbers(source, "X")
-    targets = targets_of(samples) if wanted else None
+    targets = targets_of(samples) if has_targets else None
     return {"X": source} if targets is None else {"X": source, "Y": targets}

@@ -1,4 +1,4 @@
-"""Does ``f = J nu`` hold? Outputs beside Jacobian-vector products at several theta (Assumption 1)."""
+"""Does ``f = J nu`` hold? Outputs are compared with Jacobian-vector products at several theta (Assumption 1)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from alignver import require
 from alignver.arrays import EPS, as_matrix, host
 from alignver.errors import InvalidInput
 from alignver.linalg import rank_rules
@@ -20,6 +21,7 @@ __all__ = ["STATEMENT", "Indicator", "check_structure", "indicator"]
 STATEMENT = "Common model structure (Assumption 1)"
 _AFTER = 64  # operations that a term passes through after it was multiplied by its parameter
 _FACTOR = 10.0
+_KINDS = {Verdict.HOLDS: "sampled", Verdict.FAILS: "residual", Verdict.UNDECIDED: "rounding"}
 
 
 def check_structure(
@@ -32,45 +34,46 @@ def check_structure(
     computed_in: str = "float64",
     labels: Sequence[str] | None = None,
 ) -> CheckResult:
-    """Check ``f_X(theta) = J(theta) nu(theta)`` at each theta it was evaluated at, nu being theta on S and 0 elsewhere.
+    """Check ``f_X(theta) = J(theta) nu(theta)`` at the given thetas, where nu is theta on S and 0 elsewhere.
 
-    The residual at one theta is ``max_ij |f_ij - (J nu)_ij| / scale``, scale the largest of max |f|, max |J nu| and the
-    magnitude given for it.
+    The residual at one theta is ``max_ij |f_ij - (J nu)_ij| / scale``, where scale is the largest of max |f|,
+    max |J nu| and the magnitude given for this theta.
 
     Parameters
     ----------
     outputs, products : sequence of (n, m_y) arrays
         f_X(theta) and J(theta) nu(theta), in pairs; the first pair is at the model's own theta.
     terms : int
-        Entries of S: the most products that a sum of them has.
+        Number of entries of S: the number of products in a sum is at most this.
     magnitudes : sequence of float, optional
-        For each pair an estimate of ``max_ij sum_{k in S} |theta_k df_ij / dtheta_k|``, what the rounding of such a
-        sum is relative to.
+        For each pair an estimate of ``max_ij sum_{k in S} |theta_k df_ij / dtheta_k|``, to which the rounding error of
+        such a sum is relative.
     tolerance : float, optional
         The largest residual that counts as rounding. By default ``(terms + 64) eps``: f and J nu are two sums of the
         same products t_k in floating point, each within ``gamma_terms sum |t_k|`` of the exact one (Higham,
         Accuracy and Stability of Numerical Algorithms, 2nd ed., (3.5)), with up to 64 operations on the way out.
     computed_in : str
-        The coarsest dtype of the evaluations, whose eps counts.
+        The coarsest dtype of the evaluations, which sets eps.
     labels : sequence of str, optional
         Names of the thetas.
 
     Returns
     -------
     CheckResult
-        HOLDS with rigor STATISTICAL when every residual is within the tolerance: Assumption 1 speaks of all theta, and
-        these are a sample. FAILS with rigor NUMERICAL when one exceeds ten times the tolerance and 10 sqrt(eps) (ten
-        times a given tolerance alone): one theta is enough. UNDECIDED in between.
+        HOLDS with rigor STATISTICAL if every residual is within the tolerance: Assumption 1 is about all theta, and
+        these are a sample. FAILS with rigor NUMERICAL if one residual exceeds ten times the tolerance and 10 sqrt(eps)
+        (only ten times the tolerance if the caller gives one): one theta is enough. UNDECIDED in between.
 
     Raises
     ------
     InvalidInput
-        Arrays that no verdict can be about, or that do not go together.
+        Arrays that are not finite real matrices, or whose shapes do not fit each other.
 
     Notes
     -----
-    If f - J nu is real analytic in theta, it vanishes at a theta drawn from a density with probability one only if it
-    vanishes everywhere; what remains open is a difference that is small everywhere, and what is not analytic.
+    If f - J nu is real analytic in theta and does not vanish everywhere, the probability that it vanishes at a theta
+    drawn from a density is zero. Not covered: a difference that is small everywhere, and functions that are not
+    analytic.
 
     Examples
     --------
@@ -82,14 +85,12 @@ def check_structure(
     """
     pairs = _pairs(outputs, products)
     sizes = [0.0] * len(pairs) if magnitudes is None else [float(size) for size in magnitudes]
-    named = [f"theta {t}" for t in range(len(pairs))] if labels is None else list(labels)
-    for argument, values in (("magnitudes", sizes), ("labels", named)):
+    names = [f"theta {t}" for t in range(len(pairs))] if labels is None else list(labels)
+    for argument, values in (("magnitudes", sizes), ("labels", names)):
         if len(values) != len(pairs):
-            raise InvalidInput(argument, f"{len(values)} beside {len(pairs)} outputs", "one for each")
-    if isinstance(terms, bool) or not isinstance(terms, int) or terms < 0:
-        raise InvalidInput("terms", f"terms={terms!r}", "a non-negative integer")
-    if computed_in not in EPS:
-        raise InvalidInput("computed_in", repr(computed_in), "one of " + ", ".join(sorted(EPS)))
+            raise InvalidInput(argument, f"{len(values)} beside {len(pairs)} outputs", "one for each", "wrong-shape")
+    terms = require.integer("terms", terms, least=0)
+    require.one_of("computed_in", computed_in, EPS)
     limit = _tolerance(tolerance, terms, EPS[computed_in])
     fails = _FACTOR * (limit.value if tolerance is not None else max(limit.value, math.sqrt(limit.eps)))
     residuals, worst_at = [], []
@@ -100,22 +101,23 @@ def check_structure(
         worst_at.append(np.unravel_index(int(gap.argmax()), gap.shape))
     worst = int(np.argmax(residuals))
     i, j = (int(k) for k in worst_at[worst])
-    there = {"f": float(pairs[worst][0][i, j]), "J nu": float(pairs[worst][1][i, j])}
-    where = f"at {named[worst]}, sample {i}, output {j}: f = {there['f']:.6g}, J nu = {there['J nu']:.6g}"
+    entries = {"f": float(pairs[worst][0][i, j]), "J nu": float(pairs[worst][1][i, j])}
+    where = f"at {names[worst]}, sample {i}, output {j}: f = {entries['f']:.6g}, J nu = {entries['J nu']:.6g}"
     witness = None
+    bounds: tuple[Bound, ...] = ()
     if residuals[worst] <= limit.value:
         verdict, rigor = Verdict.HOLDS, Rigor.STATISTICAL
+        bounds = (Bound("residual", residuals[worst], "<=", limit.value),)
         reason = f"f = J nu up to rounding at {len(pairs)} theta: relative residual at most {residuals[worst]:.1e}"
     elif residuals[worst] > fails:
         verdict, rigor = Verdict.FAILS, Rigor.NUMERICAL
+        bounds = (Bound("residual", residuals[worst], ">", fails),)
         reason = f"f is not J nu {where}"
-        witness = {"theta": named[worst], "sample": i, "output": j, **there}
+        witness = {"theta": names[worst], "sample": i, "output": j, **entries}
     else:
         verdict, rigor = Verdict.UNDECIDED, Rigor.NUMERICAL
-        reason = (
-            f"f differs from J nu by more than rounding explains and less than refutes: {residuals[worst]:.1e} {where}"
-        )
-    bounds = () if verdict is Verdict.UNDECIDED else (_bound(verdict, residuals[worst], limit.value, fails),)
+        excess = f"{residuals[worst]:.1e} {where}"
+        reason = f"f differs from J nu by more than rounding errors, but too little to refute it: {excess}"
     return CheckResult(
         name="structure",
         statement=STATEMENT,
@@ -127,7 +129,7 @@ def check_structure(
         evidence=(f"tolerance {limit.value:.1e}: {limit.formula}",),
         measured={
             "residual": residuals[worst],
-            "residuals": dict(zip(named, residuals)),
+            "residuals": dict(zip(names, residuals)),
             "fails_above": fails,
             "terms": terms,
             "computed_in": computed_in,
@@ -135,17 +137,6 @@ def check_structure(
         bounds=bounds,
         tolerance=limit,
         witness=witness,
-    )
-
-
-_KINDS = {Verdict.HOLDS: "sampled", Verdict.FAILS: "residual", Verdict.UNDECIDED: "rounding"}
-
-
-def _bound(verdict: Verdict, residual: float, limit: float, fails: float) -> Bound:
-    return (
-        Bound("residual", residual, "<=", limit)
-        if verdict is Verdict.HOLDS
-        else Bound("residual", residual, ">", fails)
     )
 
 
@@ -159,21 +150,20 @@ def _tolerance(given: float | None, terms: int, eps: float) -> Tolerance:
 def _pairs(outputs: Sequence[Any], products: Sequence[Any]) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
     if not outputs or len(outputs) != len(products):
         got = f"{len(products)} beside {len(outputs)} outputs"
-        raise InvalidInput("products", got, "at least one, one for each outputs")
+        raise InvalidInput("products", got, "at least one, one for each outputs", "wrong-shape")
     pairs = []
-    for t, (f, p) in enumerate(zip(outputs, products)):
-        found = host(as_matrix(f, f"outputs[{t}]").array), host(as_matrix(p, f"products[{t}]").array)
-        if found[0].shape != found[1].shape:
-            raise InvalidInput(
-                f"products[{t}]", f"shape {found[1].shape} beside {found[0].shape}", "that of its outputs"
-            )
-        pairs.append(found)
+    for t, arrays in enumerate(zip(outputs, products)):
+        f, p = (host(as_matrix(array, f"{name}[{t}]").array) for array, name in zip(arrays, ("outputs", "products")))
+        if f.shape != p.shape:
+            got = f"shape {p.shape} beside {f.shape}"
+            raise InvalidInput(f"products[{t}]", got, "that of its outputs", "wrong-shape")
+        pairs.append((f, p))
     return pairs
 
 
 @dataclasses.dataclass(frozen=True)
 class Indicator:
-    """Weights s with ``G s = f`` as nearly as possible, few of them non-zero.
+    """Least-squares weights s of ``G s = f``, few of them non-zero.
 
     Attributes
     ----------
@@ -182,16 +172,16 @@ class Indicator:
     residual : float
         ||f - G s|| / ||f||, rows scaled: zero up to rounding if any real weights solve the system.
     unique : bool
-        Whether no column was left out: the weights are then the only ones.
+        Whether all columns are used: then the weights are unique.
     """
 
     weights: tuple[float, ...]
     residual: float
     unique: bool
 
-    def chosen(self, closeness: float = 1e-6) -> tuple[int, ...] | None:
-        """Indices of the ones if all weights are 0 or 1, else None."""
-        if any(min(abs(w), abs(w - 1.0)) > closeness for w in self.weights):
+    def subset(self) -> tuple[int, ...] | None:
+        """Return the indices of the weights 1 if all weights are 0 or 1 up to 1e-6, else None."""
+        if any(min(abs(w), abs(w - 1.0)) > 1e-6 for w in self.weights):
             return None
         return tuple(k for k, w in enumerate(self.weights) if w > 0.5)
 
@@ -199,9 +189,9 @@ class Indicator:
 def indicator(G: npt.NDArray[np.float64], f: npt.NDArray[np.float64], eps: float = EPS["float64"]) -> Indicator:
     """Solve ``G s = f`` for weights on the columns, the first columns first.
 
-    A column is left out when it lies, up to sqrt(eps), in the span of the kept ones before it. S satisfies Assumption 1
-    at the thetas that gave the rows exactly if its indicator solves the system, G's columns being the sums of
-    ``theta_k df / dtheta_k`` over groups of parameters; without any real solution there is no such S.
+    A column is not used if it lies, up to sqrt(eps), in the span of the used ones before it. The columns of G are the
+    sums of ``theta_k df / dtheta_k`` over groups of parameters. S satisfies Assumption 1 at the thetas of the rows if
+    and only if its indicator solves the system; without a real solution there is no such S.
 
     Parameters
     ----------
@@ -211,12 +201,12 @@ def indicator(G: npt.NDArray[np.float64], f: npt.NDArray[np.float64], eps: float
     Examples
     --------
     >>> G = np.array([[1.0, 1.0, 0.0], [2.0, 2.0, 1.0], [3.0, 3.0, 5.0]])
-    >>> indicator(G, G[:, 0]).chosen()
+    >>> indicator(G, G[:, 0]).subset()
     (0,)
-    >>> indicator(G, 0.5 * G[:, 0]).chosen() is None
+    >>> indicator(G, 0.5 * G[:, 0]).subset() is None
     True
     """
-    kept: list[int] = []
+    columns: list[int] = []
     basis = np.zeros((len(G), 0))
     for k in range(G.shape[1]):
         rest = G[:, k]
@@ -224,12 +214,12 @@ def indicator(G: npt.NDArray[np.float64], f: npt.NDArray[np.float64], eps: float
             rest = rest - basis @ (basis.T @ rest)
         length = float(np.linalg.norm(rest))
         if length > math.sqrt(eps) * float(np.linalg.norm(G[:, k])):
-            kept.append(k)
+            columns.append(k)
             basis = np.column_stack([basis, rest / length])
     weights = np.zeros(G.shape[1])
-    if kept:
-        lengths = np.linalg.norm(G[:, kept], axis=0)
-        weights[kept] = np.linalg.lstsq(G[:, kept] / lengths, f, rcond=None)[0] / lengths
+    if columns:
+        lengths = np.linalg.norm(G[:, columns], axis=0)
+        weights[columns] = np.linalg.lstsq(G[:, columns] / lengths, f, rcond=None)[0] / lengths
     size = float(np.linalg.norm(f))
     residual = float(np.linalg.norm(f - G @ weights)) / size if size else 0.0
-    return Indicator(tuple(float(w) for w in weights), residual, len(kept) == G.shape[1])
+    return Indicator(tuple(float(w) for w in weights), residual, len(columns) == G.shape[1])

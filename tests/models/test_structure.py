@@ -184,7 +184,7 @@ def test_a_frozen_head_is_no_part_of_theta_and_is_mentioned():
     model[2].requires_grad_(False)
     result = check_common_structure(model, torch.randn(30, 3))
     assert result.verdict is not Verdict.HOLDS
-    assert "frozen, so no part of theta: 2.weight, 2.bias" in result.evidence
+    assert "frozen, so not a part of theta: 2.weight, 2.bias" in result.evidence
 
 
 def test_the_models_own_dtype_and_a_tolerance_of_ones_own():
@@ -317,11 +317,11 @@ def test_bad_arrays(outputs, products, options, argument):
 def test_indicators(rng):
     G = rng.standard_normal((12, 5))
     found = indicator(G, G[:, 1] + G[:, 3])
-    assert found.chosen() == (1, 3)
+    assert found.subset() == (1, 3)
     assert found.unique
     doubled = np.column_stack([G, G[:, 1]])
     again = indicator(doubled, G[:, 1] + G[:, 3])
-    assert again.chosen() == (1, 3)
+    assert again.subset() == (1, 3)
     assert not again.unique
     assert indicator(G, rng.standard_normal(12)).residual > 1e-3
-    assert indicator(np.zeros((3, 2)), np.zeros(3)).chosen() == ()
+    assert indicator(np.zeros((3, 2)), np.zeros(3)).subset() == ()
