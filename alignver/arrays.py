@@ -1,9 +1,8 @@
 """Arrays of any namespace: what is accepted, what is refused and why.
 
-This is the only module that imports ``array_api_compat`` or touches CuPy. Everything above it gets validated real
-arrays of float64 in the caller's own namespace and on the caller's own device, together with the epsilon of the dtype
-that they were computed in. Validation comes before any LAPACK call: several libraries hang, or answer without a
-warning, on NaN.
+This is the only module that imports ``array_api_compat`` or handles CuPy. All modules above it get validated real
+arrays of float64 in the namespace and on the device of the caller, together with the epsilon of the dtype that they
+were computed in. Validation comes before any LAPACK call: on NaN several libraries hang, or return without a warning.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from typing import Any, TypeAlias
 import array_api_compat
 import numpy as np
 
+from alignver import require
 from alignver.errors import InvalidInput
 
 __all__ = [
@@ -65,11 +65,11 @@ class Entries:
     array : Array
         float64, finite, in the namespace and on the device of the input; never a copy of a float64 input.
     dtype : str
-        The dtype that the entries were computed in (of the input, or the caller's word for it).
+        The dtype that the entries were computed in (of the input, or ``computed_in`` of the caller).
     eps : float
         Its machine epsilon.
     handed_eps : float
-        Epsilon of the dtype that the array came in: all that a library it is handed to can know.
+        Epsilon of the dtype of the input array, the only one that a library can know.
     """
 
     array: Array
@@ -104,7 +104,7 @@ def as_matrix(value: Any, name: str, *, computed_in: str | None = None) -> Entri
 
 
 def as_vector(value: Any, name: str) -> Entries:
-    """Validate a real vector, as :func:`as_matrix` does; an (N, 1) or (1, N) matrix is refused, not guessed at."""
+    """Validate a real vector, as :func:`as_matrix` does; an (N, 1) or (1, N) matrix is refused."""
     return _validated(value, name, 1, None)
 
 
@@ -124,19 +124,17 @@ def _validated(value: Any, name: str, ndim: int, computed_in: str | None) -> Ent
     array = native(value, name)
     dtype = _dtype_name(array)
     kind = {1: "vector", 2: "matrix"}[ndim]
+    shape = tuple(array.shape)
     if dtype not in EPS and dtype not in _INTEGERS and dtype != "bool":
-        raise InvalidInput(
-            name, f"dtype {dtype}", "real numbers: float16, bfloat16, float32, float64, integers or bool"
-        )
+        need = "real numbers: float16, bfloat16, float32, float64, integers or bool"
+        raise InvalidInput(name, f"dtype {dtype}", need, "wrong-dtype")
     if array.ndim != ndim:
-        shape = tuple(array.shape)
-        raise InvalidInput(
-            name, f"{array.ndim} dimensions, shape {shape}", f"a {kind}, {ndim} dimension{'s' * (ndim > 1)}"
-        )
-    if 0 in tuple(array.shape):
-        raise InvalidInput(name, f"shape {tuple(array.shape)}", f"a {kind} that is not empty")
-    if computed_in is not None and computed_in not in EPS:
-        raise InvalidInput("computed_in", repr(computed_in), "one of " + ", ".join(sorted(EPS)))
+        need = f"a {kind}, {ndim} dimension{'s' * (ndim > 1)}"
+        raise InvalidInput(name, f"{array.ndim} dimensions, shape {shape}", need, "wrong-shape")
+    if 0 in shape:
+        raise InvalidInput(name, f"shape {shape}", f"a {kind} that is not empty", "wrong-shape")
+    if computed_in is not None:
+        require.one_of("computed_in", computed_in, EPS)
     if dtype in EPS:
         _require_finite(array, name)
     elif dtype != "bool":
@@ -146,7 +144,7 @@ def _validated(value: Any, name: str, ndim: int, computed_in: str | None) -> Ent
         array = xp.astype(array, xp.uint8)
     wide = array if dtype == "float64" else xp.astype(array, xp.float64)
     stored = dtype if dtype in EPS else "float64"
-    # Widening never gains digits: the coarser of the two dtypes tells how many the entries have.
+    # Widening adds no digits: the coarser of the two dtypes determines the precision of the entries.
     source = max((stored, computed_in or stored), key=EPS.__getitem__)
     return Entries(wide, source, EPS[source], EPS[stored])
 
@@ -154,16 +152,20 @@ def _validated(value: Any, name: str, ndim: int, computed_in: str | None) -> Ent
 def native(value: Any, name: str) -> Array:
     """Return ``value`` as an array of a supported namespace, without changing one that already is."""
     if hasattr(value, "tocsr") or getattr(getattr(value, "layout", None), "__repr__", str)() in _TORCH_SPARSE:
-        raise InvalidInput(
-            name, f"a sparse {type(value).__name__}", "a dense array (.toarray() or .to_dense()), or an operator"
-        )
+        need = "a dense array (.toarray() or .to_dense()), or an operator"
+        raise InvalidInput(name, f"a sparse {type(value).__name__}", need, "wrong-type")
     if isinstance(value, np.ma.MaskedArray):
-        raise InvalidInput(name, "a masked array", "an array without a mask (.filled(...) or .compressed())")
+        need = "an array without a mask (.filled(...) or .compressed())"
+        raise InvalidInput(name, "a masked array", need, "wrong-type")
     if array_api_compat.is_torch_array(value):
-        return _native_torch(value, name)
+        if value.is_meta:
+            raise InvalidInput(name, "a meta tensor, which has no entries", "a tensor with data", "wrong-type")
+        if value.is_quantized:
+            raise InvalidInput(name, "a quantized tensor", "real entries: .dequantize()", "wrong-dtype")
+        return value.detach()
     if array_api_compat.is_jax_array(value) or array_api_compat.is_lazy_array(value):
-        kind = f"{type(value).__module__.partition('.')[0]} array"
-        raise InvalidInput(name, f"a {kind}", "an eager, mutable array: numpy.asarray(...) makes one")
+        got = f"a {type(value).__module__.partition('.')[0]} array"
+        raise InvalidInput(name, got, "an eager, mutable array: numpy.asarray(...) makes one", "wrong-type")
     if array_api_compat.is_numpy_array(value):
         if not value.dtype.isnative:
             value = value.astype(value.dtype.newbyteorder("="))
@@ -173,20 +175,11 @@ def native(value: Any, name: str) -> Array:
     try:
         return np.asarray(value)
     except (ValueError, TypeError, OverflowError) as error:
-        raise InvalidInput(
-            name, f"{type(value).__name__} that is no array ({error})", "rows of equal length"
-        ) from error
+        got = f"a {type(value).__name__} that is not an array ({error})"
+        raise InvalidInput(name, got, "rows of equal length", "wrong-shape") from error
 
 
 _TORCH_SPARSE = {f"torch.sparse_{kind}" for kind in ("coo", "csr", "csc", "bsr", "bsc")}
-
-
-def _native_torch(value: Any, name: str) -> Array:
-    if value.is_meta:
-        raise InvalidInput(name, "a meta tensor, which has no entries", "a tensor with data")
-    if value.is_quantized:
-        raise InvalidInput(name, "a quantized tensor", "real entries: .dequantize()")
-    return value.detach()
 
 
 def _dtype_name(array: Array) -> str:
@@ -203,18 +196,17 @@ def _require_finite(array: Array, name: str) -> None:
             where = (start + int(index[0]), *(int(k) for k in index[1:]))
             bad = float(block[tuple(int(k) for k in index)])
             place = where[0] if len(where) == 1 else where
-            raise InvalidInput(name, f"{bad} at {place}", "finite entries")
+            raise InvalidInput(name, f"{bad} at {place}", "finite entries", "not-finite")
 
 
 def _require_exact(array: Array, name: str) -> None:
-    """Refuse integers that float64 cannot hold: widening them would change the matrix that the verdict is about."""
+    """Refuse integers that float64 cannot hold: widening them would change the matrix of the verdict."""
     xp = namespace(array)
     low, high = int(xp.min(array)), int(xp.max(array))
     if max(-low, high) > _EXACT_INTEGER:
         extreme = high if high > -low else low
-        raise InvalidInput(
-            name, f"the integer {extreme}", "integers of at most 2**53 in magnitude, which float64 holds exactly"
-        )
+        need = "integers of at most 2**53 in magnitude, which float64 holds exactly"
+        raise InvalidInput(name, f"the integer {extreme}", need, "wrong-dtype")
 
 
 def blocks(array: Array, axis: int) -> list[tuple[int, Array]]:
@@ -231,20 +223,20 @@ def blocks(array: Array, axis: int) -> list[tuple[int, Array]]:
 
 
 def same_place(first: Array, second: Array, names: tuple[str, str]) -> None:
-    """Require two arrays of one namespace and one device: nothing is moved behind the caller's back."""
+    """Require two arrays of the same namespace and device: arrays are not moved implicitly."""
     xp, other = namespace(first), namespace(second)
     if xp is not other:
         libraries = [module.__name__.rpartition(".")[2] for module in (xp, other)]
-        raise InvalidInput(
-            names[1], f"a {libraries[1]} array beside a {libraries[0]} {names[0]}", f"the library of {names[0]}"
-        )
-    here, there = array_api_compat.device(first), array_api_compat.device(second)
-    if here != there:
-        raise InvalidInput(names[1], f"device {there} beside {names[0]} on {here}", f"the device of {names[0]}")
+        got = f"a {libraries[1]} array beside a {libraries[0]} {names[0]}"
+        raise InvalidInput(names[1], got, f"the library of {names[0]}", "wrong-type")
+    device, other_device = array_api_compat.device(first), array_api_compat.device(second)
+    if device != other_device:
+        got = f"device {other_device} beside {names[0]} on {device}"
+        raise InvalidInput(names[1], got, f"the device of {names[0]}", "wrong-device")
 
 
 def host(array: Array) -> np.ndarray[Any, np.dtype[Any]]:
-    """Copy a (small) array to NumPy: decisions are made there."""
+    """Return a (small) array as a NumPy array, in which decisions are made."""
     if isinstance(array, np.ndarray):
         return array
     if array_api_compat.is_cupy_array(array):
@@ -253,7 +245,7 @@ def host(array: Array) -> np.ndarray[Any, np.dtype[Any]]:
         return np.asarray(array_api_compat.to_device(array, "cpu"))
     try:
         return np.asarray(array)
-    except (RuntimeError, TypeError):  # on a device of its library, which does not convert by itself
+    except (RuntimeError, TypeError):  # on a device of its library, without implicit conversion
         return np.from_dlpack(array)
 
 
@@ -264,7 +256,7 @@ def like(values: Any, reference: Array) -> Array:
 
 
 def accelerator(value: Any) -> Array | None:
-    """Return an empty array where ``value`` is, if that is a GPU: CuPy's, or torch's CUDA; None for anything else.
+    """Return an empty array on the GPU of ``value``, a CuPy array or a CUDA tensor; None for other values.
 
     Examples
     --------
@@ -297,17 +289,17 @@ def digest(array: Array) -> str:
 
 
 def available_memory() -> int:
-    """Return the bytes of main memory that can be taken now: what is free, within the limit of the control group."""
-    room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Return the bytes of available main memory, within the limit of the control group."""
+    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        room = int(lines["MemAvailable"].split()[0]) * 1024
+        available = int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
-        pass  # not Linux: all there is
+        pass  # not Linux: all memory of the machine
     try:
         group = Path("/sys/fs/cgroup")
         limit = int((group / "memory.max").read_text())
-        room = min(room, max(0, limit - int((group / "memory.current").read_text())))
+        available = min(available, max(0, limit - int((group / "memory.current").read_text())))
     except (OSError, ValueError):
         pass  # no limit
-    return room
+    return available

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and files of lines that grow by whole lines."""
+"""Write files atomically: whole files that appear at once, and files that grow by whole lines."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def replacing(file: Path, *, shared: bool = False) -> Iterator[Path]:
     ----------
     file : pathlib.Path
     shared : bool
-        Several processes may write the file at once: each gets a path of its own. Otherwise a path that a killed
-        process left behind is used again.
+        Several processes may write the file at once: each gets its own path. Otherwise the path of a killed process is
+        used again.
 
     Examples
     --------
@@ -43,7 +43,7 @@ def replacing(file: Path, *, shared: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing(file: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
-    """Open what will replace ``file``, as :func:`replacing` does; its content is on the disk before it does."""
+    """Open the file that replaces ``file``, as with :func:`replacing`; its content is on the disk before that."""
     with replacing(file, shared=shared) as part, part.open("wb") as stream:
         yield stream
         stream.flush()
@@ -51,12 +51,12 @@ def writing(file: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
 
 
 def append(file: Path, line: bytes, *, sync: bool) -> None:
-    """Append a line; ``sync`` waits until it is on the disk. The lines before are untouched, whatever happens.
+    """Append a line; ``sync`` waits until it is on the disk. An error does not change the lines before.
 
     Raises
     ------
     OSError
-        The line could not be written whole: what was written of it is removed.
+        The line could not be written completely; the written part is removed.
     """
     with file.open("ab", buffering=0) as stream:
         end = stream.tell()

@@ -1,7 +1,7 @@
-"""Progress of long work, told to whoever listens: the libraries below report steps, the CLI draws the bar.
+"""Progress of long computations: the library reports steps to a listener, and the CLI draws the bar.
 
-Nothing here prints. A listener is installed with :func:`listening`; without one every call is a no-op, so that library
-code can report freely at no cost to people who did not ask.
+This module does not print. :func:`listening` installs a listener; without one every call does nothing, so that reports
+in library code cost no time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Listener(Protocol):
-    """What a display of progress implements."""
+    """The interface of a display of progress."""
 
     def start(self, label: str, total: int | None) -> object:
         """Open a task of ``total`` steps (None: unknown) and return a handle for it."""
@@ -65,7 +65,7 @@ def track(steps: Iterable[T], label: str) -> Iterator[T]:
 
 @contextlib.contextmanager
 def stage(label: str) -> Iterator[None]:
-    """Report one indivisible piece of work (an SVD, say) that has a beginning and an end but no steps."""
+    """Report a computation without steps, such as an SVD, by its beginning and its end."""
     listener = _listener.get()
     if listener is None:
         yield

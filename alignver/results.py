@@ -1,9 +1,9 @@
-"""What a check returns: frozen plain data that prints well, travels as JSON and refuses to be misread as a bool.
+"""Results of checks: frozen plain data with a text report and a JSON form, and without a truth value.
 
 Verdict, rigor and subject are independent: HOLDS, FAILS or UNDECIDED; PROOF, NUMERICAL or STATISTICAL; about the
-network, about the matrix that was computed, or about the data.
-A HOLDS with PROOF carries a certificate and a FAILS with PROOF a witness; building one without raises ``ValueError``,
-since a proof nobody can re-check is the worst bug this project can have.
+network, about the computed matrix, or about the data.
+A HOLDS with PROOF carries a certificate and a FAILS with PROOF a witness; without them the constructor raises
+``ValueError``, since every proof has to be checkable.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import enum
 import html
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn, Protocol, runtime_checkable
 
 from alignver.errors import printable
@@ -35,9 +35,9 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 2
-"""Version of the JSON document that :meth:`Report.to_dict` makes; it changes when a reader would have to.
+"""Version of the JSON document of :meth:`Report.to_dict`; it changes if readers have to change.
 
-Version 1 had no ``subject``, ``code``, ``next_steps`` and ``plan``; it is still read.
+Version 1 has no ``subject``, ``code``, ``next_steps`` and ``plan``; :meth:`Report.from_json` accepts it.
 """
 
 
@@ -69,7 +69,7 @@ class Verdict(_NoTruth):
 
 
 class Rigor(_NoTruth):
-    """How the answer was reached: a proof, floating-point evidence at a tolerance, or a sample."""
+    """The kind of evidence: a proof, a floating-point computation at a tolerance, or a sample."""
 
     PROOF = "PROOF"
     NUMERICAL = "NUMERICAL"
@@ -79,7 +79,7 @@ class Rigor(_NoTruth):
 class Subject(_NoTruth):
     """What the answer is about.
 
-    The network: the function of real arithmetic that the model writes down, at its parameters and inputs. The computed
+    The network: the function that the model defines in real arithmetic, at its parameters and inputs. The computed
     matrix: exactly these floats, or a ball around them. The data: every model that is a function of its input.
 
     Examples
@@ -99,7 +99,7 @@ class Subject(_NoTruth):
 
 
 class Frozen(dict[str, Any]):
-    """A dict that cannot be changed after it was built (shallow: its values are made plain data first)."""
+    """A dict that cannot be changed (shallow: :func:`plain` converts its values first)."""
 
     def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
         raise TypeError("the data of a result is frozen; build a new result with dataclasses.replace")
@@ -114,8 +114,8 @@ class Frozen(dict[str, Any]):
 def plain(value: Any) -> Any:
     """Turn a value into frozen plain data: bool, int, float, str, None, tuples and :class:`Frozen` dicts of them.
 
-    NumPy scalars become Python numbers and arrays become (nested) tuples; anything else is a ``TypeError``, so that
-    what a result holds can always be written as JSON and read back equal.
+    NumPy scalars become Python numbers and arrays become (nested) tuples; other types raise ``TypeError``, so that the
+    JSON form of a result can always be read back.
 
     Examples
     --------
@@ -125,10 +125,8 @@ def plain(value: Any) -> Any:
     """
     if isinstance(value, enum.Enum):
         return value.value
-    if isinstance(value, enum.Enum):
-        return value.value
     if value is None or isinstance(value, bool | int | float | str):
-        # numpy.float64 is a float: rebuild, so that repr and pickles do not depend on numpy.
+        # numpy.float64 is a float; the conversion makes repr and pickles independent of numpy.
         return float(value) if isinstance(value, float) else value
     if isinstance(value, Mapping):
         return Frozen({str(key): plain(item) for key, item in value.items()})
@@ -140,7 +138,7 @@ def plain(value: Any) -> Any:
 
 
 def encode(value: Any) -> Any:
-    """Plain data to what strict JSON can say: a non-finite float becomes {"float": "inf"}."""
+    """Return plain data in strict JSON types: a non-finite float becomes {"float": "inf"}."""
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": repr(value)}
     if isinstance(value, Mapping):
@@ -151,6 +149,7 @@ def encode(value: Any) -> Any:
 
 
 def decode(value: Any) -> Any:
+    """Undo :func:`encode`."""
     if isinstance(value, Mapping):
         if set(value) == {"float"} and isinstance(value["float"], str):
             return float(value["float"])
@@ -162,15 +161,15 @@ def decode(value: Any) -> Any:
 
 @runtime_checkable
 class Summarised(Protocol):
-    """A certificate as a result sees it: something that can say what it is in plain data."""
+    """The part of a certificate that a result needs: a summary in plain data."""
 
     def summary(self) -> Mapping[str, Any]:
-        """Claim, method, size and where it was saved."""
+        """Return claim, method, size and the path that it was saved to."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tolerance:
-    """A tolerance and where it came from.
+    """A tolerance and its source.
 
     Attributes
     ----------
@@ -179,7 +178,7 @@ class Tolerance:
     value : float
         Its value, in the units of the matrix's singular values.
     formula : str
-        The formula that gave the value.
+        The formula of the value.
     source : str
         The reference of the formula.
     eps : float
@@ -229,46 +228,46 @@ class Bound:
 
     @property
     def satisfied(self) -> bool:
-        """Whether the relation is true of the two numbers as they stand."""
+        """Whether the relation is true for the two numbers."""
         return bool(_RELATIONS[self.relation](self.value, self.limit))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class CheckResult:
-    """One check's answer with everything it rests on.
+    """The answer of a check, with its evidence.
 
     Attributes
     ----------
     name : str
-        The check, as it is called: ``"membership"``, ``"rank"``.
+        The name of the check: ``"membership"``, ``"rank"``.
     statement : str
-        What was checked, with the source's own name: ``"Data-architecture alignment (Definition 2)"``.
+        The checked statement, with its name in the source: ``"Data-architecture alignment (Definition 2)"``.
     verdict, rigor : Verdict, Rigor
-        The answer and how it was reached.
+        The answer and the kind of evidence for it.
     reason : str
-        One sentence that a person can act on.
+        One sentence with the reason.
     subject : Subject
         What the answer is about.
     code : str
         A stable name of the kind of answer, for programs: ``"data-conflict"``. ``docs/verdicts.md`` lists them.
     next_steps : tuple of str
-        What to try, in this order.
+        Suggestions, in this order.
     evidence : tuple of str
-        Further sentences, most important first; what the terminal report shows.
+        Further sentences of the terminal report, most important first.
     measured : mapping
-        Every number behind the sentences, as plain data.
+        The numbers of the sentences, as plain data.
     bounds : tuple of Bound
         Measured values beside their limits.
     tolerance : Tolerance or None
         The tolerance of a NUMERICAL verdict.
     witness : mapping or None
-        What refutes (or shows) the claim: indices, a vector, a pair of samples.
+        Data that refute (or show) the claim: indices, a vector, a pair of samples.
     certificate : Certificate, mapping or None
-        What re-checks a proof; after a JSON round trip, its summary.
+        The data for checking a proof again; after a JSON round trip, their summary.
     cost : mapping
-        ``seconds`` and, where known, ``peak_bytes``.
+        ``seconds`` and, if known, ``peak_bytes``.
     plan : mapping or None
-        How it was computed, and what that was expected to take: ``engine``, ``reason``, ``peak_bytes``, ``flops``.
+        The method of the computation and its expected cost: ``engine``, ``reason``, ``peak_bytes``, ``flops``.
     """
 
     name: str
@@ -289,18 +288,21 @@ class CheckResult:
     plan: Mapping[str, Any] | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "verdict", Verdict(self.verdict))
-        object.__setattr__(self, "rigor", Rigor(self.rigor))
-        object.__setattr__(self, "subject", Subject(self.subject))
-        object.__setattr__(self, "evidence", tuple(self.evidence))
-        object.__setattr__(self, "next_steps", tuple(self.next_steps))
-        object.__setattr__(self, "bounds", tuple(self.bounds))
-        for field in ("measured", "cost"):
-            object.__setattr__(self, field, plain(getattr(self, field)))
-        for field in ("witness", "plan"):
-            if getattr(self, field) is not None:
-                object.__setattr__(self, field, plain(getattr(self, field)))
-        if self.certificate is not None and not isinstance(self.certificate, Summarised):
+        conversions: dict[str, Callable[[Any], Any]] = {
+            "verdict": Verdict,
+            "rigor": Rigor,
+            "subject": Subject,
+            "evidence": tuple,
+            "next_steps": tuple,
+            "bounds": tuple,
+            "measured": plain,
+            "cost": plain,
+            "witness": plain,  # of None: None
+            "plan": plain,
+        }
+        for field, convert in conversions.items():
+            object.__setattr__(self, field, convert(getattr(self, field)))
+        if not isinstance(self.certificate, Summarised):
             object.__setattr__(self, "certificate", plain(self.certificate))
         if self.rigor is Rigor.PROOF and self.verdict is Verdict.HOLDS and self.certificate is None:
             raise ValueError("a HOLDS with PROOF needs a certificate")
@@ -312,9 +314,8 @@ class CheckResult:
 
     def __str__(self) -> str:
         """Return the terminal report, without colour."""
-        return "\n".join(
-            [f"{printable(self.statement).ljust(56)}  {self.answer}", *(f"  {line}" for line in self.lines())]
-        )
+        first = f"{printable(self.statement).ljust(56)}  {self.answer}"
+        return "\n".join([first, *(f"  {line}" for line in self.lines())])
 
     def __repr__(self) -> str:
         """Return one line."""
@@ -330,9 +331,9 @@ class CheckResult:
         return f"{self.verdict}  {self.rigor.value.lower()} ({self.subject.words})"
 
     def lines(self) -> tuple[str, ...]:
-        """Return reason, evidence, what to try and the cost, a sentence each: what every text report is made of.
+        """Return the lines of every text report: reason, evidence, next steps and cost.
 
-        Each is a printable line, whatever is in the names that it quotes; ``reason`` and ``evidence`` stay as they are.
+        Each line is printable for any names that it quotes; ``reason`` and ``evidence`` themselves are not changed.
         """
         cost = [f"{self.cost['seconds']:.1f} s"] if "seconds" in self.cost else []
         if "peak_bytes" in self.cost:
@@ -343,7 +344,7 @@ class CheckResult:
     def require(self) -> CheckResult:
         """Return the result itself if it HOLDS; raise :class:`VerificationFailed` otherwise.
 
-        An UNDECIDED result raises too: what is not established is not to be relied on.
+        An UNDECIDED result raises too.
         """
         if self.verdict is not Verdict.HOLDS:
             raise VerificationFailed(self)
@@ -387,7 +388,7 @@ class CheckResult:
 
 
 _FROM_VERSION_1 = {"subject": Subject.COMPUTED_MATRIX, "code": ""}
-"""What version 1 of the schema did not say: its proofs were all about matrices."""
+"""Fields that version 1 of the schema does not have: all of its proofs are about matrices."""
 
 
 class VerificationFailed(Exception):
@@ -448,15 +449,12 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
     >>> worst([Verdict.HOLDS, Verdict.UNDECIDED])
     <Verdict.UNDECIDED: 'UNDECIDED'>
     """
-    seen = set(verdicts)
-    for verdict in (Verdict.FAILS, Verdict.UNDECIDED):
-        if verdict in seen:
-            return verdict
-    return Verdict.HOLDS
+    order = (Verdict.HOLDS, Verdict.UNDECIDED, Verdict.FAILS)
+    return max(verdicts, key=order.index, default=Verdict.HOLDS)
 
 
 def shown_down(value: float, digits: int = 3) -> str:
-    """Return a lower bound in few digits that is still one.
+    """Return a lower bound in few digits, rounded down.
 
     Examples
     --------
@@ -467,7 +465,7 @@ def shown_down(value: float, digits: int = 3) -> str:
 
 
 def shown_up(value: float, digits: int = 3) -> str:
-    """Return an upper bound in few digits that is still one.
+    """Return an upper bound in few digits, rounded up.
 
     Examples
     --------
@@ -481,5 +479,5 @@ def _shown(value: float, digits: int, rounding: str) -> str:
     if not math.isfinite(value):
         return f"{value:g}"
     exact = decimal.Context(prec=digits, rounding=rounding).create_decimal_from_float(value)
-    text = f"{float(exact):.{digits}g}"  # so few digits survive the way through a float, but at the ends of its range
+    text = f"{float(exact):.{digits}g}"  # exact for so few digits, except at the ends of the range of floats
     return text if decimal.Decimal(text) == exact else f"{exact:.{digits - 1}e}"
