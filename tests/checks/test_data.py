@@ -336,7 +336,7 @@ BAD = {
     "fewer targets": ((X, LABELS[:6]), r"^Y: got 6 targets beside 7 samples in X"),
     "targets of three dimensions": ((X, np.zeros((7, 1, 1))), r"^Y: got shape \(7, 1, 1\)"),
     "targets that are NaN": ((X, [0.0, np.nan, 0, 0, 0, 0, 0]), r"^Y: got NaN or Inf at sample 1"),
-    "targets twice": ((TensorDataset(T, L), LABELS), r"^Y: got targets beside those that X brings"),
+    "targets twice": ((TensorDataset(T, L), LABELS), r"^Y: got targets beside those in X"),
     "targets as words": ((X, list("abcdefg")), r"^Y: got entries of dtype <U1"),
     "triples": ((TensorDataset(T, L, L), None), r"^X: got samples of 3 parts"),
     "dicts": ((Stream([{"x": 1}]), None), r"^X: got samples that are a dict"),
@@ -377,7 +377,7 @@ def test_a_stream_that_shuffles_by_itself_is_named():
     ("options", "words"),
     [
         ({"loss": "mse"}, r"^loss: got loss='mse'"),
-        ({"dtype": "int8"}, r"^dtype: got 'int8'"),
+        ({"dtype": "int8"}, r"^dtype: got dtype='int8'"),
         ({"dtype": "float16", "X": X * 1e6}, r"^X: got NaN or Inf at sample 0; needs finite numbers of float16"),
         ({"Y": None, "loss": "squared"}, r"^Y: got no targets"),
         ({"Y": [-1, 0, 0, 0, 0, 0, 0], "loss": "cross_entropy"}, r"^Y: .*\(Y \+ 1\) / 2"),
