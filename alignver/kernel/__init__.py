@@ -1,8 +1,8 @@
-"""The trusted part: what a certificate is, and whether it proves what it claims.
+"""The trusted part: the format of certificates, and the check that a certificate proves its claim.
 
-Nothing here produces a proof, and nothing outside has to be right for a proof that :func:`verify` accepts to be one.
-``docs/trust.md`` says what has to be. Imports NumPy, the standard library, :mod:`alignver.errors` and
-:mod:`alignver.results`; python-flint, where it is installed, multiplies integer matrices faster.
+The kernel produces no proofs, and a proof that :func:`verify` accepts does not depend on the correctness of any other
+code. ``docs/trust.md`` lists the assumptions. The kernel imports NumPy, the standard library, :mod:`alignver.errors`
+and :mod:`alignver.results`; python-flint, if installed, multiplies integer matrices faster.
 """
 
 from alignver.kernel.certificate import Certificate, load_certificate, seal

@@ -1,4 +1,4 @@
-"""``python -m alignver.kernel CERT --input NAME=FILE``: check a certificate where nothing but NumPy is installed."""
+"""``python -m alignver.kernel CERT --input NAME=FILE``: check a certificate with no dependency except NumPy."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def _read(pair: str) -> tuple[str, Any]:
     demand(name.isidentifier() and file != "", "--input", repr(pair), "NAME=FILE, for example A=A.npy")
     try:
         mapped = np.load(file, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # NumPy raises many kinds over damaged files: every one means the same
+    except Exception as error:  # NumPy raises many types for damaged files, all with the same meaning
         raise InvalidInput("--input", f"{file} ({type(error).__name__})", "a .npy file") from error
     demand(isinstance(mapped, np.ndarray), "--input", f"{file}, an archive", "a .npy file with one array")
     return name, mapped
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Check a certificate; exit with 0 where it proves its claim, 1 where not, 2 over bad input, 3 undecided."""
+    """Check a certificate; exit with 0 if it proves its claim, 1 if not, 2 for invalid input, 3 if undecided."""
     parser = argparse.ArgumentParser(prog="python -m alignver.kernel", description=__doc__)
     parser.add_argument("certificate", metavar="CERT", help="a folder that Certificate.save wrote")
     parser.add_argument("--input", action="append", default=[], metavar="NAME=FILE", help="an input of the claim, .npy")

@@ -1,7 +1,7 @@
-"""Certificates: what a proof leaves behind, sealed, in memory and on disk.
+"""Certificates: the sealed data of a proof, in memory and on disk.
 
-Anyone can check a certificate without trusting who produced it. On disk it is written whole or not at all, and read as
-if an enemy had written it.
+A certificate can be checked without trust in its producer. It is written to disk completely or not at all, and read
+with the assumption that its files may be hostile.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ __all__ = [
     "record", "rows_of", "seal", "unpack", "write",
 ]  # fmt: skip
 
-
 CLAIMS = {
     "membership": "y is in the column space of J",
     "non-membership": "y is not in the column space of J",
@@ -51,21 +50,21 @@ CLAIMS = {
     "conflicting": "two equal rows of X have different rows of Y, and {rank} rows of X are distinct",
     "suboptimality": "L(theta) - inf L > {gap}: the weights of the last hidden layer can be changed for the better",
 }
-"""What a certificate can claim; with a ball, of every matrix in it."""
+"""The claims of certificates; with a ball, a claim is about every matrix in it."""
 
 VERSIONS = (1, 2)
-"""Formats that are read; 2 is written. There ``s_min`` and ``distance`` are part of the claim, in 1 they went along."""
+"""Formats that are read; 2 is written. ``s_min`` and ``distance`` are part of the claim in 2, but not in 1."""
 
 LOSSES = ("squared", "binary_cross_entropy", "cross_entropy")
-"""Losses that claims are about: ||q - y||^2, and the logistic and softmax cross-entropies of natural logarithms."""
+"""The losses of claims: ||q - y||^2, and the logistic and softmax cross-entropies with natural logarithms."""
 
 STATED = dict.fromkeys(("gram", "right inverse", "factored gram", "staircase"), "s_min") | {"residual": "distance"}
-"""For each method the number that a claim may state beyond its words, which is checked then; others state none."""
+"""The number that a claim may state in addition, for each method; if stated, it is checked. Other methods have none."""
 
 DTYPES = ("<f8", "<i8", "|u1")
 
 Inputs: TypeAlias = Mapping[str, Any]
-"""What a claim is about, by name."""
+"""The matrices of a claim, by name."""
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 
@@ -79,7 +78,7 @@ class Certificate:
     claim : str
         A key of :data:`CLAIMS`.
     method : str
-        How it is proved, hence how it is checked.
+        The method of the proof, which determines the check.
     inputs : mapping
         For every input ``{"sha256", "shape", "dtype"}``: the digest of its float64 entries in row-major
         order; of X, that of the digests of its rows (:func:`~alignver.kernel.data.record_of`).
@@ -88,9 +87,9 @@ class Certificate:
     constants : mapping
         Numbers of the proof, as plain data.
     versions : mapping
-        What produced it.
+        The versions of the software that produced it.
     seal : str
-        SHA-256 over everything above: a checksum, by which one changed bit is found, not a signature.
+        SHA-256 over everything above: a checksum that detects a changed bit, not a signature.
     version : int
         Of the format: 1 or 2.
 
@@ -115,7 +114,7 @@ class Certificate:
     path: str | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def header(self, records: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Return everything but the arrays' bytes, as it is sealed and written; ``records`` are those of the data."""
+        """Return everything except the bytes of arrays, as sealed and written; ``records`` are those of the data."""
         if records is None:
             records = {name: record(array) for name, array in sorted(self.data.items())}
         form = {"format": "alignver certificate", "version": self.version, "claim": self.claim, "method": self.method}
@@ -123,12 +122,12 @@ class Certificate:
         return {**form, **content, "inputs": {name: dict(entry) for name, entry in self.inputs.items()}}
 
     def expected_seal(self, records: Mapping[str, Any] | None = None) -> str:
-        """Return the seal that the content deserves."""
+        """Return the seal that matches the content."""
         return hashlib.sha256(canonical(self.header(records))).hexdigest()
 
     @property
     def sealed(self) -> bool:
-        """Whether the seal is that of the content."""
+        """Whether the seal matches the content."""
         try:
             return self.seal == self.expected_seal()
         except (TypeError, ValueError, AttributeError, OverflowError, RecursionError):
@@ -140,26 +139,24 @@ class Certificate:
         return sum(int(array.nbytes) for array in self.data.values()) + len(canonical(self.header()))
 
     def summary(self) -> Mapping[str, Any]:
-        """Return claim, method, size and place as plain data."""
+        """Return claim, method, size and path as plain data."""
         content = {"claim": describe(self), "method": self.method, "bytes": self.nbytes}
         return Frozen({**content, "path": self.path, "seal": self.seal})
 
     def save(self, path: str | Path) -> Path:
-        """Write the certificate as a directory: ``certificate.json`` and, where there are arrays,
-        ``data.npz``.
+        """Write the certificate as a directory: ``certificate.json`` and, if there are arrays, ``data.npz``.
 
-        The directory appears whole or not at all; an earlier certificate at ``path`` is replaced, anything
-        else is refused with :class:`~alignver.errors.InvalidInput`. What is stored: solutions, null vectors, index
-        sets, and the right inverse where the claim needs it. What is recomputed: Gram matrices and Cholesky factors.
+        The directory is written completely or not at all. An earlier certificate at ``path`` is replaced; for anything
+        else at ``path``, :class:`~alignver.errors.InvalidInput` is raised. Stored are solutions, null vectors, index
+        sets, and the right inverse if the claim needs it; Gram matrices and Cholesky factors are recomputed.
         """
-
         target = write(self, Path(path))
         object.__setattr__(self, "path", str(path))
         return target
 
 
 def describe(certificate: Certificate) -> str:
-    """Return the claim as a sentence: a smaller ball, a weaker bound where a number has too many digits."""
+    """Return the claim as a sentence; radii and bounds with many digits are rounded to a weaker claim."""
     constants = certificate.constants if isinstance(certificate.constants, Mapping) else {}
     claim = certificate.claim if isinstance(certificate.claim, str) else ""
     template = CLAIMS.get(claim, "?")
@@ -188,24 +185,24 @@ def describe(certificate: Certificate) -> str:
 
 
 def rows_of(certificate: Certificate) -> str:
-    """Name X, with the dtype in which its rows are compared where they may have been rounded to it."""
+    """Name X, with the dtype in which its rows are compared if they may have been rounded to it."""
     return {"<f2": "X in float16", "<f4": "X in float32"}.get(str(certificate.inputs.get("X", {}).get("dtype")), "X")
 
 
 def canonical(document: Any) -> bytes:
-    """Return the one serialization of a document that is ever written or accepted."""
+    """Return the only serialization of a document that is written or accepted."""
     return json.dumps(document, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False).encode("ascii")
 
 
 def _jsonable(value: Any) -> Any:
-    """Plain data with floats as hexadecimal strings, so that they read back bit for bit in any language."""
+    """Return plain data with floats as hexadecimal strings, which any language reads back bit for bit."""
     if isinstance(value, Mapping):
         return {str(key): _jsonable(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
         return [_jsonable(item) for item in value]
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise ValueError("a certificate holds finite numbers only")
+            raise ValueError("a certificate contains finite numbers only")
         return {"float": value.hex()}
     return value
 
@@ -216,14 +213,14 @@ def decoded(value: Any) -> Any:
         if set(value) == {"float"} and isinstance(value["float"], str):
             number = float.fromhex(value["float"])
             if not math.isfinite(number) or number.hex() != value["float"]:
-                raise ValueError("a float that is not finite, or spelt in another way")
+                raise ValueError("a float that is not finite or not in hexadecimal form")
             return number
         return {key: decoded(item) for key, item in value.items()}
     return tuple(decoded(item) for item in value) if isinstance(value, list) else value
 
 
 def record(array: npt.NDArray[Any]) -> dict[str, Any]:
-    """Return what identifies an array: SHA-256 of dtype, shape and row-major bytes; shape and dtype in clear."""
+    """Return the record that identifies an array: shape, dtype, and SHA-256 of both and the row-major bytes."""
     content = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
     content.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return {"sha256": content.hexdigest(), "shape": list(array.shape), "dtype": array.dtype.str}
@@ -233,16 +230,16 @@ def seal(
     claim: str, method: str, inputs: Mapping[str, Any], data: Mapping[str, Any], constants: Mapping[str, Any],
     *, version: int = VERSIONS[-1],
 ) -> Certificate:  # fmt: skip
-    """Return a certificate of any claim by any method: whether it proves anything is for :func:`verify` to say.
+    """Return a certificate of any claim by any method; :func:`verify` checks whether it proves the claim.
 
     Parameters
     ----------
     claim : str
         A key of :data:`CLAIMS`.
     method : str
-        ``docs/check_a_certificate.md`` tables them, and the data and constants that each needs.
+        ``docs/check_a_certificate.md`` lists the methods with the data and constants that each needs.
     inputs : mapping of str to array or record
-        float64 arrays, or their :func:`record` where they were hashed on the way.
+        float64 arrays, or their :func:`record` if they are already hashed.
     data : mapping of str to array
         float64, int64 or uint8; copied.
     constants : mapping
@@ -253,12 +250,12 @@ def seal(
     Returns
     -------
     Certificate
-        The seal is a checksum over all of it, which anyone can compute.
+        The seal is a checksum over all of it, which can be computed without a secret.
 
     Raises
     ------
     InvalidInput
-        A claim, name or array that a certificate cannot hold.
+        If a claim, name or array is not valid in a certificate.
 
     Examples
     --------
@@ -324,21 +321,21 @@ def unpack(data: Mapping[str, npt.NDArray[Any]], name: str, count: int) -> list[
 
 
 MOST_BYTES = (1 << 31) - (1 << 20)
-"""The arrays of a certificate on disk have fewer than 2 GiB together: what a zip file holds without extensions."""
+"""Limit of the total size of the arrays on disk: just below 2 GiB, the limit of a zip file without extensions."""
 
 _JSON, _DATA = "certificate.json", "data.npz"
 _MOST_JSON = 1 << 20
 _MOST_ARRAYS = 64
-_OVERHEAD = 1024  # bytes of a member besides its entries: headers here and in the directory, and the array's
+_OVERHEAD = 1024  # bytes of a member besides its entries: its headers in the file and directory, and the array header
 _CHUNK = 1 << 22
-_LOCAL = struct.Struct("<4s5H3L2H")  # before each member of a zip file; its last two are the lengths of name and extra
+_LOCAL = struct.Struct("<4s5H3L2H")  # before each member of a zip file; the last two are the lengths of name and extra
 _FIELDS = {"claim", "constants", "data", "data_file", "format", "inputs", "method", "seal", "version", "versions"}
 _KINDS = {"method": str, "seal": str, "inputs": dict, "constants": dict, "versions": dict, "data": dict}
 _NEED = "the files that Certificate.save wrote"
 
 
 class Tampered(InvalidInput):
-    """A certificate that is well formed but is not, byte for byte, what was sealed."""
+    """A certificate that is well-formed but differs from what was sealed."""
 
 
 def write(certificate: Certificate, path: Path) -> Path:
@@ -356,7 +353,7 @@ def write(certificate: Certificate, path: Path) -> Path:
     files[_JSON] = canonical(document)
     parent = path.resolve().parent
     parent.mkdir(parents=True, exist_ok=True)
-    # Beside each other: a new folder, renamed when it is whole, and a place for the one that was there.
+    # In the same parent: a new folder, renamed when it is complete, and a place for the previous one.
     new, old = (Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=parent)) for _ in range(2))
     try:
         for name, content in files.items():
@@ -380,7 +377,7 @@ def write(certificate: Certificate, path: Path) -> Path:
 
 
 def _npz(data: Mapping[str, Any]) -> bytes:
-    """Return an npz with stored (never compressed) members, always the same bytes for the same arrays."""
+    """Return an npz with uncompressed members, always the same bytes for the same arrays."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, array in sorted(data.items()):
@@ -391,17 +388,17 @@ def _npz(data: Mapping[str, Any]) -> bytes:
 
 
 def load_certificate(path: str | Path) -> Certificate:
-    """Read a certificate from the directory that :meth:`Certificate.save` wrote, trusting nothing in it.
+    """Read a certificate from a directory that :meth:`Certificate.save` wrote, without trust in its content.
 
     Sizes are checked before anything is read: the JSON file has at most 1 MiB, the arrays that it declares at most
-    :data:`MOST_BYTES` together, the file of arrays as many bytes as these need. It is read once, from its beginning, as
-    the members that are declared, stored one behind the other; its directory is not followed. Numbers must be finite,
-    nothing is ever unpickled, and both files must be byte for byte what was sealed.
+    :data:`MOST_BYTES` together, and the file of arrays the number of bytes that these need. That file is read once from
+    its beginning, as the declared members one after the other; its zip directory is not used. Numbers must be finite,
+    nothing is unpickled, and both files must be byte for byte what was sealed.
 
     Raises
     ------
     InvalidInput
-        Missing, malformed, oversized or altered; the message says which.
+        If the certificate is missing, malformed, oversized or altered; the message says which.
 
     Examples
     --------
@@ -447,12 +444,12 @@ def _demand(condition: bool, got: str, need: str = _NEED) -> None:
 
 
 def _opened(folder: Path, name: str) -> BinaryIO:
-    """Open a regular file; a pipe, which could be waited for without end, is refused."""
+    """Open a regular file; a pipe, which could block forever, is refused."""
     try:
         stream = os.fdopen(os.open(folder / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     except (FileNotFoundError, NotADirectoryError):
         raise _refused(f"{folder} without {name}", "a directory that Certificate.save wrote") from None
-    _demand(stat.S_ISREG(os.fstat(stream.fileno()).st_mode), f"{name} that is no file")
+    _demand(stat.S_ISREG(os.fstat(stream.fileno()).st_mode), f"{name} that is not a file")
     return stream
 
 
@@ -468,8 +465,8 @@ def _parsed(text: bytes) -> Any:
     _demand(version in VERSIONS, "another version", "version 1 or 2")
     _demand(isinstance(claim, str) and claim in CLAIMS, f"the claim {str(claim)[:80]!r}", "one of " + ", ".join(CLAIMS))
     for name, kind in _KINDS.items():
-        found = type(document[name])
-        _demand(found is kind, f"{name} of type {found.__name__}", kind.__name__)
+        actual = type(document[name])
+        _demand(actual is kind, f"{name} of type {actual.__name__}", kind.__name__)
     for name, entry in [*document["inputs"].items(), *document["data"].items()]:
         whole = isinstance(entry, dict) and set(entry) == {"sha256", "shape", "dtype"}
         _demand(whole, f"a record of another form ({name[:80]!r})", "sha256, shape and dtype")
@@ -477,7 +474,7 @@ def _parsed(text: bytes) -> Any:
 
 
 def _arrays(folder: Path, records: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Return the arrays that the JSON file declares, and what identifies the file that they are in."""
+    """Return the arrays that the JSON file declares, and the digest and size of their file."""
     declared = {name: _declared(name, entry) for name, entry in sorted(records.items())}
     total = sum(size for _, _, size in declared.values())
     fits = len(declared) <= _MOST_ARRAYS and total <= MOST_BYTES
@@ -502,7 +499,7 @@ def _arrays(folder: Path, records: Mapping[str, Any]) -> tuple[dict[str, Any], d
 
 
 def _declared(name: str, entry: Mapping[str, Any]) -> tuple[tuple[int, ...], Any, int]:
-    """Return shape, dtype and bytes of an array as the JSON file declares them."""
+    """Return shape, dtype and number of bytes of an array as the JSON file declares them."""
     shape, kind = entry["shape"], entry["dtype"]
     known = isinstance(shape, list) and len(shape) <= 2 and kind in DTYPES
     known = known and all(type(length) is int and 0 <= length <= MOST_BYTES for length in shape)
@@ -511,21 +508,21 @@ def _declared(name: str, entry: Mapping[str, Any]) -> tuple[tuple[int, ...], Any
 
 
 def _member(name: str, shape: tuple[int, ...], dtype: Any, size: int, read: Callable[[int], bytes]) -> Any:
-    """Read the next member, which must be the array that is declared."""
+    """Read the next member, which must be the declared array."""
     header = _LOCAL.unpack(read(_LOCAL.size))
     stored = (header[0], header[3], header[-2:]) == (b"PK\3\4", 0, (len(name) + 4, 0))
     _demand(stored and read(len(name) + 4) == f"{name}.npy".encode(), f"{_DATA} with other members than are declared")
-    start = read(10)  # of a .npy file: what it is, its version, the length of its header
-    _demand(start[:8] == b"\x93NUMPY\1\0", f"{_DATA} with an array of another format")
+    prefix = read(10)  # of a .npy file: magic bytes, version, length of the header
+    _demand(prefix[:8] == b"\x93NUMPY\1\0", f"{_DATA} with an array of another format")
     try:
-        form = np.lib.format.read_array_header_1_0(io.BytesIO(start[8:] + read(int.from_bytes(start[8:], "little"))))
-    except Exception as error:  # NumPy raises many kinds over hostile bytes: every one means the same
+        form = np.lib.format.read_array_header_1_0(io.BytesIO(prefix[8:] + read(int.from_bytes(prefix[8:], "little"))))
+    except Exception as error:  # NumPy raises many types for hostile bytes, all with the same meaning
         raise _refused(f"{_DATA} with an array of another format ({type(error).__name__})", _NEED) from None
     _demand(form == (shape, False, dtype), f"{_DATA} with other arrays than are declared")
     array = np.empty(shape, dtype)
     view = array.reshape(-1).view(np.uint8).data
-    for at in range(0, size, _CHUNK):
-        view[at : at + _CHUNK] = read(min(_CHUNK, size - at))
+    for start in range(0, size, _CHUNK):
+        view[start : start + _CHUNK] = read(min(_CHUNK, size - start))
     array.setflags(write=False)
     check_array(name, array)
     return array

@@ -1,14 +1,14 @@
-r"""Claims about data: which rows of X are equal, whether their targets are, and what that costs every model.
+r"""Claims about data: equal rows of X, conflicts of their targets, and the resulting bounds for every model.
 
-Equal inputs have equal outputs under every function of one input. In a group of k samples with equal inputs and one
-output q for all of them, the least sum of the losses is, with sums over the group,
+Every function of a single input has equal outputs for equal inputs. In a group of k samples with equal inputs, and thus
+one output q, the least sum of the losses is, with sums over the group,
 
-* squared, :math:`\|q - y\|^2`: :math:`\sum_i \|y_i\|^2 - \|\sum_i y_i\|^2 / k`, exactly, in rationals;
-* cross-entropy: :math:`\sum_c C_c \ln(C / C_c)`, C_c the sums of the columns of the targets, C the sum of those;
-* binary cross-entropy: the same for the two labels of each output, of sums C_j and k - C_j.
+* squared, :math:`\|q - y\|^2`: :math:`\sum_i \|y_i\|^2 - \|\sum_i y_i\|^2 / k`, exactly, in rational arithmetic;
+* cross-entropy: :math:`\sum_c C_c \ln(C / C_c)`, C_c the sums of the columns of the targets, C their sum;
+* binary cross-entropy: the same for the two labels of each output, with sums C_j and k - C_j.
 
-A group makes at least k - max_c C_c errors where each target is one class, since the group has one answer. The claims
-are about numbers: -0.0 is 0.0, and whatever rows have different SHA-256 digests differ.
+If each target is one class, a group has at least k - max_c C_c errors, since it has one output. The claims are about
+numbers: -0.0 equals 0.0, and rows with different SHA-256 digests differ.
 """
 
 from __future__ import annotations
@@ -38,13 +38,14 @@ _FAR = 900  # sums of numbers below 2^900, and logarithms times them, do not ove
 
 
 def canonical(block: Any, kind: str) -> Any:
-    """Return rows as a matrix of the dtype ``kind``: their bytes are equal exactly where their numbers are.
+    """Return rows as a matrix of the dtype ``kind``, in which two rows have equal bytes if and only if they are equal.
+
+    Floats are rounded to a narrower floating-point dtype.
 
     Raises
     ------
     InvalidInput
-        Entries that are not real numbers; NaN or Inf, also where a narrower dtype has no number for an entry; numbers
-        that ``kind`` does not hold, but for floats: those are rounded to a narrower floating dtype.
+        If entries are not real numbers, are NaN or Inf (also after rounding), or are not representable in ``kind``.
     """
     rows, lost = _cast(block, kind)
     demand(not lost, "X", lost, f"finite numbers of {np.dtype(kind)}")
@@ -52,22 +53,22 @@ def canonical(block: Any, kind: str) -> Any:
 
 
 def _cast(block: Any, kind: str) -> tuple[Any, str]:
-    """Return rows as a matrix of another dtype, and what it does not hold of them."""
-    array = np.array(block, order="C", copy=True)  # private: what is looked at is what is hashed
+    """Return rows as a matrix of another dtype, and a description of the entries that it cannot represent."""
+    array = np.array(block, order="C", copy=True)  # private: the checked entries are the hashed ones
     demand(array.dtype.kind in "biuf" and array.dtype.itemsize <= 8, "X", f"dtype {array.dtype}", "real numbers")
     demand(bool(np.isfinite(array).all()), "X", "NaN or Inf", f"finite numbers of {np.dtype(kind)}")
     array = array.reshape(len(array), -1)
     with np.errstate(all="ignore"):
         rows = array.astype(kind, copy=False)
     if kind[1] != "f":
-        # Cast to integers, different numbers may become equal. Python compares integers and floats exactly.
+        # A cast to integers may make different numbers equal. Python compares integers and floats exactly.
         low, high = (0, 1) if kind[1] == "b" else (np.iinfo(kind).min, np.iinfo(kind).max)
         held = low <= array.min().item() <= array.max().item() <= high and np.array_equal(rows, array)
         return rows, "" if held else f"numbers that {np.dtype(kind)} does not hold"
     if array.dtype.kind != "f" and not -(2**53) <= array.min().item() <= array.max().item() <= 2**53:
         return rows, "integers beyond 2**53"
     patterns = rows.view(f"<i{rows.dtype.itemsize}")
-    patterns[patterns == np.iinfo(patterns.dtype).min] = 0  # -0.0, without an operation on floats
+    patterns[patterns == np.iinfo(patterns.dtype).min] = 0  # -0.0, without a floating-point operation
     return rows, "" if bool(np.isfinite(rows).all()) else "NaN or Inf"
 
 
@@ -77,7 +78,7 @@ def digests_of(rows: Any) -> list[bytes]:
 
 
 def record_of(digests: Iterable[bytes], shape: tuple[int, ...], kind: str) -> dict[str, Any]:
-    """Return what identifies rows: SHA-256 of dtype, shape and the digests of all rows; shape and dtype in clear."""
+    """Return the record that identifies rows: shape, dtype, and SHA-256 of both and the digests of all rows."""
     content = hashlib.sha256(f"rows {kind} {shape}".encode())
     content.update(b"".join(digests))
     return {"sha256": content.hexdigest(), "shape": shape, "dtype": kind}
@@ -96,14 +97,14 @@ def first_equal(digests: list[bytes]) -> Any:
 
 
 def identified(certificate: Certificate, X: Any, track: Any) -> tuple[Any, list[bytes]]:
-    """Read X once; return for each row the first row equal to it, and the digests: X must be what was sealed in.
+    """Read X once; return for each row the first row equal to it, and the digests. X must be the sealed one.
 
-    X is an array, or anything with ``shape`` and slices of rows. Nothing is read twice.
+    X is an array, or any object with ``shape`` and slices of rows. No row is read twice.
     """
     sealed = dict(certificate.inputs.get("X", {}))
     kind = sealed.get("dtype")
     require(isinstance(kind, str) and kind in _KINDS, "the certificate names no dtype of X")
-    demand(hasattr(X, "shape"), "X", f"a {type(X).__name__}", "an array, or what has a shape and slices of rows")
+    demand(hasattr(X, "shape"), "X", f"a {type(X).__name__}", "an array, or an object with a shape and slices of rows")
     shape = tuple(int(size) for size in X.shape)
     demand(min(shape, default=0) >= 1, "X", f"shape {shape}", "at least one row, not empty")
     step = max(_BLOCK_BYTES // (8 * math.prod(shape[1:])), 1)
@@ -115,7 +116,7 @@ def identified(certificate: Certificate, X: Any, track: Any) -> tuple[Any, list[
         rows, lost = _cast(block, str(kind))
         require(not lost, f"X is not the input that this certificate is about: {lost}")
         digests += digests_of(rows)
-    require_ieee(threaded=True)  # whatever the source did meanwhile
+    require_ieee(threaded=True)  # the source may have changed the arithmetic
     same = sealed == record_of(digests, shape, str(kind))
     require(same, "X is not the input that this certificate is about: their digests differ")
     return first_equal(digests), digests
@@ -123,29 +124,29 @@ def identified(certificate: Certificate, X: Any, track: Any) -> tuple[Any, list[
 
 @np.errstate(all="ignore")
 def least_loss(first: Any, Y: Any, loss: str | None) -> tuple[float, int | None]:
-    r"""Return a lower bound of the mean loss of every function of the rows of X, and of its errors.
+    r"""Return lower bounds of the mean loss and of the errors of every function of the rows of X.
 
     Parameters
     ----------
     first : (n,) int64
-        Of :func:`first_equal`.
+        From :func:`first_equal`.
     Y : (n, m) float64
-        Targets. One column of integers: classes, of which 0 and 1 are those of one output.
+        Targets. One column of integers contains classes; 0 and 1 are the classes of one output.
     loss : {"squared", "binary_cross_entropy", "cross_entropy"} or None
-        None: the loss is 0, and errors are counted where there are classes.
+        None means a loss of 0; errors are counted if the targets are classes.
 
     Returns
     -------
     lower : float
-        Rounded down: exactly for the squared loss, else by less than 2^-30 of it, in groups of up to a million samples
-        and for sums of targets none of which is 2^1000 times another.
+        Exact up to one rounding for the squared loss, otherwise too small by less than 2^-30 of it, for groups of up
+        to a million samples and sums of targets with ratios of at most 2^1000.
     errors : int or None
-        None where targets are no classes. Wrong entries where several outputs have labels of their own.
+        None if targets are not classes; the number of wrong entries if several outputs have separate labels.
 
     Raises
     ------
     InvalidInput
-        Targets that the loss has no meaning for.
+        If the loss is not defined for the targets.
     """
     n, m = Y.shape
     classes = m == 1 and loss in (None, "cross_entropy")
@@ -176,7 +177,7 @@ def least_loss(first: Any, Y: Any, loss: str | None) -> tuple[float, int | None]
     wrong = n - int(sums.max(axis=1).sum()) if hard and bool(np.all(Y.sum(axis=1) == 1.0)) else None
     if loss is None:
         return 0.0, wrong
-    # The sum of the other columns, from both sides: a difference would lose digits.
+    # The sum of the other columns from both sides, since a difference would lose digits.
     none = np.zeros((len(sums), 1))
     before = np.hstack([none, np.cumsum(sums[:, :-1], axis=1)])
     after = np.hstack([np.cumsum(sums[:, :0:-1], axis=1)[:, ::-1], none])
@@ -193,12 +194,11 @@ def _demand_targets(good: bool, loss: str | None) -> None:
 def _entropy(parts: Any, others: Any, n: int, terms: int) -> float:
     r"""Return a lower bound of the sum of :math:`C_c \ln (1 + D_c / C_c)`, by n, D_c the sum of the other columns.
 
-    With u = 2^-53, C_c is a computed sum of fewer than t terms, D_c one of fewer than 2 t, none negative, and the
-    quotient rounds once more: it is at most :math:`1 + (3 t + 3) u` times the exact one, and so is its log1p, which is
-    good to 2^-40 besides (:mod:`alignver.kernel.exploration`). A term is too large by less than :math:`(4 t + 8) u +
-    2^{-40}`
-    of it. Products that underflow lose 2^-1075. Rounding may double a quotient that is subnormal, so C_c loses D_c; the
-    other columns are those whose quotient is cut off, and gain more than 15 D_c by it.
+    With u = 2^-53, C_c is a computed sum of fewer than t non-negative terms, D_c one of fewer than 2 t, and the
+    quotient has one more rounding: it is at most :math:`1 + (3 t + 3) u` times the exact one, and so is its log1p,
+    which has a further relative error of 2^-40 (:mod:`alignver.kernel.gates`). A term is too large by less than
+    :math:`(4 t + 8) u + 2^{-40}` of it. Products that underflow lose 2^-1075. Rounding may double a subnormal quotient,
+    so C_c loses D_c; the other columns are then those with a truncated quotient, which gain more than 15 D_c.
     """
     some = parts > 0.0
     parts, others = parts[some], others[some]
@@ -208,12 +208,12 @@ def _entropy(parts: Any, others: Any, n: int, terms: int) -> float:
 
 
 def _spread(column: Any, starts: Any, sizes: Any) -> Fraction:
-    """Return, summed over groups, the sum of squares less the square of the sum by k, exactly: in Python's integers."""
+    """Return, summed over groups of size k, the sum of squares minus the squared sum over k, in exact integers."""
     mixed = np.repeat(np.maximum.reduceat(column, starts) != np.minimum.reduceat(column, starts), sizes)
     if not mixed.any():
         return Fraction(0)
     mantissas, exponents = integers(column[mixed])
-    low = int(exponents.min(initial=1024, where=mantissas != 0))  # not that of zeros, which is the lowest there is
+    low = int(exponents.min(initial=1024, where=mantissas != 0))  # without zeros, which have the lowest exponent
     values = mantissas.astype(object) << np.maximum(exponents - low, 0).astype(object)
     counts = sizes[mixed[starts]]
     heads = np.cumsum(counts) - counts
@@ -223,20 +223,20 @@ def _spread(column: Any, starts: Any, sizes: Any) -> Fraction:
 
 
 def _distinct(certificate: Certificate, inputs: Inputs, run: Run) -> str:
-    """As many rows are distinct as the claim says: those whose digests it holds."""
+    """The number of distinct rows is as claimed, and the certificate contains their digests."""
     first, digests = inputs["X"]
     rows = np.flatnonzero(first == np.arange(first.size))
-    rank, held = certificate.constants["rank"], certificate.data.get("digests")
+    rank, stored = certificate.constants["rank"], certificate.data.get("digests")
     require(type(rank) is int and rank == rows.size, f"{rows.size} rows of {rows_of(certificate)} are distinct")
-    if held is not None:
-        require(held.shape == (rows.size, 32) and held.dtype == np.uint8, "digests of another kind or number")
-        kept = b"".join(digests[i] for i in rows.tolist())
-        require(held.tobytes() == kept, "the digests are not those of the distinct rows")
+    if stored is not None:
+        require(stored.shape == (rows.size, 32) and stored.dtype == np.uint8, "digests of another kind or number")
+        expected = b"".join(digests[i] for i in rows.tolist())
+        require(stored.tobytes() == expected, "the digests are not those of the distinct rows")
     return f"{rows.size} of {first.size} rows of {rows_of(certificate)} are distinct"
 
 
 def _consistent(certificate: Certificate, inputs: Inputs, run: Run) -> str:
-    """Rows with one digest have one target: no others can be equal."""
+    """Rows with the same digest have the same target; other rows are not equal."""
     sentence = _distinct(certificate, inputs, run)
     first, Y = inputs["X"][0], inputs["Y"]
     require(len(Y) == first.size and equal(Y, Y[first]), "two equal rows of X have different targets")
@@ -244,17 +244,17 @@ def _consistent(certificate: Certificate, inputs: Inputs, run: Run) -> str:
 
 
 def _conflicting(certificate: Certificate, inputs: Inputs, run: Run) -> str:
-    """Two rows are equal and their targets are not."""
+    """Two rows are equal and their targets differ."""
     sentence = _distinct(certificate, inputs, run)
     first, Y = inputs["X"][0], inputs["Y"]
     stated = _stated(certificate, inputs)
     i, j = indices(certificate.data["rows"], first.size)
-    require(first[i] == first[j] and not equal(Y[i], Y[j]), f"rows {i} and {j} are no conflict")
+    require(first[i] == first[j] and not equal(Y[i], Y[j]), f"rows {i} and {j} do not conflict")
     return f"rows {i} and {j} of {rows_of(certificate)} are equal, and their targets differ; {sentence}{stated}"
 
 
 def _stated(certificate: Certificate, inputs: Inputs) -> str:
-    """Require the bounds that the claim states, and say what was found."""
+    """Require the bounds that the claim states, and return them as text."""
     constants = certificate.constants
     loss, least, errors = constants["loss"], number(constants, "floor"), constants["errors"]
     require(loss is None or loss in LOSSES, "an unknown loss")
@@ -273,7 +273,7 @@ def _bounds(inputs: Inputs, loss: str | None) -> tuple[float, int | None]:
     require(len(Y) == first.size, "X and Y differ in length")
     try:
         return least_loss(first, Y, loss)
-    except InvalidInput as error:  # the loss is the certificate's choice
+    except InvalidInput as error:  # the certificate chooses the loss
         raise NotProved(f"the targets do not fit the loss {loss}") from error
 
 
@@ -281,7 +281,7 @@ def floor_of(inputs: Inputs, loss: str) -> Fraction:
     """Return a lower bound of the loss of every function of the rows of X, for a claim about a training loss."""
     floor = Fraction(_bounds(inputs, loss)[0])
     same = equal(inputs["Z"], inputs["Z"][inputs["X"][0]])
-    require(same, "equal rows of X have different rows of Z: the outputs are no function of X")
+    require(same, "equal rows of X have different rows of Z: the outputs are not a function of X")
     return floor
 
 

@@ -1,11 +1,11 @@
 """Exact arithmetic: floats as dyadic rationals, and ranks modulo small primes.
 
-Zero and equality are tested on bit patterns, and mantissas and exponents are taken from them: no floating-point
-operation is involved, so no mode of the machine can lose a digit.
+Zero and equality are tested on bit patterns, which also give mantissas and exponents. No floating-point operation is
+involved, so the result does not depend on the floating-point mode of the machine.
 
-An odd prime p makes every dyadic rational m 2^e a residue, since 2 has an inverse; a minor that is not zero modulo p is
-not zero. Residues are integers below 2^21 held in float64: products of blocks stay below 2^53, so BLAS adds integers
-exactly in any order and in any rounding mode, and no rounding occurs anywhere.
+Modulo an odd prime p every dyadic rational m 2^e is a residue, since 2 has an inverse; a minor that is not zero modulo
+p is not zero. Residues are integers below 2^21 in float64. Products of blocks stay below 2^53, so BLAS adds integers
+exactly in any order and any rounding mode, and no rounding occurs.
 """
 
 from __future__ import annotations
@@ -25,21 +25,27 @@ __all__ = [
     "nonzero", "number", "power", "rank_modulo", "residues", "rounded_down", "rounded_up", "small_primes",
     "sqrt_down", "sqrt_up",
 ]  # fmt: skip
+
 FARTHEST = 1000
-"""Exponents of powers of two in a certificate lie between -1000 and 1000: all of them act in float64."""
+"""Exponents of powers of two in a certificate lie between -1000 and 1000, within the range of float64."""
 
 _SIGN = np.int64(-(2**63))
 _FRACTION = np.int64((1 << 52) - 1)
 
+_TOP = 2**21  # of the primes
+_TERMS = 2048  # sums of so many products below (p / 2 + 1)^2 < 2^40.1 stay below 2^53
+_PANEL = 48
+_TRIES = 4
+
 
 def bits(x: Any) -> Any:
-    """Return the bit patterns of float64 numbers, -0.0 as 0.0: equal where the numbers are."""
+    """Return the bit patterns of float64 numbers, with -0.0 as 0.0, so that equal numbers have equal patterns."""
     patterns = np.ascontiguousarray(x).view(np.int64)
     return np.where(patterns == _SIGN, 0, patterns)
 
 
 def equal(x: Any, y: Any) -> bool:
-    """Whether two arrays hold the same numbers.
+    """Whether two arrays contain the same numbers.
 
     Examples
     --------
@@ -51,7 +57,7 @@ def equal(x: Any, y: Any) -> bool:
 
 
 def nonzero(x: Any) -> Any:
-    """Return where numbers are not zero, subnormal ones included."""
+    """Return a mask of the numbers that are not zero; subnormal numbers are not zero."""
     return bits(x) != 0
 
 
@@ -76,7 +82,7 @@ def power(exponent: int) -> Fraction:
 
 
 def sqrt_up(x: Fraction) -> Fraction:
-    """Return a rational at least the square root of ``x >= 0``, by less than 2^-60 of it; zero for zero.
+    """Return a rational number >= sqrt(``x``) for ``x >= 0``, with a relative error below 2^-60; zero for zero.
 
     Examples
     --------
@@ -88,13 +94,13 @@ def sqrt_up(x: Fraction) -> Fraction:
 
 
 def sqrt_down(x: Fraction) -> Fraction:
-    """Return a rational at most the square root of ``x``, by less than 2^-60 of it; zero for ``x <= 0``."""
+    """Return a rational number <= sqrt(``x``), with a relative error below 2^-60; zero for ``x <= 0``."""
     root, shift = _root(max(x, Fraction(0)))
     return Fraction(root, 1 << shift)
 
 
 def _root(x: Fraction) -> tuple[int, int]:
-    # The integer under the root has at least 124 bits, so that its root, rounded down, is good to 2^-61.
+    # The radicand has at least 124 bits, so its root, rounded down, has a relative error below 2^-61.
     shift = max(0, 64 + (x.denominator.bit_length() - x.numerator.bit_length()) // 2)
     return math.isqrt((x.numerator << 2 * shift) // x.denominator), shift
 
@@ -114,20 +120,20 @@ def rounded_down(x: Fraction) -> float:
 
 
 def number(constants: Mapping[str, Any], name: str) -> Fraction:
-    """Return a constant of a certificate, a finite float of at least zero, exactly."""
+    """Return a constant of a certificate, a finite float >= 0, as a rational number."""
     value = constants[name]
     require(isinstance(value, float) and 0.0 <= value < math.inf, f"{name} is not a number of at least zero")
     return Fraction(value)
 
 
 def floats(array: Any, shape: tuple[int, ...], what: str) -> Any:
-    """Return an array of a certificate as float64 of a shape: integers, say, would wrap around when squared."""
+    """Return an array of a certificate, which must be float64 (squares of integers could overflow) and of a shape."""
     require(array.dtype == np.float64 and array.shape == shape, f"{what} of another kind or shape")
     return array
 
 
 def indices(array: Any, size: int) -> list[int]:
-    """Return an array of a certificate as distinct indices below ``size``."""
+    """Return an array of a certificate as a list of distinct indices below ``size``."""
     fits = array.ndim == 1 and array.dtype == np.int64 and array.size <= size
     require(fits, "an index set of another kind or size")
     values: list[int] = array.tolist()
@@ -162,21 +168,15 @@ def combination(lines: Any, numbers: Sequence[int], powers: Sequence[int]) -> tu
     return total, low
 
 
-_TOP = 2**21
-_TERMS = 2048  # sums of so many products below (p / 2 + 1)^2 < 2^40.1 stay below 2^53
-_PANEL = 48
-_TRIES = 4
-
-
 def small_primes() -> Iterator[int]:
-    """Yield the primes below 2^21, from the largest down, by trial division."""
+    """Yield the primes below 2^21 in decreasing order, by trial division."""
     for candidate in range(_TOP - 1, 2**19, -2):
         if all(candidate % q for q in range(3, math.isqrt(candidate) + 1, 2)):
             yield candidate
 
 
 def _reduce(M: Any, p: int) -> Any:
-    """Return M modulo p between -p/2 - 1 and p/2 + 1, for integers M below 2^53: every step is exact."""
+    """Return M modulo p between -p/2 - 1 and p/2 + 1 for integers M below 2^53; every operation is exact."""
     return M - p * np.rint(M / p)
 
 
@@ -205,7 +205,7 @@ def _product(A: Any, B: Any, p: int) -> Any:
 def rank_modulo(M: Any, p: int) -> int:
     """Return the rank modulo ``p`` of reduced residues, by blocked elimination with row exchanges.
 
-    Columns of a panel without a pivot are skipped.
+    Columns without a pivot are skipped.
     """
     M = np.array(M, dtype=np.float64)
     d, top = M.shape[1], 0
@@ -214,7 +214,7 @@ def rank_modulo(M: Any, p: int) -> int:
         order, lower = _eliminated(M[top:, start:stop].copy(), p)
         pivots = lower.shape[1]
         rest = M[top:, stop:][order]
-        # Forward substitution with the unit lower triangle of the pivots, then one product for everything below.
+        # Forward substitution with the unit lower triangle of the pivots, then one product for the rows below.
         for k in range(1, pivots):
             rest[k] = _reduce(rest[k] - lower[k, :k] @ rest[:k], p)
         rest[pivots:] = _reduce(rest[pivots:] - lower[pivots:] @ rest[:pivots], p)
@@ -224,7 +224,7 @@ def rank_modulo(M: Any, p: int) -> int:
 
 
 def _eliminated(panel: Any, p: int) -> tuple[Any, Any]:
-    """Eliminate a panel; return the order of its rows and the multipliers, a column for each pivot."""
+    """Eliminate a panel; return the order of its rows and the multipliers, one column for each pivot."""
     rows = panel.shape[0]
     order = np.arange(rows)
     lower = np.zeros((rows, panel.shape[1]))
@@ -245,10 +245,10 @@ def _eliminated(panel: Any, p: int) -> tuple[Any, Any]:
 
 
 def independent_modulo(A: Any, rank: int, what: str) -> int:
-    """Return a prime modulo which ``A`` has rank at least ``rank``, so that it has over the rationals; else NotProved.
+    """Return a prime modulo which ``A`` has rank >= ``rank``, which proves the same over the rationals; else NotProved.
 
-    A is compressed to a square matrix by random residues on the left and right: the rank of L A R is at most that of A,
-    for any L and R.
+    A is compressed to a square matrix by random residues L and R on the left and right: for all L and R, the rank of
+    L A R is at most that of A.
     """
     require(rank <= min(A.shape), f"{what} cannot have rank {rank}: its shape is {A.shape}")
     source = np.random.default_rng(20060418)

@@ -1,10 +1,10 @@
-r"""Claims about the rank of phi(q): rows :math:`s_i \otimes z_i`, :math:`s_{ik} = \tilde\sigma(z_i^\top q_k)`, logistic
-gates.
+r"""Claims about the rank of phi(q): the matrix with the rows :math:`s_i \otimes z_i`.
 
-Nothing is taken over from the producer but the claim: the order of the rows, the blocks and the distance from the
-thresholds are derived anew. ``docs/exploration.md`` has the theorem of the staircase; in short, a row above the
-threshold of a gate has a gate value of at least :math:`1 - e^{-c g}`, one below at most :math:`e^{-c g}`, g the
-distance from the thresholds, and with values 0 and 1 phi is block triangular with independent blocks.
+The gates are :math:`s_{ik} = \tilde\sigma(z_i^\top q_k)`, :math:`\tilde\sigma` the logistic function. Only the claim is
+taken from the producer: the order of the rows, the blocks and the distances from the thresholds are recomputed.
+``docs/exploration.md`` has the theorem of the staircase: with g the distance from the thresholds, a row above the
+threshold of a gate has a gate value of at least :math:`1 - e^{-c g}`, a row below it one of at most :math:`e^{-c g}`,
+and with values 0 and 1 phi is block triangular with independent blocks.
 """
 
 from __future__ import annotations
@@ -53,28 +53,28 @@ def _equal_rows(certificate: Certificate, rows: Rows, run: Run, track: Any) -> s
 
 
 def _columns(certificate: Certificate, rows: Rows, run: Run, track: Any) -> str:
-    """rank phi <= h rank Z, and columns that are zero or copies do not count."""
+    """rank phi <= h rank Z, and zero columns and copies do not add to the rank of Z."""
     copies = certificate.data["copies"]
     require(copies.ndim == 2 and copies.shape[1] == 2, "the copies are not pairs of columns")
     zero, copied = indices(certificate.data["zero"], rows.m), indices(copies[:, 0], rows.m)
     require(not set(zero) & set(copied), "a column that is both zero and a copy")
     remaining, sources = set(range(rows.m)) - {*zero, *copied}, set(copies[:, 1].tolist())
-    require(sources <= remaining, "a column is said to repeat one that is left out itself")
+    require(sources <= remaining, "a copy of a column that is itself omitted")
 
     def visit(start: int, block: Any) -> None:
         require(not nonzero(block[:, zero]).any(), "a column is not zero")
         require(equal(block[:, copies[:, 0]], block[:, copies[:, 1]]), "a column is not a copy")
 
     rows.identify(certificate, track, visit)
-    require(len(remaining) * certificate.constants["width"] < rows.n, "the columns that are left are enough")
+    require(len(remaining) * certificate.constants["width"] < rows.n, "the remaining columns are enough")
     return f"Z has rank {len(remaining)} at most: times the width, fewer than {rows.n} rows"
 
 
 def _rank_of_z(certificate: Certificate, rows: Rows, run: Run, track: Any) -> str:
     Z = np.empty((rows.n, rows.m))
     rows.identify(certificate, track, lambda start, block: np.copyto(Z[start : start + len(block)], block))
-    own = certificate.constants["of Z"]
-    inner = seal("rank", own["method"], {"A": Z}, certificate.data, own["constants"], version=certificate.version)
+    of_z = certificate.constants["of Z"]
+    inner = seal("rank", of_z["method"], {"A": Z}, certificate.data, of_z["constants"], version=certificate.version)
     require(inner.constants.get("ball") is None, "the rank of Z is that of one matrix")
     MATRIX_METHODS["rank", inner.method](inner, {"A": Z}, run)
     rank = inner.constants["rank"]
@@ -85,22 +85,23 @@ def _rank_of_z(certificate: Certificate, rows: Rows, run: Run, track: Any) -> st
 def _staircase(certificate: Certificate, rows: Rows, run: Run, track: Any) -> str:
     r"""Gates :math:`q_k = c (v - t_k e_m)` give phi(q) full row rank, s_min(phi) at least as large as claimed.
 
-    A projection is off by :math:`\gamma_m \|z_i\| \|v\| + m\,\omega`, and moves by :math:`\delta \|v - t e_m\|` with
-    its row. With h' blocks, h gates, all distances from thresholds at least g and every block's s_min at least f,
+    The error of a projection is at most :math:`\gamma_m \|z_i\| \|v\| + m\,\omega`, and it changes by at most
+    :math:`\delta \|v - t e_m\|` with its row. With h' blocks, h gates, all distances from thresholds at least g and the
+    s_min of every block at least f,
 
-    .. math:: s_{\min}(\phi) \ge f / 2 - e^{-c g} \sqrt h\,\|Z\|_F \quad (f \text{ for } f / 2 \text{ where } h' = 1).
+    .. math:: s_{\min}(\phi) \ge f / 2 - e^{-c g} \sqrt h\,\|Z\|_F \quad (f \text{ for } f / 2 \text{ if } h' = 1).
     """
     constants, data = certificate.constants, certificate.data
     c, delta, claimed = (number(constants, name) for name in ("c", "delta", "s_min"))
     width = constants["width"]
     v = floats(data["direction"], (rows.m,), "a direction")
     thresholds = floats(data["thresholds"], (width,), "thresholds")
-    require(not nonzero(v[-1:]).any(), "the direction has a share in the constant")
+    require(not nonzero(v[-1:]).any(), "the direction has a component along the constant")
     require(bool(np.all(np.diff(thresholds) <= 0)), "the thresholds do not descend")
-    # c a power of two, and no product with it over- or underflows: the gates are exact.
+    # c is a power of two and no product with it over- or underflows, so the gates are exact.
     gates = np.append(v, thresholds)
-    require(math.frexp(float(c))[0] == 0.5, "c is no power of two")
-    require(equal(gates * float(c) / float(c), gates), "c takes the gates out of the range of floats")
+    require(math.frexp(float(c))[0] == 0.5, "c is not a power of two")
+    require(equal(gates * float(c) / float(c), gates), "the gates overflow or underflow with this c")
     values, squares = np.empty(rows.n), np.empty(rows.n)
 
     def visit(start: int, block: Any) -> None:
@@ -109,7 +110,7 @@ def _staircase(certificate: Certificate, rows: Rows, run: Run, track: Any) -> st
 
     rows.identify(certificate, track, visit)
     require(bool(np.all(squares < math.inf)), "rows of Z whose squares overflow")
-    # Sums of m squares and then of n: each is off by less than gamma_m and gamma_n of the exact one.
+    # Sums of m squares, then of n sums: the relative errors are below gamma_m and gamma_n.
     longest = sqrt_up((Fraction(float(squares.max())) + rows.m * OMEGA) / (1 - gamma(rows.m)))
     total = (Fraction(float(squares.sum())) / (1 - gamma(rows.n)) + rows.n * rows.m * OMEGA) / (1 - gamma(rows.m))
     size = sqrt_up(total) + delta * sqrt_up(Fraction(rows.n))
@@ -122,7 +123,7 @@ def _staircase(certificate: Certificate, rows: Rows, run: Run, track: Any) -> st
     padded = np.concatenate([[math.inf], thresholds])
     nearest = min(float((padded[level] - values).min()), float((values - thresholds[level]).min()))
     margin = (Fraction(nearest) if nearest < math.inf else Fraction(0)) * (1 - gamma(1)) - error
-    require(margin > 0, "a projection cannot be told from a threshold")
+    require(margin > 0, "a projection is not separated from a threshold")
     order = np.argsort(level, kind="stable")
     stops = np.append(np.flatnonzero(np.diff(level[order])) + 1, rows.n)
     floors = floats(data["floors"], stops.shape, "bounds of the blocks")
@@ -134,10 +135,10 @@ def _staircase(certificate: Certificate, rows: Rows, run: Run, track: Any) -> st
     bound = least - power(-halvings) * sqrt_up(Fraction(width)) * size
     needed = claimed * (Fraction(99, 100) if certificate.version == 1 else 1)
     require(bound > 0 and bound >= needed, "c is too small: the gates are not close enough to 0 and 1")
-    return f"{stops.size} independent blocks: phi(q) has rank {rows.n}, s_min(phi) >= {_said(bound, delta)}"
+    return f"{stops.size} independent blocks: phi(q) has rank {rows.n}, s_min(phi) >= {_stated(bound, delta)}"
 
 
-def _said(bound: Fraction, delta: Fraction) -> str:
+def _stated(bound: Fraction, delta: Fraction) -> str:
     within = f", for every Z with rows within {shown_down(float(delta))}" if delta else ""
     return shown_down(rounded_down(bound)) + within
 
@@ -152,7 +153,7 @@ def _blocks_hold(
         require_ieee()
         start, stop = starts[k], int(stops[k])
         require(stop - start <= rows.m, f"block {k} has {stop - start} rows in {rows.m} columns")
-        # Rows that move by delta each change the block by delta times the root of their number.
+        # Changes of all rows by delta change the block by delta times the square root of their number.
         target = floors[k] + delta * sqrt_up(Fraction(stop - start))
         with np.errstate(all="ignore"):
             require(_at_least(rows.take(order[start:stop]), target), f"the bound of block {k} is not proved")
@@ -168,8 +169,8 @@ def _at_least(block: Any, target: Fraction) -> bool:
             return True
     except NotProved:
         pass
-    # Too close to dependent for its Gram matrix. Any approximate right inverse will do: the first that is found, or one
-    # more step of Newton's method with the exact residual.
+    # Too ill-conditioned for its Gram matrix. Any approximate right inverse is valid: the first one, or the result of a
+    # Newton step with the exact residual.
     try:
         Q, R = np.linalg.qr(block.T)
         X = np.ascontiguousarray(np.linalg.solve(R, Q.T).T)
@@ -193,7 +194,7 @@ def _gates(certificate: Certificate, rows: Rows, run: Run, track: Any) -> str:
     scaling = None if scaling is None else exponents(scaling, rows.n)
     bound = gate_floor(Z, gates, weights, delta, claimed, run, scaling)
     matrix = "phi(q)" if weights is None else "phi(q) (diag(w) x I)"
-    return f"{matrix} has rank {rows.n}: its Gram matrix was factored again, s_min >= {_said(bound, delta)}"
+    return f"{matrix} has rank {rows.n}: its Gram matrix was factored again, s_min >= {_stated(bound, delta)}"
 
 
 METHODS = {("exploration", "staircase"): _staircase, ("exploration-gates", "gram"): _gates}

@@ -1,4 +1,4 @@
-"""The ways in which the kernel says no."""
+"""The exceptions of the kernel, and the functions that raise them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class NotProved(Exception):
 
 
 class Unsupported(Exception):
-    """Nothing can be said here: the arithmetic is not the one that the bounds assume; the message says which it is."""
+    """The arithmetic is not the one that the bounds assume; the message describes the deviation."""
 
 
 def require(condition: bool, otherwise: str) -> None:
@@ -22,6 +22,6 @@ def require(condition: bool, otherwise: str) -> None:
 
 
 def demand(condition: bool, argument: str, got: str, need: str) -> None:
-    """Raise :class:`~alignver.errors.InvalidInput` unless an argument is what it has to be."""
+    """Raise :class:`~alignver.errors.InvalidInput` unless a condition on an argument holds."""
     if not condition:
         raise InvalidInput(argument, got, need)

@@ -1,21 +1,21 @@
 r"""Floating-point bounds: the error of products, the proof of definiteness, and the test of the arithmetic they assume.
 
 **The arithmetic.** IEEE 754 binary64, rounding to nearest, gradual underflow, tested at each entry and in each thread.
-Another rounding mode errs by 2u in each operation; a thread that flushes subnormal numbers to zero even takes two
-different numbers for equal. Nothing here changes a mode: in any other arithmetic, floating-point proofs are refused.
+In another rounding mode the error of an operation is up to 2u; a thread that flushes subnormal numbers to zero can
+consider two different numbers equal. The kernel does not change a mode: in any other arithmetic, floating-point proofs
+are refused.
 
-**The bound.** An inner product of k terms, summed in any order, with or without fused operations, is off by at most
-:math:`\gamma_k |x|^\top |y| + k\,\omega`, :math:`\gamma_k = k u / (1 - k u)`, u = 2^-53 (N. J. Higham, *Accuracy and
-Stability of Numerical Algorithms*, 2nd ed., SIAM 2002, eq. (3.5)); omega = 2^-1022 is far more than the 2^-1075 that a
-product loses to gradual underflow. More generally each term of a sum enters with a factor :math:`1 + \theta`,
-:math:`|\theta| \le \gamma_k`, k the most roundings that a term passes through (Lemma 3.1).
+**The bound.** The error of an inner product of k terms, summed in any order, with or without fused operations, is at
+most :math:`\gamma_k |x|^\top |y| + k\,\omega`, :math:`\gamma_k = k u / (1 - k u)`, u = 2^-53 (N. J. Higham, *Accuracy
+and Stability of Numerical Algorithms*, 2nd ed., SIAM 2002, eq. (3.5)); omega = 2^-1022 is far more than the 2^-1075
+that a product loses to gradual underflow. More generally, each term of a sum enters with a factor :math:`1 + \theta`,
+:math:`|\theta| \le \gamma_k`, k the largest number of roundings of a term (Lemma 3.1).
 
-**Definiteness.** :math:`M` is what the claim is about, :math:`\hat M` what was computed, C any block lower triangular
-matrix and s any number. :math:`M = C C^\top + s I + F + E` defines F, the remainder as it is computed, and E, what
-rounding has done to it. :math:`C C^\top` is never negative, so :math:`\lambda_{\min}(M) \ge s - \|F\| - \|E\|`, however
-C was found.
+**Definiteness.** :math:`M` is the exact matrix, :math:`\hat M` the computed one, C any block lower triangular matrix
+and s any number. :math:`M = C C^\top + s I + F + E` defines F, the computed remainder, and E, its rounding error.
+:math:`C C^\top` is positive semidefinite, so :math:`\lambda_{\min}(M) \ge s - \|F\| - \|E\|` for every C.
 
-What enters and leaves are arrays of floats and exact rationals; every bound is a rational, never rounded.
+Arguments and results are arrays of floats and exact rationals; every bound is a rational number and is not rounded.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ __all__ = [
     "gram_floor", "inverse_floor", "lengths_up", "norm_down", "norm_up", "product_error", "require_ieee",
     "spectral_up",
 ]  # fmt: skip
+
 _U = 2.0**-53
 _ABOVE = _U * (1.0 + 2.0**-20)
-_ORDER, _TERMS = 160, 12  # a product that multithreaded BLAS libraries share out among their threads
+_ORDER, _TERMS = 160, 12  # a product that multithreaded BLAS libraries distribute among their threads
 
-# Terms and the float that is nearest to their sum, ties to even: both signs, just below, at and above a tie.
+# Terms and the float nearest to their sum, ties to even: for both signs, at, below and above a tie.
 _LEFT, _RIGHT, _NEAREST = np.array(
     [(1, _U, 1), (1, _ABOVE, 1 + 2 * _U), (1, -_U / 2, 1), (-1, -_U, -1), (-1, -_ABOVE, -1 - 2 * _U), (-1, _U / 2, -1)]
 ).T
@@ -49,12 +50,12 @@ _SCALES = np.array([1.0, 2.0**1000, 0.5])
 
 
 def arithmetic_fault(*, threaded: bool = True) -> str:
-    """Return what the arithmetic of this thread lacks; nothing if it rounds to nearest with gradual underflow.
+    """Return the deviation of this thread from rounding to nearest with gradual underflow; an empty string if none.
 
     Parameters
     ----------
     threaded : bool
-        Also look at the threads of the BLAS, by matrix products that are large enough to be shared out.
+        Also test the threads of the BLAS, by matrix products that are large enough to be distributed.
 
     Examples
     --------
@@ -64,7 +65,7 @@ def arithmetic_fault(*, threaded: bool = True) -> str:
     with np.errstate(all="ignore"):
         if not _same(_LEFT + _RIGHT, _NEAREST):
             return "this thread does not round to nearest"
-        # Operands are read (2^-1074 2^1000 = 2^-74), and results are kept (2^-1022 / 2 = 2^-1023).
+        # Subnormal operands (2^-1074 2^1000 = 2^-74) and subnormal results (2^-1022 / 2 = 2^-1023).
         if not _same(_TINY * 2.0**1000, np.array([2.0**-74, 2.0**-23, 2.0**-22])) or not _same(
             _TINY[2:] / 2, _TINY[1:2]
         ):
@@ -81,26 +82,26 @@ def arithmetic_fault(*, threaded: bool = True) -> str:
 
 
 def _same(left: np.ndarray, right: np.ndarray) -> bool:
-    """Compare bit patterns: a thread that reads subnormal operands as zero finds them equal to zero."""
+    """Compare bit patterns, since a thread that reads subnormal operands as zero considers them equal to zero."""
     return bool(np.array_equal(left.view(np.int64), right.view(np.int64)))
 
 
 def require_ieee(*, threaded: bool = False) -> None:
-    """Raise :class:`~alignver.kernel.failure.Unsupported` unless the arithmetic is what all bounds assume."""
+    """Raise :class:`~alignver.kernel.failure.Unsupported` unless the arithmetic is the one that all bounds assume."""
     fault = arithmetic_fault(threaded=threaded)
     if fault:
         raise Unsupported(fault)
 
 
 Run: TypeAlias = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
-"""``map``, or that of a pool of threads."""
+"""``map``, or the ``map`` of a pool of threads."""
 
 U = power(-53)
 OMEGA = power(-1022)
 
 TILE = 1024
 EXACT = 2**24
-"""Products of integers up to which something is multiplied out for its own sake: seconds, in plain Python."""
+"""Limit for optional exact products, in multiplications of integers: seconds in plain Python."""
 
 _SCALED = 300  # squares of numbers between 2^-300 and 2^300 neither over- nor underflow
 
@@ -112,7 +113,7 @@ def gamma(k: int) -> Fraction:
 
 
 def product_error(k: int, left: Fraction, right: Fraction, entries: int) -> Fraction:
-    r"""Bound the Frobenius norm of what rounding does to a product of ``entries`` inner products of k terms.
+    r"""Bound the Frobenius norm of the rounding error of a product with ``entries`` inner products of k terms.
 
     :math:`\| |X| |Y| \|_F \le \|X\|_F \|Y\|_F`, and every entry may lose :math:`k\,\omega` to underflow.
     """
@@ -120,7 +121,7 @@ def product_error(k: int, left: Fraction, right: Fraction, entries: int) -> Frac
 
 
 def _squares(x: Any) -> tuple[float, int]:
-    """Return the computed sum of the squares of ``x 2^-e``, and e: numbers far from 1 are scaled before."""
+    """Return the computed sum of the squares of ``x 2^-e``, and e; e is zero unless the numbers are far from 1."""
     top = max(float(x.max()), -float(x.min())) if x.size else 0.0
     require(top < math.inf, "a number that is not finite")
     e = math.frexp(top)[1]
@@ -133,8 +134,8 @@ def _squares(x: Any) -> tuple[float, int]:
 def norm_up(x: Any) -> Fraction:
     r"""Return an upper bound of the 2-norm of all entries.
 
-    The exact sum of squares is at most :math:`(\hat s + k\,\omega) / (1 - \gamma_k)`. Where entries were scaled, those
-    that underflowed are off by 2^-1075 at most. It is 0 for zeros only.
+    The exact sum of squares is at most :math:`(\hat s + k\,\omega) / (1 - \gamma_k)`. If entries were scaled, the
+    error of an underflow is at most 2^-1075. The bound is 0 only if all entries are 0.
 
     Examples
     --------
@@ -157,7 +158,7 @@ def spectral_up(X: Any) -> Fraction:
     r"""Return an upper bound of the spectral norm: the smaller of :math:`\|X\|_F` and
     :math:`\sqrt{\|X\|_1 \|X\|_\infty}`.
 
-    A computed sum of k numbers that are not negative is at least :math:`1 - \gamma_k` times the exact one.
+    A computed sum of k non-negative numbers is at least :math:`1 - \gamma_k` times the exact one.
     """
     size = np.abs(X)
     sides = [Fraction(float(size.sum(axis=axis).max())) / (1 - gamma(size.shape[axis])) for axis in (0, 1)]
@@ -167,8 +168,8 @@ def spectral_up(X: Any) -> Fraction:
 def lengths_up(A: Any) -> Any:
     r"""Return floats that are at least the 2-norms of the rows.
 
-    :math:`\sqrt{\hat s + k\,\omega}\,(1 + 2 (k + 8) u)`: the sum, its root and the last product round by less than
-    :math:`(k + 4) u` together.
+    :math:`\sqrt{\hat s + k\,\omega}\,(1 + 2 (k + 8) u)`: the relative error of the sum, its root and the last product
+    together is below :math:`(k + 4) u`.
     """
     k = A.shape[-1]
     squares = np.einsum("...k,...k->...", A, A)
@@ -180,19 +181,19 @@ def definite_floor(
 ) -> Fraction:
     r"""Return a proved positive lower bound of the smallest eigenvalue of M, about ``target`` or more; else NotProved.
 
-    Column of tiles by column of tiles, with b columns in a tile and K such columns:
+    The factorization proceeds by columns of tiles, with b columns in a tile and K tile columns:
     :math:`S = \hat M_{ij} - s I_{ij} - \sum_{k<j} C_{ik} C_{jk}^\top`, C_jj its Cholesky factor for i = j, C_ij about
-    :math:`S C_{jj}^{-\top}` below, and :math:`F_{ij} = S - C_{ij} C_{jj}^\top`. Entries of M and s pass through at most
-    K + 1 subtractions, a product c_ik c_jk through b roundings in its inner product and K subtractions: D = b + K + 1,
-    with one to spare. So
+    :math:`S C_{jj}^{-\top}` below, and :math:`F_{ij} = S - C_{ij} C_{jj}^\top`. Entries of M and s undergo at most K +
+    1 subtractions, a product c_ik c_jk undergoes b roundings in its inner product and K subtractions; D = b + K + 1 is
+    one more. So
 
     .. math:: \|E\| \le \|M - \hat M\| + \gamma_{K+1} (\| |\hat M| \| + s) + \gamma_D \|C\|_F^2 + n^2 D\,\omega .
 
     Parameters
     ----------
     tile : callable
-        Gives the entries of :math:`\hat M` in some rows and columns, an array of its own. Only tiles on and below the
-        diagonal are asked for; those above are their transposes.
+        Returns the entries of :math:`\hat M` in some rows and columns as a new array. It is called only for tiles on
+        and below the diagonal; those above are their transposes.
     order : int
         n.
     size : Fraction
@@ -200,23 +201,23 @@ def definite_floor(
     noise : Fraction
         Upper bound of :math:`\|M - \hat M\|_2`.
     target : Fraction
-        What is hoped for; the shift s is made of it.
+        The bound to reach; it determines the shift s.
     run : callable
-        Does the tiles of a column, in turn or beside each other.
+        Processes the tiles of a column, one after the other or in parallel.
     """
     width = min(TILE, order)
     count = -(-order // width)
     depth = width + count + 1
-    # C C^T is about as large as M; a fifth more, and a little for small matrices, leaves room for the remainder.
+    # C C^T is about as large as M; one fifth more, and a little for small matrices, covers the remainder.
     shift = rounded_up(target + Fraction(6, 5) * (noise + gamma(depth) * size) + 16 * U * size)
     starts = [k * width for k in range(count)]
     columns: list[list[Any]] = []
     rest = length = Fraction(0)
     for j, start in enumerate(starts):
-        own = slice(start, min(start + width, order))
+        span = slice(start, min(start + width, order))
 
-        def reduced(i: int, own: slice = own, j: int = j) -> Any:
-            part = tile(slice(starts[i], min(starts[i] + width, order)), own)
+        def reduced(i: int, span: slice = span, j: int = j) -> Any:
+            part = tile(slice(starts[i], min(starts[i] + width, order)), span)
             if i == j:
                 part.flat[:: part.shape[1] + 1] -= shift
             for column in columns:
@@ -239,23 +240,23 @@ def definite_floor(
         rest += norm_up(square - factor @ factor.T) ** 2
         length += norm_up(factor) ** 2
         below = []
-        for X, remainder, own_length in run(solved, range(j + 1, count)):
+        for X, remainder, tile_norm in run(solved, range(j + 1, count)):
             rest += 2 * remainder**2  # the tile, and its transpose above the diagonal
-            length += own_length**2
+            length += tile_norm**2
             below.append(X)
         columns.append([*[None] * j, factor, *below])
     errors = noise + gamma(count + 1) * (size + Fraction(shift)) + gamma(depth) * length
     errors += order * order * depth * OMEGA
     floor = Fraction(shift) - sqrt_up(rest) - errors
-    require(floor > 0, "the factorization, multiplied out, is too far from the matrix")
+    require(floor > 0, "the product of the factors is too far from the matrix")
     return floor
 
 
 def gram_floor(A: Any, target: Fraction, run: Run = map) -> Fraction:
     r"""Return a proved positive lower bound of the smallest eigenvalue of :math:`A A^\top`; else NotProved.
 
-    Entries of the product err by :math:`\gamma_d \|a_i\| \|a_j\| + d\,\omega`: a matrix of rank one whose norm is
-    :math:`\gamma_d \|A\|_F^2`, and less than n^2 d omega.
+    The errors of the entries are at most :math:`\gamma_d \|a_i\| \|a_j\| + d\,\omega`: a matrix of rank one with the
+    norm :math:`\gamma_d \|A\|_F^2`, and less than n^2 d omega.
     """
     n, d = A.shape
     square = norm_up(A) ** 2
@@ -264,13 +265,12 @@ def gram_floor(A: Any, target: Fraction, run: Run = map) -> Fraction:
 
 
 def inverse_floor(A: Any, X: Any, target: Fraction | None = None, *, exactly: bool = True) -> Fraction:
-    r"""Return a proved lower bound of the smallest singular value of A from an approximate right inverse; 0 where
-    there is none.
+    r"""Return a proved lower bound of the smallest singular value of A from an approximate right inverse, or 0.
 
     With :math:`\|I - A X\| = \epsilon < 1` and any unit vector z, :math:`1 - \epsilon \le \|X^\top A^\top z\| \le \|X\|
     \|A^\top z\|`, so :math:`s_{\min}(A) \ge (1 - \epsilon) / \|X\|`.
-    The residual is bounded by rounding errors first, of products and of the difference, and multiplied out in integers
-    where that does not reach ``target``, or there is none.
+    The residual is first bounded by the rounding errors of products and of the difference. If that does not reach
+    ``target``, or ``target`` is None, it is computed exactly in integers.
     """
     n, d = A.shape
     floats(X, (d, n), "a right inverse")
@@ -288,7 +288,7 @@ def inverse_floor(A: Any, X: Any, target: Fraction | None = None, *, exactly: bo
 
 
 def exact_residual(A: Any, X: Any) -> tuple[list[list[int]], int]:
-    """Return I - A X exactly, as integers over one power of two."""
+    """Return I - A X exactly, as integers with one power of two as their denominator."""
     (left, left_power), (right, right_power) = common(A), common(X)
     one = 1 << -(left_power + right_power)
     rows = [[-value for value in row] for row in _multiplied(left, right)]
@@ -306,7 +306,7 @@ def common(M: Any) -> tuple[list[list[int]], int]:
 
 
 def _multiplied(left: list[list[int]], right: list[list[int]]) -> list[list[int]]:
-    """Return the exact product of integer matrices: by FLINT where it is installed, else in plain Python."""
+    """Return the exact product of integer matrices: by FLINT if it is installed, otherwise in plain Python."""
     try:
         from flint import fmpz_mat
     except ImportError:

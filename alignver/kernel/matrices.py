@@ -1,11 +1,9 @@
 r"""Claims about a matrix, or about every matrix in a ball around it: rank, membership, non-membership.
 
-The last one is full row rank of a matrix made of layer factors: all of J in a ball, hence every target in its column
-space.
-
-Layer s has inputs A (n, T, a) and output gradients B (m, n, T, b); its columns of J are
-:math:`\sum_t b_{jit} a_{it}^\top`, row i m + j here: sample by sample. With one position its share of :math:`J J^\top`
-is made of the factors, with several its columns are formed.
+The claim ``factored-membership`` is about a Jacobian J that is given by layer factors: every matrix in a ball around it
+has full row rank, so every target is in its column space. Layer s has inputs A (n, T, a) and output gradients B
+(m, n, T, b); its columns of J are :math:`\sum_t b_{jit} a_{it}^\top` in row i m + j, sample by sample. With one
+position its contribution to :math:`J J^\top` is computed from the factors, with several its columns are formed.
 """
 
 from __future__ import annotations
@@ -51,12 +49,12 @@ __all__ = ["METHODS", "ball_radius"]
 
 
 def _full_rank(certificate: Certificate, inputs: Inputs, run: Run) -> str:
-    """Every matrix of the ball has full rank: by definiteness, by a right inverse, or modulo a prime."""
+    """Every matrix in the ball has full rank: by definiteness, by a right inverse, or modulo a prime."""
     A = inputs["A"] if "A" in inputs else inputs["J"]
     side = certificate.constants["side"]
     wide = A if side == "rows" else np.ascontiguousarray(A.T)
-    require(side in ("rows", "columns"), "neither rows nor columns are said to be independent")
-    require(wide.shape[0] <= wide.shape[1], "a matrix has no more independent rows than columns")
+    require(side in ("rows", "columns"), "the claim names neither rows nor columns")
+    require(wide.shape[0] <= wide.shape[1], "a matrix cannot have more independent rows than columns")
     sentence = _conclude_lower(certificate, A, min(A.shape))
     top, stated = power(int(exponents(certificate.data["scaling"], wide.shape[0]).max())), _states(certificate, "s_min")
     in_ball = certificate.constants.get("ball") is not None
@@ -64,8 +62,8 @@ def _full_rank(certificate: Certificate, inputs: Inputs, run: Run) -> str:
     claimed = number(certificate.constants, "s_min") * top if stated else Fraction(0)
     try:
         floor, how = _singular_floor(certificate, wide, max(radius, claimed), run)
-        require(floor > radius, "s_min is not known to exceed the radius of the ball")
-        require(floor >= claimed, "s_min is not known to be as large as it is claimed to be")
+        require(floor > radius, "s_min is not proved to exceed the radius of the ball")
+        require(floor >= claimed, "s_min is not proved to be as large as claimed")
     except NotProved:
         if in_ball or stated:
             raise
@@ -74,7 +72,7 @@ def _full_rank(certificate: Certificate, inputs: Inputs, run: Run) -> str:
 
 
 def _states(certificate: Certificate, name: str) -> bool:
-    """Whether a number is part of the claim: in format 1 it only went along."""
+    """Whether a number is part of the claim, which it is not in format 1."""
     return certificate.version != 1 and name in certificate.constants
 
 
@@ -87,10 +85,10 @@ def _scaled(certificate: Certificate, wide: Any) -> Any:
 
 
 def _singular_floor(certificate: Certificate, wide: Any, target: Fraction | None, run: Run) -> tuple[Fraction, str]:
-    """Return a lower bound of the smallest singular value of the scaled matrix, and how it was reached.
+    """Return a lower bound of the smallest singular value of the scaled matrix, and the method in words.
 
-    ``target`` is what the claim needs; None asks for as much as there is. Columns that are left out would only add:
-    s_min(A) is at least that of some of its columns.
+    ``target`` is the bound that the claim needs; None stands for the largest possible bound. The certificate may select
+    columns, since s_min(A) is at least that of some of its columns.
     """
     matrix = _scaled(certificate, wide)
     columns = certificate.data.get("columns")
@@ -98,9 +96,9 @@ def _singular_floor(certificate: Certificate, wide: Any, target: Fraction | None
         matrix = np.ascontiguousarray(matrix[:, indices(columns, matrix.shape[1])])
     if certificate.method != "gram" and "right_inverse" in certificate.data:
         return inverse_floor(matrix, certificate.data["right_inverse"], target), "a right inverse was multiplied out"
-    # As much as there is, the producer says: its proof of it is the shift.
-    hoped = number(certificate.constants, "shift") if target is None else target**2
-    return exact.sqrt_down(gram_floor(matrix, hoped, run)), "a factorization of A A^T was multiplied out"
+    # The largest possible bound is the shift that the producer proved.
+    goal = number(certificate.constants, "shift") if target is None else target**2
+    return exact.sqrt_down(gram_floor(matrix, goal, run)), "a factorization of A A^T was multiplied out"
 
 
 def ball_radius(certificate: Certificate, shape: tuple[int, ...], transposed: bool) -> Fraction:
@@ -120,8 +118,8 @@ def ball_radius(certificate: Certificate, shape: tuple[int, ...], transposed: bo
         return number(ball, "value") * exact.sqrt_up(Fraction(shape[1] * squares))
     radii = certificate.data["ball_radii"]
     radii = floats(radii.T if transposed else radii, shape, "radii of the ball")
-    require(bool(np.all(radii >= 0)), "a radius that is negative")
-    # Relative to the largest power nothing overflows; what underflows is off by 2^-1075 at most.
+    require(bool(np.all(radii >= 0)), "a negative radius")
+    # Relative to the largest power nothing overflows; the error of an underflow is at most 2^-1075.
     scaled = np.ldexp(radii, (powers - top)[:, None])
     radius: Fraction = (spectral_up(scaled) + scaled.size * power(-1074)) * power(top)
     return radius
@@ -137,7 +135,7 @@ def _minor(certificate: Certificate, inputs: Inputs, run: Run) -> str:
 
 
 def _conclude_lower(certificate: Certificate, A: Any, order: int) -> str:
-    """Return the claim's sentence if ``rank >= order`` proves it, else raise NotProved."""
+    """Return the reason if ``rank >= order`` proves the claim, else raise NotProved."""
     claim = certificate.claim
     if claim == "membership" and order == A.shape[0]:
         return "J has full row rank, so every y is in its column space"
@@ -149,7 +147,7 @@ def _conclude_lower(certificate: Certificate, A: Any, order: int) -> str:
 
 
 def _conclude_upper(certificate: Certificate, A: Any, most: int) -> str:
-    """Return the claim's sentence if ``rank <= most`` proves it, with a lower bound of its own if needed."""
+    """Return the reason if ``rank <= most`` proves the claim, with a proof of the lower bound if needed."""
     if certificate.claim == "not-rank" and most < _rank(certificate):
         return f"the rank is at most {most}, less than {_rank(certificate)}"
     if certificate.claim == "rank" and most == _rank(certificate):
@@ -161,16 +159,16 @@ def _conclude_upper(certificate: Certificate, A: Any, most: int) -> str:
 
 def _rank(certificate: Certificate) -> int:
     rank: int = certificate.constants["rank"]
-    require(type(rank) is int and rank >= 0, "the claimed rank is no number")
+    require(type(rank) is int and rank >= 0, "the claimed rank is not a number")
     return rank
 
 
 def _reduced(certificate: Certificate, inputs: Inputs, run: Run) -> str:
-    """Rows that are zero, or equal to one that stays, with targets to match, ask for nothing; the rest is full."""
+    """The dropped rows are zero or equal to remaining rows, targets included; the remaining rows are independent."""
     J, y = inputs["J"], inputs["y"]
     dropped = indices(certificate.data["dropped"], len(y))
     repeats = certificate.data["repeats"]
-    require(repeats.dtype == np.int64 and repeats.shape == (len(dropped),), "the repeated rows are not named")
+    require(repeats.dtype == np.int64 and repeats.shape == (len(dropped),), "the repeats do not match the dropped rows")
     remains = np.ones(len(y), dtype=bool)
     remains[dropped] = False
     for i, j in zip(dropped, repeats.tolist(), strict=True):
@@ -178,14 +176,14 @@ def _reduced(certificate: Certificate, inputs: Inputs, run: Run) -> str:
             same = not nonzero(J[i]).any() and not nonzero(y[i : i + 1]).any()
         else:
             same = 0 <= j < len(y) and bool(remains[j]) and equal(J[i], J[j]) and equal(y[i : i + 1], y[j : j + 1])
-        require(same, f"row {i} does not repeat row {j} with its target")
+        require(same, f"row {i} does not repeat row {j} and its target")
     rest = J[remains]
     p = independent_modulo(rest, len(rest), "the matrix without repeated rows") if len(rest) else 0
-    return f"the {len(rest)} rows that are left without repetitions are independent (modulo {p})"
+    return f"the {len(rest)} rows without repetitions are independent (modulo {p})"
 
 
 def _shape(certificate: Certificate, inputs: Inputs, run: Run) -> str:
-    """A rank never exceeds the smaller side; true of every matrix of the shape, so of any ball."""
+    """The rank never exceeds the smaller dimension, for every matrix of the shape and so for every ball."""
     rows, columns = inputs["A"].shape
     require(_rank(certificate) > min(rows, columns), "the shape does not prove the claim")
     return f"no {rows} by {columns} matrix has rank {_rank(certificate)}"
@@ -199,7 +197,7 @@ def _primes(certificate: Certificate, inputs: Inputs, run: Run) -> str:
     """
     A = inputs["A"]
     most = certificate.constants["most"]
-    require(type(most) is int and 0 <= most < min(A.shape), "the bound of the rank is no number")
+    require(type(most) is int and 0 <= most < min(A.shape), "the bound of the rank is not a number")
     bound = math.prod(sorted(_row_squares(A), reverse=True)[: most + 1])
     product = 1
     for p in small_primes():
@@ -207,11 +205,11 @@ def _primes(certificate: Certificate, inputs: Inputs, run: Run) -> str:
         product *= p
         if product * product > bound:
             return _conclude_upper(certificate, A, most)
-    raise NotProved("more primes are needed than there are")
+    raise NotProved("the primes below 2^21 are not enough")
 
 
 def _row_squares(A: Any) -> list[int]:
-    """Return d max_j b_ij^2 for each row, b the integers that are left without powers of two for rows and columns."""
+    """Return d max_j b_ij^2 for each row, b the integers after division by powers of two for rows and columns."""
     m, e = exact.integers(A)
     here = m != 0
     odd = np.where(here, m & -m, 1)
@@ -226,10 +224,10 @@ def _row_squares(A: Any) -> list[int]:
 
 
 def _solution(certificate: Certificate, inputs: Inputs, run: Run) -> str:
-    """J beta = y, entry by entry, with beta = numerators 2^exponents / denominator; J 0 = 0 for a whole ball."""
+    """J beta = y, entry by entry, with beta = numerators 2^exponents / denominator; for a ball only beta = 0."""
     J, y = inputs["J"], inputs["y"]
     support = indices(certificate.data["support"], J.shape[1])
-    require(not support or certificate.constants.get("ball") is None, "a solution is one for the given matrix only")
+    require(not support or certificate.constants.get("ball") is None, "a solution applies to the given matrix only")
     *numerators, denominator = unpack(certificate.data, "beta", len(support) + 1)
     require(denominator != 0, "the denominator of beta is zero")
     powers = exponents(certificate.data["exponents"], len(support)).tolist()
@@ -241,7 +239,7 @@ def _solution(certificate: Certificate, inputs: Inputs, run: Run) -> str:
 
 
 def _null_vector(certificate: Certificate, inputs: Inputs, run: Run) -> str:
-    """w^T J = 0 and w^T y != 0 (Fredholm's alternative)."""
+    """w^T J = 0 and w^T y != 0 (Fredholm alternative)."""
     J, y = inputs["J"], inputs["y"]
     support = indices(certificate.data["support"], J.shape[0])
     weights = unpack(certificate.data, "w", len(support))
@@ -254,40 +252,40 @@ def _null_vector(certificate: Certificate, inputs: Inputs, run: Run) -> str:
 
 
 def _null_space(certificate: Certificate, inputs: Inputs, run: Run) -> str:
-    """Null vectors, each with an index of its own where it is not zero and all others are: the rest bounds the rank."""
+    """Null vectors, each non-zero at an index where the others are zero: the other indices bound the rank."""
     A = inputs["A"]
     lines = A if certificate.constants["side"] == "left" else np.ascontiguousarray(A.T)
-    own = indices(certificate.data["own"], lines.shape[0])
+    first = indices(certificate.data["own"], lines.shape[0])
     shared = indices(certificate.data["shared"], lines.shape[0])
-    require(not (set(own) & set(shared)), "index sets that overlap")
+    require(not (set(first) & set(shared)), "index sets that overlap")
     width = 1 + len(shared)
-    weights = unpack(certificate.data, "w", width * len(own))
+    weights = unpack(certificate.data, "w", width * len(first))
     powers = exponents(certificate.data["exponents"], lines.shape[0])
-    for k, line in enumerate(own):
+    for k, line in enumerate(first):
         vector = weights[k * width : (k + 1) * width]
-        require(vector[0] != 0, "a null vector is zero at its own index")
+        require(vector[0] != 0, "a null vector is zero at its leading index")
         terms = [(index, value) for index, value in zip([line, *shared], vector, strict=True) if value]
         support = [index for index, _ in terms]
         sums, _ = exact.combination(lines[support], [value for _, value in terms], powers[support].tolist())
         require(not any(sums), f"vector {k} is not a null vector")
-    return _conclude_upper(certificate, A, lines.shape[0] - len(own)) + f" ({len(own)} independent null vectors)"
+    return _conclude_upper(certificate, A, lines.shape[0] - len(first)) + f" ({len(first)} independent null vectors)"
 
 
 def _outside(certificate: Certificate, inputs: Inputs, run: Run) -> str:
-    r"""The distance from y to the column space is positive throughout the ball, or as large as it is claimed to be.
+    r"""The distance from y to the column space is positive throughout the ball, or as large as claimed.
 
-    For the given matrix alone, without a claim of a distance: rank [J y] = d + 1 exceeds what d columns can have.
+    For the given matrix alone, without a claimed distance: rank [J y] = d + 1 exceeds the rank of d columns.
     Otherwise, with any beta, :math:`r = y - J\beta` and a ball of radius delta,
 
     .. math:: \mathrm{dist} \ge \|r\| - \delta\|\beta\|
               - \frac{\|J^\top r\| + \delta \|r\| + (\|J\| + \delta)\,\delta\,\|\beta\|}{s_{\min}(J) - \delta} .
 
-    The computed residual, of d + 1 products, is off by
+    The error of the computed residual, of d + 1 products, is at most
     :math:`\gamma_{d+1} (\|y\| + \|J\|_F \|\beta\|) + n (d+1)\,\omega`.
     """
     J, y = inputs["J"], inputs["y"]
     n, d = J.shape
-    require(n > d, "as many columns as rows leave no distance")
+    require(n > d, "a distance needs more rows than columns")
     in_ball, stated = certificate.constants.get("ball") is not None, _states(certificate, "distance")
     if not in_ball and not stated:
         p = independent_modulo(np.column_stack([J, y]), d + 1, "J with y as one more column")
@@ -295,12 +293,12 @@ def _outside(certificate: Certificate, inputs: Inputs, run: Run) -> str:
     wide = np.ascontiguousarray(J.T)
     delta = ball_radius(certificate, wide.shape, True) if in_ball else Fraction(0)
     floor, _ = _singular_floor(certificate, wide, None, run)
-    require(floor > delta, "the columns are not known to be independent throughout the ball")
+    require(floor > delta, "the columns are not proved independent throughout the ball")
     matrix = np.ascontiguousarray(_scaled(certificate, wide).T)
     beta = floats(certificate.data["beta"], (d,), "beta")
     scale = -math.frexp(float(np.abs(y).max()))[1]
-    target = np.ldexp(y, scale)  # what underflows is off by 2^-1075 at most
-    # Any beta will do: what is lost here changes the bound, not its truth.
+    target = np.ldexp(y, scale)  # the error of an underflow is at most 2^-1075
+    # Any beta is valid: underflow here changes the size of the bound, not its validity.
     beta = np.ldexp(beta, scale - exponents(certificate.data["scaling"], d))
     residual = target - matrix @ beta
     size, length = norm_up(matrix), norm_up(beta)
@@ -310,30 +308,30 @@ def _outside(certificate: Certificate, inputs: Inputs, run: Run) -> str:
     moved = delta * length
     absorbed = (slope + delta * longest + (size + delta) * moved) / (floor - delta)
     distance = norm_down(residual) - error - moved - absorbed
-    require(distance > 0, "the residual does not exceed what the columns and the ball can absorb")
+    require(distance > 0, "the residual is not large enough for the columns and the ball")
     claimed = number(certificate.constants, "distance") if stated else Fraction(0)
-    require(distance >= claimed * power(scale), "the distance is not known to be as large as it is claimed to be")
+    require(distance >= claimed * power(scale), "the distance is not proved to be as large as claimed")
     return "the distance from y to the column space is positive" + (" throughout the ball" if in_ball else "")
 
 
 IN_A_BALL = {"gram", "right inverse", "residual", "solution", "shape", "factored gram"}
-"""Methods that can say something about every matrix of a ball; the others are about the given one."""
+"""Methods that can prove a claim about every matrix in a ball; the others are about the given matrix."""
 
-_FAR = 2.0**400  # factors below it have products that do not overflow
-_WIDTH = 256  # columns that are formed at once, about
+_FAR = 2.0**400  # products of factors below it do not overflow
+_WIDTH = 256  # approximate number of columns formed at once
 
 
 def _full_row_rank(certificate: Certificate, inputs: Inputs, run: Run) -> str:
-    r"""Every matrix in the ball around the one made of the factors has full row rank, so y is in its column space.
+    r"""Every matrix in the ball around the one given by the factors has full row rank, so y is in its column space.
 
-    Let p_s be the vector of :math:`\sum_t \|a_{it}\| \|b_{jit}\|`. The magnitudes of the products in entry (k, l) of a
-    share add up to at most :math:`p_{sk} p_{sl}` (Cauchy and Schwarz), and none passes through more than R roundings,
-    so the Gram matrix errs by :math:`\gamma_R \sum_s \|p_s\|^2` in norm. Columns that are formed err by
-    :math:`\gamma_T \|p_s\|` in norm, which comes off the smallest singular value.
+    Let p_s be the vector of :math:`\sum_t \|a_{it}\| \|b_{jit}\|`. The sum of the magnitudes of the products in entry
+    (k, l) of a contribution is at most :math:`p_{sk} p_{sl}` (Cauchy and Schwarz), and each undergoes at most R
+    roundings, so the error of the Gram matrix is at most :math:`\gamma_R \sum_s \|p_s\|^2` in norm. The error of formed
+    columns is at most :math:`\gamma_T \|p_s\|` in norm, which is subtracted from the smallest singular value.
     """
     constants = certificate.constants
     n, m, layers = constants["samples"], constants["outputs"], constants["layers"]
-    require(all(type(size) is int and size >= 1 for size in (n, m)), "the samples or outputs are no numbers")
+    require(all(type(size) is int and size >= 1 for size in (n, m)), "the samples or outputs are not numbers")
     require(inputs["y"].shape == (n * m,), "y does not have one entry for each sample and output")
     powers = exponents(certificate.data["scaling"], n * m)
     scale = np.ldexp(1.0, powers).reshape(m, n)
@@ -351,14 +349,14 @@ def _full_row_rank(certificate: Certificate, inputs: Inputs, run: Run) -> str:
         share = norm_up(np.einsum("it,jit->ij", lengths_up(A), lengths_up(B))) / (1 - gamma(T + 1)) + n * m * T * OMEGA
         size += share**2
         if T > 1:
-            # The last factor pays for columns that were formed being longer than those that are meant.
+            # The bound of the size covers that formed columns may be longer than the exact ones.
             lost += gamma(T) * share
         roundings, added = _add(gram, A, B)
         most, additions = max(most, roundings + 2 * T), additions + added
         columns, terms = columns + a * b, terms + (a + b) * T * T
-        lost += n * m * a * b * T * OMEGA * power(400)  # B may have underflowed as it was scaled, times A
+        lost += n * m * a * b * T * OMEGA * power(400)  # underflow in the scaling of B, times A
     require(columns >= n * m, "there are fewer columns than rows")
-    # A product of a and one of b terms lose a omega and b omega, and are below b 2^800 and a 2^800.
+    # Inner products of a and b terms lose a omega and b omega, and are below b 2^800 and a 2^800.
     noise = gamma(most + additions) * size + (n * m) ** 2 * terms**2 * OMEGA * power(804)
     top = power(int(powers.max()))
     radius, claimed = number(constants["ball"], "value"), number(constants, "s_min")
@@ -366,8 +364,8 @@ def _full_row_rank(certificate: Certificate, inputs: Inputs, run: Run) -> str:
     target = (max(radius, claimed) * top + lost) ** 2
     eigenvalue = definite_floor(lambda r, c: gram[r, c].copy(), n * m, size + noise, noise, target, run)
     floor = (sqrt_down(eigenvalue) - lost) / top
-    require(floor > radius, "s_min is not known to exceed the radius of the ball")
-    require(floor >= claimed, "s_min is not known to be as large as it is claimed to be")
+    require(floor > radius, "s_min is not proved to exceed the radius of the ball")
+    require(floor >= claimed, "s_min is not proved to be as large as claimed")
     whose = "given" if set(inputs) > {"y"} else "in the certificate"
     return f"{n * m} independent rows throughout the ball: the Gram matrix of the factors {whose} was factored again"
 
@@ -382,7 +380,7 @@ def _factors(sources: Inputs, k: int, layer: Any, n: int, m: int) -> tuple[Any, 
 
 
 def _add(gram: Any, A: Any, B: Any) -> tuple[int, int]:
-    """Add a layer's share; return the most roundings of a product within it, and the additions of it to the total."""
+    """Add the contribution of a layer; return the most roundings of a product within it, and the additions of it."""
     m, n, T, b = B.shape
     a = A.shape[2]
     if T == 1:

@@ -1,9 +1,8 @@
-"""What was hashed is what is looked at: inputs are copied before anything else, or held to what their first reading
-was.
+"""Consistent inputs: the checked entries are the hashed ones, by a copy or by the digests of the first reading.
 
-Another thread or process may write to an array or a file while it is being checked. Arrays are copied, hashed and never
-read again. Rows that memory should not hold twice are read again where they are needed, and each must then have the
-digest that it had in the pass that identified all of them.
+Another thread or process may write to an array or a file during a check. Arrays are copied, hashed and not read again.
+Rows that are too large for a second copy in memory are read again when needed, and each must then have the digest of
+the pass that identified all rows.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from alignver.results import Frozen, plain
 __all__ = ["Rows", "frozen", "real"]
 
 MOST_COPIED = 1 << 30
-"""Bytes of rows up to which a copy is kept; digests of the rows are kept of more."""
+"""Size of rows in bytes up to which a copy is made; for larger ones, digests of the rows are stored."""
 
-_BLOCK_BYTES = 1 << 26  # of float64 rows that one pass holds at a time
+_BLOCK_BYTES = 1 << 26  # of float64 rows in memory at a time in one pass
 _FLOATS = ("float16", "float32", "float64")
 
 
 def frozen(certificate: Certificate) -> Certificate:
-    """Return a copy that no one else holds: arrays that may be written to are copied, the rest is plain data."""
+    """Return a private copy: arrays are copied, the rest is converted to plain data."""
     mappings = (certificate.data, certificate.constants, certificate.inputs, *certificate.inputs.values())
     words = (certificate.claim, certificate.method, certificate.seal)
     if not all(isinstance(part, Mapping) for part in mappings) or not all(isinstance(word, str) for word in words):
@@ -42,12 +41,12 @@ def frozen(certificate: Certificate) -> Certificate:
 
 
 def real(value: Any, name: str, dimensions: int) -> Any:
-    """Return a private float64 copy of an array of finite real numbers, each of which float64 holds exactly.
+    """Return a private float64 copy of an array of finite real numbers, each exactly representable in float64.
 
     Raises
     ------
     InvalidInput
-        Another kind of array, another number of dimensions, empty, NaN or Inf.
+        If the array has another dtype or number of dimensions, is empty, or contains NaN or Inf.
     """
     array = np.array(value, order="C", copy=True)
     array = array[:, None] if name == "Y" and array.ndim == 1 else array  # one target for each sample
@@ -56,18 +55,18 @@ def real(value: Any, name: str, dimensions: int) -> Any:
     fits = array.ndim == dimensions and array.size > 0
     demand(fits, name, f"shape {array.shape}", f"{dimensions} dimensions, not empty")
     exactly = array.dtype.kind not in "iu" or -(2**53) <= int(array.min()) <= int(array.max()) <= 2**53
-    demand(exactly, name, "integers beyond 2**53", "integers that float64 holds exactly")
+    demand(exactly, name, "integers beyond 2**53", "integers that float64 represents exactly")
     array = array.astype(np.float64, copy=False)
     demand(bool(np.isfinite(array).all()), name, "NaN or Inf", "finite entries")
     return array
 
 
 class Rows:
-    """The rows z_i, read whole once and then some at a time: those that were read first, or none.
+    """The rows z_i: one pass over all rows, then reads of some rows, which must be the same as in the first pass.
 
     Parameters
     ----------
-    source : array, or what can be indexed like one
+    source : array, or an object that can be indexed like one
         Has ``shape`` (n, k) and ``dtype`` float16, float32 or float64; slices and index arrays of rows give arrays.
     added : bool
         Append the constant 1 to every row.
@@ -75,14 +74,14 @@ class Rows:
     Attributes
     ----------
     n, m, stored : int
-        Rows; columns, with the constant that is added; columns without it.
+        Number of rows, of columns with the added constant, and of columns without it.
     source
-        What is read from.
+        The object to read from.
 
     Raises
     ------
     InvalidInput
-        Not a matrix of floats; rows that have changed since they were first read.
+        If the source is not a matrix of floats, or rows have changed since they were first read.
     """
 
     def __init__(self, source: Any, added: bool) -> None:
@@ -92,11 +91,11 @@ class Rows:
         self.n, self.stored = (int(size) for size in source.shape)
         self.m, self.dtype, self.added = self.stored + added, kind, added
         self.source = source
-        self._copy: Any = None  # of all rows, once they have been read, or
-        self._digests: list[bytes] | None = None  # of each of them
+        self._copy: Any = None  # of all rows after the first pass, or
+        self._digests: list[bytes] | None = None  # of each row
 
     def blocks(self, track: Any, label: str) -> Iterator[tuple[int, Any]]:
-        """Yield (start, float64 rows) over all rows, a bounded number at a time; the first pass settles them."""
+        """Yield (start, float64 rows) over all rows, a bounded number at a time; the first pass determines them."""
         small = self.n * self.stored * np.dtype(self.dtype).itemsize <= MOST_COPIED
         first = self._copy is None and self._digests is None
         copy = np.empty((self.n, self.stored), dtype=self.dtype) if first and small else None
@@ -115,12 +114,12 @@ class Rows:
             self._digests = digests
 
     def raw(self, which: Any) -> Any:
-        """Return rows as they are stored, by a slice (start, stop) or an array of indices, not to be written to."""
+        """Return rows as they are stored, by a slice (start, stop) or an array of indices; do not modify them."""
         if self._copy is not None:
             return self._copy[which]
         rows = np.array(self.source[which], dtype=self.dtype, order="C", copy=True)
         count = which.stop - which.start if isinstance(which, slice) else len(which)
-        demand(rows.shape == (count, self.stored), "Z", f"{rows.shape} for {count} rows", "all rows that are asked for")
+        demand(rows.shape == (count, self.stored), "Z", f"{rows.shape} for {count} rows", "all requested rows")
         if self._digests is not None:
             indices = range(which.start, which.stop) if isinstance(which, slice) else which.tolist()
             same = all(_digest(row) == self._digests[index] for row, index in zip(rows, indices, strict=True))
@@ -128,17 +127,18 @@ class Rows:
         return rows
 
     def take(self, indices: Any) -> Any:
-        """Return the rows with these indices, in this order, as float64, not to be written to."""
+        """Return the rows with these indices, in this order, as float64; do not modify them."""
         return self._complete(self.raw(indices))
 
     def read(self, start: int, stop: int) -> Any:
-        """Return rows ``start`` to ``stop`` as float64, not to be written to."""
+        """Return rows ``start`` to ``stop`` as float64; do not modify them."""
         return self._complete(self.raw(slice(start, stop)))
 
     def identify(self, certificate: Certificate, track: Any, visit: Callable[[int, Any], None] | None = None) -> None:
         """Pass over all rows, ``visit`` each block, and require finite entries, the constant and the sealed digest."""
         content = hashlib.sha256(f"<f8 {(self.n, self.stored)}".encode())
-        # Hashing lets go of the interpreter: it runs beside the rest, one block behind; leaving the pool waits for it.
+        # Hashing releases the interpreter lock: it runs in parallel, one block behind; the end of the pool waits for
+        # it.
         with concurrent.futures.ThreadPoolExecutor(1) as beside:
             waiting = None
             for start, block in self.blocks(track, "reading Z"):
@@ -150,9 +150,9 @@ class Rows:
                 require(bool(np.all(block[:, -1] == 1.0)), f"rows from {start} on do not end with the constant 1")
                 if visit is not None:
                     visit(start, block)
-        require_ieee(threaded=True)  # whatever the source did meanwhile
-        found = {"sha256": content.hexdigest(), "shape": (self.n, self.stored), "dtype": "<f8"}
-        same = dict(certificate.inputs.get("Z", {})) == found and certificate.constants["rank"] == self.n
+        require_ieee(threaded=True)  # the source may have changed the arithmetic
+        actual = {"sha256": content.hexdigest(), "shape": (self.n, self.stored), "dtype": "<f8"}
+        same = dict(certificate.inputs.get("Z", {})) == actual and certificate.constants["rank"] == self.n
         require(same, "Z is not the input that this certificate is about: their digests differ")
 
     def _complete(self, rows: Any) -> Any:

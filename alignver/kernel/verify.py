@@ -1,4 +1,4 @@
-"""Does a certificate prove its claim about these inputs? The one entry: inputs are copied, hashed, not read again."""
+"""The check of a certificate: whether it proves its claim about the given inputs, which are copied and hashed first."""
 
 from __future__ import annotations
 
@@ -39,10 +39,11 @@ def verify(
         A path is read with :func:`~alignver.kernel.certificate.load_certificate`.
     inputs : mapping of str to array
         The matrices that the claim is about, by the names that the certificate lists: NumPy arrays. ``Z`` of a claim of
-        exploration may be a mapped file, or anything with shape, dtype and rows that can be indexed: it is read block
-        by block, and held to its first reading. So may ``X``, of any number of dimensions, which is read once.
+        exploration may be a mapped file, or any object with shape, dtype and rows that can be indexed: it is read block
+        by block, and must not change after the first reading. So may ``X``, of any number of dimensions, which is read
+        once.
     threads : int
-        How many blocks or tiles are worked on beside each other; the BLAS should then have one thread.
+        Number of blocks or tiles that are processed in parallel; the BLAS should then have one thread.
     track : callable, optional
         ``track(steps, label)`` iterates over steps and reports them.
 
@@ -50,14 +51,14 @@ def verify(
     -------
     CheckResult
         HOLDS with PROOF: the certificate proves its claim about these inputs, which were copied and hashed before
-        anything else. FAILS: it does not (an input that is not the one sealed in, a broken seal, a proof that does not
-        go through); that says nothing about the claim itself. UNDECIDED: the arithmetic here is not IEEE 754 with
-        rounding to nearest and gradual underflow.
+        anything else. FAILS: it does not (an input other than the sealed one, a broken seal, a proof that is not
+        valid); the claim itself may still be true. UNDECIDED: the arithmetic is not IEEE 754 with rounding to nearest
+        and gradual underflow.
 
     Raises
     ------
     InvalidInput
-        Inputs missing, unknown or not finite real arrays; a file that is no certificate.
+        If inputs are missing, unknown or not finite real arrays, or a file is not a certificate.
 
     Examples
     --------
@@ -96,7 +97,7 @@ def _copied(certificate: Any) -> Certificate:
     try:
         copy = frozen(certificate)
     except _LACKS:
-        raise NotProved("the seal is broken: the certificate holds what none can") from None
+        raise NotProved("the seal is broken: the certificate contains invalid objects") from None
     require(copy.sealed, "the seal is broken: the certificate was changed after it was made")
     return copy
 
@@ -106,7 +107,7 @@ def _checked(certificate: Certificate, inputs: Mapping[str, Any], threads: int, 
     on_rows, on_matrices = exploration.METHODS.get(key), _ON_MATRICES.get(key)
     require(on_rows is not None or on_matrices is not None, f"unknown claim or method: {str(key)[:80]}")
     in_ball = on_rows is None and certificate.method in matrices.IN_A_BALL
-    require(in_ball or certificate.constants.get("ball") is None, f"{certificate.method!r} says nothing about a ball")
+    require(in_ball or certificate.constants.get("ball") is None, f"{certificate.method!r} does not cover a ball")
     stated = {"s_min", "distance"} & set(certificate.constants) if certificate.version != 1 else set()
     unproved = stated - {STATED.get(certificate.method)}
     require(not unproved, f"{certificate.method!r} does not prove {' and '.join(sorted(unproved))}")
@@ -121,18 +122,18 @@ def _checked(certificate: Certificate, inputs: Mapping[str, Any], threads: int, 
             assert on_rows is not None
             added, rank, width = (certificate.constants[name] for name in ("add_constant", "rank", "width"))
             require(type(added) is bool, "the certificate does not say whether the constant is added")
-            require(all(type(value) is int and value >= 1 for value in (rank, width)), "rank or width are no numbers")
+            require(all(type(value) is int and value >= 1 for value in (rank, width)), "rank or width are not numbers")
             return on_rows(certificate, Rows(inputs["Z"], added), run, track)
     except InvalidInput as error:
-        if error.argument in inputs:  # a file that ends early, say
+        if error.argument in inputs:  # for example a file that ends early
             raise
-        raise NotProved(f"the certificate's data are no proof: {error}") from error
+        raise NotProved(f"the data of the certificate are not a proof: {error}") from error
     except _LACKS as error:
         raise NotProved(f"the certificate lacks what its method needs ({type(error).__name__}: {error})") from error
 
 
 def _identified(certificate: Certificate, inputs: Mapping[str, Any], track: Any) -> dict[str, Any]:
-    """Return private copies of the inputs, each of which must be the one that was sealed in; of X, what is equal."""
+    """Return private copies of the inputs, each of which must be the sealed one; for X, its equal rows and digests."""
     arrays = {name: real(value, name, 1 if name == "y" else 2) for name, value in inputs.items() if name != "X"}
     for name, array in arrays.items():
         same = dict(certificate.inputs.get(name, {})) == plain(record(array))

@@ -460,12 +460,12 @@ def test_a_gap_is_counted_from_what_the_data_cost():
     assert "X in float32" in describe(seal("optimality", "outputs", {"X": of_rows(X, "<f4")[0]}, {}, {"gap": 0.5}))
 
 
-def test_outputs_that_are_no_function_of_the_inputs_have_no_floor():
+def test_outputs_that_are_not_a_function_of_the_inputs_have_no_floor():
     """Equal rows of X with features that differ can be told apart by the model: its infimum may be 0."""
     Y = np.array([[0.0], [1.0], [0.0], [1.0]])
     Z = np.column_stack([np.arange(4.0), np.ones(4)])
     result = optimality(np.zeros((4, 1)), Z, Y, 1e-9)
-    assert (result.verdict, "no function of X" in result.reason) == (Verdict.FAILS, True)
+    assert (result.verdict, "not a function of X" in result.reason) == (Verdict.FAILS, True)
     fewer = optimality(np.zeros((3, 1)), np.ones((4, 2)), Y, 1e-9)
     assert (fewer.verdict, fewer.reason) == (Verdict.FAILS, "X and Y differ in length")
 
