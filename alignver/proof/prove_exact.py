@@ -62,7 +62,7 @@ def _admitted(A: FloatArray, attempts: ProofAttempts, budget: Budget) -> Integer
 
 
 def membership_exactly(inputs: dict[str, FloatArray], attempts: ProofAttempts, budget: Budget) -> Decision | None:
-    """Decide membership of the exact target in the column space of the exact matrix; None if over budget."""
+    """Decide membership of the exact target in the column space of the exact matrix; None if it stays undecided."""
     J, y = inputs["J"], inputs["y"]
     matrix = _admitted(J, attempts, budget)
     if matrix is None:
@@ -72,16 +72,10 @@ def membership_exactly(inputs: dict[str, FloatArray], attempts: ProofAttempts, b
         for prime in itertools.islice(exact.primes(), _PRIMES):
             minor = exact.profile(matrix, prime)
             if minor.rank == J.shape[0]:
-                reason = (
-                    f"J has full row rank {minor.rank} (it has modulo the prime {prime}), "
-                    "so every y is in its column space"
-                )
+                reason = f"J has full row rank {minor.rank} (modulo {prime}), so every y is in its column space"
                 return attempts.decided(Verdict.HOLDS, "exact", reason, certify_minor("membership", inputs, minor))
-            if budget.refuses(
-                attempts,
-                2.0 * exact.seconds_for_solve(matrix, minor.rank),
-                f"an exact solve of order {minor.rank}",
-            ):
+            seconds = 2.0 * exact.seconds_for_solve(matrix, minor.rank)
+            if budget.refuses(attempts, seconds, f"an exact solve of order {minor.rank}"):
                 return None
             beta, missed = exact.solve(matrix, target, minor)
             if beta is not None:
@@ -104,7 +98,7 @@ def _refuted(
     bits = max(abs(a).bit_length() for a in w.numerators)
     reason = (
         f"row {missed} of J is exactly a combination of {len(nonzero) - 1} others, "
-        "and its target is not that combination of theirs"
+        "and its target is not the same combination of their targets"
     )
     witness = {"kind": "null vector", "rows": w.support[:_SHOWN], "size": len(nonzero), "bits": bits}
     certificate = certify_null_vector(inputs, w, -matrix.row_exponents)
@@ -112,7 +106,7 @@ def _refuted(
 
 
 def rank_exactly(inputs: dict[str, FloatArray], rank: int, attempts: ProofAttempts, budget: Budget) -> Decision | None:
-    """Decide whether the exact matrix has the claimed rank; None if over budget."""
+    """Decide whether the exact matrix has the claimed rank; None if it stays undecided."""
     A = inputs["A"]
     matrix = _admitted(A, attempts, budget)
     if matrix is None:
@@ -123,15 +117,10 @@ def rank_exactly(inputs: dict[str, FloatArray], rank: int, attempts: ProofAttemp
             attempts.measured["rank_lower"] = max(minor.rank, attempts.measured.get("rank_lower", 0))
             if minor.rank > rank:
                 reason = f"the rank is at least {minor.rank}, more than {rank}: a minor is not zero modulo {prime}"
-                witness = {
-                    "kind": "minor",
-                    "order": minor.rank,
-                    "rows": minor.rows[:_SHOWN],
-                    "columns": minor.columns[:_SHOWN],
-                }
-                return attempts.decided(
-                    Verdict.FAILS, "exact", reason, certify_minor("not-rank", inputs, minor, rank), witness
-                )
+                shown = {"rows": minor.rows[:_SHOWN], "columns": minor.columns[:_SHOWN]}
+                witness = {"kind": "minor", "order": minor.rank, **shown}
+                certificate = certify_minor("not-rank", inputs, minor, rank)
+                return attempts.decided(Verdict.FAILS, "exact", reason, certificate, witness)
             if minor.rank == min(A.shape):
                 reason = f"the rank is {rank}: a minor of that order is not zero modulo {prime}"
                 return attempts.decided(Verdict.HOLDS, "exact", reason, certify_minor("rank", inputs, minor, rank))
@@ -153,13 +142,13 @@ def _from_above(
     """Prove by the cheaper method that the rank is at most the order of the minor; (None, True) if over budget."""
     n, d = matrix.shape
     most = minor.rank
-    left = n - most <= d - most
+    left = n <= d
     count = min(n, d) - most
     by_vectors = exact.seconds_for_solve(matrix, most) * (1.0 + 0.5 * (count - 1)) + 1e-6 * n * d
     by_primes = exact.seconds_for_rank(n, d, most) * (matrix.minor_bits(most + 1) / 61.0 + 1.0)
     size = count * (most + 1) * (matrix.minor_bits(most) / 8.0 + 40.0)
     claim = "rank" if most == rank else "not-rank"
-    if by_vectors <= 4.0 * by_primes and size <= budget.bytes:  # null vectors re-check faster
+    if by_vectors <= 4.0 * by_primes and size <= budget.bytes:  # null vectors are faster to re-check
         if budget.refuses(attempts, by_vectors, f"{count} exact null vectors"):
             return None, True
         vectors = exact.null_vectors(matrix, minor, left=left)
@@ -176,15 +165,11 @@ def _from_above(
         if used is None:
             return None, False
         certificate = certify_primes(claim, inputs, most, used, rank)
-        how = f"no larger minor survives {len(used)} primes"
+        how = f"all larger minors vanish modulo {len(used)} primes"
     attempts.measured["rank"] = most
     if most == rank:
         return attempts.decided(Verdict.HOLDS, "exact", f"the rank is exactly {rank} ({how})", certificate), False
     reason = f"the rank is exactly {most}, less than {rank} ({how})"
-    witness = {
-        "kind": "rank",
-        "rank": most,
-        "minor_rows": minor.rows[:_SHOWN],
-        "minor_columns": minor.columns[:_SHOWN],
-    }
+    shown = {"minor_rows": minor.rows[:_SHOWN], "minor_columns": minor.columns[:_SHOWN]}
+    witness = {"kind": "rank", "rank": most, **shown}
     return attempts.decided(Verdict.FAILS, "exact", reason, certificate, witness), False

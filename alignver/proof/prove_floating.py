@@ -73,9 +73,9 @@ def _without_repeats(inputs: dict[str, FloatArray], attempts: ProofAttempts) -> 
     proof = _wide_rank(np.delete(J, list(repeated), axis=0), attempts)
     if proof is None:
         return None
+    others = J.shape[0] - len(repeated)
     reason = (
-        f"{len(repeated)} rows of J are zero or repeat others, with the same targets; "
-        f"the other {J.shape[0] - len(repeated)} are independent"
+        f"{len(repeated)} rows of J are zero or repeat others, targets included; the other {others} are independent"
     )
     return attempts.decided(Verdict.HOLDS, proof[1], reason, certify_reduced(inputs, repeated))
 
