@@ -210,7 +210,7 @@ _CHANGES: dict[str, dict[str, list[str | float]]] = {
         "above, below = gap + (#r +": [0.5],
         "np.nextafter(t + #r, np.inf)": [0.5],
         "np.nextafter(t - #r, -np.inf)": [0.5],
-        "spread = f[:, k] - own, (r[:, k] + #rest)": [0.5],
+        "spread = f[:, k] - right, (r[:, k] + #rest)": [0.5],
         "_SOFTPLUS = 2.0**-43": ["_SOFTPLUS = 2.0**-44"],
         "_SOFTPLUS = #2.0**-43": [0.01],
         "(1.0 + 2.0 * _SOFTPLUS) + 4.0 * GATE_UNDERFLOW": ["(1.0 + 2.0 * _SOFTPLUS) + 2.0 * GATE_UNDERFLOW"],

@@ -1,1 +1,1 @@
-"""The formulas of the theorems, on arrays."""
+"""Losses, bounds and constants of the paper's theorems, on arrays."""

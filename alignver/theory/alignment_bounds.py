@@ -1,6 +1,6 @@
-r"""Theorems 2 and 3, Lemma 1 and Proposition 1: what the Jacobian says about the loss, on arrays.
+r"""Theorem 3, Lemma 1 and Proposition 1: bounds of the loss from the Jacobian, on arrays.
 
-All of it rests on Lemma 1: with a convex loss and :math:`f_X(\theta) = J \nu(\theta)` (Assumption 1), for every beta
+They follow from Lemma 1: with a convex loss and :math:`f_X(\theta) = J \nu(\theta)` (Assumption 1), for every beta
 
 .. math:: \mathcal L(\theta) \le \mathcal L_\theta(\beta)
           + (\nu(\theta) - \beta)^\top \nabla \mathcal L(\theta)
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from alignver import require
 from alignver.arrays import as_matrix, as_vector, host
 from alignver.errors import InvalidInput
 from alignver.linalg.least_squares import least_squares
@@ -27,7 +28,7 @@ __all__ = ["Reference", "beta_hat", "nu", "target_loss", "theorem_3", "unreachab
 
 
 def nu(theta: Any, S: Any) -> FloatArray:
-    r"""Return :math:`\nu(\theta)`: theta on S, the set of Assumption 1, and 0 elsewhere.
+    r"""Return :math:`\nu(\theta)`: theta on the set S of Assumption 1, and 0 elsewhere.
 
     Parameters
     ----------
@@ -43,11 +44,12 @@ def nu(theta: Any, S: Any) -> FloatArray:
     indices: npt.NDArray[np.int64] = np.asarray(S)
     outside = indices.ndim != 1 or (indices.size and (indices.dtype.kind not in "iu" or indices.min() < 0))
     if outside or (indices.size and indices.max() >= values.size) or np.unique(indices).size != indices.size:
-        raise InvalidInput("S", "no set of indices", f"distinct integers from 0 to {values.size - 1}")
-    kept = np.zeros(values.size)
+        need = f"distinct integers from 0 to {values.size - 1}"
+        raise InvalidInput("S", "indices that repeat, are out of range or are not integers", need)
+    restricted = np.zeros(values.size)
     if indices.size:
-        kept[indices] = values[indices]
-    return kept
+        restricted[indices] = values[indices]
+    return restricted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +60,9 @@ class Reference:
     ----------
     beta : (d,) float64
     residual : float
-        :math:`\|J \hat\beta - \eta y\| / \|\eta y\|`; 0 where eta y is: the theorem needs it to vanish.
+        :math:`\|J \hat\beta - \eta y\| / \|\eta y\|`, 0 if eta y = 0; the theorem assumes that it is 0.
     rank : int
-        Of J at the tolerance.
+        The rank of J at the tolerance.
     """
 
     beta: FloatArray
@@ -71,7 +73,7 @@ class Reference:
 def beta_hat(J: Any, y: Any, eta: float, *, tolerance: float | None = None) -> Reference:
     r"""Return :math:`\hat\beta(\theta, \eta) = \eta (J^\top J)^\dagger J^\top y = \eta J^\dagger y`.
 
-    Computed from the singular values of J itself, not of :math:`J^\top J`, which would cost half of the digits.
+    It is computed from the singular values of J, not of :math:`J^\top J`, which would lose half of the digits.
 
     Parameters
     ----------
@@ -80,7 +82,7 @@ def beta_hat(J: Any, y: Any, eta: float, *, tolerance: float | None = None) -> R
         vec(Y*).
     eta : float
     tolerance : float, optional
-        Singular values up to it count as zero; default :math:`s_1 \max(N, d)\, \epsilon`.
+        Singular values up to it count as zero. Default :math:`s_1 \max(N, d)\, \epsilon`.
 
     Notes
     -----
@@ -93,11 +95,11 @@ def beta_hat(J: Any, y: Any, eta: float, *, tolerance: float | None = None) -> R
     """
     matrix, target = host(as_matrix(J, "J").array), host(as_vector(y, "y").array)
     if target.shape[0] != matrix.shape[0]:
-        raise InvalidInput("y", f"{target.shape[0]} entries", f"{matrix.shape[0]}, one for each row of J")
-    factored = least_squares(matrix, target)
-    levels = host(factored.s)
-    tau = float(levels[0]) * max(matrix.shape) * 2.0**-52 if tolerance is None else tolerance
-    solution = factored.solve(tau)
+        need = f"{matrix.shape[0]}, one for each row of J"
+        raise InvalidInput("y", f"{target.shape[0]} entries", need, "wrong-shape")
+    factors = least_squares(matrix, target)
+    tau = float(host(factors.s)[0]) * max(matrix.shape) * 2.0**-52 if tolerance is None else tolerance
+    solution = factors.solve(tau)
     return Reference(eta * host(solution.b), solution.residual if eta else 0.0, solution.rank)
 
 
@@ -133,25 +135,24 @@ def theorem_3(loss_0: float, target: float, L: float, alpha: float, zeta_eta: fl
         :math:`\mathcal L^*(\eta Y^*)`, see :func:`target_loss`.
     L : float
         Lipschitz constant of the gradient of the whole loss. Upper bounds of it are rarely known, and power iteration
-        on the Hessian gives lower ones: what is built on those is NUMERICAL.
+        on the Hessian gives lower bounds: a result that uses those is NUMERICAL.
     alpha : float
         In (0, 1).
     zeta_eta : float
         :func:`zeta`.
     count : int
-        The size of T: steps at which vec(Y*) is in the column space.
+        The size of T: the number of steps at which vec(Y*) is in the column space.
 
     Examples
     --------
     >>> theorem_3(2.0, 0.0, 1.0, 0.5, 4.0, 16)
     1.0
     """
-    if not 0.0 < alpha < 1.0:
-        raise InvalidInput("alpha", repr(alpha), "a number between 0 and 1: the step is 2 alpha / L")
-    if not 0.0 < L < math.inf:
-        raise InvalidInput("L", repr(L), "a positive finite number")
-    if count < 1 or not (0.0 <= loss_0 < math.inf and 0.0 <= zeta_eta < math.inf):
-        raise InvalidInput("count, loss_0, zeta_eta", f"{count}, {loss_0}, {zeta_eta}", "a step, and numbers >= 0")
+    require.real("alpha", alpha, above=0.0, below=1.0, need="a number between 0 and 1: the step is 2 alpha / L")
+    require.real("L", L, above=0.0)
+    require.real("loss_0", loss_0, least=0.0)
+    require.real("zeta_eta", zeta_eta, least=0.0)
+    require.integer("count", count, least=1)
     return target + math.sqrt(L * zeta_eta * loss_0 / (2.0 * alpha * (1.0 - alpha)) / count)
 
 
@@ -163,7 +164,7 @@ def target_loss(loss: str | SampleLoss, Y: Any, Y_star: Any, eta: float) -> floa
     loss : str or SampleLoss
     Y : targets
     Y_star : (n, m_y) array
-        Mostly the modified targets Y_l.
+        Usually the modified targets Y_l.
     eta : float
 
     Examples
@@ -173,21 +174,22 @@ def target_loss(loss: str | SampleLoss, Y: Any, Y_star: Any, eta: float) -> floa
     0.126928
     """
     star = host(as_matrix(Y_star, "Y_star").array)
-    own = sample_loss(loss, int(star.shape[1]))
-    values = own.values(eta * star, own.targets(Y, int(star.shape[0]), int(star.shape[1])))
-    return math.fsum(values.tolist()) / len(star)
+    n, m_y = star.shape
+    named = sample_loss(loss, m_y)
+    total = math.fsum(named.values(eta * star, named.targets(Y, n, m_y)).tolist())
+    return total / len(star)
 
 
 def unreachable(J: Any, y: Any, eta: float, *, tolerance: float | None = None) -> float:
-    r"""Return how far from :math:`\eta y` the outputs have to stay: Proposition 1 with a number in it.
+    r"""Return a lower bound of the distance of the outputs from :math:`\eta y`: Proposition 1, quantified.
 
     Under Assumption 1 :math:`\mathrm{vec}(f_X(\theta)) = J \nu(\theta)` lies in the column space of J, so
 
     .. math:: \|\mathrm{vec}(f_X(\theta)) - \eta y\| \ge \mathrm{dist}(\eta y, \mathrm{Col}\, J)
               = |\eta|\, \mathrm{dist}(y, \mathrm{Col}\, J) .
 
-    For y outside the column space that is positive for every eta except 0. The paper states the proposition for all
-    eta; at eta = 0 it fails, since outputs of 0 are reached by theta = 0.
+    For y outside the column space this is positive for every eta except 0. The paper states the proposition for all
+    eta; at eta = 0 it fails, since theta = 0 gives outputs of 0.
 
     Notes
     -----

@@ -1,14 +1,14 @@
-r"""Theorem 5 with numbers in it: bounds of the loss along the exploitation phase, from points that can be computed.
+r"""Computable bounds of Theorem 5 for the loss along the exploitation phase, and the reference points that they use.
 
-The paper's bound has the minimiser nearest to :math:`\theta^\tau` in it, which nobody has, and which need not exist:
-the cross-entropies have no minimiser where the data can be separated. Its proof needs no minimiser. Whatever
-:math:`\zeta` is, (168) gives
+The paper's bound contains the minimiser nearest to :math:`\theta^\tau`, which is unknown and need not exist: the
+cross-entropies have no minimiser if the data can be separated. The proof does not need a minimiser. For every
+:math:`\zeta`, (168) gives
 
 .. math:: \hat{\mathcal L}(\theta^t) \le \hat{\mathcal L}(\zeta)
           + \frac{\hat L \|\zeta - \theta^\tau\|^2}{2 (t - \tau)} ,
 
-and (177) the same for stochastic gradients. Good points come from least squares: :math:`A_j \zeta_j = \eta Y_\ell[:,
-j]` with :math:`\zeta` as near to :math:`\theta^\tau` as can be, for several eta; at each t the best one counts.
+and (177) the same for stochastic gradients. Good points are the least-squares solutions of :math:`A_j \zeta_j = \eta
+Y_\ell[:, j]` nearest to :math:`\theta^\tau`, for several eta; the bound at t uses the best point for this t.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from alignver import require
 from alignver.errors import InvalidInput
 from alignver.features.products import gram
 from alignver.linalg.least_squares import least_squares
@@ -31,30 +32,30 @@ from alignver.theory.exploitation import Exploitation, Objective
 __all__ = ["ETAS", "ReferencePoint", "gradient_descent_bound", "nearest_fit", "reference_points", "sgd_bound"]
 
 ETAS = tuple(2.0**k for k in range(-2, 8))
-"""Multiples of Y_l that are tried for the cross-entropies; the squared loss has its minimum at 1."""
+"""Multiples of Y_l that are fitted for the cross-entropies; the squared loss has its minimum at 1."""
 
 _DENSE = 1_000_000
-"""Entries of A_j up to which its singular values are computed; beyond, those of its Gram matrix, and refinement."""
+"""Largest number of entries of A_j for singular values; beyond it the Gram matrix is decomposed, with refinement."""
 
 _ORDER = 6000
-"""Samples up to which the Gram matrix is decomposed; beyond, LSMR uses products only."""
+"""Largest number of samples for a decomposition of the Gram matrix; beyond it LSMR uses products only."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReferencePoint:
-    r"""A point zeta that a bound can be computed with.
+    r"""A point zeta of the bounds.
 
     Attributes
     ----------
     weights : (m_y, h, m) float64
     loss : float
-        The loss there, measured.
+        The measured loss at zeta.
     distance : float
         :math:`\|\zeta - \theta^\tau\|`.
     eta : float
-        Which multiple of Y_l it was fitted to.
+        The multiple of Y_l that it was fitted to.
     residual : float
-        Largest entry of |outputs - eta Y_l|: how well.
+        Largest entry of |outputs - eta Y_l|.
     """
 
     weights: FloatArray
@@ -69,14 +70,13 @@ def nearest_fit(model: Exploitation, start: FloatArray, targets: Sequence[FloatA
 
     .. math:: \zeta_j = \theta_j + A_j^\dagger (T_{*j} - A_j \theta_j)
 
-    A_j is factored once for all targets: by its singular values, where it is large by the eigenvalues of its Gram
-    matrix with two refinements, where n is large not at all (LSMR). Directions in which it is below about
-    :math:`10^{-13}` (the Gram matrix: :math:`10^{-7}`) of its norm are left out.
+    A_j is factored once for all targets: by a singular value decomposition, or for a large A_j by an eigenvalue
+    decomposition of its Gram matrix with two refinements. For large n LSMR solves each system without a factorization.
+    Singular values below about :math:`10^{-13}` (with the Gram matrix :math:`10^{-7}`) of the norm are truncated.
 
     Notes
     -----
-    Rigor: NUMERICAL. What bounds are made of the result measure its loss and its distance, so they hold for a bad fit
-    too.
+    Rigor: NUMERICAL. Bounds use the measured loss and distance of the result, so they hold for a bad fit too.
 
     Examples
     --------
@@ -87,11 +87,11 @@ def nearest_fit(model: Exploitation, start: FloatArray, targets: Sequence[FloatA
     [3.0, -1.0]
     """
     outputs = model.outputs(start)
-    return [start + change for change in _pulled_back(model, [target - outputs for target in targets])]
+    return [start + change for change in _fit_changes(model, [target - outputs for target in targets])]
 
 
-def _pulled_back(model: Exploitation, residuals: Sequence[FloatArray]) -> list[FloatArray]:
-    """Return the shortest changes of the weights that change the outputs by these, in least squares."""
+def _fit_changes(model: Exploitation, residuals: Sequence[FloatArray]) -> list[FloatArray]:
+    """Return, for each residual, the shortest change of the weights that changes the outputs by it in least squares."""
     changes = [np.zeros(model.shape) for _ in residuals]
     for j in track(range(model.m_y), "least squares"):
         solve = _solver(model, j)
@@ -101,17 +101,17 @@ def _pulled_back(model: Exploitation, residuals: Sequence[FloatArray]) -> list[F
 
 
 def _solver(model: Exploitation, j: int) -> Callable[[FloatArray], FloatArray]:
-    """Return r -> the shortest x with A_j x near to r."""
+    """Return the function that maps r to the shortest least-squares solution x of A_j x = r."""
     operator = model.operator(j)
     if model.n * model.h * model.m <= _DENSE:
-        factored = least_squares(model.dense(j), np.zeros(model.n))
-        tau = 1e-13 * float(np.asarray(factored.s)[0])
-        return lambda r: np.asarray(dataclasses.replace(factored, target=r).solve(tau).b)
+        factors = least_squares(model.dense(j), np.zeros(model.n))
+        tau = 1e-13 * float(np.asarray(factors.s)[0])
+        return lambda r: np.asarray(dataclasses.replace(factors, target=r).solve(tau).b)
     if model.n > _ORDER:
         return lambda r: np.asarray(lsmr(operator, r, iterations=500).b)
     levels, basis = np.linalg.eigh(gram(model.Z, model.factors[j]))
-    kept = levels > 1e-14 * levels[-1]
-    levels, basis = levels[kept], basis[:, kept]
+    significant = levels > 1e-14 * levels[-1]
+    levels, basis = levels[significant], basis[:, significant]
 
     def solve(r: FloatArray) -> FloatArray:
         x = np.zeros(operator.shape[1])
@@ -132,21 +132,21 @@ def reference_points(problem: Objective, start: Any, etas: Sequence[float] | Non
     start : (m_y, h, m) array
         theta^tau.
     etas : sequence of float, optional
-        Default 1 for the squared loss (and a caller's own, whose targets are fitted), :data:`ETAS` for the
-        cross-entropies, whose modified targets are 2 Y - 1.
+        Default: :data:`ETAS` for the cross-entropies, whose modified targets are 2 Y - 1, and 1 for the squared loss
+        and a caller's loss, whose targets are fitted themselves.
     """
     theta = problem.model.weights(start)
     signed = problem.loss.name in ("binary_cross_entropy", "cross_entropy")
     modified = 2.0 * problem.targets - 1.0 if signed else problem.targets
-    wanted = tuple(etas) if etas is not None else ETAS if signed else (1.0,)
+    multiples = etas if etas is not None else ETAS if signed else (1.0,)
     points = [ReferencePoint(theta, problem.value(theta), 0.0, 0.0, 0.0)]
-    # What pulls back eta Y_l - f is linear in eta: two least-squares problems do for all of them.
-    towards, away = _pulled_back(problem.model, [modified, problem.model.outputs(theta)])
-    for eta in wanted:
+    # The change that fits eta Y_l - f is linear in eta: two least-squares problems give it for every eta.
+    of_targets, of_outputs = _fit_changes(problem.model, [modified, problem.model.outputs(theta)])
+    for eta in multiples:
         with np.errstate(over="ignore", invalid="ignore"):
-            fit = theta + (eta * towards - away)
+            fit = theta + (eta * of_targets - of_outputs)
             distance = float(np.linalg.norm(fit - theta))
-        if not math.isfinite(distance):  # an A_j of nearly nothing
+        if not math.isfinite(distance):  # A_j is nearly zero
             continue
         outputs = problem.model.outputs(fit)
         worst = float(np.abs(outputs - eta * modified).max())
@@ -155,7 +155,7 @@ def reference_points(problem: Objective, start: Any, etas: Sequence[float] | Non
 
 
 def gradient_descent_bound(points: Sequence[ReferencePoint], lipschitz: float, steps: Any) -> FloatArray:
-    r"""Return Theorem 5 (i)'s bound of the loss after each number of steps :math:`t - \tau \ge 1`.
+    r"""Return the bound of Theorem 5 (i) of the loss after each number of steps :math:`t - \tau \ge 1`.
 
     .. math:: \min_\zeta\; \hat{\mathcal L}(\zeta) + \frac{\hat L \|\zeta - \theta^\tau\|^2}{2 (t - \tau)}
 
@@ -169,7 +169,7 @@ def gradient_descent_bound(points: Sequence[ReferencePoint], lipschitz: float, s
 
     Notes
     -----
-    The theorem as printed has L where its proof has L-hat.
+    The printed theorem has L; its proof has L-hat.
 
     Examples
     --------
@@ -181,16 +181,19 @@ def gradient_descent_bound(points: Sequence[ReferencePoint], lipschitz: float, s
     counts = np.asarray(steps, dtype=np.float64)
     if not bool(np.all(counts >= 1.0)):
         raise InvalidInput("steps", "a number of steps below 1", "t - tau >= 1")
-    if not 0.0 < lipschitz < math.inf or not points:
-        raise InvalidInput("lipschitz", repr(lipschitz), "a positive finite number, and a reference point")
-    bounds: FloatArray = np.min(
-        [point.loss + lipschitz * point.distance**2 / (2.0 * counts) for point in points], axis=0
-    )
-    return bounds
+    require.real("lipschitz", lipschitz, above=0.0)
+    if not points:
+        raise InvalidInput("points", "no points", "at least one reference point")
+    return _least([point.loss + lipschitz * point.distance**2 / (2.0 * counts) for point in points])
+
+
+def _least(bounds: Sequence[FloatArray]) -> FloatArray:
+    least: FloatArray = np.min(bounds, axis=0)
+    return least
 
 
 def sgd_bound(points: Sequence[ReferencePoint], G: float, step_sizes: Any) -> FloatArray:
-    r"""Return Theorem 5 (ii)'s bound of :math:`E[\min_{k \le t} \mathcal L(\theta^k)]` for each t.
+    r"""Return the bound of Theorem 5 (ii) of :math:`E[\min_{k \le t} \mathcal L(\theta^k)]` for each t.
 
     .. math:: \min_\zeta\; \hat{\mathcal L}(\zeta) + \frac{\|\zeta - \theta^\tau\|^2 + G^2 \sum_{k=\tau}^t \alpha_k^2}
               {2 \sum_{k=\tau}^t \alpha_k}
@@ -199,9 +202,9 @@ def sgd_bound(points: Sequence[ReferencePoint], G: float, step_sizes: Any) -> Fl
     ----------
     points : sequence of ReferencePoint
     G : float
-        With E ||g||^2 <= G^2. A recorded run gives the largest norm it has seen, not this bound.
+        E ||g||^2 <= G^2. A recorded run gives the largest observed norm, not this bound.
     step_sizes : (T,) array
-        alpha_tau, alpha_(tau + 1), ...; at least the first positive.
+        alpha_tau, alpha_(tau + 1), ..., none negative and the first positive.
 
     Examples
     --------
@@ -214,7 +217,4 @@ def sgd_bound(points: Sequence[ReferencePoint], G: float, step_sizes: Any) -> Fl
     if bool(np.any(alphas < 0.0)) or not (alphas.size and alphas[0] > 0.0):
         raise InvalidInput("step_sizes", "a negative step, or a first step of 0", "steps >= 0, the first one positive")
     total, squares = np.cumsum(alphas), np.cumsum(alphas**2)
-    bounds: FloatArray = np.min(
-        [point.loss + (point.distance**2 + G * G * squares) / (2.0 * total) for point in points], axis=0
-    )
-    return bounds
+    return _least([point.loss + (point.distance**2 + G * G * squares) / (2.0 * total) for point in points])

@@ -1,16 +1,17 @@
-r"""Rigorous bounds of the outputs and of the training loss, for the exact model whose numbers are the given floats.
+r"""Rigorous bounds of the outputs and of the training loss, for the exact model with the given floats as its numbers.
 
-The exact model: real arithmetic, the logistic gate, and exactly the floats Z, R (slope taken in), W, theta. What a
-computation of its outputs can be wrong by is bounded entry by entry, then carried through the loss.
+The exact model uses real arithmetic, the logistic gate, and exactly the floats Z, R (times the slope), W, theta. The
+error of the computed outputs is bounded entry by entry, and then propagated through the loss.
 
-All bounds below are sums and products of non-negative floats with fewer than 2^28 roundings each: the factor
-:data:`ROOM` pays for every one of them (2^28 u < 2^-24), and that is checked of the sizes.
+All bounds below are sums and products of non-negative floats with fewer than 2^28 roundings each, which the check of
+the sizes ensures: the factor :data:`ROOM` covers all of them (2^28 u < 2^-24).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -26,14 +27,27 @@ ROOM = 1.0 + 2.0**-20
 _GATE = 2.0 * GATE_ERROR
 
 _BLOCK = 1 << 22
-"""Gate values that are held at a time."""
+"""The number of gate values in memory at a time."""
+
+_SERIES = [1.0 / (2 * k + 1) for k in range(20, -1, -1)]
+
+_SOFTPLUS = 2.0**-43
+"""Bound of the relative error of :func:`_log1p_exp`, log(1 + e^-t) for t >= 0.
+
+Derivation. With s = 1 / (1 + e^t) <= 1/2, log(1 + e^-t) = -log(1 - s) = 2 artanh(z), z = s / (2 - s) <= 1/3. s is
+known to 2^-45 (GATE_ERROR); d log z / d log s = 2 / (2 - s) <= 4/3, and d log artanh(z) / d log z <= 1.09 on [0, 1/3],
+so this gives less than 1.46 2^-45. The series sum z^(2k) / (2k+1) is truncated after k = 20: the rest is below 9^-21 <
+2^-66.
+Horner's rule with positive terms has at most 2 roundings per step and one per coefficient, 64 in all, and 6 more
+thereafter: 70 u < 2^-46. The sum is below 2^-44; the bound is twice that.
+"""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Enclosure:
-    """The exact outputs lie within ``radius`` of ``outputs``, entry by entry; all are (n, m_y).
+    """The exact outputs lie within ``radius`` of ``outputs``, entry by entry; all arrays are (n, m_y).
 
-    ``size`` is the sum of ``|w_k| s_k ||z_i|| ||theta_k||``: outputs without their cancellation.
+    ``size`` is the sum of ``|w_k| s_k ||z_i|| ||theta_k||``: the size of the outputs without cancellation.
     """
 
     outputs: FloatArray
@@ -41,21 +55,21 @@ class Enclosure:
     size: FloatArray
 
     def widened(self) -> Enclosure:
-        """Return a wider enclosure, with room for a re-check by a library's functions that are good to 2^-40."""
+        """Return a wider enclosure, with room for a re-check by library functions that are accurate to 2^-40."""
         return Enclosure(self.outputs, (4.0 * self.radius + 2.0**-37 * self.size) * ROOM, self.size)
 
 
 @dataclasses.dataclass(frozen=True)
 class LossBounds:
-    """What is known of the loss.
+    """Bounds of the loss and of the number of misclassified samples.
 
     Attributes
     ----------
     lower, upper : float
         The exact mean of the samples' losses lies between them; ``upper`` may be infinite.
     errors : int or None
-        At most so many samples are put into a wrong class (several outputs that each decide: a wrong one counts); None
-        for the squared loss.
+        Upper bound of the number of misclassified samples (with several binary outputs: samples with a wrong output);
+        None for the squared loss.
     """
 
     lower: float
@@ -64,17 +78,17 @@ class LossBounds:
 
 
 def enclose(model: Exploitation, weights: FloatArray) -> Enclosure | str:
-    r"""Return the outputs with a bound of their error, or why there is none.
+    r"""Return the outputs with a bound of their error, or the reason why there is no bound.
 
     .. math:: f_{ij} = \sum_k w_k s_k p_k, \qquad s_k = \tilde\sigma(z_i^\top r_k),\; p_k = z_i^\top \theta_k
 
     Derivation. *Gate.* The computed argument is off by at most :math:`e = \gamma_m \|z_i\| \|r_k\| + m \omega`; with
     :math:`(\log \tilde\sigma)' = \tilde\sigma(-\cdot)`, at most :math:`e^e \tilde\sigma(-\hat x)` within e of it, and
     :math:`e^e \le 2`, the gate is off by a factor between :math:`e^{-d}` and :math:`e^d`, :math:`d = 2 e (1 - \hat s +
-    2^{-44}) \le 2.1 e`: a saturated gate does not feel its argument. The computed gate is off by another 2^-45
-    (:data:`~alignver.features.products.GATE_ERROR`), so :math:`|s - \hat s| \le \rho \hat s + 2^{-1000}`,
-    :math:`\rho = 2 d +
-    2 \cdot 2^{-45}` (d <= 1/2). *Products.* :math:`|p - \hat p| \le \gamma_m \|z_i\| \|\theta_k\| + m \omega =: \pi`.
+    2^{-44}) \le 2.1 e`: a saturated gate is insensitive to its argument. The computed gate is off by another 2^-45
+    (:data:`~alignver.features.products.GATE_ERROR`), so :math:`|s - \hat s| \le \rho \hat s + 2^{-1000}` with
+    :math:`\rho = 2 d + 2 \cdot 2^{-45}` (d <= 1/2). *Products.*
+    :math:`|p - \hat p| \le \gamma_m \|z_i\| \|\theta_k\| + m \omega =: \pi`.
     *Sum.* Two products and a sum of h terms: :math:`\gamma_{h+2}`. Together, with
     :math:`a_k = |w_k| (\hat s_k (1 + \rho) + 2^{-1000})`,
 
@@ -99,10 +113,10 @@ def enclose(model: Exploitation, weights: FloatArray) -> Enclosure | str:
             gates, W = model.steep_gates[j], model.output_weights[j]
             for start in range(0, model.n, step):
                 rows = slice(start, start + step)
-                found = _one_output(model.Z[rows], gates, W, theta[j])
-                if found is None:
-                    return f"the arguments of the gates of output {j} are not known to a tenth"
-                outputs[rows, j], radius[rows, j], size[rows, j] = found
+                enclosed = _one_output(model.Z[rows], gates, W, theta[j])
+                if enclosed is None:
+                    return f"the error bound of the gates' arguments exceeds a tenth, output {j}"
+                outputs[rows, j], radius[rows, j], size[rows, j] = enclosed
     if not all(bool(np.all(np.isfinite(array))) for array in (outputs, radius, size)):
         return "the outputs overflow"
     return Enclosure(outputs, radius, size)
@@ -111,7 +125,7 @@ def enclose(model: Exploitation, weights: FloatArray) -> Enclosure | str:
 def _one_output(
     Z: FloatArray, R: FloatArray, W: FloatArray, theta: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray] | None:
-    """Return outputs, radius and size for some rows of Z and one output; R (m, h), W (h,), theta (h, m)."""
+    """Return outputs, radius and size of one output for some rows of Z, with R (m, h), W (h,), theta (h, m)."""
     (m, h), sizes, weights = R.shape, _lengths(Z, 1)[:, None], np.abs(W)
     gates = logistic(Z @ R)
     argument = gamma(m) * sizes * _lengths(R, 0) + m * OMEGA
@@ -135,12 +149,12 @@ def _lengths(A: FloatArray, axis: int) -> FloatArray:
 
 
 def loss_bounds(enclosed: Enclosure, targets: FloatArray, loss: str) -> LossBounds:
-    r"""Return bounds of the mean loss over everything that the outputs can be.
+    r"""Return bounds of the mean loss over all outputs within the enclosure.
 
     Squared: :math:`|f - y|` lies within radius + 2 u :math:`|\hat f - y|` of the computed difference. Binary
-    cross-entropy: :math:`\log(1 + e^t)` grows with t = (1 - 2 y) f. Cross-entropy: with :math:`d_k = f_k - f_y`, the
-    loss is :math:`\log \sum_k e^{d_k}`, made one k at a time by :math:`\log(e^a + e^b) = \max(a, b) + \log(1 +
-    e^{-|a - b|})`, which grows with a and b.
+    cross-entropy: :math:`\log(1 + e^t)` increases with t = (1 - 2 y) f. Cross-entropy: with :math:`d_k = f_k - f_y`,
+    the loss is :math:`\log \sum_k e^{d_k}`, computed one k at a time by :math:`\log(e^a + e^b) = \max(a, b) + \log(1 +
+    e^{-|a - b|})`, which increases with a and b.
 
     Parameters
     ----------
@@ -160,11 +174,11 @@ def loss_bounds(enclosed: Enclosure, targets: FloatArray, loss: str) -> LossBoun
     f, r = enclosed.outputs, enclosed.radius
     errors: int | None = None
     with np.errstate(over="ignore", invalid="ignore"):
-        # Sums of m_y terms >= 0 that were each rounded a few times, from above and from below.
+        # Bounds of sums of m_y terms >= 0, each with a few roundings, from above and from below.
         fine = 1.0 + (f.shape[1] + 8) * 2.0**-52
         if loss == "squared":
             gap = np.abs(f - targets)
-            # The difference rounds by u of itself.
+            # The difference has a relative rounding error of u.
             above, below = gap + (r + 2.0**-52 * gap), np.maximum(gap - (r + 2.0**-51 * gap), 0.0)
             up, down = (above * above).sum(axis=1) * fine, (below * below).sum(axis=1) / fine
             up, down = up + OMEGA * f.shape[1], np.maximum(down - OMEGA * f.shape[1], 0.0)
@@ -183,12 +197,12 @@ def loss_bounds(enclosed: Enclosure, targets: FloatArray, loss: str) -> LossBoun
 
 
 def _cross_entropy(f: FloatArray, r: FloatArray, targets: FloatArray) -> tuple[FloatArray, FloatArray, int]:
-    own, rest = (f * targets).sum(axis=1), (r * targets).sum(axis=1)
+    right, rest = (f * targets).sum(axis=1), (r * targets).sum(axis=1)  # the output of the right class, its radius
     up, down = np.zeros(len(f)), np.zeros(len(f))
     wrong = np.zeros(len(f), dtype=bool)
     for k in range(f.shape[1]):
         other = targets[:, k] == 0.0
-        d, spread = f[:, k] - own, (r[:, k] + rest) * ROOM + 2.0**-52 * np.abs(f[:, k] - own)
+        d, spread = f[:, k] - right, (r[:, k] + rest) * ROOM + 2.0**-52 * np.abs(f[:, k] - right)
         high, low = np.nextafter(d + spread, np.inf), np.nextafter(d - spread, -np.inf)
         up = np.where(other, _add_exponentials(up, high, softplus_up, np.inf), up)
         down = np.where(other, _add_exponentials(down, low, softplus_down, -np.inf), down)
@@ -196,25 +210,14 @@ def _cross_entropy(f: FloatArray, r: FloatArray, targets: FloatArray) -> tuple[F
     return up, np.maximum(down, 0.0), int(np.count_nonzero(wrong))
 
 
-def _add_exponentials(a: FloatArray, b: FloatArray, softplus: object, way: float) -> FloatArray:
-    """Bound log(e^a + e^b) from above (way = inf) or below: monotone in both, so bounds of a and b do."""
-    assert callable(softplus)
-    # -|a - b|, rounded towards the larger result from above, the smaller one from below.
-    apart = np.minimum(np.nextafter(-np.abs(a - b), way), 0.0)
-    total: FloatArray = np.nextafter(np.maximum(a, b) + softplus(apart), way)
+def _add_exponentials(
+    a: FloatArray, b: FloatArray, softplus: Callable[[FloatArray], FloatArray], direction: float
+) -> FloatArray:
+    """Bound log(e^a + e^b) from above (direction = inf) or below (-inf), for bounds a and b of the same kind."""
+    # -|a - b|, rounded up for the upper bound and down for the lower one.
+    apart = np.minimum(np.nextafter(-np.abs(a - b), direction), 0.0)
+    total: FloatArray = np.nextafter(np.maximum(a, b) + softplus(apart), direction)
     return total
-
-
-_SERIES = [1.0 / (2 * k + 1) for k in range(20, -1, -1)]
-_SOFTPLUS = 2.0**-43
-"""Bound of the relative error of log(1 + e^-t), t >= 0, as computed below.
-
-Derivation. With s = 1 / (1 + e^t) <= 1/2, log(1 + e^-t) = -log(1 - s) = 2 artanh(z), z = s / (2 - s) <= 1/3. s is
-known to 2^-45 (GATE_ERROR); d log z / d log s = 2 / (2 - s) <= 4/3, and d log artanh(z) / d log z <= 1.09 on [0, 1/3],
-so that gives less than 1.46 2^-45. The series sum z^(2k) / (2k+1) is cut after k = 20: the rest is below 9^-21 < 2^-66.
-Horner's rule with positive terms has at most 2 roundings a step and one a coefficient, 64 in all, and 6 more around it:
-70 u < 2^-46. Together below 2^-44; twice that is taken.
-"""
 
 
 def _log1p_exp(t: FloatArray) -> FloatArray:

@@ -1,30 +1,30 @@
-r"""Newton's method for the exploitation phase, in the space of the outputs: n unknowns for each output, not h m.
+r"""The infimum of the loss of the exploitation phase: Newton's method, and bounds from above and from below.
 
-The quadratic model of the loss at :math:`\theta`, with the gradients :math:`r_{ij} = \partial_j \ell_i` and a diagonal
-matrix :math:`D_j` of curvatures, and damping :math:`\mu`:
+Newton's method works in the space of the outputs, with n unknowns for each output instead of h m. The quadratic
+model of the loss at :math:`\theta`, with the gradients :math:`r_{ij} = \partial_j \ell_i`, a diagonal matrix
+:math:`D_j` of curvatures and damping :math:`\mu`, gives
 
 .. math:: (A_j^\top D_j A_j + \mu I)\, p_j = -A_j^\top r_j
 
-The push-through identity turns it into a system of order n with the Gram matrix :math:`G_j = A_j A_j^\top`, which
-:math:`(S S^\top) \circ (Z Z^\top)` is, so that A_j is never formed:
+The push-through identity turns it into a system of order n with the Gram matrix :math:`G_j = A_j A_j^\top = (S S^\top)
+\circ (Z Z^\top)`, which does not need A_j:
 
 .. math:: p_j = -A_j^\top E_j w_j, \qquad (E_j G_j E_j + \mu I)\, w_j = E_j^{-1} r_j, \qquad E_j = D_j^{1/2} .
 
-Whatever positive D_j is, p is the negative gradient times a positive definite matrix: a descent direction (Assumption
-7). Where A_j has rank n and :math:`\mu` is small the outputs move by :math:`-D_j^{-1} r_j`, whatever the condition of
-A_j; the steps that gradient descent needs grow with its square.
+For every positive D_j, p is the negative gradient times a positive definite matrix: a descent direction (Assumption
+7). If A_j has rank n and :math:`\mu` is small, the outputs move by :math:`-D_j^{-1} r_j` for any condition number of
+A_j; the number of steps of gradient descent grows with the square of the condition number.
 
-How far the loss is from its infimum over the weights: bounds on both sides, numerically.
-
-From above by any weights: better ones are looked for. From below always by the mean of :math:`\inf_q \ell_i(q)`, which
-is exact where every :math:`A_j` has full row rank, since then the outputs can be anything. Otherwise by Fenchel
-duality: :math:`\ell_i(q) \ge u_i^\top q - \ell_i^*(u_i)` for every :math:`u_i`, and the outputs of every theta satisfy
+The loss of any weights is an upper bound of the infimum, and better weights give a better bound. The mean of
+:math:`\inf_q \ell_i(q)` is a lower bound, which is exact if every :math:`A_j` has full row rank, since then all outputs
+are possible. Otherwise Fenchel duality gives one: :math:`\ell_i(q) \ge u_i^\top q - \ell_i^*(u_i)` for every
+:math:`u_i`, and the outputs of every theta satisfy
 :math:`\sum_i u_i^\top f_i = \sum_j u_{*j}^\top A_j \theta_j = 0` where :math:`A_j^\top u_{*j} = 0`, so
 
 .. math:: \inf_\theta \mathcal L(\theta) \ge -\frac1n \sum_i \ell_i^*(u_i) .
 
-At a minimiser the gradients :math:`\nabla \ell_i(f_i)` are such a u, and the two sides meet: for the squared loss that
-is the projection of Y. Close to one, the gradients are projected onto the null spaces.
+At a minimiser the gradients :math:`\nabla \ell_i(f_i)` are such a u, and the two bounds are equal: for the squared loss
+the outputs are then the projection of Y. Near a minimiser the gradients are projected onto the null spaces.
 """
 
 from __future__ import annotations
@@ -47,15 +47,22 @@ from alignver.theory.descent import reference_points
 from alignver.theory.exploitation import Exploitation, Objective
 
 __all__ = ["Infimum", "NewtonStep", "better_weights", "dual_bound", "infimum", "newton_step"]
+
 _REACH = 8.0
-"""By how much an output moves at most in one step, beyond its own size: curvatures of saturated samples are nearly 0,
-and full Newton steps there would go too far."""
+"""The largest move of an output in one step, beyond its size: curvatures of saturated samples are nearly 0, and full
+Newton steps would be too long."""
 
 _FLAT = 1e-3
-"""The least curvature, as a share of the mean one: samples without any would be moved about by the others."""
+"""The least curvature, relative to the mean curvature: without it the outputs of flat samples would be arbitrary."""
 
 _DAMPING = 2.0**-43
-"""mu over the largest diagonal entry: above the rounding of a Gram matrix (n u), and no more."""
+"""mu relative to the largest diagonal entry: slightly above the rounding of a Gram matrix (n u)."""
+
+_DENSE = 20_000_000
+"""Largest number of entries of A_j for singular vectors; beyond it LSMR projects."""
+
+_OUTSIDE = 1e-9
+"""The largest distance of a rounded dual point from the domain of a conjugate: the point is moved into the domain."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,9 +72,9 @@ class NewtonStep:
     Attributes
     ----------
     weights : (m_y, h, m) float64
-        Where it leads.
+        The weights after the step.
     size : float
-        t of ``weights = theta + t p``; 0 where no step lowers the loss (rounding is reached).
+        t of ``weights = theta + t p``; 0 if no step lowers the loss, up to rounding.
     before, after : float
         The losses.
     """
@@ -79,15 +86,15 @@ class NewtonStep:
 
 
 def newton_step(problem: Objective, weights: FloatArray, *, halvings: int = 40) -> NewtonStep:
-    r"""Take one damped Newton step from ``weights``, shortened until it lowers the loss as its slope promises.
+    r"""Take one damped Newton step from ``weights``, shortened until the loss satisfies the Armijo condition.
 
     Parameters
     ----------
     problem : Objective
-        Its loss has to have a ``curvature``, as the three named ones have.
+        Its loss needs a method ``curvature``, which the three named losses have.
     weights : (m_y, h, m) array
     halvings : int
-        How often the step is halved at most. Losses are those of outputs moved along a line, O(n m_y) each.
+        The largest number of halvings of the step. Each costs O(n m_y), since the outputs are linear in the step.
 
     Returns
     -------
@@ -96,13 +103,13 @@ def newton_step(problem: Objective, weights: FloatArray, *, halvings: int = 40) 
     Raises
     ------
     InvalidInput
-        A loss without curvatures.
+        If the loss has no method ``curvature``.
 
     Notes
     -----
-    Rigor: none is needed, the loss where it leads can be computed. Costs a Cholesky factorization of order min(n, h m)
-    for each output. The squared loss with rank n needs one step, up to rounding; the cross-entropies gain a factor of
-    about e a step, since margins grow by 1.
+    Rigor: none is needed, since the loss after the step can be computed. A step costs a Cholesky factorization of order
+    min(n, h m) for each output. The squared loss with rank n needs one step, up to rounding; the cross-entropies
+    decrease by a factor of about e per step, since margins grow by 1.
 
     Examples
     --------
@@ -115,21 +122,20 @@ def newton_step(problem: Objective, weights: FloatArray, *, halvings: int = 40) 
     """
     curvature = getattr(problem.loss, "curvature", None)
     if curvature is None:
-        raise InvalidInput(
-            "loss", f"{problem.loss.name!r} without a method curvature", "a loss with second derivatives"
-        )
+        got = f"{problem.loss.name!r} without a method curvature"
+        raise InvalidInput("loss", got, "a loss with second derivatives")
     model = problem.model
     outputs = model.outputs(weights)
     slopes = problem.loss.gradient(outputs, problem.targets)
-    # No curvature exceeds L_l: with that one a step is safe however far it goes.
-    careful = np.minimum(np.abs(slopes) / (_REACH + np.abs(outputs)), problem.loss.smoothness)
-    D = np.maximum(curvature(outputs, problem.targets), careful)
+    # No curvature exceeds L_l: with L_l every step is safe.
+    cautious = np.minimum(np.abs(slopes) / (_REACH + np.abs(outputs)), problem.loss.smoothness)
+    D = np.maximum(curvature(outputs, problem.targets), cautious)
     D = np.maximum(D, max(_FLAT * float(D.mean()), 1e-280))
     direction, change = np.zeros(model.shape), np.zeros_like(outputs)
     for j in range(model.m_y):
         operator = model.operator(j)
-        way = -_solved(model, j, np.sqrt(D[:, j]), slopes[:, j])
-        direction[j], change[:, j] = way.reshape(model.h, model.m), np.asarray(operator.matvec(way))
+        step = -_solve(model, j, np.sqrt(D[:, j]), slopes[:, j])
+        direction[j], change[:, j] = step.reshape(model.h, model.m), np.asarray(operator.matvec(step))
     before = problem.of_outputs(outputs)
     slope, size = float((slopes * change).sum()) / model.n, 1.0
     if slope < 0.0:
@@ -143,17 +149,17 @@ def newton_step(problem: Objective, weights: FloatArray, *, halvings: int = 40) 
     return NewtonStep(weights, 0.0, before, before)
 
 
-def _solved(model: Exploitation, j: int, E: FloatArray, r: FloatArray) -> FloatArray:
-    """Return -p_j: from the system of order n, or from that of order h m where there are fewer weights than samples."""
+def _solve(model: Exploitation, j: int, E: FloatArray, r: FloatArray) -> FloatArray:
+    """Return -p_j from the system of order n, or from that of order h m if there are fewer weights than samples."""
     if model.h * model.m < model.n:
         rows = model.dense(j) * E[:, None]
-        return _damped(rows.T @ rows, rows.T @ (r / E))
+        return _solve_damped(rows.T @ rows, rows.T @ (r / E))
     matrix = gram(model.Z, model.factors[j]) * E[:, None] * E
-    return np.asarray(model.operator(j).rmatvec(E * _damped(matrix, r / E)))
+    return np.asarray(model.operator(j).rmatvec(E * _solve_damped(matrix, r / E)))
 
 
-def _damped(matrix: FloatArray, right: FloatArray) -> FloatArray:
-    """Solve (matrix + mu I) x = right; with more damping where rounding makes the matrix indefinite."""
+def _solve_damped(matrix: FloatArray, right: FloatArray) -> FloatArray:
+    """Solve (matrix + mu I) x = right, with more damping if rounding makes the matrix indefinite."""
     largest = max(float(matrix.diagonal().max()), 1e-280)
     for damping in (_DAMPING, 2.0**-36, 2.0**-26):
         damped = matrix.copy()
@@ -163,28 +169,20 @@ def _damped(matrix: FloatArray, right: FloatArray) -> FloatArray:
         except LinAlgError:
             continue
         return solution
-    # 2^-26 covers the rounding of any order below 2^26: only an overflow ends here.
-    return np.zeros_like(right)
-
-
-_DENSE = 20_000_000
-"""Entries of A_j up to which its singular vectors are computed; beyond, LSMR projects."""
-
-_OUTSIDE = 1e-9
-"""How far a dual point may leave the domain of a conjugate before it is put back: projections are rounded."""
+    return np.zeros_like(right)  # after an overflow: 2^-26 covers the rounding of any order below 2^26
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Infimum:
-    r"""What is known of :math:`\inf_\theta \mathcal L`, numerically.
+    r"""Numerical bounds of :math:`\inf_\theta \mathcal L`.
 
     Attributes
     ----------
     lower, upper : float
     how : str
-        What gave the lower bound: ``"samples"`` (the mean of the samples' infima) or ``"dual"``.
+        The source of the lower bound: ``"samples"`` (the mean of the samples' infima) or ``"dual"``.
     weights : (m_y, h, m) float64
-        With loss ``upper``.
+        Their loss is ``upper``.
     """
 
     lower: float
@@ -200,14 +198,14 @@ def infimum(problem: Objective, weights: Any, *, iterations: int = 300) -> Infim
     ----------
     problem : Objective
     weights : (m_y, h, m) array
-        Where to start looking for better ones.
+        The start of the search for better weights.
     iterations : int
-        Of L-BFGS.
+        The largest number of iterations of L-BFGS.
 
     Notes
     -----
-    Rigor: NUMERICAL. :math:`A_j^\top u = 0` is true up to rounding only, so the dual bound covers weights up to a
-    length and no others, and is no proof; the mean of the samples' infima is.
+    Rigor: NUMERICAL. :math:`A_j^\top u = 0` holds only up to rounding, so the dual bound is valid for weights up to a
+    certain length and is not a proof. The mean of the samples' infima is a proof.
 
     Examples
     --------
@@ -232,7 +230,7 @@ def better_weights(problem: Objective, weights: Any, *, iterations: int = 300) -
 
     Notes
     -----
-    Rigor: a witness. Whatever found the weights, their loss can be computed.
+    Rigor: a witness. The loss of the weights can be computed, independently of the search.
     """
     points = reference_points(problem, weights)
     best = min(points, key=lambda point: point.loss)
@@ -244,8 +242,8 @@ def better_weights(problem: Objective, weights: Any, *, iterations: int = 300) -
         return problem.value(theta), problem.gradient(theta).ravel()
 
     with stage("better weights"), np.errstate(over="ignore", invalid="ignore"):
-        found = minimize(both, best.weights.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": iterations})
-    improved = np.asarray(found.x, dtype=np.float64).reshape(problem.model.shape)
+        solution = minimize(both, best.weights.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": iterations})
+    improved = np.asarray(solution.x, dtype=np.float64).reshape(problem.model.shape)
     usable = bool(np.all(np.isfinite(improved))) and problem.value(improved) < best.loss
     return improved if usable else best.weights
 
@@ -253,9 +251,9 @@ def better_weights(problem: Objective, weights: Any, *, iterations: int = 300) -
 def dual_bound(problem: Objective, weights: Any) -> float:
     r"""Return the dual bound from the gradients of the samples' losses at ``weights``, or minus infinity.
 
-    What is left of :math:`A_j^\top u_{*j}` after the projection, at least its rounding :math:`2^{-50} \|A_j\|_F \|u\|`,
-    is taken times four times the length of ``weights`` and subtracted: the bound is one for all weights up to that
-    length. A loss without a ``conjugate`` has none, nor has a point from which projections lead out of its domain.
+    The norm of :math:`A_j^\top u_{*j}` after the projection, plus its rounding :math:`2^{-50} \|A_j\|_F \|u\|`, times
+    four times the length of ``weights`` is subtracted: the bound is valid for all weights up to that length. It is
+    minus infinity if the loss has no ``conjugate``, or if the projections of the point leave its domain.
     """
     conjugate = getattr(problem.loss, "conjugate", None)
     if conjugate is None:
@@ -263,8 +261,8 @@ def dual_bound(problem: Objective, weights: Any) -> float:
     model, y = problem.model, problem.targets
     u = problem.loss.gradient(model.outputs(weights), y)
     simplex = problem.loss.name == "cross_entropy" and model.m_y > 1
-    projectors = [_projector(problem, j) for j in range(model.m_y)]
-    # With a sum of 0 over the outputs of a sample wanted too, the two projections are made in turn.
+    projectors = [_projector(model, j) for j in range(model.m_y)]
+    # Softmax gradients also sum to 0 over the outputs of a sample: the two projections alternate.
     for _ in range(100 if simplex else 1):
         if simplex:
             u = u - u.mean(axis=1, keepdims=True)
@@ -278,27 +276,23 @@ def dual_bound(problem: Objective, weights: Any) -> float:
         if float(np.abs(p - u - y).max()) > _OUTSIDE:
             return -math.inf
         u = p - y
-    left = model.adjoint(u)
+    residual = model.adjoint(u)
     leak = 0.0
     for j in range(model.m_y):
-        rounding = 2.0**-50 * float(np.linalg.norm(u[:, j])) * _frobenius(model.Z, model.factors[j])
-        reach = 4.0 * float(np.linalg.norm(weights[j]))
-        leak += reach * (float(np.linalg.norm(left[j])) + rounding)
+        Z, T = model.Z, model.factors[j]
+        frobenius = float(np.sqrt(((Z * Z).sum(axis=1) * (T * T).sum(axis=1)).sum()))
+        rounding = 2.0**-50 * float(np.linalg.norm(u[:, j])) * frobenius
+        leak += 4.0 * float(np.linalg.norm(weights[j])) * (float(np.linalg.norm(residual[j])) + rounding)
     bound = -(math.fsum(np.minimum(conjugate(u, y), np.finfo(float).max).tolist()) + leak) / model.n
     return bound if math.isfinite(bound) else -math.inf
 
 
-def _frobenius(Z: FloatArray, T: FloatArray) -> float:
-    return float(np.sqrt(((Z * Z).sum(axis=1) * (T * T).sum(axis=1)).sum()))
-
-
-def _projector(problem: Objective, j: int) -> Any:
-    """Return v -> v minus its part in the column space of A_j."""
-    model = problem.model
+def _projector(model: Exploitation, j: int) -> Any:
+    """Return the function that maps v to its component orthogonal to the column space of A_j."""
     if model.n * model.h * model.m > _DENSE:
         operator = model.operator(j)
         return lambda v: v - np.asarray(operator.matvec(lsmr(operator, v, iterations=500).b))
-    factored = least_squares(model.dense(j), np.zeros(model.n))
-    levels = np.asarray(factored.s)
-    basis = np.asarray(factored.u)[:, : levels.size][:, levels > 1e-13 * levels[0]]
+    factors = least_squares(model.dense(j), np.zeros(model.n))
+    levels = np.asarray(factors.s)
+    basis = np.asarray(factors.u)[:, : levels.size][:, levels > 1e-13 * levels[0]]
     return lambda v: v - basis @ (basis.T @ v)

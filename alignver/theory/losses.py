@@ -1,6 +1,6 @@
-"""The modified targets Y_l of the paper: what the Jacobian's column space has to contain, for each loss.
+"""The modified targets Y_l of each loss, and the losses of a sample: values, gradients, curvatures and conjugates.
 
-Convex losses of one sample: value, gradient, curvature, infimum and conjugate, none of them ever overflowing.
+The column space of the Jacobian has to contain vec(Y_l). The losses are convex, and are computed without overflow.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from alignver import require
 from alignver.arrays import as_matrix, as_vector, host
 from alignver.errors import InvalidInput
 from alignver.features.products import logistic
 from alignver.proof.rounding import FloatArray
 
 __all__ = ["LOSSES", "LogisticLoss", "SampleLoss", "SoftmaxLoss", "SquaredLoss", "modified_targets", "sample_loss"]
+
 LOSSES = ("squared", "binary_cross_entropy", "cross_entropy")
 """The losses whose modified targets the paper defines (Section 2.1.2)."""
 
@@ -35,9 +37,9 @@ def modified_targets(Y: Any, loss: str, n: int, m_y: int) -> Targets:
     Y : array or nested list
         ``"squared"``: real numbers of shape (n, m_y), or (n,) when m_y = 1.
         ``"cross_entropy"``: integer labels 0..m_y-1 of shape (n,), or one-hot rows of shape (n, m_y).
-        ``"binary_cross_entropy"``: {0, 1} of shape (n, m_y), several ones in a row allowed.
-        With m_y = 1 both cross-entropies take {0, 1} of shape (n,) or (n, 1).
-        bool, integers and floats are all accepted as {0, 1}; labels have to be integers.
+        ``"binary_cross_entropy"``: {0, 1} of shape (n, m_y); a row may contain several ones.
+        With m_y = 1 both cross-entropies accept {0, 1} of shape (n,) or (n, 1).
+        bool, integers and floats are accepted as {0, 1}; labels must be integers.
     loss : str
         One of :data:`LOSSES`.
     n, m_y : int
@@ -46,12 +48,12 @@ def modified_targets(Y: Any, loss: str, n: int, m_y: int) -> Targets:
     Returns
     -------
     numpy.ndarray
-        (n, m_y), float64; exact, nothing is rounded.
+        (n, m_y), float64, without rounding.
 
     Raises
     ------
     InvalidInput
-        Unknown loss, wrong shape, NaN or Inf, labels out of range or not integers, soft labels.
+        For an unknown loss, a wrong shape, NaN or Inf, labels out of range or not integers, and soft labels.
 
     Notes
     -----
@@ -69,8 +71,7 @@ def modified_targets(Y: Any, loss: str, n: int, m_y: int) -> Targets:
         ...
     alignver.errors.InvalidInput: Y: got Y=-1 at 0; needs 0 or 1: (Y + 1) / 2 makes that from targets -1 and 1
     """
-    if loss not in LOSSES:
-        raise InvalidInput("loss", f"loss={loss!r}", "one of " + ", ".join(repr(known) for known in LOSSES))
+    require.one_of("loss", loss, LOSSES)
     ndim = _ndim(Y)
     if ndim == 1 and loss == "cross_entropy" and m_y > 1:
         return 2.0 * _one_hot(Y, n, m_y) - 1.0
@@ -88,7 +89,7 @@ def _ndim(Y: Any) -> int:
         return int(Y.ndim)
     try:
         return np.ndim(Y)
-    except ValueError:  # ragged: the validation says so
+    except ValueError:  # ragged lists, which the validation refuses
         return 1
 
 
@@ -100,43 +101,42 @@ def _rows(Y: Any, loss: str, n: int, m_y: int, ndim: int) -> Targets:
             need = f"shape ({n}, {m_y}), one column for each output of the model"
             if loss == "binary_cross_entropy":
                 need += "; for one class out of several use loss='cross_entropy'"
-            raise InvalidInput("Y", f"shape ({entries.shape[0]},) for loss={loss!r}", need)
+            raise InvalidInput("Y", f"shape ({entries.shape[0]},) for loss={loss!r}", need, "wrong-shape")
     else:
         entries = as_matrix(Y, "Y").array
-    values = np.array(host(entries), dtype=np.float64)  # a copy: the caller's Y is never aliased
+    values = np.array(host(entries), dtype=np.float64)  # a copy: the result never aliases Y
     if values.shape[0] != n:
-        raise InvalidInput("Y", f"{values.shape[0]} rows beside {n} samples", f"one row for each sample, {n} in all")
+        need = f"one row for each sample, {n} in all"
+        raise InvalidInput("Y", f"{values.shape[0]} rows beside {n} samples", need, "wrong-shape")
     values = values.reshape(n, -1)
     if values.shape[1] != m_y:
         need = f"shape ({n}, {m_y}), one column for each output of the model"
         if loss == "cross_entropy" and values.shape[1] == 1:
             need += f", or labels of shape ({n},): Y[:, 0]"
-        raise InvalidInput("Y", f"shape {values.shape} for loss={loss!r}", need)
+        raise InvalidInput("Y", f"shape {values.shape} for loss={loss!r}", need, "wrong-shape")
     return values
 
 
 def _one_hot(Y: Any, n: int, m_y: int) -> Targets:
-    """Integer labels of shape (n,) to one-hot rows."""
+    """Return one-hot rows for integer labels of shape (n,)."""
     entries = as_vector(Y, "Y")
     kind = str(getattr(Y, "dtype", np.asarray(Y).dtype)).rpartition(".")[2]
     values = host(entries.array)
     if values.shape[0] != n:
-        raise InvalidInput(
-            "Y", f"{values.shape[0]} labels beside {n} samples", f"one label for each sample, {n} in all"
-        )
+        need = f"one label for each sample, {n} in all"
+        raise InvalidInput("Y", f"{values.shape[0]} labels beside {n} samples", need, "wrong-shape")
     if not kind.startswith(("int", "uint")):
         whole = bool(np.all(values == np.floor(values)))
         remedy = "convert with Y.astype(int)" if whole else "loss='squared' takes real targets"
         need = f"integer labels 0..{m_y - 1} or one-hot rows of shape ({n}, {m_y}); {remedy}"
-        raise InvalidInput("Y", f"shape ({n},) and dtype {kind} for loss='cross_entropy'", need)
+        raise InvalidInput("Y", f"shape ({n},) and dtype {kind} for loss='cross_entropy'", need, "wrong-dtype")
     outside = np.flatnonzero((values < 0) | (values >= m_y))
     if outside.size:
-        where = int(outside[0])
-        label = int(values[where])
-        remedy = (
-            "drop the samples that have no label" if label < 0 else f"the model has {m_y} outputs; labels start at 0"
-        )
-        raise InvalidInput("Y", f"Y={label} at {where}", f"labels 0..{m_y - 1}: {remedy}")
+        row = int(outside[0])
+        remedy = f"the model has {m_y} outputs; labels start at 0"
+        if values[row] < 0:
+            remedy = "drop the samples that have no label"
+        raise InvalidInput("Y", f"Y={int(values[row])} at {row}", f"labels 0..{m_y - 1}: {remedy}")
     one_hot = np.zeros((n, m_y))
     one_hot[np.arange(n), values.astype(np.int64)] = 1.0
     return one_hot
@@ -154,8 +154,8 @@ def _require_bits(targets: Targets, ndim: int) -> None:
         remedy = "the paper defines no Y_l for soft labels; round them, or use loss='squared'"
     else:
         remedy = "loss='squared' takes any real targets"
-    place = f"{row}" if ndim == 1 else f"({row}, {column})"
-    raise InvalidInput("Y", f"Y={value:g} at {place}", f"0 or 1: {remedy}")
+    position = f"{row}" if ndim == 1 else f"({row}, {column})"
+    raise InvalidInput("Y", f"Y={value:g} at {position}", f"0 or 1: {remedy}")
 
 
 def _require_one_hot(targets: Targets) -> None:
@@ -175,14 +175,14 @@ class SampleLoss(Protocol):
     ----------
     name : str
     convex : bool
-        The caller's word that q -> l(q, y) is convex; a loss that does not say True is refused.
+        Whether q -> l(q, y) is convex, as the caller states; a loss is refused if this is not True.
     smoothness : float
         L_l with :math:`\|\nabla \ell(q) - \nabla \ell(q')\| \le L_\ell \|q - q'\|` (Assumption 5).
     """
 
     @property
     def name(self) -> str:
-        """What reports call it."""
+        """The name in reports."""
 
     @property
     def convex(self) -> bool:
@@ -206,7 +206,7 @@ class SampleLoss(Protocol):
 
 
 def sample_loss(loss: str | SampleLoss, m_y: int) -> SampleLoss:
-    """Return the loss object of a name, or the caller's own after a look at it.
+    """Return the loss object with a name, or the caller's loss object after validation.
 
     Parameters
     ----------
@@ -214,12 +214,12 @@ def sample_loss(loss: str | SampleLoss, m_y: int) -> SampleLoss:
         ``"squared"``, ``"binary_cross_entropy"``, ``"cross_entropy"``, or an object with ``name``, ``convex`` (True),
         ``smoothness``, ``targets``, ``values``, ``gradient`` and ``infima``.
     m_y : int
-        Number of outputs: with one of them the cross-entropy is the binary one, as for the modified targets.
+        Number of outputs: with one output the cross-entropy is the binary one, as for the modified targets.
 
     Raises
     ------
     InvalidInput
-        An unknown name, an object that lacks something, one that is not known to be convex, no positive smoothness.
+        For an unknown name, and for an object that lacks an attribute, is not convex or has no positive smoothness.
 
     Examples
     --------
@@ -232,13 +232,11 @@ def sample_loss(loss: str | SampleLoss, m_y: int) -> SampleLoss:
             "binary_cross_entropy": LogisticLoss(),
             "cross_entropy": SoftmaxLoss() if m_y > 1 else LogisticLoss("cross_entropy"),
         }
-        if loss not in known:
-            raise InvalidInput("loss", f"loss={loss!r}", "one of " + ", ".join(repr(name) for name in LOSSES))
-        return known[loss]
-    own: Any = loss
-    if not isinstance(own, SampleLoss):
+        return known[require.one_of("loss", loss, LOSSES)]
+    candidate: Any = loss
+    if not isinstance(candidate, SampleLoss):
         need = "a name, or an object with name, convex, smoothness, targets, values, gradient and infima"
-        raise InvalidInput("loss", type(loss).__name__, need)
+        raise InvalidInput("loss", type(loss).__name__, need, "wrong-type")
     if loss.convex is not True:
         raise InvalidInput("loss", f"{loss.name} with convex={loss.convex!r}", "a loss that is convex in the outputs")
     if not 0.0 < float(loss.smoothness) < math.inf:
@@ -295,8 +293,9 @@ class SquaredLoss:
 class LogisticLoss:
     r"""The logistic loss :math:`\ell(q, y) = \sum_j \log(1 + e^{q_j}) - y_j q_j`, y in {0, 1}.
 
-    Its gradient is s(q) - y, its Hessian diag(s (1 - s)) with s (1 - s) <= 1/4, so L_l = 1/4. Its infimum is 0 and not
-    attained. Its conjugate is :math:`\sum_j p \log p + (1 - p) \log(1 - p)` at p = u + y in [0, 1], infinite elsewhere.
+    Its gradient is s(q) - y, its Hessian diag(s (1 - s)) with s (1 - s) <= 1/4, so L_l = 1/4. Its infimum is 0 and is
+    not attained. Its conjugate is :math:`\sum_j p \log p + (1 - p) \log(1 - p)` at p = u + y in [0, 1], infinite
+    elsewhere.
 
     Examples
     --------
@@ -335,7 +334,7 @@ class LogisticLoss:
         return np.zeros(len(y))
 
     def conjugate(self, u: FloatArray, y: FloatArray) -> FloatArray:
-        """Return the negative entropies of p = u + y; infinity where a p lies outside [0, 1]."""
+        """Return the negative entropies of p = u + y; infinity if an entry of p lies outside [0, 1]."""
         p = u + y
         inside = np.all((p >= 0.0) & (p <= 1.0), axis=1)
         values: FloatArray = np.where(inside, (_xlogx(p) + _xlogx(1.0 - p)).sum(axis=1), np.inf)
@@ -347,7 +346,7 @@ class SoftmaxLoss:
     r"""The cross-entropy :math:`\ell(q, y) = \log \sum_k e^{q_k} - q_y`, y a one-hot row.
 
     Its gradient is p - y with p the softmax, its Hessian diag(p) - p p^T. For a unit vector v that is the variance of v
-    under p, at most ((max v - min v) / 2)^2 <= 1/2 (Popoviciu), so L_l = 1/2. Its infimum is 0 and not attained. Its
+    under p, at most ((max v - min v) / 2)^2 <= 1/2 (Popoviciu), so L_l = 1/2. Its infimum is 0 and is not attained. Its
     conjugate is :math:`\sum_k p_k \log p_k` at p = u + y in the simplex, infinite elsewhere.
 
     Examples
@@ -367,7 +366,7 @@ class SoftmaxLoss:
         return 0.5 * (modified_targets(Y, "cross_entropy", n, m_y) + 1.0)
 
     def values(self, q: FloatArray, y: FloatArray) -> FloatArray:
-        """Return max d + log(1 + sum of the others' e^(d - max d)), d = q - q_y: small losses keep their digits."""
+        """Return max d + log(1 + sum of the others' e^(d - max d)), d = q - q_y: accurate for small losses too."""
         d = q - (q * y).sum(axis=1, keepdims=True)
         rows, top = np.arange(len(d)), np.argmax(d, axis=1)
         largest = d[rows, top]
@@ -401,7 +400,7 @@ class SoftmaxLoss:
         return np.zeros(len(y))
 
     def conjugate(self, u: FloatArray, y: FloatArray) -> FloatArray:
-        """Return the negative entropy of p = u + y; infinity where p leaves the simplex by more than rounding."""
+        """Return the negative entropy of p = u + y; infinity if p is outside the simplex, up to rounding."""
         p = u + y
         inside = np.all(p >= 0.0, axis=1) & (np.abs(p.sum(axis=1) - 1.0) <= 2.0**-40)
         values: FloatArray = np.where(inside, _xlogx(p).sum(axis=1), np.inf)

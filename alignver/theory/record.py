@@ -1,7 +1,4 @@
-"""What a training run leaves behind for the theorems to be held against.
-
-Assumption 2 (and 7) of a sequence of updates that was recorded: its constants, and the steps they allow.
-"""
+"""The record of a training run, and the constants of Assumptions 2 and 7 for its updates, with the steps they allow."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from alignver import require
 from alignver.arrays import as_vector, host
 from alignver.errors import InvalidInput
 from alignver.proof.rounding import FloatArray
@@ -31,14 +29,13 @@ class TrainingRecord:
     step_sizes : (T,) array
         alpha^t.
     tau : int
-        Where the exploitation phase begins: entries with t >= tau belong to it. ``theta^tau`` is the point after the
-        random step of Algorithm 1, line 9.
+        The first step of the exploitation phase: entries with t >= tau belong to it. ``theta^tau`` is the point after
+        the random step of Algorithm 1, line 9.
     method : str
-        ``"gradient descent"`` (full batch, nothing but alpha^t times the gradient), ``"sgd"`` (unbiased stochastic
+        ``"gradient descent"`` (full batch, each update is alpha^t times the gradient), ``"sgd"`` (unbiased stochastic
         gradients), or another name.
     gradient_norms : (T,) array, optional
-        :math:`\|\nabla L(\theta^t)\|`, of all samples; in the exploitation phase with respect to the weights that it
-        trains.
+        :math:`\|\nabla L(\theta^t)\|` on all samples; in the exploitation phase with respect to the trained weights.
     update_norms : (T,) array, optional
         :math:`\|\bar g^t\|`.
     inner_products : (T,) array, optional
@@ -47,7 +44,7 @@ class TrainingRecord:
     Raises
     ------
     InvalidInput
-        Lengths that differ, steps that do not increase, NaN or Inf, negative norms or step sizes.
+        For lengths that differ, steps that do not increase, NaN or Inf, and negative norms or step sizes.
 
     Examples
     --------
@@ -68,24 +65,25 @@ class TrainingRecord:
     def __post_init__(self) -> None:
         steps = np.array(host(as_vector(self.steps, "steps").array))
         if bool(np.any(steps != np.floor(steps))) or bool(np.any(np.diff(steps) <= 0)) or steps[0] < 0:
-            raise InvalidInput("steps", "steps that do not increase or are no step numbers", "increasing integers >= 0")
+            got = "steps that do not increase or are not step numbers"
+            raise InvalidInput("steps", got, "increasing integers >= 0")
         object.__setattr__(self, "steps", steps.astype(np.int64))
-        if isinstance(self.tau, bool) or not isinstance(self.tau, int) or self.tau < 0:
-            raise InvalidInput("tau", repr(self.tau), "an integer >= 0")
+        object.__setattr__(self, "tau", require.integer("tau", self.tau, least=0))
         for name in ("losses", "step_sizes", "gradient_norms", "update_norms", "inner_products"):
             value = getattr(self, name)
             if value is None and name not in ("losses", "step_sizes"):
                 continue
             vector: FloatArray = np.array(host(as_vector(value, name).array), dtype=np.float64)
             if vector.shape != steps.shape:
-                raise InvalidInput(name, f"{vector.size} entries beside {steps.size} steps", "one for each step")
+                got = f"{vector.size} entries beside {steps.size} steps"
+                raise InvalidInput(name, got, "one for each step", "wrong-shape")
             if name not in ("losses", "inner_products") and bool(np.any(vector < 0.0)):
                 raise InvalidInput(name, f"{vector.min():g} at {int(vector.argmin())}", "no negative numbers")
             object.__setattr__(self, name, vector)
 
     @property
     def exploiting(self) -> Any:
-        """Which entries belong to the exploitation phase, (T,) bool."""
+        """Whether each entry belongs to the exploitation phase, (T,) bool."""
         return self.steps >= self.tau
 
 
@@ -96,15 +94,15 @@ class UpdateConstants:
     Attributes
     ----------
     lower, upper : float
-        :math:`\underline c` and :math:`\bar c`: the best constants of the updates that were seen.
+        :math:`\underline c` and :math:`\bar c`: the best constants of the recorded updates.
     worst : int
-        Where ``lower`` was attained.
+        The update with ratio ``lower``.
     counted : int
-        Updates that were looked at (those with a gradient that is not 0).
+        The number of updates with a nonzero gradient.
 
     Notes
     -----
-    The assumption speaks of all t; what was recorded is a finite part of it. Gradient descent has 1 and 1.
+    The assumption is about all t; the record is finite. Gradient descent has the constants 1 and 1.
     """
 
     lower: float
@@ -114,7 +112,7 @@ class UpdateConstants:
 
     @property
     def holds(self) -> bool:
-        """Whether both constants are positive and finite, as Assumption 2 wants them."""
+        """Whether both constants are positive and finite, as Assumption 2 requires."""
         return self.lower > 0.0 and 0.0 < self.upper < math.inf
 
     def largest_step(self, L: float, epsilon: float = 0.0) -> float:
@@ -126,12 +124,12 @@ def constants_of_updates(gradient_norms: Any, update_norms: Any, inner_products:
     r"""Return the constants of Assumption 2 for recorded norms :math:`\|g\|`, :math:`\|\bar g\|` and products
     :math:`g^\top \bar g`.
 
-    An update that is not 0 where the gradient is admits no finite :math:`\bar c`: the upper constant is infinity then.
+    If an update is nonzero and its gradient is 0, no finite :math:`\bar c` exists, and the upper constant is infinity.
 
     Raises
     ------
     InvalidInput
-        Lengths that differ, negative norms, products beyond Cauchy and Schwarz.
+        For lengths that differ, negative norms, and products that violate the Cauchy-Schwarz inequality.
 
     Examples
     --------
@@ -147,19 +145,23 @@ def constants_of_updates(gradient_norms: Any, update_norms: Any, inner_products:
         )
     )
     if not g.shape == update.shape == inner.shape:
-        raise InvalidInput("inner_products", f"{g.size}, {update.size} and {inner.size} entries", "as many of each")
+        got = f"{g.size}, {update.size} and {inner.size} entries"
+        raise InvalidInput("inner_products", got, "as many of each", "wrong-shape")
     if bool(np.any(g < 0.0)) or bool(np.any(update < 0.0)):
         raise InvalidInput("gradient_norms", "a negative norm", "norms")
-    if bool(np.any(np.abs(inner) > g * update * (1.0 + 1e-6))):
-        place = int(np.argmax(np.abs(inner) > g * update * (1.0 + 1e-6)))
+    violations = np.flatnonzero(np.abs(inner) > g * update * (1.0 + 1e-6))
+    if violations.size:
+        index = int(violations[0])
         need = "a product of at most that of the norms (Cauchy and Schwarz)"
-        raise InvalidInput("inner_products", f"{inner[place]:g} at {place}", need)
-    seen = np.flatnonzero(g > 0.0)
+        raise InvalidInput("inner_products", f"{inner[index]:g} at {index}", need)
+    nonzero = np.flatnonzero(g > 0.0)
     upper = math.inf if bool(np.any(update[g == 0.0] > 0.0)) else 0.0
-    if not seen.size:
+    if not nonzero.size:
         return UpdateConstants(0.0, upper, 0, 0)
     with np.errstate(over="ignore"):
-        ratios = inner[seen] / g[seen] / g[seen]
-        squares = (update[seen] / g[seen]) ** 2
+        ratios = inner[nonzero] / g[nonzero] / g[nonzero]
+        squares = (update[nonzero] / g[nonzero]) ** 2
     worst = int(np.argmin(ratios))
-    return UpdateConstants(float(ratios[worst]), max(upper, float(squares.max())), int(seen[worst]), int(seen.size))
+    return UpdateConstants(
+        float(ratios[worst]), max(upper, float(squares.max())), int(nonzero[worst]), int(nonzero.size)
+    )

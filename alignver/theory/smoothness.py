@@ -1,19 +1,20 @@
-r"""How large a step may be: Lipschitz constants of the gradient in the exploitation phase.
+r"""Lipschitz constants of the gradient in the exploitation phase, which limit the step size.
 
 Lemma 8 of the paper has :math:`\hat L = \frac{L_\ell}{n} \sum_i Z_i^2` with :math:`Z_i` the largest norm of row i
-among the :math:`A_j`. Its own proof passes through something smaller. The gradient is :math:`\frac1n A_j^\top
-\partial_j \ell`, so
+among the :math:`A_j`. Its proof contains a smaller constant. The gradient is :math:`\frac1n A_j^\top \partial_j \ell`,
+so
 
 .. math:: \|\nabla \hat{\mathcal L}(\theta') - \nabla \hat{\mathcal L}(\theta)\|^2
           \le \frac{1}{n^2} \max_j \|A_j\|_2^2\, L_\ell^2 \sum_j \|A_j (\theta'_j - \theta_j)\|^2
           \le \Bigl(\frac{L_\ell}{n} \max_j \|A_j\|_2^2\Bigr)^2 \|\theta' - \theta\|^2 ,
 
-and :math:`\frac{L_\ell}{n} \max_j \|A_j\|_2^2` will do in place of :math:`\hat L`. It is never larger, since
+and :math:`\frac{L_\ell}{n} \max_j \|A_j\|_2^2` can replace :math:`\hat L`. It is never larger, since
 :math:`\|A_j\|_2^2 \le \|A_j\|_F^2 \le \sum_i Z_i^2`, and up to n times smaller.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 
@@ -31,7 +32,7 @@ from alignver.theory.losses import SampleLoss, sample_loss
 __all__ = ["Smoothness", "row_norms", "smoothness", "squared_norm_up"]
 
 _ORDER = 3000
-"""Largest order of a symmetric matrix that is bounded by an eigenvalue and a factorization: some seconds each."""
+"""Largest order of a symmetric matrix that an eigenvalue and a factorization bound: some seconds each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +46,10 @@ class Smoothness:
     spectral : float
         Upper bound of :math:`\frac{L_\ell}{n} \max_j \|A_j\|_2^2`, at most ``paper``.
     spectral_estimate : float
-        The same number as floating point gives it, without room for error: how sharp the bound is.
+        The same number in floating-point arithmetic, without an error bound: it shows how sharp the bound is.
     how : str
         ``"eigenvalues"``: bound verified by a Cholesky factorization; ``"Schur"``: the product bound, for large n;
-        ``"gates of 1"``.
+        ``"gates of 1"``: bound with gates of 1.
     sample : float
         :math:`L_\ell \max_i Z_i^2`, rounded up: valid for the loss of any one sample, and of any batch.
     """
@@ -66,7 +67,7 @@ class Smoothness:
 
     @property
     def limit(self) -> float:
-        """2 / spectral: gradient descent with a constant step below it never raises the loss (Lemma 2)."""
+        """2 / spectral: gradient descent with a constant step below it never increases the loss (Lemma 2)."""
         return math.nextafter(2.0 / self.spectral, 0.0) if self.spectral else math.inf
 
     def of_batches(self, n: int, size: int) -> Smoothness:
@@ -92,19 +93,19 @@ def smoothness(model: Exploitation, loss: str | SampleLoss, *, order: int = _ORD
     loss : str or SampleLoss
     order : int
         Largest min(n, h m) for which eigenvalues are computed. Beyond it :math:`\|A_j\|_2 \le
-        \|\mathrm{diag}(\|t_i\|) Z\|_2` stands in (t_i row i of the gate values times output weights).
+        \|\mathrm{diag}(\|t_i\|) Z\|_2` replaces them (t_i row i of the gate values times output weights).
 
     Returns
     -------
     Smoothness
         Both are upper bounds for the exact gates: eigenvalues are verified, sums rounded outward, and the error of the
-        gate values (:func:`~alignver.features.products.gate_matrix_error`) is counted. Where that is not small,
-        gates are replaced by 1, which bounds them, and both numbers come from row norms.
+        gate values (:func:`~alignver.features.products.gate_matrix_error`) is included. If that error is not small, the
+        upper bound 1 replaces the gates, and both numbers are computed from row norms.
 
     Raises
     ------
     InvalidInput
-        A loss that is unknown or not convex.
+        If the loss is unknown or not convex.
 
     References
     ----------
@@ -120,7 +121,7 @@ def smoothness(model: Exploitation, loss: str | SampleLoss, *, order: int = _ORD
     """
     constant = mul_up(float(sample_loss(loss, model.m_y).smoothness) / model.n, 1.0 + 2.0**-50)
     longest = sqrt_up(float(square_sums_up(model.Z, 1).max()))
-    gates = max(float(square_sums_up(own, 0).max()) for own in model.steep_gates)
+    gates = max(float(square_sums_up(R, 0).max()) for R in model.steep_gates)
     relative = add_up(gate_matrix_error(model.m, longest, sqrt_up(gates)), 2.0**-52)
     if not relative < 2.0**-10:
         lengths = square_sums_up(model.Z, 1) * float(square_sums_up(model.output_weights, 1).max())
@@ -131,12 +132,9 @@ def smoothness(model: Exploitation, loss: str | SampleLoss, *, order: int = _ORD
     squares = row_norms(model) ** 2 * (1.0 + 2.0**-50)
     paper = mul_up(constant, sum_up(squares), room)
     sample = max(mul_up(constant, float(model.n), float(squares.max()), room), paper)
-    norms = [
-        squared_norm_up(model.Z, factor, order=order)
-        for factor in track([model.factors[j] for j in range(model.m_y)], "norms of A_j")
-    ]
-    # ||A' - A||_2 <= ||A' - A||_F <= 1.01 relative ||A||_F. The share of ||A||_2 alone would not do: gates that
-    # err with signs of their own can make the norm grow by more than that.
+    norms = [squared_norm_up(model.Z, model.factors[j], order=order) for j in track(range(model.m_y), "norms of A_j")]
+    # ||A' - A||_2 <= ||A' - A||_F <= 1.01 relative ||A||_F. This share of ||A||_2 is not a bound: errors of the gates
+    # with different signs can increase the norm by more.
     size = add_up(sqrt_up(max(upper for upper, _, _ in norms)), mul_up(1.01, relative, sqrt_up(sum_up(squares))))
     spectral = min(mul_up(constant, size, size), paper)
     how = "Schur" if any(how == "Schur" for _, _, how in norms) else "eigenvalues"
@@ -151,11 +149,11 @@ def row_norms(model: Exploitation) -> FloatArray:
 
 
 def squared_norm_up(Z: FloatArray, T: FloatArray, *, order: int = _ORDER) -> tuple[float, float, str]:
-    r"""Return an upper bound of :math:`\|A\|_2^2` for the A with rows :math:`T_i \otimes z_i`, an estimate, and how.
+    r"""Return a bound of :math:`\|A\|_2^2` for the A with rows :math:`T_i \otimes z_i`, an estimate, and the method.
 
-    Where min(n, h m) <= ``order``: the largest eigenvalue as Lanczos' iteration has it, a millionth added, and a
-    Cholesky factorization of that times I minus the Gram matrix that proves it (its rounding included). Where that
-    fails or the orders are larger: :math:`A A^\top = P \circ (D Z)(D Z)^\top`, D = diag(||T_i||) and P the Gram
+    If min(n, h m) <= ``order``, the bound is the largest eigenvalue from Lanczos' iteration plus a millionth, and a
+    Cholesky factorization of the bound times I minus the Gram matrix proves it (rounding included). If that fails or
+    the orders are larger: :math:`A A^\top = P \circ (D Z)(D Z)^\top`, D = diag(||T_i||) and P the Gram
     matrix of unit vectors, so :math:`\|A\|_2 \le \|D Z\|_2` by Schur's inequality; likewise with Z and T exchanged.
     Each is at most :math:`\|A\|_F`.
 
@@ -196,24 +194,22 @@ def squared_norm_up(Z: FloatArray, T: FloatArray, *, order: int = _ORDER) -> tup
 
 def _largest_eigenvalue_up(G: FloatArray, error: float) -> tuple[float, float]:
     """Return a verified upper bound of the largest eigenvalue of every symmetric matrix within ``error`` of G (2-norm),
-    and an estimate of it; infinity where nothing is verified.
+    and an estimate of it; the bound is infinity if the verification fails.
     """
     estimate = _largest_eigenvalue(G)
     for room in (2.0**-20, 2.0**-10, 0.25):
         upper = add_up(mul_up(max(estimate, 0.0), 1.0 + room), mul_up(4.0, error))
         shifted = -G
         shifted.flat[:: len(G) + 1] += upper
-        # The subtraction on the diagonal rounds by at most u (upper + |g|): counted in twice the error of a unit.
+        # The subtraction on the diagonal rounds by at most u (upper + |g|): the error includes twice that of upper.
         if is_positive_definite(shifted, error=add_up(error, mul_up(2.0**-51, upper))):
             return upper, estimate
     return math.inf, estimate
 
 
 def _largest_eigenvalue(G: FloatArray) -> float:
-    """Return the largest eigenvalue as Lanczos' iteration gives it, from below; LAPACK's for small matrices."""
+    """Return the largest eigenvalue by Lanczos' iteration, which approaches it from below, or by LAPACK."""
     if len(G) > 200:
-        try:
+        with contextlib.suppress(ArpackError):
             return float(eigsh(G, k=1, which="LA", v0=start_vector(len(G)), tol=1e-10, return_eigenvectors=False)[0])
-        except ArpackError:  # LAPACK takes longer and always answers
-            return float(np.linalg.eigvalsh(G)[-1])
     return float(np.linalg.eigvalsh(G)[-1])

@@ -97,9 +97,9 @@ def test_blocks_of_rows_change_nothing(rng, monkeypatch):
     assert np.allclose(whole.radius, parts.radius, rtol=1e-6)
 
 
-def test_what_cannot_be_enclosed_is_said(rng):
+def test_reasons_without_an_enclosure(rng):
     Z = np.column_stack([1e15 * rng.standard_normal((4, 2)), np.ones(4)])
     own = Exploitation(Z, 1e3 * rng.standard_normal((1, 3, 2)), np.ones((1, 2)))
-    assert "not known" in enclose(own, np.ones(own.shape))
+    assert "exceeds a tenth" in enclose(own, np.ones(own.shape))
     wide = Exploitation(np.ones((2, 1)), np.zeros((1, 1, 2)), np.full((1, 2), 1e200))
     assert enclose(wide, np.full(wide.shape, 1e200)) == "the outputs overflow"
