@@ -80,7 +80,8 @@ class SentRows:
     def load(self) -> FloatArray:
         """Return the rows as float64."""
         # The address of the entries in a message varies, and the order of sums depends on it: a copy gives equal bits.
-        return open_rows(np.array(self.entries), add_constant=self.added).read(0, int(self.entries.shape[0]))
+        rows: FloatArray = open_rows(np.array(self.entries), add_constant=self.added).read(0, len(self.entries))
+        return rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +94,8 @@ class FileRows:
 
     def load(self) -> FloatArray:
         """Return the rows as float64, from the file if it has the expected hash."""
-        return _open_rows(self.location, self.sha256).take(self.indices)
+        rows: FloatArray = _open_rows(self.location, self.sha256).take(self.indices)
+        return rows
 
 
 @dataclasses.dataclass(frozen=True)

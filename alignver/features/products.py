@@ -15,16 +15,7 @@ import numpy.typing as npt
 
 from alignver.arrays import Array, like, namespace
 from alignver.errors import InvalidInput
-from alignver.proof.rounding import (
-    OMEGA,
-    FloatArray,
-    add_up,
-    gamma,
-    mul_up,
-    sqrt_up,
-    square_sums_up,
-    sum_up,
-)
+from alignver.proof.rounding import OMEGA, FloatArray, add_up, gamma, mul_up, sqrt_up, square_sums_up, sum_up
 
 __all__ = [
     "GATE_ERROR",

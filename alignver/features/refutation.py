@@ -96,10 +96,7 @@ def by_columns(rows: Rows, scan: RowScan, width: int) -> Refutation | None:
     zero, copies = _idle_columns(rows)
     rank = rows.m - len(zero) - len(copies)
     if rank * width < rows.n:
-        data = {
-            "zero": np.array(zero, dtype=np.int64),
-            "copies": np.array(copies, dtype=np.int64).reshape(-1, 2),
-        }
+        data = {"zero": np.array(zero, dtype=np.int64), "copies": np.array(copies, dtype=np.int64).reshape(-1, 2)}
         constants = {"rank": rows.n, "width": width, "add_constant": rows.added}
         certificate = seal("no-exploration", "columns", {"Z": scan.record}, data, constants)
         reason = (

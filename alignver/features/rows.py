@@ -25,16 +25,7 @@ from alignver.arrays import as_matrix, host
 from alignver.errors import InvalidInput
 from alignver.kernel import snapshot
 from alignver.progress import track
-from alignver.proof.rounding import (
-    OMEGA,
-    FloatArray,
-    add_up,
-    gamma,
-    mul_up,
-    norm_up,
-    sqrt_up,
-    square_sums_up,
-)
+from alignver.proof.rounding import OMEGA, FloatArray, add_up, gamma, mul_up, norm_up, sqrt_up, square_sums_up
 
 __all__ = ["Location", "RowScan", "Rows", "digest_rows", "directions", "open_rows", "scan_rows"]
 
@@ -76,16 +67,6 @@ class Rows(snapshot.Rows):
     def location(self) -> Location | None:
         """The file of the rows, if it has a name."""
         return self.source.location(self.added) if isinstance(self.source, _File) else None
-
-    def take(self, indices: npt.NDArray[np.int64]) -> FloatArray:
-        """Return the rows with these indices, in this order, as a read-only float64 array."""
-        rows: FloatArray = super().take(indices)
-        return rows
-
-    def read(self, start: int, stop: int) -> FloatArray:
-        """Return rows ``start`` to ``stop`` as a read-only float64 array."""
-        rows: FloatArray = super().read(start, stop)
-        return rows
 
     def passes(self, label: str) -> Iterator[tuple[int, FloatArray]]:
         """Yield (start, rows) over all rows, a bounded number at a time, reporting progress."""

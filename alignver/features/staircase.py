@@ -31,17 +31,7 @@ from alignver.features.cluster import Cluster
 from alignver.features.rows import Rows, RowScan
 from alignver.features.threads import single_threaded_blas
 from alignver.kernel import Certificate, seal
-from alignver.proof.rounding import (
-    FloatArray,
-    add_up,
-    mul_down,
-    mul_up,
-    norm_up,
-    scale_up,
-    sqrt_up,
-    sub_down,
-    sum_up,
-)
+from alignver.proof.rounding import FloatArray, add_up, mul_down, mul_up, norm_up, scale_up, sqrt_up, sub_down, sum_up
 
 __all__ = ["Search", "Staircase", "certify_staircase", "find_staircase", "gates", "gates_of"]
 

@@ -245,7 +245,24 @@ def sample_loss(loss: str | SampleLoss, m_y: int) -> SampleLoss:
 
 
 @dataclasses.dataclass(frozen=True)
-class SquaredLoss:
+class _NamedLoss:
+    """The common part of the named losses, which are convex with infimum 0; the targets are 0 and 1 by default."""
+
+    name: str = ""
+    convex: bool = True
+    smoothness: float = math.nan
+
+    def targets(self, Y: Any, n: int, m_y: int) -> FloatArray:
+        """Return Y as 0 and 1, (n, m_y)."""
+        return 0.5 * (modified_targets(Y, self.name, n, m_y) + 1.0)
+
+    def infima(self, y: FloatArray) -> FloatArray:
+        """Return zeros."""
+        return np.zeros(len(y))
+
+
+@dataclasses.dataclass(frozen=True)
+class SquaredLoss(_NamedLoss):
     r"""The squared loss :math:`\ell(q, y) = \|q - y\|^2`: gradient 2 (q - y), L_l = 2, infimum 0, attained at y.
 
     Its Hessian is 2 I. Its conjugate is :math:`\ell^*(u) = u^\top y + \|u\|^2 / 4`.
@@ -258,9 +275,7 @@ class SquaredLoss:
     """
 
     name: str = "squared"
-    convex: bool = True
     smoothness: float = 2.0
-    attained: bool = True
 
     def targets(self, Y: Any, n: int, m_y: int) -> FloatArray:
         """Return Y as a float64 matrix (n, m_y)."""
@@ -279,10 +294,6 @@ class SquaredLoss:
         """Return the diagonal of the Hessian 2 I."""
         return np.full_like(q, 2.0)
 
-    def infima(self, y: FloatArray) -> FloatArray:
-        """Return zeros."""
-        return np.zeros(len(y))
-
     def conjugate(self, u: FloatArray, y: FloatArray) -> FloatArray:
         """Return u_i^T y_i + ||u_i||^2 / 4."""
         values: FloatArray = (u * y + 0.25 * u * u).sum(axis=1)
@@ -290,7 +301,7 @@ class SquaredLoss:
 
 
 @dataclasses.dataclass(frozen=True)
-class LogisticLoss:
+class LogisticLoss(_NamedLoss):
     r"""The logistic loss :math:`\ell(q, y) = \sum_j \log(1 + e^{q_j}) - y_j q_j`, y in {0, 1}.
 
     Its gradient is s(q) - y, its Hessian diag(s (1 - s)) with s (1 - s) <= 1/4, so L_l = 1/4. Its infimum is 0 and is
@@ -305,13 +316,7 @@ class LogisticLoss:
     """
 
     name: str = "binary_cross_entropy"
-    convex: bool = True
     smoothness: float = 0.25
-    attained: bool = False
-
-    def targets(self, Y: Any, n: int, m_y: int) -> FloatArray:
-        """Return Y as 0 and 1, (n, m_y)."""
-        return 0.5 * (modified_targets(Y, self.name, n, m_y) + 1.0)
 
     def values(self, q: FloatArray, y: FloatArray) -> FloatArray:
         """Return the sums of log(1 + e^t) with t = (1 - 2 y) q."""
@@ -329,10 +334,6 @@ class LogisticLoss:
         small = logistic(-np.abs(q))
         return small * (1.0 - small)
 
-    def infima(self, y: FloatArray) -> FloatArray:
-        """Return zeros."""
-        return np.zeros(len(y))
-
     def conjugate(self, u: FloatArray, y: FloatArray) -> FloatArray:
         """Return the negative entropies of p = u + y; infinity if an entry of p lies outside [0, 1]."""
         p = u + y
@@ -342,7 +343,7 @@ class LogisticLoss:
 
 
 @dataclasses.dataclass(frozen=True)
-class SoftmaxLoss:
+class SoftmaxLoss(_NamedLoss):
     r"""The cross-entropy :math:`\ell(q, y) = \log \sum_k e^{q_k} - q_y`, y a one-hot row.
 
     Its gradient is p - y with p the softmax, its Hessian diag(p) - p p^T. For a unit vector v that is the variance of v
@@ -357,13 +358,7 @@ class SoftmaxLoss:
     """
 
     name: str = "cross_entropy"
-    convex: bool = True
     smoothness: float = 0.5
-    attained: bool = False
-
-    def targets(self, Y: Any, n: int, m_y: int) -> FloatArray:
-        """Return Y as one-hot rows, (n, m_y)."""
-        return 0.5 * (modified_targets(Y, "cross_entropy", n, m_y) + 1.0)
 
     def values(self, q: FloatArray, y: FloatArray) -> FloatArray:
         """Return max d + log(1 + sum of the others' e^(d - max d)), d = q - q_y: accurate for small losses too."""
@@ -394,10 +389,6 @@ class SoftmaxLoss:
         rest = 1.0 - p
         rest[rows, top] = p.sum(axis=1, where=np.arange(q.shape[1]) != top[:, None])
         return 2.0 * p * rest
-
-    def infima(self, y: FloatArray) -> FloatArray:
-        """Return zeros."""
-        return np.zeros(len(y))
 
     def conjugate(self, u: FloatArray, y: FloatArray) -> FloatArray:
         """Return the negative entropy of p = u + y; infinity if p is outside the simplex, up to rounding."""
