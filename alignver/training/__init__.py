@@ -1,7 +1,7 @@
-"""Training in two phases around any torch model: the wrapper of Algorithm 1, its pieces, and what is proved at the end.
+"""Training in two phases around any torch model: the wrapper of Algorithm 1, and what is proved at the end.
 
-Nothing is imported here but torch itself, so that a missing torch is named once, with the remedy; take what you need
-from the submodules, or from ``alignver``.
+This package imports only torch, so that a missing torch is reported once, with the remedy. Its names are imported from
+the submodules, or from ``alignver``.
 """
 
 from alignver.errors import MissingDependency

@@ -117,7 +117,7 @@ def _require_same_run(wrapper: EEWrapper, saved: Mapping[str, Any]) -> None:
         raise InvalidInput("checkpoint", got, "a checkpoint written by save()", code="unreadable-file")
     for name in _SETTINGS:
         if settings.get(name) != getattr(wrapper, name):
-            got = f"a run with {name}={settings.get(name)!r} beside {name}={getattr(wrapper, name)!r}"
+            got = f"a run with {name}={settings.get(name)!r} for a wrapper with {name}={getattr(wrapper, name)!r}"
             raise InvalidInput("checkpoint", got, "the settings of the run")
 
 

@@ -259,7 +259,7 @@ def gated(ending: OutputLayers, *, outputs: int, width: int | None = None, slope
     """Replace the output layers of a copied model by a gated head, or append the head if there are no such layers."""
     layers = ending.layers
     if layers and ending.outputs != outputs:
-        got = f"{ending.outputs} outputs of {layers[-1].name!r} beside targets with {outputs}"
+        got = f"{ending.outputs} outputs of {layers[-1].name!r} for targets with {outputs}"
         raise InvalidInput("model", got, "as many outputs as targets", code="wrong-shape")
     width = _width(ending, width)
     features = layers[0].module.in_features if layers else ending.out.reshape(len(ending.out), -1).shape[1]
@@ -289,7 +289,7 @@ def _width(ending: OutputLayers, width: int | None) -> int:
     if len(ending.layers) == 2:
         units = int(ending.layers[0].module.out_features)
         if width not in (None, units):
-            got = f"width={width} beside {units} units of {ending.layers[0].name!r}"
+            got = f"width={width} for {units} units of {ending.layers[0].name!r}"
             need = f"none; or layers=({ending.layers[1].name!r},), which puts a new hidden layer before the last one"
             raise InvalidInput("width", got, need, code="conflicting-arguments")
         return units

@@ -1,4 +1,4 @@
-"""The fully connected layers that a network ends in, found by running it under hooks, whatever its modules are called.
+"""The fully connected layers that a network ends in, found by a forward pass under hooks.
 
 A forward pass in eval mode records every call of a module; the output layers follow from the order of the calls and
 from the tensors, not from the names or the class of the model.

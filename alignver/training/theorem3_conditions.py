@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from alignver.checks.alignment_evaluator import AlignmentEvaluation, AlignmentEvaluator
+from alignver.checks.alignment_evaluator import AlignmentEvaluation
 from alignver.checks.common_structure import check_common_structure, structure_here
 from alignver.errors import InvalidInput
 from alignver.jacobians.prepare import PreparedAlignment
@@ -25,7 +25,8 @@ class Theorem3Conditions:
 
     Attributes
     ----------
-    evaluator : AlignmentEvaluator
+    prepared : PreparedAlignment
+        Model, inputs and targets.
     names : tuple of str or None
         S; None if Assumption 1 is not checked, or no S was found.
     verdict : str or None
@@ -34,7 +35,7 @@ class Theorem3Conditions:
         ``lipschitz``, ``rate``, ``eta``, ``alpha`` and ``target``, the loss at eta Y*.
     """
 
-    evaluator: AlignmentEvaluator
+    prepared: PreparedAlignment
     names: tuple[str, ...] | None
     verdict: str | None
     constants: Mapping[str, float] | None
@@ -44,10 +45,9 @@ class Theorem3Conditions:
     @classmethod
     def of(
         cls,
-        evaluator: AlignmentEvaluator,
+        prepared: PreparedAlignment,
         structure: bool | Sequence[str],
         theorem: Mapping[str, float] | None,
-        Y: Any,
         loss: str,
     ) -> Theorem3Conditions:
         """Find S, and check the constants.
@@ -63,7 +63,6 @@ class Theorem3Conditions:
             raise InvalidInput("structure", repr(structure), need, code="wrong-type")
         names: tuple[str, ...] | None = None
         verdict = None
-        prepared = evaluator.asked
         if structure is True:
             result = check_common_structure(prepared.model, prepared.x)
             listed = tuple(result.measured.get("S") or ())
@@ -74,18 +73,17 @@ class Theorem3Conditions:
             names = tuple(structure)
             structure_here(prepared.model, prepared.x, names)
         if theorem is None:
-            return cls(evaluator, names, verdict, None)
+            return cls(prepared, names, verdict, None)
         if not structure:
             need = "structure=True: Assumption 1 is a premise"
             raise InvalidInput("theorem_3", "theorem_3 without structure", need, code="conflicting-arguments")
-        return cls(evaluator, names, verdict, _constants(prepared, theorem, Y, loss))
+        return cls(prepared, names, verdict, _constants(prepared, theorem, loss))
 
-    def read(self, evaluation: AlignmentEvaluation, step: int, loss: float) -> dict[str, Any]:
+    def read(self, evaluation: AlignmentEvaluation, loss: float) -> dict[str, Any]:
         """Return the fields ``structure`` and ``theorem_3`` of a record."""
         if self.names is None:
             return {} if self.verdict is None else {"structure": {"verdict": self.verdict, "residual": None}}
-        prepared = self.evaluator.asked
-        result, size = structure_here(prepared.model, prepared.x, self.names)
+        result, size = structure_here(self.prepared.model, self.prepared.x, self.names)
         structure: dict[str, Any] = {"verdict": result.verdict.value, "residual": result.measured["residual"]}
         if self.constants is None:
             return {"structure": structure}
@@ -130,7 +128,8 @@ class Theorem3Conditions:
 
     def _solution(self, evaluation: AlignmentEvaluation) -> float:
         """Return ||J^+ y||, from what the evaluation has computed."""
-        target, scale = self.evaluator.target, float(np.linalg.norm(self.evaluator.asked.y))
+        y, scale = self.prepared.y, float(np.linalg.norm(self.prepared.y))
+        target = y / scale if scale else y
         if evaluation.matrix is not None:
             tau = max(answer["tolerance"] for answer in evaluation.answers.values())
             return scale * float(np.linalg.norm(beta_hat(evaluation.matrix, target, 1.0, tolerance=tau).beta))
@@ -140,13 +139,13 @@ class Theorem3Conditions:
         return scale * math.sqrt(float(target @ np.linalg.solve(evaluation.gram, target)))
 
 
-def _constants(prepared: PreparedAlignment, theorem: Mapping[str, float], Y: Any, loss: str) -> dict[str, float]:
+def _constants(prepared: PreparedAlignment, theorem: Mapping[str, float], loss: str) -> dict[str, float]:
     if not {"lipschitz", "rate"} <= set(theorem) <= {"lipschitz", "rate", "eta"}:
         raise InvalidInput("theorem_3", f"{dict(theorem)!r}", "lipschitz, rate and, if not 1, eta")
     values = {"eta": 1.0, **{key: float(value) for key, value in theorem.items()}}
     alpha = 0.5 * values["lipschitz"] * values["rate"]
     if not 0.0 < alpha < 1.0 or not values["lipschitz"] > 0.0:
-        got = f"rate {values['rate']:g} beside lipschitz {values['lipschitz']:g}"
+        got = f"rate {values['rate']:g} with lipschitz {values['lipschitz']:g}"
         raise InvalidInput("theorem_3", got, "a rate below 2 / lipschitz, both positive")
-    target = target_loss(loss, Y, prepared.of_all(prepared.targets), values["eta"])
+    target = target_loss(loss, prepared.given, prepared.of_all(prepared.targets), values["eta"])
     return {**values, "alpha": alpha, "target": target}

@@ -237,11 +237,12 @@ class AlignmentTracker:
             self.model = prepared.model
             self.x = as_inputs(X, prepared.x.device).clone()
             prepared = dataclasses.replace(prepared, x=prepared.x.clone() if prepared.merged else self.x)
+            self._distinct = prepared.x
             self.evaluator = AlignmentEvaluator(
                 prepared, rules=rules, dtype=dtype, limit=residual_tolerance, thorough=thorough
             )
             self._counts = np.sqrt(np.bincount(prepared.duplicates.position)) if prepared.merged else None
-            self._conditions = Theorem3Conditions.of(self.evaluator, structure, theorem_3, prepared.given, loss)
+            self._conditions = Theorem3Conditions.of(prepared, structure, theorem_3, loss)
         self._sample_loss = sample_loss(loss, prepared.m_y)
         self._y = self._sample_loss.targets(prepared.given, len(self.x), prepared.m_y)
         self.clock, self.step, self.epoch = Clock(), -1, 0
@@ -328,7 +329,7 @@ class AlignmentTracker:
             "largest": evaluation.spectral,
             "smallest": evaluation.smallest,
             "change": self._changed(evaluation),
-            **self._conditions.read(evaluation, self.step, loss),
+            **self._conditions.read(evaluation, loss),
         }
 
     def _changed(self, evaluation: AlignmentEvaluation) -> dict[str, Any] | None:
@@ -353,7 +354,7 @@ class AlignmentTracker:
             return
         with self._preserved():
             if self._change != "probes" and self.evaluator.forms_gram():
-                M = gram(self.model, self.evaluator.asked.x, state=start, dtype=self._dtype)
+                M = gram(self.model, self._distinct, state=start, dtype=self._dtype)
                 self._start = self._of_all(M.double().cpu())
                 return
             self._start = RepresentationSnapshot(

@@ -276,7 +276,7 @@ class EEWrapper(TrainedNetwork):
         return self.cached_step(indices, "all" if indices is None else "the caller's")
 
     def cached_step(self, indices: torch.Tensor | None, drawn: str) -> float:
-        """Take a step of exploitation on cached features; ``drawn`` says how the batch was drawn, for the record."""
+        """Take a step of exploitation on cached features; ``drawn`` is the kind of batch, for the record."""
         if self._cached is None or self._cached_targets is None:
             raise InvalidInput("x", "nothing, and no cached features", "inputs, or enter_exploitation(cache=True)")
         cached, targets = self._cached, self._cached_targets

@@ -65,13 +65,13 @@ def test_taus():
 @pytest.mark.parametrize(
     ("loss", "Y", "said"),
     [
-        ("squared", torch.zeros(30, 2), "1 outputs of '4' beside targets with 2"),
+        ("squared", torch.zeros(30, 2), "1 outputs of '4' for targets with 2"),
         ("squared", torch.zeros(29, 1), "Y: got shape"),
         ("squared", torch.full((30, 1), math.nan), "Y: got NaN or Inf"),
         ("squared", [["a"]] * 30, "Y: got"),
         ("binary_cross_entropy", torch.full((30, 1), 0.5), "Y: got targets"),
         ("binary_cross_entropy", torch.full((30,), 2), "Y: got targets"),
-        ("cross_entropy", torch.arange(30), "1 outputs of '4' beside targets with 30"),
+        ("cross_entropy", torch.arange(30), "1 outputs of '4' for targets with 30"),
         ("cross_entropy", torch.zeros(0), "Y: got shape"),
         ("cross_entropy", -torch.ones(30, dtype=torch.long), "Y: got targets|Y: got labels"),
     ],

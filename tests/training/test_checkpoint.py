@@ -204,7 +204,7 @@ def test_a_checkpoint_of_another_run():
     own = wrapper()
     own.explore_step(X, Y)
     kept = checkpoint.state(own)
-    with pytest.raises(InvalidInput, match="a run with seed=3 beside seed=4"):
+    with pytest.raises(InvalidInput, match="a run with seed=3 for a wrapper with seed=4"):
         checkpoint.restore(wrapper(seed=4), kept, X, Y)
     other = EEWrapper(nets.plain(2), loss="cross_entropy", tau=TAU, epsilon=0.1, seed=3)
     with pytest.raises(InvalidInput, match="parameters of another model"):

@@ -104,7 +104,7 @@ def test_a_frozen_parameter_stays_where_it_is():
 
 
 class Shared(nn.Module):
-    """The first layer has the weight of the last hidden one, whose name comes first and is gone after the surgery."""
+    """The first layer has the weight of the last hidden one, whose name comes first and is then gone."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Model surgery on networks of every build: what is found, what becomes of it, and what is said about it."""
+"""The gated network made from networks of every kind: the output layers found, the replacement, the description."""
 
 from __future__ import annotations
 
@@ -164,9 +164,9 @@ def test_names_that_will_not_do(layers, said):
 
 def test_refusals():
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
-    with pytest.raises(InvalidInput, match="2 outputs of '2' beside targets with 3"):
+    with pytest.raises(InvalidInput, match="2 outputs of '2' for targets with 3"):
         modify(model, X3, outputs=3)
-    with pytest.raises(InvalidInput, match="width=9 beside 4 units of '0'"):
+    with pytest.raises(InvalidInput, match="width=9 for 4 units of '0'"):
         modify(model, X3, outputs=2, width=9)
     with pytest.raises(InvalidInput, match="inputs that the model refuses"):
         modify(model, torch.randn(4, 5), outputs=2)
