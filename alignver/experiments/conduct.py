@@ -392,7 +392,7 @@ def conduct(
     <Verdict.HOLDS: 'HOLDS'>
     """
     if budget is not None and not budget >= 0:
-        raise InvalidInput("budget", f"budget={budget!r}", "minutes, at least 0")
+        raise InvalidInput("budget", f"budget={budget!r}", "minutes, at least 0", "not-a-number")
     setting = setting if setting is not None else Setting()
     parts = item.parts(setting)
     place = None if folder is None else _created(pathlib.Path(folder))

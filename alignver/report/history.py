@@ -219,12 +219,8 @@ class HistoryFile:
         self._synced = -_SYNC
         if self.path.exists() and self.path.stat().st_size:
             if not resume:
-                raise InvalidInput(
-                    "path",
-                    f"{self.path}, which exists",
-                    "a new file, or resume=True to continue it",
-                    "conflicting-arguments",
-                )
+                need = "a new file, or resume=True to continue it"
+                raise InvalidInput("path", f"{self.path}, which exists", need, "conflicting-arguments")
             history, end = self.parse(self.path)
             _same(history.config, self.history.config, self.path)
             self.history = history
@@ -292,9 +288,8 @@ class HistoryFile:
 
 def _unwritable(path: pathlib.Path, error: OSError) -> InvalidInput:
     got = f"{path}, which cannot be written ({error.strerror})"
-    return InvalidInput(
-        "path", got, "a file in a folder that can be written to, on a disk with room", "unwritable-file"
-    )
+    need = "a file in a folder that can be written to, on a disk with room"
+    return InvalidInput("path", got, need, "unwritable-file")
 
 
 def _flat(record: Record) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignver._version import __version__
 from alignver.errors import MissingDependency, printable
-from alignver.report.source import Source, lines_of, recheck_command
+from alignver.report.source import Source, lines_of, problems_of, recheck_command
 from alignver.report.text import number, scalar
 from alignver.results import CheckResult, Report, Summarised, Verdict
 
@@ -63,7 +63,7 @@ def page(source: Report | Source) -> str:
         missing = ""
     except MissingDependency as error:
         drawn, course, missing = [[] for _ in results], [], str(error)
-    expected = _expected(report)
+    expected = problems_of(report)
     return (
         _environment()
         .get_template("report.html")
@@ -134,14 +134,6 @@ def _summary(report: Report | None, expected: Mapping[int, Mapping[str, Any]]) -
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:
     return {"verdict": verdict.value, "sign": _SIGNS[verdict], "kind": verdict.value.lower()}
-
-
-def _expected(report: Report | None) -> dict[int, Mapping[str, Any]]:
-    """Return the built-in problems that belong to the results, by position."""
-    problems = report.provenance.get("problems") if report is not None else None
-    if not isinstance(problems, Sequence):
-        return {}
-    return {k: problem for k, problem in enumerate(problems) if isinstance(problem, Mapping)}
 
 
 def _result(

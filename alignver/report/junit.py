@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import math
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from alignver.errors import printable
-from alignver.report.source import lines_of, recheck_command
+from alignver.report.source import lines_of, problems_of, recheck_command
 from alignver.results import CheckResult, Report, Verdict
 
 __all__ = ["document", "stopped"]
@@ -49,9 +48,9 @@ def document(report: Report) -> bytes:
             continue
         text = " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
         ET.SubElement(properties, "property", name=printable(name), value=printable(text))
-    expected = _expected(report)
+    problems = problems_of(report)
     for k, result in enumerate(report.results):
-        suite.append(_case(result, expected.get(k)))
+        suite.append(_case(result, problems.get(k, {}).get("expected")))
     return _whole(suite)
 
 
@@ -66,7 +65,7 @@ def stopped(command: str, kind: str, message: str) -> bytes:
     return _whole(suite)
 
 
-def _case(result: CheckResult, expected: Verdict | None) -> ET.Element:
+def _case(result: CheckResult, expected: Any) -> ET.Element:
     seconds = result.cost.get("seconds", 0.0)
     case = ET.Element(
         "testcase",
@@ -76,26 +75,14 @@ def _case(result: CheckResult, expected: Verdict | None) -> ET.Element:
     )
     kind = _KINDS.get(result.verdict)
     message = result.reason
-    if expected is not None:
-        kind = None if result.verdict is expected else "failure"
+    if expected in list(Verdict):
+        kind = None if result.verdict == expected else "failure"
         message = f"expected {expected}, found {result.verdict}: {message}"
     if kind is not None:
         named = f"{result.verdict} {result.rigor}"
         ET.SubElement(case, kind, type=named, message=printable(message)).text = str(result)
     ET.SubElement(case, "system-out").text = str(result)
     return case
-
-
-def _expected(report: Report) -> dict[int, Verdict]:
-    problems = report.provenance.get("problems")
-    return dict(_verdicts(problems)) if isinstance(problems, Sequence) else {}
-
-
-def _verdicts(problems: Sequence[Any]) -> Iterator[tuple[int, Verdict]]:
-    known = {verdict.value: verdict for verdict in Verdict}
-    for k, problem in enumerate(problems):
-        if isinstance(problem, Mapping) and problem.get("expected") in known:
-            yield k, known[problem["expected"]]
 
 
 def _whole(suite: ET.Element) -> bytes:

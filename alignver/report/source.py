@@ -8,7 +8,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from alignver.errors import InvalidInput
 from alignver.report.history import History
 from alignver.results import SCHEMA_VERSION, Report
 
-__all__ = ["Source", "load", "number", "read", "read_history", "recheck_command"]
+__all__ = ["Source", "lines_of", "load", "number", "problems_of", "read", "read_history", "recheck_command"]
 
 
 def load(version: int = SCHEMA_VERSION) -> dict[str, Any]:
@@ -251,6 +251,14 @@ def recheck_command(command: str) -> str | None:
     known = words[:2] == ["alignver", "verify"] and set(options) <= _VERIFY and len(options) == len(values)
     plain = all(_PLAIN.fullmatch(word) for word in (*words[2:3], *values))
     return command if len(words) > 2 and known and plain and shlex.join(words) == command else None
+
+
+def problems_of(report: Report | None) -> dict[int, Mapping[str, Any]]:
+    """Return the built-in problems that belong to the results of a report, by position."""
+    problems = report.provenance.get("problems") if report is not None else None
+    if not isinstance(problems, Sequence):
+        return {}
+    return {k: problem for k, problem in enumerate(problems) if isinstance(problem, Mapping)}
 
 
 def lines_of(value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -181,7 +181,7 @@ def occupancy(gates: Any, *, ax: Any = None) -> Any:
     """
     S = np.asarray(gates, dtype=np.float64)
     if S.ndim != 2 or 0 in S.shape:
-        raise InvalidInput("gates", f"shape {S.shape}", "a matrix of gate values, samples by units")
+        raise InvalidInput("gates", f"shape {S.shape}", "a matrix of gate values, samples by units", "wrong-shape")
     order, units = np.argsort(-S.sum(axis=1), kind="stable"), np.argsort(S.sum(axis=0), kind="stable")
     ax = axes_of(ax)
     with styled():
@@ -217,7 +217,8 @@ def conflict(images: Sequence[Any], labels: Sequence[str], *, names: Sequence[st
     'sample 41\\na 5'
     """
     if len(images) != len(labels) or not len(images):
-        raise InvalidInput("labels", f"{len(labels)} beside {len(images)} images", "one for each image, at least one")
+        got = f"{len(labels)} beside {len(images)} images"
+        raise InvalidInput("labels", got, "one for each image, at least one", "wrong-shape")
     pictures = [_picture(image) for image in images]
     low, high = min(float(p.min()) for p in pictures), max(float(p.max()) for p in pictures)
     with styled() as module:
@@ -269,12 +270,13 @@ def pairs(
     ('samples 17 and 41', 2)
     """
     if len(images) != len(titles) or not len(images):
-        raise InvalidInput("titles", f"{len(titles)} beside {len(images)} pairs", "one for each pair, at least one")
+        got = f"{len(titles)} beside {len(images)} pairs"
+        raise InvalidInput("titles", got, "one for each pair, at least one", "wrong-shape")
     drawn = [[_picture(image, _PIXELS) for image in pair] for pair in images]
     low = min(float(p.min()) for pair in drawn for p in pair)
     high = max(float(p.max()) for pair in drawn for p in pair)
     if not np.isfinite(high - low):
-        raise InvalidInput("images", f"entries from {low:.3g} to {high:.3g}", "finite images")
+        raise InvalidInput("images", f"entries from {low:.3g} to {high:.3g}", "finite images", "not-finite")
     columns = min(columns, len(images))
     tall = max(p.shape[0] / p.shape[1] for pair in drawn for p in pair)
     with styled() as module:
@@ -316,7 +318,7 @@ def _picture(image: Any, most: int | None = None) -> np.ndarray[Any, np.dtype[np
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[:, :, 0]
     if (values.ndim != 2 and (values.ndim != 3 or values.shape[2] != 3)) or 0 in values.shape:
-        raise InvalidInput("images", f"shape {np.shape(image)}", "(h, w), (3, h, w) or (h, w, 3)")
+        raise InvalidInput("images", f"shape {np.shape(image)}", "(h, w), (3, h, w) or (h, w, 3)", "wrong-shape")
     if most is not None:
         values = values[:: -(-values.shape[0] // most), :: -(-values.shape[1] // most)]
     return np.asarray(values, dtype=np.float64)

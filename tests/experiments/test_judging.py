@@ -7,7 +7,6 @@ import copy
 import pytest
 
 from alignver.experiments import grid_search
-from alignver.experiments import lenet as lenet_figure
 from alignver.experiments import lenet as lenet_module
 from alignver.experiments import sine_wave as sine_wave_module
 from alignver.experiments.conduct import Setting, load
@@ -128,7 +127,7 @@ def test_figure_1bc_smallest_eigenvalue():
     assert verdicts(item, setting, measured)[1] is UNDECIDED
     answers[1]["golub float64"]["rank"] = lenet_module.ROWS["random"]
     assert verdicts(item, setting, measured)[1] is FAILS
-    assert lenet_figure._rank({"answers": answers[1]}, 1000) == 1000
+    assert lenet_module._rank({"answers": answers[1]}, 1000) == 1000
 
 
 @pytest.mark.parametrize(("change", "verdict"), [(3e12, HOLDS), (1e5, FAILS), (1e15, FAILS)])
