@@ -1,4 +1,4 @@
-"""Make the tables of reproduction.md from the committed results, when the site is built: no number is typed by hand."""
+"""Make the tables of reproduction.md from the committed results when the site is built."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TABLES = HERE / "_generated" / "reproduction.md"
 
 
 def write(*_: Any) -> None:
-    """Write every result as a section, after a table of all claims; Sphinx calls this when a build begins."""
+    """Write a table of all claims, and a section for each document; Sphinx calls this at the start of a build."""
     TABLES.parent.mkdir(exist_ok=True)
     documents = {path: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
     overview = [_row(["claim", "verdict", "measured"]), _row(["---"] * 3)]
@@ -48,10 +48,10 @@ def _section(path: pathlib.Path, document: Mapping[str, Any]) -> str:
 
 
 def _origin(path: pathlib.Path, provenance: Mapping[str, Any]) -> list[str]:
-    """Say by which command, with which versions and on what the numbers were made."""
+    """Return the command, the versions and the machines that made the numbers."""
     made = provenance["parts"]
     machines = dict.fromkeys(_words(part["machine"]) for part in made)
-    # The versions of the runs; those of the document are of the process that put them together.
+    # The versions of the runs; those of the document belong to the process that wrote it.
     versions = dict.fromkeys(
         ", ".join(f"{name} {version}" for name, version in part["versions"].items()) for part in made
     )
@@ -77,7 +77,7 @@ def _table(paper: Any, ours: Any) -> list[str]:
     rows = [["", *paper], ["the paper", *(_cell(value) for value in paper.values())]]
     if isinstance(ours, Mapping):
         rows.append(["here", *(_cell(ours.get(key)) for key in paper)])
-    if len(paper) > 6:  # a tall table reads better than a wide one
+    if len(paper) > 6:  # a tall table is easier to read than a wide one
         rows = [list(row) for row in zip(*rows)]
     head, *body = rows
     return [_row(head), _row(["---"] * len(head)), *map(_row, body), ""]
