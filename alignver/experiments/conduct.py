@@ -70,7 +70,7 @@ class Setting:
     data_folder, cache : path or None
         Folder of the image sets, and folder in which features are stored.
     reduced : bool or None
-        Whether long experiments are made smaller; their results then say so. None: unless there is a GPU.
+        Whether long experiments are made smaller, as their claims then state. None: unless the device is a GPU.
     """
 
     seeds: int | None = None
@@ -173,7 +173,7 @@ class Claim:
     judge : callable of Measured to Answer
         Gets what those parts measured, by key, in the order of ``runs``.
     enough : int or None
-        Number of runs without which there is no answer; None: all of them.
+        The smallest number of runs that give an answer; None: all of them.
     word : str
         The beginning of the reason where runs are missing.
     """

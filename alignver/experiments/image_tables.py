@@ -110,7 +110,7 @@ def _keys(setting: Setting, dataset: str, augmented: bool = True) -> list[str]:
 
 
 def _halves(values: Sequence[Any]) -> dict[str, Sequence[Any]]:
-    """Return values of all runs by method: both have as many runs, and those of the standard method come first."""
+    """Return the values of all runs by method: both have the same number, and the standard method comes first."""
     return {STANDARD: values[: len(values) // 2], WRAPPER: values[len(values) // 2 :]}
 
 
@@ -119,7 +119,7 @@ def _words(printed: Printed) -> dict[str, str]:
 
 
 def _decided(agrees: bool, seeds: int) -> Verdict:
-    """One seed has no spread to measure a difference by: it decides nothing."""
+    """Return the verdict; UNDECIDED for one seed, which has no spread to compare a difference with."""
     return Verdict.UNDECIDED if seeds < 2 else Verdict.HOLDS if agrees else Verdict.FAILS
 
 

@@ -73,8 +73,8 @@ def run(method: str, seed: int, *, epochs: int = EPOCHS, tau: int = TAU) -> dict
     dict
         ``steps``, ``loss`` and ``error`` at every tenth step; ``change``, the value of
         :math:`\|M(\theta^T) - M(\theta^0)\|_F^2` at every 200th step, at the end, and at tau, where it includes the
-        perturbation and the repair; ``start``, :math:`\|M(\theta^0)\|_F^2`; of the wrapper ``guarantee``, the state
-        of knowledge at tau, and ``optimality``.
+        perturbation and the repair; ``start``, :math:`\|M(\theta^0)\|_F^2`; of the wrapper ``guarantee`` at tau, and
+        ``optimality`` at the end.
     """
     data = sine_wave(_SAMPLES, seed=seed)
     X, Y = torch.tensor(data.x, dtype=torch.float32), torch.tensor(data.y)
@@ -119,7 +119,7 @@ class _Base:
         return out
 
     def boundary(self) -> int | None:
-        """Return a step after which the change is recorded in any case."""
+        """Return a step at which the change is recorded in any case."""
         return None
 
     def before(self, step: int) -> None:
@@ -210,7 +210,7 @@ _COLUMNS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "Lhat": lambda run: f"{run['guarantee']['Lhat']:.2g}",
     "loss at the end": lambda run: f"{run['loss'][-1]:.1e}",
 }
-"""What Figure 2's table says of each run of the wrapper."""
+"""Columns of Figure 2's table for each run of the wrapper."""
 
 
 def _claims_of_figure2(setting: Setting) -> list[Claim]:
