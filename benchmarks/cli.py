@@ -1,7 +1,7 @@
-"""How long a person waits for the command line, beside what Python itself takes to import NumPy.
+"""Response time of the command line, compared with the time that Python takes to import NumPy.
 
-Run with ``python benchmarks/cli.py``. Each command runs in a process of its own, the commands in turn, so that
-whatever else the machine does falls on all of them alike; the fastest run counts.
+Run with ``python benchmarks/cli.py``. Each command runs in a separate process. The commands take turns, so that
+other load on the machine affects all of them equally. The fastest run counts.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Run benchmarks and keep what they print, with machine and versions: what docs/performance.md is made from.
+"""Run benchmarks and store their output with machine and versions, as the source of docs/performance.md.
 
     python benchmarks/collect.py [NAME ...] [--timeout MINUTES] [--threads N] [--out DIR] [--list] [-- ARGUMENT ...]
 
-Each NAME is a script with the arguments it is run with; without any, those marked * in --list are run, cheap ones
-first. A result is one JSON file in docs/results/benchmarks. It is written when the script came to its end, whether or
-not it met its targets; after a crash or a timeout the file that was there stays. Run it on a machine that does nothing
-else: the load before each run is kept as well. Arguments behind ``--`` go to the scripts (``-- --features Z.npy``).
+Each NAME stands for a script with its arguments. Without names, those marked * in --list are run, fast ones first. A
+result is one JSON file in docs/results/benchmarks. It is written if the script ends, whether or not it meets its
+targets. After a crash or a timeout the existing file is not changed. Use an otherwise idle machine; the load before
+each run is stored as well. Arguments after ``--`` are passed to the scripts (``-- --features Z.npy``).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 @dataclass(frozen=True)
 class Run:
-    """A script, its arguments, minutes on two cores (roughly), and whether it is run when nothing is named."""
+    """A script, its arguments, approximate minutes on two cores, and whether it runs by default."""
 
     script: str
     arguments: tuple[str, ...] = ()
@@ -63,7 +63,7 @@ RUNS = {
     "streamed_qr-large": Run("streamed_qr.py", ("100", "64", "16", "512"), 60, default=False),
 }
 
-# Asked in a process of its own, under the same environment, so that it is about what the benchmark ran with.
+# Runs in a separate process with the same environment as the benchmark.
 VERSIONS = """
 import importlib.metadata, json, numpy, scipy, threadpoolctl, torch
 from alignver.report.provenance import versions
@@ -80,7 +80,7 @@ print(json.dumps({"versions": found, "blas": blas}))
 
 
 def machine() -> dict[str, Any]:
-    """Return what a reader has to know of the machine, and nothing that says whose it is."""
+    """Return the relevant properties of the machine, without anything that identifies its owner."""
     cpu = "unknown"
     if Path("/proc/cpuinfo").is_file():
         names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
@@ -90,7 +90,7 @@ def machine() -> dict[str, Any]:
 
 
 def targets(lines: list[str]) -> list[dict[str, Any]]:
-    """Find the lines that hold a number against a target; each script ends such a line, or begins it, with a word."""
+    """Find the lines that compare a number with a target; each script ends or begins such a line with a word."""
     found = []
     for line in lines:
         ending = re.fullmatch(r"\s*(?P<text>.*?\S)\s+(?P<word>met|MISSED|NOT met)", line)
@@ -103,14 +103,14 @@ def targets(lines: list[str]) -> list[dict[str, Any]]:
 
 
 def listen(command: list[str], environment: dict[str, str], limit: float) -> tuple[int | None, list[str], str]:
-    """Run a command and show its lines as they come; return exit code (None past ``limit`` seconds), lines, errors."""
+    """Run a command and show its output; return the exit code (None after ``limit`` seconds), lines and errors."""
     late, lines, errors = threading.Event(), [], []
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes, env=environment, start_new_session=True) as process:
 
         def end() -> None:
             late.set()
-            os.killpg(process.pid, signal.SIGKILL)  # the benchmark's own processes too
+            os.killpg(process.pid, signal.SIGKILL)  # also ends the child processes of the benchmark
 
         timer = threading.Timer(limit, end)
         reader = threading.Thread(target=lambda: errors.append(process.stderr.read()))  # type: ignore[union-attr]
@@ -126,7 +126,7 @@ def listen(command: list[str], environment: dict[str, str], limit: float) -> tup
 
 
 def collect(name: str, threads: int, minutes: float, out: Path, more: Sequence[str] = ()) -> bool:
-    """Run one benchmark and write its file; say whether there is a new one."""
+    """Run one benchmark and write its file; return whether a new file was written."""
     run = RUNS[name]
     arguments = [*run.arguments, *more]
     command = ["python", f"benchmarks/{run.script}", *(Path(argument).name for argument in arguments)]
@@ -138,7 +138,7 @@ def collect(name: str, threads: int, minutes: float, out: Path, more: Sequence[s
     code, lines, errors = listen([sys.executable, script, *arguments], environment, 60 * minutes)
     seconds = time.perf_counter() - began
     held = targets(lines)
-    # Exit code 1 is a missed target, which is a result; without one it is a crash, which is none.
+    # Exit code 1 with targets in the output means a missed target; without targets it is a crash.
     if code is None or not (code == 0 or (code == 1 and any(not target["met"] for target in held))):
         end = f"not ended after {minutes:g} minutes" if code is None else f"ended with {code}"
         print(f"{name}: {end}; nothing written\n{errors[-2000:]}", file=sys.stderr, flush=True)
@@ -163,11 +163,11 @@ def collect(name: str, threads: int, minutes: float, out: Path, more: Sequence[s
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="which benchmarks; see --list")
-    parser.add_argument("--timeout", type=float, metavar="MINUTES", help="for each benchmark; 4 times its usual time")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the linear algebra")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where the JSON files go")
-    parser.add_argument("--list", action="store_true", help="the names, what is run, and about how long it takes")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="names of benchmarks; see --list")
+    parser.add_argument("--timeout", type=float, metavar="MINUTES", help="per benchmark; default: 4 times the usual")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="for the linear algebra")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="folder for the JSON files")
+    parser.add_argument("--list", action="store_true", help="list the names, the commands and their approximate times")
     at = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     options, more = parser.parse_args(sys.argv[1:at]), sys.argv[at + 1 :]
     if options.list:

@@ -1,7 +1,7 @@
-"""How long the questions take that the data alone decide: conflicts among 60000 images, and one repeated sample.
+"""Time of the checks that the data alone decide: conflicts among 60000 images, and one repeated sample.
 
-Prints each time, the limit it has to keep, and the peak of memory. Without MNIST in the folder ALIGNVER_DATA, random
-images take its place: what is in the pixels makes no difference.
+Prints each time, its limit, and the peak memory. If the folder ALIGNVER_DATA does not contain MNIST, random images are
+used instead. The pixel values do not affect the time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ GIB = 1e9
 
 
 def images() -> tuple[Any, Any, str]:
-    """Return 60000 images of 28 x 28 with labels, two of them in conflict with others, and where they come from."""
+    """Return 60000 images of 28 x 28 with labels, two of them in conflict with others, and their source."""
     file = Path(os.environ.get("ALIGNVER_DATA", ".")) / "mnist.npz"
     if file.is_file():
         with np.load(file) as stored:
@@ -42,7 +42,7 @@ def images() -> tuple[Any, Any, str]:
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, float, Any]:
-    """Return seconds, the peak of memory above what was there before in GB, and the result."""
+    """Return the seconds, the peak memory in GB above the initial memory, and the result."""
     forget_peak()
     before = peak_bytes().get("peak_bytes", 0)
     began = time.perf_counter()
@@ -51,13 +51,13 @@ def timed(call: Callable[[], Any]) -> tuple[float, float, Any]:
 
 
 def of_conflicts() -> bool:
-    """Time the two calls that have to answer from the data."""
+    """Time the two calls that are decided by the data."""
     X, Y, source = images()
     print(f"{source}, n = 60000, two conflicts:")
     good = True
     av.check_alignment(
         lenet(side=28), X[:4], Y[:4], loss="cross_entropy"
-    )  # torch imports half of itself when first used
+    )  # torch imports many of its modules at first use
     calls = {
         "check_data": lambda: av.check_data(X, Y, loss="cross_entropy"),
         "check_alignment, LeNet": lambda: av.check_alignment(lenet(side=28), X, Y, loss="cross_entropy"),
@@ -72,7 +72,7 @@ def of_conflicts() -> bool:
 
 
 def of_a_repeated_sample() -> bool:
-    """Time an alignment with one repeated sample against the same with distinct ones."""
+    """Compare the time of an alignment check with one repeated sample and with distinct samples."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
     X, Y = torch.rand(64, 784), torch.arange(64) % 10
@@ -80,7 +80,7 @@ def of_a_repeated_sample() -> bool:
     repeated[63], labels[63] = X[5], Y[5]
     times: dict[str, list[float]] = {"distinct": [], "repeated": []}
     verdicts = set()
-    for _ in range(9):  # a fifth of a second each: the median of a few is a matter of luck
+    for _ in range(9):  # a fifth of a second each: the median of fewer runs varies too much
         for name, inputs, targets in (("distinct", X, Y), ("repeated", repeated, labels)):
             seconds, _, result = timed(lambda: av.check_alignment(model, inputs, targets, loss="cross_entropy"))  # noqa: B023
             times[name].append(seconds)

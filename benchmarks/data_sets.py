@@ -1,12 +1,12 @@
-"""What the data decide, for five image sets: equal images, conflicting labels, and what these cost every model.
+"""What the data decide, for five image sets: equal images, conflicting labels, and the resulting bounds.
 
     ALIGNVER_DATA=DIR python benchmarks/data_sets.py [NAME ...] [--out FILE]
 
-``check_data`` with the cross-entropy and the test set, for MNIST, KMNIST, Semeion, CIFAR-10 and CIFAR-100: pixels as
-the files have them. Semeion is in the package and has no test set; the others lie in DIR, in one of the forms that the
-loaders of ``alignver.data`` read. Each set has a process of its own. Seconds are those of the call, the smallest of
-three; memory is the process's largest during them, images included, and what it held before. The certificate is checked
-again.
+Runs ``check_data`` with the cross-entropy and the test set, for MNIST, KMNIST, Semeion, CIFAR-10 and CIFAR-100, with
+the original pixels of the files. Semeion is in the package and has no test set; the others are in DIR, in a format that
+the loaders of ``alignver.data`` read. Each set runs in a separate process. Seconds are the smallest of three calls.
+Memory is the peak of the process during the calls, images included, together with the memory before them. The
+certificate is re-checked.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SETS = ("mnist", "kmnist", "semeion", "cifar10", "cifar100")
 
 
 def examined(name: str) -> dict[str, Any]:
-    """Return what is found about one data set."""
+    """Return the results for one data set."""
     if name == "semeion":
         train, test = semeion(), None
     else:
@@ -102,7 +102,7 @@ def pairs(found: dict[str, Any], labels: Any) -> dict[str, Any]:
 
 
 def line(row: dict[str, Any]) -> str:
-    """Return a row of the table that is printed."""
+    """Return a row of the printed table."""
     test = row["test"]
     overlap = "-" if test is None else f"{test['seen']} ({test['seen_with_another_label']})"
     inside = "-" if test is None else f"{test['equal']['count']} ({test['conflicts']['count']})"

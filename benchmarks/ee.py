@@ -2,16 +2,16 @@
 
     python benchmarks/ee.py [CASE ...] [--seeds N] [--out results.jsonl] [--epochs N] [--channels N]
 
-Cases, by default the first two:
+Cases (the default is the first two):
 
     sine      the paper's sine wave, repair="staircase": zero error and a proved optimality gap, for every seed
     speed     an exploitation epoch with cached features beside a standard epoch of the same ResNet-18 on Semeion
     unrepaired  the sine wave with repair="none": how many seeds reach zero error, and what is proved
     semeion   test error of the wrapped and of the standard method on Semeion: the paper's settings and its 100 epochs
-              without augmentation, on a ResNet-18 with 8 of its 64 channels; epsilon and tau_0 as our own Table 10
-              (alignver reproduce tables7-15) chooses them on images held out of the training set
+              without augmentation, on a ResNet-18 with 8 of its 64 channels; epsilon and tau_0 are the choices of our
+              Table 10 (alignver reproduce tables7-15), made on images held out of the training set
 
-Every seed is a line of JSON in --out; lines that are there are not run again.
+Every seed gives one line of JSON in --out. Seeds with an existing line are not run again.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def line(label: str, value: float, unit: str, limit: float, below: bool) -> bool
 
 
 def sine(seed: int, repair: str) -> dict[str, Any]:
-    """Run Algorithm 1 as in Appendix B.2.1, exploitation by Newton steps, to half of the tolerance."""
+    """Run Algorithm 1 as in Appendix B.2.1, with exploitation by Newton steps, to half of the tolerance."""
     data = sine_wave(100, seed=seed)
     X, Y = torch.tensor(data.x, dtype=torch.float32), torch.tensor(data.y)
     began = time.perf_counter()
@@ -67,7 +67,7 @@ def sine(seed: int, repair: str) -> dict[str, Any]:
         repair=repair,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of the ranks: they are in the table
+        warnings.simplefilter("ignore", RuntimeWarning)  # warnings about ranks: the table shows the ranks
         wrapper.fit((X, Y), TAU + 1, flush_denormals=True)
     while wrapper.epochs < EPOCHS and wrapper.history[-1]["loss"] > 0.5 * TOLERANCE:
         wrapper.fit((X, Y), min(EPOCHS, wrapper.epochs + 10), flush_denormals=True)
@@ -122,7 +122,7 @@ def sines(case: str, seeds: int, kept: Callable[..., Any]) -> list[bool]:
 
 
 def digits(seed: int) -> tuple[Any, Any, Any, Any]:
-    """Return 1000 training and 593 test images of Semeion, drawn by the seed, pixels -1 and 1."""
+    """Return 1000 training and 593 test images of Semeion, drawn with the seed, with pixels -1 and 1."""
     data = semeion()
     order = np.random.default_rng(seed).permutation(len(data))
     x = torch.tensor(data.x[:, None], dtype=torch.float32) * 2 - 1
@@ -169,7 +169,7 @@ def speed() -> list[bool]:
 
 
 def same() -> bool:
-    """Compare weights after one epoch by cached and by uncached steps, in float64."""
+    """Compare the weights after one epoch of cached steps with those of uncached steps, in float64."""
     X, Y, _, _ = digits(1)
     X, Y = X[:192].double(), Y[:192]
     with warnings.catch_warnings():
@@ -188,7 +188,7 @@ def same() -> bool:
 
 
 def compare(seed: int, epochs: int, channels: int) -> dict[str, Any]:
-    """Train the standard and the wrapped method on the same split and schedule; test once, at the end."""
+    """Train the standard and the wrapped method on the same split and schedule, and test once at the end."""
     X, Y, X_test, Y_test = digits(seed)
     wrapper = wrapped(seed, channels=channels, tau=SHARE)
     with warnings.catch_warnings():
@@ -235,7 +235,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, help="10 for the sine wave, 5 for Semeion")
     parser.add_argument("--epochs", type=int, default=100, help="of the Semeion case")
     parser.add_argument("--channels", type=int, default=CHANNELS, help="of the Semeion case; the paper's: 64")
-    parser.add_argument("--out", type=Path, help="keep every seed's numbers here")
+    parser.add_argument("--out", type=Path, help="file for the numbers of every seed")
     arguments = parser.parse_args()
     known: dict[str, Any] = {}
     if arguments.out is not None and arguments.out.is_file():

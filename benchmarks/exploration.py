@@ -1,8 +1,8 @@
-"""Safe exploration at the scale of the paper's Table 2 and past it, with dgemm's rate in the same run.
+"""Safe exploration at the scale of the paper's Table 2 and beyond, with the rate of dgemm in the same run.
 
     python benchmarks/exploration.py [CASE ...] [--features Z.npy] [--folder DIR]
 
-Cases, by default the first two; each is told in its own process so that its peak memory is its own:
+Cases (the default is the first two). Each case runs in a separate process, so that its peak memory can be measured:
 
     rank        n = 2000, width 8: against numpy.linalg.matrix_rank of the dense phi
     gram        n = 12000 sampled gates, Gram assembly included (--features, else synthetic)
@@ -12,7 +12,7 @@ Cases, by default the first two; each is told in its own process so that its pea
     paper       n = 60000, the paper's width 234 and sampled gates: 7.2e13 operations, 15 GB
     imagenet    1281167 x 2049 float32 on disk: 10.5 GB of file in --folder
 
-``--features`` is an (n, m - 1) file without the constant column, as ``alignver reproduce table2 --cache`` leaves it.
+``--features`` is an (n, m - 1) file without the constant column, as written by ``alignver reproduce table2 --cache``.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def peak() -> float:
 
 
 def synthetic(n: int, m: int) -> np.ndarray[Any, Any]:
-    """Return float32 features that are positive, correlated and of uneven spread, as those of a network are."""
+    """Return float32 features that are positive, correlated and of uneven spread, like those of a network."""
     rng = np.random.default_rng(0)
     mixing = rng.standard_normal((m, m)) / np.sqrt(m)
     return np.logaddexp(0.0, rng.standard_normal((n, m)) @ mixing).astype(np.float32)
@@ -99,7 +99,7 @@ def timed(work: Callable[[], Any], repeats: int) -> tuple[list[float], Any]:
 
 
 def against_matrix_rank(n: int, width: int, target: float, repeats: int) -> list[bool]:
-    """Compare medians; the first call of the check, which loads libraries and touches new memory, is told apart."""
+    """Compare medians; the first call, which loads libraries and allocates memory, is reported separately."""
     Z = np.column_stack([synthetic(n, 512), np.ones(n)]).astype(np.float64)
     (first,), result = timed(lambda: proved(check_safe_exploration(Z, width=width)), 1)
     ours = statistics.median(timed(lambda: check_safe_exploration(Z, width=width).require(), 5)[0])
@@ -174,7 +174,7 @@ def imagenet(arguments: argparse.Namespace) -> list[bool]:
         Z.flush()
         del Z
         print("file written", flush=True)
-        # The writer's peak is not the check's: a process of its own, as the command line would be.
+        # A separate process, like the command line, so that the peak excludes the memory of the writer.
         code = (
             "import sys, time, numpy as np\n"
             "from alignver.checks.exploration import check_safe_exploration\n"
@@ -214,7 +214,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--features", help="an .npy file of features without the constant column")
-    parser.add_argument("--folder", help="where a large file may be written")
+    parser.add_argument("--folder", help="folder for a large file")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     cases = arguments.cases or ["rank", "gram"]

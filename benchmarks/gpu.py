@@ -1,11 +1,11 @@
-"""What is to be seen on a GPU, step by step: tests, agreement with the CPU, times; or the same in small without one.
+"""Tests, comparisons with the CPU and benchmarks on a GPU, step by step; also at a small size without a GPU.
 
     python benchmarks/gpu.py STEP ... --out DIR [--dry] [--seconds N] [--carry DIR]
 
 Steps, in the order of benchmarks/gpu.sh: tests, agreement, cholesky, alignment, exploitation, table3, jacobian, mnist.
-Each writes DIR/STEP.json, again after every number, so that a step that is stopped leaves what it had: card, driver,
-versions, date, the state of the arithmetic, seconds, and for each comparison its bound. ``--dry`` runs every step on
-the CPU at small sizes, where torch on the CPU stands for CUDA and array-api-strict for CuPy.
+Each writes DIR/STEP.json, and updates it after every number, so that the results of a stopped step are available: GPU,
+driver, versions, date, the state of the arithmetic, seconds, and for each comparison its bound. ``--dry`` runs every
+step on the CPU at small sizes, with torch on the CPU in place of CUDA and array-api-strict in place of CuPy.
 """
 
 from __future__ import annotations
@@ -64,23 +64,23 @@ LIBRARIES = (
     *("nvidia-cublas", "nvidia-cusolver", "nvidia-cudnn-cu13"),
 )
 CLOSE = 2.0**-40
-"""Of two results in float64, relative to their norm: sums of the networks here carry fewer than 4096 roundings of 2^-53
-on either side. Below it they agree; it is no proof of either."""
-CLOSE_32 = 2.0**-11  # the same with float32's 2^-24
+"""Tolerance for two float64 results, relative to their norm: sums in these networks have fewer than 4096 roundings of
+2^-53 on either side. Results within it agree; this does not prove either of them."""
+CLOSE_32 = 2.0**-11  # the same with 2^-24 for float32
 OPPOSITE = {("HOLDS", "FAILS"), ("FAILS", "HOLDS")}
 
 
 class Skipped(Exception):
-    """A step that cannot be run here, and why."""
+    """Raised if a step cannot run on this machine, with the reason."""
 
 
 class Stopped(BaseException):
-    """The step's time is over; no handler of errors on the way may take it for one."""
+    """Raised if the time of a step is over; not an Exception, so that no error handler catches it."""
 
 
 @dataclasses.dataclass
 class Run:
-    """A step that is run: where, how large, and what it has found so far."""
+    """A running step: its device, its size and its results so far."""
 
     step: str
     out: Path
@@ -104,26 +104,26 @@ class Run:
 
     @property
     def device(self) -> torch.device:
-        """Where tensors go."""
+        """Device of the tensors."""
         return torch.device("cpu") if self.dry else torch.device("cuda", 0)
 
     @property
     def left(self) -> float:
-        """Seconds that this step may still take."""
+        """Remaining seconds of this step."""
         return self.seconds - (time.perf_counter() - self.began)
 
     def size(self, small: Any, large: Any) -> Any:
-        """Choose between the sizes of a dry run and of a card."""
+        """Choose between the sizes for a dry run and for a GPU."""
         return small if self.dry else large
 
     def note(self, name: str, value: Any) -> None:
-        """Keep a number, at once."""
+        """Store a number immediately."""
         self.document["found"][name] = value
         print(f"  {name}: {_short(value)}", flush=True)
         self.keep()
 
     def keep(self, status: str | None = None) -> None:
-        """Write the document, whole."""
+        """Write the document atomically."""
         self.document["status"] = status or self.document["status"]
         self.document["seconds"] = round(time.perf_counter() - self.began, 3)
         part = self.out / f".{self.step}.part"
@@ -131,7 +131,7 @@ class Run:
         os.replace(part, self.out / f"{self.step}.json")
 
     def timed(self, work: Callable[[], Any]) -> tuple[float, Any]:
-        """Return seconds and result; what the device still has to do counts."""
+        """Return the seconds and the result, including pending work of the device."""
         self.synchronise()
         began = time.perf_counter()
         found = work()
@@ -144,7 +144,7 @@ class Run:
             torch.cuda.synchronize()
 
     def data_folder(self) -> Path:
-        """Return the folder of the image sets that were carried along."""
+        """Return the folder of the image sets that make gpu-carry collected."""
         if not (self.carry / "data" / "mnist.npz").is_file():
             raise Skipped("MNIST was not carried along: make gpu-carry")
         return self.carry / "data"
@@ -162,12 +162,12 @@ def _short(value: Any) -> str:
 
 
 def _clean(text: str) -> str:
-    """Take folders out of a text: they say whose machine it was."""
+    """Remove folder names from a text, since they identify the machine."""
     return re.sub(r"(?<![\w.])(?:/[\w.+-]+)+/", "", text)
 
 
 def card() -> dict[str, Any]:
-    """Return what a reader has to know of the card; nothing where there is none."""
+    """Return the relevant properties of the GPU; nothing without a GPU."""
     if not torch.cuda.is_available():
         return {}
     properties = torch.cuda.get_device_properties(0)
@@ -183,7 +183,7 @@ def card() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what matters here; what is not installed is left out."""
+    """Return the versions of the relevant packages that are installed."""
     found = {"alignver": av.__version__, "python": sys.version.split()[0]}
     for name in LIBRARIES:
         try:
@@ -194,12 +194,12 @@ def versions() -> dict[str, str]:
 
 
 def rounded_as_inner_products(run: Run) -> dict[str, float]:
-    """Return how many entries of a float64 product are what two products and a sum give, in any order, with or without
-    FMA, where the products cancel to within their rounding.
+    """Return the number of entries of a float64 product that equal the sum of two rounded products, in any order, with
+    or without FMA, for products that cancel to within their rounding errors.
 
-    cuBLAS emulates float64 in fixed point only where few bits are enough, and is then *more* accurate than that: the
-    trial of :func:`alignver.features.tiles.unsupported_arithmetic`, which asks for many bits, does not see it. Told,
-    not yet refused.
+    cuBLAS emulates float64 in fixed point only if few bits are sufficient, and is then *more* accurate. The test
+    :func:`alignver.features.tiles.unsupported_arithmetic`, which needs many bits, does not detect this. The number is
+    reported, but it does not reject a device.
     """
     n, rng = run.size(64, 2048), np.random.default_rng(0)
     a, b = (rng.uniform(1.0, 2.0, n) for _ in range(2))
@@ -221,7 +221,7 @@ def rounded_as_inner_products(run: Run) -> dict[str, float]:
 
 
 def require_plain_arithmetic(run: Run) -> None:
-    """Assert on the device that float64 is float64 and float32 is float32 wherever something is decided."""
+    """Assert that the device uses true float64 and float32 arithmetic wherever a decision is made."""
     like = torch.zeros(1, dtype=torch.float64, device=run.device)
     seen = {
         f"float64 products of order {n}": phi_device.unsupported_arithmetic(like, n)
@@ -254,7 +254,7 @@ def require_plain_arithmetic(run: Run) -> None:
 # tests
 
 
-SHARDS = {  # of the tests marked gpu, at the same time
+SHARDS = {  # groups of the tests marked gpu that run at the same time
     "models and training": ("tests/gpu",),
     "matrices": ("tests/checks", "tests/linalg", "tests/models/test_structure.py", "tests/test_arrays.py"),
     "exploration": ("tests/features",),
@@ -262,9 +262,9 @@ SHARDS = {  # of the tests marked gpu, at the same time
 
 
 def tests(run: Run) -> None:
-    """Run the tests marked gpu; without a card, on what stands for one."""
+    """Run the tests marked gpu; without a GPU, on its substitute."""
     folder = Path(tempfile.mkdtemp())
-    # Other plugins than those that the project is tested with may be there, and warnings of other versions.
+    # Other plugins may be installed, and other versions may emit warnings.
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "ALIGNVER_GPU_DRY": str(int(run.dry))}
     options = ["-v", "-m", "gpu", "-W", "default", "--tb=short", "-p", "no:cacheprovider"]
     if importlib.util.find_spec("xdist") is not None and not run.dry:
@@ -273,7 +273,7 @@ def tests(run: Run) -> None:
     for name, places_ in SHARDS.items():
         log, report = (folder / f"{name}.{ending}" for ending in ("txt", "xml"))
         command = [sys.executable, "-m", "pytest", *options, f"--junitxml={report}", *places_]
-        command += ["--ignore=tests/linalg/test_profiles.py"] * run.dry  # large, and small in the other files
+        command += ["--ignore=tests/linalg/test_profiles.py"] * run.dry  # large; tested small in the other files
         with log.open("w") as stream:
             process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
@@ -311,7 +311,7 @@ def _outcomes(report: Path) -> tuple[dict[str, int], dict[str, str]]:
 
 
 def _outcomes_so_far(text: str) -> tuple[dict[str, int], dict[str, str]]:
-    """Read the log of tests that have not ended."""
+    """Read the log of unfinished tests."""
     counts = {word.lower(): len(re.findall(rf"\b{word}\b", text)) for word in ("PASSED", "FAILED", "ERROR", "SKIPPED")}
     lines = [line for line in text.splitlines() if re.search(r"\b(FAILED|ERROR)\b", line)]
     return counts, {line.strip(): "" for line in lines}
@@ -321,7 +321,7 @@ def _outcomes_so_far(text: str) -> tuple[dict[str, int], dict[str, str]]:
 
 
 class Comparisons:
-    """Every comparison with the CPU, what it was bounded by, and those that failed."""
+    """All comparisons with the CPU, their bounds, and the failed comparisons."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -331,7 +331,7 @@ class Comparisons:
         self.disagreements: list[str] = []
 
     def of(self, name: str, work: Callable[[], Iterator[tuple[str, bool, Any]]]) -> None:
-        """Compare as ``work`` yields: (the bound in words, whether it is kept, what was measured)."""
+        """Record the comparisons that ``work`` yields: (bound in words, whether it is satisfied, measured value)."""
         began = time.perf_counter()
         try:
             for bound, kept, measured in work():
@@ -355,7 +355,7 @@ class Comparisons:
             print(f"  DISAGREES {self.disagreements[-1]}", flush=True)
 
     def verdicts(self, here: CheckResult, there: CheckResult) -> Iterator[tuple[str, bool, Any]]:
-        """Compare verdict, rigor and rank; UNDECIDED on one side is told, not counted."""
+        """Compare verdict, rigor and rank; UNDECIDED on one side is reported but is not a failure."""
         pair = here.verdict.value, there.verdict.value
         if pair[0] != pair[1] and pair not in OPPOSITE:
             self.open.append({"verdicts": pair, "reasons": [here.reason, there.reason]})
@@ -375,7 +375,7 @@ def near(here: Any, there: Any, limit: float = CLOSE) -> Iterator[tuple[str, boo
 
 
 def places(run: Run) -> dict[str, Callable[[Any], Any]]:
-    """Return the array libraries that are compared with NumPy, each with what puts an array there."""
+    """Return the array libraries that are compared with NumPy, each with a function that converts an array to it."""
     if run.dry:
         import array_api_strict
 
@@ -395,7 +395,7 @@ def places(run: Run) -> dict[str, Callable[[Any], Any]]:
 
 
 def agreement(run: Run) -> None:
-    """Give the same inputs to the CPU and to the device, and compare all that comes back."""
+    """Run the same inputs on the CPU and on the device, and compare all results."""
     require_plain_arithmetic(run)
     made = Comparisons(run)
     for library, put in places(run).items():
@@ -440,7 +440,7 @@ def _matrices(run: Run, made: Comparisons, library: str, put: Callable[[Any], An
 
 
 def _levels(here: CheckResult, there: CheckResult, size: int) -> Iterator[tuple[str, bool, Any]]:
-    """Compare s_1: each is off by at most max(N, d) eps s_1, which NumPy and MATLAB take for the error of an SVD."""
+    """Compare s_1 with an error bound of max(N, d) eps s_1 each, which NumPy and MATLAB assume of an SVD."""
     own, other = (result.measured.get("largest_singular_value") for result in (here, there))
     if own is not None and other is not None:
         yield "s_1 within 2 max(N, d) eps s_1", abs(own - other) <= 2 * size * 2.0**-52 * own, [own, other]
@@ -575,7 +575,7 @@ def _training(run: Run, made: Comparisons) -> None:
 
 
 def cholesky(run: Run) -> None:
-    """Prove rank phi = n for the paper's sampled gates, in rising sizes up to all of MNIST."""
+    """Prove rank phi = n for the paper's sampled gates, with increasing sizes up to all of MNIST."""
     require_plain_arithmetic(run)
     rate = _rate(run)
     run.note("float64 products, Gflop/s", rate)
@@ -616,7 +616,7 @@ def _rate(run: Run) -> float:
 
 
 def _mnist_features(run: Run) -> tuple[Any, str]:
-    """Return the features of Table 2's network on MNIST, computed here in float32, or synthetic ones."""
+    """Return the features of Table 2's network on MNIST, computed in float32, or synthetic features."""
     try:
         folder = run.data_folder()
     except Skipped:
@@ -632,7 +632,7 @@ def _mnist_features(run: Run) -> tuple[Any, str]:
 
 
 def forget(run: Run) -> None:
-    """Let go of the memory that the device's libraries keep, and of the peak."""
+    """Release the cached memory of the device's libraries and reset the peak."""
     if not run.dry:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -641,12 +641,12 @@ def forget(run: Run) -> None:
 
 
 def peak(run: Run) -> float | None:
-    """Return the largest memory that torch's tensors took on the device, in GiB."""
+    """Return the peak memory of torch's tensors on the device, in GiB."""
     return None if run.dry else round(torch.cuda.max_memory_allocated() / 2**30, 2)
 
 
 def alignment(run: Run) -> None:
-    """Gram matrix and check_alignment of ResNet-18 on 100 images of Semeion."""
+    """Compute the Gram matrix and run check_alignment for ResNet-18 on 100 images of Semeion."""
     require_plain_arithmetic(run)
     X, Y, _, _ = digits(0)
     n, width = run.size((8, 2), (100, 64))
@@ -679,7 +679,7 @@ def alignment(run: Run) -> None:
 
 
 def exploitation(run: Run) -> None:
-    """An epoch of exploitation with cached features beside one of the standard method, ResNet-18 on Semeion."""
+    """Compare an exploitation epoch with cached features with a standard epoch, for ResNet-18 on Semeion."""
     X, Y, _, _ = digits(0)
     n, channels = run.size((100, 2), (1000, 64))
     X, Y = X[:n].to(run.device), Y[:n].to(run.device)
@@ -694,7 +694,7 @@ def exploitation(run: Run) -> None:
     standard = [epoch(lambda i: wrapper.explore_step(X[i], Y[i])) for _ in range(run.size(1, 4))]
     run.note("standard epochs, seconds", standard)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # that ranks are not proved: it is not the question here
+        warnings.simplefilter("ignore", RuntimeWarning)  # warnings that ranks are not proved are not relevant here
         run.note("entering exploitation, seconds", run.timed(lambda: wrapper.enter_exploitation(X, Y))[0])
     cached = [epoch(lambda i: wrapper.exploit_step(indices=i)) for _ in range(run.size(2, 10))]
     run.note("exploitation epochs, seconds", cached)
@@ -710,16 +710,16 @@ def _trained(one: ImageRun, setting: Setting, folder: str) -> None:
 
 
 def table3(run: Run) -> None:
-    """Table 3 for Semeion in full: five seeds of both methods, several runs at a time. A run folder is what is kept."""
+    """Run Table 3 for Semeion in full: five seeds of both methods, several runs in parallel, with their run folders."""
     setting = Setting(datasets=("semeion",), device=run.device.type, reduced=run.dry)
     methods = runs_of(setting, "semeion").values()
-    runs = [one for pair in zip(*methods) for one in pair]  # seed by seed: what is there can be compared
+    runs = [one for pair in zip(*methods) for one in pair]  # seed by seed, so that a partial result is comparable
     if run.dry:
         runs = [dataclasses.replace(one, effort=Effort(2, 1, 2, 40), tau=one.tau and 0.5) for one in runs[:2]]
     kept: dict[str, Any] = {}
     workers = run.size(1, min(5, len(os.sched_getaffinity(0))))
     with tempfile.TemporaryDirectory() as folder:
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:  # ends what still runs when it is left
+        with multiprocessing.get_context("spawn").Pool(workers) as pool:  # ends running processes on exit
             ends = pool.imap_unordered(functools.partial(_trained, setting=setting, folder=folder), runs)
             with contextlib.suppress(multiprocessing.TimeoutError):
                 for _ in runs:
@@ -735,7 +735,7 @@ def table3(run: Run) -> None:
 
 
 def mnist(run: Run) -> None:
-    """Epochs of ResNet-18 on MNIST while time is left: exploration, then exploitation on cached features."""
+    """Train ResNet-18 on MNIST while time remains: exploration, then exploitation on cached features."""
     if run.dry:
         X, Y, X_test, Y_test = digits(0)
         X, Y, X_test, Y_test = X[:80], Y[:80], X_test[:80], Y_test[:80]
@@ -767,7 +767,7 @@ def mnist(run: Run) -> None:
 
 
 def jacobian(run: Run) -> None:
-    """The Gram matrix of a Jacobian with N = 50000 rows, in tiles."""
+    """Compute the Gram matrix of a Jacobian with N = 50000 rows, in tiles."""
     raise Skipped("a verified Cholesky factorization of a Jacobian's Gram matrix in tiles is not there yet")
 
 
@@ -777,7 +777,7 @@ STEPS: dict[str, Callable[[Run], None]] = {
 
 
 def perform(run: Run) -> int:
-    """Run a step to its end, whatever it is; return the exit code of the script."""
+    """Run a step, handle its errors, and return the exit code of the script."""
     try:
         STEPS[run.step](run)
     except Skipped as why:
@@ -794,7 +794,7 @@ def perform(run: Run) -> int:
 
 
 def _stand_in() -> None:
-    """Let tensors that are no NumPy arrays be factored where they are, as those of a GPU are."""
+    """Factor tensors that are not NumPy arrays on their own device, like those of a GPU."""
     exploration.accelerator = lambda value: None if isinstance(value, np.ndarray) else value[:0, :]
 
 
@@ -805,11 +805,11 @@ def _stopped(*_: Any) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("steps", nargs="+", choices=STEPS, metavar="STEP", help=", ".join(STEPS))
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the JSON files go")
-    parser.add_argument("--dry", action="store_true", help="small, on the CPU")
-    parser.add_argument("--seconds", type=float, default=600.0, metavar="N", help="what each step may take")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the JSON files")
+    parser.add_argument("--dry", action="store_true", help="small sizes, on the CPU")
+    parser.add_argument("--seconds", type=float, default=600.0, metavar="N", help="time limit of each step")
     parser.add_argument(
-        "--carry", type=Path, default=ROOT / ".gpu", metavar="DIR", help="what make gpu-carry collected"
+        "--carry", type=Path, default=ROOT / ".gpu", metavar="DIR", help="folder with the files from make gpu-carry"
     )
     options = parser.parse_args()
     if not options.dry and not torch.cuda.is_available():

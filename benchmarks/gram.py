@@ -1,13 +1,13 @@
-"""av.gram beside the other ways to a full Gram matrix (empirical NTK): times, ratios and relative errors, in one run.
+"""av.gram compared with other methods for a full Gram matrix (empirical NTK): times, ratios and relative errors.
 
     python benchmarks/gram.py [--rounds 5] [--threads 2] [case ...]
 
-Contenders: nngeometry and torchjd from PyPI (the extra ``bench``; ``pip install --no-deps nngeometry torchjd`` leaves
-torchvision out), and the contraction of Jacobians of torch's tutorial on neural tangent kernels, written out below.
-They take turns in one process. A turn is as many calls as fit into a fifth of a second, one at least, and counts by its
-mean; the ratio is of medians over the rounds. Every result is compared with J J^T of a float64 loop of
-``autograd.grad``; one that is off by more than 1e-6 (float64) or 1e-3 (float32) is marked wrong, and no ratio is about
-it.
+The other methods are nngeometry and torchjd from PyPI (the extra ``bench``; ``pip install --no-deps nngeometry
+torchjd`` omits torchvision), and the contraction of Jacobians from torch's tutorial on neural tangent kernels,
+implemented below. The methods take turns in one process. A turn consists of as many calls as fit into a fifth of a
+second, at least one, and is represented by its mean. The ratio is computed from medians over the rounds. Every result
+is compared with J J^T from a float64 loop of ``autograd.grad``. A result with a relative error above 1e-6 (float64) or
+1e-3 (float32) is marked as wrong, and no ratio is computed from it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TURN = 0.2
 
 
 class Tied(nn.Module):
-    """A table that is also the output layer."""
+    """An embedding table that is also the weight of the output layer."""
 
     def __init__(self):
         super().__init__()
@@ -58,7 +58,7 @@ class TiedLinear(nn.Module):
 
 
 class Reused(nn.Module):
-    """One linear layer, three times."""
+    """One linear layer that is applied three times."""
 
     def __init__(self):
         super().__init__()
@@ -130,7 +130,7 @@ CASES = {
 
 
 def reference(model, x):
-    """J J^T, output-major, from a loop of autograd.grad in float64."""
+    """Return J J^T, output-major, from a loop of autograd.grad in float64."""
     wide = copy.deepcopy(model).double()
     x = x.double() if x.is_floating_point() else x
     parameters = list(wide.parameters())
@@ -187,7 +187,7 @@ def present(name):
 
 
 def turn(contender, model, x):
-    """Return the mean time of calls that fit into TURN seconds, of one at least."""
+    """Return the mean time of the calls that fit into TURN seconds, at least one."""
     calls, began = 0, time.perf_counter()
     while True:
         contender(model, x)
@@ -210,7 +210,7 @@ def contend(case, rounds):
         if not present(name):
             print(f"  {name:<12} not installed")
             continue
-        try:  # also the warm-up
+        try:  # also serves as the warm-up
             found = f(copy.deepcopy(model), x)
             errors[name] = float((found.double() - wanted).norm() / wanted.norm())
             times[name] = []

@@ -1,10 +1,10 @@
-"""check_membership beside every numpy/scipy way to the same residual: time ratios and peak memory, in one run.
+"""check_membership compared with numpy and scipy methods for the same residual: time ratios and peak memory.
 
     python benchmarks/membership.py [rows] [columns]
 
-Each contender solves 'how far is y from Col(J)' for the same J in a process of its own, so that peak memory is its own;
-contenders take turns, five rounds, the ratio is of medians. Contenders that square the condition number are listed for
-comparison and marked: their residual is only right while cond(J) stays below about 1e8.
+Each method computes the distance of y from Col(J) for the same J in a separate process, so that its peak memory can be
+measured. The methods take turns in five rounds, and the ratio is computed from medians. Methods that square the
+condition number are listed for comparison and marked: their residual is correct only if cond(J) is below about 1e8.
 """
 
 from __future__ import annotations
@@ -94,9 +94,9 @@ def problem(rows, columns):
 
 
 def contend(name, rows, columns):
-    """Run one contender in this process and print its time and the peak memory above J itself."""
+    """Run one method in this process and print its time and the peak memory in addition to J."""
     J, y = problem(rows, columns)
-    # Libraries are loaded and threads started before the clock runs; the small problem leaves no memory behind.
+    # Load libraries and start threads before the measurement. The small problem does not affect the peak memory.
     CONTENDERS[name](J[: rows // 20, : columns // 20].copy(), y[: rows // 20].copy())
     began = time.perf_counter()
     residual = CONTENDERS[name](J, y)

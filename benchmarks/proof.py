@@ -1,8 +1,9 @@
-"""What a proof costs, as ratios to what NumPy needs for an answer without one; in one run.
+"""Cost of a proof, as a ratio to the time that NumPy needs for an answer without proof.
 
     python benchmarks/proof.py [--quick]
 
-Contenders take turns, the ratio is of the smallest times; ``--quick`` shrinks the large cases fourfold on each side.
+The methods take turns, and the ratio is computed from the smallest times. ``--quick`` reduces each dimension of the
+large cases by a factor of four.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What checking a certificate again costs, as ratios to another version of this project; in one run.
+"""Cost of re-checking a certificate, as a ratio to another version of this project.
 
     git worktree add ../before COMMIT
     python benchmarks/recheck.py ../before [--quick]
 
-Each version proves and checks in processes of its own, which take turns; the ratio is of the smallest times.
-``--quick`` shrinks the cases fourfold on each side.
+Each version proves and checks in separate processes, which take turns. The ratio is computed from the smallest times.
+``--quick`` reduces each dimension of the cases by a factor of four.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def cases(shrink: int) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """Yield a label, a result with a certificate and the inputs, in the sizes of proof.py and exploration.py."""
+    """Yield a label, a result with a certificate and the inputs, with the sizes of proof.py and exploration.py."""
     rng = np.random.default_rng(0)
     J = rng.standard_normal((2000 // shrink, 8000 // shrink))
     yield f"full row rank, {J.shape}", av.check_rank(J, rank=len(J)), {"A": J}
@@ -59,7 +59,7 @@ def cases(shrink: int) -> Iterator[tuple[str, Any, dict[str, Any]]]:
 
 
 def measured(shrink: int) -> None:
-    """Print label and seconds of each case, in this process's version."""
+    """Print the label and seconds of each case for the version of this process."""
     for label, result, inputs in cases(shrink):
         assert result.certificate is not None, label
         best = float("inf")
@@ -72,7 +72,7 @@ def measured(shrink: int) -> None:
 
 
 def main() -> int:
-    """Run both versions in turns and print a table."""
+    """Run both versions alternately and print a table."""
     shrink = 4 if "--quick" in sys.argv else 1
     if "--measure" in sys.argv:
         measured(shrink)

@@ -1,12 +1,12 @@
-"""The streamed QR of a ResNet's Jacobian: time, peak memory against its bound, and digits against the Gram matrix.
+"""The streamed QR of a ResNet's Jacobian: time, peak memory and its bound, and accuracy compared with the Gram matrix.
 
     python benchmarks/streamed_qr.py [samples] [width] [side] [block megabytes]
 
-A pre-activation ResNet-18 with ten outputs, random, on random grey images of side x side: N = 10 samples, and with
-width = 64 d is 11.2 million. The default is small; ``100 64 16 512`` is N = 1000 and d = 11.2 million, 40 minutes on
-one shared core (the QR alone is (10/3) d N^2 = 3.7e13 operations; the Jacobian would be 89 GB). Each measurement has
-a process of its own. The bound on memory is 4 N^2 numbers and one block; it is held against the peak above what the
-process needs without it: the model, its copies, and a pass over some samples.
+The model is a random pre-activation ResNet-18 with ten outputs, on random grey images of size side x side. N is 10
+times the number of samples, and for width = 64, d is 11.2 million. The default is small; ``100 64 16 512`` gives N =
+1000 and d = 11.2 million and takes 40 minutes on one shared core (the QR alone takes (10/3) d N^2 = 3.7e13 operations;
+the Jacobian would need 89 GB). Each measurement runs in a separate process. The bound on memory is 4 N^2 numbers and
+one block. It is compared with the peak above the memory for the model, its copies, and a pass over some samples.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 OUTPUTS = 10
-CHUNK = 2  # samples of one pass
+CHUNK = 2  # number of samples in one pass
 
 
 class Block(nn.Module):
@@ -57,7 +57,7 @@ def resnet18(width):
 def problem(samples, width, side):
     torch.manual_seed(0)
     model = resnet18(width)
-    model(torch.randn(16, 1, side, side))  # running statistics that are not the trivial ones
+    model(torch.randn(16, 1, side, side))  # gives nontrivial running statistics
     return model.eval(), torch.randn(samples, 1, side, side)
 
 
@@ -66,7 +66,7 @@ def peak():
 
 
 def pass_of_the_model(model, x):
-    """Differentiate a few samples both ways, by one layer and by all norms, so that what passes need is in the peak."""
+    """Differentiate a few samples in both ways, by one layer and by all norms, to include the passes in the peak."""
     from alignver.jacobians.columns import JacobianColumns
 
     convolutions = [p for p in model.parameters() if p.ndim > 1]
@@ -79,7 +79,7 @@ def pass_of_the_model(model, x):
 
 
 def stream(samples, width, side, block):
-    """Print what the streamed QR took in this process."""
+    """Print the time and memory of the streamed QR in this process."""
     from alignver.jacobians.columns import JacobianColumns
     from alignver.linalg.qr_reduction import streamed_r
 
@@ -132,7 +132,7 @@ def dense(samples, width, side, block):
 
 
 def accuracy():
-    """Smallest singular value of a Jacobian made to have it, from the streamed R and from the Gram matrix."""
+    """Compare a known smallest singular value of a Jacobian with those of the streamed R and of the Gram matrix."""
     from alignver.jacobians.jacobian_form import streamed_qr
 
     rng = np.random.default_rng(0)

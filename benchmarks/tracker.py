@@ -1,11 +1,11 @@
-"""What watching costs: the tracker beside training itself, and beside the obvious way, in one run.
+"""Cost of tracking: the tracker compared with training itself and with a straightforward implementation.
 
     python benchmarks/tracker.py [--steps 300] [--threads 2] [two-moons sine-wave semeion]
 
 ``two-moons`` and ``sine-wave``: the network of Figure 1(a), n = 100, d about 181000, float32, full-batch gradient
-descent with momentum. Checks and steps take turns, so that both see the same machine; then comes the obvious way,
-``vmap(jacrev)`` and ``numpy.linalg.lstsq`` in float64. ``semeion``: LeNet on 1000 images, 10 outputs, one check
-of N = 10000 rows, with the peak memory of the process.
+descent with momentum. Checks and steps alternate, so that both run under the same load. The straightforward
+implementation, ``vmap(jacrev)`` and ``numpy.linalg.lstsq`` in float64, runs afterwards. ``semeion``: LeNet on 1000
+images, 10 outputs, one check of N = 10000 rows, with the peak memory of the process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CASES = ("two-moons", "sine-wave", "semeion")
 
 
 def obvious(model, x, target):
-    """Return rank and residual as NumPy gives them for the Jacobian that torch.func gives, in float64."""
+    """Return the rank and residual from NumPy for the Jacobian from torch.func, in float64."""
     wide = copy.deepcopy(model).double()
     theta = {name: p.detach() for name, p in wide.named_parameters()}
 
@@ -108,7 +108,7 @@ def told(reached, text):
 
 
 def peak_bytes():
-    """Return VmHWM; ru_maxrss where there is no /proc. It starts at what the process that forked us had."""
+    """Return VmHWM, or ru_maxrss without /proc, which starts at the value of the parent process."""
     try:
         with open("/proc/self/status") as status:
             return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))

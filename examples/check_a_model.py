@@ -2,8 +2,9 @@
 Can this network fit these targets?
 ===================================
 
-Data-architecture alignment (Definition 2) of two torch models on the same twelve points: one whose Jacobian spans every
-target, and a linear one whose four columns cannot.
+This example checks data-architecture alignment (Definition 2) of two torch models on the same twelve points. The
+column space of the first Jacobian contains every target. The second model is linear, and its Jacobian has only four
+columns.
 """
 
 import torch

@@ -1,11 +1,12 @@
 """
-Handwritten digits, in a loop of your own
-=========================================
+Handwritten digits in a custom training loop
+============================================
 
-300 images of the Semeion set and a small convolutional network, trained with the wrapper's pieces: steps on batches of
-all layers, then steps on all images of the last hidden layer, whose features are computed once. What is left is a proof
-that no parameters of any layer have a training loss that is smaller by more than the bound, and that no image is
-misclassified. The schedule is short: eight epochs of exploration where the paper has hundreds.
+This example trains a small convolutional network on 300 images of the Semeion set with the individual steps of the
+wrapper. Exploration steps train all layers on batches. Exploitation steps train the last hidden layer on all images,
+with features that are computed once. The result is a proof that no choice of the parameters of all layers has a
+training loss that is smaller by more than the bound, and that no training image is misclassified. The schedule is
+short: eight epochs of exploration instead of the paper's hundreds.
 """
 
 import warnings
@@ -48,7 +49,7 @@ def main() -> None:
         print(f"exploration, epoch {epoch + 1}: mean loss {np.mean(losses):.4f}")
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the guarantee says whether rank n was lost
+        warnings.simplefilter("ignore", RuntimeWarning)  # the guarantee reports whether rank n was lost
         guarantee = wrapper.enter_exploitation(X, Y)
     print("", *guarantee.sentences, "", sep="\n")
 

@@ -1,12 +1,13 @@
 """
-A sine wave, and the rank that training loses
-=============================================
+Loss of rank during training on a sine wave
+===========================================
 
-The paper's hard data set: 100 points of a wave that goes up and down six times, and a fully connected network (Figure
-2). Exploration lowers the rank of the trained gates, in floating point, until the convex phase could no longer reach
-every target. The wrapper sees that at tau, replaces gates, and proves at the end that no parameters of any layer do
-better. The schedule is the paper's, shortened: 1200 epochs of exploration instead of 2000, and Newton's method for the
-convex phase, which needs a dozen steps.
+This example uses the difficult data set of the paper (100 points of a sine wave with about six periods) and a fully
+connected network (Figure 2). During exploration the rank of the trained gates decreases in floating point, until the
+convex phase can no longer reach every target. At tau the wrapper detects this and replaces gates. At the end it
+proves that no choice of the parameters of all layers is better by more than the bound. The schedule is a shortened
+version of the paper's: 1200 epochs of exploration instead of 2000, and Newton's method for the convex phase, which
+needs about a dozen steps.
 """
 
 import warnings
@@ -44,7 +45,7 @@ def main() -> None:
             print(f"epoch {epoch:4d}  loss {record['loss']:.3f}  error {record['error']:.2f}  rank {rank} of {len(X)}")
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # that rank n was lost: the guarantee says so below
+        warnings.simplefilter("ignore", RuntimeWarning)  # the guarantee below reports the loss of rank n
         wrapper.fit((X, Y), EPOCHS, flush_denormals=True, on_epoch=look)
 
     print("\nat tau:")
@@ -57,7 +58,7 @@ def main() -> None:
 
 
 def rank_of_gates(trained: av.EEWrapper, X: torch.Tensor) -> int:
-    """Return the numerical rank that the exploitation phase would have, were the gates frozen now."""
+    """Return the numerical rank of the exploitation phase if the gates were frozen at this point."""
     head = trained.module.head
     with torch.no_grad():
         Z = head.features(trained.module.features(X))

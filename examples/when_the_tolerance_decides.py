@@ -2,8 +2,9 @@
 When the tolerance decides
 ==========================
 
-The Hilbert matrix is invertible, yet in floating point its smallest singular values are hardly distinguishable from
-zero. A verdict that depends on which rule you believe is UNDECIDED, and the report shows what each library would say.
+The Hilbert matrix is invertible, but in floating point its smallest singular values can hardly be distinguished from
+zero. If a factor of ten in the tolerance changes the rank, the verdict is UNDECIDED. The report shows the rank
+according to each library.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Hugging Face transformers: a callback for Trainer; the logits of a model as a function of its input_ids."""
+"""Hugging Face transformers: a callback for Trainer, for a model that maps input_ids to logits."""
 
 import tempfile
 

@@ -1,4 +1,4 @@
-"""Lightning: a callback, at the end of each epoch."""
+"""PyTorch Lightning: a callback that checks at the end of each epoch."""
 
 import lightning.pytorch as pl
 import torch

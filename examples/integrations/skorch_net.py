@@ -1,4 +1,4 @@
-"""skorch: a callback for any of its nets."""
+"""skorch: a callback for any skorch network."""
 
 import torch
 from skorch import NeuralNetClassifier
