@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Everything that is to be seen on a GPU, in nine minutes at most: benchmarks/gpu.sh [--dry] OUT
-# What 'make gpu-carry' collected into .gpu is installed first. Each step has its own time limit and writes
-# OUT/STEP.json; the first two take three minutes at most. With --dry they are small and run on the CPU.
+# Run all GPU tests, comparisons and benchmarks in at most nine minutes: benchmarks/gpu.sh [--dry] OUT
+# The packages that 'make gpu-carry' collected in .gpu are installed first. Each step has its own time limit and writes
+# OUT/STEP.json; the first two take at most three minutes. With --dry the steps are small and run on the CPU.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 dry=
@@ -25,7 +25,7 @@ export CUBLAS_WORKSPACE_CONFIG=:4096:8  # the same bits in every run
 [ -n "$dry" ] && export OMP_NUM_THREADS=1  # the machines that run this are shared
 unset NVIDIA_TF32_OVERRIDE CUBLAS_EMULATE_DOUBLE_PRECISION CUBLAS_EMULATE_SINGLE_PRECISION CUBLAS_EMULATION_STRATEGY
 
-# What is missing, all at once.
+# Install all missing packages together.
 "$PYTHON" - <<'PYTHON' || exit 1
 import importlib.util
 names = "array_api_compat array_api_extra array_api_strict sybil flint numpy scipy torch hypothesis pytest mpmath \

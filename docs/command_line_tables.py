@@ -1,4 +1,4 @@
-"""Make the reference of command_line.md from the commands themselves, when the site is built."""
+"""Generate the reference of command_line.md from the commands when the site is built."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write(*_: Any) -> None:
 
 
 def commands() -> Iterator[tuple[str, Any]]:
-    """Yield every command with its path, a group before what is in it."""
+    """Yield every command with its path, a group before its subcommands."""
     from alignver.cli.main import app
 
     yield from _walk("alignver", typer.main.get_command(app))
@@ -47,7 +47,7 @@ def _section(path: str, command: Any) -> str:
 
 
 def _row(parameter: Any) -> str:
-    """Return name, help and default of one argument or option, as ``--help`` has them."""
+    """Return the name, help and default of one argument or option, as in ``--help``."""
     if parameter.param_type_name == "argument":
         names = f"`{parameter.metavar or parameter.name.upper()}`"
     else:
@@ -76,6 +76,6 @@ def _default(parameter: Any) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Keep what is Markdown by accident from being it, and a cell on one line."""
+    """Escape Markdown characters and join the lines of a cell."""
     text = re.sub(r"\[/?bold\]", "", text)
     return re.sub(r"([<>|*\[\]{}])", r"\\\1", text).replace("--", r"\-\-") if "\n" not in text else text

@@ -54,7 +54,7 @@ suppress_warnings = ["config.cache"]  # sphinx-gallery's configuration holds a f
 
 
 def setup(app: Any) -> None:
-    """Make what is made from committed results, from the commands themselves and from code on the pages."""
+    """Generate the parts that come from committed results, from the commands and from code on the pages."""
     import architecture_pictures
     import command_line_tables
     import data_tables

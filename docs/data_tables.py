@@ -1,4 +1,4 @@
-"""Make the tables of data.md from what benchmarks/data_sets.py kept, when the site is built."""
+"""Generate the tables of data.md from the results of benchmarks/data_sets.py when the site is built."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write(*_: Any) -> None:
 
 
 def tables(document: dict[str, Any]) -> str:
-    """Return the table of training sets, that of test sets, and what they were made with."""
+    """Return the tables of training sets and of test sets, and the versions and machine of the run."""
     head = "| data set | samples | distinct | equal pairs | conflicts | least loss | least errors | seconds | GB |"
     rows = [head, "|---|" + "---:|" * 8, *map(_training, document["sets"]), ""]
     head = "| test set | samples | distinct | equal pairs | conflicts | are training samples | with another label |"

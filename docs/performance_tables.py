@@ -1,4 +1,4 @@
-"""Make the sections of performance.md from what benchmarks/collect.py and gpu.sh kept, when the site is built."""
+"""Generate the sections of performance.md from the results of benchmarks/collect.py and gpu.sh."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CARDS = HERE / "results" / "gpu"
 
 
 def write(*_: Any) -> None:
-    """Write one section for each benchmark, and what is known of GPUs; Sphinx calls this when a build begins."""
+    """Write one section for each benchmark, and the results on GPUs; Sphinx calls this when a build begins."""
     SECTIONS.parent.mkdir(exist_ok=True)
     documents = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     SECTIONS.write_text("\n".join([*_summary(documents), *map(_section, documents)]) + "\n")
@@ -56,7 +56,7 @@ def _section(document: dict[str, Any]) -> str:
 
 
 def _step(document: dict[str, Any]) -> str:
-    """Show a step of benchmarks/gpu.py: its numbers, line by line, and what they are of."""
+    """Show a step of benchmarks/gpu.py: its numbers line by line, with machine and versions."""
     machine, versions = document["machine"], document["versions"]
     lines = [f"{name}: {_told(value)}" for name, value in document["found"].items() if name not in ("made", "seconds")]
     return "\n".join(

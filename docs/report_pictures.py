@@ -13,14 +13,14 @@ PICTURES = HERE / "_generated"
 
 
 def blocks() -> Iterator[tuple[str, str | None]]:
-    """Yield every Python block of the page with the picture that stands below it, if one does."""
+    """Yield every Python block of the page with the picture below it, if any."""
     pattern = r"^```python\n(.*?)^```\n(?:\n!\[[^\]]*\]\(_generated/([\w.-]+)\))?"
     for match in re.finditer(pattern, PAGE.read_text(), re.MULTILINE | re.DOTALL):
         yield match[1], match[2]
 
 
 def write(*_: Any) -> None:
-    """Run the blocks in order; the figure of the ``ax`` that a block leaves is its picture."""
+    """Run the blocks in order; the picture of a block is the figure of its variable ``ax``."""
     PICTURES.mkdir(exist_ok=True)
     names: dict[str, Any] = {}
     for code, picture in blocks():

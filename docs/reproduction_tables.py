@@ -57,7 +57,7 @@ def _origin(path: pathlib.Path, provenance: Mapping[str, Any]) -> list[str]:
     )
     runs = "1 run" if len(made) == 1 else f"{len(made)} runs"
     return [
-        f"`alignver {provenance['command']}` made {{download}}`{path.name} <results/{path.name}>`: {runs}, "
+        f"`alignver {provenance['command']}` produced {{download}}`{path.name} <results/{path.name}>`: {runs}, "
         f"{_minutes(provenance['work_seconds'])} of work on {' and '.join(machines)}; {' and '.join(versions)}, "
         f"Python {provenance['versions']['python']}.",
         "",

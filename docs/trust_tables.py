@@ -13,13 +13,13 @@ KERNEL = sorted((ROOT / "alignver/kernel").glob("*.py"))
 ON_DATA = [path for path in KERNEL if path.name == "data.py"]
 ON_MATRICES = [path for path in KERNEL if path not in ON_DATA]
 MOST_LINES = {"together, but for `data.py`": (ON_MATRICES, 1500), "`data.py` alone": (ON_DATA, 180)}
-"""What is counted together, and how many lines of code it may have."""
+"""Groups of files that are counted together, with their limits on lines of code."""
 TABLE = ROOT / "docs/_generated/trust.md"
 _LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 
 def code_lines(path: Path) -> int:
-    """Return the number of lines with code on them: no blanks, comments and docstrings."""
+    """Return the number of lines of code, without blank lines, comments and docstrings."""
     source = path.read_text()
     strings: set[int] = set()
     for node in ast.walk(ast.parse(source)):
@@ -33,7 +33,7 @@ def code_lines(path: Path) -> int:
 
 
 def table() -> str:
-    """Return the rows: a file, its lines of code, the first sentence of what it says of itself."""
+    """Return the rows: a file, its lines of code, and the first sentence of its docstring."""
     rows = ["| file | lines of code | what it is |", "|---|---|---|"]
     for path in KERNEL:
         said = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")[0].replace("\n", " ")
