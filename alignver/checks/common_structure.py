@@ -100,7 +100,7 @@ def check_common_structure(
     seed = require.integer("seed", seed, least=0, most=2**63 - 1, need="an integer from 0 to 2**63 - 1")
     with _evaluation(model, X, dtype, seed) as evaluation:
         result = _search(evaluation, tolerance) if S is None else _confirm(evaluation, _masks(evaluation, S), tolerance)
-    fixed = list(evaluation.function.slots.fixed)
+    fixed = list(evaluation.function.layout.fixed)
     more = (f"frozen, so not a part of theta: {_list(fixed)}",) if fixed and result.verdict is not Verdict.HOLDS else ()
     seconds = {"seconds": time.perf_counter() - began}
     return dataclasses.replace(result, evidence=(*result.evidence, *more), cost=seconds)
@@ -220,14 +220,14 @@ def _confirm(evaluation: _Evaluation, S: Subset, tolerance: float | None) -> Che
         )
         result = dataclasses.replace(result, verdict=Verdict.UNDECIDED, reason=reason, bounds=())
     names = _entries(S)
-    sentence = f"S: {_list(names)} ({terms} of {evaluation.function.slots.d} parameters)" if names else "S is empty"
+    sentence = f"S: {_list(names)} ({terms} of {evaluation.function.layout.d} parameters)" if names else "S is empty"
     evidence = (sentence, *result.evidence, "Assumption 1 is about every theta: the check is made for a sample of them")
     if result.verdict is Verdict.FAILS:
         evidence = evidence[:-1]
     measured = {
         **result.measured,
         "S": names,
-        "parameters": evaluation.function.slots.d,
+        "parameters": evaluation.function.layout.d,
         "n": len(evaluation.x),
         "m_y": evaluation.m_y,
     }
@@ -246,7 +246,7 @@ def _search(evaluation: _Evaluation, tolerance: float | None) -> CheckResult:
         return last
     tensors: list[Subset] = [{name: ones[name]} for name in order]
     weights, union = _union(evaluation, few, tensors)
-    if union is None and evaluation.function.slots.d <= _ENTRIES:
+    if union is None and evaluation.function.layout.d <= _ENTRIES:
         weights, union = _union(evaluation, few, [mask for name in order for mask in _single(name, ones[name])])
         if union is None:
             return _refuted(evaluation, weights)
@@ -294,7 +294,7 @@ def _refuted(evaluation: _Evaluation, weights: Indicator) -> CheckResult:
         "S": None,
         "weights_residual": weights.residual,
         "weights": weights.weights,
-        "parameters": evaluation.function.slots.d,
+        "parameters": evaluation.function.layout.d,
         "n": len(evaluation.x),
         "m_y": evaluation.m_y,
         "computed_in": evaluation.computed_in,
@@ -341,7 +341,7 @@ def _undecided(evaluation: _Evaluation, weights: Indicator) -> CheckResult:
         measured={
             "S": None,
             "weights_residual": weights.residual,
-            "parameters": evaluation.function.slots.d,
+            "parameters": evaluation.function.layout.d,
             "seed": evaluation.seed,
         },
     )
@@ -363,19 +363,19 @@ def _last_first(function: Functional, x: torch.Tensor) -> list[str]:
     finally:
         for handle in handles:
             handle.remove()
-    when = dict.fromkeys(function.slots.names, -1)
-    names = {id(p): name for name, p in zip(function.slots.names, function.slots.parameters)}
+    when = dict.fromkeys(function.layout.names, -1)
+    names = {id(p): name for name, p in zip(function.layout.names, function.layout.parameters)}
     for module in function.model.modules():
         for parameter in module._parameters.values():
             if id(parameter) in names:
                 name = names[id(parameter)]
                 when[name] = max(when[name], clock.get(id(module), -1))
-    return sorted(function.slots.names, key=lambda name: -when[name])
+    return sorted(function.layout.names, key=lambda name: -when[name])
 
 
 def _same_module(function: Functional, name: str) -> list[str]:
     """Return all slots of the module of a slot."""
-    names = {id(p): n for n, p in zip(function.slots.names, function.slots.parameters)}
+    names = {id(p): n for n, p in zip(function.layout.names, function.layout.parameters)}
     for module in function.model.modules():
         slots = [names[id(p)] for p in module._parameters.values() if id(p) in names]
         if name in slots:
@@ -388,7 +388,7 @@ def _masks(evaluation: _Evaluation, S: Sequence[str]) -> Subset:
     if isinstance(S, str) or not all(isinstance(name, str) for name in S):
         raise InvalidInput("S", repr(S), "a sequence of names of parameters or modules", "wrong-type")
     function = evaluation.function
-    known = {name: name for name in function.slots.names} | function.slots.aliases
+    known = {name: name for name in function.layout.names} | function.layout.aliases
     modules = {name for name, _ in function.model.named_modules(remove_duplicate=False)}
     masks: dict[str, torch.Tensor] = {}
     for name in S:
@@ -398,7 +398,7 @@ def _masks(evaluation: _Evaluation, S: Sequence[str]) -> Subset:
         slots = [slot for slot in slots if slot in function.theta]
         if not slots:
             near = difflib.get_close_matches(name, [*known, *modules], n=3, cutoff=0.0)
-            why = "is frozen" if name in function.slots.fixed else "no trainable parameter has"
+            why = "is frozen" if name in function.layout.fixed else "no trainable parameter has"
             raise InvalidInput("S", f"the name {name!r}, which {why}", f"names such as {', '.join(map(repr, near))}")
         masks |= {slot: torch.ones_like(function.theta[slot]) for slot in slots}
     return masks

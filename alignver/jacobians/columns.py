@@ -1,13 +1,11 @@
-"""Pieces of the parameter vector: how slots are cut into blocks, and a model as a function of some.
+"""The Jacobian of a model as blocks of its columns, one block of parameters after the other.
 
-The Jacobian of a model as blocks of its columns, one block of parameters after the other.
-
-Passes of the model are what a careless choice of blocks multiplies. Linear and convolutional layers need one forward
-and m_y backward passes for a group of layers, whatever number of blocks their columns are cut into
-(:mod:`alignver.jacobians.layer_gradients`); only where what the passes leave is larger than half a block are they
-repeated for
-each block. Everything else (norms, embeddings, recurrent cells, parameters of a module's own) goes through per-sample
-gradients by those parameters alone, one pass for each block. Every block is compared with an ordinary backward pass.
+A bad choice of blocks multiplies the passes of the model. Linear and convolutional layers need one forward and m_y
+backward passes for a group of layers, for any number of blocks of their columns
+(:mod:`alignver.jacobians.layer_gradients`). The passes are repeated for each block only if their results are larger
+than half a block. All other parameters (norms, embeddings, recurrent cells, parameters of custom modules) take
+per-sample gradients by those parameters alone, one pass for each block. Every block is compared with an ordinary
+backward pass.
 
 Operations: ``2 N d P`` for the columns of layers of P positions, and the passes.
 """
@@ -25,9 +23,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignver.arrays import Array
-from alignver.errors import InvalidInput, first_line
-from alignver.jacobians import jacobian, layer_gradients
-from alignver.jacobians.jacobian import bind, checked_chunk, require_finite
+from alignver.errors import InvalidInput
+from alignver.jacobians import layer_gradients
+from alignver.jacobians.jacobian import Block, bind, checked_chunk, require_finite, sample_rows
 from alignver.jacobians.operator import differentiable, pull
 from alignver.network.functional import Functional, ParameterLayout, Theta
 from alignver.network.inputs import dtype_name
@@ -38,11 +36,16 @@ __all__ = ["BLOCK_BYTES", "ColumnBlock", "JacobianColumns", "Piece", "of_pieces"
 Piece = tuple[int, int, int]
 """Index of a slot, first entry, and one past the last."""
 
+BLOCK_BYTES = 1 << 28
+"""Default size of a block of columns, with the results of its passes; a block has at least N columns."""
+
+_PASS_BYTES = 1 << 27  # approximate bytes of the tensors of one pass of the model: determines the samples of a pass
+
 
 def packed(slots: Iterable[tuple[int, int, int]], most: int) -> Iterator[list[Piece]]:
-    """Cut slots (index, size, entries of a row) into blocks of at most ``most`` columns: whole rows where they fit.
+    """Cut slots (index, size, entries of a row) into blocks of at most ``most`` columns, of whole rows if they fit.
 
-    A row longer than that is cut; no piece then reaches over its end, and no block has two pieces of one slot.
+    A row longer than ``most`` is cut; a piece then does not extend past its end. No block has two pieces of one slot.
 
     Examples
     --------
@@ -56,10 +59,10 @@ def packed(slots: Iterable[tuple[int, int, int]], most: int) -> Iterator[list[Pi
     for k, size, inner in slots:
         start = 0
         while start < size:
-            left = size - start
+            remaining = size - start
             within = inner - start % inner  # to the end of the row
-            fits = min(left, room // inner * inner) if within == inner and room >= inner else min(within, room)
-            split = inner <= most and fits < inner and fits < left  # a row that a fresh block has room for
+            fits = min(remaining, room // inner * inner) if within == inner and room >= inner else min(within, room)
+            split = inner <= most and fits < inner and fits < remaining  # a new block has room for the whole row
             if fits == 0 or split or (block and block[-1][0] == k):
                 yield block
                 block, room = [], most
@@ -81,32 +84,27 @@ class _Cut(Functional):
     ranges: dict[str, tuple[int, int]]
 
     def __call__(self, theta: Theta, x: torch.Tensor) -> torch.Tensor:
-        """Run the model with the entries put in their places."""
+        """Run the model with ``theta`` in place of those entries."""
         full = dict(self.whole)
         for name, part in theta.items():
             start, stop = self.ranges[name]
             flat = full[name].reshape(-1)
             full[name] = torch.cat([flat[:start], part.reshape(-1), flat[stop:]]).reshape(full[name].shape)
-        # Where an output does not reach them, autograd finds no graph; a zero of theirs gives it one.
+        # The zero term gives autograd a graph if no output depends on them.
         return super().__call__(full, x) + 0.0 * sum(part.sum() for part in theta.values())
 
 
-def of_pieces(function: Functional, slots: ParameterLayout, pieces: list[Piece]) -> Functional:
-    """Return the model as a function of the given pieces, everything else held at its value."""
-    names = tuple(slots.names[k] for k, _, _ in pieces)
+def of_pieces(function: Functional, pieces: list[Piece]) -> Functional:
+    """Return the model as a function of the given pieces, with all other parameters held at their values."""
+    layout = function.layout
+    names = tuple(layout.names[k] for k, _, _ in pieces)
     ranges = {name: (start, stop) for name, (_, start, stop) in zip(names, pieces)}
     theta = {name: function.theta[name].detach().reshape(-1)[slice(*ranges[name])] for name in names}
     sizes = tuple(stop - start for start, stop in ranges.values())
-    parameters = tuple(slots.parameters[k] for k, _, _ in pieces)
+    parameters = tuple(layout.parameters[k] for k, _, _ in pieces)
     whole = {name: value.detach() for name, value in function.theta.items()}
-    part = ParameterLayout(names, parameters, sizes, slots.fixed, slots.aliases)
+    part = ParameterLayout(names, parameters, sizes, layout.fixed, layout.aliases)
     return _Cut(function.model, part, theta, function.held, function.dtype, function.places, whole, ranges)
-
-
-BLOCK_BYTES = 1 << 28
-"""Default size of a block of columns, with what the passes of its layers leave; at least N columns are in one."""
-
-_PASS_BYTES = 1 << 27  # tensors that one pass of the model may make, about: sets the samples of a pass
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -116,7 +114,7 @@ class ColumnBlock:
     Attributes
     ----------
     pieces : tuple of (int, int)
-        Ranges of J's columns, in the order in which they stand in ``matrix``.
+        Ranges of J's columns, in their order in ``matrix``.
     matrix : torch.Tensor
         (N, b): row j n + i belongs to output j of sample i.
     """
@@ -126,12 +124,12 @@ class ColumnBlock:
 
 
 class JacobianColumns:
-    """The Jacobian of a model as blocks of its columns, each parameter's once; iterating makes them.
+    """The Jacobian of a model as blocks of its columns, each column once; iteration computes them.
 
     Parameters
     ----------
     model, X, block_bytes, dtype, include_frozen, chunk_size
-        As in :func:`alignver.jacobians.jacobian_form.streamed_qr`. Parameters and buffers are copied here.
+        As in :func:`alignver.jacobians.jacobian_form.streamed_qr`. Parameters and buffers are copied.
 
     Attributes
     ----------
@@ -139,12 +137,12 @@ class JacobianColumns:
         (n m_y, d).
     n, m_y : int
         Samples and outputs.
-    slots : Slots
-        What the columns are.
+    layout : ParameterLayout
+        The columns.
     computed_in, engine : str
-        The coarsest dtype of a forward pass; how the blocks made so far were computed.
+        The coarsest dtype of a forward pass; how the blocks so far were computed.
     samples_run, blocks_made : int
-        Samples that went forward through the model, and blocks, so far.
+        Samples in forward passes of the model, and blocks, so far.
 
     Examples
     --------
@@ -168,33 +166,34 @@ class JacobianColumns:
         model = validate_model(model, include_frozen=include_frozen)
         chunk = checked_chunk(chunk_size)
         if block_bytes is not None and (isinstance(block_bytes, bool) or not int(block_bytes) == block_bytes > 0):
-            raise InvalidInput("block_bytes", f"block_bytes={block_bytes!r}", "a positive number of bytes, or None")
+            need = "a positive number of bytes, or None"
+            raise InvalidInput("block_bytes", f"block_bytes={block_bytes!r}", need, code="not-an-integer")
         with preserve_state(model):
             function, x = bind(model, X, dtype, include_frozen=include_frozen)
             with differentiable(function):
                 probed = probe(function, x)
-                seen = _seen(function, x[:2], probed.m_y)
-                made = _Made()
-                with torch.no_grad(), made:
+                recorded = _recorded(function, x[:2], probed.m_y)
+                allocated = _AllocatedBytes()
+                with torch.no_grad(), allocated:
                     function(function.theta, function.batch(x[:1]))
         self._function, self._x = function, x.clone()
         self.n, self.m_y = len(x), probed.m_y
-        self.slots: ParameterLayout = function.slots
-        self.shape = (self.n * self.m_y, self.slots.d)
+        self.layout: ParameterLayout = function.layout
+        self.shape = (self.n * self.m_y, self.layout.d)
         self.computed_in = dtype_name(probed.computed_in)
         self._eps = float(torch.finfo(probed.computed_in).eps)
         self._item = torch.finfo(function.dtype).bits // 8
         self._bytes = max(block_bytes or BLOCK_BYTES, self._item * self.shape[0] ** 2)
-        self._chunk = chunk or max(1, min(self.n, _PASS_BYTES // max(made.bytes * 2, 1)))
+        self._chunk = chunk or max(1, min(self.n, _PASS_BYTES // max(allocated.bytes * 2, 1)))
         self._factored = {
-            name: where
-            for name, where in layer_gradients.owners(function).items()
-            if all(seen.get(owner.module) for owner in where)
+            name: layers
+            for name, layers in layer_gradients.owners(function).items()
+            if all(recorded.get(owner.module) for owner in layers)
         }
         rows = min(2, self.n)
-        self._left = {
+        self._captured_bytes = {
             module: sum(t.numel() * self._item for use in uses for t in (use.inputs, use.derivatives)) * self.n // rows
-            for module, uses in seen.items()
+            for module, uses in recorded.items()
             if uses
         }
         self._by_rows: set[str] = set()
@@ -205,11 +204,11 @@ class JacobianColumns:
         self._weights = self._weights.to(function.dtype).to(function.device)
 
     def __iter__(self) -> Iterator[ColumnBlock]:
-        """Make the blocks, each in memory of its own."""
+        """Compute the blocks, each in memory of its own."""
         return self._blocks(reuse=False)
 
     def row_blocks(self) -> Iterator[Array]:
-        """Cut the blocks into rows of J^T, at most N at a time: views of one buffer, good until the next is made."""
+        """Cut the blocks into rows of J^T, at most N at a time: views of one buffer, valid until the next block."""
         total = self.shape[0]
         for block in self._blocks(reuse=True):
             width = block.matrix.shape[1]
@@ -220,83 +219,85 @@ class JacobianColumns:
 
     @property
     def engine(self) -> str:
-        """How the blocks made so far were computed, in words."""
+        """How the blocks so far were computed, in words."""
         count = len([name for name in self._factored if name not in self._by_rows])
-        parts = [f"layer factors for {count} of {len(self.slots.names)} slots"] if count else []
-        if count < len(self.slots.names):
+        parts = [f"layer factors for {count} of {len(self.layout.names)} slots"] if count else []
+        if count < len(self.layout.names):
             parts.append(f"autograd, one output at a time{self._slow}" if self._slow else "per-sample gradients")
         return "streamed: " + ", ".join(parts)
 
     def _blocks(self, reuse: bool) -> Iterator[ColumnBlock]:
         groups = list(self._groups())
-        # What is held and the buffer share the block's memory; one size for all, so that one buffer does.
-        held = max((bytes_ for _, bytes_ in groups), default=0)
+        # Results of passes and the buffer share the block's memory; all blocks have one size, so one buffer suffices.
+        held = max((size for _, size in groups), default=0)
         most = min(max(1, (self._bytes - held) // (self._item * self.shape[0])), self.shape[1])
         buffer: torch.Tensor | None = None
-        for group, kept in groups:
+        for group, stored_bytes in groups:
             stored: list[layer_gradients.Captured] | None = None
-            for pieces in packed([(k, self.slots.sizes[k], self._inner(k)) for k in group], most):
+            for pieces in packed([(k, self.layout.sizes[k], self._inner(k)) for k in group], most):
                 with torch.inference_mode(False):
                     width = sum(stop - start for _, start, stop in pieces)
                     if buffer is None or not reuse:
                         entries = self.shape[0] * (most if reuse else width)
                         buffer = torch.empty(entries, dtype=self._function.dtype, device=self._x.device)
                     target = buffer[: self.shape[0] * width].view(self.m_y, self.n, width)
-                    stored = self._fill(target, pieces, stored, group if kept else [])
+                    stored = self._fill(target, pieces, stored, group if stored_bytes else [])
                 self.blocks_made += 1
-                offsets = self.slots.offsets
+                offsets = self.layout.offsets
                 ranges = tuple((offsets[k] + start, offsets[k] + stop) for k, start, stop in pieces)
                 yield ColumnBlock(ranges, target.view(self.shape[0], width))
 
     def _inner(self, k: int) -> int:
-        return int(self.slots.parameters[k][0].numel()) if self.slots.parameters[k].ndim else 1
+        return int(self.layout.parameters[k][0].numel()) if self.layout.parameters[k].ndim else 1
 
     def _groups(self) -> Iterator[tuple[list[int], int]]:
-        """Slots that go together, with the bytes that their passes leave to be kept (0: repeat the passes)."""
+        """Yield slots that share passes, with the bytes of the stored results (0: repeat the passes)."""
         group: list[int] = []
-        seen: set[nn.Module] = set()
+        modules: set[nn.Module] = set()
         held = 0
-        for k, name in enumerate(self.slots.names):
-            if name not in self._factored or not self.slots.sizes[k]:
+        for k, name in enumerate(self.layout.names):
+            if name not in self._factored or not self.layout.sizes[k]:
                 continue
-            new = {owner.module for owner in self._factored[name]} - seen
-            more = sum(self._left[module] for module in new) + self.slots.sizes[k] * self._item
-            if group and held + more > self._bytes // 2:
+            users = {owner.module for owner in self._factored[name]}
+            if group and held + self._bytes_of(k, users - modules) > self._bytes // 2:
                 yield group, held if held <= self._bytes // 2 else 0
-                group, seen, held = [], set(), 0
-                new = {owner.module for owner in self._factored[name]}
-                more = sum(self._left[module] for module in new) + self.slots.sizes[k] * self._item
-            group, seen, held = [*group, k], seen | new, held + more
+                group, modules, held = [], set(), 0
+            held += self._bytes_of(k, users - modules)
+            group, modules = [*group, k], modules | users
         if group:
             yield group, held if held <= self._bytes // 2 else 0
-        rest = [k for k, name in enumerate(self.slots.names) if name not in self._factored and self.slots.sizes[k]]
+        rest = [k for k, name in enumerate(self.layout.names) if name not in self._factored and self.layout.sizes[k]]
         if rest:
             yield rest, 0
 
+    def _bytes_of(self, k: int, modules: set[nn.Module]) -> int:
+        """Return the bytes of the gradient of a slot and of the factors of some modules."""
+        return sum(self._captured_bytes[module] for module in modules) + self.layout.sizes[k] * self._item
+
     def _fill(
-        self, target: torch.Tensor, pieces: list[Piece], stored: list[layer_gradients.Captured] | None, keep: list[int]
+        self, target: torch.Tensor, pieces: list[Piece], stored: list[layer_gradients.Captured] | None, group: list[int]
     ) -> list[layer_gradients.Captured] | None:
-        """Fill a block; return what the passes of the slots in ``keep`` left, for the next one."""
-        names = [self.slots.names[k] for k, _, _ in pieces]
+        """Fill a block; return the stored results of the passes of the slots in ``group``, for the next block."""
+        names = [self.layout.names[k] for k, _, _ in pieces]
         if all(name in self._factored and name not in self._by_rows for name in names):
-            if stored is None and keep:
-                stored = self._kept([self.slots.names[k] for k in keep])
+            if stored is None and group:
+                stored = self._stored([self.layout.names[k] for k in group])
             if self._from_factors(target, pieces, stored):
                 return stored
             self._by_rows.update(names)
         self._from_rows(target, pieces)
         return stored
 
-    def _kept(self, names: list[str]) -> list[layer_gradients.Captured]:
-        """What the passes leave, for all samples; the gradients of all of them are with the first."""
-        found: list[layer_gradients.Captured] = []
+    def _stored(self, names: list[str]) -> list[layer_gradients.Captured]:
+        """Return the results of the passes over all samples; the first entry holds the sum of the gradients."""
+        results: list[layer_gradients.Captured] = []
         for captured in self._captured(names):
-            if found:
+            if results:
                 for name, gradient in captured.gradients.items():
-                    found[0].gradients[name].add_(gradient)
+                    results[0].gradients[name].add_(gradient)
                 captured = dataclasses.replace(captured, gradients={})
-            found.append(captured)
-        return found
+            results.append(captured)
+        return results
 
     def _captured(self, names: list[str]) -> Iterator[layer_gradients.Captured]:
         modules = _modules({name: self._factored[name] for name in names})
@@ -304,111 +305,92 @@ class JacobianColumns:
             part = self._x[start : start + self._chunk]
             with preserve_state(self._function.model), differentiable(self._function):
                 weights = self._weights[start : start + self._chunk]
-                found = layer_gradients.capture(self._function, part, modules, self.m_y, weights, names)
+                captured = layer_gradients.capture(self._function, part, modules, self.m_y, weights, names)
             self.samples_run += len(part)
-            yield found
+            yield captured
 
     def _from_factors(
         self, target: torch.Tensor, pieces: list[Piece], stored: list[layer_gradients.Captured] | None
     ) -> bool:
-        """Fill a block from the layers' factors; False where a comparison with a backward pass fails."""
-        names = [self.slots.names[k] for k, _, _ in pieces]
-        wanted = [target.new_zeros(stop - start) for _, start, stop in pieces]
+        """Fill a block from the layers' factors; False if a comparison with a backward pass fails."""
+        names = [self.layout.names[k] for k, _, _ in pieces]
+        gradients = [target.new_zeros(stop - start) for _, start, stop in pieces]
         first = 0
         for captured in stored if stored is not None else self._captured(names):
             last = min(first + self._chunk, self.n)
-            at = 0
-            for (_, start, stop), name, gradient in zip(pieces, names, wanted):
-                part = target[:, first:last, at : at + stop - start]
-                if layer_gradients.contract(captured, self._factored[name], start, stop, part) is None:
+            column = 0
+            for (_, start, stop), name, gradient in zip(pieces, names, gradients):
+                part = target[:, first:last, column : column + stop - start]
+                if not layer_gradients.contract(captured, self._factored[name], start, stop, part):
                     return False
                 if captured.gradients:
                     gradient += captured.gradients[name][start:stop]
-                at += stop - start
+                column += stop - start
             first = last
         self._require_finite(target, pieces)
-        found = self._weights.T.reshape(-1) @ target.view(self.shape[0], -1)
-        return self._same(torch.split(found, [len(gradient) for gradient in wanted]), wanted)
+        sums = self._weights.T.reshape(-1) @ target.view(self.shape[0], -1)
+        return self._agree(torch.split(sums, [len(gradient) for gradient in gradients]), gradients)
 
-    def _same(self, found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> bool:
+    def _agree(self, sums: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> bool:
         """Whether the weighted sums of a block's rows are the gradients of the weighted outputs, piece by piece.
 
-        Up to sqrt(eps) of the piece, and up to N eps of the largest gradient seen: a derivative that is zero in theory
-        (a shift before a softmax) is rounding in both.
+        The tolerance is sqrt(eps) times the norm of the piece plus N eps times the largest gradient so far: a
+        derivative that is zero in exact arithmetic (a shift before a softmax) is rounding error in both.
         """
-        self._largest = max(self._largest, *(float(gradient.norm()) for gradient in wanted))
+        self._largest = max(self._largest, *(float(gradient.norm()) for gradient in gradients))
         floor = self.shape[0] * self._eps * self._largest
         return all(
-            float((ours - right).norm()) <= math.sqrt(self._eps) * max(float(ours.norm()), float(right.norm())) + floor
-            for ours, right in zip(found, wanted)
+            float((ours - other).norm()) <= math.sqrt(self._eps) * max(float(ours.norm()), float(other.norm())) + floor
+            for ours, other in zip(sums, gradients)
         )
 
     def _from_rows(self, target: torch.Tensor, pieces: list[Piece]) -> None:
         """Fill a block by per-sample gradients of some slots, or parts of them."""
-        function = of_pieces(self._function, self.slots, pieces)
-        columns = function.slots.d
-        step = max(1, min(self._chunk, _PASS_BYTES // (3 * self.m_y * columns * self._item)))
-        engine = jacobian.loop if self._slow else jacobian.vectorised
+        function = of_pieces(self._function, pieces)
+        step = max(1, min(self._chunk, _PASS_BYTES // (3 * self.m_y * function.layout.d * self._item)))
         for start in range(0, self.n, step):
-            part = self._x[start : start + step]
+            part, weights = self._x[start : start + step], self._weights[start : start + step]
+
+            def agrees(block: Block, part: torch.Tensor = part, weights: torch.Tensor = weights) -> bool:
+                sums = [torch.einsum("ij,ijk->k", weights, piece.to(weights.dtype)) for piece in block]
+                return self._agree(sums, torch.split(pull(function, part, weights), list(function.layout.sizes)))
+
             with preserve_state(function.model), differentiable(function):
-                block = None
-                if engine is jacobian.vectorised:
-                    try:
-                        block = engine(function, part, self.m_y)
-                        if not self._rows_agree(function, part, start, block):
-                            raise ArithmeticError("vmap gave other derivatives than a backward pass")
-                    except torch.cuda.OutOfMemoryError:
-                        raise
-                    except Exception as error:  # vmap refuses in many ways
-                        engine, self._slow, block = (
-                            jacobian.loop,
-                            f" (torch.func.vmap: {first_line(error)[:120]})",
-                            None,
-                        )
-                if block is None:
-                    block = engine(function, part, self.m_y)
+                block, self._slow = sample_rows(function, part, self.m_y, self._slow, agrees)
             self.samples_run += len(part)
-            at = 0
-            for piece in block:
-                target[:, start : start + len(part), at : at + piece.shape[2]] = piece.transpose(0, 1)
-                at += piece.shape[2]
+            for offset, width, columns in zip(function.layout.offsets, function.layout.sizes, block):
+                target[:, start : start + len(part), offset : offset + width] = columns.transpose(0, 1)
         self._require_finite(target, pieces)
 
-    def _rows_agree(self, function: Functional, x: torch.Tensor, start: int, block: jacobian.Block) -> bool:
-        weights = self._weights[start : start + len(x)]
-        wanted = torch.split(pull(function, x, weights), list(function.slots.sizes))
-        return self._same([torch.einsum("ij,ijk->k", weights, piece.to(weights.dtype)) for piece in block], wanted)
-
     def _require_finite(self, target: torch.Tensor, pieces: list[Piece]) -> None:
-        names = tuple(self.slots.names[k] for k, _, _ in pieces)
+        names = tuple(self.layout.names[k] for k, _, _ in pieces)
         sizes = tuple(stop - start for _, start, stop in pieces)
         require_finite(ParameterLayout(names, (), sizes, {}, {}), target, 0)
 
 
-def _seen(function: Functional, x: torch.Tensor, m_y: int) -> Mapping[nn.Module, list[layer_gradients.Use] | None]:
-    """Return what the layers see of a few samples; nothing where the model does not run under observation."""
+def _recorded(function: Functional, x: torch.Tensor, m_y: int) -> Mapping[nn.Module, list[layer_gradients.Use] | None]:
+    """Return the layers' uses on a few samples; nothing if the model does not run under observation."""
     try:
         return layer_gradients.capture(function, x, _modules(layer_gradients.owners(function)), m_y).uses
     except torch.cuda.OutOfMemoryError:
         raise
-    except RuntimeError:  # a checkpoint that notices that its layers were watched, say
+    except RuntimeError:  # for example, a checkpoint that detects the hooks of its layers
         return {}
 
 
-def _modules(where: dict[str, tuple[layer_gradients.Owner, ...]]) -> list[nn.Module]:
-    return list(dict.fromkeys(owner.module for owner in itertools.chain.from_iterable(where.values())))
+def _modules(owners: dict[str, tuple[layer_gradients.Owner, ...]]) -> list[nn.Module]:
+    return list(dict.fromkeys(owner.module for owner in itertools.chain.from_iterable(owners.values())))
 
 
-class _Made(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its base unannotated
-    """Add up the bytes of all tensors that operations return: what a pass keeps for its way back is not more."""
+class _AllocatedBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its base unannotated
+    """Count the bytes of all tensors that operations return, an upper bound for what a pass stores for backward."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # as above
         self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and count what it returned."""
+        """Run the operation and count its results."""
         result = func(*args, **(kwargs or {}))
         for item in result if isinstance(result, tuple | list) else (result,):
             if isinstance(item, torch.Tensor):

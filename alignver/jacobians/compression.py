@@ -7,9 +7,9 @@ orthonormal columns in both Q,
 .. math:: b_i \otimes [a_i, 1] = (L_B)_i \otimes (L_A)_i \; (Q_B \otimes Q_A)^\top
 
 so the columns :math:`(L_B)_i \otimes (L_A)_i`, min(N, l) min(n, k + 1) of them instead of l (k + 1), have the same
-inner products. Nothing is squared: the factorizations are backward stable, each factor by itself. For 100 samples and
-layers 300 wide that is 10000 columns for 90300; :func:`alignver.linalg.qr_reduction.preconditioned_factor` then
-makes an N x N matrix of them that stands for J in every question about its column space and singular values.
+inner products. J is not squared: each factorization is backward stable. For 100 samples and layers of width 300, 10000
+columns replace 90300; :func:`alignver.linalg.qr_reduction.preconditioned_factor` then computes an N x N matrix from
+them with the column space and the singular values of J.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from torch import nn
 
 from alignver.errors import InvalidInput
 from alignver.jacobians import layer_gradients
-from alignver.jacobians.jacobian import bind
+from alignver.jacobians.jacobian import bind, probed_copy
 from alignver.linalg.qr_reduction import preconditioned_factor
 from alignver.network.functional import Functional
 from alignver.network.inputs import as_asked, dtype_name
 from alignver.network.preserve_state import preserve_state
-from alignver.network.validate_model import probe, validate_model
+from alignver.network.validate_model import validate_model
 
 __all__ = ["CompressedJacobian", "Factors"]
 
 Matrix = npt.NDArray[np.float64]
 Lowered = Sequence[tuple[Matrix, Matrix]]
 
-_VERIFIED = 32  # looks from one comparison with a backward pass to the next: it costs as much as a look
+_VERIFIED = 32  # calls from one comparison with a backward pass to the next: it costs as much as a call
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Factors:
-    """What the layers leave of themselves at some parameters.
+    """The factors of the layers at some parameters.
 
     Attributes
     ----------
     outputs : (n, m_y) torch.Tensor
         f_X(theta).
     layers : sequence of ((n, k), (N, l) float64 torch.Tensor, bool)
-        Inputs, derivatives of the outputs (rows output-major), and whether there is a bias: one more input, always 1.
+        Inputs, derivatives of the outputs (rows output-major), and whether there is a bias: a further input, always 1.
     """
 
     outputs: torch.Tensor
@@ -59,9 +59,9 @@ class Factors:
     def terms(self) -> int:
         r"""t with :math:`|\mathrm{fl}(M)_{ij} - M_{ij}| \le \gamma_t \sqrt{M_{ii} M_{jj}}` for M of :meth:`gram`.
 
-        A layer's share is a product of two inner products, of k (and one for the bias) and of l terms, so off by
-        :math:`\gamma_{k + 1 + l + 1}` times the product of the four norms, in whatever order the terms are added
-        (Higham, Accuracy and Stability, Section 3.1). The sum over L layers costs :math:`\gamma_L` more, and by
+        A layer's share is a product of two inner products, of k (and one for the bias) and of l terms, so its error is
+        at most :math:`\gamma_{k + 1 + l + 1}` times the product of the four norms, for any order of summation
+        (Higham, Accuracy and Stability, Section 3.1). The sum over L layers adds :math:`\gamma_L`, and by
         Cauchy-Schwarz the products of norms add up to at most :math:`\sqrt{M_{ii} M_{jj}}`.
         """
         return len(self.layers) + max(A.shape[1] + B.shape[1] + 2 for A, B, _ in self.layers)
@@ -85,7 +85,7 @@ class Factors:
         Raises
         ------
         InvalidInput
-            A derivative that is NaN or Inf.
+            A derivative is NaN or Inf.
         """
         return self._wide(self._lowered())
 
@@ -95,7 +95,7 @@ class Factors:
         Raises
         ------
         InvalidInput
-            A derivative that is NaN or Inf.
+            A derivative is NaN or Inf.
         """
         lower = self._lowered()
         return preconditioned_factor(self._wide(lower), self._directions(lower))
@@ -104,34 +104,32 @@ class Factors:
         return [(_lower(_with_ones(A).numpy() if bias else A.numpy()), _lower(B.numpy())) for A, B, bias in self.layers]
 
     def _directions(self, lower: Lowered) -> Matrix:
-        """Return the left singular vectors of 2 N random combinations of the columns, which are never formed for it.
+        """Return the left singular vectors of 2 N random combinations of the columns, without forming the columns.
 
-        A combination with weights u_k v_l takes a product with each side of a layer. That many keep the norm of every
-        combination of the *rows* up to a modest factor, however small it is: with these directions the rows of the
-        rotated matrix are well conditioned at once (:mod:`alignver.linalg.qr_reduction`, which finds out).
+        A combination with weights u_k v_l takes a product with each side of a layer. 2 N of them preserve the norm of
+        every combination of the *rows* up to a modest factor, however small the norm is: with these directions the rows
+        of the rotated matrix are well conditioned at once (:mod:`alignver.linalg.qr_reduction` verifies it).
         """
         n, N = len(self.outputs), self.outputs.numel()
-        random = np.random.default_rng(0)  # the same at every look: records do not depend on what came before
+        random = np.random.default_rng(0)  # the same in every call: records do not depend on earlier calls
         some = np.zeros((N // n, n, 2 * N))
         for A, B in lower:
             left = A @ random.standard_normal((A.shape[1], 2 * N))
             some += (B @ random.standard_normal((B.shape[1], 2 * N))).reshape(some.shape) * left
-        if not np.isfinite(some.sum()):
-            raise InvalidInput("model", "a derivative that is NaN or Inf", "a differentiable model at finite theta")
+        _require_finite(some)
         directions: Matrix = np.linalg.svd(some.reshape(N, 2 * N), full_matrices=False)[0]
         return directions
 
     def _wide(self, lower: Lowered) -> Matrix:
         n, N = len(self.outputs), self.outputs.numel()
         W = np.empty((N, sum(A.shape[1] * B.shape[1] for A, B in lower)))
-        at = 0
+        column = 0
         for A, B in lower:
             width, height = A.shape[1], B.shape[1]
-            block = W[:, at : at + width * height].reshape(N // n, n, height, width)
+            block = W[:, column : column + width * height].reshape(N // n, n, height, width)
             np.multiply(B.reshape(N // n, n, height, 1), A[None, :, None, :], out=block)
-            at += width * height
-        if not np.isfinite(W.sum()):
-            raise InvalidInput("model", "a derivative that is NaN or Inf", "a differentiable model at finite theta")
+            column += width * height
+        _require_finite(W)
         return W
 
 
@@ -141,26 +139,27 @@ class CompressedJacobian:
     Parameters
     ----------
     model : torch.nn.Module
-        On the CPU. It is looked at once, here; :meth:`factor` takes its parameters as they are when it is called.
+        On the CPU. Its structure is read once, at construction; :meth:`factor` uses its parameters at the time of the
+        call.
     X : torch.Tensor or numpy.ndarray
-        Inputs, one sample a row: (n, ...).
+        Inputs, one sample per row: (n, ...).
     dtype : str, optional
-        As in :func:`alignver.jacobians.jacobian.jacobian`. The factors are computed in it; everything after in float64.
+        As in :func:`alignver.jacobians.jacobian.jacobian`, for the factors; all further computation is in float64.
 
     Attributes
     ----------
     n, m_y, d : int
         Samples, outputs, parameters.
     columns : int
-        Of the compressed Jacobian; at least N = n m_y.
+        Columns of the compressed Jacobian; at least N = n m_y.
     computed_in : str
         The coarsest dtype of a forward pass.
 
     Raises
     ------
     InvalidInput
-        What :func:`~alignver.jacobians.jacobian.jacobian` refuses; a model of another structure, or wider than its
-        columns would be: :meth:`suits` tells.
+        As :func:`~alignver.jacobians.jacobian.jacobian`; the model has another structure, or its compressed Jacobian
+        has fewer columns than rows (see :meth:`suits`).
 
     Examples
     --------
@@ -179,20 +178,17 @@ class CompressedJacobian:
 
     def __init__(self, model: nn.Module, X: Any, *, dtype: str | None = "float64") -> None:
         self._model, self._dtype = validate_model(model), dtype
-        with preserve_state(model):
-            function, self._x = bind(model, X, dtype, include_frozen=False)
-            self._function = function
-            with as_asked(function.device, function.dtype):
-                probed = probe(function, self._x)
-                self._layers = _layers(function, self._x, probed.m_y)
-        self.n, self.m_y, self.d = len(self._x), probed.m_y, function.slots.d
+        with probed_copy(model, X, dtype) as (function, x, probed):
+            self._function, self._x = function, x
+            self._layers = _layers(function, x, probed.m_y)
+        self.n, self.m_y, self.d = len(self._x), probed.m_y, function.layout.d
         self.computed_in = dtype_name(probed.computed_in)
-        self._taken, self._scratch = 0, dict[Any, torch.Tensor]()
+        self._calls, self._scratch = 0, dict[Any, torch.Tensor]()
         sizes = [(layer.in_features + (layer.bias is not None), layer.out_features) for layer, _, _ in self._layers]
         self.columns = sum(min(self.n, inputs) * min(self.n * self.m_y, outputs) for inputs, outputs in sizes)
         if self.columns < self.n * self.m_y:
             got = f"{self.columns} columns for {self.n * self.m_y} rows"
-            raise InvalidInput("model", got, "a Jacobian at least as wide as high, once compressed")
+            raise _unsupported(got, "a compressed Jacobian with at least as many columns as rows")
 
     @property
     def flops(self) -> float:
@@ -201,7 +197,7 @@ class CompressedJacobian:
 
     @classmethod
     def suits(cls, model: nn.Module, X: Any, *, dtype: str | None = "float64") -> CompressedJacobian | None:
-        """Return the compressed Jacobian of a model that has the structure for it, or None."""
+        """Return the compressed Jacobian of a model, or None if the model has another structure."""
         try:
             return cls(model, X, dtype=dtype)
         except InvalidInput:
@@ -213,26 +209,22 @@ class CompressedJacobian:
         Raises
         ------
         InvalidInput
-            A derivative that is NaN or Inf; layers whose factors do not give the gradient of a backward pass.
+            A derivative is NaN or Inf; the factors of a layer disagree with the gradient of a backward pass.
         """
         return self.factors().factor()
 
-    def compressed(self) -> Matrix:
-        """Return the compressed Jacobian, (N, columns) float64, rows output-major."""
-        return self.factors().compressed()
-
     def factors(self) -> Factors:
-        """Return the inputs and derivatives of every layer at the parameters as they are now.
+        """Return the inputs and derivatives of every layer at the present parameters.
 
-        Every 32nd call compares them with an ordinary backward pass, the first one among them: whether a layer only
-        multiplies and adds is a matter of its code, not of its parameters.
+        The first call and every 32nd call after it compare them with an ordinary backward pass: whether a layer only
+        multiplies and adds depends on its code, not on its parameters.
 
         Raises
         ------
         InvalidInput
-            Layers whose factors do not give the gradient of a backward pass.
+            The factors of a layer disagree with the gradient of a backward pass.
         """
-        verify = self._taken % _VERIFIED == 0
+        verify = self._calls % _VERIFIED == 0
         with preserve_state(self._model, self._scratch):
             function = self._bound()
             with as_asked(function.device, function.dtype):
@@ -242,7 +234,7 @@ class CompressedJacobian:
                 weights = weights.reshape(self.m_y, self.n).T
                 against = (weights, names) if verify else ()
                 captured = layer_gradients.capture(function, self._x, modules, self.m_y, *against)
-        found = []
+        factors = []
         for layer, name, bias in self._layers:
             (use,) = captured.uses[layer] or (None,)
             assert use is not None
@@ -253,14 +245,14 @@ class CompressedJacobian:
                 if bias is not None:
                     _require_equal(bias, captured.gradients.get(bias), mixed.sum(0))
             B = B.transpose(0, 1).reshape(self.n * self.m_y, -1)
-            found.append((A.double(), B.double(), bias is not None))
-        self._taken += 1
-        return Factors(captured.outputs, found)
+            factors.append((A.double(), B.double(), bias is not None))
+        self._calls += 1
+        return Factors(captured.outputs, factors)
 
     def _bound(self) -> Functional:
-        """Return the model as a function of its present parameters, in the memory of the last time if they fit."""
+        """Return the model as a function of its present parameters, in the memory of the previous call if they fit."""
         free = tuple(name for name, p in self._model.named_parameters() if p.requires_grad)
-        if free != self._function.slots.names or not self._function.refresh():
+        if free != self._function.layout.names or not self._function.refresh():
             self._function = bind(self._model, self._x, self._dtype, include_frozen=False)[0]
         return self._function
 
@@ -272,29 +264,36 @@ def _with_ones(A: torch.Tensor) -> torch.Tensor:
 def _layers(function: Functional, x: torch.Tensor, m_y: int) -> list[tuple[nn.Linear, str, str | None]]:
     """Return the layers with the slots of their weights and biases; refuse any other structure."""
     if function.device.type != "cpu":
-        raise InvalidInput("model", f"on {function.device}", "a model on the CPU")
-    places = layer_gradients.owners(function)
-    layers: dict[nn.Module, dict[str, str]] = {}
-    for name in function.slots.names:
-        where = places.get(name, ())
-        if len(where) != 1 or type(where[0].module) is not nn.Linear:
-            raise InvalidInput("model", f"parameter {name!r}, not of one linear layer alone", "linear layers only")
-        layers.setdefault(where[0].module, {})[where[0].attribute] = name
-    uses = layer_gradients.capture(function, x[:2], layers, m_y).uses
-    found = []
-    for layer, slots in layers.items():
-        seen = uses[layer]
-        if seen is None or len(seen) != 1 or seen[0].inputs.ndim != 2:
-            raise InvalidInput(
-                "model", f"the layer of {next(iter(slots.values()))!r}", "linear layers used once, on vectors"
-            )
+        raise InvalidInput("model", f"on {function.device}", "a model on the CPU", code="wrong-device")
+    owners = layer_gradients.owners(function)
+    attributes: dict[nn.Module, dict[str, str]] = {}
+    for name in function.layout.names:
+        holders = owners.get(name, ())
+        if len(holders) != 1 or type(holders[0].module) is not nn.Linear:
+            raise _unsupported(f"parameter {name!r}, not of one linear layer alone", "linear layers only")
+        attributes.setdefault(holders[0].module, {})[holders[0].attribute] = name
+    uses = layer_gradients.capture(function, x[:2], attributes, m_y).uses
+    layers = []
+    for layer, slots in attributes.items():
+        calls = uses[layer]
+        if calls is None or len(calls) != 1 or calls[0].inputs.ndim != 2:
+            raise _unsupported(f"the layer of {next(iter(slots.values()))!r}", "linear layers used once, on vectors")
         has_bias = getattr(layer, "bias", None) is not None
         if "weight" not in slots or has_bias != ("bias" in slots) or not isinstance(layer, nn.Linear):
-            raise InvalidInput(
-                "model", f"a layer of which only {sorted(slots)} is free", "layers that are free as a whole"
-            )
-        found.append((layer, slots["weight"], slots.get("bias")))
-    return found
+            got = f"a layer of which only {sorted(slots)} is trainable"
+            raise _unsupported(got, "layers that are trainable as a whole")
+        layers.append((layer, slots["weight"], slots.get("bias")))
+    return layers
+
+
+def _unsupported(got: str, need: str) -> InvalidInput:
+    return InvalidInput("model", got, need, code="unsupported-model")
+
+
+def _require_finite(matrix: Matrix) -> None:
+    if not np.isfinite(matrix.sum()):
+        need = "a differentiable model at finite theta"
+        raise InvalidInput("model", "a derivative that is NaN or Inf", need, code="not-finite")
 
 
 def _require_equal(name: str, gradient: torch.Tensor | None, formula: torch.Tensor) -> None:
@@ -302,13 +301,13 @@ def _require_equal(name: str, gradient: torch.Tensor | None, formula: torch.Tens
         return
     eps, flat = torch.finfo(gradient.dtype).eps, formula.reshape(-1)
     size = max(float(gradient.norm()), float(flat.norm()))
-    # Two sums of n m_y l products in different orders: eps times the square root of their number, and room.
+    # Two sums of n m_y l products in different orders: eps times the square root of their number, with a margin.
     if float((gradient - flat).norm()) > 1e3 * eps**0.75 * size:
-        raise InvalidInput("model", f"a layer of {name!r} that does more than multiply and add", "plain linear layers")
+        raise _unsupported(f"a layer of {name!r} that does more than multiply and add", "plain linear layers")
 
 
 def _lower(A: Matrix) -> Matrix:
-    """Return L of A = L Q^T where that has fewer columns than A; A itself otherwise."""
+    """Return L of A = L Q^T if it has fewer columns than A, else A."""
     n, k = A.shape
     if k <= n:
         return A

@@ -1,17 +1,17 @@
-"""Products of factors, added into a block of the Gram matrix: the formulas of :mod:`alignver.jacobians.gram_planning`.
+"""Blocks of the Gram matrix as sums of products of factors, by the formulas of :mod:`alignver.jacobians.gram_planning`.
 
-A block is a matrix with output-major rows, j n + i. Of a symmetric one only the lower triangle is filled (other
-entries may hold anything); :func:`mirror` completes it. The block is filled panel by panel: a panel and the products
-added to it stay in cache while every slot adds its share.
-
-The Gram matrix of a pair of blocks: every slot's share by the formula that the plan gave it.
+:func:`add_pair` fills the block of a pair: every slot adds its share by the planned formula. A block is a matrix with
+output-major rows, j n + i. In a symmetric block only the lower triangle is filled (other entries are undefined);
+:func:`mirror` completes it. The block is filled panel by panel: a panel and the products added to it stay in cache
+while every slot adds its share.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -21,16 +21,21 @@ from alignver.jacobians.layer_io import Lookup, Product
 from alignver.jacobians.sample_blocks import Block, Part
 from alignver.network.functional import Functional
 
-__all__ = ["Hadamard", "Panel", "add_dense", "add_pair", "contract", "mirror", "panels", "restricted"]
-_PANEL = 1 << 18  # entries of a panel, about
-_LEAST = 32  # rows of a panel, at least
-_ROWS = 128  # rows of a panel of a triangle: more leave less of the triangle out, fewer make slower products
-_TILE = 1 << 19  # entries of a temporary of contract(), about
+__all__ = ["Hadamard", "Panel", "add_dense", "add_pair", "contract", "joined_factors", "mirror", "panels", "restricted"]
+_PANEL = 1 << 18  # approximate number of entries of a panel
+_LEAST = 32  # least number of rows of a panel
+_ROWS = 128  # rows of a panel of a triangle: larger panels waste work above the diagonal, smaller ones are slower
+_TILE = 1 << 19  # approximate number of entries of a temporary of contract()
+_CACHE = 1 << 22  # least number of bytes of derivatives that are collected
+_NARROW = 256  # pieces with fewer columns are concatenated: a product of their own would cost more than the copy
+
+Share = Callable[["Panel", torch.Tensor, torch.Tensor], None]
+Columns = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """Rows of outputs j0..j1 (samples i0..i1 each), columns of the first ``full`` outputs and ``part`` samples more."""
+    """Rows: outputs j0..j1, samples i0..i1 each. Columns: the first ``full`` outputs, ``part`` samples of the next."""
 
     j0: int
     j1: int
@@ -61,7 +66,7 @@ def panels(m: int, n: int, m2: int, n2: int, symmetric: bool) -> Iterator[Panel]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Hadamard:
-    """sum_ts (A_t A_s'^T) o (B_t B_s'^T), ready to be added panel by panel.
+    """The share sum_ts (A_t A_s'^T) o (B_t B_s'^T), added panel by panel.
 
     A: (T, n, a), B: (T, m, n, b), contiguous; ``plus`` is added to A_t A_s'^T (1 adds the bias of the same layer).
     """
@@ -79,7 +84,7 @@ class Hadamard:
         return cls(K, B, B2)
 
     def add(self, panel: Panel, target: torch.Tensor, scratch: torch.Tensor) -> None:
-        """Add this slot's share to a panel (rows x columns of the block), its products made in ``scratch``."""
+        """Add this slot's share to a panel (rows x columns of the block), with ``scratch`` for its products."""
         n2, rows = self.right.shape[2], target.shape[0]
         columns = panel.full * n2 + panel.part
         buffer = scratch[: rows * columns].view(rows, columns)
@@ -98,8 +103,8 @@ class Hadamard:
                     target[:, width:].view(rest).addcmul_(buffer[:, width:].view(rest), K[None, :, : panel.part])
 
 
-def add_dense(left: torch.Tensor, right: torch.Tensor) -> Callable[[Panel, torch.Tensor, torch.Tensor], None]:
-    """Make the share of per-sample gradients, (m, n, columns) on either side: their product."""
+def add_dense(left: torch.Tensor, right: torch.Tensor) -> Share:
+    """Return the share of per-sample gradients, (m, n, columns) on either side: their product."""
     first, second = left.flatten(0, 1), right.flatten(0, 1)
     n, n2 = left.shape[1], right.shape[1]
 
@@ -117,7 +122,7 @@ def contract(
     B2: torch.Tensor,
     symmetric: bool,
 ) -> None:
-    """Add sum_ts K_ts b_t^T b_s' to a block, pair of samples by pair: first K B', then its products with B.
+    """Add sum_ts K_ts b_t^T b_s' to a block, one pair of samples after another: first K B', then its products with B.
 
     Parameters
     ----------
@@ -128,7 +133,7 @@ def contract(
     B, B2 : torch.Tensor
         (m, n, T, b) and (m2, n2, T2, b).
     symmetric : bool
-        Both sides are one: fill the lower triangle.
+        Both sides are equal: fill the lower triangle only.
     """
     (m, n, T, b), (m2, n2, T2, _) = B.shape, B2.shape
     M = target.view(m, n, m2, n2)
@@ -142,17 +147,17 @@ def contract(
             for l in range(m2):  # noqa: E741 - the second output
                 half = torch.bmm(K, B2[l, C]).view(K.shape[0], -1, T * b)  # (k, i, T b)
                 first = l if symmetric and i0 == k0 else 0
-                found = torch.bmm(left[:, first:], half.permute(1, 2, 0))  # (i, j, k)
+                products = torch.bmm(left[:, first:], half.permute(1, 2, 0))  # (i, j, k)
                 if not symmetric:
-                    M[:, I, l, C] += found.transpose(0, 1)
+                    M[:, I, l, C] += products.transpose(0, 1)
                     continue
-                M[l:, I, l, C] += found[:, l - first :].transpose(0, 1)
+                M[l:, I, l, C] += products[:, l - first :].transpose(0, 1)
                 if i0 != k0 and l:
-                    M[l, C, :l, I] += found[:, :l].permute(2, 1, 0)
+                    M[l, C, :l, I] += products[:, :l].permute(2, 1, 0)
 
 
 def mirror(M: torch.Tensor) -> None:
-    """Copy the lower triangle onto the upper one: exactly symmetric."""
+    """Copy the lower triangle onto the upper one, which makes the matrix exactly symmetric."""
     step = 256
     below = torch.ones((step, step), dtype=torch.bool, device=M.device).tril()
     for start in range(0, len(M), step):
@@ -162,44 +167,43 @@ def mirror(M: torch.Tensor) -> None:
         corner.copy_(torch.where(below[: len(corner), : len(corner)], corner, corner.T))
 
 
-Share = Callable[[Panel, torch.Tensor, torch.Tensor], None]
-Columns = tuple[torch.Tensor, torch.Tensor]
-
-
 def add_pair(
     target: torch.Tensor, function: Functional, slots: Sequence[SlotPlan], first: Block, second: Block, m_y: int
 ) -> None:
-    """Fill ``target`` (rows of first x rows of second, zeros before) with their block of J J^T.
+    """Add the block of J J^T of two blocks to ``target``, a zero matrix (rows of first x rows of second).
 
     The block of a pair of equal blocks is exactly symmetric.
     """
     symmetric = first is second
     engines = {slot.name: slot.engine for slot in slots}
     shares: list[Share] = []
-    done: set[str] = set()
-    for name, engine in engines.items():
-        if engine == "pairs" and first.parts[name] and second.parts[name]:
-            bias = _bias_of_the_same(name, first, second, engines)
-            if bias is not None:
-                done.add(bias)
-            shares += _pairs(first.parts[name], second.parts[name], bias is not None)
+    with_weight: set[str] = set()
+    for name in _used("pairs", engines, first, second):
+        bias = _bias_of_the_same(name, first, second, engines)
+        if bias is not None:
+            with_weight.add(bias)
+        shares += _pairs(first.parts[name], second.parts[name], bias is not None)
     loose = [name for name, engine in engines.items() if engine == "per sample"]
-    dense = [name for name, engine in engines.items() if engine == "gradients" and name not in done]
+    dense = [name for name in _used("gradients", engines, first, second) if name not in with_weight]
     columns = itertools.chain(
         _structured(function, dense, first, second), _per_sample(function, loose, first, second, m_y)
     )
-    # Derivatives are used up while they are in cache, but for a result so large that each pass over it costs more.
+    # Derivatives are consumed while they are in cache, unless the result is so large that each pass over it costs more.
     for group in _groups(columns, min(POOL, max(_CACHE, target.numel() * target.element_size()))):
         shares += [add_dense(_joined(left, 2), _joined(right, 2)) for left, right in group]
         _apply(target, shares, first, second, symmetric)
         shares = []
     if shares:
         _apply(target, shares, first, second, symmetric)
-    for name, engine in engines.items():
-        if engine == "contract" and first.parts[name] and second.parts[name]:
-            _contract(target, first.parts[name], second.parts[name], symmetric)
+    for name in _used("contract", engines, first, second):
+        _contract(target, first.parts[name], second.parts[name], symmetric)
     if symmetric:
         mirror(target)
+
+
+def _used(engine: str, engines: Mapping[str, str], first: Block, second: Block) -> list[str]:
+    """Return the slots of a formula that both blocks use."""
+    return [name for name, kind in engines.items() if kind == engine and first.parts[name] and second.parts[name]]
 
 
 def _apply(target: torch.Tensor, shares: Iterable[Share], first: Block, second: Block, symmetric: bool) -> None:
@@ -208,7 +212,7 @@ def _apply(target: torch.Tensor, shares: Iterable[Share], first: Block, second: 
         start = panel.j0 * first.n + panel.i0
         stop = (panel.j1 - 1) * first.n + panel.i1
         views.append((panel, target[start:stop, : panel.full * second.n + panel.part]))
-    # One for all shares: memory that was just used is mapped, and in the cache.
+    # One buffer for all shares: memory in recent use is mapped and in cache.
     scratch = target.new_empty(max(view.numel() for _, view in views))
     for panel, view in views:
         for share in shares:
@@ -216,7 +220,7 @@ def _apply(target: torch.Tensor, shares: Iterable[Share], first: Block, second: 
 
 
 def _bias_of_the_same(name: str, first: Block, second: Block, engines: dict[str, str]) -> str | None:
-    """Return the bias that can ride on a weight: both used once, in one call, at one position."""
+    """Return the bias whose share the weight's formula can include: both used once, in one call, at one position."""
     both = first.parts[name] + second.parts[name]
     biases = {part.use.bias for part in both}
     if len(first.parts[name]) != 1 or len(second.parts[name]) != 1 or len(biases) != 1:
@@ -233,21 +237,20 @@ def _bias_of_the_same(name: str, first: Block, second: Block, engines: dict[str,
 
 def _pairs(first: Sequence[Part], second: Sequence[Part], bias: bool) -> Iterator[Share]:
     groups = first[0].inputs.shape[1]
-    sides = [_positions_first(parts) for parts in ([first] if first is second else [first, second])]
+    sides = [joined_factors(parts) for parts in ([first] if first is second else [first, second])]
+    sides = [(a.permute(3, 0, 1, 2).contiguous(), b.permute(4, 0, 1, 2, 3).contiguous()) for a, b in sides]
     for g in range(groups):
         (A, B), (A2, B2) = ((a[:, :, g], b[:, :, :, g]) for a, b in (sides[0], sides[-1]))
         yield Hadamard.of(A, B.contiguous(), A2, B2.contiguous(), float(bias)).add
 
 
-def _positions_first(parts: Sequence[Part]) -> tuple[torch.Tensor, torch.Tensor]:
-    """All uses' positions together: (T, n, g, a) and (T, m, n, g, b)."""
-    A = _joined([part.inputs.permute(3, 0, 1, 2) for part in parts], 0)
-    B = _joined([part.gradients.permute(4, 0, 1, 2, 3) for part in parts], 0)
-    return A.contiguous(), B.contiguous()
+def joined_factors(parts: Sequence[Part]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Concatenate the positions of all uses: A (n, g, a, T) and B (m, n, g, b, T)."""
+    return _joined([part.inputs for part in parts], 3), _joined([part.gradients for part in parts], 4)
 
 
 def _joined(pieces: list[torch.Tensor], axis: int) -> torch.Tensor:
-    """Concatenate; a single piece is taken as it is."""
+    """Concatenate; a single piece is returned without a copy."""
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, axis)
 
 
@@ -262,7 +265,8 @@ def _contract(target: torch.Tensor, first: Sequence[Part], second: Sequence[Part
         B, B2 = (torch.cat([part.gradients.squeeze(2) for part in parts], 3) for parts in (first, second))
         contract(target, equal, B.transpose(2, 3).contiguous(), B2.transpose(2, 3).contiguous(), symmetric)
         return
-    sides = [_samples_first(parts) for parts in ([first] if symmetric else [first, second])]
+    sides = [joined_factors(parts) for parts in ([first] if symmetric else [first, second])]
+    sides = [(a.transpose(2, 3).contiguous(), b.transpose(3, 4).contiguous()) for a, b in sides]
     for g in range(first[0].inputs.shape[1]):
         (A, B), (A2, B2) = ((a[:, g], b[:, :, g]) for a, b in (sides[0], sides[-1]))
 
@@ -274,19 +278,10 @@ def _contract(target: torch.Tensor, first: Sequence[Part], second: Sequence[Part
         contract(target, product, B.contiguous(), B2.contiguous(), symmetric)
 
 
-def _samples_first(parts: Sequence[Part]) -> tuple[torch.Tensor, torch.Tensor]:
-    """All uses' positions together: (n, g, T, a) and (m, n, g, T, b)."""
-    A = torch.cat([part.inputs for part in parts], 3).transpose(2, 3)
-    B = torch.cat([part.gradients for part in parts], 4).transpose(3, 4)
-    return A.contiguous(), B.contiguous()
-
-
 def _structured(function: Functional, names: Sequence[str], first: Block, second: Block) -> Iterator[Columns]:
     """Yield per-sample gradients by slots with a formula, a few columns at a time."""
     for name in names:
         shape = function.theta[name].shape
-        if not first.parts[name] or not second.parts[name]:
-            continue
         length = shape[0] if shape else 1
         width = function.theta[name].numel() // length
         step = length
@@ -300,21 +295,20 @@ def _structured(function: Functional, names: Sequence[str], first: Block, second
 
 def _summed(name: str, block: Block, start: int, stop: int, length: int) -> torch.Tensor:
     """Sum the derivatives by a slot over its uses."""
-    total: torch.Tensor | None = None
-    for part in block.parts[name]:
-        if part.use.weight == name:
-            share = part.by_weight(start, stop)
-            total = share if total is None else total.add_(share)
-        if part.use.bias == name:
-            share = part.by_bias()
-            share = share[:, :, start:stop] if stop - start < length else share
-            total = share if total is None else total.add_(share)
-    assert total is not None
-    return total
+
+    def terms() -> Iterator[torch.Tensor]:
+        for part in block.parts[name]:
+            if part.use.weight == name:
+                yield part.by_weight(start, stop)
+            if part.use.bias == name:
+                share = part.by_bias()
+                yield share[:, :, start:stop] if stop - start < length else share
+
+    return functools.reduce(lambda total, term: total.add_(term), terms())
 
 
 def _per_sample(function: Functional, names: Sequence[str], first: Block, second: Block, m_y: int) -> Iterator[Columns]:
-    """Yield per-sample gradients by slots without a formula: all together where that fits, else one by one."""
+    """Yield per-sample gradients by slots without a formula: all together if that fits, else one slot at a time."""
     if not names:
         return
     d = sum(function.theta[name].numel() for name in names)
@@ -326,19 +320,19 @@ def _per_sample(function: Functional, names: Sequence[str], first: Block, second
 
 
 def _rows(function: Functional, block: Block, m_y: int) -> torch.Tensor:
-    J = torch.empty((m_y, block.n, function.slots.d), dtype=function.dtype, device=function.device)
+    J = torch.empty((m_y, block.n, function.layout.d), dtype=function.dtype, device=function.device)
     fill(function, block.x, m_y, J, None)
     return J[block.outputs.start : block.outputs.stop]
 
 
 def _room(function: Functional, first: Block, second: Block) -> int:
-    """Return how many columns of per-sample gradients are held at once."""
+    """Return the number of columns of per-sample gradients that are held at once."""
     item = torch.finfo(function.dtype).bits // 8
     return max(1, POOL // (max(first.rows, second.rows) * item))
 
 
 def _groups(columns: Iterable[Columns], room: int) -> Iterator[list[tuple[list[torch.Tensor], list[torch.Tensor]]]]:
-    """Collect narrow pieces into one product, wide ones each into their own, until they fill the room there is."""
+    """Group pieces of at most ``room`` bytes: narrow ones into one product, each wide one into a product of its own."""
     narrow: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
     wide: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = []
     held = 0
@@ -356,21 +350,12 @@ def _groups(columns: Iterable[Columns], room: int) -> Iterator[list[tuple[list[t
         yield wide + ([narrow] if narrow[0] else [])
 
 
-_CACHE = 1 << 22  # bytes of derivatives that are collected at least
-_NARROW = 256  # columns below which a product of its own costs more than copying them together
-
-
 def restricted(function: Functional, names: Sequence[str]) -> Functional:
-    """Return the same function of fewer slots, the others held at their values."""
-    kept = set(names)
-    slots = function.slots
-    pairs = [(n, p, s) for n, p, s in zip(slots.names, slots.parameters, slots.sizes) if n in kept]
-    theta = {name: value for name, value in function.theta.items() if name in kept}
-    held = {**function.held, **{name: value for name, value in function.theta.items() if name not in kept}}
-    fewer = dataclasses.replace(
-        slots,
-        names=tuple(name for name, _, _ in pairs),
-        parameters=tuple(parameter for _, parameter, _ in pairs),
-        sizes=tuple(size for _, _, size in pairs),
-    )
-    return dataclasses.replace(function, slots=fewer, theta=theta, held=held)
+    """Return the same function of some of its slots, the others held at their values."""
+    layout = function.layout
+    slots = [slot for slot in zip(layout.names, layout.parameters, layout.sizes) if slot[0] in names]
+    names, parameters, sizes = zip(*slots)
+    theta = {name: function.theta[name] for name in names}
+    held = {**function.held, **{name: value for name, value in function.theta.items() if name not in theta}}
+    layout = dataclasses.replace(layout, names=names, parameters=parameters, sizes=sizes)
+    return dataclasses.replace(function, layout=layout, theta=theta, held=held)

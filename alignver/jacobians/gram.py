@@ -1,12 +1,10 @@
-"""av.gram: M = J J^T of a torch model, layer by layer.
-
-The Gram matrix M = J J^T of a torch model, layer by layer, without forming J.
-"""
+"""The Gram matrix M = J J^T of a torch model, layer by layer, without forming J."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,24 +14,22 @@ from alignver.errors import InvalidInput, first_line
 from alignver.jacobians import jacobian
 from alignver.jacobians.contractions import add_pair
 from alignver.jacobians.gram_planning import GramPlan, SlotPlan, plan_slots, uniform, with_blocks
-from alignver.jacobians.jacobian import bind, checked_chunk
+from alignver.jacobians.jacobian import checked_chunk, nonfinite_derivative, probed_copy
 from alignver.jacobians.sample_blocks import Block, OutputScan, block, scan_outputs, verify_against_backward
 from alignver.network.functional import (
     Functional,
-    Theta,
     as_module,
     at_state,
     require_memory,
     require_same_dtype,
     require_state,
 )
-from alignver.network.inputs import as_asked, as_inputs
-from alignver.network.preserve_state import preserve_state
+from alignver.network.inputs import as_inputs
 from alignver.network.validate_model import probe, recomputes, require_own_values, validate_model
 from alignver.progress import track
 
 __all__ = ["GramPlan", "GramianComputation", "SlotPlan", "gram", "plan"]
-_SURVEYED = 5  # samples of the pass that looks for structure: a prime, so that few axes have that many by chance
+_SCANNED = 5  # samples of the pass that finds the structure: a prime, so that few other axes have this size
 
 
 def gram(
@@ -55,19 +51,19 @@ def gram(
     Parameters
     ----------
     model : torch.nn.Module or callable
-        As :func:`~alignver.jacobians.jacobian.jacobian` takes it, and left as it was; or, with ``params``, a function
+        As for :func:`~alignver.jacobians.jacobian.jacobian`, and not changed; or, with ``params``, a function
         ``model(params, x)``.
     X, X2 : torch.Tensor or numpy.ndarray
-        Inputs, one sample a row: (n, ...) and (n2, ...).
+        Inputs, one sample per row: (n, ...) and (n2, ...).
     params : mapping of str to torch.Tensor, optional
-        The parameters of a functional model: all of them count as theta. A tensor under two names is one parameter.
+        The parameters of a functional model: all of them belong to theta. A tensor under two names is one parameter.
     dtype : str, optional
-        ``"float64"``: parameters, buffers and inputs are widened (exactly) for the computation. None or ``"same"``: the
-        model's own dtype.
+        ``"float64"``: parameters, buffers and inputs are converted (exactly) to float64 for the computation. None or
+        ``"same"``: the model's own dtype.
     include_frozen : bool
-        Differentiate by parameters with ``requires_grad=False`` too.
+        Differentiate with respect to parameters with ``requires_grad=False`` too.
     chunk_size : int, optional
-        Samples in a block; by default as many as keep the factors of the blocks at work near 1 GB.
+        Samples in a block; by default the factors of the blocks in memory take about 1 GB.
     state : mapping of str to torch.Tensor, optional
         Parameters and buffers to use in place of the module's own: a state dict.
 
@@ -79,19 +75,19 @@ def gram(
     Raises
     ------
     InvalidInput
-        What :func:`~alignver.jacobians.jacobian.jacobian` refuses; a result that does not fit in memory; derivatives
-        that are NaN or Inf, or whose products overflow.
+        As :func:`~alignver.jacobians.jacobian.jacobian`; the result does not fit in memory; derivatives are NaN or Inf,
+        or their products overflow.
 
     Notes
     -----
-    Rigor: floating point, with errors of the order of the eps of the dtype of computation; nothing is sampled.
+    Rigor: floating-point, with errors of the order of the eps of the dtype of computation; there is no sampling error.
 
     A linear layer on vectors contributes ``(A A^T) o (B B^T)`` with its inputs A and the gradients B of the network's
-    outputs by its own; other structured layers sum such products over positions, or sum positions first, whichever
-    takes fewer operations (:func:`plan` says which, and why). Uses of one parameter at several places are summed
-    before the inner product is taken. Parameters that are used in any other way are differentiated sample by sample.
-    The factors of every block are compared with an ordinary backward pass before they are used, except where the
-    modules alone prove a chain of linear layers and elementwise functions.
+    outputs by the layer's outputs; other structured layers sum such products over positions, or sum over positions
+    first, whichever takes fewer operations (:func:`plan` reports the choice and its reason). Uses of one parameter at
+    several places are summed before the inner product. Parameters that are used in any other way are differentiated
+    sample by sample. The factors of every block are compared with an ordinary backward pass before they are used,
+    unless the modules prove that the model is a chain of linear layers and elementwise functions.
 
     Source: Novak, Sohl-Dickstein, Schoenholz, "Fast Finite Width Neural Tangent Kernel" (2022), for the contractions.
 
@@ -107,17 +103,15 @@ def gram(
     >>> gram(lambda p, x: x @ p["w"], [[1.0, 2.0]], [[3.0, 4.0]], params={"w": torch.ones(2, 1)})
     tensor([[11.]], dtype=torch.float64)
     """
-    work = GramianComputation.of(model, params, include_frozen, chunk_size, state)
-    with preserve_state(work.model):
-        work.bind(X, X2, dtype)
-        with as_asked(work.function.device, work.function.dtype):
-            refused: dict[str, str] = {}
-            while True:
-                planned = work.plan(refused)
-                try:
-                    return work.compute(planned)
-                except _Disagreement as found:
-                    refused |= dict.fromkeys(found.names, str(found))
+    options: dict[str, Any] = {"include_frozen": include_frozen, "chunk_size": chunk_size, "state": state}
+    with GramianComputation.open(model, X, X2, params=params, dtype=dtype, **options) as computation:
+        refused: dict[str, str] = {}
+        while True:
+            planned = computation.plan(refused)
+            try:
+                return computation.compute(planned)
+            except _Disagreement as disagreement:
+                refused |= dict.fromkeys(disagreement.names, str(disagreement))
 
 
 def plan(
@@ -130,20 +124,20 @@ def plan(
     include_frozen: bool = False,
     chunk_size: int | None = None,
 ) -> GramPlan:
-    """Say how :func:`gram` would compute the same call: the formula of every slot, blocks, operations and memory.
+    """Return the plan of :func:`gram` for the same call: the formula of every slot, blocks, operations and memory.
 
-    ``gram`` follows the plan but for slots whose factors turn out to disagree with a backward pass: those are
-    differentiated sample by sample.
+    ``gram`` follows the plan except for slots whose factors disagree with a backward pass: those are differentiated
+    sample by sample.
 
     Returns
     -------
     GramPlan
-        ``describe()`` makes text of it.
+        ``describe()`` returns it as text.
 
     Raises
     ------
     InvalidInput
-        What :func:`gram` refuses, but for what only the derivatives show.
+        As :func:`gram`, except for errors that only the derivatives reveal.
 
     Examples
     --------
@@ -152,15 +146,13 @@ def plan(
     >>> [(slot.name, slot.engine) for slot in plan(net, torch.zeros(9, 3)).slots][0]
     ('0.weight', 'pairs')
     """
-    work = GramianComputation.of(model, params, include_frozen, chunk_size)
-    with preserve_state(work.model):
-        work.bind(X, X2, dtype)
-        with as_asked(work.function.device, work.function.dtype):
-            return work.plan({})
+    options: dict[str, Any] = {"include_frozen": include_frozen, "chunk_size": chunk_size}
+    with GramianComputation.open(model, X, X2, params=params, dtype=dtype, **options) as computation:
+        return computation.plan({})
 
 
 class _Disagreement(Exception):
-    """The factors of some slots are not those of the model."""
+    """The formulas of some slots disagree with the model."""
 
     def __init__(self, names: Iterable[str], why: str) -> None:
         self.names = tuple(names)
@@ -169,66 +161,52 @@ class _Disagreement(Exception):
 
 @dataclasses.dataclass(eq=False)
 class GramianComputation:
-    """One call: the model, both sides, and what is known of its structure."""
+    """One call: the model, the inputs of both sides, and the structure found so far."""
 
-    model: nn.Module
-    include_frozen: bool
+    function: Functional
+    x: torch.Tensor
+    x2: torch.Tensor | None
+    m_y: int
+    computed_in: torch.dtype
+    plain: bool
     chunk_size: int | None
-    values: Theta
-    function: Functional = dataclasses.field(init=False)
-    x: torch.Tensor = dataclasses.field(init=False)
-    x2: torch.Tensor | None = dataclasses.field(init=False)
-    m_y: int = dataclasses.field(init=False)
-    computed_in: torch.dtype = dataclasses.field(init=False)
-    plain: bool = dataclasses.field(init=False)
-    found: OutputScan = dataclasses.field(init=False)
+    scan: OutputScan = dataclasses.field(init=False)
 
     @classmethod
-    def of(
+    @contextlib.contextmanager
+    def open(
         cls,
         model: Any,
-        params: Mapping[str, torch.Tensor] | None,
-        include_frozen: bool,
-        chunk_size: int | None,
+        X: Any,
+        X2: Any = None,
+        *,
+        params: Mapping[str, torch.Tensor] | None = None,
+        dtype: str | None,
+        include_frozen: bool = False,
+        chunk_size: int | None = None,
         state: Mapping[str, torch.Tensor] | None = None,
-    ) -> GramianComputation:
-        """Refuse what no work can be about, before anything runs."""
+    ) -> Iterator[GramianComputation]:
+        """Validate the arguments, and bind the model to its inputs until the end of the block."""
         if params is not None:
             if state is not None:
-                raise InvalidInput("state", "a state beside params", "one of the two")
+                raise InvalidInput(
+                    "state", "a state together with params", "one of the two", code="conflicting-arguments"
+                )
             model = as_module(model, params)
         model = validate_model(model, include_frozen=include_frozen)
         values = {} if state is None else require_state(model, state)
-        return cls(model, include_frozen, checked_chunk(chunk_size), values)
-
-    def bind(self, X: Any, X2: Any, dtype: str | None) -> None:
-        """Bind the model to copies of its parameters, and the inputs; the caller guards the model."""
-        self.function, self.x = bind(self.model, X, dtype, include_frozen=self.include_frozen)
-        self.x2 = None
-        with as_asked(self.function.device, self.function.dtype):
-            probed = probe(self.function, self.x)
-        self.m_y, self.computed_in, self.plain = probed.m_y, probed.computed_in, probed.plain
-        if X2 is not None:
-            try:
-                self.x2 = as_inputs(X2, self.function.device)
-                require_same_dtype(self.x2, self.function.dtype)
-                with as_asked(self.function.device, self.function.dtype):
-                    other = probe(self.function, self.x2).m_y
-            except InvalidInput as error:
-                if error.argument != "X":
-                    raise
-                raise InvalidInput("X2", error.got, error.need) from error
-            if other != self.m_y:
-                raise InvalidInput("X2", f"inputs with {other} outputs", f"{self.m_y} outputs, as X has")
-        if self.values:
-            with as_asked(self.function.device, self.function.dtype):
-                again = recomputes(self.function, self.x[:1])
-            self.function = at_state(self.function, self.values)  # now: the probes look at the module as it is
-            if again:
-                require_own_values(self.function, "state")
+        chunk = checked_chunk(chunk_size)
+        with probed_copy(model, X, dtype, include_frozen=include_frozen) as (function, x, probed):
+            x2 = None if X2 is None else _second_inputs(X2, function, probed.m_y)
+            if values:
+                again = recomputes(function, x[:1])
+                function = at_state(function, values)  # only now: the probes need the module's own values
+                if again:
+                    require_own_values(function, "state")
+            yield cls(function, x, x2, probed.m_y, probed.computed_in, probed.plain, chunk)
 
     def plan(self, refused: dict[str, str]) -> GramPlan:
-        """Survey the structure and choose the formulas; ``refused`` slots get none."""
+        """Find the structure and choose the formulas; ``refused`` slots get none."""
         n, n2 = len(self.x), None if self.x2 is None else len(self.x2)
         rows, columns = n * self.m_y, (n if n2 is None else n2) * self.m_y
         require_memory(rows * columns, self.function, f"a Gram matrix of {rows} x {columns},", "a matrix")
@@ -236,53 +214,53 @@ class GramianComputation:
             source = self.x if n2 is None or n >= n2 else self.x2
             assert source is not None
             try:
-                self.found = scan_outputs(self.function, source[:_SURVEYED])
+                self.scan = scan_outputs(self.function, source[:_SCANNED])
             except torch.cuda.OutOfMemoryError:
                 raise
-            except Exception as error:  # a model that does not run under observation has no structure we could use
-                refused |= dict.fromkeys(self.function.slots.names, _unobservable(error))
-                self.found = OutputScan(1, (), (), frozenset())
-        slots = plan_slots(self.function, self.found, n, n2, self.m_y, refused)
-        return with_blocks(self.function, self.found, slots, n, n2, self.m_y, self.chunk_size)
+            except Exception as error:  # the model does not run under observation: its structure stays unknown
+                refused |= dict.fromkeys(self.function.layout.names, _unobservable(error))
+                self.scan = OutputScan(1, (), (), frozenset())
+        slots = plan_slots(self.function, self.scan, n, n2, self.m_y, refused)
+        return with_blocks(self.function, self.scan, slots, n, n2, self.m_y, self.chunk_size)
 
-    def block(self, x: torch.Tensor, outputs: range, wanted: Sequence[str]) -> tuple[Block, frozenset[str]]:
-        """Differentiate some samples and outputs by the uses of ``wanted`` slots; and name those that disagree."""
-        made = block(self.function, x, outputs, wanted, self.found.layouts)
+    def block(self, x: torch.Tensor, outputs: range, slots: Sequence[str]) -> tuple[Block, frozenset[str]]:
+        """Differentiate some samples and outputs by the uses of ``slots``; return the slots that disagree too."""
+        made = block(self.function, x, outputs, slots, self.scan.batch_axes)
         return made, verify_against_backward(self.function, made)
 
     def compute(self, planned: GramPlan) -> torch.Tensor:
-        """Fill the matrix as planned; raises where a slot's formula turns out not to be the model's."""
+        """Fill the matrix as planned; raises :class:`_Disagreement` if a slot's formula disagrees with the model."""
         n, m_y = len(self.x), self.m_y
         other = self.x if self.x2 is None else self.x2
         M = self.x.new_zeros((n * m_y, len(other) * m_y), dtype=self.function.dtype, device=self.function.device)
         view = M.view(m_y, n, m_y, len(other))
-        wanted = [s.name for s in planned.slots if s.engine in ("pairs", "contract", "gradients")]
+        structured = [s.name for s in planned.slots if s.engine in ("pairs", "contract", "gradients")]
         sums = [s.name for s in planned.slots if s.engine in ("pairs", "contract")]
         checked: set[tuple[bool, int, int]] = set()
 
         def make(x: torch.Tensor, right: bool, start: int, outputs: range) -> Block:
             part = x[start : start + planned.samples]
             try:
-                made = block(self.function, part, outputs, wanted, self.found.layouts)
+                made = block(self.function, part, outputs, structured, self.scan.batch_axes)
             except torch.cuda.OutOfMemoryError:
                 raise
-            except Exception as error:  # it ran on the samples of the survey, and not on these
-                raise _Disagreement(wanted, _unobservable(error)) from error
-            # Of a chain of linear layers and elementwise functions the formulas are known to hold.
+            except Exception as error:  # the model ran on the scanned samples, but not on these
+                raise _Disagreement(structured, _unobservable(error)) from error
+            # For a chain of linear layers and elementwise functions the formulas are proved.
             if self.plain or (right, start, outputs.start) in checked:
                 return made
-            other = [name for name in sums if not uniform(name, [part.use for part in made.parts[name]])]
-            if other:
-                raise _Disagreement(other, "its uses differ from sample to sample")
+            irregular = [name for name in sums if not uniform(name, [part.use for part in made.parts[name]])]
+            if irregular:
+                raise _Disagreement(irregular, "its uses differ from sample to sample")
             wrong = verify_against_backward(self.function, made)
             if wrong:
                 raise _Disagreement(wrong, "its formula disagrees with a backward pass")
             checked.add((right, start, outputs.start))
             return made
 
-        left, right = _places(n, m_y, planned), _places(len(other), m_y, planned)
+        left, right = _block_starts(n, m_y, planned), _block_starts(len(other), m_y, planned)
         label = f"Gram matrix, {M.shape[0]} x {M.shape[1]}, about {planned.peak_bytes / 1e6:.0f} MB"
-        steps = _steps(len(left), len(right), self.x2 is None)
+        steps = [(p, q) for p in range(len(left)) for q in range(p + 1 if self.x2 is None else len(right))]
         held: tuple[int, Block] | None = None
         for p, q in track(steps, label):
             if held is None or held[0] != p:
@@ -310,25 +288,32 @@ class GramianComputation:
         for x, row in ((self.x, i), (self.x if self.x2 is None else self.x2, j)):
             output, sample = divmod(row, len(x))
             derivatives = jacobian.loop(self.function, x[sample : sample + 1], self.m_y)
-            for name, columns in zip(self.function.slots.names, derivatives):
+            for name, columns in zip(self.function.layout.names, derivatives):
                 if not bool(torch.isfinite(columns[0, output]).all()):
-                    got = (
-                        f"a derivative of output {output} by parameter {name!r} that is NaN or Inf, at sample {sample}"
-                    )
-                    need = "a differentiable model: look for sqrt, norm, log or a power at 0"
-                    raise InvalidInput("model", got, need)
-        raise InvalidInput("model", "derivatives whose products overflow", "outputs on a smaller scale")
+                    raise nonfinite_derivative(output, name, sample)
+        need = "outputs on a smaller scale"
+        raise InvalidInput("model", "derivatives whose products overflow", need, code="not-finite")
+
+
+def _second_inputs(X2: Any, function: Functional, m_y: int) -> torch.Tensor:
+    try:
+        x2 = as_inputs(X2, function.device)
+        require_same_dtype(x2, function.dtype)
+        outputs = probe(function, x2).m_y
+    except InvalidInput as error:
+        if error.argument != "X":
+            raise
+        raise InvalidInput("X2", error.got, error.need, error.code) from error
+    if outputs != m_y:
+        raise InvalidInput("X2", f"inputs with {outputs} outputs", f"{m_y} outputs, as for X", code="wrong-shape")
+    return x2
 
 
 def _unobservable(error: Exception) -> str:
     return f"not observable: {first_line(error)[:100]}"
 
 
-def _steps(left: int, right: int, symmetric: bool) -> list[tuple[int, int]]:
-    return [(p, q) for p in range(left) for q in range(p + 1 if symmetric else right)]
-
-
-def _places(n: int, m_y: int, planned: GramPlan) -> list[tuple[int, range]]:
+def _block_starts(n: int, m_y: int, planned: GramPlan) -> list[tuple[int, range]]:
     """Return the first sample and the outputs of every block."""
     cut = range(0, m_y, planned.outputs)
     return [(start, range(j, min(j + planned.outputs, m_y))) for start in range(0, n, planned.samples) for j in cut]

@@ -1,33 +1,36 @@
-"""Two ways to the rows of a Jacobian: all outputs of many samples at once, or one output of one sample at a time.
+"""The dense Jacobian of a torch model's outputs with respect to its parameters, and the outputs themselves.
 
-The Jacobian of a torch model's outputs by its parameters, and the outputs themselves.
+Rows come from ``torch.func`` for many samples and all outputs at once (:func:`vectorised`), or, for models that do not
+vectorise, from ``autograd.grad`` for one output of one sample at a time (:func:`loop`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.func import jacfwd, jacrev, vmap
 
+from alignver import require
 from alignver.errors import InvalidInput, first_line
 from alignver.network.functional import (
     Functional,
     ParameterLayout,
     Theta,
+    comparison_weights,
     functional,
     require_memory,
     require_same_dtype,
 )
 from alignver.network.inputs import as_asked, as_inputs, dtype_name, resolve_dtype
 from alignver.network.preserve_state import preserve_state
-from alignver.network.validate_model import probe, validate_model
+from alignver.network.validate_model import Probed, probe, validate_model
 from alignver.progress import track
 
 __all__ = [
@@ -39,36 +42,41 @@ __all__ = [
     "fill",
     "jacobian",
     "loop",
+    "nonfinite_derivative",
     "outputs",
+    "probed_copy",
     "require_finite",
+    "sample_rows",
     "vectorised",
-    "vectorised_agrees",
 ]
 Block = tuple[torch.Tensor, ...]
 """For each slot, the derivatives of a chunk of samples: (samples, m_y, size)."""
+
+_TEMPORARIES = 1 << 28  # approximate bytes of the temporaries of one chunk
+_OUTPUT_CHUNK = 1024  # samples of one forward pass in outputs()
 
 
 def vectorised(function: Functional, x: torch.Tensor, m_y: int) -> Block:
     """Differentiate through ``vmap(jacrev)`` over samples, ``vmap(jacfwd)`` where d < m_y.
 
-    Per sample, reverse mode costs m_y backward passes, forward mode d forward passes. Raises whatever torch raises
-    where a model does not vectorise: control flow on data, fused RNNs, operations without a batching rule.
+    Per sample, reverse mode costs m_y backward passes, forward mode d forward passes. torch raises if the model does
+    not vectorise: control flow on data, fused RNNs, operations without a batching rule.
     """
-    derivative = jacfwd if function.slots.d < m_y else jacrev
+    derivative = jacfwd if function.layout.d < m_y else jacrev
 
     def single(theta: Theta, sample: torch.Tensor) -> torch.Tensor:
         return function(theta, sample.unsqueeze(0)).reshape(m_y)
 
     rows: Callable[..., dict[str, torch.Tensor]] = vmap(derivative(single), in_dims=(None, 0), randomness="different")
     with warnings.catch_warnings():
-        # About torch's own insides (missing batching rules, deprecated calls): nothing that a caller could act on.
+        # They concern torch's internals (missing batching rules, deprecated calls), not the caller.
         warnings.simplefilter("ignore")
-        found = rows(dict(function.theta), function.batch(x))
-    return tuple(found[name].reshape(len(x), m_y, -1) for name in function.slots.names)
+        derivatives = rows(dict(function.theta), function.batch(x))
+    return tuple(derivatives[name].reshape(len(x), m_y, -1) for name in function.layout.names)
 
 
 def loop(function: Functional, x: torch.Tensor, m_y: int) -> Block:
-    """Differentiate one output of one sample at a time through ``autograd.grad``: slow, and right where autograd is."""
+    """Differentiate one output of one sample at a time through ``autograd.grad``: slow, and as correct as autograd."""
     theta = {name: value.detach().clone().requires_grad_() for name, value in function.theta.items()}
     leaves = list(theta.values())
     block = tuple(leaf.new_zeros((len(x), m_y, leaf.numel())) for leaf in leaves)
@@ -82,24 +90,40 @@ def loop(function: Functional, x: torch.Tensor, m_y: int) -> Block:
     return block
 
 
-def vectorised_agrees(function: Functional, x: torch.Tensor, m_y: int, block: Block) -> bool:
-    """Compare the first sample's rows with one ordinary backward pass: w^T J_1 two ways, up to sqrt(eps)."""
+def sample_rows(
+    function: Functional, x: torch.Tensor, m_y: int, slow: str, agrees: Callable[[Block], bool]
+) -> tuple[Block, str]:
+    """Differentiate a chunk by :func:`vectorised`, or by :func:`loop` if that raises or does not agree.
+
+    ``slow`` is the reason for the loop if an earlier chunk needed it, else empty; it is returned with the block.
+    """
+    if not slow:
+        try:
+            block = vectorised(function, x, m_y)
+            if not agrees(block):
+                raise ArithmeticError("vmap gave other derivatives than a backward pass")
+            return block, ""
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # vmap raises many types; an error of the model itself appears in the loop again
+            slow = f" (torch.func.vmap: {first_line(error)[:120]})"
+    return loop(function, x, m_y), slow
+
+
+def _agrees_on_first(function: Functional, x: torch.Tensor, m_y: int, block: Block) -> bool:
+    """Compare w^T J_1 from the first sample's rows with one ordinary backward pass, up to sqrt(eps)."""
     theta = {name: value.detach().clone().requires_grad_() for name, value in function.theta.items()}
     out = function(theta, function.batch(x[:1])).reshape(m_y)
-    weights = torch.cos(torch.arange(1, m_y + 1, device=out.device)).to(out.dtype)
+    weights = comparison_weights(m_y, out)
     gradients = torch.autograd.grad(
         (out * weights).sum(), list(theta.values()), allow_unused=True, materialize_grads=True
     )
     for part, gradient in zip(block, gradients):
-        ours = weights.to(part.dtype) @ part[0]
+        combined = weights.to(part.dtype) @ part[0]
         allowed = math.sqrt(torch.finfo(out.dtype).eps) * max(float(gradient.norm()), float(part[0].abs().max()))
-        if float((gradient.reshape(-1) - ours).norm()) > allowed:
+        if float((gradient.reshape(-1) - combined).norm()) > allowed:
             return False
     return True
-
-
-_TEMPORARIES = 1 << 28  # bytes that the temporaries of one chunk may take, about
-_OUTPUT_CHUNK = 1024  # samples of one forward pass in outputs()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,18 +134,18 @@ class Differentiated:
     ----------
     matrix : torch.Tensor
         (n m_y, d), on the model's device, in the dtype of computation; row j n + i belongs to entry (i, j) of f_X.
-    slots : Slots
+    layout : ParameterLayout
         The columns.
     n, m_y : int
         Samples and outputs.
     engine : str
-        How it was computed, in words; the reason included where it was not the first choice.
+        How it was computed, in words, with the reason if it was not the first choice.
     computed_in : str
-        The coarsest dtype that a forward pass rounds to: what a tolerance has to go by.
+        The coarsest dtype that a forward pass rounds to, on which tolerances depend.
     """
 
     matrix: torch.Tensor
-    slots: ParameterLayout
+    layout: ParameterLayout
     n: int
     m_y: int
     engine: str
@@ -136,7 +160,7 @@ def jacobian(
     dtype: str | None = "float64",
     include_frozen: bool = False,
 ) -> torch.Tensor:
-    """Return the Jacobian of vec(f_X(theta)) by theta, the matrix whose column space Definition 2 is about.
+    """Return the Jacobian of vec(f_X(theta)) with respect to theta, whose column space Definition 2 refers to.
 
     ``J = d vec(f_X(theta)) / d theta``; vec stacks the columns of the n x m_y output matrix, so the derivatives of
     f(x_i, theta)_j are row ``j n + i``. Columns follow :func:`alignver.network.functional.parameter_layout`: each
@@ -145,17 +169,17 @@ def jacobian(
     Parameters
     ----------
     model : torch.nn.Module
-        Deterministic, one row of outputs for each sample: (n,) or (n, m_y). It is left as it was: same Parameter
-        objects, values, buffers, mode, gradients, hooks, and the random state.
+        Deterministic, with one row of outputs for each sample: (n,) or (n, m_y). It is not changed: Parameter objects,
+        values, buffers, mode, gradients, hooks and the random state stay the same.
     X : torch.Tensor or numpy.ndarray
-        Inputs, one sample a row: (n, ...). Integers stay integers (embeddings).
+        Inputs, one sample per row: (n, ...). Integers stay integers (embeddings).
     chunk_size : int, optional
-        Samples differentiated at once; by default as many as keep temporaries near 256 MB.
+        Samples differentiated at once; by default temporaries take about 256 MB.
     dtype : str, optional
-        ``"float64"``: parameters, buffers and inputs are widened (exactly) for the computation. None or ``"same"``: the
-        model's own dtype.
+        ``"float64"``: parameters, buffers and inputs are converted (exactly) to float64 for the computation. None or
+        ``"same"``: the model's own dtype.
     include_frozen : bool
-        Differentiate by parameters with ``requires_grad=False`` too.
+        Differentiate with respect to parameters with ``requires_grad=False`` too.
 
     Returns
     -------
@@ -165,13 +189,13 @@ def jacobian(
     Raises
     ------
     InvalidInput
-        A model or inputs that no check can be about; the message names the module and the remedy. A derivative that
-        is NaN or Inf.
+        The model or the inputs cannot be checked (the message names the module and the remedy); a derivative is NaN or
+        Inf.
 
     Notes
     -----
-    Rigor: floating point, with errors of the order of the eps of the dtype of computation. Computed through
-    ``torch.func`` by samples; a model that does not vectorise is differentiated one output at a time.
+    Rigor: floating-point, with errors of the order of the eps of the dtype of computation. Samples are differentiated
+    through ``torch.func``; a model that does not vectorise is differentiated one output at a time.
 
     Examples
     --------
@@ -189,7 +213,7 @@ def jacobian(
 def outputs(model: nn.Module, X: Any, *, chunk_size: int | None = None, dtype: str | None = "float64") -> torch.Tensor:
     """Return the output matrix f_X(theta) of a model.
 
-    ``f_X(theta)_ij = f(x_i, theta)_j`` (paper, Section 2.1.2). Arguments, refusals and rigor are those of
+    ``f_X(theta)_ij = f(x_i, theta)_j`` (paper, Section 2.1.2). Arguments, exceptions and rigor are those of
     :func:`jacobian`.
 
     Returns
@@ -205,13 +229,10 @@ def outputs(model: nn.Module, X: Any, *, chunk_size: int | None = None, dtype: s
     """
     model = validate_model(model, include_frozen=True)
     size = checked_chunk(chunk_size) or _OUTPUT_CHUNK
-    with preserve_state(model):
-        function, x = bind(model, X, dtype, include_frozen=True)
-        with as_asked(function.device, function.dtype):
-            m_y = probe(function, x).m_y
-            with torch.no_grad():
-                parts = [function(function.theta, function.batch(part)) for part in torch.split(x, size)]
-        return torch.cat([part.reshape(-1, m_y) for part in parts]).to(function.dtype)
+    with probed_copy(model, X, dtype, include_frozen=True) as (function, x, probed):
+        with torch.no_grad():
+            parts = [function(function.theta, function.batch(part)) for part in torch.split(x, size)]
+        return torch.cat([part.reshape(-1, probed.m_y) for part in parts]).to(function.dtype)
 
 
 def differentiate(
@@ -222,25 +243,33 @@ def differentiate(
     dtype: str | None = "float64",
     include_frozen: bool = False,
 ) -> Differentiated:
-    """Compute :func:`jacobian` and keep what was learnt on the way."""
+    """Compute :func:`jacobian`, and return with it how it was computed."""
     model = validate_model(model, include_frozen=include_frozen)
     checked_chunk(chunk_size)
+    with probed_copy(model, X, dtype, include_frozen=include_frozen) as (function, x, probed):
+        n, m_y, d = len(x), probed.m_y, function.layout.d
+        got = f"{n} samples, {m_y} outputs and {d} parameters: a Jacobian of"
+        require_memory(n * m_y * d, function, got, "a Jacobian")
+        matrix = torch.empty((n * m_y, d), dtype=function.dtype, device=function.device)
+        engine = fill(function, x, m_y, matrix.view(m_y, n, d), chunk_size)
+    return Differentiated(matrix, function.layout, n, m_y, engine, dtype_name(probed.computed_in))
+
+
+@contextlib.contextmanager
+def probed_copy(
+    model: nn.Module, X: Any, dtype: str | None, *, include_frozen: bool = False
+) -> Iterator[tuple[Functional, torch.Tensor, Probed]]:
+    """Bind a validated model to its inputs and probe it; compute in the requested dtype until the model is restored."""
     with preserve_state(model):
         function, x = bind(model, X, dtype, include_frozen=include_frozen)
         with as_asked(function.device, function.dtype):
-            probed = probe(function, x)
-            n, m_y, d = len(x), probed.m_y, function.slots.d
-            got = f"{n} samples, {m_y} outputs and {d} parameters: a Jacobian of"
-            require_memory(n * m_y * d, function, got, "a Jacobian")
-            matrix = torch.empty((n * m_y, d), dtype=function.dtype, device=function.device)
-            engine = fill(function, x, m_y, matrix.view(m_y, n, d), chunk_size)
-    return Differentiated(matrix, function.slots, n, m_y, engine, dtype_name(probed.computed_in))
+            yield function, x, probe(function, x)
 
 
 def bind(model: nn.Module, X: Any, dtype: str | None, *, include_frozen: bool) -> tuple[Functional, torch.Tensor]:
-    """Bind a model to copies of its parameters in the dtype asked for, and its inputs beside it, on its device."""
+    """Bind a model to copies of its parameters in the requested dtype; return it with its inputs on its device."""
     compute = resolve_dtype(model, dtype)
-    with torch.inference_mode(False):  # copies that autograd can work with, whatever the caller is doing
+    with torch.inference_mode(False):  # autograd can work with these copies even if the caller is in inference mode
         function = functional(model, compute, include_frozen=include_frozen)
         x = as_inputs(X, function.device)
     require_same_dtype(x, compute)
@@ -251,47 +280,42 @@ def checked_chunk(chunk_size: int | None) -> int | None:
     """Return a caller's chunk size; raises InvalidInput unless it is a positive integer or None."""
     if chunk_size is None:
         return None
-    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int | np.integer) or chunk_size < 1:
-        raise InvalidInput("chunk_size", f"chunk_size={chunk_size!r}", "a positive number of samples, or None")
-    return int(chunk_size)
+    return require.integer("chunk_size", chunk_size, least=1, need="a positive number of samples, or None")
 
 
 def fill(function: Functional, x: torch.Tensor, m_y: int, target: torch.Tensor, chunk_size: int | None) -> str:
-    """Write the derivatives of every sample into ``target`` (m_y, n, d); return how."""
-    n, d = len(x), function.slots.d
-    # A chunk's block is written once by the engine and copied once; activations are taken to be no more than that.
+    """Write the derivatives of every sample into ``target`` (m_y, n, d); return how they were computed."""
+    n, d = len(x), function.layout.d
+    # The engine writes a chunk's block once and it is copied once; activations are assumed to take no more than that.
     size = checked_chunk(chunk_size) or max(1, _TEMPORARIES // (3 * m_y * d * target.element_size()))
-    starts = range(0, n, size)
-    engine, mode, why = vectorised, "forward" if d < m_y else "reverse", ""
-    for start in track(starts, f"Jacobian, {n * m_y} x {d}"):
+    slow = ""
+    for start in track(range(0, n, size), f"Jacobian, {n * m_y} x {d}"):
         part = x[start : start + size]
-        if engine is vectorised:
-            try:
-                block = engine(function, part, m_y)
-                if start == 0 and not vectorised_agrees(function, part, m_y, block):
-                    raise ArithmeticError("vmap gave other derivatives than a backward pass")
-            except torch.cuda.OutOfMemoryError:
-                raise
-            except Exception as error:  # vmap refuses in many ways; what is wrong with the model itself shows below
-                engine, why = loop, f" (torch.func.vmap: {first_line(error)[:120]})"
-        if engine is loop:
-            block = engine(function, part, m_y)
-        for offset, size_of, columns in zip(function.slots.offsets, function.slots.sizes, block):
-            target[:, start : start + len(part), offset : offset + size_of] = columns.transpose(0, 1)
-        require_finite(function.slots, target[:, start : start + len(part)], start)
-    if engine is loop:
-        return f"autograd, one output at a time{why}"
-    return f"torch.func, {mode} mode, {min(size, n)} samples at once"
+
+        def agrees(block: Block, start: int = start, part: torch.Tensor = part) -> bool:
+            return start > 0 or _agrees_on_first(function, part, m_y, block)
+
+        block, slow = sample_rows(function, part, m_y, slow, agrees)
+        for offset, width, columns in zip(function.layout.offsets, function.layout.sizes, block):
+            target[:, start : start + len(part), offset : offset + width] = columns.transpose(0, 1)
+        require_finite(function.layout, target[:, start : start + len(part)], start)
+    if slow:
+        return f"autograd, one output at a time{slow}"
+    return f"torch.func, {'forward' if d < m_y else 'reverse'} mode, {min(size, n)} samples at once"
 
 
-def require_finite(slots: ParameterLayout, block: torch.Tensor, start: int) -> None:
+def require_finite(layout: ParameterLayout, block: torch.Tensor, start: int) -> None:
     """Refuse derivatives that are NaN or Inf, naming the output, the parameter and the sample."""
-    if bool(torch.isfinite(block.sum())):  # a sum of finite numbers may overflow, so only then look closer
+    if bool(torch.isfinite(block.sum())):  # a sum of finite numbers may overflow: the test of each entry decides
         return
     bad = (~torch.isfinite(block)).nonzero()
     if len(bad):
         j, i, column = (int(k) for k in bad[0])
-        got = (
-            f"a derivative of output {j} by parameter {slots.where(column)!r} that is NaN or Inf, at sample {start + i}"
-        )
-        raise InvalidInput("model", got, "a differentiable model: look for sqrt, norm, log or a power at 0")
+        raise nonfinite_derivative(j, layout.where(column), start + i)
+
+
+def nonfinite_derivative(output: int, parameter: str, sample: int) -> InvalidInput:
+    """Return the exception for a derivative that is NaN or Inf."""
+    got = f"a derivative of output {output} by parameter {parameter!r} that is NaN or Inf, at sample {sample}"
+    need = "a differentiable model: look for sqrt, norm, log or a power at 0"
+    return InvalidInput("model", got, need, code="not-finite")

@@ -1,11 +1,11 @@
-"""What linear and convolutional layers leave of themselves in a Jacobian: their inputs, and the outputs' derivatives.
+"""Factors of the Jacobian's columns for linear and convolutional layers: inputs, and derivatives of the outputs.
 
 A layer that computes ``s_ip = W a_ip + b`` for sample i at positions p contributes, with B_ijp = d f_ij / d s_ip,
 
     d f_ij / d W = sum_p B_ijp a_ip^T,      d f_ij / d b = sum_p B_ijp
 
 summed over its uses, where a_ip is the input row (Linear) or the patch under the kernel (convolutions). One forward
-and m_y backward passes over a batch give a and B for every layer in it at once: the samples of a batch do not meet, so
+and m_y backward passes over a batch give a and B for every layer at once: the samples of a batch are independent, so
 the gradient of ``sum_i f_ij`` by s holds all B_ij. Any part of the columns then costs a product of two small matrices
 and no further pass.
 """
@@ -20,18 +20,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from alignver.jacobians.layer_io import windows
+from alignver.jacobians.layer_io import patches
 from alignver.network.functional import Functional
 
 __all__ = ["Captured", "Owner", "Use", "capture", "contract", "owners"]
 
-_SCRATCH = 1 << 22  # bytes of patches that are in work at a time, about
+_SCRATCH = 1 << 22  # approximate bytes of the patches in memory
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Owner:
-    """A layer and the attribute of it, ``"weight"`` or ``"bias"``, that holds a slot."""
+    """A layer and its attribute, ``"weight"`` or ``"bias"``, that holds a slot."""
 
     module: nn.Module
     attribute: str
@@ -47,13 +47,13 @@ class Use:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Captured:
-    """What the passes over one batch left.
+    """Results of the passes over one batch.
 
     Attributes
     ----------
-    uses : mapping of module to list of Use, or None where a call did not have one row for each sample
+    uses : mapping of module to list of Use, or to None if a call did not have one row for each sample
     gradients : mapping of slot name to torch.Tensor
-        ``sum_ij w_ij d f_ij / d slot`` from an ordinary backward pass, to compare with.
+        ``sum_ij w_ij d f_ij / d slot`` from an ordinary backward pass, for comparison.
     outputs : torch.Tensor
         f of the batch, (n, m_y).
     """
@@ -64,22 +64,22 @@ class Captured:
 
 
 def owners(function: Functional) -> dict[str, tuple[Owner, ...]]:
-    """Find the slots that only plain linear and convolutional layers hold, each with all its layers.
+    """Return the slots that only plain linear and convolutional layers hold, each with all its layers.
 
-    Subclasses and parametrized layers compute something of their own and are left out.
+    Subclasses and parametrized layers are excluded: they may compute another function.
     """
-    names = {id(p): name for name, p in zip(function.slots.names, function.slots.parameters)}
-    found: dict[str, list[Owner]] = {name: [] for name in function.slots.names}
+    names = {id(p): name for name, p in zip(function.layout.names, function.layout.parameters)}
+    holders: dict[str, list[Owner]] = {name: [] for name in function.layout.names}
     foreign = set()
     for module in function.model.modules():
         plain = type(module) is nn.Linear or type(module) in _CONVOLUTIONS
         for key, parameter in module._parameters.items():
             name = names.get(id(parameter))
             if name is not None:
-                found[name].append(Owner(module, key))
+                holders[name].append(Owner(module, key))
                 if not plain or key not in ("weight", "bias"):
                     foreign.add(name)
-    return {name: tuple(where) for name, where in found.items() if where and name not in foreign}
+    return {name: tuple(layers) for name, layers in holders.items() if layers and name not in foreign}
 
 
 def capture(
@@ -90,37 +90,35 @@ def capture(
     weights: torch.Tensor | None = None,
     slots: Iterable[str] = (),
 ) -> Captured:
-    """Run a batch forward once and backward m_y times, and keep what ``modules`` saw.
+    """Run a batch forward once and backward m_y times, and record the inputs and derivatives of ``modules``.
 
-    With ``weights`` (n, m_y) one more backward pass gives the gradients of ``slots`` to compare with. Only the part of
+    With ``weights`` (n, m_y) one more backward pass gives the gradients of ``slots`` for comparison. Only the part of
     the model after the first of the modules is differentiated.
     """
-    wanted = set(modules)
+    layers, compared = set(modules), list(slots) if weights is not None else []
     calls: list[tuple[nn.Module, torch.Tensor | None, torch.Tensor]] = []
 
-    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
         rows = len(args) == 1 and not kwargs and len(args[0]) == len(output) == len(x) and output.ndim > 1
-        inputs = args[0].detach().clone() if rows else None  # a clone: later layers may write to it
+        inputs = args[0].detach().clone() if rows else None  # a copy: later layers may write to it
         traced = output if output.requires_grad else output.detach().requires_grad_()
         calls.append((module, inputs, traced))
         return traced.clone()
 
-    handles = [module.register_forward_hook(keep, with_kwargs=True) for module in wanted]
+    handles = [module.register_forward_hook(record, with_kwargs=True) for module in layers]
     try:
         theta = {name: value.detach() for name, value in function.theta.items()}
-        theta |= {name: theta[name].requires_grad_() for name in slots if weights is not None}
+        theta |= {name: theta[name].requires_grad_() for name in compared}
         out = function(theta, function.batch(x)).reshape(len(x), m_y)
     finally:
         for handle in handles:
             handle.remove()
-    uses: dict[nn.Module, list[Use] | None] = {module: [] for module in wanted}
+    uses: dict[nn.Module, list[Use] | None] = {module: [] for module in layers}
     traced = [output for _, _, output in calls]
     derivatives: list[torch.Tensor | None] = [None] * len(calls)
-    for j in range(m_y):
-        if not (traced and out.requires_grad):
-            break
-        found = torch.autograd.grad(out[:, j].sum(), traced, retain_graph=True, allow_unused=True)
-        for k, part in enumerate(found):
+    for j in range(m_y) if traced and out.requires_grad else ():
+        parts = torch.autograd.grad(out[:, j].sum(), traced, retain_graph=True, allow_unused=True)
+        for k, part in enumerate(parts):
             if part is None or calls[k][1] is None:
                 continue
             whole = derivatives[k]
@@ -130,47 +128,43 @@ def capture(
             if whole is None:
                 whole = derivatives[k] = part.new_zeros((len(x), m_y, *part.shape[1:]))
             whole[:, j] = part
-    for k, (_, inputs, output) in enumerate(calls):
-        if inputs is not None and derivatives[k] is None:  # no output depends on it
-            derivatives[k] = output.new_zeros((len(x), m_y, *output.shape[1:]))
-    for (module, inputs, _), B in zip(calls, derivatives):
+    for (module, inputs, output), B in zip(calls, derivatives):
         known = uses[module]
-        if inputs is None or B is None or known is None:
+        if inputs is None or known is None:
             uses[module] = None
-        else:
-            known.append(Use(inputs.to(function.dtype), B.to(function.dtype)))
+            continue
+        if B is None:  # no output depends on it
+            B = output.new_zeros((len(x), m_y, *output.shape[1:]))
+        known.append(Use(inputs.to(function.dtype), B.to(function.dtype)))
     gradients: dict[str, torch.Tensor] = {}
-    chosen = list(slots)
-    if weights is not None and chosen and out.requires_grad:
+    if weights is not None and compared and out.requires_grad:
         parts = torch.autograd.grad(
-            out, [theta[name] for name in chosen], weights.to(out.dtype), allow_unused=True, materialize_grads=True
+            out, [theta[name] for name in compared], weights.to(out.dtype), allow_unused=True, materialize_grads=True
         )
-        gradients = {name: part.reshape(-1).to(function.dtype) for name, part in zip(chosen, parts)}
+        gradients = {name: part.reshape(-1).to(function.dtype) for name, part in zip(compared, parts)}
     return Captured(uses, gradients, out.detach())
 
 
-def contract(
-    captured: Captured, where: Iterable[Owner], start: int, stop: int, target: torch.Tensor
-) -> torch.Tensor | None:
+def contract(captured: Captured, owners: Iterable[Owner], start: int, stop: int, target: torch.Tensor) -> bool:
     """Write columns ``start:stop`` of a slot, for the batch's samples, into ``target`` (m_y, n, stop - start).
 
-    The columns are whole rows of the weight, or lie in one row. None if a layer was not called sample by sample.
+    The columns are whole rows of the weight, or lie in one row. False if a call did not have one row for each sample.
     """
     target.zero_()
-    for owner in where:
+    for owner in owners:
         uses = captured.uses[owner.module]
         if uses is None:
-            return None
+            return False
         for use in uses:
             if owner.attribute == "bias":
                 _add_bias(owner.module, use, start, stop, target)
             else:
                 _add_weight(owner.module, use, start, stop, target)
-    return target
+    return True
 
 
 def _derivatives(module: nn.Module, use: Use) -> torch.Tensor:
-    """B as (n, m_y, outputs of the layer, positions)."""
+    """Return B as (n, m_y, outputs of the layer, positions)."""
     B = use.derivatives
     if isinstance(module, nn.Linear):
         return B.reshape(*B.shape[:2], -1, B.shape[-1]).transpose(2, 3)
@@ -192,29 +186,20 @@ def _add_weight(module: nn.Module, use: Use, start: int, stop: int, target: torc
     m_y, positions = B.shape[1], B.shape[3]
     step = max(1, _SCRATCH // (positions * inner * B.element_size()))
     for i in range(0, len(B), step):
-        A = _patches(module, use.inputs[i : i + step])
+        A = _input_rows(module, use.inputs[i : i + step])
         for g in range(first // height, (last - 1) // height + 1):
             low, high = max(first, g * height), min(last, (g + 1) * height)
             width = cut.stop - cut.start
-            at = 0 if last - first == 1 else (low - first) * inner
-            for j in range(m_y):  # in place: what is added is never held beside the block
-                part = target[j, i : i + step, at : at + (high - low) * width].view(len(A), high - low, width)
+            column = 0 if last - first == 1 else (low - first) * inner
+            for j in range(m_y):  # in place: no temporary beside the block
+                part = target[j, i : i + step, column : column + (high - low) * width].view(len(A), high - low, width)
                 part.baddbmm_(B[i : i + step, j, low:high], A[:, :, g, cut])
 
 
-def _patches(module: Any, inputs: torch.Tensor) -> torch.Tensor:
-    """What the rows of the weight are multiplied with: (n, positions, groups, entries of a row of the weight)."""
+def _input_rows(module: Any, inputs: torch.Tensor) -> torch.Tensor:
+    """Return the factors of the rows of the weight: (n, positions, groups, entries of a row of the weight)."""
     if isinstance(module, nn.Linear):
         return inputs.reshape(len(inputs), -1, 1, inputs.shape[-1])
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     padded = F.pad(inputs, module._reversed_padding_repeated_twice, mode=mode)
-    spatial = len(module.kernel_size)
-    view = windows(padded, module.kernel_size, module.stride, module.dilation)
-    # (n, channels, positions..., kernel...) -> (n, positions, groups, channels of a group, kernel)
-    n, channels = view.shape[:2]
-    grouped = view.reshape(n, module.groups, channels // module.groups, *view.shape[2:])
-    order = [0, *range(3, 3 + spatial), 1, 2, *range(3 + spatial, 3 + 2 * spatial)]
-    positions = 1
-    for length in view.shape[2 : 2 + spatial]:
-        positions *= length
-    return grouped.permute(order).reshape(n, positions, module.groups, -1)
+    return patches(padded, module.kernel_size, module.stride, module.dilation, module.groups, positions_first=True)

@@ -1,26 +1,20 @@
-"""Sliding windows over the spatial axes of a tensor: what a convolution multiplies and a pooling compares.
+"""Records of the uses of parameters in a forward pass whose derivatives have a known structure.
 
-One recorded use of parameters: what its derivative is made of.
+Each call of a known function (``linear``, a convolution, ...) with a parameter slot among its arguments runs with the
+parameter detached, and is recorded (:class:`Capture`): its input, and the edge of the autograd graph that receives the
+gradient of its output. A use that is not recognised stays in the graph, where autograd finds it. So the result does not
+rely on a list of modules, and subclasses that override ``forward`` are treated like any other code.
 
 With a the input of the use at one position of one sample and b the gradient of one output of the network by the
 result there, the derivative by the parameter is a sum over the sample's positions t of
 
-- ``Product``, ``Conv``: b_t a_t^T (a_t a patch of the input, for a convolution), by the bias b_t;
+- ``Product``, ``Conv``: b_t a_t^T (for a convolution, a_t is a patch of the input); by the bias: b_t;
 - ``Lookup``: e_{index(t)} b_t^T;
-- ``Scale``: b_t * z_t summed over the axes that the parameter is constant on, by the shift b_t.
+- ``Scale``: b_t * z_t summed over the axes on which the parameter is constant; by the shift: b_t.
 
-Recurrent layers written out: the fused functions of torch as the linear layers that they consist of.
-
-A GRU, LSTM or Elman layer is one opaque call to autograd, and vmap does not take it. Written out, its input weights
-are one linear layer over all time steps and its recurrent weights one linear layer used once a step: uses like any
-other, for which there is a formula.
-
-Watch a forward pass for uses of parameters that have a structured derivative, and cut them out of the graph.
-
-Each call of a known function (``linear``, a convolution, ...) that takes a parameter slot runs with a detached copy of
-the parameter, and leaves a record: what went in, and the edge of the autograd graph where its output's gradient
-arrives. A use that was not recognised leaves the slot in the graph, where autograd itself reports it: no list of
-modules has to be trusted, and a subclass that overrides ``forward`` is read like any other code.
+A GRU, LSTM or Elman layer is one opaque call for autograd, and vmap does not support it. It is replaced by the linear
+layers that it consists of: its input weights are one linear layer over all time steps, its recurrent weights one
+linear layer that is used once per step. Both are uses with a formula.
 """
 
 from __future__ import annotations
@@ -38,13 +32,25 @@ from torch.overrides import TorchFunctionMode
 
 from alignver.network.functional import Functional
 
-__all__ = ["RECURRENT", "Capture", "Conv", "Lookup", "Product", "Scale", "Use", "captured", "each", "windows"]
+__all__ = [
+    "RECURRENT",
+    "Capture",
+    "Conv",
+    "Lookup",
+    "Product",
+    "Scale",
+    "Use",
+    "captured",
+    "each",
+    "patches",
+    "windows",
+]
 
 
 def windows(
     x: torch.Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], *, first: int = 2
 ) -> torch.Tensor:
-    """Return a view with the positions on the axes from ``first`` on, and the entries of a window on further axes.
+    """Return a view with positions on the axes from ``first`` on, and the entries of each window on further axes.
 
     Examples
     --------
@@ -58,8 +64,32 @@ def windows(
     return x
 
 
+def patches(
+    x: torch.Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    *,
+    positions_first: bool,
+) -> torch.Tensor:
+    """Unfold the padded input of a convolution: (rows, positions, groups, channels * kernel).
+
+    Without ``positions_first``, the positions are on the last axis.
+    """
+    spatial = len(kernel)
+    view = windows(x, kernel, stride, dilation)
+    rows, channels, *sizes = view.shape
+    view = view.reshape(rows, groups, channels // groups, *sizes)
+    entries, count = channels // groups * math.prod(kernel), math.prod(sizes[:spatial])
+    positions, inner = range(3, 3 + spatial), [2, *range(3 + spatial, 3 + 2 * spatial)]
+    if positions_first:
+        return view.permute(0, *positions, 1, *inner).reshape(rows, count, groups, entries)
+    return view.permute(0, 1, *inner, *positions).reshape(rows, groups, entries, count)
+
+
 def each(value: Any, axes: int) -> tuple[int, ...]:
-    """Return a size for each axis: torch takes one number, or a sequence of one, for all of them."""
+    """Return a size for each axis: torch accepts one number, or a sequence of one, for all axes."""
     if isinstance(value, int):
         return (value,) * axes
     return tuple(value) * axes if len(value) == 1 else tuple(value)
@@ -74,9 +104,9 @@ class Use:
     weight, bias : str or None
         The slots.
     lead : int
-        How many leading axes of the result are rows: samples, positions, or both merged.
+        Number of leading axes of the result that are rows: samples, positions, or both merged.
     edge, shape
-        Where the gradient of the result arrives, and the shape of the result.
+        Edge of the graph that receives the gradient of the result, and the shape of the result.
     """
 
     weight: str | None
@@ -92,13 +122,13 @@ class Use:
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """The slots that are used."""
+        """The slots of the call."""
         return tuple(name for name in (self.weight, self.bias) if name is not None)
 
 
 @dataclasses.dataclass(eq=False)
 class Product(Use):
-    """``x W^T + b``, or ``x W`` where transposed."""
+    """``x W^T + b``, or ``x W`` if transposed."""
 
     input: torch.Tensor
     transposed: bool = False
@@ -116,21 +146,16 @@ class Conv(Use):
     groups: int
 
     def patches(self) -> torch.Tensor:
-        """Unfold the input: (rows, groups, channels * kernel, positions), one copy of every entry for each use."""
+        """Unfold the input: (rows, groups, channels * kernel, positions)."""
         x = self.input
         if any(p != (0, 0) for p in self.padding):
             x = F.pad(x, [p for pair in reversed(self.padding) for p in pair])
-        rows, channels = x.shape[:2]
-        view = windows(x, self.kernel, self.stride, self.dilation)
-        spatial = len(self.kernel)
-        order = [0, 1, *range(2 + spatial, 2 + 2 * spatial), *range(2, 2 + spatial)]
-        view = view.permute(order)
-        return view.reshape(rows, self.groups, channels // self.groups * math.prod(self.kernel), -1)
+        return patches(x, self.kernel, self.stride, self.dilation, self.groups, positions_first=False)
 
 
 @dataclasses.dataclass(eq=False)
 class Lookup(Use):
-    """Rows of a table; those of ``padding`` have no derivative."""
+    """Rows of a table; the row ``padding`` has no derivative."""
 
     index: torch.Tensor
     padding: int | None
@@ -165,29 +190,29 @@ def _elman(gate: Callable[[torch.Tensor], torch.Tensor]) -> Step:
     return lambda a, b, state: (gate(a + b),)
 
 
-def _unrolled(step: Step, kept: int) -> Callable[..., Any]:
-    """Make the written-out form of a fused function whose state is ``kept`` tensors; None for calls it does not know.
+def _unrolled(step: Step, states_per_layer: int) -> Callable[..., Any]:
+    """Return the unrolled form of a fused function; it returns None for calls that it does not support.
 
-    Left alone: packed sequences (their third argument is no list of weights), dropout in train mode, and an LSTM with
-    projections (more weights to a layer than it has gates and biases for).
+    Not supported are packed sequences (their third argument is not a list of weights), dropout in train mode, and an
+    LSTM with projections (a layer has more weights than for its gates and biases).
     """
 
     def run(*args: Any, **kwargs: Any) -> Any:
         if kwargs or len(args) != 9 or not isinstance(args[2], list | tuple):
             return None
         x, start, weights, biased, layers, dropout, train, both, batch_first = args
-        states = tuple(start) if kept > 1 else (start,)
+        states = tuple(start) if states_per_layer > 1 else (start,)
         directions = 2 if both else 1
-        each = 4 if biased else 2
-        if (train and dropout > 0) or x.ndim != 3 or len(weights) != each * layers * directions:
+        count = 4 if biased else 2
+        if (train and dropout > 0) or x.ndim != 3 or len(weights) != count * layers * directions:
             return None
         sequence = x.transpose(0, 1) if batch_first else x
         last: list[tuple[torch.Tensor, ...]] = []
         for layer in range(layers):
-            found = []
+            hidden = []
             for direction in range(directions):
                 k = layer * directions + direction
-                w_in, w_hidden, *b = weights[each * k : each * (k + 1)]
+                w_in, w_hidden, *b = weights[count * k : count * (k + 1)]
                 b_in, b_hidden = b or (None, None)
                 state = tuple(s[k] for s in states)
                 gates = F.linear(sequence, w_in, b_in)
@@ -195,11 +220,11 @@ def _unrolled(step: Step, kept: int) -> Callable[..., Any]:
                 for t in reversed(range(len(gates))) if direction else range(len(gates)):
                     state = step(gates[t], F.linear(state[0], w_hidden, b_hidden), state)
                     outs.append(state[0])
-                found.append(torch.stack(outs[::-1] if direction else outs))
+                hidden.append(torch.stack(outs[::-1] if direction else outs))
                 last.append(state)
-            sequence = torch.cat(found, -1)
+            sequence = torch.cat(hidden, -1)
         out = sequence.transpose(0, 1) if batch_first else sequence
-        return (out, *(torch.stack([state[k] for state in last]) for k in range(kept)))
+        return (out, *(torch.stack([state[k] for state in last]) for k in range(states_per_layer)))
 
     return run
 
@@ -227,10 +252,10 @@ class Capture(TorchFunctionMode):
         self.uses: list[Use] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run a function of torch, recorded where it is known and touches a slot."""
+        """Run a function of torch, and record it if it is known and uses a slot."""
         kwargs = kwargs or {}
         if func in _COMPOSITE:
-            with self:  # its parts are what we know
+            with self:  # the functions that it calls are known
                 return _opened(func)(*args, **kwargs)
         if func in RECURRENT and torch.is_grad_enabled():
             with self:
@@ -245,12 +270,12 @@ class Capture(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def name(self, tensor: Any) -> str | None:
-        """Return the slot that a tensor is, if it is one."""
+        """Return the name of the slot that a tensor holds, or None."""
         return self.names.get(id(tensor))
 
     def record(self, out: torch.Tensor, use: Use) -> torch.Tensor:
-        """Keep a use, with the place in the graph where the gradient of its output arrives."""
-        if not out.requires_grad:  # nothing before it depends on theta: make a place (no leaf: in-place writes follow)
+        """Append a use, with the edge of the graph that receives the gradient of its output."""
+        if not out.requires_grad:  # its input does not depend on theta: add an edge; no leaf, for in-place writes
             out = out.requires_grad_().clone()
         use.edge, use.shape = get_gradient_edge(out), out.shape
         self.uses.append(use)
@@ -260,13 +285,13 @@ class Capture(TorchFunctionMode):
 def captured(
     function: Functional, theta: Mapping[str, torch.Tensor], x: torch.Tensor
 ) -> tuple[torch.Tensor, list[Use]]:
-    """Run a model at ``theta`` and return its outputs, (n, m_y), with the uses that were recorded."""
+    """Run a model at ``theta`` and return its outputs, (n, m_y), and the recorded uses."""
     with Capture(theta) as capture:
         out = function(theta, function.batch(x))
     return out.reshape(len(x), -1), capture.uses
 
 
-def _free(tensor: Any, name: str | None) -> Any:
+def _detached(tensor: Any, name: str | None) -> Any:
     return tensor if name is None else tensor.detach()
 
 
@@ -275,12 +300,12 @@ def _linear(capture: Capture, func: Any, args: Any, kwargs: Any) -> torch.Tensor
     names = capture.name(weight), capture.name(bias)
     if names == (None, None) or weight.ndim != 2:
         return None
-    out = func(x, _free(weight, names[0]), _free(bias, names[1]))
+    out = func(x, _detached(weight, names[0]), _detached(bias, names[1]))
     return capture.record(out, Product(*names, out.ndim - 1, x.detach()))
 
 
 def _matmul(capture: Capture, func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
-    """Read ``x @ W``: a linear layer whose weight is stored transposed."""
+    """Record ``x @ W``: a linear layer whose weight is stored transposed."""
     if len(args) != 2 or kwargs:
         return None
     x, weight = args
@@ -298,14 +323,14 @@ def _conv(capture: Capture, func: Any, args: Any, kwargs: Any) -> torch.Tensor |
     axes = weight.ndim - 2
     if names == (None, None) or x.ndim != axes + 2:
         return None
-    out = func(x, _free(weight, names[0]), _free(bias, names[1]), stride, padding, dilation, groups)
+    out = func(x, _detached(weight, names[0]), _detached(bias, names[1]), stride, padding, dilation, groups)
     use = Conv(*names, 1, x.detach(), tuple(weight.shape[2:]), each(stride, axes), (), each(dilation, axes), groups)
     use.padding = _padding(padding, use)
     return capture.record(out, use)
 
 
 def _padding(padding: Any, use: Conv) -> tuple[tuple[int, int], ...]:
-    """Return what is added before and after each spatial axis; 'same' adds the odd one at the end."""
+    """Return the padding before and after each spatial axis; 'same' adds the odd entry at the end."""
     if padding == "valid":
         return ((0, 0),) * len(use.kernel)
     if padding == "same":
@@ -329,7 +354,7 @@ def _embedding(capture: Capture, func: Any, args: Any, kwargs: Any) -> torch.Ten
 
 
 def _norm(keys: tuple[str, ...], defaults: tuple[Any, ...]) -> Callable[..., torch.Tensor | None]:
-    """Make the reader of a normalisation ``z(x) * weight + bias``, of which z is the same function without them."""
+    """Return the reader of a normalisation ``z(x) * weight + bias``; z is the same function without weight and bias."""
 
     def read(capture: Capture, func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
         given = dict(zip(keys, _bound(keys, defaults, args, kwargs)))
@@ -338,7 +363,7 @@ def _norm(keys: tuple[str, ...], defaults: tuple[Any, ...]) -> Callable[..., tor
             return None
         plain = {key: None if key in ("weight", "bias") else value for key, value in given.items()}
         x = plain["input"] = given["input"].detach()
-        out = func(**{k: _free(v, capture.name(v)) if k in ("weight", "bias") else v for k, v in given.items()})
+        out = func(**{k: _detached(v, capture.name(v)) if k in ("weight", "bias") else v for k, v in given.items()})
         if "normalized_shape" in given:
             inner = tuple(given["normalized_shape"])
             lead, pattern = x.ndim - len(inner), inner
@@ -350,7 +375,7 @@ def _norm(keys: tuple[str, ...], defaults: tuple[Any, ...]) -> Callable[..., tor
 
 
 def _elementwise(multiplies: bool) -> Callable[..., torch.Tensor | None]:
-    """Make the reader of ``x + p`` or ``x * p`` with a slot p that is constant over the leading axes of x."""
+    """Return the reader of ``x + p`` or ``x * p`` with a slot p that is constant over the leading axes of x."""
 
     def read(capture: Capture, func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
         if len(args) != 2 or kwargs or not all(isinstance(a, torch.Tensor) for a in args):
@@ -373,7 +398,7 @@ def _elementwise(multiplies: bool) -> Callable[..., torch.Tensor | None]:
 
 
 def _bound(keys: tuple[str, ...], defaults: tuple[Any, ...], args: Any, kwargs: Any) -> tuple[Any, ...]:
-    """Bind arguments to names; the last names have the defaults."""
+    """Bind arguments to names; the defaults are those of the last names."""
     values = dict(zip(keys[len(keys) - len(defaults) :], defaults))
     values.update(zip(keys, args))
     values.update({key: value for key, value in kwargs.items() if key in keys})
@@ -381,7 +406,7 @@ def _bound(keys: tuple[str, ...], defaults: tuple[Any, ...], args: Any, kwargs: 
 
 
 def _opened(func: types.FunctionType) -> Callable[..., Any]:
-    """Return a composite function of torch without its own test for overrides, which would come back to us forever."""
+    """Return a composite function of torch without its test for overrides, which would recurse infinitely."""
     scope = {**func.__globals__, "has_torch_function": lambda *_: False, "has_torch_function_unary": lambda *_: False}
     copy = types.FunctionType(func.__code__, scope, func.__name__, func.__defaults__, func.__closure__)
     copy.__kwdefaults__ = func.__kwdefaults__

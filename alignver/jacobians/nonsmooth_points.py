@@ -1,14 +1,15 @@
-"""Kinks: pre-activations so close to where a piecewise function bends that rounding decides which derivative is taken.
+"""Nonsmooth points: pre-activations so close to a kink that rounding decides which one-sided derivative is computed.
 
-At a kink autograd picks one of the one-sided derivatives, and a Jacobian computed there, or next to it, may be that of
-neither side's exact network. What counts as next to it is an estimate of the rounding error of the pre-activation z: an
-inner product of m terms carries an error of about ``sqrt(m) u sum |w_k a_k|`` (Higham and Mary 2019, random rounding),
-and with terms of random signs the sum is about ``sqrt(m)`` times abs(z). So z counts when it is within
+At a kink autograd returns one of the one-sided derivatives, and a Jacobian computed at a kink, or next to it, may be
+that of neither side's exact network. The distance that counts as next to a kink is an estimate of the rounding error of
+the pre-activation z: an inner product of m terms has an error of about ``sqrt(m) u sum |w_k a_k|`` (Higham and Mary
+2019, random rounding), and with terms of random signs the sum is about ``sqrt(m)`` times abs(z). So z is counted if it
+is within
 
     t = m eps s
 
-of a kink, s its largest abs(z), m its entries for one sample (it stands for the length of the
-sums before it), eps that of the dtype that the model computes in. It is an estimate, not a bound.
+of a kink, where s is the largest abs(z), m the number of entries for one sample (a proxy for the length of the sums
+before it), and eps that of the dtype of computation. It is an estimate, not a bound.
 """
 
 from __future__ import annotations
@@ -24,35 +25,32 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from alignver.errors import InvalidInput
-from alignver.jacobians.jacobian import bind, checked_chunk
+from alignver import require
+from alignver.jacobians.jacobian import checked_chunk, probed_copy
 from alignver.jacobians.layer_io import each, windows
-from alignver.network.functional import Functional
-from alignver.network.inputs import as_asked
-from alignver.network.preserve_state import preserve_state
-from alignver.network.validate_model import probe, validate_model
+from alignver.network.validate_model import validate_model
 
-__all__ = ["Kink", "Kinks", "count_kinks", "find_nonsmooth_points", "kinks"]
+__all__ = ["Kink", "Kinks", "count_kinks", "find_nonsmooth_points"]
 
 _SAMPLES = 256  # samples of one pass
 
 
 @dataclasses.dataclass(frozen=True)
 class Kink:
-    """What one operation of one module met.
+    """The kinks of one operation of one module.
 
     Attributes
     ----------
     module : str
         Qualified name and class: ``"features.1 (ReLU)"``.
     operation : str
-        The operation as torch names it: ``"relu"``.
+        Torch's name of the operation: ``"relu"``.
     count, exact, total : int
-        Pre-activations within the tolerance of a kink; those exactly on one; all.
+        Number of pre-activations within the tolerance of a kink, exactly on one, and in total.
     nearest : float
         Smallest distance to a kink, as a multiple of the largest magnitude.
     tolerance : float
-        What counts as close, in the same unit: m eps.
+        The tolerance in the same unit: m eps.
     """
 
     module: str
@@ -66,27 +64,27 @@ class Kink:
 
 @dataclasses.dataclass(frozen=True)
 class Kinks:
-    """All operations with kinks that a model ran, in the order of their first run.
+    """All operations with kinks in a forward pass of a model, in the order of their first call.
 
     Attributes
     ----------
-    found : tuple of Kink
+    operations : tuple of Kink
     """
 
-    found: tuple[Kink, ...]
+    operations: tuple[Kink, ...]
 
     @property
     def count(self) -> int:
-        """How many pre-activations are within the tolerance of a kink."""
-        return sum(kink.count for kink in self.found)
+        """Number of pre-activations within the tolerance of a kink."""
+        return sum(kink.count for kink in self.operations)
 
     @property
     def total(self) -> int:
-        """How many pre-activations there are."""
-        return sum(kink.total for kink in self.found)
+        """Number of pre-activations."""
+        return sum(kink.total for kink in self.operations)
 
     def sentence(self) -> str:
-        """Say in one sentence what was met: what a derivative of these outputs is to be taken for."""
+        """Return one sentence about the kinks and the derivatives of these outputs."""
         if not self.count:
             return f"kinks: none of {self.total} pre-activations is within rounding of one"
         rest = f"; {len(self.sentences) - 1} more" if len(self.sentences) > 1 else ""
@@ -94,17 +92,17 @@ class Kinks:
 
     def summary(self) -> dict[str, Any]:
         """Return the numbers as plain data."""
-        modules = {kink.module: kink.count for kink in self.found if kink.count}
+        modules = {kink.module: kink.count for kink in self.operations if kink.count}
         return {"count": self.count, "total": self.total, "modules": modules}
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """One sentence for each module that met a kink, the one with the most first."""
-        met = sorted((kink for kink in self.found if kink.count), key=lambda kink: -kink.count)
+        """One sentence for each module at a kink, in the order of decreasing counts."""
+        at_kinks = sorted((kink for kink in self.operations if kink.count), key=lambda kink: -kink.count)
         return tuple(
             f"{kink.module}: {kink.count} of {kink.total} values within {kink.tolerance:.0e} of a kink of "
             f"{kink.operation}" + (f", {kink.exact} exactly on it" if kink.exact else "")
-            for kink in met
+            for kink in at_kinks
         )
 
 
@@ -116,20 +114,20 @@ def count_kinks(
     dtype: str | None = "float64",
     chunk_size: int | None = None,
 ) -> Kinks:
-    """Count the pre-activations that rounding cannot tell from a kink, by module.
+    """Count the pre-activations within rounding error of a kink, by module.
 
-    ReLU and its relatives (leaky, parametric, ReLU6, hardtanh, hardswish, hardsigmoid, shrinkages, threshold; ELU and
-    SELU where their slopes differ at 0), abs, sign, clamp, maximum and minimum of two tensors, and ties in max pooling,
-    whether they run as modules or as functions.
+    The operations are ReLU and its variants (leaky, parametric, ReLU6, hardtanh, hardswish, hardsigmoid, shrinkages,
+    threshold; ELU and SELU if their slopes differ at 0), abs, sign, clamp, maximum and minimum of two tensors, and ties
+    in max pooling, whether they run as modules or as functions.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Left as it was.
+        Not changed.
     X : torch.Tensor or numpy.ndarray
-        Inputs, one sample a row: (n, ...).
+        Inputs, one sample per row: (n, ...).
     eps : float, optional
-        What counts as close, relative to the largest magnitude, instead of m eps (see the module's notes).
+        The tolerance, relative to the largest magnitude, instead of m eps (see the module's notes).
     dtype, chunk_size
         As in :func:`alignver.jacobians.jacobian.jacobian`.
 
@@ -140,78 +138,70 @@ def count_kinks(
     Raises
     ------
     InvalidInput
-        A model or inputs that no check can be about, an eps that is no non-negative number.
+        The model or the inputs cannot be checked; eps is not a non-negative number.
 
     Notes
     -----
-    Rigor: floating point, an estimate. Windows of inactive ReLUs tie at 0 in a max pooling after them, exactly and
-    without harm: the derivative is 0 on every side.
+    Rigor: floating-point, an estimate. Windows of inactive ReLUs tie at exactly 0 in a max pooling after them, which is
+    harmless: the derivative is 0 on every side.
 
     Examples
     --------
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(1, 2, bias=False), torch.nn.ReLU(), torch.nn.Linear(2, 1))
-    >>> found = count_kinks(model, [[0.0], [1.0]])
-    >>> found.count
+    >>> kinks = count_kinks(model, [[0.0], [1.0]])
+    >>> kinks.count
     2
-    >>> print(*found.sentences)
+    >>> print(*kinks.sentences)
     1 (ReLU): 2 of 4 values within 4e-16 of a kink of relu, 2 exactly on it
     """
     model = validate_model(model, include_frozen=True)
     size = checked_chunk(chunk_size) or _SAMPLES
-    if eps is not None and (isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < float("inf")):
-        raise InvalidInput("eps", f"eps={eps!r}", "a non-negative number, or None")
-    with preserve_state(model):
-        function, x = bind(model, X, dtype, include_frozen=True)
-        with as_asked(function.device, function.dtype):
-            unit = torch.finfo(probe(function, x).computed_in).eps
-            return kinks(function, x, unit, eps, size)
+    if eps is not None:
+        eps = require.real("eps", eps, least=0, need="a non-negative number, or None")
+    with probed_copy(model, X, dtype, include_frozen=True) as (function, x, probed):
+        observer = _Observer(torch.finfo(probed.computed_in).eps, eps)
+        theta = function.leaves()
+        with _running_modules(function.model, observer.path):
+            for part in torch.split(x, size):
+                observer.samples = len(part)
+                with observer:  # with gradients on: without them torch pools by an operation that the mode does not see
+                    function(theta, function.batch(part))
+    return Kinks(tuple(observer.kinks.values()))
 
 
 def find_nonsmooth_points(model: nn.Module, X: torch.Tensor, dtype: str | None) -> Kinks | None:
-    """Count kinks where a model has operations that bend, which a pass over two samples shows (one alone may be
-    squeezed out of its batch); None where it has none.
+    """Count the kinks of a model; None if a pass over two samples runs no operation with kinks.
+
+    Two samples, because a model may squeeze the batch axis of a single one.
 
     Examples
     --------
     >>> find_nonsmooth_points(torch.nn.Linear(1, 1), torch.ones(3, 1), "float64") is None
     True
     """
-    if not count_kinks(model, X[:2], dtype=dtype).found:
+    if not count_kinks(model, X[:2], dtype=dtype).operations:
         return None
     return count_kinks(model, X, dtype=dtype)
 
 
-def kinks(function: Functional, x: torch.Tensor, unit: float, eps: float | None = None, size: int = _SAMPLES) -> Kinks:
-    """Count the kinks of a bound model; the caller guards it."""
-    observer = _Observer(unit, eps)
-    theta = {name: value.detach().requires_grad_() for name, value in function.theta.items()}
-    with _named(function.model, observer.path):
-        for start in range(0, len(x), size):
-            part = x[start : start + size]
-            observer.samples = len(part)
-            with observer:  # with gradients on: without them torch pools by an operation that is not seen
-                function(theta, function.batch(part))
-    return Kinks(tuple(observer.found.values()))
-
-
 class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Look at the operands of every operation that has kinks, before it runs."""
+    """Inspect the operands of every operation with kinks before it runs."""
 
     def __init__(self, unit: float, eps: float | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.unit, self.eps = unit, eps
         self.samples = 1
         self.path: list[str] = []
-        self.found: dict[tuple[str, str], Kink] = {}
+        self.kinks: dict[tuple[str, str], Kink] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count, and run the operation."""
         kwargs = kwargs or {}
         name = str(func._schema.name).partition("::")[2].removesuffix("_")
-        look = _POINTWISE.get(name)
-        if look is not None:
-            points = look(*args[1:], **kwargs)
+        kinks_of = _POINTWISE.get(name)
+        if kinks_of is not None:
+            points = kinks_of(*args[1:], **kwargs)
             z = args[0] - args[1] if name in ("maximum", "minimum") else args[0]
             if points and isinstance(z, torch.Tensor) and z.is_floating_point():
                 gap = torch.stack([(z - point).abs() for point in points]).amin(0)
@@ -230,12 +220,12 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         module = self.path[-1] if self.path else ""
         count, exact = int((gap <= close * size).sum()), int((gap == 0.0).sum())
         nearest = float(gap.min()) / size if size else 0.0
-        before = self.found.get((module, operation))
+        before = self.kinks.get((module, operation))
         if before is not None:
             count, exact = count + before.count, exact + before.exact
             nearest, close = min(nearest, before.nearest), max(close, before.tolerance)
         total = gap.numel() + (before.total if before is not None else 0)
-        self.found[module, operation] = Kink(module, operation, count, exact, total, nearest, close)
+        self.kinks[module, operation] = Kink(module, operation, count, exact, total, nearest, close)
 
 
 def _elu(alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> tuple[float, ...]:
@@ -278,7 +268,7 @@ _POINTWISE: dict[str, Callable[..., tuple[float, ...]]] = {
 
 
 def _pool_gap(args: Any, kwargs: Any, out: torch.Tensor) -> torch.Tensor:
-    """Largest minus second largest entry of every window of a max pooling."""
+    """Return the largest minus the second largest entry of every window of a max pooling."""
     given = [args[0].detach(), *args[1:], *[None] * 5][:5]
     z, kernel, stride, padding, dilation = given
     axes = len(kernel)
@@ -297,9 +287,9 @@ def _pool_gap(args: Any, kwargs: Any, out: torch.Tensor) -> torch.Tensor:
 def _adaptive_gap(args: Any, kwargs: Any, out: torch.Tensor) -> torch.Tensor:
     z, sizes = args[0].detach(), list(args[1])
     gaps = []
-    for place in itertools.product(*(range(size) for size in sizes)):
+    for position in itertools.product(*(range(size) for size in sizes)):
         window = z
-        for axis, (k, size) in enumerate(zip(place, sizes)):
+        for axis, (k, size) in enumerate(zip(position, sizes)):
             length = z.shape[axis - len(sizes)]
             low, high = k * length // size, -(-(k + 1) * length // size)
             window = window.narrow(axis - len(sizes), low, high - low)
@@ -323,8 +313,8 @@ _POOLS: dict[str, Callable[[Any, Any, torch.Tensor], torch.Tensor]] = {
 
 
 @contextlib.contextmanager
-def _named(model: nn.Module, path: list[str]) -> Iterator[None]:
-    """Keep in ``path`` the modules that are running, the innermost last."""
+def _running_modules(model: nn.Module, path: list[str]) -> Iterator[None]:
+    """Maintain in ``path`` the modules that are running, the innermost last."""
     handles = []
     for name, module in model.named_modules():
         called = f"{name} ({type(module).__name__})" if name else type(module).__name__

@@ -1,13 +1,13 @@
-"""Torch models: from a module and its data to arrays, without leaving a trace on the module.
+"""Torch models: from a module and its data to arrays, without a change to the module.
 
-Nothing is imported here but torch itself, so that a missing torch is named once, with the remedy; take what you need
-from the submodules, or from ``alignver``.
+Import names from the submodules, or from ``alignver``. This file imports torch only, to report a missing torch with the
+remedy.
 """
 
 from alignver.errors import MissingDependency
 
 try:
-    import torch as _torch  # noqa: F401 - only whether it is there
+    import torch as _torch  # noqa: F401 - only to test that it is installed
 except ModuleNotFoundError as error:
     if error.name != "torch":
         raise

@@ -1,4 +1,4 @@
-"""The features z of a torch model: what one of its layers puts out, batch by batch, with the model left as it was."""
+"""The features z of a torch model: the output of one layer, batch by batch, without a change to the model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from alignver import atomic
+from alignver import atomic, require
 from alignver.errors import InvalidInput, first_line
 from alignver.network.inputs import as_inputs
 from alignver.network.preserve_state import preserve_state
@@ -29,7 +29,7 @@ __all__ = ["estimate_row_error", "extract_features", "feature_blocks", "save_fea
 def extract_features(
     model: nn.Module, X: Any, layer: str | None = None, *, batch_size: int = 256
 ) -> npt.NDArray[np.floating[Any]]:
-    r"""Return the output of a layer for every sample, a row each: the matrix with rows :math:`\bar z(x_i)`.
+    r"""Return the output of a layer for every sample, one row per sample: the matrix with rows :math:`\bar z(x_i)`.
 
     The constant neuron of the paper's :math:`z = [\bar z^\top, 1]^\top` is not added:
     :func:`~alignver.checks.exploration.check_safe_exploration` does that with ``add_constant=True``.
@@ -37,13 +37,13 @@ def extract_features(
     Parameters
     ----------
     model : torch.nn.Module
-        Run in eval mode without gradients; it comes out as it went in.
+        Run in eval mode without gradients, then restored.
     X : (n, ...) array or tensor
-        Inputs; floating ones are cast to the model's dtype, batch by batch.
+        Inputs; floating-point inputs are cast to the model's dtype, batch by batch.
     layer : str, optional
-        Name of the submodule, as ``model.named_modules()`` has it; None is the model's own output.
+        Name of the submodule in ``model.named_modules()``; None is the output of the model.
     batch_size : int
-        Samples that are run at a time.
+        Samples per forward pass.
 
     Returns
     -------
@@ -53,8 +53,8 @@ def extract_features(
     Raises
     ------
     InvalidInput
-        No such layer, a layer that is not run exactly once, an output that is no real tensor with a row for each
-        sample, NaN or Inf in the output (named by row).
+        There is no such layer; the layer does not run exactly once per pass; its output is not a real tensor with one
+        row per sample; its output has NaN or Inf (the message gives the row).
 
     Examples
     --------
@@ -69,9 +69,9 @@ def extract_features(
 def feature_blocks(
     model: nn.Module, X: Any, layer: str | None = None, *, batch_size: int = 256
 ) -> Iterator[npt.NDArray[np.floating[Any]]]:
-    """Yield the rows of :func:`extract_features` block by block, for features that memory does not hold.
+    """Yield the rows of :func:`extract_features` block by block, for features that do not fit in memory.
 
-    The model is guarded and put back around every block, so it may be used between two of them.
+    The model is restored after every block, so it may be used between two blocks.
 
     Examples
     --------
@@ -79,32 +79,28 @@ def feature_blocks(
     >>> [block.shape for block in feature_blocks(torch.nn.Linear(2, 3), [[0.0, 1.0]] * 5, batch_size=2)]
     [(2, 3), (2, 3), (1, 3)]
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise InvalidInput("batch_size", repr(batch_size), "an integer >= 1")
-    module = model if layer is None else _find(model, layer)
+    batch_size = require.integer("batch_size", batch_size, least=1)
+    module = model if layer is None else _submodule(model, layer)
     parameter = next(iter(model.parameters()), None)
-    device = parameter.device if parameter is not None else torch.device("cpu")
-    x = as_inputs(X, device)
-    casts = x.is_floating_point() and parameter is not None and parameter.dtype != x.dtype
-    starts = range(0, int(x.shape[0]), batch_size)
-    for start in track(starts, "features"):
+    x = as_inputs(X, _device(model))
+    for start in track(range(0, len(x), batch_size), "features"):
         batch = x[start : start + batch_size]
-        if casts and parameter is not None:
+        if parameter is not None and x.is_floating_point():
             batch = batch.to(parameter.dtype)
-        yield _rows(_output(model, module, batch, layer), start, int(batch.shape[0]), layer)
+        yield _rows(_output(model, module, batch, layer), start, len(batch), layer)
 
 
 def save_features(
     file: str | os.PathLike[str], model: nn.Module, X: Any, layer: str | None = None, *, batch_size: int = 256
 ) -> np.memmap[Any, Any]:
-    """Write the rows of :func:`extract_features` to a ``.npy`` file, one batch at a time, and return the file mapped.
+    """Write the rows of :func:`extract_features` to a ``.npy`` file batch by batch, and return it memory-mapped.
 
-    The file appears whole or not at all; memory holds a batch.
+    The write is atomic; memory holds one batch.
 
     Parameters
     ----------
     file : path
-        A file that is there is replaced.
+        An existing file is replaced.
     model, X, layer, batch_size
         As in :func:`extract_features`.
 
@@ -116,7 +112,7 @@ def save_features(
     Raises
     ------
     InvalidInput
-        As :func:`extract_features`; a file that cannot be written, a disk that is full.
+        As :func:`extract_features`; the file cannot be written, or the disk is full.
 
     Examples
     --------
@@ -137,29 +133,29 @@ def save_features(
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         got = f"{whole}, on a disk that is full" if full else f"{whole}, which cannot be written ({error.strerror})"
-        raise InvalidInput("file", got, "a place with room for all rows") from error
-    kept: np.memmap[Any, Any] = np.load(whole, mmap_mode="r", allow_pickle=False)
-    return kept
+        raise InvalidInput("file", got, "a place with room for all rows", code="unwritable-file") from error
+    mapped: np.memmap[Any, Any] = np.load(whole, mmap_mode="r", allow_pickle=False)
+    return mapped
 
 
 def estimate_row_error(model: nn.Module, X: Any, layer: str | None = None, *, sample: int = 64, seed: int = 0) -> float:
-    """Estimate what the model's own precision does to a row of features: the largest difference from a float64 pass.
+    """Estimate the rounding error of a row of features in the model's precision by comparison with a float64 pass.
 
-    An estimate, from a sample, and no bound: a verdict that rests on it is NUMERICAL (``delta_is_estimate=True``).
+    This is an estimate from a sample, not a bound: a verdict based on it is NUMERICAL (``delta_is_estimate=True``).
 
     Parameters
     ----------
     model, X, layer
-        As in :func:`extract_features`; a copy of the model is widened to float64, which is exact.
+        As in :func:`extract_features`; a copy of the model is converted to float64, which is exact.
     sample : int
-        Rows that are compared.
+        Number of rows compared.
     seed : int
-        Which rows.
+        Seed of the choice of rows.
 
     Returns
     -------
     float
-        The largest 2-norm of a difference between two rows of the sample, times two.
+        Twice the largest 2-norm of the difference of a row between the two passes.
 
     Examples
     --------
@@ -169,53 +165,53 @@ def estimate_row_error(model: nn.Module, X: Any, layer: str | None = None, *, sa
     >>> 0.0 < estimate_row_error(net, torch.randn(10, 2)) < 1e-5
     True
     """
-    if isinstance(sample, bool) or not isinstance(sample, int) or sample < 1:
-        raise InvalidInput("sample", repr(sample), "an integer >= 1")
-    parameter = next(iter(model.parameters()), None)
-    device = parameter.device if parameter is not None else torch.device("cpu")
-    x = as_inputs(X, device)
-    chosen = np.random.default_rng(seed).choice(int(x.shape[0]), size=min(sample, int(x.shape[0])), replace=False)
-    batch = x[torch.from_numpy(np.sort(chosen)).to(device)]
-    own = extract_features(model, batch, layer)
+    sample = require.integer("sample", sample, least=1)
+    x = as_inputs(X, _device(model))
+    rows = np.random.default_rng(seed).choice(len(x), size=min(sample, len(x)), replace=False)
+    batch = x[torch.from_numpy(np.sort(rows)).to(x.device)]
+    native = extract_features(model, batch, layer)
     wide = extract_features(copy.deepcopy(model).double(), batch, layer)
-    return 2.0 * float(np.linalg.norm(own.astype(np.float64) - wide, axis=1).max())
+    return 2.0 * float(np.linalg.norm(native.astype(np.float64) - wide, axis=1).max())
 
 
-def _find(model: nn.Module, layer: str) -> nn.Module:
+def _device(model: nn.Module) -> torch.device:
+    parameter = next(iter(model.parameters()), None)
+    return parameter.device if parameter is not None else torch.device("cpu")
+
+
+def _submodule(model: nn.Module, layer: str) -> nn.Module:
     modules: dict[str, nn.Module] = dict(model.named_modules())
     if layer not in modules:
         names = [name for name in modules if name]
         near = difflib.get_close_matches(layer, names, n=4, cutoff=0.3) or names[-4:]
-        raise InvalidInput("layer", repr(layer), f"the name of a submodule, such as {', '.join(near)}")
+        need = f"the name of a submodule, such as {', '.join(near)}"
+        raise InvalidInput("layer", repr(layer), need, code="not-a-choice")
     return modules[layer]
 
 
 def _output(model: nn.Module, module: nn.Module, batch: torch.Tensor, layer: str | None) -> Any:
-    seen: list[Any] = []
-    with preserve_state(model), _evaluating(model), torch.no_grad():
-        handle = module.register_forward_hook(lambda _module, _inputs, output: seen.append(_kept(output)))
+    outputs: list[Any] = []
+
+    def store(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        # A copy: a later layer may work in place.
+        outputs.append(output.detach().clone() if isinstance(output, torch.Tensor) else output)
+
+    with preserve_state(model), _eval_mode(model), torch.no_grad():
+        handle = module.register_forward_hook(store)
         try:
             model(batch)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise InvalidInput(
-                "X",
-                f"a batch of shape {tuple(batch.shape)} that the model refuses ({first_line(error)})",
-                "inputs that the model takes",
-            ) from error
+            got = f"a batch of shape {tuple(batch.shape)} on which the model raises ({first_line(error)})"
+            raise InvalidInput("X", got, "inputs that the model accepts") from error
         finally:
             handle.remove()
-    if len(seen) != 1:
-        raise InvalidInput("layer", f"{layer!r}, run {len(seen)} times in one pass", "a layer that is run once")
-    return seen[0]
-
-
-def _kept(output: Any) -> Any:
-    """Return a copy of a tensor: a layer after this one may work in place."""
-    return output.detach().clone() if isinstance(output, torch.Tensor) else output
+    if len(outputs) != 1:
+        raise InvalidInput("layer", f"{layer!r}, run {len(outputs)} times in one pass", "a layer that runs once")
+    return outputs[0]
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _eval_mode(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -228,15 +224,16 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def _rows(output: Any, start: int, count: int, layer: str | None) -> npt.NDArray[np.floating[Any]]:
     if not isinstance(output, torch.Tensor) or output.is_complex() or not output.is_floating_point():
         kind = f"a tensor of {output.dtype}" if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
-        raise InvalidInput("layer", f"{layer!r}, whose output is {kind}", "a layer whose output is one real tensor")
+        need = "a layer whose output is one real tensor"
+        raise InvalidInput("layer", f"{layer!r}, whose output is {kind}", need, code="wrong-type")
     if output.ndim == 0 or output.shape[0] != count:
-        raise InvalidInput(
-            "layer", f"{layer!r} with an output of shape {tuple(output.shape)} for {count} samples", "a row for each"
-        )
+        got = f"{layer!r} with an output of shape {tuple(output.shape)} for {count} samples"
+        raise InvalidInput("layer", got, "one row per sample", code="wrong-shape")
     wide = output if output.dtype in (torch.float32, torch.float64) else output.float()
     rows: npt.NDArray[np.floating[Any]] = wide.reshape(count, -1).cpu().numpy()
     finite = np.isfinite(rows)
     if not finite.all():
         i, j = (int(k[0]) for k in np.nonzero(~finite))
-        raise InvalidInput("X", f"the feature {float(rows[i, j])} at {(start + i, j)}", "inputs with finite features")
+        got = f"the feature {float(rows[i, j])} at {(start + i, j)}"
+        raise InvalidInput("X", got, "inputs with finite features", code="not-finite")
     return np.ascontiguousarray(rows)

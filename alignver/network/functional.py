@@ -1,13 +1,14 @@
-"""Physical parameter slots: what the columns of the Jacobian are, in which order.
+"""A model as a function of its parameters: (theta, x) -> f(x, theta), without a change to the module.
 
-A model as a function of theta: (theta, x) -> f(x, theta), with the module itself left alone.
-
-A function of a dict of tensors, seen as a module: what the rest of the library works with.
+:class:`ParameterLayout` lists the physical parameters (slots) of a model and so the columns of the Jacobian;
+:class:`Functional` binds the model to copies of its parameters and buffers; :func:`as_module` turns a function of a
+dict of tensors into a module.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,7 +18,7 @@ from torch import nn
 from torch.func import functional_call
 
 from alignver.errors import InvalidInput
-from alignver.network.inputs import differentiable, dtype_name
+from alignver.network.inputs import dtype_name, without_cudnn_recurrence
 
 __all__ = [
     "Functional",
@@ -25,6 +26,7 @@ __all__ = [
     "Theta",
     "as_module",
     "at_state",
+    "comparison_weights",
     "functional",
     "parameter_layout",
     "require_memory",
@@ -35,7 +37,7 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ParameterLayout:
-    """The physical parameters of a model, each once, however many names it goes by.
+    """The physical parameters of a model, each listed once, however many names it has.
 
     The vector theta of the paper is the concatenation of the slots, each flattened in row-major order.
 
@@ -48,7 +50,7 @@ class ParameterLayout:
     sizes : tuple of int
         Number of entries of each slot.
     fixed : dict of str to torch.Tensor
-        What is held constant: parameters with ``requires_grad=False`` (unless included), under their first name.
+        Parameters held constant: those with ``requires_grad=False`` (unless included), under their first name.
     aliases : dict of str to str
         Further names of tied parameters, each with the first name of its slot.
     """
@@ -61,17 +63,13 @@ class ParameterLayout:
 
     @property
     def d(self) -> int:
-        """Number of columns of the Jacobian: the entries of all slots together."""
+        """Number of columns of the Jacobian: the total number of entries of all slots."""
         return sum(self.sizes)
 
     @property
     def offsets(self) -> tuple[int, ...]:
         """First column of each slot."""
-        starts, column = [], 0
-        for size in self.sizes:
-            starts.append(column)
-            column += size
-        return tuple(starts)
+        return tuple(itertools.accumulate(self.sizes, initial=0))[:-1]
 
     def where(self, column: int) -> str:
         """Name the slot that a column of the Jacobian belongs to."""
@@ -84,8 +82,8 @@ class ParameterLayout:
 def parameter_layout(model: nn.Module, *, include_frozen: bool = False) -> ParameterLayout:
     """List the physical parameter slots of a model.
 
-    Tied parameters (one Parameter object under several names, an aliased submodule included) are one slot. Parameters
-    with ``requires_grad=False`` are left out unless ``include_frozen``. Buffers are never slots.
+    Tied parameters (one Parameter object under several names, including those of an aliased submodule) form one slot.
+    Parameters with ``requires_grad=False`` are excluded unless ``include_frozen``. Buffers are never slots.
 
     Parameters
     ----------
@@ -96,21 +94,21 @@ def parameter_layout(model: nn.Module, *, include_frozen: bool = False) -> Param
 
     Returns
     -------
-    Slots
+    ParameterLayout
 
     Examples
     --------
     >>> import torch
     >>> layer = torch.nn.Linear(3, 3, bias=False)
     >>> tied = torch.nn.Sequential(layer, torch.nn.Tanh(), layer, torch.nn.Linear(3, 1))
-    >>> found = parameter_layout(tied)
-    >>> found.names, found.sizes, found.d
+    >>> layout = parameter_layout(tied)
+    >>> layout.names, layout.sizes, layout.d
     (('0.weight', '3.weight', '3.bias'), (9, 3, 1), 13)
-    >>> found.aliases
+    >>> layout.aliases
     {'2.weight': '0.weight'}
     """
     first: dict[int, str] = {}
-    chosen: dict[str, nn.Parameter] = {}
+    slots: dict[str, nn.Parameter] = {}
     fixed: dict[str, nn.Parameter] = {}
     aliases: dict[str, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -118,9 +116,9 @@ def parameter_layout(model: nn.Module, *, include_frozen: bool = False) -> Param
             aliases[name] = first[id(parameter)]
             continue
         first[id(parameter)] = name
-        (chosen if include_frozen or parameter.requires_grad else fixed)[name] = parameter
-    sizes = tuple(parameter.numel() for parameter in chosen.values())
-    return ParameterLayout(tuple(chosen), tuple(chosen.values()), sizes, fixed, aliases)
+        (slots if include_frozen or parameter.requires_grad else fixed)[name] = parameter
+    sizes = tuple(parameter.numel() for parameter in slots.values())
+    return ParameterLayout(tuple(slots), tuple(slots.values()), sizes, fixed, aliases)
 
 
 Theta = Mapping[str, torch.Tensor]
@@ -133,32 +131,32 @@ class Functional:
     Attributes
     ----------
     model : torch.nn.Module
-        Runs, but is not changed: every tensor of it is swapped for one of those below during a call.
-    slots : Slots
+        It runs, but does not change: during a call each of its tensors is replaced by one of those below.
+    layout : ParameterLayout
         The columns of the Jacobian.
     theta : mapping of str to torch.Tensor
-        The slots' values, own copies in the dtype of computation.
+        Copies of the slots' values in the dtype of computation.
     held : mapping of str to torch.Tensor
-        Frozen parameters and buffers, own copies; floating ones in the dtype of computation.
+        Copies of frozen parameters and buffers; floating-point ones in the dtype of computation.
     dtype : torch.dtype
         The dtype of computation.
     places : mapping of str to str
-        Where each tensor goes: every attribute of every module once, with the first name of what it holds.
+        Each attribute that holds a tensor, by qualified name, with the first name of that tensor.
     """
 
     model: nn.Module
-    slots: ParameterLayout
+    layout: ParameterLayout
     theta: Theta
     held: Theta
     dtype: torch.dtype
     places: Mapping[str, str]
 
     def __call__(self, theta: Theta, x: torch.Tensor) -> torch.Tensor:
-        """Run the model at ``theta`` on a batch of inputs; what comes out is not looked at."""
+        """Run the model at ``theta`` on a batch of inputs, without validation of the output."""
         values = {**self.held, **theta}
         tensors = {place: values[name] for place, name in self.places.items()}
-        # With tie_weights=True torch swaps a module that has two names twice, and puts the wrong tensors back.
-        with differentiable(self.model):
+        # With tie_weights=True torch swaps a module with two names twice, and restores the wrong tensors.
+        with without_cudnn_recurrence(self.model):
             out: torch.Tensor = functional_call(self.model, tensors, (x,), tie_weights=False)
         return out
 
@@ -168,24 +166,29 @@ class Functional:
             return x.clone()
         return x.to(self.dtype, copy=True)
 
+    def leaves(self) -> dict[str, torch.Tensor]:
+        """Return theta as leaves of a new graph that share its memory."""
+        return {name: value.detach().requires_grad_() for name, value in self.theta.items()}
+
     def refresh(self) -> bool:
-        """Copy the module's present values into its own memory; False where its tensors are no longer those bound."""
-        found: dict[str, torch.Tensor] = {**self.slots.fixed, **dict(self.model.named_buffers())}
-        found.update(zip(self.slots.names, self.slots.parameters))
+        """Copy the module's present values into the bound tensors; False if the module no longer has those tensors."""
+        layout = self.layout
+        present: dict[str, torch.Tensor] = {**layout.fixed, **dict(self.model.named_buffers())}
+        present.update(zip(layout.names, layout.parameters))
         bound = {**self.theta, **self.held}
         now = {id(p) for p in self.model.parameters()}
-        if now != {id(p) for p in (*self.slots.parameters, *self.slots.fixed.values())} or set(found) != set(bound):
+        if now != {id(p) for p in (*layout.parameters, *layout.fixed.values())} or set(present) != set(bound):
             return False
-        if any(found[name].shape != value.shape for name, value in bound.items()):
+        if any(present[name].shape != value.shape for name, value in bound.items()):
             return False
         with torch.no_grad():
             for name, value in bound.items():
-                value.copy_(found[name])
+                value.copy_(present[name])
         return True
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Device of the parameters."""
         return next(iter(self.theta.values())).device
 
 
@@ -202,21 +205,21 @@ def functional(model: nn.Module, dtype: torch.dtype, *, include_frozen: bool = F
     >>> model.weight.dtype
     torch.float32
     """
-    found = parameter_layout(model, include_frozen=include_frozen)
-    theta = {name: _own(value, dtype) for name, value in zip(found.names, found.parameters)}
-    held = {name: _own(value, dtype) for name, value in found.fixed.items()}
-    held.update({name: _own(value, dtype) for name, value in model.named_buffers()})
-    return Functional(model, found, theta, held, dtype, _places(model))
+    layout = parameter_layout(model, include_frozen=include_frozen)
+    theta = {name: _copy(value, dtype) for name, value in zip(layout.names, layout.parameters)}
+    held = {name: _copy(value, dtype) for name, value in layout.fixed.items()}
+    held.update({name: _copy(value, dtype) for name, value in model.named_buffers()})
+    return Functional(model, layout, theta, held, dtype, _places(model))
 
 
 def require_state(model: nn.Module, state: Mapping[str, torch.Tensor], argument: str = "state") -> Theta:
-    """Return the values of a state dict under the first name of each parameter and buffer, all of them there and fit.
+    """Return the validated values of a state dict under the first name of each parameter and buffer.
 
     Raises
     ------
     InvalidInput
-        No mapping of names to tensors; a parameter or (persistent) buffer without a value; a name that the model does
-        not know; another shape or dtype; NaN or Inf.
+        The state is not a mapping of names to tensors; a parameter or (persistent) buffer has no value; the model has
+        no tensor of that name; a shape or dtype differs; a value is NaN or Inf.
 
     Examples
     --------
@@ -225,55 +228,61 @@ def require_state(model: nn.Module, state: Mapping[str, torch.Tensor], argument:
     """
     need = "values of every parameter and buffer, by name: a copy of model.state_dict()"
     if not isinstance(state, Mapping):
-        raise InvalidInput(argument, f"a {type(state).__name__}", need)
+        raise InvalidInput(argument, f"a {type(state).__name__}", need, code="wrong-type")
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     known = {name for name, _ in named}
-    strange = [name for name in state if name not in known and not str(name).endswith("_extra_state")]
-    if strange:
-        raise InvalidInput(argument, f"{strange[0]!r}, which the model does not have", need)
-    passing = {
+    unknown = [name for name in state if name not in known and not str(name).endswith("_extra_state")]
+    if unknown:
+        raise InvalidInput(argument, f"{unknown[0]!r}, which the model does not have", need)
+    optional = {
         f"{prefix}.{key}" if prefix else key
         for prefix, module in model.named_modules()
         for key in module._non_persistent_buffers_set
     }
     first: dict[int, str] = {}
     values: dict[str, torch.Tensor] = {}
-    for name, own in named:
-        known_as = first.setdefault(id(own), name)
-        if known_as in values or name not in state:
-            continue
-        values[known_as] = _require_like(state[name], own, name, argument)
-    missing = [name for name in first.values() if name not in values and name not in passing]
+    for name, tensor in named:
+        first_name = first.setdefault(id(tensor), name)
+        if first_name not in values and name in state:
+            values[first_name] = _require_like(state[name], tensor, name, argument)
+    missing = [name for name in first.values() if name not in values and name not in optional]
     if missing:
         raise InvalidInput(argument, f"no {missing[0]!r}", need)
     return values
 
 
 def at_state(function: Functional, values: Theta) -> Functional:
-    """Return the same function at the values of :func:`require_state`, of which it takes copies."""
+    """Return the same function at copies of the values that :func:`require_state` returned."""
 
-    def there(own: Theta) -> Theta:
+    def replaced(tensors: Theta) -> Theta:
         return {
-            name: _own(values[name].to(tensor.device), function.dtype) if name in values else tensor
-            for name, tensor in own.items()
+            name: _copy(values[name].to(tensor.device), function.dtype) if name in values else tensor
+            for name, tensor in tensors.items()
         }
 
-    return dataclasses.replace(function, theta=there(function.theta), held=there(function.held))
+    return dataclasses.replace(function, theta=replaced(function.theta), held=replaced(function.held))
 
 
-def _require_like(value: object, own: torch.Tensor, name: str, argument: str) -> torch.Tensor:
+def _require_like(value: object, tensor: torch.Tensor, name: str, argument: str) -> torch.Tensor:
     if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_meta:
-        raise InvalidInput(argument, f"{name!r} that is no dense tensor with values", "one tensor for each name")
-    if value.shape != own.shape or value.dtype != own.dtype:
+        got = f"{name!r} that is not a dense tensor with values"
+        raise InvalidInput(argument, got, "one tensor for each name", code="wrong-type")
+    if value.shape != tensor.shape or value.dtype != tensor.dtype:
         got = f"{name!r} of shape {tuple(value.shape)} and dtype {dtype_name(value.dtype)}"
-        raise InvalidInput(argument, got, f"shape {tuple(own.shape)} and dtype {dtype_name(own.dtype)}, as the model's")
+        need = f"shape {tuple(tensor.shape)} and dtype {dtype_name(tensor.dtype)}, as in the model"
+        raise InvalidInput(argument, got, need, code="wrong-shape" if value.shape != tensor.shape else "wrong-dtype")
     if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-        raise InvalidInput(argument, f"{name!r} with NaN or Inf entries", "finite values")
+        raise InvalidInput(argument, f"{name!r} with NaN or Inf entries", "finite values", code="not-finite")
     return value.detach()
 
 
+def comparison_weights(count: int, like: torch.Tensor) -> torch.Tensor:
+    """Return cos 1, cos 2, ...: fixed weights without a pattern, to compare a formula with a backward pass."""
+    return torch.cos(torch.arange(1, count + 1, device=like.device)).to(like.dtype)
+
+
 def require_memory(entries: int, function: Functional, got: str, what: str) -> None:
-    """Refuse a matrix with so many entries of a model's dtype where its device could not hold it, were it empty."""
+    """Refuse a matrix of ``entries`` entries in the dtype of computation that exceeds the memory of the device."""
     need = entries * torch.finfo(function.dtype).bits // 8
     if function.device.type == "cuda":
         room = torch.cuda.mem_get_info(function.device)[1]
@@ -281,19 +290,19 @@ def require_memory(entries: int, function: Functional, got: str, what: str) -> N
         room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if need > room:
         fits = f"{what} that fits in the {room / 1e9:.0f} GB of {function.device}: fewer samples"
-        raise InvalidInput("X", f"{got} {need / 1e9:.0f} GB", fits)
+        raise InvalidInput("X", f"{got} {need / 1e9:.0f} GB", fits, code="too-large")
 
 
 def require_same_dtype(x: torch.Tensor, dtype: torch.dtype) -> None:
-    """Refuse floating inputs that would have to be rounded (or silently widened) to the model's own dtype."""
+    """Refuse floating-point inputs that would have to be rounded (or silently widened) to the model's own dtype."""
     if x.is_floating_point() and x.dtype != dtype and dtype != torch.float64:
-        got = f"dtype {dtype_name(x.dtype)} beside a model computing in {dtype_name(dtype)}"
-        need = f"X in {dtype_name(dtype)}, or dtype='float64', to which both go exactly"
-        raise InvalidInput("X", got, need)
+        got = f"dtype {dtype_name(x.dtype)} with a model that computes in {dtype_name(dtype)}"
+        need = f"X in {dtype_name(dtype)}, or dtype='float64', which holds both exactly"
+        raise InvalidInput("X", got, need, code="wrong-dtype")
 
 
 def _places(model: nn.Module) -> dict[str, str]:
-    """Map every attribute that holds a parameter or a buffer, once however often its module occurs, to a first name."""
+    """Map each attribute that holds a parameter or a buffer to the first name of that tensor."""
     first: dict[int, str] = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         first.setdefault(id(tensor), name)
@@ -305,23 +314,23 @@ def _places(model: nn.Module) -> dict[str, str]:
     return places
 
 
-def _own(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    own = value.detach().clone()  # of an inference tensor too, clone makes one that autograd can work with
-    return own.to(dtype) if own.is_floating_point() else own
+def _copy(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    copy = value.detach().clone()  # autograd can work with the clone of an inference tensor
+    return copy.to(dtype) if copy.is_floating_point() else copy
 
 
 class _Node(nn.Module):
-    """A part of a dotted name."""
+    """A component of a dotted name."""
 
 
 class _Function(nn.Module):
-    """A function of (params, x), with params as its parameters under their own names."""
+    """A function of (params, x) as a module with params as its parameters, under the same names."""
 
     def __init__(self, function: Callable[..., Any], params: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
-        self.function = [function]  # in a list: a function that is a module must not become a part of this one
+        self.function = [function]  # in a list: a function that is a module must not become a submodule
         shared: dict[int, nn.Parameter] = {}
-        self.paths: dict[str, tuple[str, ...]] = {}
+        self.paths: dict[str, tuple[str, str]] = {}  # qualified name of the module, name of its parameter
         for name, value in params.items():
             parameter = shared.setdefault(id(value), nn.Parameter(value.detach()))
             *path, last = _path(name, params)
@@ -331,27 +340,22 @@ class _Function(nn.Module):
                     home.add_module(step, _Node())
                 home = home.get_submodule(step)
             home.register_parameter(last, parameter)
-            self.paths[name] = (*path, last)
+            self.paths[name] = (".".join(path), last)
         self.eval()
 
     def forward(self, x: torch.Tensor) -> Any:
-        """Hand the parameters, whatever they are at the moment, to the function."""
-        return self.function[0]({name: self._at(path) for name, path in self.paths.items()}, x)
-
-    def _at(self, path: tuple[str, ...]) -> torch.Tensor:
-        home: nn.Module = self
-        for step in path[:-1]:
-            home = home._modules[step]  # type: ignore[assignment]  # paths were found in the registries:
-        return home._parameters[path[-1]]  # type: ignore[return-value]  # no entry of theirs is None
+        """Call the function with the present parameters."""
+        params = {name: self.get_submodule(path)._parameters[key] for name, (path, key) in self.paths.items()}
+        return self.function[0](params, x)
 
 
-_TAKEN = set(dir(nn.Module())) | {"function", "paths", "params"}
+_RESERVED = set(dir(nn.Module())) | {"function", "paths", "params"}
 
 
 def _path(name: str, names: Mapping[str, torch.Tensor]) -> list[str]:
-    """Split a dotted name; where that would clash with an attribute or another name, keep it in one piece."""
+    """Split a dotted name; a name that would clash with an attribute or another name stays in one piece."""
     steps = name.split(".")
-    clash = any(step in _TAKEN or not step for step in steps) or any(
+    clash = any(step in _RESERVED or not step for step in steps) or any(
         (other != name and other.startswith(name + ".")) or name.startswith(other + ".") for other in names
     )
     return ["params", f"{list(names).index(name)}_" + name.replace(".", "_")] if clash else steps
@@ -365,7 +369,8 @@ def as_module(function: Callable[..., Any], params: Mapping[str, torch.Tensor]) 
     function : callable
         ``function(params, x)`` with params a dict of the same keys; returns one row of outputs for each sample.
     params : mapping of str to torch.Tensor
-        Floating tensors. They are shared, not copied, and not written to; a tensor under two keys is one parameter.
+        Floating-point tensors, shared rather than copied, and never written to. A tensor under two keys is one
+        parameter.
 
     Returns
     -------
@@ -374,7 +379,7 @@ def as_module(function: Callable[..., Any], params: Mapping[str, torch.Tensor]) 
     Raises
     ------
     InvalidInput
-        ``function`` is not callable, or ``params`` is not a mapping of names to floating tensors, or is empty.
+        ``function`` is not callable; ``params`` is empty or is not a mapping of names to floating-point tensors.
 
     Examples
     --------
@@ -384,17 +389,18 @@ def as_module(function: Callable[..., Any], params: Mapping[str, torch.Tensor]) 
     torch.Size([3, 1])
     """
     if not callable(function):
-        raise InvalidInput("model", f"a {type(function).__name__}", "a function of (params, x)")
+        raise InvalidInput("model", f"a {type(function).__name__}", "a function of (params, x)", code="wrong-type")
     if not isinstance(params, Mapping) or not params:
-        raise InvalidInput("params", _said(params), "a dict of names to tensors, with at least one")
+        need = "a dict of names to tensors, with at least one entry"
+        raise InvalidInput("params", _described(params), need, code="wrong-type")
     for name, value in params.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor) or not value.is_floating_point():
-            got = f"{name!r}: {_said(value)}"
-            raise InvalidInput("params", got, "names (str) with floating tensors")
+            got = f"{name!r}: {_described(value)}"
+            raise InvalidInput("params", got, "names (str) with floating-point tensors", code="wrong-type")
     return _Function(function, params)
 
 
-def _said(value: Any) -> str:
+def _described(value: Any) -> str:
     if isinstance(value, torch.Tensor):
-        return f"a tensor of {str(value.dtype).rpartition('.')[2]}"
+        return f"a tensor of {dtype_name(value.dtype)}"
     return "an empty dict" if isinstance(value, Mapping) and not value else f"a {type(value).__name__}"

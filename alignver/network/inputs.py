@@ -1,6 +1,7 @@
-"""In which precision a model computes: what is asked for, and what it does on the way.
+"""Inputs, targets and floating-point precision of a model's computation.
 
-The data that go with a model: inputs as a tensor on the model's device, targets as a NumPy array.
+Inputs become a tensor on the model's device, targets a NumPy array. The dtype of computation is the one that the caller
+requests; :class:`RoundingObserver` detects narrower dtypes inside a forward pass.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ __all__ = [
     "as_asked",
     "as_inputs",
     "as_targets",
-    "differentiable",
     "dtype_name",
     "resolve_dtype",
     "taken",
+    "without_cudnn_recurrence",
 ]
 
 
@@ -39,23 +40,23 @@ def dtype_name(dtype: torch.dtype) -> str:
 def resolve_dtype(model: nn.Module, dtype: str | None) -> torch.dtype:
     """Return the dtype to compute in: float64, or the model's own for None and ``"same"``.
 
-    float64 holds every narrower floating number, so nothing is rounded on the way there. A dtype narrower than the
-    model's would change theta and is refused.
+    float64 represents every narrower floating-point number exactly, so the conversion does not round. A dtype narrower
+    than the model's would change theta and is refused.
     """
-    own = next(p.dtype for p in model.parameters() if p.dtype.is_floating_point)
-    if dtype is None or dtype == "same" or dtype == dtype_name(own):
-        return own
+    native = next(p.dtype for p in model.parameters() if p.dtype.is_floating_point)
+    if dtype is None or dtype == "same" or dtype == dtype_name(native):
+        return native
     if dtype == "float64":
         return torch.float64
-    need = f"'float64', or 'same' for the model's own {dtype_name(own)}"
+    need = f"'float64', or 'same' for the model's own {dtype_name(native)}"
     if dtype in EPS:
-        need += f"; rounding theta to {dtype} would make it another model: model.to(torch.{dtype}) says so"
-    raise InvalidInput("dtype", f"dtype={dtype!r}", need)
+        need += f"; rounding theta to {dtype} makes another model: convert it explicitly, model.to(torch.{dtype})"
+    raise InvalidInput("dtype", f"dtype={dtype!r}", need, code="not-a-choice")
 
 
 @contextlib.contextmanager
 def as_asked(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Compute in ``dtype`` and no less: gradients on, autocast and inference mode off, no TF32 or bfloat16 products."""
+    """Compute in full ``dtype``: gradients on, autocast and inference mode off, no TF32 or bfloat16 products."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -67,11 +68,11 @@ def as_asked(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _full_float32() -> Iterator[None]:
-    """Switch off, for float32 products and convolutions, every shortcut through a narrower format."""
-    libraries: Any = torch.backends  # its modules make their attributes as they go
+    """Disable narrower formats inside float32 products and convolutions."""
+    libraries: Any = torch.backends  # its modules create attributes dynamically
     cuda, cudnn, mkldnn = libraries.cuda, libraries.cudnn, libraries.mkldnn
     switches: list[tuple[Any, str, Any]]
-    if hasattr(cudnn, "conv"):  # torch 2.9 and later: one switch for each kind of operation
+    if hasattr(cudnn, "conv"):  # torch 2.9 and later: one switch per kind of operation
         places = [cuda.matmul, *(getattr(library, op) for library in (cudnn, mkldnn) for op in ("conv", "rnn"))]
         switches = [(place, "fp32_precision", "ieee") for place in [*places, mkldnn.matmul]]
     else:
@@ -87,10 +88,8 @@ def _full_float32() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def differentiable(model: nn.Module) -> Iterator[None]:
-    """Run a forward pass that a backward pass may follow: without cuDNN where there are recurrent layers, for which it
-    has none in eval mode.
-    """
+def without_cudnn_recurrence(model: nn.Module) -> Iterator[None]:
+    """Disable cuDNN for a model with recurrent layers: in eval mode cuDNN has no backward pass for them."""
     cudnn: Any = torch.backends.cudnn
     before = cudnn.enabled
     if any(isinstance(module, nn.RNNBase) for module in model.modules()):
@@ -102,10 +101,10 @@ def differentiable(model: nn.Module) -> Iterator[None]:
 
 
 class RoundingObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Watch the operations of a forward pass for results narrower than what went in.
+    """Watch the operations of a forward pass for results narrower than their operands.
 
-    A model may contain ``x.float()``; its float64 evaluation then carries the digits of float32 only, which a tolerance
-    has to know.
+    A model may contain ``x.float()``; its float64 evaluation then has the accuracy of float32, and tolerances must
+    account for that.
 
     Examples
     --------
@@ -136,15 +135,16 @@ def _eps(item: Any) -> float:
 
 
 def as_inputs(X: Any, device: torch.device) -> torch.Tensor:
-    """Validate the inputs of a model: real, finite, not empty, one sample a row; a tensor on the model's device.
+    """Validate the inputs of a model (real, finite, not empty, one sample per row) and return a tensor on its device.
 
-    A NumPy array (or nested list) goes to the model's device; a tensor has to be there already. The dtype is kept.
-    The tensor may share memory with X and must not be written to.
+    A NumPy array (or nested list) is moved to the model's device; a tensor must already be there. The dtype does not
+    change. The returned tensor may share memory with X and must not be written to.
 
     Raises
     ------
     InvalidInput
-        Not an array, complex, object or string entries, NaN or Inf, empty, 0-d, sparse, on another device.
+        X is not an array, is empty, 0-d, sparse or on another device, or has complex, object, string, NaN or Inf
+        entries.
 
     Examples
     --------
@@ -157,47 +157,47 @@ def as_inputs(X: Any, device: torch.device) -> torch.Tensor:
     """
     x = _tensor(X)
     if x.is_complex():
-        raise InvalidInput("X", f"dtype {dtype_name(x.dtype)}", "real inputs")
+        raise InvalidInput("X", f"dtype {dtype_name(x.dtype)}", "real inputs", code="wrong-dtype")
     if x.ndim == 0 or x.numel() == 0:
-        raise InvalidInput("X", f"shape {tuple(x.shape)}", "at least one sample, one sample a row: shape (n, ...)")
+        need = "at least one sample, one sample per row: shape (n, ...)"
+        raise InvalidInput("X", f"shape {tuple(x.shape)}", need, code="wrong-shape")
     if isinstance(X, torch.Tensor) and not _same_device(x.device, device):
-        raise InvalidInput(
-            "X", f"device {x.device} beside a model on {device}", f"the model's device: X.to({str(device)!r})"
-        )
+        got = f"device {x.device} with a model on {device}"
+        raise InvalidInput("X", got, f"the model's device: X.to({str(device)!r})", code="wrong-device")
     if x.is_floating_point() and not bool(torch.isfinite(x).all()):
         flat = int((~torch.isfinite(x)).reshape(-1).to(torch.uint8).argmax())
         where = tuple(int(k) for k in np.unravel_index(flat, tuple(x.shape)))
-        raise InvalidInput("X", f"{float(x[where])} at {where}", "finite entries")
+        raise InvalidInput("X", f"{float(x[where])} at {where}", "finite entries", code="not-finite")
     return x if isinstance(X, torch.Tensor) else x.to(device)
 
 
 def as_targets(Y: Any, n: int) -> Any:
-    """Turn targets into what :func:`~alignver.theory.losses.modified_targets` takes: a tensor becomes a NumPy array.
+    """Convert targets for :func:`~alignver.theory.losses.modified_targets`: a tensor becomes a NumPy array.
 
     Raises
     ------
     InvalidInput
-        No length, or a length that is not the number of samples.
+        Y has no length, or its length is not the number of samples.
     """
+    need = f"one target for each of the {n} samples"
     if isinstance(Y, torch.Tensor):
         if Y.layout != torch.strided or Y.is_meta or Y.is_quantized:
-            raise InvalidInput("Y", "a sparse, meta or quantized tensor", "a dense tensor of real numbers")
+            got = "a sparse, meta or quantized tensor"
+            raise InvalidInput("Y", got, "a dense tensor of real numbers", code="wrong-type")
         Y = Y.detach().cpu()
         Y = (Y.float() if Y.dtype == torch.bfloat16 else Y).resolve_conj().resolve_neg().numpy()
     try:
         rows = len(Y)
     except TypeError as error:
-        raise InvalidInput(
-            "Y", f"{type(Y).__name__} without rows", f"one target for each of the {n} samples"
-        ) from error
+        raise InvalidInput("Y", f"{type(Y).__name__} without rows", need, code="wrong-type") from error
     if rows != n:
-        raise InvalidInput("Y", f"{rows} rows beside {n} samples in X", f"one target for each of the {n} samples")
+        raise InvalidInput("Y", f"{rows} rows beside {n} samples in X", need, code="wrong-shape")
     return Y
 
 
 @contextlib.contextmanager
 def taken() -> Iterator[None]:
-    """Blame on X what a model's forward pass raises over it."""
+    """Report an exception of a model's forward pass as an error in X."""
     try:
         yield
     except (InvalidInput, torch.OutOfMemoryError):
@@ -210,39 +210,40 @@ def taken() -> Iterator[None]:
 def _tensor(X: Any) -> torch.Tensor:
     if isinstance(X, torch.Tensor):
         if X.layout != torch.strided:
-            raise InvalidInput("X", "a sparse tensor", "a dense tensor: X.to_dense()")
+            raise InvalidInput("X", "a sparse tensor", "a dense tensor: X.to_dense()", code="wrong-type")
         if X.is_meta:
-            raise InvalidInput("X", "a meta tensor, which has no entries", "a tensor with data")
+            raise InvalidInput("X", "a meta tensor, which has no entries", "a tensor with data", code="wrong-type")
         if X.is_quantized:
-            raise InvalidInput("X", "a quantized tensor", "real entries: X.dequantize()")
+            raise InvalidInput("X", "a quantized tensor", "real entries: X.dequantize()", code="wrong-type")
         with torch.inference_mode(False):
             return X.detach().clone() if X.is_inference() else X.detach()
     if hasattr(X, "tocsr"):
-        raise InvalidInput("X", f"a sparse {type(X).__name__}", "a dense array: X.toarray()")
+        raise InvalidInput("X", f"a sparse {type(X).__name__}", "a dense array: X.toarray()", code="wrong-type")
     if isinstance(X, np.ma.MaskedArray):
-        raise InvalidInput("X", "a masked array", "an array without a mask: X.filled(...)")
+        raise InvalidInput("X", "a masked array", "an array without a mask: X.filled(...)", code="wrong-type")
     if isinstance(X, dict | str | bytes | set) or X is None:
-        raise InvalidInput("X", f"a {type(X).__name__}", "one array of inputs, one sample a row")
+        need = "one array of inputs, one sample per row"
+        raise InvalidInput("X", f"a {type(X).__name__}", need, code="wrong-type")
     if is_stream(X):
         need = "one array of inputs: X, Y = next(iter(DataLoader(data, batch_size=len(data))))"
-        raise InvalidInput("X", f"a {type(X).__name__}", need)
+        raise InvalidInput("X", f"a {type(X).__name__}", need, code="wrong-type")
     try:
         array = np.asarray(X)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise InvalidInput("X", f"{type(X).__name__} that is no array ({error})", "samples of equal shape") from error
+        got = f"{type(X).__name__} that is not an array ({error})"
+        raise InvalidInput("X", got, "samples of equal shape", code="wrong-shape") from error
     if array.dtype.kind not in "biufc":
-        what = f"a {type(X).__name__} of dtype {array.dtype}"
-        raise InvalidInput("X", what, "real numbers, one array for all samples")
-    # torch knows neither foreign byte orders, negative strides nor read-only memory.
+        got = f"a {type(X).__name__} of dtype {array.dtype}"
+        raise InvalidInput("X", got, "real numbers, one array for all samples", code="wrong-dtype")
+    # torch accepts neither foreign byte orders, negative strides nor read-only memory.
     array = np.require(array, dtype=array.dtype.newbyteorder("="), requirements=["C", "W"])
     try:
         return torch.from_numpy(array)
     except TypeError as error:
-        raise InvalidInput("X", f"dtype {array.dtype}", "a dtype that torch has: float64 holds most") from error
+        need = "a dtype that torch supports, such as float64"
+        raise InvalidInput("X", f"dtype {array.dtype}", need, code="wrong-dtype") from error
 
 
 def _same_device(first: torch.device, second: torch.device) -> bool:
     """Compare devices; ``cuda`` without an index is the current one."""
-    if first.type != second.type:
-        return False
-    return first.index is None or second.index is None or first.index == second.index
+    return first.type == second.type and (None in (first.index, second.index) or first.index == second.index)

@@ -1,4 +1,4 @@
-"""A model comes out of every check as it went in."""
+"""A context manager that restores a model, and torch's random state, after a check."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @contextlib.contextmanager
 def preserve_state(model: nn.Module, scratch: dict[Any, torch.Tensor] | None = None) -> Iterator[None]:
-    """Make sure that a model leaves the block as it entered it, and torch's random state too.
+    """Restore a model and torch's random state at the end of the block.
 
-    Held: the identity of every Parameter, buffer and submodule; the bytes of parameters, buffers and gradients;
+    Restored are the identity of every Parameter, buffer and submodule; the bytes of parameters, buffers and gradients;
     ``requires_grad``; the training mode of every module; hooks; other attributes of the modules (torch itself
     replaces the weight list of an RNN during a functional call); the random state of the CPU and of every CUDA device
     in use.
 
-    Plain attributes and the random state are put back in silence: a forward pass may cache and draw. Anything else that
-    changed is put back and then reported.
+    Plain attributes and the random state are restored silently: a forward pass may cache values and draw random
+    numbers. Any other change is restored and then reported.
 
     Parameters
     ----------
     model : torch.nn.Module
         The model to guard.
     scratch : dict, optional
-        Memory for the copies, kept by the caller from one call to the next: fresh memory costs more than copying.
+        Memory for the copies, reused by the caller between calls: allocation costs more than the copy.
 
     Raises
     ------
     AssertionError
-        Something of the model changed: an internal error of alignver. It is put back before. An exception that is
-        already on its way out of the block is not replaced.
+        The model changed, which is an internal error of alignver. The model is restored first. An exception raised in
+        the block is not replaced.
 
     Examples
     --------
@@ -63,7 +63,7 @@ def preserve_state(model: nn.Module, scratch: dict[Any, torch.Tensor] | None = N
 
 
 class _Snapshot:
-    """Everything of a model that a check may not change, and the means to put it back."""
+    """The state of a model that a check may not change."""
 
     def __init__(self, model: nn.Module, scratch: dict[Any, torch.Tensor]) -> None:
         self.random = torch.get_rng_state()
@@ -76,7 +76,7 @@ class _Snapshot:
         self.tensors = list(tensors.values())
 
     def put_back(self) -> list[str]:
-        """Restore everything; return what had changed, in words."""
+        """Restore everything; return a description of each change."""
         changes = [change for module in self.modules for change in module.put_back()]
         changes += [change for tensor in self.tensors for change in tensor.put_back()]
         torch.set_rng_state(self.random)
@@ -86,13 +86,13 @@ class _Snapshot:
 
 
 class _Module:
-    """The attributes of one module, by identity; what is inside its own lists and dictionaries too."""
+    """The attributes of one module, by identity, and the items of its lists, dictionaries and sets."""
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name = name
         self.module = module
         self.attributes = dict(vars(module))
-        # Most are registries of hooks without any hook: nothing to copy, and one look to see that they are still empty.
+        # Most are empty registries of hooks: there is nothing to copy, only to test that they are still empty.
         held = [(key, value) for key, value in self.attributes.items() if isinstance(value, _CONTAINERS)]
         self.empty = [(key, value) for key, value in held if not value]
         self.contents = {key: value.copy() for key, value in held if value}
@@ -123,22 +123,21 @@ class _Module:
             return [f"training mode of {self.name}"]
         if key in _REGISTRIES or key.endswith("_hooks"):
             return [f"{key.strip('_')} of {self.name}"]
-        return []  # a cached value: put back in silence
+        return []  # a cached value: restored silently
 
 
 class _Tensor:
-    """One parameter or buffer: its bytes, its gradient, its flags."""
+    """One parameter or buffer: its bytes, gradient, flags and hooks."""
 
     def __init__(self, name: str, tensor: torch.Tensor, scratch: dict[Any, torch.Tensor] | None = None) -> None:
         self.name = name
         self.tensor = tensor
         self.data = tensor.data
-        self.values = _copy(tensor) if scratch is None else _copy_into(scratch, name, tensor)
+        self.values = _copy(scratch, name, tensor)
         self.grad = tensor.grad if tensor.is_leaf else None
         self.grad_was = None
         if self.grad is not None:
-            kept = _copy(self.grad) if scratch is None else _copy_into(scratch, ("gradient", name), self.grad)
-            self.grad_was = (self.grad.data, kept)
+            self.grad_was = (self.grad.data, _copy(scratch, ("gradient", name), self.grad))
         self.requires_grad = tensor.requires_grad
         self.hooks = dict(tensor._backward_hooks or {})
 
@@ -170,19 +169,17 @@ def _cuda_in_use() -> bool:
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
-def _copy(tensor: torch.Tensor) -> torch.Tensor:
-    with torch.inference_mode(False), torch.no_grad():
-        return tensor.detach().clone()
-
-
-def _copy_into(scratch: dict[Any, torch.Tensor], key: Any, tensor: torch.Tensor) -> torch.Tensor:
-    """Copy into the memory of the last time where it fits."""
-    held = scratch.get(key)
+def _copy(scratch: dict[Any, torch.Tensor] | None, key: Any, tensor: torch.Tensor) -> torch.Tensor:
+    """Copy a tensor, into the memory of the previous copy under ``key`` if it has the same shape, dtype and device."""
+    held = None if scratch is None else scratch.get(key)
     fits = held is not None and held.shape == tensor.shape and held.dtype == tensor.dtype
-    if held is None or not fits or held.device != tensor.device or held.layout != tensor.layout:
-        scratch[key] = _copy(tensor)
-        return scratch[key]
-    return held.copy_(tensor.detach())  # neither records, nor makes a tensor of inference mode
+    if held is not None and fits and held.device == tensor.device and held.layout == tensor.layout:
+        return held.copy_(tensor.detach())  # neither recorded by autograd nor an inference tensor
+    with torch.inference_mode(False), torch.no_grad():
+        copy = tensor.detach().clone()
+    if scratch is not None:
+        scratch[key] = copy
+    return copy
 
 
 def _same_bytes(first: torch.Tensor, second: torch.Tensor) -> bool:
@@ -192,7 +189,7 @@ def _same_bytes(first: torch.Tensor, second: torch.Tensor) -> bool:
     if first.is_meta or first.is_sparse or first.is_quantized:
         return True  # refused before anything is computed
     first, second = first.detach(), second.detach()
-    bits = _BITS.get(first.element_size())  # as wide as the entries: eight times faster than bytes
+    bits = _BITS.get(first.element_size())  # integers as wide as the entries: eight times faster than bytes
     if first.is_complex() or first.is_neg():
         first, second = (t.resolve_conj().resolve_neg() for t in (first, second))
     if bits is None:
@@ -201,7 +198,7 @@ def _same_bytes(first: torch.Tensor, second: torch.Tensor) -> bool:
 
 
 def _same_items(first: Any, second: Any) -> bool:
-    """Whether two containers hold the same objects (by identity, in the same order where they have one)."""
+    """Whether two containers hold the same objects (by identity, in the same order if they are ordered)."""
     if len(first) != len(second):
         return False
     if isinstance(first, dict):

@@ -1,11 +1,11 @@
-"""Models whose modules alone tell that every sample is treated by itself: what need not be tried on batches.
+"""Validation of a model: from its modules and parameters, and from a few evaluations on its samples.
 
-Models that compute parts of themselves again in the backward pass: ``torch.utils.checkpoint``.
+:func:`validate_model` runs nothing; :func:`probe` evaluates up to eight samples, unless :func:`is_sample_independent`
+proves from the modules that each output depends on its own sample only.
 
-By then a functional call is over, and the module's own parameters are back in their places. Where they have other
-values than those the pass was made with, the derivatives are those of no function at all, without an error.
-
-Which models a check can be about: everything else is refused by name, with the remedy.
+:func:`recomputes` detects models that run parts of themselves again in the backward pass (``torch.utils.checkpoint``).
+At that time a functional call is over and the module has its own parameters again. If their values differ from those of
+the forward pass, the computed derivatives are those of no function, and no error is raised.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules import module as hooks_of_all
-from torch.nn.modules import module as of_all
+from torch.nn.modules import module as global_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
@@ -25,10 +24,11 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignver.errors import InvalidInput, first_line
-from alignver.network.functional import Functional
-from alignver.network.inputs import RoundingObserver, differentiable, dtype_name
+from alignver.network.functional import Functional, comparison_weights
+from alignver.network.inputs import RoundingObserver, dtype_name, without_cudnn_recurrence
 
 __all__ = ["Probed", "is_sample_independent", "probe", "probes", "recomputes", "require_own_values", "validate_model"]
+_PROBES = 8  # samples that probe() evaluates, spread over X
 _ELEMENTWISE = (
     nn.CELU, nn.Dropout, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.Identity,
     nn.LeakyReLU, nn.LogSigmoid, nn.Mish, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softshrink,
@@ -43,63 +43,65 @@ _SLOTS |= {nn.Linear: {"weight", "bias"}}
 
 
 def is_sample_independent(model: nn.Module, x: torch.Tensor) -> bool:
-    """Whether the structure of a model proves that its outputs are rows, each of its own sample and of theta alone.
+    """Whether the modules prove that each output row depends on its own sample and theta alone.
 
-    A chain of linear layers, elementwise functions and flattenings from torch.nn, without hooks, subclasses, replaced
-    methods or parametrizations, in which every parameter is where its class keeps it: deterministic, computing in one
-    dtype, writing to nothing but its activations. With two axes or more in ``x`` the first one holds the samples
-    throughout: a linear layer acts on the last axis, and a flattening that starts at axis 1 keeps two. Dropout has been
-    refused in train mode before. True is a proof; False says nothing.
+    That holds for a chain of linear layers, elementwise functions and flattenings from torch.nn, without hooks,
+    subclasses, replaced methods or parametrizations, in which every parameter is a registered attribute of its class:
+    such a chain is deterministic, computes in one dtype and writes to its activations only. If ``x`` has two axes or
+    more, the first one holds the samples throughout: a linear layer acts on the last axis, and a flattening that starts
+    at axis 1 keeps two axes. Dropout in train mode is refused earlier. True is a proof; False says nothing.
 
     Examples
     --------
-    >>> treats_samples_apart(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)), torch.zeros(4, 2))
+    >>> is_sample_independent(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)), torch.zeros(4, 2))
     True
-    >>> treats_samples_apart(nn.Sequential(nn.Linear(4, 1)), torch.zeros(4))  # the samples as features
+    >>> is_sample_independent(nn.Sequential(nn.Linear(4, 1)), torch.zeros(4))  # the samples are features
     False
     """
-    if x.ndim < 2 or any(getattr(hooks_of_all, name, None) for name in _HOOKS if name.startswith("_global")):
+    if x.ndim < 2 or any(getattr(global_hooks, name, None) for name in _HOOKS if name.startswith("_global")):
         return False
     return type(x) is torch.Tensor and all(_is_plain(module) for module in model.modules())
 
 
 def _is_plain(module: nn.Module) -> bool:
-    kind, own = type(module), vars(module)
-    if kind not in _SLOTS or set(own["_parameters"]) != _SLOTS[kind] or own["_buffers"]:
+    kind, attributes = type(module), vars(module)
+    if kind not in _SLOTS or set(attributes["_parameters"]) != _SLOTS[kind] or attributes["_buffers"]:
         return False
-    if kind.forward.__module__ != kind.__module__:  # replaced for all of its class
+    if kind.forward.__module__ != kind.__module__:  # replaced in the class
         return False
-    if any(own.get(name) for name in _HOOKS) or any(_is_foreign(key, value, kind) for key, value in own.items()):
+    if any(attributes.get(name) for name in _HOOKS):
+        return False
+    if any(_is_foreign(key, value, kind) for key, value in attributes.items()):
         return False
     if kind is nn.Flatten and (module.start_dim < 1 or 0 <= module.end_dim < module.start_dim):  # type: ignore[operator]
         return False
     if kind is nn.Dropout and module.training and module.p > 0:  # type: ignore[operator]
         return False
-    parameters = [p for p in own["_parameters"].values() if p is not None]
+    parameters = [p for p in attributes["_parameters"].values() if p is not None]
     return all(type(p) is nn.Parameter and not p._backward_hooks and p.grad_fn is None for p in parameters)
 
 
 def _is_foreign(key: str, value: Any, kind: type) -> bool:
-    """Whether an attribute of an instance stands for a method of its class, or is a tensor past the registries."""
+    """Whether an attribute of an instance replaces a method of its class, or is an unregistered tensor."""
     return isinstance(value, torch.Tensor) or (callable(value) and hasattr(kind, key))
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notice operations on the module's own parameters."""
+class _ParameterObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Detect operations on the module's own parameters."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.own = {id(p) for p in model.parameters()}
+        self.parameters = {id(p) for p in model.parameters()}
         self.seen = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Look at the arguments, and run the operation."""
-        self.seen = self.seen or any(id(leaf) in self.own for leaf in pytree.tree_leaves((args, kwargs)))
+        """Inspect the arguments, and run the operation."""
+        self.seen = self.seen or any(id(leaf) in self.parameters for leaf in pytree.tree_leaves((args, kwargs)))
         return func(*args, **(kwargs or {}))
 
 
 def recomputes(function: Functional, x: torch.Tensor) -> bool:
-    """Whether a backward pass runs modules of the model, or operations on its own parameters.
+    """Whether a backward pass runs modules of the model or operations on the module's own parameters.
 
     Examples
     --------
@@ -107,50 +109,49 @@ def recomputes(function: Functional, x: torch.Tensor) -> bool:
     >>> recomputes(functional(nn.Linear(2, 1), torch.float64), torch.ones(1, 2))
     False
     """
-    theta = {name: value.detach().requires_grad_() for name, value in function.theta.items()}
+    theta = function.leaves()
     out = function(theta, function.batch(x))
     if not out.requires_grad:
         return False
-    inside, called = set(function.model.modules()), []
+    modules, called = set(function.model.modules()), []
 
     def note(module: nn.Module, args: Any) -> None:
-        if module in inside:
+        if module in modules:
             called.append(module)
 
-    hook = of_all.register_module_forward_pre_hook(note)  # a backward pass on a GPU has threads that no mode watches
+    # A hook beside the dispatch mode: the mode does not see the threads of a backward pass on a GPU.
+    hook = global_hooks.register_module_forward_pre_hook(note)
     try:
-        with _Watch(function.model) as watch:
+        with _ParameterObserver(function.model) as observer:
             torch.autograd.grad(out.sum(), list(theta.values()), allow_unused=True)
     finally:
         hook.remove()
-    return watch.seen or bool(called)
+    return observer.seen or bool(called)
 
 
 def require_own_values(function: Functional, argument: str) -> None:
-    """Refuse a model that recomputes, unless its own parameters and buffers have the values that are worked with."""
-    own = {**dict(function.model.named_parameters()), **dict(function.model.named_buffers())}
+    """Refuse a model that recomputes, unless its own parameters and buffers have the values of the function."""
+    present = {**dict(function.model.named_parameters()), **dict(function.model.named_buffers())}
     for name, value in {**function.theta, **function.held}.items():
-        if not torch.equal(own[name].detach().to(value.dtype), value):
+        if not torch.equal(present[name].detach().to(value.dtype), value):
             model = type(function.model).__name__
-            got = f"values of {name!r} that {model} does not have now, while it computes parts of itself again on the "
-            got += "way back (torch.utils.checkpoint), with its own"
-            raise InvalidInput(argument, got, "a model that has them: model.load_state_dict(...), or no checkpoints")
-
-
-_PROBES = 8  # samples that the probes below look at, spread over X
+            got = f"values of {name!r} that differ from those of {model}, which runs parts of itself again in the "
+            got += "backward pass (torch.utils.checkpoint), with its own values"
+            need = "a model with these values: model.load_state_dict(...), or no checkpoints"
+            raise InvalidInput(argument, got, need, code="unsupported-model")
 
 
 def validate_model(model: nn.Module, *, include_frozen: bool = False) -> nn.Module:
-    """Refuse a model that no check can be about, from its modules and parameters alone; nothing is run.
+    """Validate a model from its modules and parameters alone, without a forward pass.
 
-    Returns the module to work with: the model itself, or the one that ``torch.compile`` wrapped.
+    Returns the module to work with: the model itself, or the module inside a ``torch.compile`` wrapper.
 
     Raises
     ------
     InvalidInput
-        Not a torch.nn.Module (or a scripted or data-parallel one); BatchNorm, Dropout and the like in train mode; no
-        trainable parameter; parameters that are uninitialised, meta, sparse, quantized, complex, NaN or Inf, on
-        several devices or of several dtypes. The message names the module or parameter.
+        The model is not a torch.nn.Module (or is scripted or data-parallel); BatchNorm, Dropout or a similar module is
+        in train mode; there is no trainable parameter; parameters are uninitialised, meta, sparse, quantized, complex,
+        NaN or Inf, on several devices or of several dtypes. The message names the module or parameter.
 
     Examples
     --------
@@ -161,21 +162,19 @@ def validate_model(model: nn.Module, *, include_frozen: bool = False) -> nn.Modu
     alignver.errors.InvalidInput: model: got Dropout '1' in train mode, which is random; needs eval mode: model.eval()
     """
     if not isinstance(model, nn.Module):
-        raise InvalidInput("model", f"a {type(model).__name__}", "a torch.nn.Module")
+        raise InvalidInput("model", f"a {type(model).__name__}", "a torch.nn.Module", code="wrong-type")
     model = getattr(model, "_orig_mod", model)
     if isinstance(model, torch.jit.ScriptModule):
-        raise InvalidInput(
-            "model", f"a {type(model).__name__}", "the torch.nn.Module that it was scripted or traced from"
-        )
+        raise _unsupported(f"a {type(model).__name__}", "the torch.nn.Module that it was scripted or traced from")
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        raise InvalidInput("model", f"a {type(model).__name__}", "the module inside: model.module")
+        raise _unsupported(f"a {type(model).__name__}", "the module inside: model.module")
     for name, module in model.named_modules():
         reason = _train_mode_fault(module)
         if reason:
-            raise InvalidInput("model", f"{_called(name, module)} {reason}", "eval mode: model.eval()")
+            raise _unsupported(f"{_called(name, module)} {reason}", "eval mode: model.eval()")
         if isinstance(module, _BatchNorm) and module.running_mean is None:
             got = f"{_called(name, module)} without running statistics, which couples the samples of a batch"
-            raise InvalidInput("model", got, "track_running_stats=True, or GroupNorm or LayerNorm")
+            raise _unsupported(got, "track_running_stats=True, or GroupNorm or LayerNorm")
     _require_parameters(model, include_frozen)
     return model
 
@@ -185,7 +184,7 @@ def _called(name: str, module: nn.Module) -> str:
 
 
 def _train_mode_fault(module: nn.Module) -> str:
-    """Say why a module cannot be checked in train mode; empty when it can, or when it is in eval mode."""
+    """Return why a module cannot be checked in train mode; empty if it can, or if it is in eval mode."""
     if not module.training:
         return ""
     if isinstance(module, _BatchNorm):
@@ -206,56 +205,57 @@ def _require_parameters(model: nn.Module, include_frozen: bool) -> None:
     tensors += [(f"buffer {name!r}", b) for name, b in model.named_buffers()]
     for called, tensor in tensors:
         if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
-            raise InvalidInput(
-                "model", f"{called} without a shape yet", "one call of the model on a batch first: model(X)"
-            )
+            raise _unsupported(f"{called} without a shape yet", "one call of the model on a batch first: model(X)")
         if tensor.is_meta:
-            raise InvalidInput(
-                "model", f"{called} on the meta device, without values", "a model with values: load its weights"
-            )
+            raise _unsupported(f"{called} on the meta device, without values", "a model with values: load its weights")
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
-            raise InvalidInput("model", f"{called} that is sparse, quantized or complex", "dense real parameters")
-    chosen = {name: p for name, p in parameters.items() if include_frozen or p.requires_grad}
-    if not any(p.numel() for p in chosen.values()):
+            raise _unsupported(f"{called} that is sparse, quantized or complex", "dense real parameters")
+    slots = {name: p for name, p in parameters.items() if include_frozen or p.requires_grad}
+    if not any(p.numel() for p in slots.values()):
         need = (
             "at least one: model.requires_grad_(True) frees all; jacobian(include_frozen=True) counts frozen ones"
             if parameters
             else "at least one"
         )
-        raise InvalidInput("model", f"{type(model).__name__} with no trainable parameter", need)
-    called, first = f"parameter {next(iter(chosen))!r}", next(iter(chosen.values()))
+        raise _unsupported(f"{type(model).__name__} with no trainable parameter", need)
+    called, first = f"parameter {next(iter(slots))!r}", next(iter(slots.values()))
     for other, tensor in tensors:
         if tensor.device != first.device:
             got = f"{called} on {first.device} and {other} on {tensor.device}"
-            raise InvalidInput("model", got, "one device: model.to(...)")
+            raise InvalidInput("model", got, "one device: model.to(...)", code="wrong-device")
     for name, p in parameters.items():
         if not p.is_floating_point():
-            raise InvalidInput("model", f"parameter {name!r} of dtype {dtype_name(p.dtype)}", "floating parameters")
+            got = f"parameter {name!r} of dtype {dtype_name(p.dtype)}"
+            raise InvalidInput("model", got, "floating-point parameters", code="wrong-dtype")
         if p.dtype != first.dtype:
             got = f"{called} of {dtype_name(first.dtype)} and parameter {name!r} of {dtype_name(p.dtype)}"
-            raise InvalidInput("model", got, "one dtype: model.double(), which rounds nothing")
+            raise InvalidInput("model", got, "one dtype: model.double(), which is exact", code="wrong-dtype")
     for called, tensor in tensors:
         if tensor.is_floating_point() and not _all_finite(tensor.detach()):
-            raise InvalidInput("model", f"{called} with NaN or Inf entries", "finite values")
+            raise InvalidInput("model", f"{called} with NaN or Inf entries", "finite values", code="not-finite")
 
 
 def _all_finite(tensor: torch.Tensor) -> bool:
-    """Whether all entries are finite; a sum is quicker than a look at each, and finite only where they all are."""
+    """Whether all entries are finite; a sum is faster than a test of each, and is finite only if all entries are."""
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
+def _unsupported(got: str, need: str) -> InvalidInput:
+    return InvalidInput("model", got, need, code="unsupported-model")
 
 
 @dataclasses.dataclass(frozen=True)
 class Probed:
-    """What a few evaluations told.
+    """The result of a few evaluations.
 
     Attributes
     ----------
     m_y : int
-        Outputs.
+        Number of outputs.
     computed_in : torch.dtype
         The coarsest dtype that a forward pass rounds to.
     plain : bool
-        Whether the modules alone prove that the model is a chain of linear layers and elementwise functions.
+        Whether the modules prove that the model is a chain of linear layers and elementwise functions.
     """
 
     m_y: int
@@ -264,25 +264,25 @@ class Probed:
 
 
 def probes(x: torch.Tensor) -> torch.Tensor:
-    """Return the samples that :func:`probe` runs: eight at most, from the first to the last."""
+    """Return the samples that :func:`probe` evaluates: at most eight, evenly spaced from the first to the last."""
     count = len(x)
     return x[torch.linspace(0, count - 1, min(count, _PROBES), dtype=torch.float64).round().long().to(x.device)]
 
 
 def probe(function: Functional, x: torch.Tensor) -> Probed:
-    """Run a model on up to eight of its samples, and refuse it unless its outputs are rows that depend on theta alone.
+    """Evaluate a model on up to eight samples, and refuse it unless each output row depends on its sample and theta.
 
-    Run are the samples as one batch, twice; one of them alone; and the others in the opposite order. A coupling that is
-    in all three batches of which an output is in two would have to be blind to the number of the samples, their order
-    and the first of them. Where the modules themselves rule it out
-    (:func:`~alignver.network.validate_model.is_sample_independent`), one batch shows what is left to be seen.
+    The samples are evaluated as one batch, twice; then the first sample alone, and the others in reverse order. A
+    coupling that these batches do not reveal would have to be independent of the number of samples, of their order and
+    of the first of them. If the modules rule a coupling out
+    (:func:`~alignver.network.validate_model.is_sample_independent`), one batch suffices.
 
     Raises
     ------
     InvalidInput
-        forward raises; returns no tensor, or one of a shape other than (n,) or (n, m_y); writes to parameters or
-        buffers; gives another answer the second time; makes an output depend on the other samples of its batch; does
-        not depend on the parameters; reaches parameters past the module's attributes.
+        The forward pass raises; does not return one tensor of shape (n,) or (n, m_y); writes to parameters or buffers;
+        gives different results when repeated; makes an output depend on the other samples of its batch; does not depend
+        on the parameters; accesses parameters other than through the module's attributes.
     """
     model = type(function.model).__name__
     x = probes(x)
@@ -300,23 +300,21 @@ def probe(function: Functional, x: torch.Tensor) -> Probed:
             apart = torch.cat([apart, others.flip(0)])
     for name, tensor in {**function.theta, **function.held}.items():
         if tensor._version != versions[name]:
-            raise InvalidInput(
-                "model", f"{model}, whose forward writes to {name!r} in place", "a forward that leaves it alone"
-            )
+            got = f"{model}, whose forward writes to {name!r} in place"
+            raise _unsupported(got, "a forward that does not modify its parameters and buffers")
     if _differ(batch, again, observer.coarsest):
-        raise InvalidInput(
-            "model", f"{model}, which answers differently the second time", "a deterministic forward: model.eval()"
-        )
+        got = f"{model}, whose outputs differ between two evaluations"
+        raise _unsupported(got, "a deterministic forward: model.eval()")
     if _differ(batch, apart, observer.coarsest):
         got = f"{model}, whose output for a sample depends on the others in its batch"
-        raise InvalidInput("model", got, "outputs of one sample at a time (no statistics over the batch): model.eval()")
+        raise _unsupported(got, "outputs that depend on their own sample (no batch statistics): model.eval()")
     _require_same_gradient(function, x)
     _require_widened_gradient(function, x[:1])
     return Probed(int(batch.shape[1]), observer.coarsest)
 
 
 def _rows(function: Functional, x: torch.Tensor, expect: int | None = None) -> torch.Tensor:
-    """Evaluate a batch as an (n, m_y) tensor; ``expect`` outputs of a single sample may come in any shape."""
+    """Evaluate a batch as an (n, m_y) tensor; ``expect`` outputs of a single sample may have any shape."""
     model = type(function.model).__name__
     try:
         out = function(function.theta, function.batch(x))
@@ -324,48 +322,38 @@ def _rows(function: Functional, x: torch.Tensor, expect: int | None = None) -> t
         raise
     except Exception as error:
         remedy = _forward_remedy(function, x, single=expect is not None)
-        raise InvalidInput("X", _what_forward_said(function, x, error), remedy) from error
+        raised = f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__
+        raise InvalidInput("X", f"inputs of shape {tuple(x.shape)} on which {model} raised {raised}", remedy) from error
     if not isinstance(out, torch.Tensor):
-        raise InvalidInput(
-            "model", f"{model}, which returns a {type(out).__name__}", "a forward that returns one tensor"
-        )
+        raise _unsupported(f"{model}, which returns a {type(out).__name__}", "a forward that returns one tensor")
     if not out.is_floating_point():
-        raise InvalidInput("model", f"{model} with outputs of {dtype_name(out.dtype)}", "floating outputs")
+        raise _unsupported(f"{model} with outputs of {dtype_name(out.dtype)}", "floating-point outputs")
     if expect is not None and out.numel() == expect:
         return out.reshape(1, expect)
     if out.ndim not in (1, 2) or len(out) != len(x) or out.numel() == 0:
         remedy = f"({len(x)},) or ({len(x)}, m_y), one row for each sample"
         if out.ndim > 2 and len(out) == len(x):
             remedy += ": flatten them, out.flatten(1)"
-        raise InvalidInput("model", f"{model} with outputs of shape {tuple(out.shape)} for {len(x)} samples", remedy)
+        raise _unsupported(f"{model} with outputs of shape {tuple(out.shape)} for {len(x)} samples", remedy)
     if not bool(torch.isfinite(out).all()):
-        raise InvalidInput("model", f"{model} with NaN or Inf outputs", "finite outputs")
+        raise InvalidInput("model", f"{model} with NaN or Inf outputs", "finite outputs", code="not-finite")
     return out.reshape(len(x), -1)
-
-
-def _what_forward_said(function: Functional, x: torch.Tensor, error: Exception) -> str:
-    said = str(error).strip().splitlines()
-    what = f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
-    return f"inputs of shape {tuple(x.shape)} on which {type(function.model).__name__} raised {what}"
 
 
 def _forward_remedy(function: Functional, x: torch.Tensor, single: bool) -> str:
     if single:
-        return f"a forward that takes a single sample, shape {tuple(x.shape)}, as it takes a batch"
+        return f"a forward that accepts a single sample, shape {tuple(x.shape)}, as well as a batch"
     if not x.is_floating_point():
-        return (
-            "inputs that the model takes; X is of integers, X.astype('float64') makes floats (X.double() of a tensor)"
-        )
-    own = next(function.model.parameters()).dtype
-    if own != function.dtype:
-        return (
-            f"inputs that the model takes in {dtype_name(function.dtype)}; dtype='same' computes in {dtype_name(own)}"
-        )
-    return "inputs that the model takes"
+        return "inputs that the model accepts; X has integers: X.astype('float64'), or X.double() for a tensor"
+    native = next(function.model.parameters()).dtype
+    if native != function.dtype:
+        computed, same = dtype_name(function.dtype), dtype_name(native)
+        return f"inputs that the model accepts in {computed}; dtype='same' computes in {same}"
+    return "inputs that the model accepts"
 
 
 def _differ(first: torch.Tensor, second: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether two evaluations differ by more than rounding may: sqrt(eps) of the largest output."""
+    """Whether two evaluations differ by more than rounding explains: sqrt(eps) times the largest output."""
     if first.shape != second.shape:
         return True
     size = float(first.abs().max())
@@ -375,67 +363,58 @@ def _differ(first: torch.Tensor, second: torch.Tensor, dtype: torch.dtype) -> bo
 def _require_same_gradient(function: Functional, x: torch.Tensor) -> None:
     """Compare a gradient through the copies with one through the module itself, in the module's own dtype.
 
-    They run the same operations on the same numbers. Where they differ, forward reaches its parameters past the
-    module's attributes (a list, a closure, a view made at construction), and the Jacobian would silently miss
-    columns.
+    Both run the same operations on the same numbers. If they differ, the forward pass accesses parameters other than
+    through the module's attributes (a list, a closure, a view made at construction), and the Jacobian would silently
+    miss columns.
     """
-    model = function.model
+    model, layout = function.model, function.layout
+    name_of_model = type(model).__name__
     if any(tensor.is_inference() for tensor in [*model.parameters(), *model.buffers()]):
-        return  # autograd does not work on the module itself, only on the copies
-    own = next(model.parameters()).dtype
-    theta = {name: value.detach().to(own).requires_grad_() for name, value in function.theta.items()}
-    held = {n: v.to(own) if v.is_floating_point() else v for n, v in function.held.items()}
-    there = dataclasses.replace(function, theta=theta, held=held, dtype=own)
-    before = _state(model)
+        return  # autograd works on the copies only, not on the module itself
+    native = next(model.parameters()).dtype
+    theta = {name: value.detach().to(native).requires_grad_() for name, value in function.theta.items()}
+    held = {n: v.to(native) if v.is_floating_point() else v for n, v in function.held.items()}
+    narrow = dataclasses.replace(function, theta=theta, held=held, dtype=native)
+    before = _versions(model)
     try:
-        with differentiable(model):
-            inside = model(there.batch(x))
+        with without_cudnn_recurrence(model):
+            direct = model(narrow.batch(x))
     except Exception:
-        if own == function.dtype:
+        if native == function.dtype:
             raise
-        return  # the model runs in float64 only: nothing to compare with
-    for name, state in _state(model).items():
-        if before.get(name) != state:
-            raise InvalidInput(
-                "model", f"{type(model).__name__}, whose forward writes to {name!r}", "eval mode: model.eval()"
-            )
-    outside = there(theta, there.batch(x))
-    if not outside.requires_grad:
-        got = f"{type(model).__name__}, whose outputs have no gradient"
-        raise InvalidInput("model", got, "a forward without no_grad, detach or .data, that uses its parameters")
-    hooked = {
-        n for n, p in zip(function.slots.names, function.slots.parameters) if p._backward_hooks or not p.requires_grad
-    }
-    names = [name for name in theta if name not in hooked]
-    if not names or not inside.requires_grad:
+        return  # the model runs in float64 only: there is nothing to compare with
+    for name, version in _versions(model).items():
+        if before.get(name) != version:
+            raise _unsupported(f"{name_of_model}, whose forward writes to {name!r}", "eval mode: model.eval()")
+    bound = narrow(theta, narrow.batch(x))
+    if not bound.requires_grad:
+        need = "a forward without no_grad, detach or .data, that uses its parameters"
+        raise _unsupported(f"{name_of_model}, whose outputs have no gradient", need)
+    pairs = zip(layout.names, layout.parameters)
+    parameters = {n: p for n, p in pairs if p.requires_grad and not p._backward_hooks}
+    if not parameters or not direct.requires_grad:
         return
-    parameters = [p for n, p in zip(function.slots.names, function.slots.parameters) if n not in hooked]
-    weights = (
-        torch.cos(torch.arange(1, inside.numel() + 1, device=inside.device)).to(inside.dtype).reshape(inside.shape)
+    weights = comparison_weights(direct.numel(), direct).reshape(direct.shape)
+    expected, through_copies = (
+        torch.autograd.grad((out * weights).sum(), leaves, allow_unused=True, materialize_grads=True)
+        for out, leaves in ((direct, list(parameters.values())), (bound, [theta[n] for n in parameters]))
     )
-    wanted = torch.autograd.grad((inside * weights).sum(), parameters, allow_unused=True, materialize_grads=True)
-    found = torch.autograd.grad(
-        (outside * weights).sum(), [theta[n] for n in names], allow_unused=True, materialize_grads=True
-    )
-    for name, right, ours in zip(names, wanted, found):
-        allowed = math.sqrt(torch.finfo(own).eps) * _length(right)
-        if _length(right - ours) > allowed:
-            got = f"{type(model).__name__}, whose forward reaches {name!r} past the module's attributes"
-            raise InvalidInput(
-                "model", got, "a forward that reads its parameters from the module (self.weight) at every call"
-            )
+    for name, reference, gradient in zip(parameters, expected, through_copies):
+        if _norm(reference - gradient) > math.sqrt(torch.finfo(native).eps) * _norm(reference):
+            got = f"{name_of_model}, whose forward accesses {name!r} other than through the module's attributes"
+            raise _unsupported(got, "a forward that reads its parameters from the module (self.weight) at every call")
 
 
 def _require_widened_gradient(function: Functional, x: torch.Tensor) -> None:
-    """Refuse a model that goes forward in a wider dtype, but not back: one that computes parts again on the way.
+    """Refuse a model whose forward pass works in a wider dtype but whose backward pass does not.
 
-    A checkpoint (``torch.utils.checkpoint``) runs a part of the model a second time in the backward pass, when the
-    copies of the parameters are no longer in their places.
+    A checkpoint (``torch.utils.checkpoint``) runs a part of the model again in the backward pass, when the module no
+    longer holds the copies of the parameters.
     """
-    own = next(function.model.parameters()).dtype
-    if own == function.dtype:
+    native = next(function.model.parameters()).dtype
+    if native == function.dtype:
         return
-    theta = {name: value.detach().requires_grad_() for name, value in function.theta.items()}
+    theta = function.leaves()
     out = function(theta, function.batch(x))
     if not out.requires_grad:
         return
@@ -444,32 +423,29 @@ def _require_widened_gradient(function: Functional, x: torch.Tensor) -> None:
     except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        wide, said = dtype_name(function.dtype), first_line(error)
-        got = f"{_failing_module(function.model, error)}, whose backward pass fails in {wide} ({said})"
-        need = f"dtype='same' (its own {dtype_name(own)}) or model.double(): "
-        need += (
-            "a part that is computed again on the way back (torch.utils.checkpoint) takes the model's own parameters"
-        )
-        raise InvalidInput("model", got, need) from error
+        failing, wide = _failing_module(function.model, error), dtype_name(function.dtype)
+        need = f"dtype='same' (its own {dtype_name(native)}) or model.double(): a part that runs again in the backward "
+        need += "pass (torch.utils.checkpoint) uses the model's own parameters"
+        raise _unsupported(f"{failing}, whose backward pass fails in {wide} ({first_line(error)})", need) from error
 
 
 def _failing_module(model: nn.Module, error: BaseException) -> str:
     """Name the innermost module of the model that was running when an error was raised."""
     names = {id(module): name for name, module in model.named_modules()}
-    found, trace = _called("", model), error.__traceback__
+    innermost, trace = _called("", model), error.__traceback__
     while trace is not None:
         module = trace.tb_frame.f_locals.get("self")
         if isinstance(module, nn.Module) and id(module) in names:
-            found = _called(names[id(module)], module)
+            innermost = _called(names[id(module)], module)
         trace = trace.tb_next
-    return found
+    return innermost
 
 
-def _length(tensor: torch.Tensor) -> float:
+def _norm(tensor: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
 
 
-def _state(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Identity and version of every parameter and buffer: what an in-place write changes."""
+def _versions(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Return identity and version of every parameter and buffer, which an in-place write changes."""
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     return {name: (id(tensor), tensor._version) for name, tensor in named}

@@ -151,7 +151,7 @@ def test_structure_and_analyticity(device):
     relu = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)).to(device)
     assert av.check_common_structure(relu, X.float().to(device)).verdict is Verdict.HOLDS
     assert av.check_analytic(net().to(device)).verdict is Verdict.HOLDS
-    assert find_nonsmooth_points(relu, X.float().to(device), "float64").found[0].total == 48
+    assert find_nonsmooth_points(relu, X.float().to(device), "float64").operations[0].total == 48
 
 
 @pytest.mark.parametrize("method", ["exact", "probes"])

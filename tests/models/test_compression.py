@@ -33,7 +33,7 @@ def test_gram_matrix_and_singular_values(m_y, bias):
     J = CompressedJacobian(model, X)
     assert (J.n, J.m_y, J.d) == (12, m_y, sum(p.numel() for p in model.parameters()))
     dense = av.jacobian(model, X).numpy()
-    W, T = J.compressed(), J.factor()
+    W, T = J.factors().compressed(), J.factor()
     assert W.shape == (12 * m_y, J.columns)
     assert J.columns < J.d
     scale = np.linalg.norm(dense, 2)

@@ -278,7 +278,7 @@ def test_certificates_that_lack_something_are_refused(lost):
     certificate, (model, x, Y) = certified()
     constants = {k: v for k, v in certificate.constants.items() if k != lost}
     other = seal(certificate.claim, certificate.method, {"y": Y.ravel(order="F")}, certificate.data, constants)
-    with pytest.raises(InvalidInput, match="lacks what its claim needs"):
+    with pytest.raises(InvalidInput, match="without the constants of its claim"):
         inputs_again(other, model, x, Y, loss="squared")
     inputs, *_ = inputs_again(certificate, model, x, Y, loss="squared")
     assert recheck(other, **inputs).verdict is Verdict.FAILS

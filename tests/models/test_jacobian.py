@@ -141,8 +141,8 @@ def test_frozen_parameters_are_left_out_or_included():
 def test_tied_parameters_are_one_block_of_columns():
     model, x = zoo.build("tied embedding")
     found = differentiate(model, x)
-    assert found.slots.names == ("table.weight", "mix.weight", "mix.bias")
-    assert found.slots.aliases == {"head.weight": "table.weight"}
+    assert found.layout.names == ("table.weight", "mix.weight", "mix.bias")
+    assert found.layout.aliases == {"head.weight": "table.weight"}
     assert found.matrix.shape == (35, 28 + 16 + 4)
 
 
@@ -250,7 +250,7 @@ def test_a_compiled_model_is_the_model_inside():
     model, x = zoo.build("mlp")
     compiled = torch.compile(model, backend="eager")
     assert torch.equal(jacobian(compiled, x), jacobian(model, x))
-    assert differentiate(compiled, x).slots.names == differentiate(model, x).slots.names
+    assert differentiate(compiled, x).layout.names == differentiate(model, x).layout.names
 
 
 def test_forward_hooks_are_part_of_the_function_and_stay():

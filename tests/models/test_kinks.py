@@ -54,7 +54,7 @@ def test_every_kink_of_an_activation(activation, points):
     beside = after(activation, *(point + 1e-18 + point * 2e-16 for point in points), *away)
     assert beside.count == len(points)
     assert after(activation, *(point + 1e-9 for point in points), *away).count == 0
-    assert sum(kink.exact for kink in after(activation, *points, *away).found) == len(points)
+    assert sum(kink.exact for kink in after(activation, *points, *away).operations) == len(points)
 
 
 class Functions(nn.Module):
@@ -71,9 +71,9 @@ class Functions(nn.Module):
     [F.relu, torch.relu, torch.abs, torch.sign, lambda z: z.clamp(min=0.0), lambda z: torch.maximum(z, 0 * z)],
 )
 def test_functions_are_seen_too(function):
-    found = count_kinks(Functions(function), [[0.0, 1.0], [2.0, -1.0]])
-    assert found.count == 1
-    assert found.found[0].module == "Functions"
+    kinks = count_kinks(Functions(function), [[0.0, 1.0], [2.0, -1.0]])
+    assert kinks.count == 1
+    assert kinks.operations[0].module == "Functions"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_ties_of_a_pooling(pool, shape):
     torch.manual_seed(0)
     x = torch.randint(0, 4, (3, *shape)).double()
     model = nn.Sequential(Functions(lambda z: z), pool, nn.Flatten()).double()
-    found = count_kinks(model, x)
+    kinks = count_kinks(model, x)
     # A window ties when adding a little to one entry, whichever, always changes its maximum or a second one has it.
     out = pool(x)
     ties = torch.zeros_like(out, dtype=torch.bool)
@@ -102,15 +102,15 @@ def test_ties_of_a_pooling(pool, shape):
     upward, downward = pool(x + 1e-6 * rank), pool(x - 1e-6 * rank)
     # The largest index among the maxima against the smallest: they differ where the maximum is met twice.
     ties = ((upward - out) * 1e6).round() != ((out - downward) * 1e6).round()
-    assert found.found[-1].exact == int(ties.sum())
-    assert found.found[-1].total == out.numel()
-    assert "(" in found.found[-1].module
+    assert kinks.operations[-1].exact == int(ties.sum())
+    assert kinks.operations[-1].total == out.numel()
+    assert "(" in kinks.operations[-1].module
 
 
 def test_names_the_modules_and_prints():
     model = nn.Sequential(nn.Sequential(nn.Linear(2, 3, bias=False), nn.ReLU()), nn.Linear(3, 1))
-    found = count_kinks(model, torch.zeros(2, 2))
-    assert found.sentences == ("0.1 (ReLU): 6 of 6 values within 7e-16 of a kink of relu, 6 exactly on it",)
+    kinks = count_kinks(model, torch.zeros(2, 2))
+    assert kinks.sentences == ("0.1 (ReLU): 6 of 6 values within 7e-16 of a kink of relu, 6 exactly on it",)
 
 
 def test_an_eps_of_ones_own():
@@ -132,7 +132,7 @@ def test_leaves_no_trace_and_chunks_change_nothing(name):
     before = fingerprint(model)
     whole, chunked = count_kinks(model, x), count_kinks(model, x, chunk_size=1)
     assert fingerprint(model) == before
-    assert [kink.total for kink in whole.found] == [kink.total for kink in chunked.found]
+    assert [kink.total for kink in whole.operations] == [kink.total for kink in chunked.operations]
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ class WritesBuffer(nn.Module):
 
 
 class Hidden(nn.Module):
-    """Reaches its weight past the module: through a closure made at construction."""
+    """Reads its weight through a closure made at construction, not from the module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,9 +136,9 @@ MODELS = {
     "recurrent dropout": (lambda: nn.LSTM(3, 2, num_layers=2, dropout=0.5), r"LSTM in train mode"),
     "functional dropout": (
         lambda: Wrap(lambda x: nn.functional.dropout(x, 0.5)),
-        r"Wrap, which answers differently the second time.*deterministic",
+        r"Wrap, whose outputs differ between two evaluations.*deterministic",
     ),
-    "noise": (lambda: Wrap(lambda x: x + torch.randn_like(x)), r"Wrap, which answers differently the second time"),
+    "noise": (lambda: Wrap(lambda x: x + torch.randn_like(x)), r"Wrap, whose outputs differ between two evaluations"),
     "no parameter": (lambda: nn.ReLU(), r"ReLU with no trainable parameter; needs at least one$"),
     "meta": (lambda: nn.Linear(3, 2, device="meta"), r"parameter 'weight' on the meta device.*load its weights"),
     "partly meta": (_mixed_devices, r"parameter '1.weight' on the meta device"),
@@ -174,7 +174,7 @@ MODELS = {
     ),
     "no single samples": (
         lambda: Wrap(lambda x: x.reshape(4, 2)),
-        r"raised RuntimeError.*takes a single sample, shape",
+        r"raised RuntimeError.*accepts a single sample, shape",
     ),
     "writes a parameter": (WritesParameter, r"WritesParameter, whose forward writes to 'a' in place"),
     "writes a buffer": (lambda: WritesBuffer(True), r"WritesBuffer, whose forward writes to 'count' in place"),
@@ -183,7 +183,7 @@ MODELS = {
 
 DERIVATIVES = {
     "a frozen model": (_frozen, r"Linear with no trainable parameter.*include_frozen=True"),
-    "a closure": (Hidden, r"Hidden, whose forward reaches 'layer.weight' past the module's attributes"),
+    "a closure": (Hidden, r"Hidden, whose forward accesses 'layer.weight' other than through the module's attributes"),
     "no gradient": (NoGradient, r"NoGradient, whose outputs have no gradient"),
     "an infinite derivative": (Root, r"derivative of output 0 by parameter 'scale' that is NaN or Inf, at sample 0"),
 }
@@ -240,7 +240,7 @@ INPUTS = {
     "scipy sparse": (lambda: sparse.csr_array(np.eye(3)), r"toarray"),
     "torch sparse": (lambda: torch.eye(3).to_sparse(), r"to_dense"),
     "meta": (lambda: torch.ones(4, 3, device="meta"), r"meta tensor"),
-    "integers": (lambda: np.ones((4, 3), dtype=np.int64), r"X is of integers.*astype"),
+    "integers": (lambda: np.ones((4, 3), dtype=np.int64), r"X has integers.*astype"),
     "wrong shape": (lambda: np.ones((4, 3, 5)), r"raised RuntimeError"),
 }
 
@@ -261,7 +261,7 @@ def test_inputs_that_are_refused(name, entry):
 
 
 def test_inputs_of_another_dtype_are_refused_in_the_models_own():
-    with pytest.raises(InvalidInput, match=r"X: got dtype float64 beside a model computing in float32"):
+    with pytest.raises(InvalidInput, match=r"X: got dtype float64 with a model that computes in float32"):
         jacobian(nn.Linear(3, 2), np.ones((4, 3)), dtype="same")
 
 

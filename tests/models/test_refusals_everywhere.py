@@ -72,5 +72,5 @@ def test_inputs(name, entry):
 
 @each
 def test_inputs_of_another_dtype(entry):
-    with pytest.raises(InvalidInput, match=r"X: got dtype float64 beside a model computing in float32"):
+    with pytest.raises(InvalidInput, match=r"X: got dtype float64 with a model that computes in float32"):
         entry(nn.Linear(3, 2), np.ones((4, 3)), dtype="same")

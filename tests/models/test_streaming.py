@@ -150,7 +150,7 @@ def test_a_wrong_contraction_is_noticed(monkeypatch):
 
     def wrong(captured, where, start, stop, target):
         done = right(captured, where, start, stop, target)
-        done[0, 0, 0] += 1.0
+        target[0, 0, 0] += 1.0
         return done
 
     monkeypatch.setattr(layer_gradients, "contract", wrong)
@@ -237,7 +237,7 @@ def test_an_error_in_a_slot_that_is_small_beside_the_others_is_noticed(monkeypat
     def wrong(captured, where, start, stop, target):
         done = right(captured, where, start, stop, target)
         if where[0].module is model[0]:
-            done.mul_(-1.0)
+            target.mul_(-1.0)
         return done
 
     monkeypatch.setattr(layer_gradients, "contract", wrong)

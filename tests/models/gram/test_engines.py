@@ -38,8 +38,8 @@ def forced(monkeypatch, wanted):
 
 def test_formulas_that_the_modules_prove_are_not_compared(monkeypatch):
     seen = []
-    original = gram_module.disagreeing
-    monkeypatch.setattr(gram_module, "disagreeing", lambda *args: seen.append(args) or original(*args))
+    original = gram_module.verify_against_backward
+    monkeypatch.setattr(gram_module, "verify_against_backward", lambda *args: seen.append(args) or original(*args))
     model, x = build("mlp")
     M = gram(model, x)
     assert seen == []
@@ -161,7 +161,7 @@ def test_a_model_that_does_not_run_under_observation(monkeypatch):
     def refuse(*args):
         raise RuntimeError("not like this\nat all")
 
-    monkeypatch.setattr(gram_module, "survey", refuse)
+    monkeypatch.setattr(gram_module, "scan_outputs", refuse)
     planned = plan(model, x)
     assert {slot.why for slot in planned.slots} == {"not observable: not like this"}
     assert relative(gram(model, x), J @ J.T) <= 1e-12
