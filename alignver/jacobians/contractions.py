@@ -21,7 +21,7 @@ from alignver.jacobians.layer_io import Lookup, Product
 from alignver.jacobians.sample_blocks import Block, Part
 from alignver.network.functional import Functional
 
-__all__ = ["Hadamard", "Panel", "add_dense", "add_pair", "contract", "joined_factors", "mirror", "panels", "restricted"]
+__all__ = ["add_pair", "joined_factors", "restricted"]
 _PANEL = 1 << 18  # approximate number of entries of a panel
 _LEAST = 32  # least number of rows of a panel
 _ROWS = 128  # rows of a panel of a triangle: larger panels waste work above the diagonal, smaller ones are slower

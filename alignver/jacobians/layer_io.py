@@ -32,19 +32,7 @@ from torch.overrides import TorchFunctionMode
 
 from alignver.network.functional import Functional
 
-__all__ = [
-    "RECURRENT",
-    "Capture",
-    "Conv",
-    "Lookup",
-    "Product",
-    "Scale",
-    "Use",
-    "captured",
-    "each",
-    "patches",
-    "windows",
-]
+__all__ = ["Conv", "Lookup", "Product", "Scale", "Use", "captured", "each", "patches", "windows"]
 
 
 def windows(

@@ -24,17 +24,7 @@ import torch
 from alignver.jacobians.layer_io import Conv, Lookup, Product, Scale, Use, captured
 from alignver.network.functional import Functional, comparison_weights
 
-__all__ = [
-    "BatchAxis",
-    "Block",
-    "Mixture",
-    "Part",
-    "batch_axes",
-    "block",
-    "codes",
-    "scan_outputs",
-    "verify_against_backward",
-]
+__all__ = ["BatchAxis", "Block", "OutputScan", "Part", "block", "scan_outputs", "verify_against_backward"]
 
 
 @dataclasses.dataclass(frozen=True)
