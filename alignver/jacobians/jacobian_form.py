@@ -122,7 +122,7 @@ def plan(
     Examples
     --------
     >>> print(plan(100, 10, 11_000_000, memory=16 * 10**9).reason)
-    streamed: 0.3 GB; dense would take 176 GB of the 16.0 GB there are
+    streamed: 0.3 GB; dense would take 176 GB, more than the 16.0 GB available
     >>> plan(100, 10, 11_000_000, memory=16 * 10**9, engine="gram").engine
     'gram'
     >>> plan(60000, 10, 11_000_000, memory=16 * 10**9).engine
@@ -137,7 +137,7 @@ def plan(
     costs = {name: _cost(name, n * m_y, d, dtype, block_bytes) for name in ENGINES}
     if engine is not None:
         peak, flops = costs[engine]
-        more = f", which is more than the {_gb(room)} there are" if peak > room else ""
+        more = f", more than the {_gb(room)} available" if peak > room else ""
         return Plan(engine, f"{engine}, as asked: {_gb(peak)}{more}", peak, flops)
     against = []
     for name in ENGINES:
@@ -145,7 +145,7 @@ def plan(
         if name == "streamed" and d <= n * m_y:
             against.append(f"streamed saves nothing with {d} parameters for {n * m_y} outputs")
         elif name != "matrix-free" and peak > room:
-            against.append(f"{name} would take {_gb(peak)} of the {_gb(room)} there are")
+            against.append(f"{name} would take {_gb(peak)}, more than the {_gb(room)} available")
         elif name != "matrix-free" and flops > _MOST_FLOPS:
             against.append(f"{name} would take {flops:.0e} operations")
         else:
@@ -348,7 +348,7 @@ def represent(
         return JacobianForm(J.matrix, J.n, J.m_y, J.layout.d, J.computed_in, J.engine, dtype_name(J.matrix.dtype))
     if form.engine == "streamed":
         S = streamed_qr(model, x, dtype=dtype, chunk_size=chunk_size)
-        words = f"{S.engine}; {form.reason}; the triangle R^T of its streamed QR stands for J"
+        words = f"{S.engine}; {form.reason}; the triangle R^T of its streamed QR represents J"
         return JacobianForm(S.r.T.contiguous(), S.n, S.m_y, S.d, S.computed_in, words, dtype_name(S.r.dtype))
     P = JacobianOperator(model, x, dtype=dtype, chunk_size=chunk_size)
     words = f"products with J only; {form.reason}"

@@ -27,7 +27,7 @@ __all__ = ["METHODS", "RepresentationChange", "RepresentationSnapshot", "represe
 
 METHODS = ("auto", "exact", "probes")
 """The methods of computation of a change."""
-_FEWEST = 6  # products, which leave two vectors for the basis and for the rest
+_FEWEST = 6  # products: two vectors each for the basis, its span and the rest
 _LEAST_CONFIDENCE = 0.8  # below it, another case may be the worst in the tails of the interval
 _ROWS = 1 << 24  # entries of two matrices that are compared at a time
 
@@ -164,8 +164,8 @@ class RepresentationSnapshot:
         room = _room(self._x)
         if method == "auto":
             self.method = "exact" if memory <= room else "probes"
-            self.reason = f"{self.method}: two {N} x {N} matrices and the work on one take {memory / 1e9:.1f} GB "
-            self.reason += f"of the {room / 1e9:.1f} GB there are"
+            self.reason = f"{self.method}: two {N} x {N} matrices and the work on one take {memory / 1e9:.1f} GB, "
+            self.reason += f"{room / 1e9:.1f} GB are available"
         else:
             self.method, self.reason = method, f"{method}, as asked"
         self._start: torch.Tensor | JacobianOperator
