@@ -101,7 +101,7 @@ def test_what_does_not_fit_is_probed(monkeypatch):
     monkeypatch.setattr(kernel_distance, "available_memory", lambda: 1000)
     found = representation_change(moved(model), x, model.state_dict(), probes=9)
     assert found.method == "probes"
-    assert "of the 0.0 GB" in found.reason
+    assert "0.0 GB are available" in found.reason
 
 
 def test_random_states_are_left_alone():
