@@ -1,1 +1,1 @@
-"""The command line: ``alignver check`` and ``alignver verify``. NumPy and torch are imported when needed."""
+"""The command line: ``alignver check``, ``train``, ``reproduce``, ``verify`` and ``report``; imports are lazy."""

@@ -1,37 +1,34 @@
-"""``alignver check membership``: is y in the column space of J?
-
-``alignver check rank``: does A have full row rank, or the given rank?
-
-``alignver check alignment``: can the user's own network fit the data at its parameters (Definition 2)?
-
-``alignver check structure``: does the user's own network have the common model structure (Assumption 1)?
-
-The built-in problems: what was expected of each, and what was found.
-
-``alignver check``: the checks as commands, and the built-in problems when none is named.
-"""
+"""``alignver check``: the checks as commands, and the built-in problems when none is named."""
 
 from __future__ import annotations
 
 import enum
+import inspect
 import time
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
-from alignver.cli import options
-from alignver.cli.data import data
+from alignver.cli import input_files, model_io, options
 from alignver.cli.exits import Exit, say
 from alignver.cli.exploration import exploration
-from alignver.cli.options import ChunkSize, JacobianDtype, Loss, Model, ModelDtype, Weights
-from alignver.cli.session import Session, ensure_free, save_certificate
-from alignver.errors import MissingDependency
+from alignver.cli.options import ChunkSize, JacobianDtype, Loss, Model, ModelDtype, Weights, computation, decision
+from alignver.cli.session import Session, command, given, signed
+from alignver.errors import InvalidInput
 from alignver.results import CheckResult
 
-__all__ = ["Engine", "alignment", "app", "builtin", "membership", "rank", "structure"]
+__all__ = ["Cast", "Engine", "alignment", "app", "builtin", "data", "membership", "rank", "structure"]
+
+_REPORT = "html junit json quiet verbose"
+_CERTIFIED = f"certificate {_REPORT}"
+_NAMES = {"X": ("X", "x", "X_train", "x_train"), "Y": ("Y", "y", "Y_train", "y_train")}
+_TEST_NAMES = {"X_test": ("X_test", "x_test"), "Y_test": ("Y_test", "y_test")}
 
 
+@command("check membership", _CERTIFIED, provenance="device")
 def membership(
+    session: Session,
     j_file: Annotated[str, typer.Argument(metavar="J", help="The matrix: .npy, .npz, file.npz:key, .csv or .txt.")],
     y_file: Annotated[str, typer.Argument(metavar="Y", help="The vector: the same kinds of file.")],
     method: options.Method = "auto",
@@ -42,13 +39,7 @@ def membership(
     certify: options.Certify = True,
     backend: options.BackendOption = options.Backend.NUMPY,
     device: options.Device = "cpu",
-    certificate: options.Certificate = None,
-    html: options.Html = None,
-    junit: options.Junit = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-) -> int:
+) -> Exit:
     """Is y in the column space of J?
 
     Shows the rank and the residual, at which tolerances the verdict stands, and what other rank rules say.
@@ -60,40 +51,32 @@ def membership(
       alignver check membership J.npy y.npy --computed-in float32 --json
       alignver check membership J.npy y.npy --certificate proof
     """
-    session = Session(
-        "check membership", json=json, html=html, junit=junit, quiet=quiet, verbose=verbose, device=device
-    )
+    with session.working():
+        from alignver.checks.membership import check_membership
 
-    def body() -> Exit:
-        with session.working():
-            from alignver.checks.membership import check_membership
-            from alignver.cli import input_files
-
-            ensure_free(certificate)
-            files_of = {"J": j_file, "y": y_file}
-            inputs = {"J": input_files.read_matrix(j_file, "J"), "y": input_files.read_vector(y_file, "y")}
-            with input_files.rename_argument(files_of):
-                result = check_membership(
-                    input_files.to_backend(inputs["J"], backend, device),
-                    input_files.to_backend(inputs["y"], backend, device),
-                    method=method,
-                    rule=rule,
-                    certify=certify,
-                    tolerance=tolerance,
-                    residual_tolerance=residual_tolerance,
-                    computed_in=computed_in,
-                )
-            notes = save_certificate(result, certificate, files_of, session)
-        return session.finish(result, inputs=inputs, notes=notes)
-
-    return session.conduct(body)
+        files_of = {"J": j_file, "y": y_file}
+        inputs = {"J": input_files.read_matrix(j_file, "J"), "y": input_files.read_vector(y_file, "y")}
+        with input_files.rename_argument(files_of):
+            result = check_membership(
+                input_files.to_backend(inputs["J"], backend, device),
+                input_files.to_backend(inputs["y"], backend, device),
+                method=method,
+                rule=rule,
+                certify=certify,
+                tolerance=tolerance,
+                residual_tolerance=residual_tolerance,
+                computed_in=computed_in,
+            )
+        notes = session.save_certificate(result, files_of)
+    return session.finish(result, inputs=inputs, notes=notes)
 
 
+@command("check rank", _CERTIFIED, provenance="device")
 def rank(
+    session: Session,
     a_file: Annotated[str, typer.Argument(metavar="A", help="The matrix: .npy, .npz, file.npz:key, .csv or .txt.")],
     expected: Annotated[
-        int | None,
-        typer.Option("--rank", metavar="R", help="The rank that is claimed.", show_default="full row rank"),
+        int | None, typer.Option("--rank", metavar="R", help="The rank that is claimed.", show_default="full row rank")
     ] = None,
     method: options.Method = "auto",
     rule: options.Rule = "golub",
@@ -102,13 +85,7 @@ def rank(
     certify: options.Certify = True,
     backend: options.BackendOption = options.Backend.NUMPY,
     device: options.Device = "cpu",
-    certificate: options.Certificate = None,
-    html: options.Html = None,
-    junit: options.Junit = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-) -> int:
+) -> Exit:
     """Does A have full row rank, or rank R?
 
     Shows the singular values at the tolerance and what other rank rules and libraries say.
@@ -119,29 +96,22 @@ def rank(
       alignver check rank A.csv --rank 12 --rule press
       alignver check rank A.npy --tolerance 1e-8 --no-certify -v
     """
-    session = Session("check rank", json=json, html=html, junit=junit, quiet=quiet, verbose=verbose, device=device)
+    with session.working():
+        from alignver.checks.rank import check_rank
 
-    def body() -> Exit:
-        with session.working():
-            from alignver.checks.rank import check_rank
-            from alignver.cli import input_files
-
-            ensure_free(certificate)
-            inputs = {"A": input_files.read_matrix(a_file, "A")}
-            with input_files.rename_argument({"A": a_file}):
-                result = check_rank(
-                    input_files.to_backend(inputs["A"], backend, device),
-                    rank=expected,
-                    method=method,
-                    rule=rule,
-                    certify=certify,
-                    tolerance=tolerance,
-                    computed_in=computed_in,
-                )
-            notes = save_certificate(result, certificate, {"A": a_file}, session)
-        return session.finish(result, inputs=inputs, notes=notes)
-
-    return session.conduct(body)
+        inputs = {"A": input_files.read_matrix(a_file, "A")}
+        with input_files.rename_argument({"A": a_file}):
+            result = check_rank(
+                input_files.to_backend(inputs["A"], backend, device),
+                rank=expected,
+                method=method,
+                rule=rule,
+                certify=certify,
+                tolerance=tolerance,
+                computed_in=computed_in,
+            )
+        notes = session.save_certificate(result, {"A": a_file})
+    return session.finish(result, inputs=inputs, notes=notes)
 
 
 class Engine(enum.StrEnum):
@@ -153,7 +123,9 @@ class Engine(enum.StrEnum):
     MATRIX_FREE = "matrix-free"
 
 
+@command("check alignment", _CERTIFIED, provenance="device dtype seed")
 def alignment(
+    session: Session,
     model: Model,
     data: Annotated[str, typer.Option(metavar="FILE.npz", help="The samples: a .npz file with X and Y.")],
     loss: Annotated[Loss, typer.Option(metavar="LOSS", help="squared, binary_cross_entropy or cross_entropy.")],
@@ -169,20 +141,13 @@ def alignment(
     chunk_size: ChunkSize = None,
     engine: Annotated[
         Engine | None,
-        typer.Option(
+        computation(
             help="What stands for the Jacobian: itself, the triangle of its streamed QR, the Gram matrix of layer "
             "factors where that proves it, or products.",
             show_default="by size and memory",
-            rich_help_panel="Computation",
         ),
     ] = None,
-    certificate: options.Certificate = None,
-    html: options.Html = None,
-    junit: options.Junit = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-) -> int:
+) -> Exit:
     """Is the data aligned with the architecture (Definition 2) at the model's parameters?
 
     MODEL is Python code of yours, which is imported and run.
@@ -192,89 +157,61 @@ def alignment(
       alignver check alignment net.py:build --data train.npz --loss cross_entropy
       alignver check alignment package.net:build --data t.npz --loss squared --seed 3
     """
-    session = Session(
-        "check alignment",
-        json=json,
-        html=html,
-        junit=junit,
-        quiet=quiet,
-        verbose=verbose,
-        device=device,
-        dtype=dtype.value,
-        seed=seed,
-    )
+    with session.working():
+        samples = input_files.read_npz(data, "--data", ("X", "Y"))
+        net, identity = model_io.load(model, weights, device=device, seed=seed)
+        from alignver.checks.alignment import check_alignment
 
-    def body() -> Exit:
-        with session.working():
-            from alignver.cli import input_files, model_io
-
-            ensure_free(certificate)
-            samples = input_files.read_npz(data, "--data", ("X", "Y"))
-            net, identity = model_io.load(model, weights, device=device, seed=seed)
-            from alignver.checks.alignment import check_alignment
-
-            with input_files.rename_argument({"X": f"{data}:X", "Y": f"{data}:Y", "model": model}):
-                result = check_alignment(
-                    net,
-                    samples["X"],
-                    samples["Y"],
-                    loss=loss.value,
-                    method=method,
-                    rule=rule,
-                    certify=certify,
-                    tolerance=tolerance,
-                    residual_tolerance=residual_tolerance,
-                    dtype=dtype.value,
-                    chunk_size=chunk_size,
-                    engine=None if engine is None else engine.value,
-                )
-            again = ["--model", model, "--data", data, "--loss", loss.value]
-            for option, value, default in (
-                ("--weights", weights, None),
-                ("--seed", seed, 0),
-                ("--device", device, "cpu"),
-                ("--dtype", dtype.value, JacobianDtype.FLOAT64.value),
-                ("--chunk-size", chunk_size, None),
-            ):
-                again += [] if value == default else [option, str(value)]
-            notes = save_certificate(result, certificate, {}, session, again)
-        return session.finish(result, inputs={**samples, **identity}, notes=notes)
-
-    return session.conduct(body)
+        with input_files.rename_argument({"X": f"{data}:X", "Y": f"{data}:Y", "model": model}):
+            result = check_alignment(
+                net,
+                samples["X"],
+                samples["Y"],
+                loss=loss,
+                method=method,
+                rule=rule,
+                certify=certify,
+                tolerance=tolerance,
+                residual_tolerance=residual_tolerance,
+                dtype=dtype,
+                chunk_size=chunk_size,
+                engine=engine,
+            )
+        again = ["--model", model, "--data", data, "--loss", loss]
+        for option, value, default in (
+            ("--weights", weights, None),
+            ("--seed", seed, 0),
+            ("--device", device, "cpu"),
+            ("--dtype", dtype, "float64"),
+            ("--chunk-size", chunk_size, None),
+        ):
+            again += [] if value == default else [option, str(value)]
+        notes = session.save_certificate(result, {}, again)
+    return session.finish(result, inputs={**samples, **identity}, notes=notes)
 
 
+@command("check structure", _REPORT, provenance="device dtype seed")
 def structure(
+    session: Session,
     model: Model,
     data: Annotated[str, typer.Option(metavar="FILE.npz", help="The samples: a .npz file with X.")],
     subset: Annotated[
         list[str] | None,
-        typer.Option(
-            "--subset",
-            metavar="NAME",
-            help="A parameter or module in S; give it once for each. Without it S is looked for.",
-            show_default=False,
-            rich_help_panel="Decision",
-        ),
+        decision(metavar="NAME", help="A parameter or module in S; give it once for each. Without it S is looked for."),
     ] = None,
     weights: Weights = None,
     tolerance: Annotated[
         float | None,
-        typer.Option(
+        decision(
             metavar="TAU",
             help="Largest relative residual of f = J nu that counts as rounding.",
             show_default="from eps and the size of S",
-            rich_help_panel="Decision",
         ),
     ] = None,
     device: options.Device = "cpu",
     dtype: ModelDtype = JacobianDtype.FLOAT64,
     seed: options.Seed = 0,
-    html: options.Html = None,
-    junit: options.Junit = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-) -> int:
+) -> Exit:
     """Do some parameters S give the outputs as f = J nu, nu being theta on S (Assumption 1)?
 
     MODEL is Python code of yours, which is imported and run.
@@ -284,83 +221,161 @@ def structure(
       alignver check structure net.py:build --data train.npz
       alignver check structure net.py:build --data train.npz --subset head.weight --subset head.bias
     """
-    session = Session(
-        "check structure",
-        json=json,
-        html=html,
-        junit=junit,
-        quiet=quiet,
-        verbose=verbose,
-        device=device,
-        dtype=dtype.value,
-        seed=seed,
-    )
+    with session.working():
+        samples = input_files.read_npz(data, "--data", ("X",))
+        net, identity = model_io.load(model, weights, device=device, seed=seed)
+        from alignver.checks.common_structure import check_common_structure
 
-    def body() -> Exit:
-        with session.working():
-            from alignver.cli import input_files, model_io
-
-            samples = input_files.read_npz(data, "--data", ("X",))
-            net, identity = model_io.load(model, weights, device=device, seed=seed)
-            from alignver.checks.common_structure import check_common_structure
-
-            with input_files.rename_argument({"X": f"{data}:X", "S": "--subset", "model": model}):
-                result = check_common_structure(
-                    net, samples["X"], S=subset or None, tolerance=tolerance, dtype=dtype.value, seed=seed
-                )
-        return session.finish(result, inputs={**samples, **identity})
-
-    return session.conduct(body)
+        with input_files.rename_argument({"X": f"{data}:X", "S": "--subset", "model": model}):
+            result = check_common_structure(
+                net, samples["X"], S=subset or None, tolerance=tolerance, dtype=dtype, seed=seed
+            )
+    return session.finish(result, inputs={**samples, **identity})
 
 
+class Cast(enum.StrEnum):
+    """What inputs are rounded to before they are compared."""
+
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
+    FLOAT64 = "float64"
+
+
+@command("check data", _CERTIFIED)
+def data(
+    session: Session,
+    data_file: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="A .npz file with the inputs X (a row for each sample) and the targets Y, or x_train and y_train; or "
+            "X alone as .npy (mapped, not read), .csv or .txt.",
+        ),
+    ],
+    targets: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The targets, where they are in another file.")
+    ] = None,
+    test: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Test samples, to be compared with the training samples: .npz with X and Y, or .npy with X.",
+            show_default="X_test and Y_test of DATA, if they are there",
+        ),
+    ] = None,
+    loss: Annotated[
+        Loss | None,
+        typer.Option(
+            metavar="LOSS",
+            help="Bound the least loss of every model: squared, binary_cross_entropy or cross_entropy.",
+            show_default="errors only",
+        ),
+    ] = None,
+    dtype: Annotated[
+        Cast | None,
+        typer.Option(
+            help="Round the inputs to it first, as a model of that precision does.", show_default="as they are"
+        ),
+    ] = None,
+) -> Exit:
+    """Do samples with equal inputs have equal targets?
+
+    No model fits two that do not. Says what they cost every model, and which test samples are training samples.
+
+    [bold]Examples[/bold]
+
+      alignver check data train.npz
+      alignver check data train.npz --loss cross_entropy --html pairs.html --certificate proof
+      alignver check data X.npy --targets Y.npy --test test.npz --dtype float32
+    """
+    with session.working():
+        from alignver.checks.data import check_data
+
+        arrays, places = _read(data_file, targets, test)
+        with input_files.rename_argument(places):
+            result = check_data(
+                arrays["X"],
+                arrays.get("Y"),
+                loss=loss,
+                dtype=dtype,
+                X_test=arrays.get("X_test"),
+                Y_test=arrays.get("Y_test"),
+            )
+        notes = session.save_certificate(result, {name: places[name] for name in ("X", "Y") if name in places})
+    return session.finish(result, inputs=arrays, notes=notes)
+
+
+def _read(data_file: str, targets: str | None, test: str | None) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the arrays by their names in :func:`~alignver.checks.data.check_data`, and where each of them is."""
+    places = _places(data_file, "DATA", _NAMES)
+    if targets is not None:
+        if "Y" in places:
+            need = f"one of the two; {places['X']} names the inputs alone"
+            raise InvalidInput("--targets", f"{targets} beside {places['Y']}", need)
+        places["Y"] = targets
+    if test is not None:
+        names = {f"{name}_test": (*keys, f"{name}_test") for name, keys in _NAMES.items()}
+        places |= _places(test, "--test", names)
+    elif input_files.is_archive(data_file):
+        places |= _places(data_file, "DATA", _TEST_NAMES, required=False)
+    if "Y" not in places:
+        places.pop("Y_test", None)
+    readers = {name: input_files.read_vector if name.startswith("Y") else input_files.read_matrix for name in places}
+    return {name: readers[name](place, name) for name, place in places.items()}, places
+
+
+def _places(file: str, argument: str, names: Mapping[str, tuple[str, ...]], *, required: bool = True) -> dict[str, str]:
+    """Return which array of a file is which; a file of one array holds the inputs."""
+    inputs = next(iter(names))
+    if not input_files.is_archive(file):
+        return {inputs: file}
+    present = input_files.names_in(file, argument)
+    places = {name: f"{file}:{key}" for name, keys in names.items() for key in reversed(keys) if key in present}
+    if required and inputs not in places:
+        need = f"inputs under the name {' or '.join(names[inputs])}; or {file}:NAME with --targets {file}:NAME"
+        raise InvalidInput(
+            input_files.file_argument(argument, file), f"the arrays {', '.join(present) or 'none'}", need
+        )
+    return places if inputs in places else {}
+
+
+@command("check", _REPORT, provenance="device dtype seed")
 def builtin(
-    *, device: str, dtype: str, seed: int, html: str | None, junit: str | None, json: bool, quiet: bool, verbose: bool
-) -> int:
-    """Run every built-in problem; 0 when each one's verdict is the expected one, 1 when not."""
-    session = Session(
-        "check",
-        json=json,
-        quiet=quiet,
-        verbose=verbose,
-        html=html,
-        junit=junit,
-        device=device,
-        dtype=dtype,
-        seed=seed,
-    )
-    return session.conduct(lambda: _all(session))
+    session: Session,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = options.DtypeName.FLOAT64,
+    seed: options.Seed = 0,
+) -> Exit:
+    """Ask one question and get a verdict; without a question, try the built-in problems.
 
+    The built-in problems say what the paper expects of each and what was found; exit code 0 when they agree, else 1.
 
-def _all(session: Session) -> Exit:
-    from alignver.cli import input_files
+    [bold]Examples[/bold]
 
+      alignver check
+      alignver check membership J.npy y.npy
+      alignver check alignment net.py:build --data train.npz --loss cross_entropy
+    """
     began = time.perf_counter()
     with session.working("loading the built-in problems"):
-        problems = _problems()
+        input_files.library("torch", "running the built-in problems")
+        from alignver.experiments.builtin import problems
+
+        listed = list(problems())
     results: list[CheckResult] = []
-    for problem in problems:
-        with session.working(problem.name), input_files.rename_argument({}):
-            results.append(problem.run(session.seed, session.device, session.dtype))
+    for problem in listed:
+        with session.working(problem.name):
+            results.append(problem.run(seed, device, dtype))
         if not session.json:
             _show(session, problem, results[-1], first=len(results) == 1)
-    agreed = [problem.expected is result.verdict for problem, result in zip(problems, results)]
-    report = session.report(tuple(results), {}, problems=_expectations(problems, results))
+    agreed = [problem.expected is result.verdict for problem, result in zip(listed, results)]
+    report = session.report(tuple(results), {}, problems=_expectations(listed, results))
     if session.json:
         session.write(report)
     else:
         _conclude(session, agreed, time.perf_counter() - began)
     session.keep(report)
     return Exit.HOLDS if all(agreed) else Exit.FAILS
-
-
-def _problems() -> list[Any]:
-    try:
-        from alignver.experiments.builtin import problems
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "torch":
-            raise
-        raise MissingDependency("torch", "running the built-in problems", "torch") from error
-    return list(problems())
 
 
 def _expectations(problems: list[Any], results: list[CheckResult]) -> list[dict[str, Any]]:
@@ -390,8 +405,8 @@ def _show(session: Session, problem: Any, result: CheckResult, *, first: bool) -
     title = Text(problem.description if named else f"{problem.name}: {problem.description}", style="cyan")
     title.stylize("bold", 0, len(problem.name))
     session.print(*([] if first else [Text()]), title)
-    found = "as found" if agrees else f"but found {result.verdict}"
-    session.show(result, (f"expected {problem.expected}, {found}: {problem.source}",))
+    outcome = "as found" if agrees else f"but found {result.verdict}"
+    session.show(result, (f"expected {problem.expected}, {outcome}: {problem.source}",))
 
 
 def _conclude(session: Session, agreed: list[bool], seconds: float) -> None:
@@ -407,48 +422,18 @@ def _conclude(session: Session, agreed: list[bool], seconds: float) -> None:
 app = typer.Typer(name="check")
 
 
-@app.callback(invoke_without_command=True)
-def check(
-    context: typer.Context,
-    device: options.Device = "cpu",
-    dtype: options.Dtype = options.DtypeName.FLOAT64,
-    seed: options.Seed = 0,
-    html: options.Html = None,
-    junit: options.Junit = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-) -> int:
-    """Ask one question and get a verdict; without a question, try the built-in problems.
-
-    The built-in problems say what the paper expects of each and what was found; exit code 0 when they agree, else 1.
-
-    [bold]Examples[/bold]
-
-      alignver check
-      alignver check membership J.npy y.npy
-      alignver check alignment net.py:build --data train.npz --loss cross_entropy
-    """
+def _check(*, context: typer.Context, **values: Any) -> int:
     if context.invoked_subcommand is None:
-        return builtin(
-            device=device, dtype=dtype.value, seed=seed, json=json, html=html, junit=junit, quiet=quiet, verbose=verbose
-        )
-    given = [
-        name
-        for name in ("device", "dtype", "seed", "html", "junit", "json", "quiet", "verbose")
-        if _given(context, name)
-    ]
-    if given:
-        command = f"alignver check {context.invoked_subcommand}"
-        option = f"--{given[0]}"
-        raise typer.BadParameter(f"it belongs after the command: {command} ... {option}", param_hint=option)
+        return builtin(**values)
+    misplaced = next((name for name in values if given(context, name)), None)
+    if misplaced is not None:
+        words = f"it belongs after the command: alignver check {context.invoked_subcommand} ... --{misplaced}"
+        raise typer.BadParameter(words, param_hint=f"--{misplaced}")
     return 0
 
 
-def _given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
+_check.__doc__ = builtin.__doc__
+_context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+app.callback(invoke_without_command=True)(signed(_check, [_context, *inspect.signature(builtin).parameters.values()]))
 for _command in (membership, rank, exploration, alignment, structure, data):
     app.command(_command.__name__)(_command)

@@ -1,8 +1,8 @@
-"""Exit codes, interrupts and output files: how a command ends, with a verdict or without one.
+"""Exit codes, messages, interrupts and output files: how a command ends, with a verdict or without one.
 
-Python raises ``KeyboardInterrupt`` only between two bytecodes, so an SVD of some minutes would go on to its end. The C
-level handler of Python writes each signal to a pipe as it arrives; a thread that reads the pipe gives the main thread a
-moment to end tidily and then ends the process.
+Python raises ``KeyboardInterrupt`` only between two bytecodes, so that an SVD of several minutes would run to its end.
+The signal handler of Python, at the C level, writes each signal to a pipe as it arrives. A thread that reads the pipe
+gives the main thread :data:`GRACE` seconds to end by itself and then ends the process.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
 
 
 class Exit(enum.IntEnum):
-    """What the exit code of every command means."""
+    """The exit codes of all commands."""
 
     HOLDS = 0
     FAILS = 1
@@ -44,14 +44,14 @@ class Exit(enum.IntEnum):
     UNDECIDED = 3
     INTERNAL = 70
     INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-    BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader left; never 1, which would be a verdict
+    BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader closed the pipe; not 1, which would be a verdict
 
 
 _EXITS = {Verdict.HOLDS: Exit.HOLDS, Verdict.FAILS: Exit.FAILS, Verdict.UNDECIDED: Exit.UNDECIDED}
 
 
 class OutputFailed(Exception):
-    """The report was made and cannot be written where it should go."""
+    """A report or certificate that is complete cannot be written to its place."""
 
 
 def exit_of(verdict: Verdict) -> Exit:
@@ -60,13 +60,13 @@ def exit_of(verdict: Verdict) -> Exit:
 
 
 def say(*lines: str) -> None:
-    """Write a message of the program itself to stderr, printable; a stderr that is gone is no reason to fail."""
+    """Write a message of the program itself to stderr, printable; a closed stderr is not an error."""
     with contextlib.suppress(OSError):
         print("alignver: " + "\n  ".join(map(printable, lines)), file=sys.stderr, flush=True)
 
 
 def explain(error: BaseException, *, verbose: bool = False) -> Exit:
-    """Tell a person what went wrong and what helps, and return the exit code; a traceback only when ``verbose``."""
+    """Write what went wrong and what helps, with a traceback if ``verbose``, and return the exit code."""
     if isinstance(error, KeyboardInterrupt):
         say("interrupted")
         return Exit.INTERRUPTED
@@ -93,24 +93,24 @@ def explain(error: BaseException, *, verbose: bool = False) -> Exit:
 
 
 def _trace(error: BaseException) -> None:
-    """Write a traceback, each line behind a mark: messages of several lines look like nothing of ours."""
+    """Write a traceback, each line after a mark that tells it from the messages of the program."""
     lines = "".join(traceback.format_exception(error)).splitlines()
     with contextlib.suppress(OSError):
         print(*(f"| {printable(line)}" for line in lines), sep="\n", file=sys.stderr, flush=True)
 
 
 def silence_stdout() -> None:
-    """Send what Python still holds for stdout nowhere, so that it does not complain at exit."""
+    """Discard the buffered output of stdout, so that Python does not report an error at exit."""
     try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
     except (OSError, ValueError):
         pass
 
 
 GRACE = 0.5
-"""Seconds that the main thread has for ending by itself."""
+"""Seconds in which the main thread may end by itself after SIGINT."""
 
 _SHOW_CURSOR = b"\r\x1b[2K\x1b[?25h"  # a progress bar hides the cursor; clear its line and bring the cursor back
 
@@ -144,34 +144,37 @@ def prompt(exit_code: int, message: Callable[[], str]) -> Iterator[None]:
 
 
 def ensure_writable(option: str, target: str | None) -> None:
-    """Refuse a file that cannot be written; one that is there already will be replaced."""
+    """Refuse a file that cannot be written; an existing file will be replaced."""
     if target is None:
         return
     place = Path(target)
     folder = place.resolve().parent
     if place.is_dir():
-        raise InvalidInput(option, f"{target}, a folder", "the name of a file")
+        raise InvalidInput(option, f"{target}, a folder", "the name of a file", code="unwritable-file")
     if not folder.is_dir():
-        raise InvalidInput(option, f"{target}, in a folder that is not there", "an existing folder")
+        raise InvalidInput(
+            option, f"{target}, in a folder that does not exist", "an existing folder", code="unwritable-file"
+        )
     if not os.access(place if place.exists() else folder, os.W_OK):
-        raise InvalidInput(option, f"{target}, which cannot be written", "a place that may be written to")
+        need = "a place that may be written to"
+        raise InvalidInput(option, f"{target}, which cannot be written", need, code="unwritable-file")
 
 
 def write_output(option: str, target: str, content: bytes) -> None:
-    """Write a file: a regular one whole or not at all, so that a full disk leaves what was there."""
+    """Write a file; a regular file is replaced only when the new content is complete, so that a full disk keeps it."""
     place = Path(target)
     try:
-        if place.exists() and not place.is_file():  # a device or a pipe: it must not be replaced
+        if place.exists() and not place.is_file():  # a device or a pipe, which must not be replaced
             place.write_bytes(content)
             return
-        with atomic.writing(place.resolve(), shared=True) as stream:  # a link stays a link, to the new content
+        with atomic.writing(place.resolve(), shared=True) as stream:  # a link stays a link
             stream.write(content)
     except OSError as error:
         raise OutputFailed(f"{option} {target} cannot be written: {error.strerror or error}") from error
 
 
 def file_size(place: Path) -> str:
-    """Return the size of a file, or of all files in a folder, in words."""
+    """Return the size of a file, or of all files in a folder, with its unit."""
     files = [place] if place.is_file() else [file for file in place.rglob("*") if file.is_file()]
     count = float(sum(file.stat().st_size for file in files))
     for unit in ("B", "kB", "MB"):

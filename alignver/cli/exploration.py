@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import enum
 import functools
 from collections.abc import Mapping
@@ -12,17 +11,14 @@ from typing import Annotated, Any
 
 import typer
 
-from alignver.cli import options
+from alignver.cli import input_files, model_io, options
 from alignver.cli.exits import Exit
-from alignver.cli.session import Session, ensure_free, save_certificate
+from alignver.cli.session import Session, command
 from alignver.errors import InvalidInput
 
 __all__ = ["ExplorationMethod", "exploration"]
 
-_MODEL = "Features from a model"
-_OPTIONS = {"width": "--width", "delta": "--delta", "tries": "--tries", "layer": "--layer", "folder": "--tiles"}
-_OPTIONS |= {"file": "--keep-features"}
-_OPTIONS |= {"scheduler": "--scheduler", "client": "--scheduler"}
+_model = functools.partial(typer.Option, rich_help_panel="Features from a model")
 
 
 class ExplorationMethod(enum.StrEnum):
@@ -34,7 +30,14 @@ class ExplorationMethod(enum.StrEnum):
     DENSE = "dense"
 
 
+@command(
+    "check exploration",
+    "certificate html junit json quiet verbose",
+    provenance="device seed",
+    aliases={"folder": "--tiles", "file": "--keep-features", "client": "--scheduler"},
+)
 def exploration(
+    session: Session,
     z_file: Annotated[
         str | None,
         typer.Argument(
@@ -49,14 +52,11 @@ def exploration(
             metavar="H", help="Units of the last hidden layer.", show_default="the smallest that can be proved"
         ),
     ] = None,
-    q: Annotated[
-        str | None, typer.Option("--q", metavar="FILE", help="The gates, a column for each unit.", show_default=False)
-    ] = None,
+    q: Annotated[str | None, typer.Option("--q", metavar="FILE", help="The gates, a column for each unit.")] = None,
     method: Annotated[
         ExplorationMethod,
-        typer.Option(
-            help="staircase makes gates of its own; gram proves given or sampled ones; dense decides by an SVD of phi.",
-            rich_help_panel="Decision",
+        options.decision(
+            help="staircase makes gates of its own; gram proves given or sampled ones; dense decides by an SVD of phi."
         ),
     ] = ExplorationMethod.AUTO,
     add_constant: Annotated[
@@ -64,96 +64,59 @@ def exploration(
     ] = False,
     delta: Annotated[
         float | None,
-        typer.Option(
-            metavar="R",
-            help="Bound of each row's error (2-norm): the proof then covers every Z within it.",
-            show_default=False,
-            rich_help_panel="Decision",
+        options.decision(
+            metavar="R", help="Bound of each row's error (2-norm): the proof then covers every Z within it."
         ),
     ] = None,
     estimate_delta: Annotated[
         bool,
-        typer.Option(
+        _model(
             "--estimate-delta",
             help="Take for R what a float64 pass on a sample says of the model's precision: a numerical verdict.",
-            rich_help_panel=_MODEL,
         ),
     ] = False,
     rule: options.Rule = "golub",
     certify: options.Certify = True,
-    tries: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Directions to try.", rich_help_panel="Computation")
-    ] = 8,
+    tries: Annotated[int, options.computation(min=1, metavar="N", help="Directions to try.")] = 8,
     tiles: Annotated[
         str | None,
-        typer.Option(
+        options.computation(
             metavar="DIR",
             help="Keep the tiles of gram's factorization here; a run that was ended goes on from them.",
             show_default="in memory",
-            rich_help_panel="Computation",
         ),
     ] = None,
     scheduler: Annotated[
         str | None,
-        typer.Option(
+        options.computation(
             metavar="ADDRESS",
             help="Work on the cluster of this Dask scheduler; gram needs --tiles, a folder that its workers share.",
-            show_default=False,
-            rich_help_panel="Computation",
         ),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(
+        _model(
             metavar="FILE.py:FUNCTION",
             help="Compute the features with this model instead; the code is imported and run.",
-            show_default=False,
-            rich_help_panel=_MODEL,
         ),
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="FILE.npz", help="The model's inputs: X.", show_default=False, rich_help_panel=_MODEL),
-    ] = None,
+    data: Annotated[str | None, _model(metavar="FILE.npz", help="The model's inputs: X.")] = None,
     layer: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="The layer whose output is z.",
-            show_default="the model's output",
-            rich_help_panel=_MODEL,
-        ),
+        str | None, _model(metavar="NAME", help="The layer whose output is z.", show_default="the model's output")
     ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Parameters to load: a .safetensors file.",
-            show_default=False,
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Samples run at a time.", rich_help_panel=_MODEL)
-    ] = 256,
+    weights: Annotated[str | None, _model(metavar="FILE", help="Parameters to load: a .safetensors file.")] = None,
+    batch_size: Annotated[int, _model(min=1, metavar="N", help="Samples run at a time.")] = 256,
     keep_features: Annotated[
         str | None,
-        typer.Option(
+        _model(
             metavar="FILE.npy",
             help="Keep the features here, batch by batch: for a re-check, and for models of more than memory holds.",
             show_default="in memory",
-            rich_help_panel=_MODEL,
         ),
     ] = None,
     device: options.Device = "cpu",
     seed: options.Seed = 0,
-    certificate: options.Certificate = None,
-    html: options.Html = None,
-    junit: options.Junit = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-) -> int:
+) -> Exit:
     """Is the last hidden layer wide enough (Assumption 4)?
 
     Proves that some gates q give phi(q) full row rank, at sizes where phi itself cannot be formed.
@@ -165,88 +128,93 @@ def exploration(
       alignver check exploration --model net.py:build --data train.npz --layer pool --keep-features Z.npy
       alignver check exploration Z.npy --method gram --tiles shared/tiles --scheduler tcp://host:8786
     """
-    session = Session(
-        "check exploration", json=json, html=html, junit=junit, quiet=quiet, verbose=verbose, device=device, seed=seed
-    )
+    with session.working():
+        from alignver.checks.exploration import check_safe_exploration, equal_inputs
 
-    def body() -> Exit:
-        with session.working():
-            from alignver.checks.exploration import check_safe_exploration, equal_inputs
-            from alignver.cli import input_files
+        gram = q is not None or method == ExplorationMethod.GRAM
+        unused = {"--keep-features": keep_features, "--data": data, "--layer": layer, "--weights": weights}
+        _require_used(model is not None, unused, "--model, whose features are checked")
+        _require_used(gram, {"--tiles": tiles}, "--method gram, or --q")
+        if device != "cpu" and not gram and model is None:
+            need = "cpu, but for a model, or the factorization of --method gram"
+            raise InvalidInput("--device", device, need, code="conflicting-arguments")
+        files = {"Z": z_file} if z_file is not None else {"X": f"{data}:X"}
+        files |= {name: file for name, file in (("q", q), ("model", model)) if file is not None}
+        inputs: dict[str, Any] = {}
+        if model is not None:
+            samples = _inputs(z_file, data, keep_features)
+            net, identity = model_io.load(model, weights, device=device, seed=seed)
+            from alignver.network.feature_extraction import estimate_row_error, extract_features, save_features
 
-            ensure_free(certificate)
-            gram = q is not None or method is ExplorationMethod.GRAM
-            _require_used(
-                model is not None,
-                {"--keep-features": keep_features, "--data": data, "--layer": layer, "--weights": weights},
-                "--model, whose features are looked at",
-            )
-            _require_used(gram, {"--tiles": tiles}, "--method gram, or --q")
-            if device != "cpu" and not gram and model is None:
-                raise InvalidInput("--device", device, "cpu, but for a model, or the factorization of --method gram")
-            arguments = {"Z": z_file} if z_file is not None else {"X": f"{data}:X"}
-            if q is not None:
-                arguments["q"] = q
-            if model is not None:
-                samples = _inputs(z_file, data)
-                source = _Source(model, data, layer, weights, batch_size, device, seed, keep_features)
-                net, identity = _loaded(samples, source)
-                with input_files.rename_argument(arguments):
-                    refuted = equal_inputs(samples["X"])
+            inputs = {**samples, **identity}
+            if layer is None:
+                session.note("the features are the model's outputs: --layer NAME takes those of a layer inside")
+            with input_files.rename_argument(files):
+                # A wrong name of a layer is refused before anything is decided.
+                extract_features(net, samples["X"][:2], layer, batch_size=batch_size)
+                refuted = equal_inputs(samples["X"])
                 if refuted is not None:
-                    notes = save_certificate(refuted, certificate, {"X": f"{data}:X"}, session)
-                    return session.finish(refuted, inputs={**samples, **identity}, notes=notes)
-                features, inputs = _features(session, net, samples, source), {**samples, **identity}
-                estimate = functools.partial(_estimated, net, samples["X"], source)
-            elif z_file is not None:
-                features, inputs = input_files.read_matrix(z_file, "Z"), {}
-            else:
-                raise InvalidInput("Z", "no features", "a file, or --model with --data and --layer")
-            if estimate_delta and (model is None or delta is not None):
-                raise InvalidInput("--estimate-delta", "no model, or --delta beside it", "--model without --delta")
-            if gram and device != "cpu":
-                features = input_files.to_backend(features, options.Backend.TORCH, device)
-            with input_files.renamed(_OPTIONS), input_files.rename_argument(arguments), _client(scheduler) as client:
-                result = check_safe_exploration(
-                    features,
-                    width=width,
-                    q=None if q is None else input_files.read_matrix(q, "q"),
-                    method=method.value,
-                    rule=rule,
-                    delta=estimate() if estimate_delta else delta,
-                    delta_is_estimate=estimate_delta,
-                    certify=certify,
-                    add_constant=add_constant or model is not None,
-                    tries=tries,
-                    seed=seed,
-                    folder=tiles,
-                    client=client,
+                    notes = session.save_certificate(refuted, {"X": f"{data}:X"})
+                    return session.finish(refuted, inputs=inputs, notes=notes)
+                if keep_features is None:
+                    features = extract_features(net, samples["X"], layer, batch_size=batch_size)
+                else:
+                    features = save_features(keep_features, net, samples["X"], layer, batch_size=batch_size)
+        elif z_file is not None:
+            features = input_files.read_matrix(z_file, "Z")
+        else:
+            raise InvalidInput("Z", "no features", "a file, or --model with --data and --layer")
+        if estimate_delta:
+            if model is None or delta is not None:
+                need = "--model without --delta"
+                raise InvalidInput(
+                    "--estimate-delta", "no model, or --delta beside it", need, code="conflicting-arguments"
                 )
-            place = z_file if z_file is not None else keep_features
-            notes = save_certificate(result, certificate, {} if place is None else {"Z": place}, session)
-            if notes and place is None:
-                notes += ("its features are in no file: a re-check wants them kept, with --keep-features FILE.npy",)
-        return session.finish(result, inputs=inputs | _identity(result, z_file), notes=notes)
+            with input_files.rename_argument(files):
+                delta = estimate_row_error(net, samples["X"], layer, seed=seed)
+        if gram and device != "cpu":
+            features = input_files.to_backend(features, options.Backend.TORCH, device)
+        with input_files.rename_argument(files), _client(scheduler) as client:
+            result = check_safe_exploration(
+                features,
+                width=width,
+                q=None if q is None else input_files.read_matrix(q, "q"),
+                method=method,
+                rule=rule,
+                delta=delta,
+                delta_is_estimate=estimate_delta,
+                certify=certify,
+                add_constant=add_constant or model is not None,
+                tries=tries,
+                seed=seed,
+                folder=tiles,
+                client=client,
+            )
+        place = z_file if z_file is not None else keep_features
+        notes = session.save_certificate(result, {} if place is None else {"Z": place})
+        if notes and place is None:
+            notes += ("its features are in no file: a re-check needs them, and --keep-features FILE.npy keeps them",)
+    return session.finish(result, inputs=inputs | _identity(result, z_file), notes=notes)
 
-    return session.conduct(body)
 
-
-def _inputs(z_file: str | None, data: str | None) -> dict[str, Any]:
-    """Return the inputs of the model whose features are wanted."""
-    from alignver.cli import input_files
-
+def _inputs(z_file: str | None, data: str | None, keep_features: str | None) -> dict[str, Any]:
+    """Return the inputs of the model that computes the features."""
     if z_file is not None:
-        raise InvalidInput("--model", f"a model beside the features {z_file}", "one of the two")
+        need = "one of the two"
+        raise InvalidInput("--model", f"a model beside the features {z_file}", need, code="conflicting-arguments")
     if data is None:
         raise InvalidInput("--data", "no file", "a .npz file with the model's inputs X")
-    return input_files.read_npz(data, "--data", ("X",))
+    samples = input_files.read_npz(data, "--data", ("X",))
+    if keep_features is not None and (Path(keep_features).exists() or Path(keep_features).suffix != ".npy"):
+        raise InvalidInput("--keep-features", keep_features, "a new file, FILE.npy", code="unwritable-file")
+    return samples
 
 
-def _require_used(used: bool, given: Mapping[str, str | None], need: str) -> None:
-    """Refuse an option that nothing would come of."""
-    for option, value in given.items():
+def _require_used(used: bool, values: Mapping[str, str | None], need: str) -> None:
+    """Refuse an option that would have no effect."""
+    for option, value in values.items():
         if value is not None and not used:
-            raise InvalidInput(option, f"{value}, of which nothing would come", need)
+            raise InvalidInput(option, f"{value}, which would have no effect", need, code="conflicting-arguments")
 
 
 def _client(scheduler: str | None) -> contextlib.AbstractContextManager[Any]:
@@ -257,55 +225,8 @@ def _client(scheduler: str | None) -> contextlib.AbstractContextManager[Any]:
     return connected(scheduler)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Source:
-    """Where features that are in no file come from, and whether they are kept."""
-
-    model: str
-    data: str | None
-    layer: str | None
-    weights: str | None
-    batch_size: int
-    device: str
-    seed: int
-    kept: str | None
-
-
-def _loaded(samples: dict[str, Any], source: _Source) -> tuple[Any, dict[str, Any]]:
-    """Return the model and what identifies it, after a try of two samples: a wrong name is no verdict."""
-    from alignver.cli import input_files, model_io
-
-    if source.kept is not None and (Path(source.kept).exists() or Path(source.kept).suffix != ".npy"):
-        raise InvalidInput("--keep-features", source.kept, "a new file, FILE.npy")
-    net, identity = model_io.load(source.model, source.weights, device=source.device, seed=source.seed)
-    from alignver.network.feature_extraction import extract_features
-
-    with input_files.renamed(_OPTIONS), input_files.rename_argument({"X": f"{source.data}:X", "model": source.model}):
-        extract_features(net, samples["X"][:2], source.layer, batch_size=source.batch_size)
-    return net, identity
-
-
-def _features(session: Session, net: Any, samples: dict[str, Any], source: _Source) -> Any:
-    from alignver.cli import input_files
-    from alignver.network.feature_extraction import extract_features, save_features
-
-    X, layer, size = samples["X"], source.layer, source.batch_size
-    if layer is None:
-        session.note("the features are the model's outputs: --layer NAME takes those of a layer inside")
-    with input_files.renamed(_OPTIONS), input_files.rename_argument({"X": f"{source.data}:X", "model": source.model}):
-        if source.kept is None:
-            return extract_features(net, X, layer, batch_size=size)
-        return save_features(source.kept, net, X, layer, batch_size=size)
-
-
-def _estimated(net: Any, X: Any, source: _Source) -> float:
-    from alignver.network.feature_extraction import estimate_row_error
-
-    return estimate_row_error(net, X, source.layer, seed=source.seed)
-
-
 def _identity(result: Any, z_file: str | None) -> dict[str, Any]:
-    """Return what identifies the features without hashing them once more: the certificate has it."""
+    """Return the hash and shape of the features from the certificate, so that they are not hashed again."""
     record = getattr(result.certificate, "inputs", {}).get("Z")
     if record is None or z_file is None:
         return {}

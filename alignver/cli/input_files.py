@@ -1,8 +1,6 @@
-"""Arrays from files: told apart by content, never unpickled, checked before anything is read into memory.
+"""Arrays from files, and their way to a backend: read by content, never unpickled, checked before they use memory.
 
-Every refusal is an :class:`~alignver.errors.InvalidInput` that names the argument, the file and what helps.
-
-Move an array that was read from a file to the library and the device that the user chose.
+Every refusal is an :class:`~alignver.errors.InvalidInput` that names the argument, the file and the remedy.
 """
 
 from __future__ import annotations
@@ -27,23 +25,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAPPED_FROM",
+    "file_argument",
     "is_archive",
     "library",
-    "named",
     "names_in",
-    "place",
     "read_matrix",
     "read_npz",
     "read_vector",
     "regular",
     "rename_argument",
-    "renamed",
+    "rename_options",
     "to_backend",
+    "torch_device",
 ]
 MAPPED_FROM = 1 << 26
 """Size in bytes from which a .npy file is mapped into memory instead of read."""
-
-_OPTIONS = {"rule", "method", "tolerance", "residual_tolerance", "computed_in", "rank", "loss", "dtype", "device"}
 
 _NEED = "a .npy, .npz, .csv or .txt file of numbers"
 _DAMAGED = "a damaged .npz file"
@@ -58,40 +54,31 @@ _FOREIGN = (
 )
 
 
-def named(argument: str, path: str | Path) -> str:
-    """Return how messages name an argument that comes from a file."""
+def file_argument(argument: str, path: str | Path) -> str:
+    """Return the name in messages of an argument that is read from a file."""
     return f"{argument} ({path})"
 
 
 @contextlib.contextmanager
 def rename_argument(files: Mapping[str, str]) -> Iterator[None]:
-    """Name the files, and the options, in what the library refuses: it knows its own arguments only."""
-    try:
+    """Name the file, too, where the library refuses an argument that was read from it."""
+    with rename_options({argument: file_argument(argument, file) for argument, file in files.items()}):
         yield
-    except InvalidInput as error:
-        argument = error.argument
-        if argument in files:
-            raise InvalidInput(named(argument, files[argument]), error.got, error.need) from error
-        if argument in _OPTIONS:
-            raise InvalidInput(f"--{argument.replace('_', '-')}", error.got, error.need) from error
-        if argument == "inputs":
-            raise InvalidInput("--input", error.got, error.need) from error
-        raise
 
 
 @contextlib.contextmanager
-def renamed(options: Mapping[str, str]) -> Iterator[None]:
-    """Name the option where the library names its argument."""
+def rename_options(options: Mapping[str, str]) -> Iterator[None]:
+    """Name the option where the library refuses its argument."""
     try:
         yield
     except InvalidInput as error:
         if error.argument in options:
-            raise InvalidInput(options[error.argument], error.got, error.need) from error
+            raise InvalidInput(options[error.argument], error.got, error.need, error.code) from error
         raise
 
 
 def read_matrix(spec: str, argument: str) -> np.ndarray[Any, Any]:
-    """Return the array in a file; a text file gives a matrix. What is in it, the check itself validates."""
+    """Return the array in a file; a text file gives a matrix. The check validates the entries."""
     return _read(spec, argument, 2)
 
 
@@ -102,63 +89,61 @@ def read_vector(spec: str, argument: str) -> np.ndarray[Any, Any]:
 
 def read_npz(path: str, argument: str, keys: tuple[str, ...]) -> dict[str, np.ndarray[Any, Any]]:
     """Return the named arrays of a .npz file."""
-    file = regular(path, argument)
-    if not zipfile.is_zipfile(file):
-        raise InvalidInput(
-            named(argument, path),
-            "a file that is not a .npz file",
-            f"a .npz file with {' and '.join(keys)}: {_savez(keys)}",
-        )
-    with reading(named(argument, path), _DAMAGED, "an intact file"), zipfile.ZipFile(file) as archive:
-        _require_room(archive, keys, named(argument, path))
-    return {key: _member(file, path, argument, key, _savez(keys)) for key in keys}
+    with _archive(path, argument, f"a .npz file with {' and '.join(keys)}: {_savez(keys)}") as archive:
+        _require_room(archive, keys, file_argument(argument, path))
+    return {key: _member(Path(path), path, argument, key, _savez(keys)) for key in keys}
 
 
 def names_in(path: str, argument: str) -> list[str]:
     """Return the names of the arrays in a .npz file."""
-    file = regular(path, argument)
-    if not zipfile.is_zipfile(file):
-        raise InvalidInput(named(argument, path), "a file that is not a .npz file", f"a .npz file: {_savez(('name',))}")
-    with reading(named(argument, path), _DAMAGED, "an intact file"), zipfile.ZipFile(file) as archive:
+    with _archive(path, argument, f"a .npz file: {_savez(('name',))}") as archive:
         names = _names(archive)
-        _require_room(archive, names, named(argument, path))  # whoever asks goes on to read them all
+        _require_room(archive, names, file_argument(argument, path))  # the callers read all of them
         return names
 
 
+@contextlib.contextmanager
+def _archive(path: str, argument: str, need: str) -> Iterator[zipfile.ZipFile]:
+    file, name = regular(path, argument), file_argument(argument, path)
+    if not zipfile.is_zipfile(file):
+        raise InvalidInput(name, "a file that is not a .npz file", need, code="unreadable-file")
+    with reading(name, _DAMAGED, "an intact file"), zipfile.ZipFile(file) as archive:
+        yield archive
+
+
 def is_archive(path: str) -> bool:
-    """Whether a path is that of a .npz file, and not of one array in it."""
+    """Whether a path names a .npz file, and not one array in it."""
     return os.path.isfile(path) and zipfile.is_zipfile(path)
 
 
 def regular(path: str, argument: str) -> Path:
-    """Return the path of a file that is there, is a file, is readable and is not empty."""
-    name = named(argument, path)
+    """Return the path of a file that exists, is a regular file, is readable and is not empty."""
+    name = file_argument(argument, path)
     file = Path(path)
     try:
         about = file.stat()
         if stat.S_ISDIR(about.st_mode):
-            raise InvalidInput(name, "a folder", "a file")
-        if not stat.S_ISREG(about.st_mode):
-            raise InvalidInput(name, "a pipe, socket or device", "a regular file, which can be read twice")
-        if about.st_size == 0:
-            raise InvalidInput(name, "an empty file", "a file with an array in it")
-        with file.open("rb"):
-            pass
+            got, need = "a folder", "a file"
+        elif not stat.S_ISREG(about.st_mode):
+            got, need = "a pipe, socket or device", "a regular file, which can be read twice"
+        elif about.st_size == 0:
+            got, need = "an empty file", "a file with an array in it"
+        else:
+            with file.open("rb"):
+                return file
     except FileNotFoundError:
-        raise InvalidInput(name, "no such file", _instead(file)) from None
+        got, need = "no such file", _suggestion(file)
     except (OSError, ValueError) as error:
-        if isinstance(error, InvalidInput):
-            raise
         reason = (getattr(error, "strerror", None) or str(error)).lower()
-        raise InvalidInput(name, f"a file that cannot be read: {reason}", "a readable file") from error
-    return file
+        got, need = f"a file that cannot be read: {reason}", "a readable file"
+    raise InvalidInput(name, got, need, code="unreadable-file")
 
 
-def _instead(file: Path) -> str:
-    """Say which file may have been meant."""
+def _suggestion(file: Path) -> str:
+    """Return the need for an existing file, with the name of a similar one."""
     try:
-        there = [Path(name) for name in sorted(os.listdir(file.parent))]
-        alike = [entry.name for entry in there if entry.stem == file.stem or entry.suffix == file.suffix]
+        entries = [Path(name) for name in sorted(os.listdir(file.parent))]
+        alike = [entry.name for entry in entries if entry.stem == file.stem or entry.suffix == file.suffix]
         near = difflib.get_close_matches(file.name, alike, n=1, cutoff=0.7)
     except OSError:
         return f"an existing file; there is no folder {file.parent}"
@@ -170,22 +155,22 @@ def _read(spec: str, argument: str, ndim: int) -> np.ndarray[Any, Any]:
     if not os.path.exists(spec) and ".npz:" in spec:
         path, _, key = spec.rpartition(":")
     file = regular(path, argument)
-    name = named(argument, path)
+    name = file_argument(argument, path)
     with file.open("rb") as stream:
         start = stream.read(16)
         if start.startswith(b"\x93NUMPY"):
             return _read_npy(file, stream, name)
     if start.startswith(b"PK"):
         return _member(file, path, argument, key, "numpy.savez(file, name=array)")
-    for magic, kind in _FOREIGN:
-        if start.startswith(magic):
-            raise InvalidInput(name, kind, f"{_NEED}: numpy.save(file, array) makes one")
-    if file.suffix.lower() in {".npy", ".npz"}:
-        raise InvalidInput(name, f"a {file.suffix} file that does not begin like one", f"{_NEED}; it may be damaged")
-    if file.suffix.lower() not in _TEXT:
-        raise InvalidInput(
-            name, f"a file of type {file.suffix or 'unknown'}", f"{_NEED}: numpy.save(file, array) makes one"
-        )
+    suffix = file.suffix.lower()
+    got = next((kind for magic, kind in _FOREIGN if start.startswith(magic)), None)
+    if got is None and suffix in {".npy", ".npz"}:
+        got = f"a {file.suffix} file that does not begin like one"
+        raise InvalidInput(name, got, f"{_NEED}; it may be damaged", code="unreadable-file")
+    if got is None and suffix not in _TEXT:
+        got = f"a file of type {file.suffix or 'unknown'}"
+    if got is not None:
+        raise InvalidInput(name, got, f"{_NEED}: numpy.save(file, array) makes one", code="unreadable-file")
     return _read_text(file, name, ndim)
 
 
@@ -206,19 +191,19 @@ def _member(file: Path, path: str, argument: str, key: str | None, remedy: str) 
     """Return one array of a .npz file: ``key``, or the only one there is."""
     from alignver.data.archives import read_member
 
-    name = named(argument, path if key is None else f"{path}:{key}")
+    name = file_argument(argument, path if key is None else f"{path}:{key}")
     with reading(name, _DAMAGED, f"an intact file: {remedy}"), zipfile.ZipFile(file) as archive:
         names = _names(archive)
         if not names:
-            raise InvalidInput(name, "a zip file without arrays", f"{_NEED}: {remedy}")
+            raise InvalidInput(name, "a zip file without arrays", f"{_NEED}: {remedy}", code="unreadable-file")
         if key is None and len(names) > 1:
-            first = shlex.quote(f"{path}:{names[0]}")  # it is there to be copied
+            first = shlex.quote(f"{path}:{names[0]}")  # the user can copy it to the command line
             raise InvalidInput(name, f"the arrays {', '.join(names)}", f"one of them: {first}")
-        chosen = names[0] if key is None else key
-        if chosen not in names:
-            raise InvalidInput(name, f"the arrays {', '.join(names)}", f"the array {chosen}: {remedy}")
-        _require_room(archive, [chosen], name)
-        return read_member(archive, chosen, name)
+        key = names[0] if key is None else key
+        if key not in names:
+            raise InvalidInput(name, f"the arrays {', '.join(names)}", f"the array {key}: {remedy}")
+        _require_room(archive, [key], name)
+        return read_member(archive, key, name)
 
 
 def _require_room(archive: zipfile.ZipFile, names: Iterable[str], name: str) -> None:
@@ -237,18 +222,19 @@ def _read_text(file: Path, name: str, ndim: int) -> np.ndarray[Any, Any]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InvalidInput(name, "bytes that are no text", f"{_NEED}; text in UTF-8") from error
+        raise InvalidInput(
+            name, "bytes that are not text", f"{_NEED}; text in UTF-8", code="unreadable-file"
+        ) from error
     rows = [row for row in (line.partition("#")[0].strip() for line in text.splitlines()) if row]
     if not rows:
-        raise InvalidInput(name, "no numbers", "rows of numbers")
+        raise InvalidInput(name, "no numbers", "rows of numbers", code="unreadable-file")
     delimiter = next((mark for mark in (",", ";", "\t") if mark in rows[0]), None)
     try:
         array = np.loadtxt(rows, delimiter=delimiter, dtype=np.float64, ndmin=2)
     except ValueError as error:
-        raise InvalidInput(
-            name, f"text that is no table ({first_line(error)})", _table_remedy(rows, delimiter)
-        ) from error
-    if ndim == 1 and 1 in array.shape:  # text has no 1-d arrays: here a lone row or column is one
+        got = f"text that is not a table ({first_line(error)})"
+        raise InvalidInput(name, got, _table_remedy(rows, delimiter), code="unreadable-file") from error
+    if ndim == 1 and 1 in array.shape:  # a text file has only matrices: one row or one column is a vector
         return array.reshape(-1)
     return array
 
@@ -269,27 +255,26 @@ def _savez(keys: tuple[str, ...]) -> str:
     return f"numpy.savez(file, {', '.join(f'{key}={key}' for key in keys)})"
 
 
-_PURPOSE = {"torch": "--backend torch", "cupy": "--backend cupy"}
-_EXTRA = {"cupy": "cupy-cuda13x"}  # or cupy-cuda12x, for its CUDA
+_EXTRA = {"cupy": "cupy-cuda13x"}  # or cupy-cuda12x, depending on the CUDA version
 
 
 def library(name: str, purpose: str) -> Any:
-    """Import torch or CuPy by name, or raise :class:`~alignver.errors.MissingDependency` with the remedy."""
+    """Import a library by name, or raise :class:`~alignver.errors.MissingDependency` with the remedy."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise MissingDependency(name, purpose, _EXTRA.get(name, name)) from error
 
 
-def place(device: str) -> Any:
-    """Return torch's device of that name, if it is one and this machine has it."""
-    torch = library("torch", f"--device {device}")
+def torch_device(name: str) -> Any:
+    """Return the torch device of that name; raise InvalidInput if this machine does not have it."""
+    torch = library("torch", f"--device {name}")
     try:
-        chosen = torch.device(device)
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises any of them, by device
-        raise InvalidInput("--device", repr(device), f"a device of this machine ({first_line(error)})") from error
-    return chosen
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # depending on the device
+        raise InvalidInput("--device", repr(name), f"a device of this machine ({first_line(error)})") from error
+    return device
 
 
 def to_backend(array: Any, backend: Backend, device: str) -> Any:
@@ -302,20 +287,22 @@ def to_backend(array: Any, backend: Backend, device: str) -> Any:
     MissingDependency
         If the library is not installed.
     """
-    if backend is Backend.NUMPY:
+    if backend == Backend.NUMPY:
         if device != "cpu":
             raise InvalidInput("--device", repr(device), "cpu for --backend numpy; --backend torch or cupy for a GPU")
         return array
-    if backend is Backend.TORCH:
-        torch = library("torch", _PURPOSE["torch"])
-        chosen = place(device)
+    if backend == Backend.TORCH:
+        torch = library("torch", "--backend torch")
+        destination = torch_device(device)
         try:
-            # A mapped file is read-only, which torch cannot say: copy such an array rather than share it.
+            # A mapped file is read-only, and torch has no read-only tensors: copy such an array.
             native = array.astype(array.dtype.newbyteorder("="), order="C", copy=not array.flags.writeable)
-            return torch.from_numpy(native).to(chosen)
+            return torch.from_numpy(native).to(destination)
         except TypeError as error:
-            raise InvalidInput("--backend", f"torch for dtype {array.dtype}", "a dtype that torch has") from error
-    cupy = library("cupy", _PURPOSE["cupy"])
+            raise InvalidInput(
+                "--backend", f"torch for dtype {array.dtype}", "a dtype that torch has", code="wrong-dtype"
+            ) from error
+    cupy = library("cupy", "--backend cupy")
     number = device.removeprefix("cuda").removeprefix(":") or "0"
     if device not in {"cpu", "cuda"} and not (device.startswith("cuda:") and number.isdecimal()):
         raise InvalidInput("--device", repr(device), "cuda or cuda:N for --backend cupy")

@@ -1,4 +1,4 @@
-"""The ``alignver`` command: its tree of commands, and the end of every run."""
+"""The ``alignver`` command: the tree of its commands, and the exit code of every run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _EPILOG = """
 
 
 class _InOrder(TyperGroup):
-    """Commands in the order in which a person meets them."""
+    """The group of commands that lists ``check`` first."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return ["check", *(name for name in super().list_commands(ctx) if name != "check")]
@@ -44,8 +44,8 @@ app.command("verify")(verify.verify)
 app.command("report")(verify.report)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         from alignver._version import __version__
 
         print(f"alignver {__version__}")
@@ -70,13 +70,13 @@ def _root(
       alignver verify proof --input J=J.npy --input y=y.npy
     """
     if context.invoked_subcommand is None:
-        # Help is what was wanted, but 0 would read as a verdict.
+        # The exit code 0 would read as a verdict.
         with contextlib.redirect_stdout(sys.stderr):
             typer.echo(context.get_help(), err=True)
         raise typer.Exit(Exit.BAD_INPUT)
 
 
-# What typer raises on wrong usage: it re-exports none of the base classes, and their home depends on its version.
+# The base classes of usage errors: Typer does not export them, and their module depends on its version.
 _UsageError: Any = typer.BadParameter.__mro__[1]
 _ClickException: Any = typer.BadParameter.__mro__[2]
 
@@ -99,7 +99,7 @@ def _guarded(arguments: list[str]) -> int:
     except _ClickException as error:
         say(_sentence(error.format_message()))
         return Exit.BAD_INPUT
-    except SystemExit as error:  # click and rich leave with 1, which is a verdict here, where the reader is gone
+    except SystemExit as error:  # click and rich exit with 1, which is a verdict here, if the pipe is closed
         if isinstance(error.__context__, OSError) and error.__context__.errno == errno.EPIPE:
             return explain(BrokenPipeError())
         raise
@@ -110,15 +110,15 @@ def _guarded(arguments: list[str]) -> int:
 
 
 def _sentence(message: str) -> str:
-    """Return a message in the voice of the rest: no capital, no full stop."""
+    """Return a message in the style of the others: without a capital letter and a full stop."""
     return (message[:1].lower() + message[1:]).rstrip().removesuffix(".")
 
 
 def _usable_streams() -> None:
-    """Make stdout and stderr take any character, and exist."""
+    """Replace a missing stdout or stderr, and make both accept any character."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open till the end
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open until the process ends
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

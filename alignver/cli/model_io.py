@@ -1,6 +1,6 @@
-"""The user's own code: ``module.py:build`` or ``package.module:build``, a function that returns a torch module.
+"""The user's model: built by ``module.py:build`` or ``package.module:build``, with its weights, dtype and optimiser.
 
-The few things that the command line itself does with torch, which it imports by name when a command needs it.
+The build function takes no arguments and returns a torch module. torch is imported by name when a command needs it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
-import math
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -17,12 +16,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from alignver.cli.input_files import library, named, place, regular
+from alignver import require
+from alignver.cli.input_files import file_argument, library, regular, torch_device
 from alignver.errors import InvalidInput, MissingDependency
-from alignver.report import provenance
 
-__all__ = ["ARGUMENT", "built", "code_digest", "environment", "find", "in_dtype", "load", "optimizer"]
-ARGUMENT = "MODEL"
+__all__ = ["built", "code_digest", "environment", "find", "in_dtype", "load", "optimizer"]
+_ARGUMENT = "MODEL"
 _NEED = "FILE.py:FUNCTION or package.module:FUNCTION"
 
 
@@ -30,20 +29,20 @@ def find(spec: str) -> Callable[[], Any]:
     """Import the module that ``spec`` names and return its function."""
     place, colon, function = spec.rpartition(":")
     if not colon or not place or not function.isidentifier():
-        raise InvalidInput(ARGUMENT, repr(spec), f"{_NEED}; FUNCTION() returns a torch.nn.Module")
+        raise InvalidInput(_ARGUMENT, repr(spec), f"{_NEED}; FUNCTION() returns a torch.nn.Module")
     module = _from_file(place) if _is_file(place) else _by_name(place)
     builder = getattr(module, function, None)
     if not callable(builder):
-        there = sorted(name for name, value in vars(module).items() if _is_own_function(module, name, value))
-        need = f"one of its functions: {', '.join(there)}" if there else "a function that returns a torch.nn.Module"
-        raise InvalidInput(ARGUMENT, f"{place} without a function {function!r}", need)
-    return builder  # type: ignore[no-any-return]  # a module's attribute; what it returns is looked at when called
+        public = sorted(name for name, value in vars(module).items() if _is_own_function(module, name, value))
+        need = f"one of its functions: {', '.join(public)}" if public else "a function that returns a torch.nn.Module"
+        raise InvalidInput(_ARGUMENT, f"{place} without a function {function!r}", need)
+    return builder  # type: ignore[no-any-return]  # the type of the model is checked when it is built
 
 
 def built(spec: str) -> Any:
     """Call the function that ``spec`` names and return what it builds."""
     builder = find(spec)
-    with _blamed(spec, "called without arguments"):
+    with _user_code(spec, "called without arguments"):
         return builder()
 
 
@@ -65,62 +64,57 @@ def _is_own_function(module: ModuleType, name: str, value: object) -> bool:
 
 
 def _from_file(place: str) -> ModuleType:
-    file = regular(place, ARGUMENT).resolve()
+    file = regular(place, _ARGUMENT).resolve()
     name = file.stem if file.stem.isidentifier() else "_alignver_model"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
-        raise InvalidInput(ARGUMENT, f"{place}, no Python file", _NEED)
+        raise InvalidInput(_ARGUMENT, f"{place}, which is not a Python file", _NEED)
     module = importlib.util.module_from_spec(spec)
-    # As `python module.py` would have it: its neighbours can be imported, and pickles and dataclasses find it by name.
+    # As with `python module.py`: it can import its neighbours, and pickle and dataclasses find it by name.
     sys.path.insert(0, str(file.parent))
     sys.modules.setdefault(name, module)
-    with _blamed(place, "imported"):
+    with _user_code(place, "imported"):
         spec.loader.exec_module(module)
     return module
 
 
 def _by_name(place: str) -> ModuleType:
     if "" not in sys.path:
-        sys.path.insert(0, "")  # as `python -m place` would have it
+        sys.path.insert(0, "")  # as with `python -m place`
     try:
         missing = importlib.util.find_spec(place) is None
     except (ImportError, ValueError):
         missing = True
-    except (Exception, SystemExit) as error:  # find_spec imports the parent packages, the user's code
-        raise InvalidInput(ARGUMENT, f"{place}, which {_failure(error, 'imported')}", "code that works") from error
+    except (Exception, SystemExit) as error:  # find_spec imports the parent packages, which are the user's code
+        raise InvalidInput(_ARGUMENT, f"{place}, which {_failure(error, 'imported')}", "code that works") from error
     if missing:
-        raise InvalidInput(
-            ARGUMENT, f"{place}, no module that can be imported from here", f"{_NEED}; a file ends in .py"
-        )
-    with _blamed(place, "imported"):
+        got = f"{place}, which is not a module that can be imported from here"
+        raise InvalidInput(_ARGUMENT, got, f"{_NEED}; a file ends in .py")
+    with _user_code(place, "imported"):
         return importlib.import_module(place)
 
 
 @contextlib.contextmanager
-def _blamed(what: str, doing: str) -> Iterator[None]:
-    """Turn whatever the user's code raises into bad input that says where; ``-v`` shows its traceback."""
+def _user_code(what: str, doing: str) -> Iterator[None]:
+    """Turn every error of the user's code into InvalidInput with its line; ``-v`` shows the traceback."""
     try:
         yield
     except (InvalidInput, MissingDependency):
         raise
     except (Exception, SystemExit) as error:
-        raise InvalidInput(
-            ARGUMENT, f"{what}, which {_failure(error, doing)}", "code that works; -v shows where"
-        ) from error
+        need = "code that works; -v shows where"
+        raise InvalidInput(_ARGUMENT, f"{what}, which {_failure(error, doing)}", need) from error
 
 
 def _failure(error: BaseException, doing: str) -> str:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-    own = [frame for frame in frames if not frame.filename.startswith("<")]
+    lines = [f" (line {f.lineno} of {Path(f.filename).name})" for f in frames if not f.filename.startswith("<")]
     if isinstance(error, SyntaxError) and error.lineno is not None:
         where = f" (line {error.lineno} of {Path(error.filename or '').name})"
     else:
-        where = f" (line {own[-1].lineno} of {Path(own[-1].filename).name})" if own else ""
+        where = lines[-1] if lines else ""
     message = (str(error).strip().splitlines() or [""])[0]
     return f"raised {type(error).__name__}{': ' + message if message else ''}{where} when it was {doing}"
-
-
-_PURPOSE = "checking a torch model"
 
 
 def load(spec: str, weights: str | None, *, device: str, seed: int) -> tuple[Any, dict[str, dict[str, Any]]]:
@@ -128,14 +122,15 @@ def load(spec: str, weights: str | None, *, device: str, seed: int) -> tuple[Any
 
     Returns the model and what identifies it in a report: the hashes of its code and of its weights.
     """
-    torch = library("torch", _PURPOSE)
-    chosen = place(device)
+    torch = library("torch", "checking a torch model")
+    destination = torch_device(device)
     if weights is not None:
         regular(weights, "--weights")
     torch.manual_seed(seed)
     model = built(spec)
     if not isinstance(model, torch.nn.Module):
-        raise InvalidInput(ARGUMENT, f"{spec}() that returns a {type(model).__name__}", "a torch.nn.Module")
+        got = f"{spec}() that returns a {type(model).__name__}"
+        raise InvalidInput(_ARGUMENT, got, "a torch.nn.Module", code="wrong-type")
     identity = {}
     code = code_digest(spec)
     if code is not None:
@@ -144,39 +139,40 @@ def load(spec: str, weights: str | None, *, device: str, seed: int) -> tuple[Any
         _load_weights(model, weights)
         content = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
         identity["weights"] = {"sha256": content, "file": Path(weights).name}
-    return model.to(chosen), identity
+    return model.to(destination), identity
 
 
 def _load_weights(model: Any, file: str) -> None:
     """Load a .safetensors file into the model, strictly; a pickled checkpoint is never opened."""
-    name = named("--weights", file)
+    name = file_argument("--weights", file)
     safetensors = library("safetensors", "--weights")
     reader = library("safetensors.torch", "--weights")
     try:
         missing, unexpected = reader.load_model(model, file, strict=False)
     except (safetensors.SafetensorError, OSError) as error:
         remedy = "a .safetensors file: safetensors.torch.save_model(model, file) makes one; pickles are never opened"
-        raise InvalidInput(name, f"no .safetensors file ({error})", remedy) from error
+        raise InvalidInput(
+            name, f"a file that is not a .safetensors file ({error})", remedy, code="unreadable-file"
+        ) from error
     except RuntimeError as error:
         reason = "; ".join(line.strip() for line in str(error).splitlines()[1:4]) or str(error)
-        raise InvalidInput(name, f"tensors of other shapes ({reason})", "the weights of this model") from error
+        raise InvalidInput(
+            name, f"tensors of other shapes ({reason})", "the weights of this model", code="wrong-shape"
+        ) from error
     if missing or unexpected:
         parts = [f"without {', '.join(sorted(missing)[:4])}"] if missing else []
-        parts += [f"with {', '.join(sorted(unexpected)[:4])}, which the model has not"] if unexpected else []
+        parts += [f"with {', '.join(sorted(unexpected)[:4])}, which the model does not have"] if unexpected else []
         raise InvalidInput(name, "weights " + " and ".join(parts), "the weights of this model")
 
 
 def optimizer(name: str, lr: float, momentum: float | None, weight_decay: float) -> Callable[[Any], Any]:
-    """Return what makes an optimiser of that name, ``"sgd"`` or ``"adam"``, from parameters."""
+    """Return a function from parameters to an optimiser, ``"sgd"`` or ``"adam"``."""
     torch = library("torch", "training")
-    if not 0.0 < lr < math.inf:
-        raise InvalidInput("--lr", f"{lr}", "a positive finite step size")
-    if not 0.0 <= weight_decay < math.inf:
-        raise InvalidInput("--weight-decay", f"{weight_decay}", "a finite number >= 0")
+    require.real("--lr", lr, above=0, need="a positive finite step size")
+    require.real("--weight-decay", weight_decay, least=0, need="a finite number >= 0")
     if name == "adam":
         return lambda parameters: torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
-    if momentum is None or not 0.0 <= momentum < 1.0:
-        raise InvalidInput("--momentum", f"{momentum}", "a number from 0 to below 1")
+    require.real("--momentum", momentum, least=0, below=1, need="a number from 0 to below 1")
     return lambda parameters: torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
 
@@ -186,5 +182,7 @@ def in_dtype(model: Any, dtype: str) -> Any:
 
 
 def environment() -> dict[str, Any]:
-    """Return what the bits of a computation depend on beside its inputs: versions, and the threads that sum."""
+    """Return what decides the rounding of a computation beside its inputs: the versions and the number of threads."""
+    from alignver.report import provenance
+
     return {**provenance.versions(), "threads": library("torch", "training").get_num_threads()}

@@ -1,17 +1,16 @@
-"""The options that several commands share, each described once.
-
-Options that every command about a model of the user's own has alike.
-"""
+"""The arguments and options that several commands share, each described once."""
 
 from __future__ import annotations
 
 import enum
+import functools
 from typing import Annotated
 
 import typer
 
 __all__ = [
     "Backend",
+    "BackendOption",
     "Certificate",
     "Certify",
     "ChunkSize",
@@ -34,10 +33,12 @@ __all__ = [
     "Tolerance",
     "Verbose",
     "Weights",
+    "computation",
+    "decision",
 ]
-_OUTPUT = "Output"
-_DECISION = "Decision"
-_COMPUTATION = "Computation"
+_output = functools.partial(typer.Option, rich_help_panel="Output")
+decision = functools.partial(typer.Option, rich_help_panel="Decision")
+computation = functools.partial(typer.Option, rich_help_panel="Computation")
 
 
 class Backend(enum.StrEnum):
@@ -55,120 +56,8 @@ class DtypeName(enum.StrEnum):
     FLOAT32 = "float32"
 
 
-def _seed(value: int) -> int:
-    if not 0 <= value < 2**63:
-        raise typer.BadParameter(f"{value} is not in the range from 0 to 2**63 - 1")
-    return value
-
-
-Json = Annotated[
-    bool,
-    typer.Option(
-        "--json",
-        help="One JSON document on stdout and nothing else there; on bad input stdout stays empty.",
-        rich_help_panel=_OUTPUT,
-    ),
-]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="The verdict line only, and no progress.", rich_help_panel=_OUTPUT)
-]
-Verbose = Annotated[
-    bool,
-    typer.Option(
-        "--verbose", "-v", help="Every table, the provenance, and tracebacks of errors.", rich_help_panel=_OUTPUT
-    ),
-]
-Html = Annotated[
-    str | None,
-    typer.Option(
-        "--html",
-        metavar="FILE",
-        help="Write the report as one HTML page that needs nothing else.",
-        show_default=False,
-        rich_help_panel=_OUTPUT,
-    ),
-]
-Junit = Annotated[
-    str | None,
-    typer.Option(
-        "--junit",
-        metavar="FILE",
-        help="Write JUnit XML for a CI system: FAILS is a failure, UNDECIDED an error.",
-        show_default=False,
-        rich_help_panel=_OUTPUT,
-    ),
-]
-Certificate = Annotated[
-    str | None,
-    typer.Option(
-        "--certificate",
-        metavar="DIR",
-        help="Save the certificate of a proof here; 'alignver verify' checks it again.",
-        rich_help_panel=_OUTPUT,
-    ),
-]
-Method = Annotated[
-    str,
-    typer.Option(metavar="NAME", help="auto, svd, qr, lstsq or exact.", rich_help_panel=_DECISION),
-]
-Rule = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME",
-        help="Rank rule that decides: golub, press, golub-inf, golub-qr, ... The report shows them all.",
-        rich_help_panel=_DECISION,
-    ),
-]
-Tolerance = Annotated[
-    float | None,
-    typer.Option(
-        metavar="TAU",
-        help="Singular values up to this count as zero; overrides the rule.",
-        show_default=False,
-        rich_help_panel=_DECISION,
-    ),
-]
-ResidualTolerance = Annotated[
-    float | None,
-    typer.Option(
-        metavar="EPS",
-        help="Largest relative residual of a member.",
-        show_default=False,
-        rich_help_panel=_DECISION,
-    ),
-]
-ComputedIn = Annotated[
-    str | None,
-    typer.Option(
-        metavar="DTYPE",
-        help="The dtype that the entries were computed in, where they are stored in a finer one.",
-        rich_help_panel=_DECISION,
-    ),
-]
-Certify = Annotated[
-    bool,
-    typer.Option(
-        "--certify/--no-certify",
-        help="Try to prove the verdict, or stay with floating-point evidence.",
-        rich_help_panel=_DECISION,
-    ),
-]
-BackendOption = Annotated[
-    Backend, typer.Option(help="Array library that does the linear algebra.", rich_help_panel=_COMPUTATION)
-]
-Device = Annotated[
-    str,
-    typer.Option(metavar="NAME", help="Where to compute: cpu, cuda, cuda:1, ...", rich_help_panel=_COMPUTATION),
-]
-Dtype = Annotated[DtypeName, typer.Option(help="Precision of the computation.", rich_help_panel=_COMPUTATION)]
-Seed = Annotated[
-    int,
-    typer.Option(metavar="N", callback=_seed, help="Seed of everything that is random.", rich_help_panel=_COMPUTATION),
-]
-
-
 class Loss(enum.StrEnum):
-    """The losses that Definition 2's modified targets are known for."""
+    """The losses for which Definition 2 gives modified targets."""
 
     SQUARED = "squared"
     BINARY_CROSS_ENTROPY = "binary_cross_entropy"
@@ -182,33 +71,76 @@ class JacobianDtype(enum.StrEnum):
     SAME = "same"
 
 
+def _seed(value: int) -> int:
+    if not 0 <= value < 2**63:
+        raise typer.BadParameter(f"{value} is not in the range from 0 to 2**63 - 1")
+    return value
+
+
+Json = Annotated[
+    bool,
+    _output("--json", help="One JSON document on stdout and nothing else there; on bad input stdout stays empty."),
+]
+Quiet = Annotated[bool, _output("--quiet", "-q", help="The verdict line only, and no progress.")]
+Verbose = Annotated[bool, _output("--verbose", "-v", help="Every table, the provenance, and tracebacks of errors.")]
+Html = Annotated[
+    str | None,
+    _output("--html", metavar="FILE", help="Write the report as one HTML page that needs nothing else."),
+]
+Junit = Annotated[
+    str | None,
+    _output("--junit", metavar="FILE", help="Write JUnit XML for a CI system: FAILS is a failure, UNDECIDED an error."),
+]
+Certificate = Annotated[
+    str | None,
+    _output(
+        "--certificate", metavar="DIR", help="Save the certificate of a proof here; 'alignver verify' checks it again."
+    ),
+]
+Method = Annotated[str, decision(metavar="NAME", help="auto, svd, qr, lstsq or exact.")]
+Rule = Annotated[
+    str,
+    decision(
+        metavar="NAME", help="Rank rule that decides: golub, press, golub-inf, golub-qr, ... The report shows them all."
+    ),
+]
+Tolerance = Annotated[
+    float | None, decision(metavar="TAU", help="Singular values up to this count as zero; overrides the rule.")
+]
+ResidualTolerance = Annotated[float | None, decision(metavar="EPS", help="Largest relative residual of a member.")]
+ComputedIn = Annotated[
+    str | None,
+    decision(
+        metavar="DTYPE", help="The dtype that the entries were computed in, where they are stored in a finer one."
+    ),
+]
+Certify = Annotated[
+    bool,
+    decision("--certify/--no-certify", help="Try to prove the verdict, or stay with floating-point evidence."),
+]
+BackendOption = Annotated[Backend, computation(help="Array library that does the linear algebra.")]
+Device = Annotated[str, computation(metavar="NAME", help="Where to compute: cpu, cuda, cuda:1, ...")]
+Dtype = Annotated[DtypeName, computation(help="Precision of the computation.")]
+Seed = Annotated[int, computation(metavar="N", callback=_seed, help="Seed of everything that is random.")]
 Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
         help="FILE.py:FUNCTION or package.module:FUNCTION; FUNCTION() returns a torch.nn.Module. "
         "The code is imported and run.",
-        show_default=False,
     ),
 ]
-Weights = Annotated[
-    str | None,
-    typer.Option(metavar="FILE", help="Parameters to load: a .safetensors file.", show_default=False),
-]
+Weights = Annotated[str | None, typer.Option(metavar="FILE", help="Parameters to load: a .safetensors file.")]
 ChunkSize = Annotated[
     int | None,
-    typer.Option(
+    computation(
         min=1,
         metavar="N",
         help="Samples differentiated at a time; fewer need less memory.",
         show_default="as many as keep it small",
-        rich_help_panel="Computation",
     ),
 ]
 ModelDtype = Annotated[
     JacobianDtype,
-    typer.Option(
-        help="Precision of the Jacobian: float64 widens the model exactly, same keeps its own.",
-        rich_help_panel="Computation",
-    ),
+    computation(help="Precision of the Jacobian: float64 widens the model exactly, same keeps its own."),
 ]

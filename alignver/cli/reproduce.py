@@ -11,8 +11,9 @@ import typer
 
 from alignver.cli import input_files, options
 from alignver.cli.exits import Exit, ensure_writable, exit_of, write_output
-from alignver.cli.session import Session
-from alignver.errors import printable
+from alignver.cli.session import Session, command
+from alignver.errors import InvalidInput, printable
+from alignver.results import worst
 
 if TYPE_CHECKING:
     from alignver.experiments.conduct import Item, Outcome
@@ -21,48 +22,42 @@ if TYPE_CHECKING:
 __all__ = ["reproduce"]
 
 _FORMATS = (".png", ".svg", ".pdf")
-_OPTIONS = {"item": "ITEM", "folder": "--data-folder", "data_folder": "--data-folder"}
-_OPTIONS |= {name: f"--{name}" for name in ("dataset", "seeds", "budget", "out", "cache", "device")}
 
 
+@command(
+    "reproduce",
+    "json quiet verbose",
+    provenance="device",
+    aliases={"item": "ITEM", "folder": "--data-folder"},
+)
 def reproduce(
-    item: Annotated[
-        str | None, typer.Argument(metavar="ITEM", help="Such as figure1a or table2.", show_default=False)
-    ] = None,
+    session: Session,
+    item: Annotated[str | None, typer.Argument(metavar="ITEM", help="Such as figure1a or table2.")] = None,
     listing: Annotated[bool, typer.Option("--list", help="Every item with what it costs, and exit.")] = False,
     dataset: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="A data set of the item; may be repeated.", show_default=False),
+        list[str] | None, typer.Option(metavar="NAME", help="A data set of the item; may be repeated.")
     ] = None,
     seeds: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Seeds 0 to N - 1.", show_default="the item's own number")
     ] = None,
     budget: Annotated[
         float | None,
-        typer.Option(
-            metavar="MINUTES", help="Begin no further part after this long; 0 judges what is there.", show_default=False
-        ),
+        typer.Option(metavar="MINUTES", help="Begin no further part after this long; 0 judges what is there."),
     ] = None,
     out: Annotated[
-        str | None,
-        typer.Option(metavar="DIR", help="Run folder: parts that are there are not run again.", show_default=False),
+        str | None, typer.Option(metavar="DIR", help="Run folder: parts that are there are not run again.")
     ] = None,
-    figure: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Save the figure here (.png, .svg, .pdf).", show_default=False),
-    ] = None,
+    figure: Annotated[str | None, typer.Option(metavar="FILE", help="Save the figure here (.png, .svg, .pdf).")] = None,
     data_folder: Annotated[
         str | None,
         typer.Option(
             metavar="DIR",
             envvar="ALIGNVER_DATA",
             help="Where the image sets are, in torchvision's file formats; Semeion comes with the package.",
-            show_default=False,
         ),
     ] = None,
     cache: Annotated[
-        str | None,
-        typer.Option(metavar="DIR", help="Keep extracted features here and take them from here.", show_default=False),
+        str | None, typer.Option(metavar="DIR", help="Keep extracted features here and take them from here.")
     ] = None,
     reduced: Annotated[
         bool | None,
@@ -73,10 +68,7 @@ def reproduce(
         ),
     ] = None,
     device: options.Device = "cpu",
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-) -> int:
+) -> Exit:
     """Reproduce a figure or table of the paper: its claims beside what is measured here.
 
     The exit code is 0 if every claim agrees, 1 if one doesn't, 3 if one is not decided or not run yet.
@@ -87,54 +79,38 @@ def reproduce(
       alignver reproduce figure1a --out runs/figure1a --figure figure1a.png
       alignver reproduce table2 --dataset mnist --data-folder DIR --cache features
     """
-    session = Session(_command(item, dataset, seeds, reduced), json, quiet, verbose, device)
+    session.command = _command(item, dataset, seeds, reduced)
+    with session.working():
+        input_files.library("torch", "the experiments of the paper")
+        from alignver.experiments.conduct import NAMES, Setting, conduct, load
 
-    def body() -> Exit:
-        from alignver.errors import InvalidInput
-        from alignver.results import worst
-
-        with session.working():
-            from alignver.cli.input_files import library
-
-            library("torch", "the experiments of the paper")
-            from alignver.experiments.conduct import NAMES, Setting, conduct, load
-
-            if listing:
-                chosen = None
-            elif item is None:
+        if not listing:
+            if item is None:
                 raise InvalidInput("ITEM", "no value", "one of " + ", ".join(NAMES) + "; --list shows what each costs")
-            else:
-                with input_files.renamed(_OPTIONS):
-                    chosen = load(item)
-                    ensure_writable("--figure", figure)
-                    _drawable(chosen, figure)
-                    setting = Setting(seeds, tuple(dataset or ()), device, data_folder, cache, reduced)
-                    session.farewell = _farewell(out)
-                    outcome = conduct(chosen, setting, folder=out, budget=budget)
-        if chosen is None:
-            session.print(_listed([load(name) for name in NAMES]))
-            return Exit.HOLDS
-        if json:
-            session.write_json(
-                outcome.results,
-                {},
-                missing=list(outcome.missing),
-                work_seconds=round(outcome.seconds, 1),
-                parts=list(outcome.made),
-            )
-        else:
-            for result in outcome.results:
-                session.show(result)
-                if not quiet:
-                    session.print(*_sides(result))
-            if outcome.missing:
-                session.note(f"not run yet: {', '.join(outcome.missing)}")
-            session.show_provenance({})
-        if figure is not None:
-            _save(session, chosen, outcome, figure)
-        return exit_of(worst(result.verdict for result in outcome.results))
-
-    return session.conduct(body)
+            experiment = load(item)
+            ensure_writable("--figure", figure)
+            _require_drawable(experiment, figure)
+            setting = Setting(seeds, tuple(dataset or ()), device, data_folder, cache, reduced)
+            session.farewell = _farewell(out)
+            outcome = conduct(experiment, setting, folder=out, budget=budget)
+    if listing:
+        session.print(_listed([load(name) for name in NAMES]))
+        return Exit.HOLDS
+    if session.json:
+        seconds = round(outcome.seconds, 1)
+        more = {"missing": list(outcome.missing), "work_seconds": seconds, "parts": list(outcome.made)}
+        session.write(session.report(outcome.results, {}, **more))
+    else:
+        for result in outcome.results:
+            session.show(result)
+            if not session.quiet:
+                session.print(*_comparison(result))
+        if outcome.missing:
+            session.note(f"not run yet: {', '.join(outcome.missing)}")
+        session.show_provenance({})
+    if figure is not None:
+        _save(session, experiment, outcome, figure)
+    return exit_of(worst(result.verdict for result in outcome.results))
 
 
 def _command(item: str | None, datasets: list[str] | None, seeds: int | None, reduced: bool | None) -> str:
@@ -154,7 +130,7 @@ def _listed(items: list[Item]) -> Any:
     return table
 
 
-def _sides(result: CheckResult) -> list[Any]:
+def _comparison(result: CheckResult) -> list[Any]:
     """Return the table of the paper's numbers and ours, where they are several."""
     from rich.padding import Padding
     from rich.table import Table
@@ -187,10 +163,8 @@ def _farewell(out: str | None) -> str:
     return f"interrupted; finished parts are kept in {out}: repeat the command to continue"
 
 
-def _drawable(item: Item, file: str | None) -> None:
+def _require_drawable(item: Item, file: str | None) -> None:
     """Refuse a figure that could not be drawn, before anything is run."""
-    from alignver.errors import InvalidInput
-
     if file is None:
         return
     if not item.name.startswith("figure"):  # what the paper shows as a table has none here either

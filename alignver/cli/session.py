@@ -1,17 +1,23 @@
-"""What every command does around its check: progress, a clean stdout, errors as exit codes, the report at the end."""
+"""What every command shares: its output options, progress, a clean stdout, exit codes and the report at the end."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import enum
+import inspect
 import shlex
 import sys
 import time
+import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
+from alignver.cli import options
 from alignver.cli.exits import (
     Exit,
     OutputFailed,
@@ -23,6 +29,7 @@ from alignver.cli.exits import (
     say,
     write_output,
 )
+from alignver.cli.input_files import rename_options
 from alignver.errors import InvalidInput
 from alignver.results import CheckResult, Report, Rigor, Summarised
 
@@ -31,7 +38,93 @@ if TYPE_CHECKING:
 
     from alignver.report.source import Source
 
-__all__ = ["Session", "ensure_free", "recheck_command", "recheck_hint", "save_certificate"]
+__all__ = ["Session", "command", "given", "heard", "recheck_hint", "signed"]
+
+_SHARED = {
+    name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    for name, annotation, default in (
+        ("certificate", options.Certificate, None),
+        ("html", options.Html, None),
+        ("junit", options.Junit, None),
+        ("json", options.Json, False),
+        ("quiet", options.Quiet, False),
+        ("verbose", options.Verbose, False),
+    )
+}
+"""The options that belong to the session."""
+
+Command = Callable[..., int]
+
+
+def command(
+    name: str, shared: str, *, provenance: str = "", aliases: Mapping[str, str] | None = None
+) -> Callable[[Callable[..., Exit]], Command]:
+    """Make a function a command that Typer accepts: add shared options and run the function in a :class:`Session`.
+
+    The function gets the session as its first argument and its own options by name, a choice as a plain string. Where
+    the library refuses an argument that has an option, the message names the option.
+
+    Parameters
+    ----------
+    name : str
+        The command as the report names it.
+    shared : str
+        Names of the session's options that the command has, in the order of the help.
+    provenance : str
+        Which of the options device, dtype and seed the provenance records.
+    aliases : mapping, optional
+        Options for arguments of the library that have another name than their option.
+    """
+
+    def decorate(function: Callable[..., Exit]) -> Command:
+        hints = typing.get_type_hints(function, include_extras=True)
+        parameters = [
+            parameter.replace(annotation=hints[parameter.name])
+            for parameter in inspect.signature(function).parameters.values()
+            if parameter.name != "session"
+        ]
+        renames = {**dict(pair for parameter in parameters for pair in _option_names(parameter)), **(aliases or {})}
+
+        def run(**values: Any) -> int:
+            values = {key: value.value if isinstance(value, enum.Enum) else value for key, value in values.items()}
+            session = Session(name, **{key: values.pop(key) for key in shared.split()}, options=values)
+            for key in provenance.split():
+                setattr(session, key, values[key])
+
+            def body() -> Exit:
+                with rename_options(renames):
+                    return function(session, **values)
+
+            return session.conduct(body)
+
+        run.__name__, run.__doc__, run.__module__ = function.__name__, function.__doc__, function.__module__
+        return signed(run, [*parameters, *(_SHARED[key] for key in shared.split())])
+
+    return decorate
+
+
+def signed(function: Command, parameters: Sequence[inspect.Parameter]) -> Command:
+    """Give a function of keyword arguments the signature that Typer reads."""
+    keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    function.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]  # inspect.signature reads it
+    function.__annotations__ = {parameter.name: parameter.annotation for parameter in keywords}
+    return function
+
+
+def _option_names(parameter: inspect.Parameter) -> Iterator[tuple[str, str]]:
+    """Yield the names by which the library may know an option, each with the option."""
+    for described in typing.get_args(parameter.annotation)[1:]:
+        if isinstance(described, typer.models.OptionInfo):
+            declared = next(iter(described.param_decls or ()), "--" + parameter.name.replace("_", "-"))
+            option = declared.partition("/")[0]
+            yield parameter.name, option
+            yield option.removeprefix("--").replace("-", "_"), option
+
+
+def given(context: typer.Context, name: str) -> bool:
+    """Whether an option is on the command line; a default is not."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 @dataclasses.dataclass
@@ -46,14 +139,18 @@ class Session:
         Where the output goes and how much of it there is.
     html, junit : str, optional
         Files to write the report to as well.
+    certificate : str, optional
+        The folder for the certificate.
+    options : mapping
+        The other options of the command, by parameter name.
     device, dtype, seed
-        What the provenance says of the computation.
+        What the provenance says about the computation.
     farewell : str
-        What to say on Ctrl-C.
+        The message on Ctrl-C.
     verify : str, optional
         The command that checks the saved certificate again.
     unwritten : OutputFailed, optional
-        A file that could not be written when the work was done: said after the report.
+        The error of a file that could not be written after the work was done; it is raised after the report.
     """
 
     command: str
@@ -62,6 +159,8 @@ class Session:
     verbose: bool = False
     html: str | None = None
     junit: str | None = None
+    certificate: str | None = None
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
     device: str = "cpu"
     dtype: str | None = None
     seed: int | None = None
@@ -76,11 +175,12 @@ class Session:
         return 1 if self.verbose else -1 if self.quiet else 0
 
     def conduct(self, body: Callable[[], Exit]) -> int:
-        """Run a command's body and return its exit code, whatever happens in it."""
+        """Run the body of a command and return the exit code; an error becomes a message and its exit code."""
         try:
-            with prompt(Exit.INTERRUPTED, lambda: f"alignver: {self.farewell}"), _heard():
+            with prompt(Exit.INTERRUPTED, lambda: f"alignver: {self.farewell}"), heard(say):
                 ensure_writable("--html", self.html)
                 ensure_writable("--junit", self.junit)
+                _ensure_free(self.certificate)
                 return int(body())
         except KeyboardInterrupt:
             say(self.farewell)
@@ -94,9 +194,9 @@ class Session:
     def working(
         self, label: str | None = None, *, display: contextlib.AbstractContextManager[Any] | None = None
     ) -> Iterator[None]:
-        """Show progress on stderr, and send there what anybody prints meanwhile: stdout is for the report.
+        """Show progress on stderr and send all other output there meanwhile: stdout is for the report.
 
-        ``display`` shows it in place of the bar.
+        ``display`` replaces the progress bar.
         """
         from alignver.report.progress import shown
 
@@ -108,18 +208,31 @@ class Session:
 
     def finish(self, result: CheckResult, *, inputs: Mapping[str, Any], notes: tuple[str, ...] = ()) -> Exit:
         """Write the report of one result, with ``notes`` as its last lines, and return the exit code."""
-        wanted = self.json or self.html is not None or self.junit is not None
-        report = self.report((result,), inputs) if wanted else None
-        if report is not None and self.json:
-            self.write(report)
-        else:
-            self.show(result, notes)
-            self.show_provenance(inputs)
+        report = None
+        if self.json or self.html is not None or self.junit is not None:
+            report = self.report((result,), inputs)
+        self.present((result,), report, inputs, notes)
         if report is not None:
             self.keep(report, {name: value for name, value in inputs.items() if not isinstance(value, Mapping)})
         if self.unwritten is not None:
             raise self.unwritten
         return exit_of(result.verdict)
+
+    def present(
+        self,
+        results: Sequence[CheckResult],
+        report: Report | None,
+        inputs: Mapping[str, Any] | None,
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        """Write the report on stdout: as JSON, or each result as text and, if there are inputs, the provenance."""
+        if self.json and report is not None:
+            self.write(report)
+            return
+        for result in results:
+            self.show(result, notes)
+        if inputs is not None:
+            self.show_provenance(inputs)
 
     def show(self, result: CheckResult, notes: tuple[str, ...] = ()) -> None:
         """Write one result as text."""
@@ -129,14 +242,14 @@ class Session:
             text.put(out, text.render(result, out.width, verbosity=self.verbosity, notes=notes))
 
     def print(self, *rows: RenderableType) -> None:
-        """Write lines of a report's own."""
+        """Write further lines of the report."""
         from alignver.report import text
 
         with self._stdout() as out:
             text.put(out, *rows)
 
     def show_provenance(self, inputs: Mapping[str, Any]) -> None:
-        """Write, with ``-v``, where the report comes from."""
+        """Write the provenance if the session is verbose."""
         if not self.verbose:
             return
         from rich.text import Text
@@ -148,27 +261,23 @@ class Session:
             text.put(out, Text(), *text.sentences(described, out.width, style="dim"))
             text.put(out, Text(f"  {time.perf_counter() - self._began:.1f} s in all", style="dim"))
 
-    def write_json(self, results: tuple[CheckResult, ...], inputs: Mapping[str, Any], **more: Any) -> None:
-        """Write the one JSON document."""
-        self.write(self.report(results, inputs, **more))
-
     def report(self, results: tuple[CheckResult, ...], inputs: Mapping[str, Any], **more: Any) -> Report:
-        """Return results with their provenance."""
+        """Return the report of results: with their provenance."""
         return Report(results, self._provenance(inputs, **more))
 
     def write(self, report: Report) -> None:
-        """Write a report as the one JSON document."""
+        """Write a report on stdout as a JSON document."""
         with self._stdout() as out:
             out.file.write(report.to_json() + "\n")
 
     def keep(self, report: Report, samples: Mapping[str, Any] | None = None) -> None:
-        """Write the files that were asked for beside the report; ``samples`` are inputs that they may show."""
+        """Write the HTML and JUnit files that the options name; ``samples`` are inputs that they may show."""
         from alignver.report.source import Source
 
         self.keep_source(Source.of(report, samples=samples))
 
     def keep_source(self, source: Source) -> None:
-        """Write the files that were asked for, of whatever there is to report."""
+        """Write the HTML page and, if there is a report, the JUnit file."""
         if self.html is not None:
             from alignver.report import html
 
@@ -183,7 +292,7 @@ class Session:
         self.note(f"{target} ({len(content) / 1000:.1f} kB)")
 
     def _stopped(self, error: Exception) -> None:
-        """Leave no earlier run's verdict in the file of a CI system where this run came to none."""
+        """Replace the verdict of an earlier run in the JUnit file, since this run has none."""
         if self.junit is None or isinstance(error, OutputFailed | BrokenPipeError):
             return
         if isinstance(error, InvalidInput) and error.argument == "--junit":
@@ -196,7 +305,7 @@ class Session:
             say(str(failed))
 
     def note(self, message: str) -> None:
-        """Say something beside the report, on stderr, unless quiet."""
+        """Write a message on stderr, unless the session is quiet."""
         if not self.quiet:
             say(message)
 
@@ -233,17 +342,45 @@ class Session:
         except OSError as error:
             raise OutputFailed(f"the report cannot be written to stdout: {error.strerror or error}") from error
 
+    def save_certificate(
+        self, result: CheckResult, files: Mapping[str, str], again: Sequence[str] = ()
+    ) -> tuple[str, ...]:
+        """Save the certificate of a result and return the line of the report that says how to check it again.
+
+        ``files`` are the inputs of the claim; ``again`` are the options of ``alignver verify`` that make the inputs
+        which are not in a file.
+        """
+        target = self.certificate
+        if target is None:
+            return ()
+        writer = getattr(result.certificate, "save", None)
+        if writer is None:
+            why = "the verdict is numerical, not a proof" if result.rigor is not Rigor.PROOF else "the proof has none"
+            self.note(f"no certificate was saved in {target}: {why}")
+            return ()
+        try:
+            writer(target)
+        except OSError as error:
+            # The work is done: the verdict is shown first, and the error is raised after it.
+            self.unwritten = OutputFailed(f"--certificate {target} cannot be written: {error.strerror or error}")
+            return ()
+        if not files and not again:  # the claim is about matrices that were made on the way
+            return (f"certificate {target} ({file_size(Path(target))}): {_claim(result)}",)
+        words = [word for name, file in files.items() for word in ("--input", f"{name}={file}")]
+        self.verify = _recheck_command(target, [*words, *again])
+        return (recheck_hint(target, [*words, *again]),)
+
 
 @contextlib.contextmanager
-def _heard() -> Iterator[None]:
-    """Turn warnings, which may quote a file, into messages of the program's own."""
+def heard(note: Callable[[str], None]) -> Iterator[None]:
+    """Turn warnings, which may quote a file, into messages of the program itself."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_rest, **_more: say(f"warning: {message}")
+        warnings.showwarning = lambda message, *_rest, **_more: note(f"warning: {message}")
         yield
 
 
-def ensure_free(target: str | None) -> None:
-    """Refuse, before any work is done, a place that a certificate cannot go to."""
+def _ensure_free(target: str | None) -> None:
+    """Refuse, before any work is done, a place that a certificate cannot be written to."""
     if target is None:
         return
     folder = Path(target)
@@ -253,44 +390,17 @@ def ensure_free(target: str | None) -> None:
     if folder.is_dir():
         names = {entry.name for entry in folder.iterdir()}
         if names and not ("certificate.json" in names and names <= {"certificate.json", "data.npz"}):
-            raise InvalidInput("--certificate", f"{target}, a folder with other things in it", need)
+            raise InvalidInput("--certificate", f"{target}, a folder with other files in it", need)
 
 
-def save_certificate(
-    result: CheckResult, target: str | None, files: Mapping[str, str], session: Session, again: Sequence[str] = ()
-) -> tuple[str, ...]:
-    """Save the result's certificate and return the line of the report that says how to check it again.
-
-    ``again`` are the options of ``alignver verify`` that make the claim's inputs, where they are in no file.
-    """
-    if target is None:
-        return ()
-    writer = getattr(result.certificate, "save", None)
-    if writer is None:
-        why = "the verdict is numerical, not a proof" if result.rigor is not Rigor.PROOF else "the proof has none"
-        session.note(f"no certificate was saved in {target}: {why}")
-        return ()
-    try:
-        writer(target)
-    except OSError as error:
-        # The work is done: its verdict is shown before the file is given up, as with the other files.
-        session.unwritten = OutputFailed(f"--certificate {target} cannot be written: {error.strerror or error}")
-        return ()
-    if not files and not again:  # it is about matrices that were made on the way
-        return (f"certificate {target} ({file_size(Path(target))}): {_claim(result)}",)
-    named = [word for name, file in files.items() for word in ("--input", f"{name}={file}")]
-    session.verify = recheck_command(target, [*named, *again])
-    return (recheck_hint(target, [*named, *again]),)
-
-
-def recheck_command(target: str, again: Sequence[str]) -> str:
+def _recheck_command(target: str, again: Sequence[str]) -> str:
     """Return the command that checks a saved certificate again."""
     return shlex.join(("alignver", "verify", target, *again))
 
 
 def recheck_hint(target: str, again: Sequence[str]) -> str:
     """Return the line of the report about a saved certificate, with the options that check it again."""
-    return f"certificate {target} ({file_size(Path(target))}); re-check with: {recheck_command(target, again)}"
+    return f"certificate {target} ({file_size(Path(target))}); re-check with: {_recheck_command(target, again)}"
 
 
 def _claim(result: CheckResult) -> str:

@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import enum
-from typing import Annotated
+import functools
+import io
+import itertools
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alignver.cli import options
-from alignver.cli.exits import Exit
-from alignver.cli.options import Loss, Weights
-from alignver.cli.session import Session
+from alignver import require
+from alignver.cli import input_files, model_io, options
+from alignver.cli.exits import Exit, OutputFailed, exit_of, write_output
+from alignver.cli.options import Loss, Weights, computation
+from alignver.cli.session import Session, command, given, heard, recheck_hint
+from alignver.errors import InvalidInput, MissingDependency
+
+if TYPE_CHECKING:
+    from alignver.training.guarantee import Guarantee
+    from alignver.training.run_folder import RunFolder
+    from alignver.training.wrapper import EEWrapper
 
 __all__ = ["train"]
 
-_RUN = "Run"
-_PHASES = "The two phases"
-_EXPLORATION = "Exploration"
-_COMPUTATION = "Computation"
+_run = functools.partial(typer.Option, rich_help_panel="Run")
+_phases = functools.partial(typer.Option, rich_help_panel="The two phases")
+_exploration = functools.partial(typer.Option, rich_help_panel="Exploration")
+_SOURCES = ("model", "data", "weights")
+_NOT_SETTINGS = {*_SOURCES, "context", "out", "resume", "checkpoint_every"}
 
 
 def _tau(text: str | float) -> float:
-    """Read 1 as an epoch and 0.5 as a share: what 1.0 means is left to be asked. A default comes as it is."""
+    """Read an integer as a number of epochs and any other number as a share; a default is not changed."""
     try:
         return text if isinstance(text, float) else int(text)
     except ValueError:
@@ -29,7 +47,7 @@ def _tau(text: str | float) -> float:
     try:
         return float(text)
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is no number") from None
+        raise typer.BadParameter(f"{text!r} is not a number") from None
 
 
 class Repair(enum.StrEnum):
@@ -55,7 +73,14 @@ class TrainedIn(enum.StrEnum):
     FLOAT32 = "float32"
 
 
+@command(
+    "train",
+    "json quiet verbose",
+    provenance="device dtype seed",
+    aliases={"layers": "--layer", "optimizer": "--lr", "every": "--checkpoint-every"},
+)
 def train(
+    session: Session,
     context: typer.Context,
     model: Annotated[
         str | None,
@@ -63,143 +88,95 @@ def train(
             metavar="MODEL",
             help="FILE.py:FUNCTION or package.module:FUNCTION; FUNCTION() returns a torch.nn.Module. "
             "The code is imported and run.",
-            show_default=False,
         ),
     ] = None,
     data: Annotated[
-        str | None,
-        typer.Option(metavar="FILE.npz", help="The training samples: a .npz file with X and Y.", show_default=False),
+        str | None, typer.Option(metavar="FILE.npz", help="The training samples: a .npz file with X and Y.")
     ] = None,
     loss: Annotated[
-        Loss | None,
-        typer.Option(metavar="LOSS", help="squared, binary_cross_entropy or cross_entropy.", show_default=False),
+        Loss | None, typer.Option(metavar="LOSS", help="squared, binary_cross_entropy or cross_entropy.")
     ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(min=2, metavar="N", help="Epochs of both phases together.", show_default=False)
-    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=2, metavar="N", help="Epochs of both phases together.")] = None,
     weights: Weights = None,
     out: Annotated[
         str | None,
-        typer.Option(
+        _run(
             metavar="RUN",
             help="The run folder: a new one, or an empty one.",
             show_default="run-1, run-2, ...: the first that is free",
-            rich_help_panel=_RUN,
         ),
     ] = None,
     resume: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RUN",
-            help="Go on with the run in this folder, with its own options, bit for bit.",
-            show_default=False,
-            rich_help_panel=_RUN,
-        ),
+        str | None, _run(metavar="RUN", help="Go on with the run in this folder, with its own options, bit for bit.")
     ] = None,
-    checkpoint_every: Annotated[
-        int,
-        typer.Option(min=1, metavar="N", help="Epochs from one checkpoint to the next.", rich_help_panel=_RUN),
-    ] = 1,
+    checkpoint_every: Annotated[int, _run(min=1, metavar="N", help="Epochs from one checkpoint to the next.")] = 1,
     tau: Annotated[
         float,
-        typer.Option(
+        _phases(
             metavar="TAU",
             parser=_tau,
             help="Exploration's share of the epochs, below 1, or its number of epochs, an integer.",
-            rich_help_panel=_PHASES,
         ),
     ] = 0.6,
-    epsilon: Annotated[
-        float, typer.Option(metavar="E", help="Size of the random step at tau.", rich_help_panel=_PHASES)
-    ] = 1e-3,
-    gate: Annotated[
-        float, typer.Option(metavar="SLOPE", help="Slope of the logistic gates.", rich_help_panel=_PHASES)
-    ] = 1.0,
+    epsilon: Annotated[float, _phases(metavar="E", help="Size of the random step at tau.")] = 1e-3,
+    gate: Annotated[float, _phases(metavar="SLOPE", help="Slope of the logistic gates.")] = 1.0,
     width: Annotated[
         int | None,
-        typer.Option(
+        _phases(
             min=1,
             metavar="H",
             help="Units of the last hidden layer, where one has to be added.",
             show_default="that of the model",
-            rich_help_panel=_PHASES,
         ),
     ] = None,
     layer: Annotated[
         list[str] | None,
-        typer.Option(
+        _phases(
             metavar="NAME",
             help="The layer to modify; give it twice for the last two.",
             show_default="the last two linear ones",
-            rich_help_panel=_PHASES,
         ),
     ] = None,
-    repair: Annotated[
-        Repair, typer.Option(help="What to do where rank n of the gates is not proved.", rich_help_panel=_PHASES)
-    ] = Repair.STAIRCASE,
+    repair: Annotated[Repair, _phases(help="What to do where rank n of the gates is not proved.")] = Repair.STAIRCASE,
     exploit_optimizer: Annotated[
         str | None,
-        typer.Option(
+        _phases(
             metavar="NAME",
             help="newton, lbfgs, accelerated, gd (on all samples at once); sgd, momentum, adam.",
             show_default="that of exploration, its step lowered where it is not stable",
-            rich_help_panel=_PHASES,
         ),
     ] = None,
     prove: Annotated[
         bool | None,
-        typer.Option(
+        _phases(
             "--prove/--no-prove",
             help="Prove the ranks at tau and the gap at the end.",
             show_default="the ranks for up to 6000 samples",
-            rich_help_panel=_PHASES,
         ),
     ] = None,
-    tolerance: Annotated[
-        float, typer.Option(metavar="GAP", help="Largest optimality gap that holds.", rich_help_panel=_PHASES)
-    ] = 0.01,
-    optimizer: Annotated[
-        Explorer, typer.Option(help="Optimiser of all layers.", rich_help_panel=_EXPLORATION)
-    ] = Explorer.SGD,
+    tolerance: Annotated[float, _phases(metavar="GAP", help="Largest optimality gap that holds.")] = 0.01,
+    optimizer: Annotated[Explorer, _exploration(help="Optimiser of all layers.")] = Explorer.SGD,
     lr: Annotated[
-        float | None,
-        typer.Option(
-            metavar="STEP", help="Its step size.", show_default="0.1; adam 0.001", rich_help_panel=_EXPLORATION
-        ),
+        float | None, _exploration(metavar="STEP", help="Its step size.", show_default="0.1; adam 0.001")
     ] = None,
-    momentum: Annotated[
-        float | None,
-        typer.Option(metavar="M", help="Of sgd.", show_default="0.9", rich_help_panel=_EXPLORATION),
-    ] = None,
-    weight_decay: Annotated[float, typer.Option(metavar="D", rich_help_panel=_EXPLORATION)] = 0.0,
+    momentum: Annotated[float | None, _exploration(metavar="M", help="Of sgd.", show_default="0.9")] = None,
+    weight_decay: Annotated[float, _exploration(metavar="D")] = 0.0,
     batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Samples in a step.",
-            show_default="all",
-            rich_help_panel=_COMPUTATION,
-        ),
+        int | None, computation(min=1, metavar="N", help="Samples in a step.", show_default="all")
     ] = None,
     flush_denormals: Annotated[
         bool,
-        typer.Option(
+        computation(
             "--flush-denormals",
             help="Take subnormal numbers for zero while training: steep softplus layers are slow without.",
-            rich_help_panel=_COMPUTATION,
         ),
     ] = False,
     device: options.Device = "cpu",
     dtype: Annotated[
-        TrainedIn,
-        typer.Option(help="Precision of the training; same keeps the model's own.", rich_help_panel=_COMPUTATION),
+        TrainedIn, computation(help="Precision of the training; same keeps the model's own.")
     ] = TrainedIn.SAME,
     seed: options.Seed = 0,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-) -> int:
+) -> Exit:
     """Train in two phases, the second of which reaches a global minimum (Algorithm 1), and prove how close it came.
 
     MODEL is Python code of yours, which is imported and run. Exploration trains all layers; exploitation the last
@@ -211,40 +188,287 @@ def train(
       alignver train net.py:build --data t.npz --loss squared --epochs 50 --tau 0.6
       alignver train --resume run-1
     """
-    named = {
-        "loss": None if loss is None else loss.value,
-        "epochs": epochs,
-        "tau": tau,
-        "epsilon": epsilon,
-        "gate": gate,
-        "width": width,
-        "layer": layer or None,
-        "repair": repair.value,
-        "exploit_optimizer": exploit_optimizer,
-        "prove": prove,
-        "tolerance": tolerance,
-        "optimizer": optimizer.value,
-        "lr": lr,
-        "momentum": momentum,
-        "weight_decay": weight_decay,
-        "batch_size": batch_size,
-        "flush_denormals": flush_denormals,
-        "device": device,
-        "dtype": dtype.value,
-        "seed": seed,
-    }
-    given = {name for name in context.params if _given(context, name)}
-    session = Session("train", json=json, quiet=quiet, verbose=verbose, device=device, dtype=dtype.value, seed=seed)
-
-    def body() -> Exit:
-        from alignver.cli.train_run import Request, conduct
-
-        sources = {"model": model, "data": data, "weights": weights}
-        return conduct(session, Request(sources, named, given, out, resume, checkpoint_every))
-
-    return session.conduct(body)
+    sources = {name: session.options[name] for name in _SOURCES}
+    settings = {name: value for name, value in session.options.items() if name not in _NOT_SETTINGS}
+    settings["layer"] = layer or None
+    with contextlib.ExitStack() as stack:
+        with session.working():
+            input_files.library("torch", "alignver train")
+            if resume is None:
+                run: _Run | RunFolder = _new_run(sources, settings, out, checkpoint_every, stack)
+            elif out is not None:
+                raise InvalidInput("--out", f"{out} beside --resume", "one of the two", code="conflicting-arguments")
+            else:
+                explicit = {name for name in context.params if given(context, name)}
+                run = _resumed_run(session, sources, settings, explicit, resume, checkpoint_every, stack)
+        return _train(session, run) if isinstance(run, _Run) else _show_finished(session, run)
 
 
-def _given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    folder: RunFolder
+    wrapper: EEWrapper
+    X: Any
+    Y: Any
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+
+
+def _new_run(
+    sources: Mapping[str, str | None],
+    settings: Mapping[str, Any],
+    out: str | None,
+    every: int,
+    stack: contextlib.ExitStack,
+) -> _Run:
+    from alignver.training.run_folder import RunFolder, vacant
+
+    for name, value in (
+        ("MODEL", sources["model"]),
+        ("--data", sources["data"]),
+        ("--loss", settings["loss"]),
+        ("--epochs", settings["epochs"]),
+    ):
+        if value is None:
+            raise InvalidInput(name, "no value", "MODEL, --data, --loss and --epochs; or --resume RUN")
+    with input_files.rename_options({"folder": "--out"}):
+        if out is not None:
+            vacant(out)
+        settings = _completed(settings)
+        wrapper, X, Y, identity, inputs = _prepared(sources, settings)
+        place = out if out is not None else _free_name()
+        folder = RunFolder.create(place, identity, every=every, sources=sources, environment=model_io.environment())
+    stack.callback(folder.close)
+    return _Run(folder, wrapper, X, Y, settings, inputs)
+
+
+def _resumed_run(
+    session: Session,
+    sources: Mapping[str, str | None],
+    settings: Mapping[str, Any],
+    explicit: set[str],
+    resume: str,
+    every: int,
+    stack: contextlib.ExitStack,
+) -> _Run | RunFolder:
+    """Return the run to continue, or its folder alone if the run is finished.
+
+    ``explicit`` are the options on the command line: they must agree with those of the run.
+    """
+    from alignver.training.run_folder import RunFolder
+
+    with input_files.rename_options({"folder": "--resume"}):
+        folder = RunFolder.open(resume, every=every)
+        stack.callback(folder.close)
+        recorded = folder.config["settings"]
+        if not {"sources", "environment"} <= set(folder.config) or not set(settings) <= set(recorded):
+            raise InvalidInput("--resume", f"{folder.path}, begun by something else", "a run of 'alignver train'")
+        folder.require({**recorded, **{name: value for name, value in settings.items() if name in explicit}})
+        settings = {name: recorded[name] for name in settings}
+        session.device, session.dtype, session.seed = settings["device"], settings["dtype"], settings["seed"]
+        finished = folder.report is not None
+        if finished and not explicit & set(_SOURCES):
+            return folder
+        sources = {name: sources[name] or folder.config["sources"][name] for name in _SOURCES}
+        wrapper, X, Y, identity, inputs = _prepared(sources, settings)
+        folder.require(identity)
+    for change in _changes(folder.config["environment"], model_io.environment()):
+        session.note(f"{change}: the run may not go on bit for bit")
+    return folder if finished else _Run(folder, wrapper, X, Y, settings, inputs)
+
+
+def _completed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings with the defaults that depend on other options; refuse options that exclude each other."""
+    adam, lr, momentum = settings["optimizer"] == "adam", settings["lr"], settings["momentum"]
+    if adam and momentum is not None:
+        got = f"{momentum} beside --optimizer adam"
+        raise InvalidInput("--momentum", got, "sgd, which has one", code="conflicting-arguments")
+    require.real("--tolerance", settings["tolerance"], above=0, need="a positive finite number")
+    if lr is None:
+        lr = 1e-3 if adam else 0.1
+    if momentum is None and not adam:
+        momentum = 0.9
+    return {**settings, "lr": lr, "momentum": momentum}
+
+
+def _prepared(
+    sources: Mapping[str, str | None], settings: Mapping[str, Any]
+) -> tuple[EEWrapper, Any, Any, dict[str, Any], dict[str, Any]]:
+    """Return the wrapper, X, Y, what decides the run, and what identifies its inputs in a report."""
+    from alignver.report.provenance import inputs_of
+    from alignver.training.loop import planned, tau_epoch
+    from alignver.training.wrapper import EEWrapper
+
+    model, data = sources["model"], sources["data"]
+    assert model is not None
+    assert data is not None
+    tau_epoch(settings["tau"], settings["epochs"])
+    samples = input_files.read_npz(data, "--data", ("X", "Y"))
+    net, identity = model_io.load(model, sources["weights"], device=settings["device"], seed=settings["seed"])
+    optimizer = model_io.optimizer(*(settings[name] for name in ("optimizer", "lr", "momentum", "weight_decay")))
+    same_names = ("loss", "tau", "epsilon", "gate", "exploit_optimizer", "seed", "repair", "width")
+    with input_files.rename_argument({"X": f"{data}:X", "Y": f"{data}:Y", "model": model}):
+        wrapper = EEWrapper(
+            model_io.in_dtype(net, settings["dtype"]),
+            optimizer=optimizer,
+            layers=None if settings["layer"] is None else tuple(settings["layer"]),
+            **{name: settings[name] for name in same_names},
+        )
+        wrapper.prepare(samples["X"], samples["Y"])
+        planned(wrapper, len(samples["X"]), settings["epochs"], settings["batch_size"])
+    inputs = {**identity, **inputs_of(samples)}
+    hashes = {name: {"sha256": identity[name]["sha256"]} if name in identity else None for name in ("model", "weights")}
+    run = {"function": model.rpartition(":")[2], "code": hashes["model"], "weights": hashes["weights"]}
+    return wrapper, samples["X"], samples["Y"], {**settings, **run, "X": inputs["X"], "Y": inputs["Y"]}, inputs
+
+
+def _data_sentences(run: _Run) -> tuple[str, ...]:
+    """Return sentences about equal samples, which limit every training: conflicts, and repetitions."""
+    from alignver.checks.data import check_data
+
+    result = check_data(run.X, run.Y, loss=run.settings["loss"])
+    if result.measured["distinct"] == result.measured["samples"]:
+        return ()
+    conflict = (result.reason, result.evidence[0]) if result.measured["conflicts"]["count"] else ()
+    return (*conflict, result.evidence[-1])
+
+
+def _train(session: Session, run: _Run) -> Exit:
+    from alignver.report.progress import EpochTable
+    from alignver.training.loop import tau_epoch
+
+    folder, wrapper, settings, data = run.folder, run.wrapper, run.settings, (run.X, run.Y)
+    epochs, size, prove = settings["epochs"], settings["batch_size"], settings["prove"]
+    tau = tau_epoch(settings["tau"], epochs)
+    table = EpochTable(sys.stderr, epochs)
+    batched = size is not None and size < len(run.X)
+
+    def note(message: str) -> None:
+        if not session.quiet:
+            table.note(message)
+
+    def epoch(trained: EEWrapper, record: Mapping[str, Any]) -> None:
+        session.farewell = _farewell(folder)
+        if record["epoch"] == tau + 1:
+            for sentence in folder.guarantee["sentences"]:
+                note(sentence)
+        if not session.quiet:
+            table.epoch(
+                record,
+                _rank(trained.guarantee),
+                last_of_phase=record["epoch"] == tau,
+                estimated=batched and record["phase"] == "exploration",
+            )
+
+    with session.working(display=table.shown()), heard(note), _resumable(folder, wrapper):
+        warnings.simplefilter("always", RuntimeWarning)
+        done = folder.restore(wrapper, data)
+        session.farewell = _farewell(folder)
+        table.go_on(done)
+        if done:
+            note(f"{folder.path}: resuming after epoch {done} of {epochs}")
+        else:
+            for sentence in (*wrapper.module.changes, *_data_sentences(run)):
+                note(sentence)
+        flush = settings["flush_denormals"]
+        folder.fit(wrapper, data, epochs, batch_size=size, prove=prove, flush_denormals=flush, on_epoch=epoch)
+        result = wrapper.check(run.X, run.Y, tolerance=settings["tolerance"], certify=prove is not False, rank=prove)
+        training = {"epochs": epochs, "tau": tau, "last": folder.history[-1], "at_tau": folder.guarantee}
+        report = session.report((result,), run.inputs, training=training)
+        folder.finish(wrapper, data, report)
+        _draw(session, folder, tau)
+    session.present((result,), report, run.inputs, tuple(_notes(folder)))
+    return exit_of(result.verdict)
+
+
+def _show_finished(session: Session, folder: RunFolder) -> Exit:
+    """Show the report of a run that is finished already."""
+    report = folder.report
+    assert report is not None
+    session.note(f"{folder.path} is finished: nothing was trained, this is its report")
+    session.present(report.results, report, None, tuple(_notes(folder)))
+    return exit_of(report.verdict)
+
+
+def _notes(folder: RunFolder) -> Iterator[str]:
+    """Yield what was proved at tau, and what the folder holds."""
+    place = folder.path
+    for sentence in folder.guarantee["sentences"]:
+        yield f"at tau: {sentence}"
+    if (place / "certificate").is_dir():
+        yield recheck_hint(str(place / "certificate"), ["--input", str(place / "inputs.npz")])
+    names = ("history.jsonl", "checkpoint.pt", "model.safetensors", "report.json", "training.png")
+    yield f"run folder {place}: {', '.join(name for name in names if (place / name).exists())}"
+
+
+def _draw(session: Session, folder: RunFolder, tau: int) -> None:
+    """Draw the run, where matplotlib is installed."""
+    from alignver.report import plots
+
+    history = folder.history
+    error = None if history[-1]["error"] is None else [record["error"] for record in history]
+    try:
+        figure = plots.training(
+            [record["epoch"] for record in history],
+            [record["loss"] for record in history],
+            [record["gap"] for record in history],
+            error,
+            tau=tau,
+        )
+    except MissingDependency as missing:
+        session.note(f"no training.png: {missing}")
+        return
+    file, content = folder.path / "training.png", io.BytesIO()
+    figure.savefig(content, format="png")
+    try:
+        write_output("--out", str(file), content.getvalue())
+    except OutputFailed as failed:  # the numbers in the figure are saved already
+        session.note(str(failed))
+
+
+def _rank(guarantee: Guarantee | None) -> str:
+    """Return the cell of the table that says which ranks are proved."""
+    if guarantee is None:
+        return "-"
+    if guarantee.after is None:
+        return "not looked at"
+    proved = sum(entry is not None for entry in guarantee.after.entries)
+    outputs = len(guarantee.after.entries)
+    if proved == outputs:
+        return f"n = {guarantee.model.n}, proved"
+    return f"n for {proved} of {outputs} outputs" if proved else "not proved"
+
+
+def _resume_command(folder: RunFolder) -> str:
+    return f"alignver train --resume {shlex.quote(str(folder.path))}"
+
+
+def _farewell(folder: RunFolder) -> str:
+    where = f"after epoch {folder.kept}" if folder.kept else "from its beginning"
+    return f"interrupted; resume {where} with: {_resume_command(folder)}"
+
+
+@contextlib.contextmanager
+def _resumable(folder: RunFolder, wrapper: EEWrapper) -> Iterator[None]:
+    """Add to an error of the library how to continue the run."""
+    try:
+        yield
+    except InvalidInput as error:
+        if error.argument == "optimizer":
+            option = "--lr" if wrapper.phase == "exploration" else "--exploit-optimizer"
+            intact = f"; {folder.path / 'checkpoint.pt'} is good, after epoch {folder.kept}" if folder.kept else ""
+            raise InvalidInput(option, error.got, f"a smaller step, in a new run{intact}", error.code) from error
+        if error.argument in ("checkpoint", "folder"):
+            need = f"{error.need}; then: {_resume_command(folder)}"
+            raise InvalidInput(error.argument, error.got, need, error.code) from error
+        raise
+
+
+def _free_name() -> str:
+    return next(name for k in itertools.count(1) if not os.path.lexists(name := f"run-{k}"))
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    for name in before.keys() & now.keys():
+        if before[name] != now[name]:
+            yield f"{name} {before[name]} when the run began, {now[name]} now"

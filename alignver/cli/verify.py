@@ -1,29 +1,31 @@
-"""``alignver report``: what was found, as a page for people and as XML for a CI system.
-
-``alignver verify``: check a certificate again, without trusting what produced it.
-"""
+"""``alignver verify`` checks a certificate again; ``alignver report`` makes a page and JUnit XML of a report."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from alignver.cli import options
-from alignver.cli.exits import Exit
+from alignver.cli import input_files, model_io, options
+from alignver.cli.exits import Exit, ensure_writable
 from alignver.cli.options import ChunkSize, JacobianDtype, Loss, ModelDtype, Weights
-from alignver.cli.session import Session
+from alignver.cli.session import Session, command
 from alignver.errors import InvalidInput
+from alignver.results import CheckResult, Rigor, Verdict
 
 __all__ = ["report", "verify"]
 
+_alignment = functools.partial(typer.Option, rich_help_panel="Alignment")
 
+
+@command("report", "junit quiet verbose")
 def report(
+    session: Session,
     run: Annotated[
-        str,
-        typer.Argument(metavar="RUN", help="A run folder, its history.jsonl, or a file that --json wrote."),
+        str, typer.Argument(metavar="RUN", help="A run folder, its history.jsonl, or a file that --json wrote.")
     ],
     out: Annotated[
         str | None,
@@ -36,10 +38,7 @@ def report(
             rich_help_panel="Output",
         ),
     ] = None,
-    junit: options.Junit = None,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-) -> int:
+) -> Exit:
     """Make a page of what was found: verdicts first, then evidence, then where it comes from.
 
     The page is one file that needs no network. The exit code is 0 when it is written, whatever it says.
@@ -51,27 +50,21 @@ def report(
       alignver report found.json -o report.html --junit report.xml
     """
     place = Path(run)
-    target = out if out is not None else str((place if place.is_dir() else place.parent) / "report.html")
-    session = Session("report", quiet=quiet, verbose=verbose, html=target, junit=junit)
+    session.html = out if out is not None else str((place if place.is_dir() else place.parent) / "report.html")
+    ensure_writable("--html", session.html)
+    with session.working():
+        from alignver.report.source import read
 
-    def body() -> Exit:
-        with session.working():
-            from alignver.errors import InvalidInput
-            from alignver.report.source import read
-
-            source = read(place)
-            if source.report is None and junit is not None:
-                raise InvalidInput("--junit", f"{run}, without a verdict", "a run that is finished")
-            session.keep_source(source)
-        return Exit.HOLDS
-
-    return session.conduct(body)
+        source = read(place)
+        if source.report is None and session.junit is not None:
+            raise InvalidInput("--junit", f"{run}, without a verdict", "a run that is finished")
+        session.keep_source(source)
+    return Exit.HOLDS
 
 
-_ALIGNMENT = "Alignment"
-
-
+@command("verify", "html junit json quiet verbose")
 def verify(
+    session: Session,
     certificate: Annotated[str, typer.Argument(metavar="CERT", help="The folder that --certificate wrote.")],
     inputs: Annotated[
         list[str] | None,
@@ -79,43 +72,26 @@ def verify(
             "--input",
             metavar="NAME=FILE",
             help="An input of the claim, by the name it has there, once for each; or FILE.npz for all that it holds.",
-            show_default=False,
         ),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(
+        _alignment(
             metavar="MODEL",
             help="Of a certificate of 'check alignment': the model, FILE.py:FUNCTION or package.module:FUNCTION. "
             "The code is imported and run.",
-            show_default=False,
-            rich_help_panel=_ALIGNMENT,
         ),
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="FILE.npz", help="The samples: X and Y.", show_default=False, rich_help_panel=_ALIGNMENT),
-    ] = None,
+    data: Annotated[str | None, _alignment(metavar="FILE.npz", help="The samples: X and Y.")] = None,
     loss: Annotated[
-        Loss | None,
-        typer.Option(
-            metavar="LOSS",
-            help="squared, binary_cross_entropy or cross_entropy.",
-            show_default=False,
-            rich_help_panel=_ALIGNMENT,
-        ),
+        Loss | None, _alignment(metavar="LOSS", help="squared, binary_cross_entropy or cross_entropy.")
     ] = None,
     weights: Weights = None,
     device: options.Device = "cpu",
     dtype: ModelDtype = JacobianDtype.FLOAT64,
     seed: options.Seed = 0,
     chunk_size: ChunkSize = None,
-    html: options.Html = None,
-    junit: options.Junit = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-) -> int:
+) -> Exit:
     """Check a certificate again.
 
     The checker imports none of the code that produces certificates. Give every input that the claim is about; for an
@@ -128,102 +104,88 @@ def verify(
       alignver verify run-1/certificate --input run-1/inputs.npz
       alignver verify proof --model net.py:build --data train.npz --loss cross_entropy
     """
-    session = Session("verify", json=json, html=html, junit=junit, quiet=quiet, verbose=verbose)
-    source = _Source(model, data, loss, weights, device, dtype.value, seed, chunk_size)
+    with session.working():
+        from alignver.checks.recheck import recheck
 
-    def body() -> Exit:
-        with session.working():
-            from alignver.checks.recheck import recheck
-            from alignver.cli import input_files
-            from alignver.results import Rigor, Verdict
-
-            named = _split(inputs or [])
-            if source.given:
-                if named:
-                    raise InvalidInput("--input", "inputs beside --model", "one or the other")
-                arrays, identity, notes, covered = source.again(certificate)
-            else:
-                read = {"y": input_files.read_vector}  # the one vector among the inputs that claims have
-                arrays = {name: read.get(name, input_files.read_matrix)(file, name) for name, file in named.items()}
-                identity, notes, covered = {}, (), True
-            with input_files.rename_argument(named):
-                result = recheck(certificate, **arrays)
-            result = dataclasses.replace(result, evidence=(*result.evidence, *notes))
-            if not covered and result.verdict is Verdict.HOLDS:
-                reason = f"of the factors in the certificate: {result.reason}"
-                result = dataclasses.replace(
-                    result, verdict=Verdict.UNDECIDED, rigor=Rigor.NUMERICAL, reason=notes[0], evidence=(reason,)
-                )
-        return session.finish(result, inputs={**arrays, **identity})
-
-    return session.conduct(body)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Source:
-    """Where the inputs of an alignment come from."""
-
-    model: str | None
-    data: str | None
-    loss: Loss | None
-    weights: str | None
-    device: str
-    dtype: str
-    seed: int
-    chunk_size: int | None
-
-    @property
-    def given(self) -> bool:
-        return any(value is not None for value in (self.model, self.data, self.loss, self.weights))
-
-    def again(self, certificate: str) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...], bool]:
-        """Make the inputs again; return them, what identifies their source, what is to be said of them, and whether the
-        claim is about the model.
-        """
-        from alignver.cli import input_files, model_io
-        from alignver.kernel.certificate import Tampered, load_certificate
-
-        for option, value in (("--model", self.model), ("--data", self.data), ("--loss", self.loss)):
-            if value is None:
-                raise InvalidInput(option, "no value", "--model, --data and --loss together")
-        assert self.model is not None
-        assert self.data is not None
-        assert self.loss is not None
-        try:
-            loaded = load_certificate(certificate)
-        except Tampered:
-            return {}, {}, (), True  # the checker says what is wrong with it
-        samples = input_files.read_npz(self.data, "--data", ("X", "Y"))
-        net, identity = model_io.load(self.model, self.weights, device=self.device, seed=self.seed)
-        from alignver.jacobians.prepare import inputs_again
-
-        with input_files.rename_argument({"X": f"{self.data}:X", "Y": f"{self.data}:Y", "model": self.model}):
-            made, notes, covered = inputs_again(
-                loaded,
-                net,
-                samples["X"],
-                samples["Y"],
-                loss=self.loss.value,
-                dtype=self.dtype,
-                chunk_size=self.chunk_size,
+        files = _split(inputs or [])
+        notes: tuple[str, ...] = ()
+        about_model = True
+        identity: dict[str, Any] = {}
+        if any(value is not None for value in (model, data, loss, weights)):
+            if files:
+                raise InvalidInput("--input", "inputs beside --model", "one or the other", code="conflicting-arguments")
+            if model is None or data is None or loss is None:
+                option = "--model" if model is None else "--data" if data is None else "--loss"
+                need = "--model, --data and --loss together"
+                raise InvalidInput(option, "no value", need, code="conflicting-arguments")
+            arrays, identity, notes, about_model = _alignment_inputs(
+                certificate, model, data, weights, loss=loss, device=device, dtype=dtype, seed=seed, size=chunk_size
             )
-        return made, {**samples, **identity}, notes, covered
+        else:
+            readers = {"y": input_files.read_vector}  # the only input of a claim that is a vector
+            arrays = {name: readers.get(name, input_files.read_matrix)(file, name) for name, file in files.items()}
+        with input_files.rename_argument(files):
+            result = recheck(certificate, **arrays)
+        result = dataclasses.replace(result, evidence=(*result.evidence, *notes))
+        if not about_model and result.verdict is Verdict.HOLDS:
+            result = _undecided(result, notes[0])
+    return session.finish(result, inputs={**arrays, **identity})
+
+
+def _undecided(result: CheckResult, reason: str) -> CheckResult:
+    """Return the result where the proof holds for the factors in the certificate and not for the model."""
+    evidence = (f"of the factors in the certificate: {result.reason}",)
+    return dataclasses.replace(
+        result, verdict=Verdict.UNDECIDED, rigor=Rigor.NUMERICAL, reason=reason, evidence=evidence
+    )
+
+
+def _alignment_inputs(
+    certificate: str,
+    model: str,
+    data: str,
+    weights: str | None,
+    *,
+    loss: str,
+    device: str,
+    dtype: str,
+    seed: int,
+    size: int | None,
+) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...], bool]:
+    """Compute the inputs of an alignment again.
+
+    Returns the inputs, what identifies their source, notes, and whether the claim is about the model.
+    """
+    from alignver.kernel.certificate import Tampered, load_certificate
+
+    try:
+        loaded = load_certificate(certificate)
+    except Tampered:
+        return {}, {}, (), True  # the checker says what is wrong with it
+    samples = input_files.read_npz(data, "--data", ("X", "Y"))
+    net, identity = model_io.load(model, weights, device=device, seed=seed)
+    from alignver.jacobians.prepare import inputs_again
+
+    with input_files.rename_argument({"X": f"{data}:X", "Y": f"{data}:Y", "model": model}):
+        arrays, notes, about_model = inputs_again(
+            loaded, net, samples["X"], samples["Y"], loss=loss, dtype=dtype, chunk_size=size
+        )
+    return arrays, {**samples, **identity}, notes, about_model
 
 
 def _split(pairs: list[str]) -> dict[str, str]:
-    named: dict[str, str] = {}
+    """Return the file of each input."""
+    files: dict[str, str] = {}
     for pair in pairs:
         for name, file in _files(pair):
-            if name in named:
+            if name in files:
                 raise InvalidInput("--input", f"{name} twice", "each input once")
-            named[name] = file
-    return named
+            files[name] = file
+    return files
 
 
 def _files(pair: str) -> list[tuple[str, str]]:
-    """Return the names with their files: the one that is said, or those of all arrays of a .npz file."""
-    from alignver.cli import input_files
-
+    """Return an input with its file, or all arrays of a .npz file."""
     name, equals, file = pair.partition("=")
     if not equals and pair.endswith(".npz"):
         return [(key, f"{pair}:{key}") for key in input_files.names_in(pair, "--input")]

@@ -131,7 +131,7 @@ def test_kept_features(here, folder):
     assert here("verify", "about-kept", "--input", "Z=kept.npy").code == 0
     assert np.load(folder / "kept.npy").shape == (30, 6)
     run = here("check", "exploration", *model, "--certificate", "about-none")
-    assert "a re-check wants them kept, with --keep-features FILE.npy" in run.out
+    assert "a re-check needs them, and --keep-features FILE.npy keeps them" in run.out
     run = here("check", "exploration", *model, "--keep-features", "kept.npy")
     assert (run.code, run.out) == (2, "")
     assert "--keep-features: got kept.npy; needs a new file" in run.err
@@ -183,10 +183,10 @@ def test_json(here, folder):
         (["--model", "net.py:build"], "--data: got no file"),
         (["--model", "net.py:build", "--data", "data.npz", "--layer", "5"], "--layer: got '5'"),
         (["Z.npy", "--estimate-delta"], "--estimate-delta"),
-        (["Z.npy", "--keep-features", "F.npy"], "--keep-features: got F.npy, of which nothing"),
-        (["Z.npy", "--layer", "1"], "--layer: got 1, of which nothing would come; needs --model"),
-        (["Z.npy", "--data", "data.npz"], "--data: got data.npz, of which nothing would come"),
-        (["Z.npy", "--tiles", "tiles"], "--tiles: got tiles, of which nothing would come; needs --method gram"),
+        (["Z.npy", "--keep-features", "F.npy"], "--keep-features: got F.npy, which would have"),
+        (["Z.npy", "--layer", "1"], "--layer: got 1, which would have no effect; needs --model"),
+        (["Z.npy", "--data", "data.npz"], "--data: got data.npz, which would have no effect"),
+        (["Z.npy", "--tiles", "tiles"], "--tiles: got tiles, which would have no effect; needs --method gram"),
         (["Z.npy", "--device", "cuda"], "--device: got cuda; needs cpu"),
         (["--model", "net.py:build", "--data", "data.npz", "--keep-features", "F"], "needs a new file, FILE.npy"),
         (["missing.npy"], "no such file"),

@@ -46,13 +46,13 @@ def test_a_full_disk_is_said(alignver, files, inject):
 
 
 def test_a_picture_that_cannot_be_drawn_costs_no_verdict(here, files, monkeypatch):
-    from alignver.cli import train_run
+    from alignver.cli import train
     from alignver.cli.exits import OutputFailed
 
     def full(option, target, content):
         raise OutputFailed(f"{option} {target} cannot be written: No space left on device")
 
-    monkeypatch.setattr(train_run, "write_output", full)
+    monkeypatch.setattr(train, "write_output", full)
     run = here("train", *QUICK, "--out", "undrawn")
     (verdict,) = {"HOLDS", "FAILS", "UNDECIDED"} & set(run.out.splitlines()[0].split())
     assert run.code == {"HOLDS": 0, "FAILS": 1, "UNDECIDED": 3}[verdict]
