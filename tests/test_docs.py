@@ -43,9 +43,9 @@ def test_every_name_that_a_page_imports_stands_in_the_reference():
             continue
         for home, names in re.findall(r"^from (alignver[\w.]*) import ([\w, ]+)$", page.read_text(), re.MULTILINE):
             for name in names.split(", "):
-                own = name.partition(" as ")[0]
-                places = f"{home}.{own}", f"alignver.{own}"  # or, of a module, what is in it
-                assert any(re.search(rf":: {re.escape(place)}(\.\w+)?$", text, re.MULTILINE) for place in places), own
+                last = name.partition(" as ")[0]
+                places = f"{home}.{last}", f"alignver.{last}"  # or, of a module, what is in it
+                assert any(re.search(rf":: {re.escape(place)}(\.\w+)?$", text, re.MULTILINE) for place in places), last
 
 
 def test_every_listed_name_exists():
@@ -61,9 +61,9 @@ def test_every_command_and_option_stands_in_the_reference(tmp_path, monkeypatch)
     monkeypatch.setattr(command_line_tables, "REFERENCE", tmp_path / "made" / "command_line.md")
     command_line_tables.write()
     text = command_line_tables.REFERENCE.read_text()
-    found = dict(command_line_tables.commands())
-    assert {"alignver", "alignver check", "alignver check membership", "alignver verify"} <= set(found)
-    for path, command in found.items():
+    described = dict(command_line_tables.commands())
+    assert {"alignver", "alignver check", "alignver check membership", "alignver verify"} <= set(described)
+    for path, command in described.items():
         section = text.split(f"### {path}\n", 1)[1].split("\n### ", 1)[0]
         for parameter in command.params:
             if parameter.param_type_name == "option":
@@ -92,12 +92,14 @@ def test_every_claim_and_method_of_certificates_is_explained():
 
 def examples() -> list[tuple[str, str]]:
     """Every command line of ours in a console block, with the page that it is on."""
-    found = []
+    lines_of_pages = []
     for page in PAGES:
         for block in re.findall(r"^```console\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
             lines = [part for line in block.splitlines() if line.startswith("$ ") for part in line[2:].split("; ")]
-            found += [(page.name, re.split(r" \|\|? ", line)[0]) for line in lines if line.startswith("alignver ")]
-    return found
+            lines_of_pages += [
+                (page.name, re.split(r" \|\|? ", line)[0]) for line in lines if line.startswith("alignver ")
+            ]
+    return lines_of_pages
 
 
 def shown_by_help() -> list[tuple[str, str]]:
@@ -141,9 +143,9 @@ def test_console_examples_run(page, prepared, capsys):
     elsewhere = re.compile(
         r"--device cuda|tcp://|reproduce (?!--list)|^alignver check$|^alignver train|^alignver report (?!rank)"
     )
-    for own, line in examples():
+    for home, line in examples():
         plain = line.partition(" #")[0].strip()
-        if own == page and not elsewhere.search(plain):
+        if home == page and not elsewhere.search(plain):
             told, _, file = plain.partition(" > ")
             with pytest.raises(SystemExit) as end:
                 main.run(shlex.split(told)[1:])
@@ -155,15 +157,15 @@ def test_console_examples_run(page, prepared, capsys):
 
 def anchors(page: Path) -> set[str]:
     """Return the anchors that MyST gives the headings of a page: GitHub's rule."""
-    found = set()
+    anchors = set()
     text = page.read_text()
     for name in re.findall(r"```\{include\} (\S+)", text):
         made = DOCS / name
         text += made.read_text() if made.is_file() else ""
     for heading in re.findall(r"^#{1,6} (.+)$", text, re.MULTILINE):
         plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "").lower()
-        found.add(re.sub(r"[^\w\- ]", "", plain).strip().replace(" ", "-"))
-    return found
+        anchors.add(re.sub(r"[^\w\- ]", "", plain).strip().replace(" ", "-"))
+    return anchors
 
 
 def links(page: Path) -> list[str]:

@@ -356,6 +356,8 @@ def builtin(
       alignver check membership J.npy y.npy
       alignver check alignment net.py:build --data train.npz --loss cross_entropy
     """
+    from rich.text import Text
+
     began = time.perf_counter()
     with session.working("loading the built-in problems"):
         input_files.library("torch", "running the built-in problems")
@@ -373,7 +375,11 @@ def builtin(
     if session.json:
         session.write(report)
     else:
-        _conclude(session, agreed, time.perf_counter() - began)
+        if session.verbosity >= 0:
+            style = "bold green" if all(agreed) else "bold red"
+            count = f"{sum(agreed)} of {len(agreed)} built-in problems as expected"
+            session.print(Text(), Text.assemble((count, style), f"; {time.perf_counter() - began:.1f} s"))
+        session.show_provenance({})
     session.keep(report)
     return Exit.HOLDS if all(agreed) else Exit.FAILS
 
@@ -407,16 +413,6 @@ def _show(session: Session, problem: Any, result: CheckResult, *, first: bool) -
     session.print(*([] if first else [Text()]), title)
     outcome = "as found" if agrees else f"but found {result.verdict}"
     session.show(result, (f"expected {problem.expected}, {outcome}: {problem.source}",))
-
-
-def _conclude(session: Session, agreed: list[bool], seconds: float) -> None:
-    from rich.text import Text
-
-    if session.verbosity >= 0:
-        style = "bold green" if all(agreed) else "bold red"
-        count = f"{sum(agreed)} of {len(agreed)} built-in problems as expected"
-        session.print(Text(), Text.assemble((count, style), f"; {seconds:.1f} s"))
-    session.show_provenance({})
 
 
 app = typer.Typer(name="check")

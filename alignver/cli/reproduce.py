@@ -119,10 +119,14 @@ def _command(item: str | None, datasets: list[str] | None, seeds: int | None, re
     return " ".join(str(word) for word in words if word)
 
 
-def _listed(items: list[Item]) -> Any:
+def _table() -> Any:
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+
+
+def _listed(items: list[Item]) -> Any:
+    table = _table()
     for title in ("item", "what it is", "where", "what it costs"):
         table.add_column(title, no_wrap=title == "item")
     for item in items:
@@ -131,14 +135,13 @@ def _listed(items: list[Item]) -> Any:
 
 
 def _comparison(result: CheckResult) -> list[Any]:
-    """Return the table of the paper's numbers and ours, where they are several."""
+    """Return the table of the paper's numbers and ours, if there are several."""
     from rich.padding import Padding
-    from rich.table import Table
 
     paper, ours = result.measured["paper"], result.measured["ours"]
     if not isinstance(paper, Mapping):
         return []
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table = _table()
     table.add_column("")
     for key in paper:
         table.add_column(printable(key), justify="right", no_wrap=True)
@@ -157,27 +160,27 @@ def _cell(value: Any) -> str:
 
 
 def _farewell(out: str | None) -> str:
-    """Say, after Ctrl-C, what becomes of the parts that are finished."""
+    """Return the message after Ctrl-C about the parts that are finished."""
     if out is None:
         return "interrupted; nothing was kept (--out DIR keeps finished parts)"
     return f"interrupted; finished parts are kept in {out}: repeat the command to continue"
 
 
 def _require_drawable(item: Item, file: str | None) -> None:
-    """Refuse a figure that could not be drawn, before anything is run."""
+    """Refuse, before anything is run, a figure that cannot be drawn."""
     if file is None:
         return
-    if not item.name.startswith("figure"):  # what the paper shows as a table has none here either
+    if not item.name.startswith("figure"):  # the tables of the paper have no figure here either
         raise InvalidInput("--figure", item.name, "an item that has a figure")
     if Path(file).suffix not in _FORMATS:
         raise InvalidInput("--figure", file, "a name that ends in " + ", ".join(_FORMATS))
 
 
 def _save(session: Session, item: Item, outcome: Outcome, file: str) -> None:
-    drawn = item.draw(outcome.measured) if outcome.measured else None
-    if drawn is None:
+    figure = item.draw(outcome.measured) if outcome.measured else None
+    if figure is None:
         session.note(f"no {file}: nothing was measured yet")
         return
     content = io.BytesIO()
-    drawn.savefig(content, format=Path(file).suffix.removeprefix("."))
+    figure.savefig(content, format=Path(file).suffix.removeprefix("."))
     write_output("--figure", file, content.getvalue())

@@ -40,14 +40,12 @@ _NOT_SETTINGS = {*_SOURCES, "context", "out", "resume", "checkpoint_every"}
 
 def _tau(text: str | float) -> float:
     """Read an integer as a number of epochs and any other number as a share; a default is not changed."""
-    try:
-        return text if isinstance(text, float) else int(text)
-    except ValueError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a number") from None
+    if isinstance(text, float):
+        return text
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    raise typer.BadParameter(f"{text!r} is not a number")
 
 
 class Repair(enum.StrEnum):
@@ -188,19 +186,15 @@ def train(
       alignver train net.py:build --data t.npz --loss squared --epochs 50 --tau 0.6
       alignver train --resume run-1
     """
-    sources = {name: session.options[name] for name in _SOURCES}
-    settings = {name: value for name, value in session.options.items() if name not in _NOT_SETTINGS}
-    settings["layer"] = layer or None
     with contextlib.ExitStack() as stack:
         with session.working():
             input_files.library("torch", "alignver train")
             if resume is None:
-                run: _Run | RunFolder = _new_run(sources, settings, out, checkpoint_every, stack)
+                run: _Run | RunFolder = _new_run(session, stack)
             elif out is not None:
                 raise InvalidInput("--out", f"{out} beside --resume", "one of the two", code="conflicting-arguments")
             else:
-                explicit = {name for name in context.params if given(context, name)}
-                run = _resumed_run(session, sources, settings, explicit, resume, checkpoint_every, stack)
+                run = _resumed_run(session, {name for name in context.params if given(context, name)}, stack)
         return _train(session, run) if isinstance(run, _Run) else _show_finished(session, run)
 
 
@@ -214,51 +208,42 @@ class _Run:
     inputs: Mapping[str, Any]
 
 
-def _new_run(
-    sources: Mapping[str, str | None],
-    settings: Mapping[str, Any],
-    out: str | None,
-    every: int,
-    stack: contextlib.ExitStack,
-) -> _Run:
+def _sources_and_settings(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the options that name the model and the data, and those that decide the run."""
+    settings = {name: value for name, value in options.items() if name not in _NOT_SETTINGS}
+    return {name: options[name] for name in _SOURCES}, {**settings, "layer": options["layer"] or None}
+
+
+def _new_run(session: Session, stack: contextlib.ExitStack) -> _Run:
     from alignver.training.run_folder import RunFolder, vacant
 
-    for name, value in (
-        ("MODEL", sources["model"]),
-        ("--data", sources["data"]),
-        ("--loss", settings["loss"]),
-        ("--epochs", settings["epochs"]),
-    ):
+    sources, settings = _sources_and_settings(session.options)
+    required = {"MODEL": sources["model"], "--data": sources["data"]}
+    required |= {f"--{name}": settings[name] for name in ("loss", "epochs")}
+    for name, value in required.items():
         if value is None:
             raise InvalidInput(name, "no value", "MODEL, --data, --loss and --epochs; or --resume RUN")
     with input_files.rename_options({"folder": "--out"}):
-        if out is not None:
-            vacant(out)
+        if session.options["out"] is not None:
+            vacant(session.options["out"])
         settings = _completed(settings)
         wrapper, X, Y, identity, inputs = _prepared(sources, settings)
-        place = out if out is not None else _free_name()
+        place, every = session.options["out"] or _free_name(), session.options["checkpoint_every"]
         folder = RunFolder.create(place, identity, every=every, sources=sources, environment=model_io.environment())
     stack.callback(folder.close)
     return _Run(folder, wrapper, X, Y, settings, inputs)
 
 
-def _resumed_run(
-    session: Session,
-    sources: Mapping[str, str | None],
-    settings: Mapping[str, Any],
-    explicit: set[str],
-    resume: str,
-    every: int,
-    stack: contextlib.ExitStack,
-) -> _Run | RunFolder:
+def _resumed_run(session: Session, explicit: set[str], stack: contextlib.ExitStack) -> _Run | RunFolder:
     """Return the run to continue, or its folder alone if the run is finished.
 
     ``explicit`` are the options on the command line: they must agree with those of the run.
     """
     from alignver.training.run_folder import RunFolder
 
+    sources, settings = _sources_and_settings(session.options)
     with input_files.rename_options({"folder": "--resume"}):
-        folder = RunFolder.open(resume, every=every)
+        folder = RunFolder.open(session.options["resume"], every=session.options["checkpoint_every"])
         stack.callback(folder.close)
         recorded = folder.config["settings"]
         if not {"sources", "environment"} <= set(folder.config) or not set(settings) <= set(recorded):
@@ -402,19 +387,13 @@ def _notes(folder: RunFolder) -> Iterator[str]:
 
 
 def _draw(session: Session, folder: RunFolder, tau: int) -> None:
-    """Draw the run, where matplotlib is installed."""
+    """Draw the run if matplotlib is installed."""
     from alignver.report import plots
 
     history = folder.history
-    error = None if history[-1]["error"] is None else [record["error"] for record in history]
+    epochs, losses, gaps, errors = ([record[key] for record in history] for key in ("epoch", "loss", "gap", "error"))
     try:
-        figure = plots.training(
-            [record["epoch"] for record in history],
-            [record["loss"] for record in history],
-            [record["gap"] for record in history],
-            error,
-            tau=tau,
-        )
+        figure = plots.training(epochs, losses, gaps, None if errors[-1] is None else errors, tau=tau)
     except MissingDependency as missing:
         session.note(f"no training.png: {missing}")
         return

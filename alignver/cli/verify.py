@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -118,9 +119,7 @@ def verify(
                 option = "--model" if model is None else "--data" if data is None else "--loss"
                 need = "--model, --data and --loss together"
                 raise InvalidInput(option, "no value", need, code="conflicting-arguments")
-            arrays, identity, notes, about_model = _alignment_inputs(
-                certificate, model, data, weights, loss=loss, device=device, dtype=dtype, seed=seed, size=chunk_size
-            )
+            arrays, identity, notes, about_model = _alignment_inputs(session.options)
         else:
             readers = {"y": input_files.read_vector}  # the only input of a claim that is a vector
             arrays = {name: readers.get(name, input_files.read_matrix)(file, name) for name, file in files.items()}
@@ -140,36 +139,25 @@ def _undecided(result: CheckResult, reason: str) -> CheckResult:
     )
 
 
-def _alignment_inputs(
-    certificate: str,
-    model: str,
-    data: str,
-    weights: str | None,
-    *,
-    loss: str,
-    device: str,
-    dtype: str,
-    seed: int,
-    size: int | None,
-) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...], bool]:
-    """Compute the inputs of an alignment again.
+def _alignment_inputs(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...], bool]:
+    """Compute the inputs of an alignment again from the options of the command.
 
     Returns the inputs, what identifies their source, notes, and whether the claim is about the model.
     """
     from alignver.kernel.certificate import Tampered, load_certificate
 
     try:
-        loaded = load_certificate(certificate)
+        loaded = load_certificate(options["certificate"])
     except Tampered:
         return {}, {}, (), True  # the checker says what is wrong with it
+    model, data = options["model"], options["data"]
     samples = input_files.read_npz(data, "--data", ("X", "Y"))
-    net, identity = model_io.load(model, weights, device=device, seed=seed)
+    net, identity = model_io.load(model, options["weights"], device=options["device"], seed=options["seed"])
     from alignver.jacobians.prepare import inputs_again
 
     with input_files.rename_argument({"X": f"{data}:X", "Y": f"{data}:Y", "model": model}):
-        arrays, notes, about_model = inputs_again(
-            loaded, net, samples["X"], samples["Y"], loss=loss, dtype=dtype, chunk_size=size
-        )
+        choices = {name: options[name] for name in ("loss", "dtype", "chunk_size")}
+        arrays, notes, about_model = inputs_again(loaded, net, samples["X"], samples["Y"], **choices)
     return arrays, {**samples, **identity}, notes, about_model
 
 

@@ -41,9 +41,9 @@ class Outcome:
 def environment(injected: Path | None = None, **changes: str) -> dict[str, str]:
     """Return an environment without what would change colours or width, with our code and ``injected`` importable."""
     left_out = {"FORCE_COLOR", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "COLUMNS", "LINES", "TTY_COMPATIBLE"}
-    kept = {name: value for name, value in os.environ.items() if name not in left_out}
+    variables = {name: value for name, value in os.environ.items() if name not in left_out}
     path = os.pathsep.join(str(folder) for folder in (injected, ROOT) if folder)
-    return {**kept, "TERM": "xterm", "PYTHONWARNINGS": "error", "PYTHONPATH": path, **changes}
+    return {**variables, "TERM": "xterm", "PYTHONWARNINGS": "error", "PYTHONPATH": path, **changes}
 
 
 @pytest.fixture

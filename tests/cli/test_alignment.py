@@ -90,7 +90,7 @@ def test_code_that_does_not_work(here, project, monkeypatch, model, words):
         (["--data", "data.npz"], ["--loss"]),
         (["--data", "data.npz", "--loss", "squared", "--device", "cuda:99"], ["--device"]),
         (["--data", "data.npz", "--loss", "squared", "--device", "abacus"], ["--device", "abacus"]),
-        (["--data", "data.npz", "--loss", "squared", "--weights", "data.npz"], ["a file that is not a .safetensors file", "pickles"]),
+        (["--data", "data.npz", "--loss", "squared", "--weights", "data.npz"], ["not a .safetensors file", "pickles"]),
         (["--data", "data.npz", "--loss", "squared", "--weights", "gone.safetensors"], ["no such file"]),
     ],
 )

@@ -14,11 +14,11 @@ class Problem(types.SimpleNamespace):
     pass
 
 
-def problem(name: str, expected: Verdict, found: Verdict) -> Problem:
+def problem(name: str, expected: Verdict, verdict: Verdict) -> Problem:
     def run(seed: int, device: str, dtype: str) -> CheckResult:
         about = {"subject": Subject.COMPUTED_MATRIX, "code": "rank-at-tolerance"}
         statement = f"Statement of {name} (Definition 2)"
-        return CheckResult(name, statement, found, Rigor.NUMERICAL, f"seed {seed}, {device}, {dtype}", **about)
+        return CheckResult(name, statement, verdict, Rigor.NUMERICAL, f"seed {seed}, {device}, {dtype}", **about)
 
     return Problem(name=name, description=f"what {name} is", expected=expected, source=f"words on {name}", run=run)
 

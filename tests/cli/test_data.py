@@ -30,14 +30,14 @@ def test_a_conflict_and_its_certificate(here, tmp_path):
     run = here("check", "data", "data/train.npz", "--loss", "cross_entropy", "--certificate", str(tmp_path / "proof"))
     assert (run.code, run.err) == (1, "")
     words = " ".join(run.out.split())
-    for said in (
+    for sentence in (
         "samples 5 and 9 have equal inputs and different labels (2, 0): no model fits both",
         "every model has a cross-entropy loss of at least 0.0693147 and at least 1 training error",
         "19 of 20 inputs are distinct: rank phi is at most 19",
         "3 of 3 test samples equal a training sample, 3 of them with another target",
         "--input X=data/train.npz:X --input Y=data/train.npz:Y",
     ):
-        assert said in words
+        assert sentence in words
     inputs = ["--input", "X=data/train.npz:X", "--input", "Y=data/train.npz:Y"]
     assert here("verify", str(tmp_path / "proof"), *inputs).code == 0
     assert here("verify", str(tmp_path / "proof"), *inputs[:2], "--input", "Y=data/lower.npz:y_train").code == 1

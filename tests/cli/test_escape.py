@@ -27,8 +27,8 @@ def certificate(folder):
 def document(folder):
     """Write a report all of whose words are hostile."""
     words = {"statement": HOSTILE, "reason": HOSTILE, "evidence": [HOSTILE], "name": HOSTILE, "measured": {HOSTILE: 1}}
-    kept = {"certificate": {"claim": HOSTILE, "path": HOSTILE}, "bounds": [], "tolerance": None, "witness": None}
-    result = {**words, **kept, "verdict": "HOLDS", "rigor": "PROOF", "cost": {}}
+    objects = {"certificate": {"claim": HOSTILE, "path": HOSTILE}, "bounds": [], "tolerance": None, "witness": None}
+    result = {**words, **objects, "verdict": "HOLDS", "rigor": "PROOF", "cost": {}}
     told = {"schema": 1, "verdict": "HOLDS", "results": [result], "provenance": {"command": HOSTILE, "verify": HOSTILE}}
     (folder / "found.json").write_text(json.dumps(told))
     (folder / "wrong.json").write_text(json.dumps({**told, "results": [{**result, HOSTILE: 1}]}))

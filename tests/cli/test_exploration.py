@@ -88,8 +88,8 @@ def test_full_disk(alignver, folder, inject, size, arguments):
         assert "HOLDS" in run.out.splitlines()[0]
     assert ("--tiles" if arguments else "--certificate") in run.err
     assert "File too large" in run.err
-    left = set(folder.iterdir()) - before - {folder / "kept"}
-    assert not left
+    created = set(folder.iterdir()) - before - {folder / "kept"}
+    assert not created
     assert not (folder / "kept").exists() or not list((folder / "kept").iterdir())
 
 

@@ -55,13 +55,13 @@ def test_refusals(here, arguments, words):
 def test_the_command_says_what_was_asked_for(here, monkeypatch, tmp_path):
     tiny = image_runs.Effort(2, 1, 4, 64, paper=200)
     monkeypatch.setattr(image_runs, "_REDUCED", {"semeion": {True: tiny}})
-    asked = ["--reduced", "--seeds", "1", "--out", str(tmp_path)]
-    document = here("reproduce", "table3", *asked, "--json").document()
+    arguments = ["--reduced", "--seeds", "1", "--out", str(tmp_path)]
+    document = here("reproduce", "table3", *arguments, "--json").document()
     assert document["provenance"]["command"] == "reproduce table3 --seeds 1 --reduced"
     assert document["provenance"]["work_seconds"] > 0
     assert "REDUCED (2 of 200 epochs; 4 of 64 channels; 64 training images" in document["results"][0]["statement"]
     before = sorted(path.stat().st_mtime_ns for path in tmp_path.iterdir())
-    again = here("reproduce", "figure4", *asked)
+    again = here("reproduce", "figure4", *arguments)
     assert "REDUCED" in again.out
     assert sorted(path.stat().st_mtime_ns for path in tmp_path.iterdir()) == before  # the runs of table3
     assert len(json.dumps(document)) < 5000

@@ -82,9 +82,9 @@ def same_run(first, second) -> None:
 def test_the_document_is_the_report(files, whole):
     assert whole.outcome.code == 0, whole.outcome.err
     document = whole.outcome.document()
-    kept = json.loads((files / whole.place / "report.json").read_text())
-    jsonschema.validate(kept, source.load(), cls=jsonschema.Draft202012Validator)
-    assert kept == document
+    report = json.loads((files / whole.place / "report.json").read_text())
+    jsonschema.validate(report, source.load(), cls=jsonschema.Draft202012Validator)
+    assert report == document
     (result,) = document["results"]
     assert (result["name"], result["verdict"], result["rigor"]) == ("optimality", "HOLDS", "PROOF")
     assert document["provenance"]["training"]["at_tau"]["sentences"]
@@ -182,9 +182,9 @@ def test_ctrl_c_says_how_to_go_on(here, files, whole):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=TIMEOUT)
     assert (process.returncode, out) == (130, "")
-    said = err.splitlines()[-1]
-    assert "interrupted; resume after epoch" in said
-    words = shlex.split(said.partition("with: alignver ")[2])
+    message = err.splitlines()[-1]
+    assert "interrupted; resume after epoch" in message
+    words = shlex.split(message.partition("with: alignver ")[2])
     assert words == ["train", "--resume", "stopped"]
     assert here(*words, "-q").code == 0
     same_run(files / whole.place, files / "stopped")

@@ -57,9 +57,9 @@ def test_a_picture_that_cannot_be_drawn_costs_no_verdict(here, files, monkeypatc
     (verdict,) = {"HOLDS", "FAILS", "UNDECIDED"} & set(run.out.splitlines()[0].split())
     assert run.code == {"HOLDS": 0, "FAILS": 1, "UNDECIDED": 3}[verdict]
     assert "training.png cannot be written: No space left" in " ".join(run.err.split())
-    kept = {path.name for path in (files / "undrawn").iterdir()}
-    assert {"model.safetensors", "report.json", "history.jsonl"} <= kept
-    assert "training.png" not in kept
+    names = {path.name for path in (files / "undrawn").iterdir()}
+    assert {"model.safetensors", "report.json", "history.jsonl"} <= names
+    assert "training.png" not in names
 
 
 def test_the_folder_gets_a_free_name_and_the_verdict_its_code(here, files):
