@@ -42,7 +42,7 @@ def membership(
 ) -> Exit:
     """Is y in the column space of J?
 
-    Shows the rank and the residual, at which tolerances the verdict stands, and what other rank rules say.
+    Shows the rank and the residual, the tolerances at which the verdict holds, and the verdicts of other rank rules.
 
     [bold]Examples[/bold]
 
@@ -88,7 +88,7 @@ def rank(
 ) -> Exit:
     """Does A have full row rank, or rank R?
 
-    Shows the singular values at the tolerance and what other rank rules and libraries say.
+    Shows the singular values at the tolerance and the ranks by other rules and libraries.
 
     [bold]Examples[/bold]
 
@@ -115,7 +115,7 @@ def rank(
 
 
 class Engine(enum.StrEnum):
-    """What stands for the Jacobian."""
+    """The representation of the Jacobian."""
 
     DENSE = "dense"
     STREAMED = "streamed"
@@ -142,15 +142,15 @@ def alignment(
     engine: Annotated[
         Engine | None,
         computation(
-            help="What stands for the Jacobian: itself, the triangle of its streamed QR, the Gram matrix of layer "
-            "factors where that proves it, or products.",
+            help="Representation of the Jacobian: the matrix itself, the triangle of its streamed QR, the Gram matrix "
+            "of layer factors if that proves it, or products.",
             show_default="by size and memory",
         ),
     ] = None,
 ) -> Exit:
     """Is the data aligned with the architecture (Definition 2) at the model's parameters?
 
-    MODEL is Python code of yours, which is imported and run.
+    MODEL is your own Python code, which is imported and run.
 
     [bold]Examples[/bold]
 
@@ -197,7 +197,9 @@ def structure(
     data: Annotated[str, typer.Option(metavar="FILE.npz", help="The samples: a .npz file with X.")],
     subset: Annotated[
         list[str] | None,
-        decision(metavar="NAME", help="A parameter or module in S; give it once for each. Without it S is looked for."),
+        decision(
+            metavar="NAME", help="A parameter or module in S; one option for each. Without it, S is searched for."
+        ),
     ] = None,
     weights: Weights = None,
     tolerance: Annotated[
@@ -214,7 +216,7 @@ def structure(
 ) -> Exit:
     """Do some parameters S give the outputs as f = J nu, nu being theta on S (Assumption 1)?
 
-    MODEL is Python code of yours, which is imported and run.
+    MODEL is your own Python code, which is imported and run.
 
     [bold]Examples[/bold]
 
@@ -234,7 +236,7 @@ def structure(
 
 
 class Cast(enum.StrEnum):
-    """What inputs are rounded to before they are compared."""
+    """The dtype to which inputs are rounded before they are compared."""
 
     FLOAT16 = "float16"
     FLOAT32 = "float32"
@@ -253,14 +255,14 @@ def data(
         ),
     ],
     targets: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The targets, where they are in another file.")
+        str | None, typer.Option(metavar="FILE", help="The targets, if they are in another file.")
     ] = None,
     test: Annotated[
         str | None,
         typer.Option(
             metavar="FILE",
             help="Test samples, to be compared with the training samples: .npz with X and Y, or .npy with X.",
-            show_default="X_test and Y_test of DATA, if they are there",
+            show_default="X_test and Y_test of DATA, if they exist",
         ),
     ] = None,
     loss: Annotated[
@@ -280,7 +282,8 @@ def data(
 ) -> Exit:
     """Do samples with equal inputs have equal targets?
 
-    No model fits two that do not. Says what they cost every model, and which test samples are training samples.
+    No model fits two samples that do not. The report says what they cost every model, and which test samples are also
+    training samples.
 
     [bold]Examples[/bold]
 
@@ -306,7 +309,7 @@ def data(
 
 
 def _read(data_file: str, targets: str | None, test: str | None) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the arrays by their names in :func:`~alignver.checks.data.check_data`, and where each of them is."""
+    """Return the arrays by their names in :func:`~alignver.checks.data.check_data`, and the file of each."""
     places = _places(data_file, "DATA", _NAMES)
     if targets is not None:
         if "Y" in places:
@@ -348,7 +351,7 @@ def builtin(
 ) -> Exit:
     """Ask one question and get a verdict; without a question, try the built-in problems.
 
-    The built-in problems say what the paper expects of each and what was found; exit code 0 when they agree, else 1.
+    The report compares each built-in problem with its expected verdict; the exit code is 0 if all agree, else 1.
 
     [bold]Examples[/bold]
 

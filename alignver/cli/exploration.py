@@ -56,7 +56,7 @@ def exploration(
     method: Annotated[
         ExplorationMethod,
         options.decision(
-            help="staircase makes gates of its own; gram proves given or sampled ones; dense decides by an SVD of phi."
+            help="staircase constructs the gates; gram proves given or sampled ones; dense decides by an SVD of phi."
         ),
     ] = ExplorationMethod.AUTO,
     add_constant: Annotated[
@@ -72,7 +72,7 @@ def exploration(
         bool,
         _model(
             "--estimate-delta",
-            help="Take for R what a float64 pass on a sample says of the model's precision: a numerical verdict.",
+            help="Estimate R by a float64 pass on a sample; the verdict is then numerical.",
         ),
     ] = False,
     rule: options.Rule = "golub",
@@ -82,7 +82,7 @@ def exploration(
         str | None,
         options.computation(
             metavar="DIR",
-            help="Keep the tiles of gram's factorization here; a run that was ended goes on from them.",
+            help="Keep the tiles of gram's factorization here; an interrupted run continues from them.",
             show_default="in memory",
         ),
     ] = None,
@@ -110,7 +110,7 @@ def exploration(
         str | None,
         _model(
             metavar="FILE.npy",
-            help="Keep the features here, batch by batch: for a re-check, and for models of more than memory holds.",
+            help="Keep the features here, batch by batch, for a re-check or if they exceed the memory.",
             show_default="in memory",
         ),
     ] = None,

@@ -61,14 +61,14 @@ def file_argument(argument: str, path: str | Path) -> str:
 
 @contextlib.contextmanager
 def rename_argument(files: Mapping[str, str]) -> Iterator[None]:
-    """Name the file, too, where the library refuses an argument that was read from it."""
+    """Add the file to the name of the argument in every InvalidInput of the block."""
     with rename_options({argument: file_argument(argument, file) for argument, file in files.items()}):
         yield
 
 
 @contextlib.contextmanager
 def rename_options(options: Mapping[str, str]) -> Iterator[None]:
-    """Name the option where the library refuses its argument."""
+    """Replace the argument by its option in every InvalidInput of the block."""
     try:
         yield
     except InvalidInput as error:

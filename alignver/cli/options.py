@@ -85,7 +85,7 @@ Quiet = Annotated[bool, _output("--quiet", "-q", help="The verdict line only, an
 Verbose = Annotated[bool, _output("--verbose", "-v", help="Every table, the provenance, and tracebacks of errors.")]
 Html = Annotated[
     str | None,
-    _output("--html", metavar="FILE", help="Write the report as one HTML page that needs nothing else."),
+    _output("--html", metavar="FILE", help="Write the report as one self-contained HTML page."),
 ]
 Junit = Annotated[
     str | None,
@@ -110,9 +110,7 @@ Tolerance = Annotated[
 ResidualTolerance = Annotated[float | None, decision(metavar="EPS", help="Largest relative residual of a member.")]
 ComputedIn = Annotated[
     str | None,
-    decision(
-        metavar="DTYPE", help="The dtype that the entries were computed in, where they are stored in a finer one."
-    ),
+    decision(metavar="DTYPE", help="The dtype in which the entries were computed, if they are stored in a finer one."),
 ]
 Certify = Annotated[
     bool,
@@ -137,7 +135,7 @@ ChunkSize = Annotated[
         min=1,
         metavar="N",
         help="Samples differentiated at a time; fewer need less memory.",
-        show_default="as many as keep it small",
+        show_default="as many as keep the memory small",
     ),
 ]
 ModelDtype = Annotated[

@@ -33,7 +33,7 @@ _FORMATS = (".png", ".svg", ".pdf")
 def reproduce(
     session: Session,
     item: Annotated[str | None, typer.Argument(metavar="ITEM", help="Such as figure1a or table2.")] = None,
-    listing: Annotated[bool, typer.Option("--list", help="Every item with what it costs, and exit.")] = False,
+    listing: Annotated[bool, typer.Option("--list", help="List every item with its cost, and exit.")] = False,
     dataset: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A data set of the item; may be repeated.")
     ] = None,
@@ -42,10 +42,12 @@ def reproduce(
     ] = None,
     budget: Annotated[
         float | None,
-        typer.Option(metavar="MINUTES", help="Begin no further part after this long; 0 judges what is there."),
+        typer.Option(
+            metavar="MINUTES", help="Start no further part after this time; 0 evaluates the existing parts only."
+        ),
     ] = None,
     out: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Run folder: parts that are there are not run again.")
+        str | None, typer.Option(metavar="DIR", help="Run folder; parts that it holds are not run again.")
     ] = None,
     figure: Annotated[str | None, typer.Option(metavar="FILE", help="Save the figure here (.png, .svg, .pdf).")] = None,
     data_folder: Annotated[
@@ -53,17 +55,17 @@ def reproduce(
         typer.Option(
             metavar="DIR",
             envvar="ALIGNVER_DATA",
-            help="Where the image sets are, in torchvision's file formats; Semeion comes with the package.",
+            help="Folder of the image sets in torchvision's file formats; Semeion comes with the package.",
         ),
     ] = None,
     cache: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Keep extracted features here and take them from here.")
+        str | None, typer.Option(metavar="DIR", help="Save extracted features here and reuse them.")
     ] = None,
     reduced: Annotated[
         bool | None,
         typer.Option(
             "--reduced/--full",
-            help="Whether long experiments are made smaller, which their results then say.",
+            help="Whether to make long experiments smaller; their results say so.",
             show_default="reduced on the CPU, in full on a GPU",
         ),
     ] = None,

@@ -61,8 +61,8 @@ def command(
 ) -> Callable[[Callable[..., Exit]], Command]:
     """Make a function a command that Typer accepts: add shared options and run the function in a :class:`Session`.
 
-    The function gets the session as its first argument and its own options by name, a choice as a plain string. Where
-    the library refuses an argument that has an option, the message names the option.
+    The function gets the session as its first argument and its own options by name; the value of a choice is a plain
+    string. If the library refuses an argument that has an option, the message names the option.
 
     Parameters
     ----------

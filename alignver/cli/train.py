@@ -105,7 +105,7 @@ def train(
         ),
     ] = None,
     resume: Annotated[
-        str | None, _run(metavar="RUN", help="Go on with the run in this folder, with its own options, bit for bit.")
+        str | None, _run(metavar="RUN", help="Continue the run in this folder with its own options, bit for bit.")
     ] = None,
     checkpoint_every: Annotated[int, _run(min=1, metavar="N", help="Epochs from one checkpoint to the next.")] = 1,
     tau: Annotated[
@@ -123,7 +123,7 @@ def train(
         _phases(
             min=1,
             metavar="H",
-            help="Units of the last hidden layer, where one has to be added.",
+            help="Units of the last hidden layer, if one has to be added.",
             show_default="that of the model",
         ),
     ] = None,
@@ -135,13 +135,13 @@ def train(
             show_default="the last two linear ones",
         ),
     ] = None,
-    repair: Annotated[Repair, _phases(help="What to do where rank n of the gates is not proved.")] = Repair.STAIRCASE,
+    repair: Annotated[Repair, _phases(help="What to do if rank n of the gates is not proved.")] = Repair.STAIRCASE,
     exploit_optimizer: Annotated[
         str | None,
         _phases(
             metavar="NAME",
             help="newton, lbfgs, accelerated, gd (on all samples at once); sgd, momentum, adam.",
-            show_default="that of exploration, its step lowered where it is not stable",
+            show_default="that of exploration, with a smaller step if it is not stable",
         ),
     ] = None,
     prove: Annotated[
@@ -157,7 +157,7 @@ def train(
     lr: Annotated[
         float | None, _exploration(metavar="STEP", help="Its step size.", show_default="0.1; adam 0.001")
     ] = None,
-    momentum: Annotated[float | None, _exploration(metavar="M", help="Of sgd.", show_default="0.9")] = None,
+    momentum: Annotated[float | None, _exploration(metavar="M", help="Momentum of sgd.", show_default="0.9")] = None,
     weight_decay: Annotated[float, _exploration(metavar="D")] = 0.0,
     batch_size: Annotated[
         int | None, computation(min=1, metavar="N", help="Samples in a step.", show_default="all")
@@ -166,7 +166,7 @@ def train(
         bool,
         computation(
             "--flush-denormals",
-            help="Take subnormal numbers for zero while training: steep softplus layers are slow without.",
+            help="Treat subnormal numbers as zero while training; steep softplus layers are slow otherwise.",
         ),
     ] = False,
     device: options.Device = "cpu",
@@ -177,7 +177,7 @@ def train(
 ) -> Exit:
     """Train in two phases, the second of which reaches a global minimum (Algorithm 1), and prove how close it came.
 
-    MODEL is Python code of yours, which is imported and run. Exploration trains all layers; exploitation the last
+    MODEL is your own Python code, which is imported and run. Exploration trains all layers; exploitation the last
     hidden layer, a convex problem. The exit code is that of the optimality gap at the end.
 
     [bold]Examples[/bold]

@@ -34,15 +34,15 @@ def report(
             "--out",
             "-o",
             metavar="FILE",
-            help="The HTML page; one that is there is replaced.",
+            help="The HTML page; an existing file is replaced.",
             show_default="report.html in the run folder, or beside the file",
             rich_help_panel="Output",
         ),
     ] = None,
 ) -> Exit:
-    """Make a page of what was found: verdicts first, then evidence, then where it comes from.
+    """Make a page of a report: verdicts first, then evidence, then provenance.
 
-    The page is one file that needs no network. The exit code is 0 when it is written, whatever it says.
+    The page is one file that needs no network. The exit code is 0 if it is written, for every verdict.
 
     [bold]Examples[/bold]
 
@@ -72,14 +72,14 @@ def verify(
         typer.Option(
             "--input",
             metavar="NAME=FILE",
-            help="An input of the claim, by the name it has there, once for each; or FILE.npz for all that it holds.",
+            help="An input of the claim by its name there, one option for each; or FILE.npz for all its arrays.",
         ),
     ] = None,
     model: Annotated[
         str | None,
         _alignment(
             metavar="MODEL",
-            help="Of a certificate of 'check alignment': the model, FILE.py:FUNCTION or package.module:FUNCTION. "
+            help="For a certificate of 'check alignment': the model, FILE.py:FUNCTION or package.module:FUNCTION. "
             "The code is imported and run.",
         ),
     ] = None,
@@ -95,8 +95,8 @@ def verify(
 ) -> Exit:
     """Check a certificate again.
 
-    The checker imports none of the code that produces certificates. Give every input that the claim is about; for an
-    alignment, the model, the data and the loss, from which the inputs are made again.
+    The checker imports none of the code that produces certificates. Give every input of the claim; for an alignment,
+    give the model, the data and the loss, from which the inputs are computed again.
 
     [bold]Examples[/bold]
 
@@ -132,7 +132,7 @@ def verify(
 
 
 def _undecided(result: CheckResult, reason: str) -> CheckResult:
-    """Return the result where the proof holds for the factors in the certificate and not for the model."""
+    """Return the result if the proof holds for the factors in the certificate and not for the model."""
     evidence = (f"of the factors in the certificate: {result.reason}",)
     return dataclasses.replace(
         result, verdict=Verdict.UNDECIDED, rigor=Rigor.NUMERICAL, reason=reason, evidence=evidence
