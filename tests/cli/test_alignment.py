@@ -63,7 +63,7 @@ def test_a_model_of_the_users_own(here, project, monkeypatch, model):
         ("my_net.py", ["FILE.py:FUNCTION"]),
         ("my_net.py:bild", ["without a function 'bild'", "build", "wrong"]),
         ("missing.py:build", ["no such file"]),
-        ("missing_module:build", ["no module"]),
+        ("missing_module:build", ["not a module"]),
         ("syntax.py:build", ["SyntaxError", "line 1"]),
         ("exits.py:build", ["SystemExit", "line 2"]),
         ("needs.py:build", ["not_installed_anywhere", "line 1"]),
