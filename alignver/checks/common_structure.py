@@ -399,7 +399,8 @@ def _masks(evaluation: _Evaluation, S: Sequence[str]) -> Subset:
         if not slots:
             near = difflib.get_close_matches(name, [*known, *modules], n=3, cutoff=0.0)
             why = "is frozen" if name in function.layout.fixed else "no trainable parameter has"
-            raise InvalidInput("S", f"the name {name!r}, which {why}", f"names such as {', '.join(map(repr, near))}")
+            need = f"names such as {', '.join(map(repr, near))}"
+            raise InvalidInput("S", f"the name {name!r}, which {why}", need, "not-a-choice")
         masks |= {slot: torch.ones_like(function.theta[slot]) for slot in slots}
     return masks
 
