@@ -1,4 +1,4 @@
-"""refine: rho(tau) lies between the bounds, at the accuracy of J and not of its Gram matrix."""
+"""iterated_tikhonov: rho(tau) lies between the bounds, at the accuracy of J and not of its Gram matrix."""
 
 from __future__ import annotations
 
