@@ -57,7 +57,7 @@ def test_rows_of_every_size_and_rows_of_zeros():
 
 
 def test_the_plain_gram_matrix_would_not_do():
-    """The law above can fail: eigenvalues of W W^T lose what graded_factor keeps."""
+    """The law above can fail: eigenvalues of W W^T lose what preconditioned_factor preserves."""
     W = graded(40, 900, 12.0)
     s = np.linalg.svd(W, compute_uv=False)
     squared = np.sqrt(np.maximum(np.linalg.eigvalsh(W @ W.T)[::-1], 0.0))
