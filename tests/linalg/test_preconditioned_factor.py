@@ -1,4 +1,4 @@
-"""preconditioned_factor: the same column space and singular values as a backward stable QR, from products of matrices."""
+"""preconditioned_factor: the column space and singular values of a backward stable QR, from products of matrices."""
 
 from __future__ import annotations
 
