@@ -1,4 +1,4 @@
-"""Features to check: positive and correlated as a network's, with the constant last."""
+"""Features for the tests: positive and correlated as those of a network, with the constant last."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The tiled factorization: its bound against the exact s_min, broken tiles, a run that was killed, a disk that is
-full.
-"""
+"""The tiled factorization: its bound against the exact s_min, damaged tiles, killed runs, full disks."""
 
 from __future__ import annotations
 
@@ -72,7 +70,7 @@ def test_factor_multiplies_out():
     assert np.linalg.norm(np.tril(L) @ np.tril(L).T - A) < 1e-13
 
 
-def test_killed_run_goes_on(tmp_path, monkeypatch):
+def test_killed_run_continues(tmp_path, monkeypatch):
     code = (
         "import os, signal\n"
         "from alignver.features import tiles\n"
@@ -95,7 +93,7 @@ def test_killed_run_goes_on(tmp_path, monkeypatch):
     assert definite == prove_definite(problem()[2], tile=16)
 
 
-def test_damaged_tile_is_made_again(tmp_path):
+def test_damaged_tile_is_computed_again(tmp_path):
     first = prove_definite(problem()[2], tile=16, folder=tmp_path)
     content = bytearray((tmp_path / "column_00001.npy").read_bytes())
     content[-5] ^= 1

@@ -1,4 +1,4 @@
-"""Blocks and tiles on a Dask cluster: the same certificate to the last bit, workers killed or unfit, folders unseen."""
+"""Blocks and tiles on a Dask cluster: bitwise equal certificates, killed or unfit workers, folders that differ."""
 
 from __future__ import annotations
 
@@ -61,9 +61,7 @@ def pair(tmp_path_factory):
 
 @pytest.fixture
 def client(pair):
-    """Both of them alive: nannies replace those that a test killed, unless they die while they start: then a new pair
-    does.
-    """
+    """Return a client of two live workers: nannies replace killed ones, a new pair those that die while they start."""
     if not pair.alive(10):
         pair.start()
         assert pair.alive(60)
@@ -78,9 +76,9 @@ def small_tiles(monkeypatch):
 
 
 class Killer:
-    """Listens to the progress, and kills one worker each time that a step of ``label`` in ``steps`` is done.
+    """Listens to the progress, and kills one worker after each step of ``label`` in ``steps``.
 
-    The oldest one: a nanny does not replace a worker that dies while it starts.
+    It kills the older worker: a nanny does not replace a worker that dies while it starts.
     """
 
     def __init__(self, client, label, steps):
@@ -96,7 +94,7 @@ class Killer:
         self.done += 1
         if self.done in self.steps:
             deadline = time.monotonic() + 60
-            # Never the last one: a nanny does not replace a worker that dies while it starts.
+            # Never the last worker: a nanny does not replace a worker that dies while it starts.
             while len(pids := set(self.client.run(os.getpid, on_error="ignore").values()) - set(self.killed)) < 2:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
@@ -128,7 +126,7 @@ def test_staircase_of_a_file_and_of_blocks_is_the_same(client, tmp_path):
 
 
 def test_shifted_boundaries_are_the_same(client, monkeypatch):
-    """Blocks that fail are shortened here; the rest is planned anew, and what was handed out of the old plan ends."""
+    """Blocks that fail are shortened in this process; the rest is planned again, and tasks of the old plan end."""
     # Six lines of five points: a block may hold three of them in a row.
     rng = np.random.default_rng(3)
     starts, steps = rng.standard_normal((6, 5)), rng.standard_normal((6, 5))
@@ -157,7 +155,7 @@ def test_killed_workers_lose_no_block(client):
 
 
 def test_killed_workers_lose_no_tile(client, tmp_path):
-    """Columns of three pieces: the factor too is the same to the last bit."""
+    """The factor, in columns of three pieces, is bitwise equal too."""
     Z, q = features(2400, 61), np.random.default_rng(0).standard_normal((61, 80))
     gram = scaled_gram(Z, q)
     here = prove_definite(gram, tile=300, folder=tmp_path / "here")
@@ -173,8 +171,8 @@ def test_killed_workers_lose_no_tile(client, tmp_path):
         assert (tmp_path / "there" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
 
 
-def test_goes_on_from_finished_columns(client, small_tiles, tmp_path):
-    """Begun on the cluster and broken off, gone on with here; and the other way round."""
+def test_continues_from_finished_columns(client, small_tiles, tmp_path):
+    """A run that is interrupted on the cluster continues in this process, and vice versa."""
 
     class Tired(Exception):
         pass
@@ -209,7 +207,7 @@ def test_indefinite_matrix_breaks_at_the_same_row(client, small_tiles, tmp_path)
     assert "breaks Cholesky at row 2" in here.reason
 
 
-def test_folder_that_workers_do_not_see(client, tmp_path, monkeypatch):
+def test_folder_that_workers_do_not_share(client, tmp_path, monkeypatch):
     """/proc/self/cwd is another folder in each process."""
     Z = features(60, 9)
     monkeypatch.chdir(tmp_path)
@@ -227,7 +225,7 @@ def job(folder, store, gram):
 
 
 class Mixed:
-    """A client whose factors are made again by another processor once this process has seen them."""
+    """A client that computes factors again, on another processor, after this process has received them."""
 
     status, asynchronous = "running", False
 
@@ -259,7 +257,7 @@ def test_one_column_has_one_factor(tmp_path):
         assert (tmp_path / "there" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
 
 
-def test_workers_believe_no_file_that_they_have_not_hashed(tmp_path):
+def test_workers_verify_the_hashes_of_files(tmp_path):
     Z, q = features(70, 9), np.random.default_rng(0).standard_normal((9, 16))
     gram = scaled_gram(Z, q)
     store = FolderStore(tmp_path, {})
@@ -329,7 +327,7 @@ def test_workers_that_do_not_round_to_nearest(client, tmp_path):
     assert check_safe_exploration(Z, client=client).verdict is Verdict.HOLDS
 
 
-def test_clients_that_are_none():
+def test_invalid_clients():
     with pytest.raises(InvalidInput, match="client: got a str"):
         check_safe_exploration(features(20, 5), client="tcp://127.0.0.1:1")
     with distributed.LocalCluster(n_workers=0, processes=False, dashboard_address=":0") as cluster:
@@ -340,7 +338,7 @@ def test_clients_that_are_none():
             check_safe_exploration(features(20, 5), client=client)
 
 
-def test_client_that_closes_in_the_middle():
+def test_client_that_closes_during_the_check():
     class Closing(Killer):
         def advance(self, handle):
             self.done += handle == "blocks"

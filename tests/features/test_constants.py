@@ -1,4 +1,4 @@
-"""Every constant of the bounds behind proofs about phi, from both sides: exact formulas, and inputs at the edge."""
+"""Constants of the bounds in proofs about phi, from both sides: exact formulas, and inputs at the edge."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ u = 2.0**-53
 # The gate
 
 
-def test_gates_err_as_little_as_their_derivation_says() -> None:
+def test_error_of_gates_is_within_its_derived_bound() -> None:
     # In units of u: the argument of the exponential, Horner's rule on degree 14, the cut of the series.
     exponential = 1 + 43 * mpmath.exp(0.7) + mpmath.mpf(0.35) ** 15 / mpmath.factorial(15) * mpmath.exp(0.35) * 2**53
     derived = float(2 * exponential + 2)
@@ -79,7 +79,7 @@ def test_error_of_gates_of_inexact_arguments(m: int) -> None:
     assert gate_matrix_error(m, 0.0, 1.0, 0.25) == math.inf
 
 
-def test_gates_err_by_a_good_part_of_their_bound() -> None:
+def test_error_bound_of_gates_is_sharp() -> None:
     # A gate far below zero feels its argument in full: by rounding of the product, and by a ball's radius.
     z, q = np.array([[1.0, 1.0]]), np.array([[-600.0], [-0.49 * 2.0**-43]])
     computed = float(logistic(z @ q)[0, 0])
@@ -99,7 +99,7 @@ def test_gates_err_by_a_good_part_of_their_bound() -> None:
 def expected(
     scaled: ScaledGram, q: np.ndarray, w: np.ndarray | None, delta: float
 ) -> tuple[Fraction, Fraction, Fraction]:
-    """The trace, what rounding changes, what the gates are off by."""
+    """Return the trace, the rounding error and the error of the gates."""
     n, m = scaled.Z.shape
     h = scaled.T.shape[1]
     rows, gates = [square(z) for z in scaled.Z], [square(t) for t in scaled.T]
@@ -151,7 +151,7 @@ def test_errors_of_a_gram_matrix_of_phi(name: str) -> None:
     pinned(scaled.moved, moved, 2.0**-40)
 
 
-def test_a_gram_matrix_errs_by_most_of_its_bound() -> None:
+def test_error_bound_of_a_gram_matrix_is_sharp() -> None:
     closest = 0.0
     for z, t in np.random.default_rng(0).uniform(1.0, 1.1, (3000, 2)):
         scaled = ScaledGram(np.array([[z]]), np.array([[t]]), np.zeros(1, dtype=np.int64), 0.0, 0.0, 0.0, 0.0)
@@ -178,7 +178,7 @@ def test_shift_of_a_tiled_factorization(n: int, tile: int) -> None:
 
 
 def two(e: float, error: float = 0.0, moved: float = 0.0, exponent: int = 0) -> ScaledGram:
-    """(1, 1; 1, 1 + e^2), with errors as told."""
+    """Return (1, 1; 1, 1 + e^2), with the given errors."""
     Z, T = np.array([[1.0, 0.0], [1.0, e]]), np.ones((2, 1))
     return ScaledGram(Z, T, np.array([exponent, exponent - 3]), 2.0 + e * e, 1.0 + e * e, error, moved)
 
@@ -199,7 +199,7 @@ def test_margin_and_shift_of_a_definite_matrix(error: float, moved: float) -> No
         pinned_below(definite.s_min, smallest / 2**7 * (1 + 2 * U), 2.0**-46)
 
 
-def test_a_matrix_is_definite_as_far_as_margin_and_shift_say() -> None:
+def test_a_matrix_above_margin_and_shift_is_proved_definite() -> None:
     for error, moved in ((0.0, 0.0), (2.0**-40, 0.0), (0.0, 2.0**-19)):
         least = prove_definite(two(0.0, error, moved))
         assert not least.proved
@@ -232,7 +232,7 @@ def test_errors_of_projections() -> None:
             pinned(float(scan.errors[k]), gamma(m) * size + m * OMEGA, 2.0**-42)
 
 
-def test_projections_err_by_a_good_part_of_their_bound() -> None:
+def test_error_bound_of_projections_is_sharp() -> None:
     v = np.array([1.0, u * (1 - 2.0**-40), 0.0])
     scan = scan_rows(open_rows(np.ones((1, 3))), v[:, None])
     wrong = float(Fraction(v[0]) + Fraction(v[1]) - Fraction(float(scan.projections[0, 0])))
@@ -258,7 +258,7 @@ def test_margins_of_thresholds() -> None:
 # Blocks and the staircase
 
 
-def test_what_is_claimed_of_a_block() -> None:
+def test_claimed_bound_of_a_block() -> None:
     rng = np.random.default_rng(0)
     for b, delta in ((1, 0.0), (3, 0.0), (3, 0.1), (5, 0.1)):
         Z = 5.0 * with_singular_values(rng.uniform(1.0, 2.0, b), (b, 6), rng)
@@ -274,7 +274,7 @@ def test_what_is_claimed_of_a_block() -> None:
         pinned_below(block.s_min, claimed * (1 + 2 * U), 2.0**-40)
 
 
-def test_a_block_whose_rows_all_move_the_worst_way() -> None:
+def test_a_block_whose_rows_move_in_the_worst_direction() -> None:
     for b, delta in ((2, 0.5), (16, 0.15), (16, 0.19)):
         Z = np.eye(b)
         moved = Z - delta / math.sqrt(b)  # each row by delta, along the sum of all
@@ -334,7 +334,7 @@ def test_numbers_of_a_staircase(n: int, m: int, width: int, delta: float) -> Non
     assert values[0] <= np.linalg.norm(values) <= stairs.norm * (1 + 1e-12)
 
 
-def test_half_is_all_that_can_be_proved_of_long_staircases() -> None:
+def test_factor_one_half_is_sharp_for_long_staircases() -> None:
     # Rows that are nearly (0, 1), one to a block: s_min is that of the triangle of ones, close to 1 / 2.
     Z = np.column_stack([np.arange(24.0) * 2.0**-12, np.ones(24)])
     stairs, _, _ = staircase(Z, 24, 0.0)

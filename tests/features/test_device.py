@@ -1,6 +1,4 @@
-"""Tiles in every array namespace, which is the GPU's path: bounds against the exact s_min, the solve written out,
-arithmetic that is refused.
-"""
+"""Tiles in every array namespace, as on a GPU: bounds against the exact s_min, the solve, refused arithmetic."""
 
 from __future__ import annotations
 
@@ -66,7 +64,7 @@ def test_factor_multiplies_out_within_the_bound(backend, monkeypatch):
 
 
 def test_substitution_is_backward_stable(backend, rng):
-    """On a factor so ill-conditioned that an inverse would show: the residual is small row by row all the same."""
+    """On an ill-conditioned factor, where an inverse would fail, the residual is small row by row."""
     lower = np.tril(rng.standard_normal((100, 100))) + np.diag(np.logspace(0, -9, 100))
     given = rng.standard_normal((30, 100))
     X = host(tiles.solve_piece(backend(given.copy()), backend(lower))).astype(np.longdouble)
@@ -74,7 +72,7 @@ def test_substitution_is_backward_stable(backend, rng):
     assert np.all(residual <= (100 + 4) * U * (np.abs(X) @ np.abs(lower.T)))
 
 
-def test_goes_on_from_a_folder(backend, tmp_path):
+def test_continues_from_a_folder(backend, tmp_path):
     gram = problem()[2]
     place = backend([0.0])
     first = prove_definite(gram, tile=16, folder=tmp_path, place=place)
@@ -87,7 +85,7 @@ def test_goes_on_from_a_folder(backend, tmp_path):
     assert prove_definite(gram, tile=16, folder=tmp_path) == first
 
 
-def test_check_works_where_the_features_are(backend, monkeypatch):
+def test_check_runs_on_the_device_of_the_features(backend, monkeypatch):
     Z = features(60, 9)
     there = backend(Z)
     used = []
@@ -131,7 +129,7 @@ def strassen(A, B):
 
 @pytest.mark.parametrize("product", [single, fixed_point, strassen])
 @pytest.mark.parametrize("order", [4, 64])
-def test_other_products_are_seen(monkeypatch, product, order):
+def test_other_products_are_detected(monkeypatch, product, order):
     class Other(np.ndarray):
         def __matmul__(self, other):
             return product(self.view(np.ndarray), other.view(np.ndarray))
@@ -142,7 +140,7 @@ def test_other_products_are_seen(monkeypatch, product, order):
     assert "inner products" in tiles.unsupported_arithmetic(place, order)
 
 
-def test_other_arithmetic_is_seen(monkeypatch):
+def test_other_arithmetic_is_detected(monkeypatch):
     monkeypatch.setattr(tiles, "like", lambda values, place: np.asarray(values, dtype=np.float32))
     assert "round to nearest" in tiles.unsupported_arithmetic(np.empty(0), 8)
 

@@ -1,6 +1,4 @@
-"""Disks that are really full: by the system's limit on files, and a small file system of its own where one may be
-mounted. Nothing is left half-written, finished tiles are kept.
-"""
+"""Full disks, by the system's limit of the file size or a small file system: no partial files, finished tiles stay."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ from tests.features.features import features
 
 @contextlib.contextmanager
 def limited():
-    """Return what limits the size of files that are written from then on, until the block ends."""
+    """Return a function that limits the size of files until the end of the block."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -62,7 +60,7 @@ def test_no_tile_fits(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tiles_that_fitted_are_kept(tmp_path):
+def test_finished_tiles_are_kept_on_a_full_disk(tmp_path):
     refused = pytest.raises(InvalidInput, match="the 2 finished tile columns are kept")
     with limited() as limit, listening(AfterSteps(2, lambda: limit(3000))), refused:
         prove_definite(problem(), tile=16, folder=tmp_path)
@@ -73,7 +71,7 @@ def test_tiles_that_fitted_are_kept(tmp_path):
 
 
 def test_manifest_that_does_not_fit(tmp_path):
-    """A column is finished when the manifest counts it: one that it does not count is made again."""
+    """A column is finished when the manifest lists it: one that it does not list is computed again."""
     refused = pytest.raises(InvalidInput, match="tile columns are kept")
     manifest = tmp_path / "tiles.json"
     with limited() as limit, listening(AfterSteps(4, lambda: limit(manifest.stat().st_size))), refused:
@@ -95,7 +93,7 @@ def test_blocks_that_do_not_fit(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 40 KiB, where this process may mount one."""
+    """Return the folder of a file system of 40 KiB, if this process may mount one."""
     mount = shutil.which("mount")
     folder = tmp_path / "disk"
     folder.mkdir()

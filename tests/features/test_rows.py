@@ -1,4 +1,4 @@
-"""Rows from arrays, mapped files and generators: the same numbers, and clear words where they are not to be had."""
+"""Rows from arrays, mapped files and generators: equal numbers, and errors that name the cause."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_truncated_file(Z, tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_numbers_that_are_none_are_named_by_row(Z, tmp_path, value):
+def test_nan_and_inf_are_named_by_row(Z, tmp_path, value):
     Z[37, 2] = value
     for source in sources(Z, tmp_path).values():
         rows = open_rows(source)
@@ -104,7 +104,7 @@ def test_bad_blocks():
 
 
 def test_blocks_of_several_dtypes():
-    """Kept as the first one is; what that would round is refused."""
+    """They are stored in the dtype of the first block; a block that this would round is refused."""
     narrow, wide = np.full((2, 3), 0.5, np.float32), np.full((2, 3), 0.1)
     rows = open_rows(iter([wide, narrow, [[1, 2, 3]], torch.full((1, 3), 0.25, dtype=torch.bfloat16)]))
     assert rows.dtype == "float64"
@@ -117,7 +117,7 @@ def test_blocks_of_several_dtypes():
         open_rows(iter([np.full((2, 3), 2**60 + 1)]))
 
 
-def test_folder_that_is_none(Z, tmp_path):
+def test_folder_that_does_not_exist(Z, tmp_path):
     with pytest.raises(InvalidInput, match=r"folder: got .*nowhere, where no file can be made"):
         open_rows(iter([Z]), folder=tmp_path / "nowhere")
 

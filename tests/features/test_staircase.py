@@ -1,4 +1,4 @@
-"""The staircase: its bound against the exact s_min of phi, boundaries shifted, ties, weights, balls."""
+"""The staircase: its bound against the exact s_min of phi, shifted boundaries, ties, balls."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_collinear_rows_shift_boundaries():
     assert np.linalg.matrix_rank(dense_phi(Z, result.staircase.q())) == 30
 
 
-def test_tied_projections_are_not_cut():
+def test_tied_projections_are_not_separated():
     projections = SortedProjections.along(np.array([3.0, 2.0, 2.0, 2.0, 1.0]), 1e-12)
     assert cut_at(projections, 2, 1, 4) == 1
     assert cut_at(projections, 2, 2, 3) is None
@@ -86,7 +86,7 @@ def test_ball_lowers_the_bound_and_may_end_it():
         assert values[2] <= moved[-1]
 
 
-def test_ill_conditioned_block_goes_to_the_right_inverse():
+def test_ill_conditioned_block_uses_the_right_inverse():
     U, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((12, 12)))
     Z = U @ np.diag(np.logspace(0, -9, 12)) @ U.T
     block = prove_block(Z, 0, 12)

@@ -1,4 +1,4 @@
-"""One BLAS thread inside, what there was before outside, also where blocks are nested or fail."""
+"""One BLAS thread inside the block, the previous number outside, also for nested blocks and after errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def _threads() -> set[int]:
     return {library["num_threads"] for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"}
 
 
-def test_a_block_inside_a_block_changes_nothing() -> None:
+def test_a_nested_block_does_not_change_the_limit() -> None:
     with threadpoolctl.threadpool_limits(2, user_api="blas"):
         before = _threads()
         with single_threaded_blas():

@@ -30,7 +30,7 @@ def problem(loss, **shape):
 
 
 def descend(own, theta, alpha, count):
-    """Gradient descent: losses before each step, gradient norms, and where it ended."""
+    """Gradient descent: losses before each step, gradient norms, and the last weights."""
     losses, norms = [], []
     for _ in range(count):
         gradient = own.gradient(theta)

@@ -1,3 +1,5 @@
+"""Bounds of the loss along a run, reference points, infima, and recorded runs."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -107,7 +109,7 @@ def test_large_models_use_products_only(rng, monkeypatch):
     assert dual_bound(own, 0.5 * dense) == pytest.approx(bound, abs=1e-9)
 
 
-def test_points_out_of_range_are_left_out():
+def test_points_out_of_range_are_omitted():
     from alignver.theory.exploitation import Exploitation, objective
 
     own = objective(Exploitation([[20.0, 1.0]], [[[-20.0], [0.0]]], [[1e-30]]), [1.0], "squared")
@@ -120,10 +122,10 @@ def test_sgd_bound_is_the_formula():
     alphas = 0.1 / np.sqrt(np.arange(1, 30))
     got = sgd_bound(points, 2.0, alphas)
     k = 17
-    wanted = min(
+    expected = min(
         p.loss + (p.distance**2 + 4.0 * (alphas[: k + 1] ** 2).sum()) / (2 * alphas[: k + 1].sum()) for p in points
     )
-    assert got[k] == pytest.approx(wanted)
+    assert got[k] == pytest.approx(expected)
     with pytest.raises(InvalidInput):
         sgd_bound(points, 1.0, [0.0, 1.0])
     with pytest.raises(InvalidInput):
@@ -141,8 +143,8 @@ def test_infimum_of_a_squared_loss_is_the_projection():
 
 @pytest.mark.parametrize("loss", ["binary_cross_entropy", "cross_entropy"])
 @pytest.mark.parametrize("m_y", [1, 2, 3])
-def test_dual_bounds_of_cross_entropies_close_the_gap(loss, m_y):
-    """Two groups of equal rows with both labels: the infimum is an entropy, whatever the gates."""
+def test_dual_bounds_of_cross_entropies_equal_the_infimum(loss, m_y):
+    """Two groups of equal rows with both labels: the infimum is an entropy for all gates."""
     from alignver.theory.exploitation import Exploitation, objective
 
     rng = np.random.default_rng(m_y)

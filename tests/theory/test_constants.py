@@ -1,4 +1,4 @@
-"""Every constant of the bounds of outputs, losses and steps that carry a proof, from both sides."""
+"""Constants of the rigorous bounds of outputs, losses and steps: large enough, and not too large."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TERMS = ("argument", "gate", "closed", "product", "open", "sum", "tiny", "tiny 
 
 
 def radius(model: Exploitation, theta: np.ndarray, i: int, **parts: float) -> tuple[Fraction, Fraction]:
-    """The radius of output 0 of row i, its terms changed by ``parts``, and the outputs without their cancellation."""
+    """Return the radius of output 0 of row i, with terms scaled by ``parts``, and the output without cancellation."""
     part = {name: Fraction(parts.get(name, 1.0)) for name in _TERMS}
     m, h = model.m, model.h
     gates, products = logistic(model.Z @ model.steep_gates[0])[i], (model.Z @ theta[0].T)[i]
@@ -94,7 +94,7 @@ def test_radius_of_outputs(term: str) -> None:
 
 
 def wrong(model: Exploitation, theta: np.ndarray) -> float:
-    """The error of an output, in its radius."""
+    """Return the error of an output, relative to its radius."""
     found = enclose(model, theta)
     assert isinstance(found, Enclosure), found
     with mpmath.workdps(60):
@@ -102,7 +102,7 @@ def wrong(model: Exploitation, theta: np.ndarray) -> float:
         return float(abs(exact - mpmath.mpf(float(found.outputs[0, 0]))) / mpmath.mpf(float(found.radius[0, 0])))
 
 
-def test_outputs_err_by_a_good_part_of_their_radius() -> None:
+def test_radius_of_outputs_is_sharp() -> None:
     # A closed gate feels its argument in full; a product that cancels is wholly rounding.
     half = 0.49 * 2.0**-43
     closed = Exploitation([[2.0**-20, 1.0]], [[[-half * 2.0**20], [-512.5]]], np.ones((1, 1)))
@@ -112,7 +112,7 @@ def test_outputs_err_by_a_good_part_of_their_radius() -> None:
     assert 0.1 < max(found) <= 1.0
 
 
-def test_arguments_that_are_known_to_a_tenth() -> None:
+def test_largest_error_of_arguments() -> None:
     for size, known in ((0.099, True), (0.101, False)):
         r = size / float(gamma(2)) / math.sqrt(5.0)
         found = enclose(Exploitation([[2.0, 1.0]], [[[r], [0.0]]], np.ones((1, 1))), np.zeros((1, 1, 2)))
@@ -122,7 +122,7 @@ def test_arguments_that_are_known_to_a_tenth() -> None:
 # Losses
 
 
-def test_softplus_errs_as_little_as_its_derivation_says() -> None:
+def test_error_of_softplus_is_within_its_derived_bound() -> None:
     assert 1.46 * 2.0**-45 + 2.0**-66 + 70 * u < 2.0**-44
     assert _SOFTPLUS == 2.0**-43
     with mpmath.workprec(300):
@@ -145,7 +145,7 @@ def test_softplus_errs_as_little_as_its_derivation_says() -> None:
 
 
 @pytest.mark.parametrize("m_y", [1, 4, 200])
-def test_squared_loss_at_the_ends_of_what_outputs_can_be(m_y: int) -> None:
+def test_squared_loss_at_the_ends_of_the_output_intervals(m_y: int) -> None:
     rng = np.random.default_rng(m_y)
     f, y = rng.integers(-9, 9, (3, m_y)).astype(float), rng.integers(20, 30, (3, m_y)).astype(float)
     for r in (np.zeros((3, m_y)), 2.0**-20 * rng.integers(1, 9, (3, m_y))):
@@ -167,7 +167,7 @@ def test_underflow_of_squared_losses() -> None:
     pinned_below(loss_bounds(small, np.zeros((1, 4)), "squared").lower, 11 * OMEGA, 2.0**-46)
 
 
-def test_entropies_at_the_ends_of_what_outputs_can_be() -> None:
+def test_entropies_at_the_ends_of_the_output_intervals() -> None:
     f = np.array([[0.5, -1.0, 2.0], [3.0, 0.25, -7.0]])
     for scale in (0.0, 2.0**-12, 0.125):
         r = scale * np.array([[1.0, 2.0, 3.0], [3.0, 1.0, 1.0]])
@@ -196,7 +196,7 @@ def fraction(x: mpmath.mpf) -> Fraction:
     return Fraction((-1) ** sign * int(mantissa)) * Fraction(2) ** exponent
 
 
-def test_classes_are_right_while_the_outputs_are_known_well_enough() -> None:
+def test_number_of_misclassified_samples_is_a_bound() -> None:
     f = np.array([[1.0, 0.5]])
     for r, sure in ((0.25 * (1 - 2.0**-18), True), (0.25, False)):
         enclosed = Enclosure(f, np.full((1, 2), r), np.ones((1, 2)))
@@ -233,7 +233,7 @@ def test_lipschitz_constants(size: float) -> None:
     assert found.limit * found.spectral <= 2.0 <= found.limit * found.spectral * (1 + 2.0**-50)
 
 
-def test_gates_that_err_with_the_worst_signs_stay_below_the_spectral_constant(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spectral_constant_covers_gate_errors_of_the_worst_signs(monkeypatch: pytest.MonkeyPatch) -> None:
     # A norm of a matrix whose entries grow by a share r or shrink by it may grow by more: here by 1.02 r.
     T, r = np.array([[1.0, 5.0], [2.0, 3.0], [3.0, 0.0]]), 2.0**-11
     Z = np.array([[-3.0, 2.0, 1.0], [3.0, 2.0, 1.0], [1.0, 6.0, 1.0]])
@@ -248,7 +248,7 @@ def test_gates_that_err_with_the_worst_signs_stay_below_the_spectral_constant(mo
     assert 2.0 / 3.0 * worst**2 <= smoothness(model, "squared").spectral
 
 
-def test_gates_that_feel_their_arguments_stay_below_the_lipschitz_constants() -> None:
+def test_lipschitz_constants_cover_errors_of_unsaturated_gates() -> None:
     # Computed gates are too small by 500 u: the constants are for the exact ones.
     weight = 2.0**700
     model = Exploitation([[2.0**-20, 1.0]], [[[0.49 * 2.0**-23], [-512.5]]], np.full((1, 1), weight))
@@ -271,7 +271,7 @@ def test_gates_of_1() -> None:
 
 @pytest.mark.parametrize(("n", "m", "h"), [(5, 2, 4), (40, 2, 2), (600, 2, 3), (3, 200, 2)])
 @pytest.mark.parametrize("order", [0, 3000])
-def test_errors_behind_a_verified_norm(n: int, m: int, h: int, order: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_a_verified_norm(n: int, m: int, h: int, order: int, monkeypatch: pytest.MonkeyPatch) -> None:
     Z, T = (np.random.default_rng(n).integers(1, 9, (n, k)).astype(float) for k in (m, h))
     seen, definite = [], smoothness_module.is_positive_definite
     monkeypatch.setattr(
@@ -293,12 +293,12 @@ def test_errors_behind_a_verified_norm(n: int, m: int, h: int, order: int, monke
         assert A[0, 0] < largest
 
 
-def test_an_estimate_that_is_too_small_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_estimate_that_is_too_small_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     for error in (2.0**-30, 2.0**-24):
-        for factor, believed in ((0.99, False), (1.01, True)):
+        for factor, accepted in ((0.99, False), (1.01, True)):
             # The first candidate, a millionth and four errors above the estimate, lies at 1 + factor error.
             estimate = (1.0 + factor * error - 4.0 * error) / (1.0 + 2.0**-20)
             monkeypatch.setattr(smoothness_module, "_largest_eigenvalue", lambda G, estimate=estimate: estimate)
             upper, _ = _largest_eigenvalue_up(np.diag([1.0, 0.25]), error)
             assert upper >= 1.0 + error
-            assert (upper < 1.0 + 2.0 * error) == believed
+            assert (upper < 1.0 + 2.0 * error) == accepted

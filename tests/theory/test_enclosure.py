@@ -1,3 +1,5 @@
+"""Enclosures of outputs and losses against the exact model in 60 digits."""
+
 from __future__ import annotations
 
 import mpmath
@@ -12,7 +14,7 @@ from tests.theory.test_sample_losses import exact
 
 
 def exact_outputs(own, theta):
-    """The outputs of the exact model in 60 digits."""
+    """Return the outputs of the exact model in 60 digits."""
     with mpmath.workdps(60):
         rows = []
         for z in own.Z.tolist():
@@ -81,13 +83,13 @@ def test_softplus_is_enclosed():
             assert up - down <= 2.0**-40 * up
 
 
-def test_ties_are_not_told_apart():
+def test_ties_count_as_misclassified():
     own = Exploitation([[0.0, 1.0]], np.zeros((2, 2, 1)), np.ones((2, 1)))
     problem = objective(own, [0], "cross_entropy")
     assert loss_bounds(enclose(own, np.ones(own.shape)), problem.targets, "cross_entropy").errors == 1
 
 
-def test_blocks_of_rows_change_nothing(rng, monkeypatch):
+def test_blocks_of_rows_do_not_change_the_result(rng, monkeypatch):
     own = problem("squared", n=11).model
     theta = rng.standard_normal(own.shape)
     whole = enclose(own, theta)

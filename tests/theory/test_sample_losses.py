@@ -1,3 +1,5 @@
+"""Losses of a sample: accuracy, gradients, conjugates, and losses of the caller."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -11,7 +13,7 @@ from alignver.theory.losses import LogisticLoss, SampleLoss, SoftmaxLoss, Square
 
 
 def exact(loss, q, y):
-    """The loss of one sample in 60 digits."""
+    """Return the loss of one sample in 60 digits."""
     with mpmath.workdps(60):
         q, y = [mpmath.mpf(v) for v in q], [mpmath.mpf(v) for v in y]
         if loss == "squared":
@@ -24,12 +26,12 @@ def exact(loss, q, y):
 
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 30.0, 700.0])
 @pytest.mark.parametrize("name", ["squared", "binary_cross_entropy", "cross_entropy"])
-def test_values_keep_their_digits(name, scale, rng):
+def test_values_are_accurate(name, scale, rng):
     loss = sample_loss(name, 4)
     q = scale * rng.standard_normal((40, 4))
     y = np.eye(4)[rng.integers(0, 4, 40)] if name != "squared" else q + rng.standard_normal((40, 4))
-    wanted = [exact(name, a, b) for a, b in zip(q.tolist(), y.tolist(), strict=True)]
-    for value, true in zip(loss.values(q, y), wanted, strict=True):
+    expected = [exact(name, a, b) for a, b in zip(q.tolist(), y.tolist(), strict=True)]
+    for value, true in zip(loss.values(q, y), expected, strict=True):
         assert abs(value - true) <= 1e-13 * true + 1e-300
 
 
@@ -53,7 +55,7 @@ def test_gradient_smoothness_and_conjugate(loss, rng):
 
 @pytest.mark.parametrize("loss", [SquaredLoss(), LogisticLoss(), SoftmaxLoss()])
 def test_smoothness_is_attained(loss):
-    """No smaller constant will do: two points between which the gradient changes by it."""
+    """The constant is the smallest: the gradient changes by it between two points."""
     y = np.array([[1.0, 0.0]])
     q = np.zeros((1, 2))
     way = np.array([[1e-4, -1e-4]])

@@ -1,3 +1,5 @@
+"""Lipschitz constants against their formulas and against divergence beyond the limit."""
+
 from __future__ import annotations
 
 import numpy as np
