@@ -142,7 +142,7 @@ class Block:
     method : str
         ``"gram"`` or ``"right inverse"``.
     reason : str
-        Why there is no proof.
+        The reason why there is no proof.
     """
 
     start: int

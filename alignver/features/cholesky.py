@@ -74,7 +74,7 @@ class Definite:
     margin, shift : float
         Subtracted from the diagonal: the margin for rounding, and the shift.
     reason : str
-        Why there is no proof.
+        The reason why there is no proof.
     taken : int
         Tile columns that the folder had already, and that the factorization used without computing them again.
     """

@@ -297,7 +297,7 @@ def scan_rows(rows: Rows, V: FloatArray) -> RowScan:
     r"""Validate all rows and project them on the directions ``V`` (m, k), whose last entries are zero.
 
     A computed projection errs by at most :math:`\gamma_m \|z_i\| \|v\| + m \omega` (Higham 2002, eq. (3.5), then Cauchy
-    and Schwarz), whatever the order of summation.
+    and Schwarz), for any order of summation.
 
     Raises
     ------

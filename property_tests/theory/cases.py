@@ -39,7 +39,7 @@ def caught(strategy: st.SearchStrategy[Any], law: Callable[[Any], bool], example
 
 
 def at_most(left: float, right: float) -> bool:
-    """Whether left <= right up to rounding."""
+    """Return whether left <= right up to rounding."""
     return bool(left <= right + ROUNDING * (abs(left) + abs(right)) + 1e-12)
 
 

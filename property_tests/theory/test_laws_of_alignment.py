@@ -212,7 +212,7 @@ def test_proposition_1_is_tight_where_the_outputs_are_the_projection(network, et
 
 
 def test_proposition_1_as_printed_for_every_eta_is_caught():
-    """At eta = 0 and theta = 0 the outputs are eta y, whatever y."""
+    """At eta = 0 and theta = 0 the outputs are eta y for all y."""
 
     def law(case):
         network, seed = case
