@@ -11,7 +11,7 @@ import torch
 
 from alignver import require
 from alignver.errors import InvalidInput
-from alignver.training.solvers import full_batch
+from alignver.training.solvers import FULL_BATCH
 from alignver.training.wrapper_base import TrainedNetwork
 
 __all__ = ["as_count", "as_tau", "batches", "denormals", "planned", "smallest_batch", "tau_epoch"]
@@ -105,7 +105,7 @@ def planned(wrapper: TrainedNetwork, n: int, epochs: int, size: int | None) -> t
     """Return the last epoch of exploration and the batch size; raise if the solver needs all samples at once."""
     last = tau_epoch(wrapper.tau, epochs)
     size = n if size is None else min(as_count(size, "batch_size"), n)
-    if size < n and full_batch(wrapper.exploiting):
+    if size < n and isinstance(wrapper.exploiting, str) and wrapper.exploiting in FULL_BATCH:
         got = f"{wrapper.exploiting!r} with batches of {size} of {n}"
         need = "all samples at once (batch_size=None), or another solver"
         raise InvalidInput("exploit_optimizer", got, need, code="conflicting-arguments")

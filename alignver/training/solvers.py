@@ -28,7 +28,6 @@ __all__ = [
     "Recorder",
     "ScheduledSGD",
     "exploiting_optimizer",
-    "full_batch",
     "plain_descent",
     "solver",
     "take_step",
@@ -164,11 +163,6 @@ def solver(name: str) -> Callable[[Iterable[torch.nn.Parameter], float], torch.o
     """Return a function from parameters and step to the solver of a name."""
     need = "a function of parameters, or one of " + ", ".join(SOLVERS)
     return SOLVERS[require.one_of("exploit_optimizer", name, SOLVERS, need=need)]
-
-
-def full_batch(choice: Any) -> bool:
-    """Whether a choice names a solver that needs all samples at once."""
-    return isinstance(choice, str) and choice in FULL_BATCH
 
 
 def exploiting_optimizer(

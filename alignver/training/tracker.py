@@ -291,10 +291,7 @@ class AlignmentTracker:
         training, began = self.clock.training, time.perf_counter()
         with self._preserved():
             record = self._record(began, training)
-        if self._file is None:
-            self.history.append(record)
-        else:
-            self._file.append(record)
+        (self._file or self.history).append(record)
         self.clock.spent(time.perf_counter() - began)
         return record
 

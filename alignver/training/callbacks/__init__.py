@@ -48,13 +48,11 @@ class Deferred:
 
     Parameters
     ----------
-    X, Y, loss, every
+    X, Y, loss, every, **options
         As in :class:`~alignver.training.tracker.AlignmentTracker`; X is moved to the model's device.
     select : callable, optional
         From the framework's model to the module with outputs (n, m_y), values before the last nonlinearity; by default
         the model itself.
-    options : dict
-        Other arguments of the tracker.
 
     Attributes
     ----------
@@ -68,9 +66,9 @@ class Deferred:
         Y: Any,
         *,
         loss: str,
-        every: int | str,
-        select: Callable[[Any], nn.Module] | None,
-        options: dict[str, Any],
+        every: int | str = "epoch",
+        select: Callable[[Any], nn.Module] | None = None,
+        **options: Any,
     ) -> None:
         self.X, self.Y, self.loss, self.every, self.select, self.options = X, Y, loss, every, select, options
         self.tracker: AlignmentTracker | None = None

@@ -10,7 +10,6 @@ import transformers
 from torch import nn
 
 from alignver.training.callbacks import Deferred
-from alignver.training.tracker import AlignmentTracker
 
 __all__ = ["Logits", "TrainerCallback"]
 
@@ -37,7 +36,7 @@ class Logits(nn.Module):
         return logits
 
 
-class TrainerCallback(transformers.TrainerCallback):
+class TrainerCallback(Deferred, transformers.TrainerCallback):
     """Tracks the alignment of a model while ``transformers.Trainer`` trains it.
 
     Parameters
@@ -64,25 +63,20 @@ class TrainerCallback(transformers.TrainerCallback):
         select: Callable[[Any], nn.Module] = Logits,
         **options: Any,
     ) -> None:
-        self._deferred = Deferred(X, Y, loss=loss, every=every, select=select, options=options)
-
-    @property
-    def tracker(self) -> AlignmentTracker | None:
-        """The tracker, once training has begun."""
-        return self._deferred.tracker
+        super().__init__(X, Y, loss=loss, every=every, select=select, **options)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check theta^0."""
-        self._deferred.begin(kwargs["model"])
+        self.begin(kwargs["model"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count a step."""
-        self._deferred.step(int(state.global_step))
+        self.step(int(state.global_step))
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count an epoch."""
-        self._deferred.end_epoch()
+        self.end_epoch()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check the last theta."""
-        self._deferred.end()
+        self.end()

@@ -47,7 +47,7 @@ class SkorchCallback(skorch.callbacks.Callback):
     def initialize(self) -> SkorchCallback:
         """Discard the tracker of an earlier run: skorch calls this method when it creates the module."""
         self.deferred_ = Deferred(
-            self.X, self.Y, loss=self.loss, every=self.every, select=self.select, options=dict(self.options or {})
+            self.X, self.Y, loss=self.loss, every=self.every, select=self.select, **(self.options or {})
         )
         return self
 
