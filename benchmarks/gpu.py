@@ -256,7 +256,7 @@ def require_plain_arithmetic(run: Run) -> None:
 
 SHARDS = {  # groups of the tests marked gpu that run at the same time
     "models and training": ("tests/gpu",),
-    "matrices": ("tests/checks", "tests/linalg", "tests/models/test_structure.py", "tests/test_arrays.py"),
+    "matrices": ("tests/checks", "tests/linalg", "tests/checks/test_common_structure.py", "tests/test_arrays.py"),
     "exploration": ("tests/features",),
 }
 

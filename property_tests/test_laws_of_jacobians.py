@@ -12,7 +12,7 @@ from alignver.jacobians.jacobian import jacobian
 from alignver.jacobians.jacobian_form import streamed_qr
 from alignver.jacobians.kernel_distance import representation_change
 from alignver.jacobians.operator import JacobianOperator
-from tests.models.reference import fingerprint, reference_jacobian
+from tests.reference import fingerprint, reference_jacobian
 
 from .test_laws_of_gram import close, drawn
 

@@ -17,7 +17,7 @@ from alignver.network.feature_extraction import estimate_row_error as row_error
 from alignver.network.feature_extraction import extract_features, feature_blocks, save_features
 from alignver.results import Rigor, Verdict
 from tests.gpu import pretend
-from tests.models.zoo import CASES, Last, build
+from tests.zoo import CASES, Last, build
 
 pytestmark = pytest.mark.gpu
 

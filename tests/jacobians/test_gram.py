@@ -11,10 +11,9 @@ from torch.utils.checkpoint import checkpoint
 from alignver.jacobians.gram import gram, plan
 from alignver.jacobians.jacobian import jacobian
 from alignver.progress import listening
-
-from .. import zoo
-from ..reference import fingerprint, reference_jacobian
-from . import networks
+from tests import zoo
+from tests.jacobians import networks
+from tests.reference import fingerprint, reference_jacobian
 
 # What torch says about two of the networks, whoever calls them.
 pytestmark = [

@@ -19,10 +19,9 @@ from alignver.jacobians.prepare import inputs_again
 from alignver.kernel import seal
 from alignver.proof import load_certificate
 from alignver.results import Rigor, Verdict
-
-from . import zoo
-from .gram import networks
-from .reference import fingerprint, reference_jacobian
+from tests import zoo
+from tests.jacobians import networks
+from tests.reference import fingerprint, reference_jacobian
 
 
 def columns(layers) -> torch.Tensor:

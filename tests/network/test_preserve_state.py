@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from alignver.network.preserve_state import preserve_state
-
-from .reference import fingerprint
+from tests.reference import fingerprint
 
 
 @pytest.fixture

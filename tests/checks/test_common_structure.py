@@ -11,9 +11,8 @@ from alignver.checks.common_structure import check_common_structure
 from alignver.checks.structure import check_structure, indicator
 from alignver.errors import InvalidInput
 from alignver.results import CheckResult, Rigor, Verdict
-
-from . import zoo
-from .reference import fingerprint, reference_jacobian
+from tests import zoo
+from tests.reference import fingerprint, reference_jacobian
 
 
 class Papers(nn.Module):

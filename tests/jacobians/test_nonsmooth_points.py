@@ -9,9 +9,8 @@ from torch.nn import functional as F
 
 from alignver.errors import InvalidInput
 from alignver.jacobians.nonsmooth_points import count_kinks
-
-from . import zoo
-from .reference import fingerprint
+from tests import zoo
+from tests.reference import fingerprint
 
 
 def after(activation: nn.Module, *values: float):

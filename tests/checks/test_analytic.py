@@ -11,9 +11,8 @@ from alignver.checks.analytic import check_analytic
 from alignver.errors import InvalidInput
 from alignver.experiments.networks import fully_connected, lenet
 from alignver.results import CheckResult, Rigor, Verdict
-
-from . import zoo
-from .reference import fingerprint
+from tests import zoo
+from tests.reference import fingerprint
 
 
 def between(*modules: nn.Module) -> nn.Module:

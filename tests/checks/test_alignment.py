@@ -13,9 +13,8 @@ from alignver.checks.membership import check_membership
 from alignver.errors import InvalidInput
 from alignver.jacobians.jacobian import jacobian
 from alignver.results import CheckResult, Rigor, Verdict
-
-from . import zoo
-from .reference import fingerprint
+from tests import zoo
+from tests.reference import fingerprint
 
 
 def line(n: int = 6) -> np.ndarray:

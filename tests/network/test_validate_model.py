@@ -11,8 +11,7 @@ from torch import nn
 from alignver.checks.alignment import check_alignment
 from alignver.errors import InvalidInput
 from alignver.jacobians.jacobian import jacobian, outputs
-
-from .reference import fingerprint
+from tests.reference import fingerprint
 
 
 def check(model, X):

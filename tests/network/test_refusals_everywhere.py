@@ -14,9 +14,8 @@ from alignver.jacobians.factored_proof import layer_factors
 from alignver.jacobians.jacobian_form import streamed_qr
 from alignver.jacobians.kernel_distance import RepresentationSnapshot
 from alignver.jacobians.operator import JacobianOperator
-
-from .reference import fingerprint
-from .test_refusals import DERIVATIVES, INPUTS, MODELS
+from tests.network.test_validate_model import DERIVATIVES, INPUTS, MODELS
+from tests.reference import fingerprint
 
 ENTRIES = [
     JacobianOperator,

@@ -20,9 +20,8 @@ from alignver.jacobians.kernel_distance import RepresentationSnapshot, represent
 from alignver.jacobians.operator import JacobianOperator
 from alignver.network.functional import functional
 from alignver.network.validate_model import recomputes
-
-from . import zoo
-from .reference import fingerprint, reference_jacobian
+from tests import zoo
+from tests.reference import fingerprint, reference_jacobian
 
 
 class Checkpointed(nn.Module):

@@ -13,10 +13,9 @@ from alignver.jacobians.jacobian import differentiate, jacobian, outputs
 from alignver.jacobians.jacobian_form import streamed_qr
 from alignver.jacobians.operator import JacobianOperator
 from alignver.progress import listening
-
-from . import zoo
-from .gram import networks
-from .reference import fingerprint, reference_jacobian
+from tests import zoo
+from tests.jacobians import networks
+from tests.reference import fingerprint, reference_jacobian
 
 
 def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:

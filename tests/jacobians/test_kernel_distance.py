@@ -15,9 +15,8 @@ from alignver.jacobians.gram import gram
 from alignver.jacobians.kernel_distance import RepresentationSnapshot, representation_change
 from alignver.jacobians.operator import JacobianOperator
 from alignver.results import Rigor
-
-from . import zoo
-from .reference import fingerprint, reference_jacobian
+from tests import zoo
+from tests.reference import fingerprint, reference_jacobian
 
 KINDS = ["mlp", "lenet", "batch norm in eval mode", "gru", "tied embedding", "reused and aliased", "weight norm"]
 

@@ -11,9 +11,8 @@ import alignver as av
 from alignver.errors import InvalidInput
 from alignver.jacobians.operator import JacobianOperator
 from alignver.results import Verdict
-
-from . import zoo
-from .reference import fingerprint, reference_jacobian
+from tests import zoo
+from tests.reference import fingerprint, reference_jacobian
 
 
 def pair(J: JacobianOperator) -> tuple[torch.Tensor, torch.Tensor]:

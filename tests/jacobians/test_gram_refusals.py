@@ -9,9 +9,8 @@ from torch import nn
 
 from alignver.errors import InvalidInput
 from alignver.jacobians.gram import gram, plan
-
-from ..reference import fingerprint
-from ..test_refusals import DERIVATIVES, INPUTS, MODELS, Root
+from tests.network.test_validate_model import DERIVATIVES, INPUTS, MODELS, Root
+from tests.reference import fingerprint
 
 
 @pytest.mark.parametrize("name", MODELS)

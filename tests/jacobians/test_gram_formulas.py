@@ -13,8 +13,7 @@ from alignver.jacobians import gram as gram_module
 from alignver.jacobians.gram import gram, plan
 from alignver.jacobians.gram_planning import plan_slots, uniform
 from alignver.jacobians.sample_blocks import BatchAxis, candidates
-
-from .test_gram import build, reference, relative
+from tests.jacobians.test_gram import build, reference, relative
 
 
 def forced(monkeypatch, wanted):

@@ -15,9 +15,8 @@ from alignver.errors import InvalidInput
 from alignver.jacobians import layer_gradients
 from alignver.jacobians.columns import JacobianColumns, packed
 from alignver.jacobians.jacobian_form import streamed_qr
-
-from . import zoo
-from .reference import fingerprint, reference_jacobian
+from tests import zoo
+from tests.reference import fingerprint, reference_jacobian
 
 
 def assembled(columns: JacobianColumns) -> torch.Tensor:
