@@ -81,4 +81,4 @@ def reading(argument: str, what: str, need: str) -> Iterator[None]:
     except (InvalidInput, MissingDependency, MemoryError):
         raise
     except Exception as error:
-        raise InvalidInput(argument, f"{what} ({first_line(error)})", need) from error
+        raise InvalidInput(argument, f"{what} ({first_line(error)})", need, "unreadable-file") from error

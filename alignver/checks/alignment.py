@@ -138,8 +138,8 @@ def check_alignment(
                 tolerance=tolerance,
                 dtype=dtype,
                 chunk_size=chunk_size,
-                chosen=plan,
-                asked=engine == "gram",
+                plan=plan,
+                required=engine == "gram",
             )
             result, failure = attempt.result, attempt.reason
             words = f"gram: from layer factors, without forming J; fallback: {plan.engine}"

@@ -85,7 +85,7 @@ class AlignmentEvaluation:
         A matrix with the column space and the singular values of J, if one was computed.
     iterates : sequence of Iterate
         Of least squares with y / ||y||, if they were computed.
-    ways : tuple of str
+    methods : tuple of str
         The methods that were tried, in this order.
     """
 
@@ -96,7 +96,7 @@ class AlignmentEvaluation:
     gram: Matrix | None
     matrix: Matrix | None
     iterates: Sequence[Iterate]
-    ways: tuple[str, ...]
+    methods: tuple[str, ...]
 
 
 class AlignmentEvaluator:
@@ -120,7 +120,7 @@ class AlignmentEvaluator:
     >>> from alignver.jacobians.prepare import prepare_alignment
     >>> net = torch.nn.Sequential(torch.nn.Linear(1, 9), torch.nn.Tanh(), torch.nn.Linear(9, 1)).double()
     >>> prepared = prepare_alignment(net, [[0.0], [1.0], [2.0]], [1.0, 3.0, 9.0], "squared", "float64")
-    >>> evaluation = AlignmentEvaluator(prepared).look()
+    >>> evaluation = AlignmentEvaluator(prepared).evaluate()
     >>> evaluation.answers["golub"]["verdict"], evaluation.answers["golub"]["rank"]
     ('HOLDS', 3)
     """
@@ -134,7 +134,7 @@ class AlignmentEvaluator:
         limit: float | None = None,
         thorough: bool = False,
     ) -> None:
-        self.asked, self.rules, self._dtype, self._thorough = prepared, tuple(rules), dtype, thorough
+        self.prepared, self.rules, self._dtype, self._thorough = prepared, tuple(rules), dtype, thorough
         self._model, self._x = prepared.model, prepared.x
         self.n, self.m_y, self.d = len(prepared.x), prepared.m_y, parameter_layout(prepared.model).d
         self.N = self.n * self.m_y
@@ -154,7 +154,7 @@ class AlignmentEvaluator:
         """Whether evaluations form M, given the memory that is currently free."""
         return not self._conflict and (self._layers is not None or self._fits())
 
-    def look(self) -> AlignmentEvaluation:
+    def evaluate(self) -> AlignmentEvaluation:
         """Evaluate the alignment at the current parameters.
 
         Raises
@@ -171,21 +171,21 @@ class AlignmentEvaluator:
         else:
             outputs = self._outputs()
             M = gram(self._model, self._x, dtype=self._dtype) if self._fits() else None
-        values = self.asked.of_all(outputs.double().cpu().numpy())
+        values = self.prepared.of_all(outputs.double().cpu().numpy())
         if not np.isfinite(values).all() or (M is not None and not bool(torch.isfinite(M.sum()))):
             got = "outputs or derivatives that are NaN or Inf"
             raise InvalidInput("model", got, "finite outputs at finite theta", "not-finite")
-        ways = []
+        methods = []
         if M is not None and self.d >= self.N:
-            ways.append("Gram matrix")
+            methods.append("Gram matrix")
             full = full_rank(M, self._scale, self.rules, terms=None if parts is None else parts.terms)
             if full is not None:
                 answers, spectral, smallest = full
-                return AlignmentEvaluation(values, answers, spectral, smallest, _host(M), None, (), tuple(ways))
+                return AlignmentEvaluation(values, answers, spectral, smallest, _host(M), None, (), tuple(methods))
         M_host = None if M is None else _host(M)
         if parts is not None or self._cheap() or self._thorough:
-            return self._accurately(values, M_host, (), ways, parts)
-        return self._bounded(values, M_host, ways)
+            return self._accurately(values, M_host, (), methods, parts)
+        return self._bounded(values, M_host, methods)
 
     def _refuted(self) -> AlignmentEvaluation:
         """Answer from the data: no theta fits equal inputs with different targets."""
@@ -194,27 +194,27 @@ class AlignmentEvaluator:
             got = "outputs that are NaN or Inf"
             raise InvalidInput("model", got, "finite outputs at finite theta", "not-finite")
         answer = {"tolerance": None, "residual": None, "verdict": "FAILS"}
-        ways = (f"data: {self._conflict}",)
-        return AlignmentEvaluation(values, dict.fromkeys(self.rules, answer), None, None, None, None, (), ways)
+        methods = (f"data: {self._conflict}",)
+        return AlignmentEvaluation(values, dict.fromkeys(self.rules, answer), None, None, None, None, (), methods)
 
-    def _bounded(self, values: Matrix, M: Matrix | None, ways: list[str]) -> AlignmentEvaluation:
+    def _bounded(self, values: Matrix, M: Matrix | None, methods: list[str]) -> AlignmentEvaluation:
         """Answer by least squares, and by the singular values if those do not decide."""
         operator = JacobianOperator(self._model, self._x, dtype=self._dtype)
         target = torch.from_numpy(self.target).to(operator.device, operator.dtype)
         if M is not None:
-            ways.append("least squares with the Gram matrix")
+            methods.append("least squares with the Gram matrix")
             spectral, iterates = math.sqrt(largest_singular_value(M)), iterated_tikhonov(operator, M, target)
         else:
-            ways.append("LSMR")
+            methods.append("LSMR")
             start = torch.from_numpy(start_vector(self.N)).to(operator.device, operator.dtype)
             spectral, iterates = spectral_norm(operator, start), [lsmr(operator, target)]
         answers = by_bounds(iterates, self._scale(spectral), self.limit, self.rules)
         if self.N > ROWS or all(answer["verdict"] != "UNDECIDED" for answer in answers.values()):
-            return AlignmentEvaluation(values, answers, spectral, None, M, None, iterates, tuple(ways))
-        return self._accurately(values, M, iterates, ways, None)
+            return AlignmentEvaluation(values, answers, spectral, None, M, None, iterates, tuple(methods))
+        return self._accurately(values, M, iterates, methods, None)
 
     def _accurately(
-        self, values: Matrix, M: Matrix | None, iterates: Sequence[Iterate], ways: list[str], parts: Factors | None
+        self, values: Matrix, M: Matrix | None, iterates: Sequence[Iterate], methods: list[str], parts: Factors | None
     ) -> AlignmentEvaluation:
         """Answer by the singular values of J, or of the factor of its compressed form."""
         flops = self._plan.flops if parts is None or self._layers is None else self._layers.flops
@@ -229,8 +229,8 @@ class AlignmentEvaluator:
             profile = svd_profile(reduce(matrix, self.target))
         largest, smallest = float(profile.levels[0]), float(profile.levels[-1])
         answers = by_singular_values(profile, self._scale(largest), self.limit, self.rules)
-        ways = [*ways, "singular values"]
-        return AlignmentEvaluation(values, answers, largest, smallest, M, matrix, iterates, tuple(ways))
+        methods = [*methods, "singular values"]
+        return AlignmentEvaluation(values, answers, largest, smallest, M, matrix, iterates, tuple(methods))
 
     def _cheap(self) -> bool:
         return self._plan.engine in ("dense", "streamed") and self._plan.flops <= _SOON

@@ -20,7 +20,7 @@ from alignver.linalg import rank_rules
 from alignver.linalg.norms import norm
 from alignver.linalg.rank_rules import Scale
 from alignver.linalg.svd import RangeProfile
-from alignver.proof import Ball, Decision
+from alignver.proof.decision import Ball, Decision
 from alignver.results import CheckResult, Rigor, Subject, Tolerance, Verdict, shown_down
 
 __all__ = [

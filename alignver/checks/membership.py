@@ -26,7 +26,8 @@ from alignver.linalg.pivoted_qr import qr_profile
 from alignver.linalg.qr_reduction import reduce
 from alignver.linalg.rank_rules import Scale
 from alignver.linalg.svd import RangeProfile, svd_profile
-from alignver.proof import Ball, prove_membership
+from alignver.proof.decision import Ball
+from alignver.proof.prove import prove_membership
 from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict
 
 __all__ = ["check_membership"]

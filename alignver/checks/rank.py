@@ -18,7 +18,8 @@ from alignver.linalg.pivoted_qr import qr_profile
 from alignver.linalg.qr_reduction import reduce
 from alignver.linalg.rank_rules import Scale
 from alignver.linalg.svd import RangeProfile, svd_profile
-from alignver.proof import Ball, prove_rank
+from alignver.proof.decision import Ball
+from alignver.proof.prove import prove_rank
 from alignver.results import CheckResult, Rigor, Subject, Verdict
 
 __all__ = ["check_rank"]

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from alignver import kernel
 from alignver.arrays import as_matrix, as_vector, host
 from alignver.features.rows import open_rows
 from alignver.features.threads import single_threaded_blas, workers
 from alignver.kernel import Certificate, load_certificate
 from alignver.kernel.certificate import Tampered
+from alignver.kernel.verify import verify
 from alignver.progress import track
 from alignver.results import CheckResult
 from alignver.samples import Sequential, as_numbers, open_samples, targets_of
@@ -67,7 +67,7 @@ def recheck(certificate: Certificate | str | Path, **inputs: Any) -> CheckResult
         given[name] = host((as_vector if name == "y" else as_matrix)(value, name).array)
     try:
         with single_threaded_blas():
-            return kernel.verify(certificate, given, threads=workers(), track=track)
+            return verify(certificate, given, threads=workers(), track=track)
     finally:
         if rows is not None:
             rows.close()

@@ -423,7 +423,7 @@ def _resume_command(folder: RunFolder) -> str:
 
 
 def _farewell(folder: RunFolder) -> str:
-    where = f"after epoch {folder.kept}" if folder.kept else "from its beginning"
+    where = f"after epoch {folder.saved_epochs}" if folder.saved_epochs else "from its beginning"
     return f"interrupted; resume {where} with: {_resume_command(folder)}"
 
 
@@ -435,7 +435,11 @@ def _resumable(folder: RunFolder, wrapper: EEWrapper) -> Iterator[None]:
     except InvalidInput as error:
         if error.argument == "optimizer":
             option = "--lr" if wrapper.phase == "exploration" else "--exploit-optimizer"
-            intact = f"; {folder.path / 'checkpoint.pt'} is good, after epoch {folder.kept}" if folder.kept else ""
+            intact = (
+                f"; {folder.path / 'checkpoint.pt'} is good, after epoch {folder.saved_epochs}"
+                if folder.saved_epochs
+                else ""
+            )
             raise InvalidInput(option, error.got, f"a smaller step, in a new run{intact}", error.code) from error
         if error.argument in ("checkpoint", "folder"):
             need = f"{error.need}; then: {_resume_command(folder)}"

@@ -194,19 +194,19 @@ def prove_by_factors(
     tolerance: float | None,
     dtype: str | None,
     chunk_size: int | None,
-    chosen: Plan,
-    asked: bool,
+    plan: Plan,
+    required: bool,
 ) -> Attempt:
     """Try to prove that the Jacobian has full row rank from the factors of its layers.
 
-    ``chosen`` is the engine that comes next; a proof that would take longer is tried only if ``asked`` is set.
+    ``plan`` is the engine that comes next; a proof that would take longer is tried only if ``required`` is set.
     """
     factors = layer_factors(model, x, dtype=dtype, chunk_size=chunk_size)
     if not factors.layers:
         return Attempt(None, "no layer has factors that fit")
     flops = sum(layer.flops for layer in factors.layers)
-    if flops > chosen.flops and not asked:
-        reason = f"the layers' factors would take {flops:.0e} operations, {chosen.engine} {chosen.flops:.0e}"
+    if flops > plan.flops and not required:
+        reason = f"the layers' factors would take {flops:.0e} operations, {plan.engine} {plan.flops:.0e}"
         return Attempt(None, reason)
     compute = dtype_name(resolve_dtype(model, dtype))
     rest = _norm_of_the_rest(model, x, factors, dtype, chunk_size)

@@ -75,7 +75,7 @@ class RunFolder:
     ----------
     history : list of dict
         The lines of ``history.jsonl`` so far.
-    kept : int
+    saved_epochs : int
         The epoch of the last checkpoint; 0 if there is none.
 
     Raises
@@ -101,7 +101,7 @@ class RunFolder:
         self.path, self.config = pathlib.Path(path), config
         self.every = require.integer("every", every, least=1)
         self.history: list[dict[str, Any]] = []
-        self.kept = 0
+        self.saved_epochs = 0
         self._infimum, self._tau, self._epochs = 0.0, 0, 0
         self._wrapper: EEWrapper | None = None
         self._lock = os.open(self.path, os.O_RDONLY)
@@ -222,13 +222,13 @@ class RunFolder:
         last = self.path / "checkpoint.pt"
         if last.exists():
             checkpoint.restore(wrapper, checkpoint.load(last), X, Y)
-        self.kept, self.history = wrapper.epochs, [self._line(record) for record in wrapper.history]
+        self.saved_epochs, self.history = wrapper.epochs, [self._line(record) for record in wrapper.history]
         # Lines after the checkpoint, the last of which may be incomplete, are removed: their epochs are repeated.
         file, text = self.path / "history.jsonl", "".join(_json(line) for line in self.history)
         if (file.read_bytes() if file.exists() else b"") != text.encode():
             self._write(file.name, text)
         self._wrapper = wrapper
-        return self.kept
+        return self.saved_epochs
 
     def fit(
         self,
@@ -299,7 +299,7 @@ class RunFolder:
             checkpoint.save(wrapper, self.path / "checkpoint-tau.pt")
         if epoch % self.every == 0 or epoch in (self._tau, self._epochs):
             checkpoint.save(wrapper, self.path / "checkpoint.pt")
-            self.kept = epoch
+            self.saved_epochs = epoch
         return line
 
     def _line(self, record: Mapping[str, Any]) -> dict[str, Any]:

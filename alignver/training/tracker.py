@@ -307,7 +307,7 @@ class AlignmentTracker:
     def _record(self, began: float, training: float) -> Record:
         fields: dict[str, Any] = {"step": self.step, "epoch": self.epoch, "training_seconds": training}
         try:
-            fields |= self._fields(self.evaluator.look())
+            fields |= self._fields(self.evaluator.evaluate())
         except InvalidInput as error:  # a run that diverged: the training continues
             unknown = dict.fromkeys(("tolerance", "residual", "rank", "near"))
             answer = {"verdict": Verdict.UNDECIDED.value, **unknown}
@@ -320,7 +320,7 @@ class AlignmentTracker:
         loss = math.fsum(self._sample_loss.values(q, y).tolist()) / len(q)
         return {
             "rules": {rule: {name: answer.get(name) for name in names} for rule, answer in evaluation.answers.items()},
-            "reason": ", then ".join(evaluation.ways),
+            "reason": ", then ".join(evaluation.methods),
             "loss": loss,
             "error": _error(q, y, self.loss),
             "largest": evaluation.spectral,

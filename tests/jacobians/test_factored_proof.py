@@ -227,8 +227,8 @@ def test_the_gram_matrix_is_tried_unasked_where_it_is_cheaper(monkeypatch):
         again = check_alignment(model, x, Y, loss="squared", **options)
         assert again.certificate is None or again.certificate.claim != "factored-membership"
     y = Y.ravel(order="F")
-    options = {"rule": "golub", "tolerance": None, "dtype": "float64", "chunk_size": None, "asked": False}
-    attempt = prove_by_factors(model, x, y, chosen=Plan("dense", "", 0, 10.0), **options)
+    options = {"rule": "golub", "tolerance": None, "dtype": "float64", "chunk_size": None, "required": False}
+    attempt = prove_by_factors(model, x, y, plan=Plan("dense", "", 0, 10.0), **options)
     assert attempt.result is None
     assert attempt.reason.startswith("the layers' factors would take")
 

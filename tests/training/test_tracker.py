@@ -167,15 +167,15 @@ def test_least_squares_bounds_hold_the_residual_and_agree(monkeypatch):
         model = nn.Sequential(nn.Conv1d(1, width, 2), nn.Tanh(), nn.Flatten(), nn.Linear(2 * width, 2))
         x, y = data(12)
         asked = prepare_alignment(model, x[:, None], y, loss, "float64")
-        exact = AlignmentEvaluator(asked, thorough=True).look()
+        exact = AlignmentEvaluator(asked, thorough=True).evaluate()
         evaluator = AlignmentEvaluator(asked)
         monkeypatch.setattr(alignment_evaluator, "full_rank", lambda *_, **__: None)
         monkeypatch.setattr(alignment_evaluator, "_SOON", 0.0)
         monkeypatch.setattr(alignment_evaluator, "ROWS", 0)
         for fits in (True, False):
             monkeypatch.setattr(AlignmentEvaluator, "_fits", lambda self, fits=fits: fits)
-            found = evaluator.look()
-            assert found.ways[-1] == ("least squares with the Gram matrix" if fits else "LSMR")
+            found = evaluator.evaluate()
+            assert found.methods[-1] == ("least squares with the Gram matrix" if fits else "LSMR")
             for rule, answer in found.answers.items():
                 low, high = answer["residual"]
                 assert low - 1e-12 <= exact.answers[rule]["residual"][0] <= high + 1e-12
@@ -274,13 +274,13 @@ def test_schedule_by_share_of_the_time(monkeypatch):
     monkeypatch.setattr("alignver.training.tracker.time", Time)
     model, (x, y) = mlp(), data()
     tracker = AlignmentTracker(model, x, y, loss="cross_entropy", every="10%")
-    look = tracker.evaluator.look
+    look = tracker.evaluator.evaluate
 
     def slow():
         now[0] += 2.0
         return look()
 
-    monkeypatch.setattr(tracker.evaluator, "look", slow)
+    monkeypatch.setattr(tracker.evaluator, "evaluate", slow)
     for t in range(100):
         tracker.update()
         now[0] += 1.0
