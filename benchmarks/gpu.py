@@ -53,7 +53,7 @@ from alignver.experiments.image_tables import TABLE3, runs_of
 from alignver.experiments.networks import fix_statistics, fully_connected, lenet, resnet18
 from alignver.features import tiles as phi_device
 from alignver.network.feature_extraction import extract_features
-from alignver.network.inputs import as_asked
+from alignver.network.inputs import full_precision
 from alignver.report import provenance
 from alignver.results import CheckResult, Verdict
 
@@ -230,7 +230,7 @@ def require_plain_arithmetic(run: Run) -> None:
     generator = torch.Generator().manual_seed(0)
     A = torch.randn(256, 256, generator=generator).to(run.device)
     x = torch.randn(4, 32, 16, 16, generator=generator).to(run.device)
-    with as_asked(run.device, torch.float32), torch.no_grad():
+    with full_precision(run.device, torch.float32), torch.no_grad():
         product = A @ torch.eye(256, device=run.device)
         kernel = torch.eye(32, device=run.device)[:, :, None, None]
         convolved = torch.nn.functional.conv2d(x, kernel)
@@ -627,7 +627,7 @@ def _mnist_features(run: Run) -> tuple[Any, str]:
     images = (images - images.mean()) / images.std()
     model = resnet18(1, 10, seed=0).to(run.device)
     fix_statistics(model, images[:2048])
-    with as_asked(run.device, torch.float32):
+    with full_precision(run.device, torch.float32):
         return extract_features(model, images, "features"), "of a freshly initialised ResNet-18 on MNIST"
 
 

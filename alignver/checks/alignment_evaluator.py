@@ -44,7 +44,7 @@ from alignver.linalg.qr_reduction import reduce
 from alignver.linalg.rank_rules import Scale
 from alignver.linalg.svd import svd_profile
 from alignver.network.functional import Functional, parameter_layout
-from alignver.network.inputs import as_asked, dtype_name
+from alignver.network.inputs import dtype_name, full_precision
 from alignver.network.preserve_state import preserve_state
 from alignver.network.validate_model import probe
 
@@ -245,7 +245,7 @@ class AlignmentEvaluator:
     def _bound(self) -> Iterator[tuple[Functional, torch.Tensor]]:
         with preserve_state(self._model):
             function, x = bind(self._model, self._x, self._dtype, include_frozen=False)
-            with as_asked(function.device, function.dtype):
+            with full_precision(function.device, function.dtype):
                 yield function, x
 
     def _dtype_of_outputs(self) -> str:

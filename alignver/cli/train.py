@@ -410,7 +410,7 @@ def _rank(guarantee: Guarantee | None) -> str:
     if guarantee is None:
         return "-"
     if guarantee.after is None:
-        return "not looked at"
+        return "not checked"
     proved = sum(entry is not None for entry in guarantee.after.entries)
     outputs = len(guarantee.after.entries)
     if proved == outputs:

@@ -163,7 +163,7 @@ def _ranks(runs: Measured) -> list[str]:
     steps = ", ".join(f"{entry['stable_step']:.2g}" for entry in known)
     sentence = f"rank n of the trained gates proved for every output in {proved} of {len(checked)} runs"
     return [
-        sentence if checked else "the ranks were not looked at: too many samples",
+        sentence if checked else "the ranks were not checked: too many samples",
         f"gradient descent in exploitation is stable below a step of {steps}",
     ]
 

@@ -28,7 +28,7 @@ from alignver.jacobians import layer_gradients
 from alignver.jacobians.jacobian import bind, probed_copy
 from alignver.linalg.qr_reduction import preconditioned_factor
 from alignver.network.functional import Functional
-from alignver.network.inputs import as_asked, dtype_name
+from alignver.network.inputs import dtype_name, full_precision
 from alignver.network.preserve_state import preserve_state
 from alignver.network.validate_model import validate_model
 
@@ -227,7 +227,7 @@ class CompressedJacobian:
         verify = self._calls % _VERIFIED == 0
         with preserve_state(self._model, self._scratch):
             function = self._bound()
-            with as_asked(function.device, function.dtype):
+            with full_precision(function.device, function.dtype):
                 modules = [layer for layer, _, _ in self._layers]
                 names = [name for _, *pair in self._layers for name in pair if name is not None]
                 weights = torch.cos(torch.arange(1.0, self.n * self.m_y + 1.0, dtype=function.dtype))

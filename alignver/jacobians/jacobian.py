@@ -28,7 +28,7 @@ from alignver.network.functional import (
     require_memory,
     require_same_dtype,
 )
-from alignver.network.inputs import as_asked, as_inputs, dtype_name, resolve_dtype
+from alignver.network.inputs import as_inputs, dtype_name, full_precision, resolve_dtype
 from alignver.network.preserve_state import preserve_state
 from alignver.network.validate_model import Probed, probe, validate_model
 from alignver.progress import track
@@ -262,7 +262,7 @@ def probed_copy(
     """Bind a validated model to its inputs and probe it; compute in the requested dtype until the model is restored."""
     with preserve_state(model):
         function, x = bind(model, X, dtype, include_frozen=include_frozen)
-        with as_asked(function.device, function.dtype):
+        with full_precision(function.device, function.dtype):
             yield function, x, probe(function, x)
 
 

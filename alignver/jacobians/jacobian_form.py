@@ -138,7 +138,7 @@ def plan(
     if engine is not None:
         peak, flops = costs[engine]
         more = f", more than the {_gb(room)} available" if peak > room else ""
-        return Plan(engine, f"{engine}, as asked: {_gb(peak)}{more}", peak, flops)
+        return Plan(engine, f"{engine}, as requested: {_gb(peak)}{more}", peak, flops)
     against = []
     for name in ENGINES:
         peak, flops = costs[name]

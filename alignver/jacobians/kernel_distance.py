@@ -167,7 +167,7 @@ class RepresentationSnapshot:
             self.reason = f"{self.method}: two {N} x {N} matrices and the work on one take {memory / 1e9:.1f} GB, "
             self.reason += f"{room / 1e9:.1f} GB are available"
         else:
-            self.method, self.reason = method, f"{method}, as asked"
+            self.method, self.reason = method, f"{method}, as requested"
         self._start: torch.Tensor | JacobianOperator
         if self.method == "exact":
             self._start = gram(model, self._x, state=state, **self._options)

@@ -16,7 +16,7 @@ from alignver import require
 from alignver.errors import InvalidInput, first_line
 from alignver.jacobians.jacobian import bind, checked_chunk
 from alignver.network.functional import Functional, at_state, comparison_weights, require_state
-from alignver.network.inputs import as_asked, dtype_name
+from alignver.network.inputs import dtype_name, full_precision
 from alignver.network.preserve_state import preserve_state
 from alignver.network.validate_model import probe, recomputes, require_own_values, validate_model
 
@@ -199,7 +199,7 @@ class JacobianOperator:
 @contextlib.contextmanager
 def differentiable(function: Functional) -> Iterator[None]:
     """Compute in the requested dtype, with implementations of torch's operations that have all kinds of derivatives."""
-    with as_asked(function.device, function.dtype), sdpa_kernel([SDPBackend.MATH]), warnings.catch_warnings():
+    with full_precision(function.device, function.dtype), sdpa_kernel([SDPBackend.MATH]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they concern torch's internals, not the caller
         yield
 

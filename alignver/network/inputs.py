@@ -22,10 +22,10 @@ from alignver.samples import is_stream
 
 __all__ = [
     "RoundingObserver",
-    "as_asked",
     "as_inputs",
     "as_targets",
     "dtype_name",
+    "full_precision",
     "resolve_dtype",
     "taken",
     "without_cudnn_recurrence",
@@ -55,7 +55,7 @@ def resolve_dtype(model: nn.Module, dtype: str | None) -> torch.dtype:
 
 
 @contextlib.contextmanager
-def as_asked(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+def full_precision(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Compute in full ``dtype``: gradients on, autocast and inference mode off, no TF32 or bfloat16 products."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))

@@ -175,7 +175,7 @@ def test_every_engine_gives_the_verdict(engine):
     result = check_alignment(model, x, np.arange(16.0).reshape(8, 2), loss="squared", engine=engine)
     assert result.verdict is Verdict.HOLDS
     assert (result.measured["n"], result.measured["m_y"], result.measured["d"]) == (8, 2, 122)
-    assert result.measured["planned"].startswith(f"{engine}, as asked: ")
+    assert result.measured["planned"].startswith(f"{engine}, as requested: ")
     linear = torch.nn.Linear(3, 1).double()
     bent = x[:, 0] ** 2 + 1.0
     options = {"engine": engine, "tolerance": 1e-8, "certify": False}

@@ -63,7 +63,7 @@ def test_probes_agree(name):
     assert truth(model, other, x) <= high * (1 + 1e-10)
     assert low <= found.value <= high
     assert (found.method, found.rigor, found.products) == ("probes", Rigor.STATISTICAL, 12)
-    assert found.reason == "probes, as asked"
+    assert found.reason == "probes, as requested"
 
 
 def test_a_snapshot_follows_the_training():

@@ -49,7 +49,7 @@ def test_a_few_parameters_are_not_streamed():
 def test_overruled(engine):
     chosen = plan(100, 10, 11_000_000, memory=GB, engine=engine)
     assert chosen.engine == engine
-    assert "as asked" in chosen.reason
+    assert "as requested" in chosen.reason
     assert ("more than the 1.0 GB available" in chosen.reason) == (chosen.peak_bytes > GB)
 
 
