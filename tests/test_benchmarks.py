@@ -42,11 +42,12 @@ def run(collect, monkeypatch, tmp_path):
 
 def test_every_script_is_known_and_has_a_docstring(collect):
     scripts = {path.name for path in FOLDER.glob("*.py")} - {
+        "before_after.py",
         "collect.py",
         "gpu.py",
         "recheck.py",
         "data_sets.py",
-    }  # need a GPU; another version; data sets
+    }  # compares versions; runs the others; needs a GPU; another version; data sets
     assert {run.script for run in collect.RUNS.values()} == scripts
     assert all((FOLDER / script).read_text().startswith('"""') for script in scripts)
 

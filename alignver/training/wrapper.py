@@ -341,9 +341,9 @@ class EEWrapper(TrainedNetwork):
                 on_epoch(self, record)
         return self
 
-    def resume(self, guarantee: Guarantee, problem: CachedProblem | None, Y: Any) -> None:
+    def resume(self, found: Guarantee, problem: CachedProblem | None, Y: Any) -> None:
         """Continue in exploitation with loaded parameters (:mod:`alignver.training.checkpoint`)."""
-        self._exploit(guarantee, problem, self._targets(Y, guarantee.model.n), warn=False)
+        self._exploit(found, problem, self._targets(Y, found.model.n), warn=False)
 
     def _uses_cache(self, augment: Any) -> bool:
         return self.phase == EXPLOITING and self.cached and augment is None
