@@ -76,7 +76,7 @@ def rank(
     session: Session,
     a_file: Annotated[str, typer.Argument(metavar="A", help="The matrix: .npy, .npz, file.npz:key, .csv or .txt.")],
     expected: Annotated[
-        int | None, typer.Option("--rank", metavar="R", help="The rank that is claimed.", show_default="full row rank")
+        int | None, typer.Option("--rank", metavar="R", help="The rank that is claimed.", show_default="min(N, d)")
     ] = None,
     method: options.Method = "auto",
     rule: options.Rule = "golub",
@@ -86,7 +86,7 @@ def rank(
     backend: options.BackendOption = options.Backend.NUMPY,
     device: options.Device = "cpu",
 ) -> Exit:
-    """Does A have full row rank, or rank R?
+    """Does A have full rank, min(N, d), or rank R?
 
     Shows the singular values at the tolerance and the ranks by other rules and libraries.
 
