@@ -91,7 +91,7 @@ def check_rank(
     matrix = as_matrix(A, "A", computed_in=computed_in)
     full = min(int(size) for size in matrix.array.shape)
     if getattr(rank, "ndim", None) == 0:  # what matrix_rank of torch returns
-        rank = rank.item()  # type: ignore[union-attr]
+        rank = rank.item()  # type: ignore[union-attr]  # only a 0-d array or tensor gets here
     need = f"an integer from 0 to min(N, d) = {full}"
     claimed = full if rank is None else require.integer("rank", rank, least=0, most=full, need=need)
     search = search_proof(

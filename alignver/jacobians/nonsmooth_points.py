@@ -185,11 +185,11 @@ def find_nonsmooth_points(model: nn.Module, X: torch.Tensor, dtype: str | None) 
     return count_kinks(model, X, dtype=dtype)
 
 
-class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it unannotated
     """Inspect the operands of every operation with kinks before it runs."""
 
     def __init__(self, unit: float, eps: float | None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
         self.unit, self.eps = unit, eps
         self.samples = 1
         self.path: list[str] = []

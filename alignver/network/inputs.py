@@ -100,7 +100,7 @@ def without_cudnn_recurrence(model: nn.Module) -> Iterator[None]:
         cudnn.enabled = before
 
 
-class RoundingObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class RoundingObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it unannotated
     """Watch the operations of a forward pass for results narrower than their operands.
 
     A model may contain ``x.float()``; its float64 evaluation then has the accuracy of float32, and tolerances must
@@ -116,7 +116,7 @@ class RoundingObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
         self.coarsest = dtype
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

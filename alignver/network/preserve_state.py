@@ -166,7 +166,7 @@ class _Tensor:
 
 
 def _cuda_in_use() -> bool:
-    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]  # torch leaves it unannotated
 
 
 def _copy(scratch: dict[Any, torch.Tensor] | None, key: Any, tensor: torch.Tensor) -> torch.Tensor:

@@ -73,9 +73,9 @@ def _is_plain(module: nn.Module) -> bool:
         return False
     if any(_is_foreign(key, value, kind) for key, value in attributes.items()):
         return False
-    if kind is nn.Flatten and (module.start_dim < 1 or 0 <= module.end_dim < module.start_dim):  # type: ignore[operator]
+    if kind is nn.Flatten and (module.start_dim < 1 or 0 <= module.end_dim < module.start_dim):  # type: ignore[operator]  # numbers
         return False
-    if kind is nn.Dropout and module.training and module.p > 0:  # type: ignore[operator]
+    if kind is nn.Dropout and module.training and module.p > 0:  # type: ignore[operator]  # numbers
         return False
     parameters = [p for p in attributes["_parameters"].values() if p is not None]
     return all(type(p) is nn.Parameter and not p._backward_hooks and p.grad_fn is None for p in parameters)
@@ -86,11 +86,11 @@ def _is_foreign(key: str, value: Any, kind: type) -> bool:
     return isinstance(value, torch.Tensor) or (callable(value) and hasattr(kind, key))
 
 
-class _ParameterObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _ParameterObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it unannotated
     """Detect operations on the module's own parameters."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
         self.parameters = {id(p) for p in model.parameters()}
         self.seen = False
 

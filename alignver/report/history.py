@@ -133,7 +133,7 @@ class History(Sequence[Record]):
         same = isinstance(other, History) and self.config == other.config
         return same and self._records == list(other) if isinstance(other, History) else NotImplemented
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # records are compared by value, not hashed
 
     def append(self, record: Record) -> None:
         """Add a record of a later step."""

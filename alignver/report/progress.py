@@ -106,11 +106,11 @@ class Display:
 
     def advance(self, handle: object) -> None:
         """Move the task's bar by a step."""
-        self._progress.advance(TaskID(handle))  # type: ignore[arg-type]
+        self._progress.advance(TaskID(handle))  # type: ignore[arg-type]  # the handle is a task id
 
     def finish(self, handle: object) -> None:
         """Remove the task's line."""
-        task = TaskID(handle)  # type: ignore[arg-type]
+        task = TaskID(handle)  # type: ignore[arg-type]  # the handle is a task id
         self._progress.remove_task(task)
         self._open.remove(task)
         if not self._open:
@@ -233,11 +233,11 @@ class EpochTable:
 
     def advance(self, handle: object) -> None:
         """Move the task's bar by a step."""
-        self._bars.advance(TaskID(handle))  # type: ignore[arg-type]
+        self._bars.advance(TaskID(handle))  # type: ignore[arg-type]  # the handle is a task id
 
     def finish(self, handle: object) -> None:
         """Remove the task's line."""
-        self._bars.remove_task(TaskID(handle))  # type: ignore[arg-type]
+        self._bars.remove_task(TaskID(handle))  # type: ignore[arg-type]  # the handle is a task id
 
     def _write(self, row: Text) -> None:
         self._written = time.monotonic()

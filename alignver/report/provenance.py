@@ -40,7 +40,7 @@ def blas() -> str | None:
     """Return name and version of the BLAS that NumPy was built with, or None if they are unknown."""
     numpy = sys.modules.get("numpy")
     try:
-        build = numpy.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[union-attr]
+        build = numpy.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[union-attr]  # with mode="dicts" it returns a dict
         return f"{build['name']} {build['version']}"
     except (AttributeError, KeyError, TypeError):
         return None
@@ -58,7 +58,7 @@ def tf32() -> dict[str, Any] | None:
         try:
             for attribute in owner:
                 switch = getattr(switch, attribute)
-            state[name] = bool(switch.allow_tf32)  # type: ignore[union-attr]
+            state[name] = bool(switch.allow_tf32)  # type: ignore[union-attr]  # AttributeError is caught below
         except (AttributeError, RuntimeError):
             # torch raises for this switch once the newer one has been set.
             precision = getattr(switch, "fp32_precision", None)

@@ -32,7 +32,7 @@ _KEYS |= {"epochs", "history", "training", "exploitation"}
 def state(wrapper: EEWrapper) -> dict[str, Any]:
     """Return parameters, optimiser, generators, counters and history as plain data; the tensors are not copied."""
     wrapper.require_prepared("checkpoint")
-    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
     return {
         "network": wrapper.module.state_dict(),
         "optimizer": wrapper.optimizer.state_dict(),

@@ -229,7 +229,7 @@ def plain_descent(optimizer: torch.optim.Optimizer) -> bool:
 def take_step(optimizer: torch.optim.Optimizer, closure: Callable[[], torch.Tensor]) -> None:
     """Evaluate the loss and its gradient by ``closure``, as often as the optimiser needs, and take one step."""
     if isinstance(optimizer, torch.optim.LBFGS | Accelerated | Newton):
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        optimizer.step(closure)  # type: ignore[no-untyped-call]  # torch leaves it unannotated
     else:
         closure()
         optimizer.step()

@@ -261,15 +261,21 @@ class AlignmentTracker:
         Parameters
         ----------
         step : int, optional
-            t, for callers that count the steps themselves.
+            t >= 0, for callers that count the steps themselves.
 
         Returns
         -------
         Record or None
             None if no check was due.
+
+        Raises
+        ------
+        InvalidInput
+            If the step is not a non-negative integer; the step count is then as before.
         """
         self.clock.start()
-        last, self.step = self.step, self.step + 1 if step is None else step
+        step = self.step + 1 if step is None else require.integer("step", step, least=0)
+        last, self.step = self.step, step
         first = not len(self.history)
         return self.check() if first or self.schedule.due_at_step(last, self.step, self.clock) else None
 

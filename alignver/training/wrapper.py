@@ -386,7 +386,7 @@ class EEWrapper(TrainedNetwork):
                 raise InvalidInput("optimizer", got, _SMALLER_STEP, code="not-finite")
             if not first:
                 first.append((value, values.detach()))
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
             return loss
 
         if self.phase == EXPLOITING and not self._warned and self.guarantee is not None:

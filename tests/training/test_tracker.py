@@ -395,3 +395,13 @@ def test_resume_goes_on_with_counts_changes_and_theorem(tmp_path):
         AlignmentTracker(model, x + 1.0, y, path=tmp_path / "h.jsonl", resume=True, **options)
     with pytest.raises(InvalidInput, match="resume=True"):
         AlignmentTracker(model, x, y, path=tmp_path / "h.jsonl", **options)
+
+
+@pytest.mark.parametrize("step", ["a", -4, 1.5, True])
+def test_a_step_that_is_no_count_is_refused_and_changes_nothing(step):
+    x, y = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
+    tracker = AlignmentTracker(nn.Sequential(nn.Linear(3, 2)), x, y, loss="cross_entropy")
+    tracker.update(7)
+    with pytest.raises(InvalidInput, match="step") as caught:
+        tracker.update(step)
+    assert (caught.value.code, tracker.step) == ("not-an-integer", 7)
