@@ -98,7 +98,7 @@ class Run:
             "machine": {**machine(), **card()},
             "versions": versions(),
             "seconds": 0.0,
-            "found": {},
+            "results": {},
         }
         self.keep()
 
@@ -118,7 +118,7 @@ class Run:
 
     def note(self, name: str, value: Any) -> None:
         """Store a number immediately."""
-        self.document["found"][name] = value
+        self.document["results"][name] = value
         print(f"  {name}: {_short(value)}", flush=True)
         self.keep()
 
@@ -339,17 +339,17 @@ class Comparisons:
         except Exception:
             self._one(name, "it runs", False, _clean(traceback.format_exc()[-1500:]))
         self.seconds[name] = round(time.perf_counter() - began, 2)
-        self.run.document["found"] = {
+        self.run.document["results"] = {
             "comparisons": len(self.made),
             "disagreements": self.disagreements,
-            "open on one side": self.open,
-            "made": self.made,
+            "undecided on one side": self.open,
+            "details": self.made,
             "seconds": self.seconds,
         }
         self.run.keep()
 
     def _one(self, name: str, bound: str, kept: bool, measured: Any) -> None:
-        self.made.append({"what": name, "bound": bound, "kept": kept, "measured": measured})
+        self.made.append({"what": name, "bound": bound, "satisfied": kept, "measured": measured})
         if not kept:
             self.disagreements.append(f"{name}: {bound}: {_short(measured)}")
             print(f"  DISAGREES {self.disagreements[-1]}", flush=True)
@@ -602,7 +602,7 @@ def cholesky(run: Run) -> None:
                     "peak_gib": peak(run),
                 },
             )
-    proofs = [value for key, value in run.document["found"].items() if key.startswith("n = ")]
+    proofs = [value for key, value in run.document["results"].items() if key.startswith("n = ")]
     if any((value["verdict"], value["rigor"]) != ("HOLDS", "PROOF") for value in proofs):
         raise RuntimeError("a proof was refused")
 
@@ -702,7 +702,7 @@ def exploitation(run: Run) -> None:
 
 
 def _trained(one: ImageRun, setting: Setting, folder: str) -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         single = dataclasses.replace(TABLE3, parts=lambda setting: [one.part(setting)], claims=lambda setting: ())
@@ -717,7 +717,7 @@ def table3(run: Run) -> None:
     if run.dry:
         runs = [dataclasses.replace(one, effort=Effort(2, 1, 2, 40), tau=one.tau and 0.5) for one in runs[:2]]
     kept: dict[str, Any] = {}
-    workers = run.size(1, min(5, len(os.sched_getaffinity(0))))
+    workers = run.size(1, min(len(runs), len(os.sched_getaffinity(0))))
     with tempfile.TemporaryDirectory() as folder:
         with multiprocessing.get_context("spawn").Pool(workers) as pool:  # ends running processes on exit
             ends = pool.imap_unordered(functools.partial(_trained, setting=setting, folder=folder), runs)

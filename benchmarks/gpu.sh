@@ -51,10 +51,10 @@ if [ -n "$dry" ]; then
 else
   step tests 120
   step agreement 60
-  step cholesky 110
+  step cholesky 80
   step alignment 50
   step exploitation 40
-  step table3 130
+  step table3 170
   step jacobian 60
   step mnist 540
 fi

@@ -58,7 +58,9 @@ def _section(document: dict[str, Any]) -> str:
 def _step(document: dict[str, Any]) -> str:
     """Show a step of benchmarks/gpu.py: its numbers line by line, with machine and versions."""
     machine, versions = document["machine"], document["versions"]
-    lines = [f"{name}: {_told(value)}" for name, value in document["found"].items() if name not in ("made", "seconds")]
+    lines = [
+        f"{name}: {_told(value)}" for name, value in document["results"].items() if name not in ("details", "seconds")
+    ]
     return "\n".join(
         [
             f"**{document['step']}**: {document['status']}.",

@@ -145,7 +145,7 @@ def test_a_step_keeps_what_it_found_before_it_failed(perform):
         raise ValueError(f"in {Path(__file__).resolve()}")
 
     code, document = perform(work)
-    assert (code, document["found"]) == (1, {"one": 1.0})
+    assert (code, document["results"]) == (1, {"one": 1.0})
     assert document["status"] == f"failed: in {Path(__file__).name}"
     assert {"accelerator", "driver"}.isdisjoint(document["machine"])
     assert {"python", "torch", "numpy"} <= set(document["versions"])
@@ -164,7 +164,7 @@ def test_a_step_that_cannot_run_is_skipped_and_one_that_is_stopped_says_so(gpu, 
     assert perform(cannot)[0] == 0
     assert perform(cannot)[1]["status"] == "skipped: there is none"
     code, document = perform(stopped)
-    assert (code, document["status"], document["found"]) == (1, "stopped by its time limit", {"one": 1.0})
+    assert (code, document["status"], document["results"]) == (1, "stopped by its time limit", {"one": 1.0})
 
 
 def test_the_step_whose_code_is_not_there_is_skipped(gpu, perform):
@@ -186,9 +186,9 @@ def test_disagreements_are_counted_and_open_verdicts_are_told(gpu, perform):
         made.of("far", lambda: gpu.near([1.0, 2.0], [1.0, 2.0 + 2.0**-30]))
         made.of("raises", lambda: gpu.near([1.0], None))
 
-    found = perform(work)[1]["found"]
+    found = perform(work)[1]["results"]
     assert [line.split(":")[0] for line in found["disagreements"]] == ["opposite", "far", "raises"]
-    assert [entry["verdicts"] for entry in found["open on one side"]] == [["HOLDS", "UNDECIDED"]]
+    assert [entry["verdicts"] for entry in found["undecided on one side"]] == [["HOLDS", "UNDECIDED"]]
 
 
 def test_nothing_is_decided_with_other_arithmetic(gpu, perform, monkeypatch):

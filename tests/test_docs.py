@@ -249,7 +249,7 @@ def test_pages_say_what_ran_on_a_card(tmp_path, monkeypatch):
         "processor": "a CPU",
         "cores": 16,
     }
-    found = {"n = 60000": {"verdict": "HOLDS", "seconds": 12.3456}, "disagreements": [], "made": ["many"]}
+    found = {"n = 60000": {"verdict": "HOLDS", "seconds": 12.3456}, "disagreements": [], "details": ["many"]}
     kept = {
         "step": "own",
         "status": "done",
@@ -257,7 +257,7 @@ def test_pages_say_what_ran_on_a_card(tmp_path, monkeypatch):
         "machine": of,
         "versions": {"torch": "2.11"},
     }
-    (tmp_path / "own.json").write_text(json.dumps({**kept, "found": found, "seconds": 20.0}))
+    (tmp_path / "own.json").write_text(json.dumps({**kept, "results": found, "seconds": 20.0}))
     performance_tables.write()
     text = (tmp_path / "made" / "gpu.md").read_text()
     assert "**own**: done." in text

@@ -115,6 +115,9 @@ def _option_names(parameter: inspect.Parameter) -> Iterator[tuple[str, str]]:
     """Yield the names by which the library may know an option, each with the option."""
     for described in typing.get_args(parameter.annotation)[1:]:
         if isinstance(described, typer.models.OptionInfo):
+            if not described.param_decls and typing.get_args(parameter.annotation)[0] is not bool:
+                # typer 0.27 derives an option's name from its metavar if the two differ in case only.
+                described.param_decls = ("--" + parameter.name.replace("_", "-"),)
             declared = next(iter(described.param_decls or ()), "--" + parameter.name.replace("_", "-"))
             option = declared.partition("/")[0]
             yield parameter.name, option

@@ -57,7 +57,7 @@ __all__ = [
 
 CHUNK = 1024  # rows of a product that is computed at a time, so that it is still in the cache when it is subtracted
 _STEP = 32  # columns that a solve computes one by one: the rest of it is matrix products
-_ROWS = 8192  # rows of a piece on a device: enough to keep it busy, and 64 MiB
+_ROWS = 65536  # rows of a piece on a device, 512 MiB: substitution is bound by the number of calls, not by their size
 _EMULATION = "CUBLAS_EMULATE_DOUBLE_PRECISION"  # cuBLAS 13: float64 products from 8-bit integers
 _MANIFEST = "tiles.json"
 
@@ -336,6 +336,7 @@ def _substitute(part: Array, lower: Array) -> Array:
     """
     width, rows = int(lower.shape[0]), int(part.shape[0])
     x = like(np.zeros((min(_STEP, width), rows)), part)  # the columns of a step, each contiguous
+    pivots = host(namespace(lower).linalg.diagonal(lower)).tolist()
     for low in range(0, width, _STEP):
         high = min(low + _STEP, width)
         triangle = lower[low:high, low:high]
@@ -343,9 +344,10 @@ def _substitute(part: Array, lower: Array) -> Array:
         if low:
             x[: high - low, :] -= lower[low:high, :low] @ part[:, :low].T
         for c in range(high - low):
+            column = x[c, :]
             if c:
-                x[c, :] -= triangle[c, :c] @ x[:c, :]
-            x[c, :] /= triangle[c, c]
+                column -= triangle[c, :c] @ x[:c, :]
+            column /= pivots[low + c]
         part[:, low:high] = x[: high - low, :].T
     return part
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.func import functional_call
 
 from alignver.errors import InvalidInput
-from alignver.network.inputs import dtype_name, without_cudnn_recurrence
+from alignver.network.inputs import dtype_name, without_fused_layers
 
 __all__ = [
     "Functional",
@@ -156,7 +156,7 @@ class Functional:
         values = {**self.held, **theta}
         tensors = {place: values[name] for place, name in self.places.items()}
         # With tie_weights=True torch swaps a module with two names twice, and restores the wrong tensors.
-        with without_cudnn_recurrence(self.model):
+        with without_fused_layers(self.model):
             out: torch.Tensor = functional_call(self.model, tensors, (x,), tie_weights=False)
         return out
 

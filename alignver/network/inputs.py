@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -28,7 +31,7 @@ __all__ = [
     "full_precision",
     "resolve_dtype",
     "taken",
-    "without_cudnn_recurrence",
+    "without_fused_layers",
 ]
 
 
@@ -88,16 +91,43 @@ def _full_float32() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def without_cudnn_recurrence(model: nn.Module) -> Iterator[None]:
-    """Disable cuDNN for a model with recurrent layers: in eval mode cuDNN has no backward pass for them."""
+def without_fused_layers(model: nn.Module) -> Iterator[None]:
+    """Run layers whose fused GPU kernels are inexact, or lack derivatives, by torch's other operations.
+
+    Recurrent layers: in eval mode cuDNN has no backward pass for them. Weight normalisation: the kernel for float64 has
+    the accuracy of float32 (a relative error of 1e-8 on an H200 with torch 2.11), and torch.func knows no batching rule
+    for its derivative.
+    """
     cudnn: Any = torch.backends.cudnn
     before = cudnn.enabled
-    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
-        cudnn.enabled = False
-    try:
-        yield
-    finally:
-        cudnn.enabled = before
+    with contextlib.ExitStack() as stack:
+        try:
+            if next(model.parameters()).device.type != "cpu":
+                if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+                    cudnn.enabled = False
+                if any(_normalises_weights(module) for module in model.modules()):
+                    stack.enter_context(_WeightNormByDefinition())
+            yield
+        finally:
+            cudnn.enabled = before
+
+
+def _normalises_weights(module: nn.Module) -> bool:
+    hooks = module._forward_pre_hooks.values()
+    return isinstance(module, parametrizations._WeightNorm) or any(isinstance(hook, WeightNorm) for hook in hooks)
+
+
+def _weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int = 0) -> torch.Tensor:
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+class _WeightNormByDefinition(TorchFunctionMode):
+    """Compute v g / ||v|| by elementary operations."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch._weight_norm:
+            return func(*args, **(kwargs or {}))
+        return _weight_norm(*args, **(kwargs or {}))
 
 
 class RoundingObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it unannotated

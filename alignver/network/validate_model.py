@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignver.errors import InvalidInput, first_line
 from alignver.network.functional import Functional, comparison_weights
-from alignver.network.inputs import RoundingObserver, dtype_name, without_cudnn_recurrence
+from alignver.network.inputs import RoundingObserver, dtype_name, without_fused_layers
 
 __all__ = ["Probed", "is_sample_independent", "probe", "probes", "recomputes", "require_own_values", "validate_model"]
 _PROBES = 8  # samples that probe() evaluates, spread over X
@@ -377,7 +377,7 @@ def _require_same_gradient(function: Functional, x: torch.Tensor) -> None:
     narrow = dataclasses.replace(function, theta=theta, held=held, dtype=native)
     before = _versions(model)
     try:
-        with without_cudnn_recurrence(model):
+        with without_fused_layers(model):
             direct = model(narrow.batch(x))
     except Exception:
         if native == function.dtype:

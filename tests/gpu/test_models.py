@@ -85,6 +85,18 @@ def test_recurrent_layers_in_eval_mode(device, kind):
     assert close(av.gram(there, x_there), J @ J.T)
 
 
+def test_weight_normalisation_by_a_hook(device):
+    """The fused kernel for float64 on CUDA is accurate to float32 only: it must not be used."""
+
+    here = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    there = copy.deepcopy(here).to(device)
+    for model in (here, there):
+        with pytest.warns(FutureWarning, match="weight_norm"):
+            nn.utils.weight_norm(model[0])
+    x = torch.randn(5, 3, dtype=torch.float64)
+    assert close(av.jacobian(there, x.to(device)), av.jacobian(here, x))
+
+
 @pytest.mark.parametrize("dtype", ["same", "float64"])
 def test_a_float32_model(device, dtype):
     model, x = build("lenet")
