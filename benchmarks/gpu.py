@@ -344,7 +344,7 @@ class Comparisons:
             "disagreements": self.disagreements,
             "undecided on one side": self.open,
             "details": self.made,
-            "seconds": self.seconds,
+            "seconds by comparison": self.seconds,
         }
         self.run.keep()
 
@@ -702,7 +702,7 @@ def exploitation(run: Run) -> None:
 
 
 def _trained(one: ImageRun, setting: Setting, folder: str) -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         single = dataclasses.replace(TABLE3, parts=lambda setting: [one.part(setting)], claims=lambda setting: ())
@@ -717,7 +717,7 @@ def table3(run: Run) -> None:
     if run.dry:
         runs = [dataclasses.replace(one, effort=Effort(2, 1, 2, 40), tau=one.tau and 0.5) for one in runs[:2]]
     kept: dict[str, Any] = {}
-    workers = run.size(1, min(len(runs), len(os.sched_getaffinity(0))))
+    workers = run.size(1, min(5, len(os.sched_getaffinity(0))))  # ten at a time are slower
     with tempfile.TemporaryDirectory() as folder:
         with multiprocessing.get_context("spawn").Pool(workers) as pool:  # ends running processes on exit
             ends = pool.imap_unordered(functools.partial(_trained, setting=setting, folder=folder), runs)

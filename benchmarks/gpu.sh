@@ -54,7 +54,7 @@ else
   step cholesky 80
   step alignment 50
   step exploitation 40
-  step table3 170
+  step table3 155
   step jacobian 60
   step mnist 540
 fi

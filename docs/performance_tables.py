@@ -10,6 +10,7 @@ HERE = pathlib.Path(__file__).parent
 RESULTS = HERE / "results" / "benchmarks"
 SECTIONS = HERE / "_generated" / "performance.md"
 CARDS = HERE / "results" / "gpu"
+_LONG = {"details", "seconds by comparison", "end", "evidence"}  # in the JSON only
 
 
 def write(*_: Any) -> None:
@@ -19,7 +20,7 @@ def write(*_: Any) -> None:
     SECTIONS.write_text("\n".join([*_summary(documents), *map(_section, documents)]) + "\n")
     steps = [json.loads(path.read_text()) for path in sorted(CARDS.glob("*.json"))]
     nothing = "Nothing yet: no run on a card has been kept, and no number on these pages is from one."
-    SECTIONS.with_name("gpu.md").write_text("\n".join(map(_step, steps)) + "\n" if steps else nothing + "\n")
+    SECTIONS.with_name("gpu.md").write_text(_gpu_page(steps) + "\n" if steps else nothing + "\n")
 
 
 def _summary(documents: list[dict[str, Any]]) -> list[str]:
@@ -55,32 +56,37 @@ def _section(document: dict[str, Any]) -> str:
     )
 
 
-def _step(document: dict[str, Any]) -> str:
-    """Show a step of benchmarks/gpu.py: its numbers line by line, with machine and versions."""
-    machine, versions = document["machine"], document["versions"]
-    lines = [
-        f"{name}: {_told(value)}" for name, value in document["results"].items() if name not in ("details", "seconds")
-    ]
-    return "\n".join(
-        [
-            f"**{document['step']}**: {document['status']}.",
+def _gpu_page(documents: list[dict[str, Any]]) -> str:
+    """Show the steps of benchmarks/gpu.py, with machine and versions where they differ from those before."""
+    parts, before = [], ""
+    for document in documents:
+        machine = document["machine"]
+        where = (
+            f"{machine['accelerator']}, {machine['accelerator_gib']} GiB, driver {machine['driver']}, CUDA "
+            f"{machine['cuda']}; {machine['processor']}, {machine['cores']} cores; "
+            + ", ".join(f"{name} {version}" for name, version in document["versions"].items())
+        )
+        if where != before:
+            parts += [where + ".", ""]
+        before = where
+        lines = [f"{name}: {_told(value)}" for name, value in document["results"].items() if name not in _LONG]
+        parts += [
+            f"**{document['step']}**: {document['status']}, {document['date'][:10]}, {document['seconds']} s; "
+            f"{{download}}`JSON <results/gpu/{document['step']}.json>`.",
             "",
             "```text",
             *lines,
             "```",
             "",
-            f"{document['date'][:10]}; {machine['accelerator']}, {machine['accelerator_gib']} GiB, driver "
-            f"{machine['driver']}, CUDA {machine['cuda']}; {machine['processor']}, {machine['cores']} cores; "
-            + ", ".join(f"{name} {version}" for name, version in versions.items())
-            + f"; {document['seconds']} s; {{download}}`JSON <results/gpu/{document['step']}.json>`.",
-            "",
         ]
-    )
+    return "\n".join(parts)
 
 
 def _told(value: Any) -> str:
     if isinstance(value, dict):
-        return "; ".join(f"{name} {_told(own)}" for name, own in value.items() if own not in (None, [], {}))
+        return "; ".join(
+            f"{name} {_told(own)}" for name, own in value.items() if own not in (None, [], {}) and name not in _LONG
+        )
     if isinstance(value, list):
         return ", ".join(map(_told, value)) or "none"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -260,7 +260,7 @@ def test_pages_say_what_ran_on_a_card(tmp_path, monkeypatch):
     (tmp_path / "own.json").write_text(json.dumps({**kept, "results": found, "seconds": 20.0}))
     performance_tables.write()
     text = (tmp_path / "made" / "gpu.md").read_text()
-    assert "**own**: done." in text
+    assert "**own**: done, 2026-11-26" in text
     assert "n = 60000: verdict HOLDS; seconds 12.35\ndisagreements: none\n```" in text
     assert "a card, 80 GiB, driver 1.2, CUDA 13.0" in text
 
