@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from alignver.checks.data import merge_sentence, refutation
-from alignver.checks.membership import check_membership
+from alignver.checks.membership import membership_of
 from alignver.errors import InvalidInput
 from alignver.jacobians.factored_proof import prove_by_factors
-from alignver.jacobians.jacobian_form import JacobianForm, gram_first, planned, represent
+from alignver.jacobians.jacobian_form import JacobianForm, gram_first, planned, represent, represent_square
 from alignver.jacobians.nonsmooth_points import find_nonsmooth_points
 from alignver.jacobians.prepare import prepare_alignment
 from alignver.network.functional import parameter_layout
@@ -67,9 +67,9 @@ def check_alignment(
     engine : {"dense", "streamed", "gram", "matrix-free"}, optional
         The representation of J; by default the first that fits into memory
         (:func:`alignver.jacobians.jacobian_form.plan`): J itself, the triangle of its streamed QR, or products with it
-        (LSMR, bounds only). A proof through the verified Gram matrix of the layers' factors is tried before them if it
-        is cheaper (``method="auto"`` with ``certify``), and always with ``"gram"``; if it fails because of the
-        conditioning, the others follow.
+        (LSMR, bounds only). With ``method="auto"`` the Gram matrix of the layers' factors is tried before them if it is
+        cheaper, and always with ``"gram"``: if it shows full row rank, every target is reached. Otherwise an N x N
+        matrix with the column space and the singular values of J follows, from the same factors or from a streamed QR.
 
     Returns
     -------
@@ -103,14 +103,9 @@ def check_alignment(
     """
     began = time.perf_counter()
     check = functools.partial(
-        check_membership,
-        method=method,
-        rule=rule,
-        certify=certify,
-        tolerance=tolerance,
-        residual_tolerance=residual_tolerance,
+        membership_of, method=method, rule=rule, tolerance=tolerance, residual_tolerance=residual_tolerance
     )
-    check(np.ones((1, 1)), np.ones(1))  # refuses an invalid option before the long computation
+    check(np.ones((1, 1)), np.ones(1), certify=certify)  # refuses an invalid option before the long computation
     if engine == "gram" and (method != "auto" or not certify):
         got = f"engine='gram' with method={method!r}, certify={certify}"
         need = "method='auto' and certify=True: the Gram matrix gives proofs only"
@@ -126,7 +121,8 @@ def check_alignment(
     J: JacobianForm
     result: CheckResult | None = None
     failure = ""
-    if engine == "gram" or (method == "auto" and certify and engine is None and gram_first(n, m_y, d, plan)):
+    large = method == "auto" and engine is None and gram_first(n, m_y, d, plan)
+    if engine == "gram" or large:
         if bound.sentence:
             failure = f"rank J <= {bound.value}"
         else:
@@ -140,16 +136,18 @@ def check_alignment(
                 chunk_size=chunk_size,
                 plan=plan,
                 required=engine == "gram",
+                certify=certify,
             )
             result, failure = attempt.result, attempt.reason
             words = f"gram: from layer factors, without forming J; fallback: {plan.engine}"
             J = JacobianForm(None, n, m_y, d, attempt.computed_in, words, attempt.dtype)
     if result is None:
-        J = represent(prepared.model, prepared.x, plan, dtype=dtype, chunk_size=chunk_size)
+        representation = represent_square if large else represent
+        J = representation(prepared.model, prepared.x, plan, dtype=dtype, chunk_size=chunk_size)
         y = torch.from_numpy(prepared.y).to(J.matrix.device)
-        result = check(J.matrix, y, computed_in=J.computed_in)
+        result = check(J.matrix, y, computed_in=J.computed_in, certify=certify and J.certifiable, columns=d)
         if failure:
-            line = f"no proof through the Gram matrix of layer factors: {failure}"
+            line = f"no {'proof' if certify else 'answer'} through the Gram matrix of layer factors: {failure}"
             result = dataclasses.replace(result, evidence=(*result.evidence, line))
     nonsmooth = find_nonsmooth_points(prepared.model, prepared.x, dtype)
     measured = {

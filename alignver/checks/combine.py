@@ -18,13 +18,12 @@ from alignver.arrays import Entries
 from alignver.errors import InvalidInput
 from alignver.linalg import rank_rules
 from alignver.linalg.norms import norm
-from alignver.linalg.rank_rules import Scale
+from alignver.linalg.rank_rules import FACTOR, Scale
 from alignver.linalg.svd import RangeProfile
 from alignver.proof.decision import Ball, Decision
 from alignver.results import CheckResult, Rigor, Subject, Tolerance, Verdict, shown_down
 
 __all__ = [
-    "FACTOR",
     "KINDS",
     "ProofSearch",
     "ToleranceInterval",
@@ -35,9 +34,6 @@ __all__ = [
     "residual_tolerance",
     "search_proof",
 ]
-
-FACTOR = 10.0
-"""How far a tolerance may be off, either way, without the verdict changing (THEORY: [tau/10, 10 tau])."""
 
 KINDS = {Verdict.HOLDS: "at-tolerance", Verdict.FAILS: "not-at-tolerance", Verdict.UNDECIDED: "tolerance-decides"}
 """The last part of the code of a numerical answer."""
@@ -226,6 +222,7 @@ def search_proof(
     tolerance: float | None,
     computed_in: str | None,
     ball: Ball | None,
+    columns: int | None = None,
 ) -> ProofSearch:
     """Search for a proof if the method allows one.
 
@@ -238,13 +235,15 @@ def search_proof(
         The target, or the claimed rank.
     method, rule, certify, tolerance, computed_in, ball
         The arguments of the check.
+    columns : int, optional
+        The number of columns for the rank rules, if the matrix stands for a wider one.
     """
     if method != "exact" and not (method == "auto" and certify):
         if ball is not None:
             got = f"a ball with method={method!r}, certify={certify}"
             raise InvalidInput("ball", got, "method='auto' and certify=True", "conflicting-arguments")
         return ProofSearch()
-    cover = _covered_ball(matrix, rule, tolerance, computed_in, ball)
+    cover = _covered_ball(matrix, rule, tolerance, computed_in, ball, columns)
     if cover is not None and method == "exact":
         got = "'exact' about a ball, or about entries with computed_in"
         need = "'auto': exact arithmetic is about a single matrix, a ball or a rounded computation about many"
@@ -262,7 +261,7 @@ def search_proof(
 
 
 def _covered_ball(
-    matrix: Entries, rule: str, given: float | None, computed_in: str | None, ball: Ball | None
+    matrix: Entries, rule: str, given: float | None, computed_in: str | None, ball: Ball | None, columns: int | None
 ) -> Ball | None:
     """Return the ball that a proof has to cover: the caller's, or that of the tolerance if the entries were rounded.
 
@@ -272,7 +271,8 @@ def _covered_ball(
     """
     if ball is not None or computed_in is None:
         return ball
-    rows, columns = (int(size) for size in matrix.array.shape)
+    rows = int(matrix.array.shape[0])
+    columns = int(matrix.array.shape[1]) if columns is None else columns
     size = norm(matrix.array)
     scale = Scale(rows, columns, size, math.sqrt(columns) * size, matrix.eps, matrix.handed_eps)
     return Ball(norm=min(rank_rules.tolerance(rule, scale, given).value, sys.float_info.max))

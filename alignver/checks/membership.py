@@ -30,7 +30,7 @@ from alignver.proof.decision import Ball
 from alignver.proof.prove import prove_membership
 from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict
 
-__all__ = ["check_membership"]
+__all__ = ["check_membership", "membership_of"]
 
 METHODS = ("auto", "svd", "qr", "lstsq", "exact")
 STATEMENT = "Membership of y in the column space of J"
@@ -112,6 +112,38 @@ def check_membership(
     >>> check_membership(J, np.array([2.0, 3.0, 6.0])).verdict
     <Verdict.FAILS: 'FAILS'>
     """
+    return membership_of(
+        J,
+        y,
+        method=method,
+        rule=rule,
+        certify=certify,
+        tolerance=tolerance,
+        residual_tolerance=residual_tolerance,
+        computed_in=computed_in,
+        ball=ball,
+    )
+
+
+@np.errstate(all="ignore")
+def membership_of(
+    J: Any,
+    y: Any,
+    *,
+    method: str,
+    rule: str,
+    certify: bool,
+    tolerance: float | None,
+    residual_tolerance: float | None,
+    computed_in: str | None = None,
+    ball: Ball | None = None,
+    columns: int | None = None,
+) -> CheckResult:
+    """Return :func:`check_membership`, with the tolerances of a matrix of ``columns`` columns that J stands for.
+
+    A matrix with the column space and the singular values of a wider one has other dimensions, and rank rules depend on
+    the dimensions.
+    """
     began = time.perf_counter()
     require.one_of("method", method, METHODS)
     rank_rules.find(rule)
@@ -127,6 +159,8 @@ def check_membership(
     limit = residual_tolerance
     if limit is None:
         limit = default_residual_tolerance(max(matrix.eps, target.eps))
+    if columns is None:
+        columns = int(matrix.array.shape[1])
     search = search_proof(
         prove_membership,
         matrix,
@@ -137,8 +171,11 @@ def check_membership(
         tolerance=tolerance,
         computed_in=computed_in,
         ball=ball,
+        columns=columns,
     )
-    numerical = _numerically(matrix, target, method, rule, tolerance, limit) if search.needs_numerics else None
+    numerical = None
+    if search.needs_numerics:
+        numerical = _numerically(matrix, target, method, rule, tolerance, limit, columns)
     result = combine(search, numerical, subject="J", name="membership", statement=STATEMENT)
     return dataclasses.replace(result, cost={"seconds": time.perf_counter() - began})
 
@@ -163,15 +200,17 @@ class _Answer:
         return {"verdict": self.verdict.value, "rank": self.rank, "residual": self.residual, **self.more}
 
 
-def _numerically(J: Entries, y: Entries, method: str, rule: str, given: float | None, limit: float) -> CheckResult:
+def _numerically(
+    J: Entries, y: Entries, method: str, rule: str, given: float | None, limit: float, columns: int
+) -> CheckResult:
     # Powers of two scale J and y into the range where squares neither overflow nor underflow, without rounding.
     unit, y_unit = extreme_scale(J.array), extreme_scale(y.array)
     matrix = J.array if unit == 1.0 else J.array / unit
     target = y.array if y_unit == 1.0 else y.array / y_unit
-    rows, columns = (int(size) for size in matrix.shape)
+    rows = int(matrix.shape[0])
     methods: tuple[str, ...] = (method,)
     if method == "auto":
-        methods = ("svd", "qr", "lstsq") if rows * columns <= _LSTSQ_ENTRIES else ("svd", "qr")
+        methods = ("svd", "qr", "lstsq") if math.prod(matrix.shape) <= _LSTSQ_ENTRIES else ("svd", "qr")
 
     profiles: dict[str, RangeProfile] = {}
     solver = least_squares(matrix, target) if "lstsq" in methods else None

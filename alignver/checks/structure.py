@@ -14,13 +14,13 @@ from alignver import require
 from alignver.arrays import EPS, as_matrix, host
 from alignver.errors import InvalidInput
 from alignver.linalg import rank_rules
+from alignver.linalg.rank_rules import FACTOR
 from alignver.results import Bound, CheckResult, Rigor, Subject, Tolerance, Verdict
 
 __all__ = ["STATEMENT", "Indicator", "check_structure", "indicator"]
 
 STATEMENT = "Common model structure (Assumption 1)"
 _AFTER = 64  # operations that a term passes through after it was multiplied by its parameter
-_FACTOR = 10.0
 _KINDS = {Verdict.HOLDS: "sampled", Verdict.FAILS: "residual", Verdict.UNDECIDED: "rounding"}
 
 
@@ -92,7 +92,7 @@ def check_structure(
     terms = require.integer("terms", terms, least=0)
     require.one_of("computed_in", computed_in, EPS)
     limit = _tolerance(tolerance, terms, EPS[computed_in])
-    fails = _FACTOR * (limit.value if tolerance is not None else max(limit.value, math.sqrt(limit.eps)))
+    fails = FACTOR * (limit.value if tolerance is not None else max(limit.value, math.sqrt(limit.eps)))
     residuals, worst_at = [], []
     for (f, p), size in zip(pairs, sizes):
         gap = np.abs(f - p)

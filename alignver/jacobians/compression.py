@@ -195,6 +195,12 @@ class CompressedJacobian:
         """Operations of :meth:`factor`: two sweeps of two products with the compressed matrix."""
         return 8.0 * (self.n * self.m_y) ** 2 * self.columns
 
+    @property
+    def peak_bytes(self) -> int:
+        """Memory of :meth:`factor`: the compressed matrix, its rotation, and a few N x N matrices."""
+        N = self.n * self.m_y
+        return 8 * N * (2 * self.columns + 8 * N)
+
     @classmethod
     def suits(cls, model: nn.Module, X: Any, *, dtype: str | None = "float64") -> CompressedJacobian | None:
         """Return the compressed Jacobian of a model, or None if the model has another structure."""

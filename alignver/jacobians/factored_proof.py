@@ -28,7 +28,7 @@ from alignver.jacobians.operator import JacobianOperator
 from alignver.jacobians.sample_blocks import Block
 from alignver.kernel import Certificate, seal
 from alignver.linalg import rank_rules
-from alignver.linalg.rank_rules import Scale
+from alignver.linalg.rank_rules import FACTOR, Scale
 from alignver.network.functional import parameter_layout
 from alignver.network.inputs import dtype_name, resolve_dtype
 from alignver.proof.factored_gram import FactoredRank, Layer, row_rank_by_factors
@@ -39,6 +39,7 @@ BUDGET = 1 << 29  # default limit on the bytes of factors in float64
 STORED = 1 << 26  # largest factors, in bytes, that a certificate holds; of larger ones it holds the digests
 _PROBES = 8  # products that estimate the norm of columns without factors
 STEP = "gram of layer factors"
+_STATEMENT = "Membership of y in the column space of J"
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -196,10 +197,12 @@ def prove_by_factors(
     chunk_size: int | None,
     plan: Plan,
     required: bool,
+    certify: bool = True,
 ) -> Attempt:
     """Try to prove that the Jacobian has full row rank from the factors of its layers.
 
-    ``plan`` is the engine that comes next; a proof that would take longer is tried only if ``required`` is set.
+    ``plan`` is the engine that comes next; a proof that would take longer is tried only if ``required`` is set. Without
+    ``certify`` the same computation makes a numerical answer: at every tolerance up to ten times the rule's.
     """
     factors = layer_factors(model, x, dtype=dtype, chunk_size=chunk_size)
     if not factors.layers:
@@ -216,12 +219,13 @@ def prove_by_factors(
         whole, N = math.hypot(size, rest), factors.n * factors.m_y
         scale = Scale(N, factors.d, whole, math.sqrt(factors.d) * whole, EPS[factors.computed_in], EPS[compute])
         limit.append(rank_rules.tolerance(rule, scale, tolerance))
-        return min(limit[-1].value, 1.7e308)
+        return min(limit[-1].value * (1.0 if certify else FACTOR), 1.7e308)
 
     proof = row_rank_by_factors(factors.layers, radius)
     if not proof.proved:
         return Attempt(None, proof.reason)
-    return Attempt(_result(factors, proof, y, limit[-1]), "", compute, factors.computed_in)
+    result = _proved(factors, proof, y, limit[-1]) if certify else _numerical(factors, proof, limit[-1])
+    return Attempt(result, "", compute, factors.computed_in)
 
 
 def arrays_of(factors: LayerFactors) -> dict[str, Matrix]:
@@ -271,7 +275,38 @@ def _certificate(factors: LayerFactors, proof: FactoredRank, y: Matrix) -> tuple
     return certificate, size, stored
 
 
-def _result(factors: LayerFactors, proof: FactoredRank, y: Matrix, limit: Tolerance) -> CheckResult:
+def _numerical(factors: LayerFactors, proof: FactoredRank, limit: Tolerance) -> CheckResult:
+    return CheckResult(
+        name="membership",
+        statement=_STATEMENT,
+        verdict=Verdict.HOLDS,
+        rigor=Rigor.NUMERICAL,
+        subject=Subject.COMPUTED_MATRIX,
+        code="membership-at-tolerance",
+        reason=f"J has full row rank at tolerances below {shown_down(proof.s_min)}: every y is in its column space",
+        evidence=(f"tolerance {limit.value:.1e} by the rule {limit.rule}", *_columns(factors)),
+        measured={**_sizes(factors), "rank": factors.n * factors.m_y, "residual": 0.0, "turns_at": proof.s_min},
+        tolerance=limit,
+    )
+
+
+def _columns(factors: LayerFactors) -> tuple[str, ...]:
+    if not factors.left_out:
+        return ()
+    names = ", ".join(factors.left_out[:3]) + (", ..." if len(factors.left_out) > 3 else "")
+    count = len(factors.left_out)
+    return (f"{count} parameters have no factors here ({names}): their columns can only add to the rank",)
+
+
+def _sizes(factors: LayerFactors) -> dict[str, Any]:
+    return {
+        "rows": factors.n * factors.m_y,
+        "columns": factors.d,
+        "columns_with_factors": sum(layer.columns for layer in factors.layers),
+    }
+
+
+def _proved(factors: LayerFactors, proof: FactoredRank, y: Matrix, limit: Tolerance) -> CheckResult:
     certificate, size, stored = _certificate(factors, proof, y)
     radius = float(proof.constants["radius"])
     about = (
@@ -281,18 +316,12 @@ def _result(factors: LayerFactors, proof: FactoredRank, y: Matrix, limit: Tolera
     evidence = [
         f"proved for {about}; method: {STEP}; the radius is the tolerance of the rule {limit.rule}, which covers the "
         "rounding errors of the computed Jacobian",
+        *_columns(factors),
     ]
-    if factors.left_out:
-        names = ", ".join(factors.left_out[:3]) + (", ..." if len(factors.left_out) > 3 else "")
-        evidence.append(
-            f"{len(factors.left_out)} parameters have no factors here ({names}): their columns can only add to the rank"
-        )
     where = "in the certificate" if stored else "recomputed from the model: the certificate has their digests only"
     evidence.append(f"{len(factors.layers)} layers, {size / 1e6:.1f} MB of factors, {where}")
     measured = {
-        "rows": factors.n * factors.m_y,
-        "columns": factors.d,
-        "columns_with_factors": sum(layer.columns for layer in factors.layers),
+        **_sizes(factors),
         "proof": {
             "verdict": Verdict.HOLDS.value,
             "step": STEP,
@@ -305,7 +334,7 @@ def _result(factors: LayerFactors, proof: FactoredRank, y: Matrix, limit: Tolera
     }
     return CheckResult(
         name="membership",
-        statement="Membership of y in the column space of J",
+        statement=_STATEMENT,
         verdict=Verdict.HOLDS,
         rigor=Rigor.PROOF,
         subject=Subject.COMPUTED_MATRIX,

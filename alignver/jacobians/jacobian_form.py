@@ -24,6 +24,7 @@ from torch import nn
 from alignver import require
 from alignver.arrays import EPS, available_memory
 from alignver.jacobians.columns import BLOCK_BYTES, JacobianColumns
+from alignver.jacobians.compression import CompressedJacobian
 from alignver.jacobians.jacobian import differentiate, probed_copy
 from alignver.jacobians.operator import JacobianOperator
 from alignver.linalg.qr_reduction import streamed_r
@@ -41,6 +42,7 @@ __all__ = [
     "plan",
     "planned",
     "represent",
+    "represent_square",
     "streamed_qr",
 ]
 ENGINES = ("dense", "streamed", "gram", "matrix-free")
@@ -303,6 +305,8 @@ class JacobianForm:
         How it was computed, in words.
     dtype : str
         The dtype of the entries, or of the products.
+    certifiable : bool
+        Whether the matrix can be computed again from the model, bit for bit, for a re-check.
     """
 
     matrix: Any
@@ -312,6 +316,7 @@ class JacobianForm:
     computed_in: str
     words: str
     dtype: str
+    certifiable: bool = True
 
 
 def count_outputs(model: nn.Module, x: torch.Tensor, dtype: str | None) -> int:
@@ -331,6 +336,30 @@ def planned(n: int, m_y: int, d: int, engine: str | None) -> Plan:
     """
     form = plan(n, m_y, d, engine=None if engine == "gram" else engine)
     return plan(n, m_y, d, engine="matrix-free") if form.engine == "gram" else form
+
+
+def represent_square(
+    model: nn.Module, x: torch.Tensor, form: Plan, *, dtype: str | None, chunk_size: int | None
+) -> JacobianForm:
+    """Return an N x N matrix with the column space and the singular values of J, for d > N; J is never in memory.
+
+    From the layers' factors if the model consists of linear layers and that takes fewer operations than ``form``
+    (:mod:`alignver.jacobians.compression`), else from the streamed QR of J^T. If that does not fit either,
+    :func:`represent` follows the plan.
+
+    Raises
+    ------
+    InvalidInput
+        As :func:`alignver.jacobians.jacobian.jacobian`.
+    """
+    layers = CompressedJacobian.suits(model, x, dtype=dtype)
+    if layers is not None and layers.flops < form.flops and layers.peak_bytes < available_memory():
+        T = torch.from_numpy(layers.factor())
+        words = f"{layers.columns} columns of the layers' factors represent the {layers.d} of J"
+        return JacobianForm(T, layers.n, layers.m_y, layers.d, layers.computed_in, words, "float64", certifiable=False)
+    if form.engine == "dense":
+        form = dataclasses.replace(form, engine="streamed", reason="one QR for all methods, without J in memory")
+    return represent(model, x, form, dtype=dtype, chunk_size=chunk_size)
 
 
 def represent(

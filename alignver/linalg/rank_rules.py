@@ -58,6 +58,9 @@ class RankRule:
     levels: str = "singular values"
 
 
+FACTOR = 10.0
+"""How far a tolerance may be off, either way, without a verdict changing (THEORY: [tau/10, 10 tau])."""
+
 _LIST = (
     # Numerical Recipes sets w_j to zero at or below tsh = 0.5*sqrt(m+n+1)*w_max*eps, its estimate of the accumulated
     # rounding of the SVD as a random walk; eps is numeric_limits<double>::epsilon() = 2**-52.

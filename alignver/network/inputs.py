@@ -102,11 +102,11 @@ def without_fused_layers(model: nn.Module) -> Iterator[None]:
     before = cudnn.enabled
     with contextlib.ExitStack() as stack:
         try:
-            if next(model.parameters()).device.type != "cpu":
-                if any(isinstance(module, nn.RNNBase) for module in model.modules()):
-                    cudnn.enabled = False
-                if any(_normalises_weights(module) for module in model.modules()):
-                    stack.enter_context(_WeightNormByDefinition())
+            if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+                cudnn.enabled = False
+            on_cpu = next(model.parameters()).device.type == "cpu"
+            if not on_cpu and any(_normalises_weights(module) for module in model.modules()):
+                stack.enter_context(_WeightNormByDefinition())
             yield
         finally:
             cudnn.enabled = before

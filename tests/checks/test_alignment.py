@@ -9,10 +9,12 @@ from torch import nn
 
 from alignver.checks import alignment
 from alignver.checks.alignment import check_alignment
-from alignver.checks.membership import check_membership
+from alignver.checks.membership import check_membership, membership_of
 from alignver.errors import InvalidInput
+from alignver.jacobians import jacobian_form
 from alignver.jacobians.jacobian import jacobian
 from alignver.results import CheckResult, Rigor, Verdict
+from alignver.theory.losses import modified_targets
 from tests import zoo
 from tests.reference import fingerprint
 
@@ -51,9 +53,9 @@ def test_what_the_membership_check_is_asked(monkeypatch):
 
     def spy(J, y, **options):
         asked.append((J, y, options))
-        return check_membership(J, y, **options)
+        return membership_of(J, y, **options)
 
-    monkeypatch.setattr(alignment, "check_membership", spy)
+    monkeypatch.setattr(alignment, "membership_of", spy)
     Y = torch.tensor([[0, 1], [1, 1], [0, 0], [1, 0], [1, 1]])
     check_alignment(model, x, Y, loss="binary_cross_entropy", method="svd", rule="press", residual_tolerance=1e-6)
     J, y, options = asked[-1]
@@ -67,6 +69,7 @@ def test_what_the_membership_check_is_asked(monkeypatch):
         "tolerance": None,
         "residual_tolerance": 1e-6,
         "computed_in": "float64",
+        "columns": J.shape[1],
     }
     check_alignment(model, x, Y, loss="binary_cross_entropy", dtype="same")
     assert asked[-1][2]["computed_in"] == "float32"
@@ -197,3 +200,39 @@ def test_engines_are_known():
     for options in ({"engine": "fast"}, {"engine": "gram", "method": "svd"}, {"engine": "gram", "certify": False}):
         with pytest.raises(InvalidInput, match="engine"):
             check_alignment(model, x, np.zeros((5, 2)), loss="squared", **options)
+
+
+def _wide_network(n: int) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """A network whose Jacobian is large enough for the Gram matrix to come first."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        model = nn.Sequential(nn.Linear(500, 100), nn.Softplus(), nn.Linear(100, 60), nn.Softplus(), nn.Linear(60, 10))
+        return model, torch.randn(n, 500), torch.arange(n) % 10
+
+
+def test_a_numerical_answer_takes_what_the_proof_takes():
+    model, X, Y = _wide_network(64)
+    proved = check_alignment(model, X, Y, loss="cross_entropy")
+    numerical = check_alignment(model, X, Y, loss="cross_entropy", certify=False)
+    assert (proved.verdict, proved.rigor) == (Verdict.HOLDS, Rigor.PROOF)
+    assert (numerical.verdict, numerical.rigor, numerical.certificate) == (Verdict.HOLDS, Rigor.NUMERICAL, None)
+    assert numerical.code == "alignment-at-tolerance"
+    assert numerical.measured["rank"] == 640
+    s = torch.linalg.svdvals(jacobian(model, X).double())
+    assert 10.0 * numerical.tolerance.value <= numerical.measured["turns_at"] <= float(s[-1])
+
+
+@pytest.mark.parametrize("certify", [True, False])
+def test_nearly_equal_samples_are_decided_without_the_jacobian(certify, monkeypatch):
+    model, X, Y = _wide_network(64)
+    model, X = model.double(), X.double()
+    X[3] = X[7] + 1e-13 * X[3]
+    y = torch.from_numpy(modified_targets(Y.numpy(), "cross_entropy", 64, 10).ravel(order="F"))
+    expected = check_membership(jacobian(model, X), y, method="svd", computed_in="float64")
+    monkeypatch.setattr(jacobian_form, "differentiate", None)  # it would hold J in memory
+    result = check_alignment(model, X, Y, loss="cross_entropy", certify=certify)
+    assert result.verdict is expected.verdict is Verdict.FAILS
+    assert result.measured["rank"] == expected.measured["rank"] == 630
+    assert result.tolerance.value == pytest.approx(expected.tolerance.value, rel=1e-10)
+    assert result.measured["residual"] == pytest.approx(expected.measured["residual"], rel=1e-6)
+    assert "columns of the layers' factors represent the" in result.measured["engine"]
