@@ -150,7 +150,8 @@ def distance_from(J: FloatArray, y: FloatArray, ball: Ball | None = None) -> Dis
     lost = _underflow(scaled.matrix, scaled.lost)
     full = row_rank_by_gram(scaled.matrix)
     if not full.proved or not full.scaled_s_min > 0.0:
-        full = row_rank_by_inverse(scaled.matrix)
+        radius = 0.0 if ball is None else ball.transposed().scaled(scaled.exponents).radius((d, n))
+        full = row_rank_by_inverse(scaled.matrix, least=radius)
     if not full.proved:
         return Distance(False, 0.0, f"full column rank not proved: {full.reason}")
     assert full.exponents is not None

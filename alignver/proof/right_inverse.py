@@ -32,12 +32,16 @@ _SLACK = 1.0 + 2.0**-40
 """Covers the rounding of a few dozen operations on non-negative floats: (1 + u)^k <= 1 + 2^-40 for k <= 2^12."""
 
 
-def right_inverse(A: FloatArray) -> FloatArray | None:
-    """Return an approximate right inverse (d, N) of ``A`` (N, d), N <= d, from the QR factorization of A^T, or None."""
+def right_inverse(A: FloatArray, radius: float = 0.0) -> FloatArray | None:
+    """Return an approximate right inverse (d, N) of ``A`` (N, d), N <= d, from the QR factorization of A^T, or None.
+
+    Every pivot of R bounds s_min(A) from above. If one is not larger than the ``radius`` of a ball, the ball contains a
+    matrix without full row rank, and the rest of the computation, which takes several times as long, cannot succeed.
+    """
     n = A.shape[0]
     packed, tau, _work, info = lapack.dgeqrf(np.array(A.T, order="F", copy=True), overwrite_a=1)
     pivots = np.abs(np.diagonal(packed[:n]))
-    if info != 0 or not float(pivots.min()) > 2.0**-54 * float(pivots.max()):
+    if info != 0 or not float(pivots.min()) > max(2.0**-54 * float(pivots.max()), radius):
         return None
     R = np.asfortranarray(packed[:n])
     Q, _work, info = lapack.dorgqr(np.array(packed[:, :n], order="F", copy=True), tau, overwrite_a=1)
@@ -111,7 +115,7 @@ def _norm_up(X: FloatArray) -> float:
     return min(frobenius_up(X), bound) if bound < math.inf else math.inf
 
 
-def row_rank_by_inverse(A: FloatArray, ball: Ball | None = None) -> FullRank:
+def row_rank_by_inverse(A: FloatArray, ball: Ball | None = None, least: float = 0.0) -> FullRank:
     r"""Prove that every matrix in a ball around ``A`` has full row rank, by a right inverse.
 
     Lemma. If :math:`\|I - A X\| = \varepsilon < 1` then A X is nonsingular, so A has full row rank, and
@@ -127,6 +131,8 @@ def row_rank_by_inverse(A: FloatArray, ball: Ball | None = None) -> FullRank:
         Finite.
     ball : Ball, optional
         The matrices that the proof must cover.
+    least : float
+        A smaller bound is of no use: the proof is given up once s_min(A), rows scaled, is known to be smaller.
 
     Returns
     -------
@@ -150,9 +156,9 @@ def row_rank_by_inverse(A: FloatArray, ball: Ball | None = None) -> FullRank:
     if ball is not None:
         radius = add_up(radius, ball.scaled(scaled.exponents).radius((n, d)))
     with np.errstate(all="ignore"):
-        X = right_inverse(scaled.matrix)
+        X = right_inverse(scaled.matrix, max(radius, least))
         if X is None:
-            return FullRank(False, 0.0, "numerically rank-deficient: QR gives no right inverse")
+            return FullRank(False, 0.0, "QR has a pivot that is as small as rounding errors or the ball")
         epsilon, residual = right_residual(scaled.matrix, X)
         if 0.5 < epsilon < 1e3:  # one Newton step, if it reduces the bound
             refined = X + X @ residual

@@ -8,6 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from alignver.proof import right_inverse as right_inverse_module
 from alignver.proof import rounding
 from alignver.proof.cholesky import is_positive_definite, row_rank_by_gram, rump_shift
 from alignver.proof.decision import Ball
@@ -255,3 +256,23 @@ def test_crlin_agrees_on_definiteness_and_full_rank() -> None:
         from alignver.results import Verdict
 
         assert prove_rank(J, J.shape[0]).verdict is Verdict.HOLDS
+
+
+def test_a_right_inverse_is_given_up_where_a_pivot_is_within_the_ball(monkeypatch):
+    A = np.random.default_rng(0).standard_normal((20, 60))
+    A[3] = A[7] + 1e-9 * A[3]
+    assert row_rank_by_inverse(A).proved
+    monkeypatch.setattr(right_inverse_module.lapack, "dorgqr", None)  # the expensive part
+    full = row_rank_by_inverse(A, Ball(norm=1e-6))
+    assert not full.proved
+    assert "pivot" in full.reason
+    assert not row_rank_by_inverse(A, least=1e-6).proved
+
+
+def test_a_residual_is_given_up_where_a_pivot_is_within_the_ball(monkeypatch):
+    J = np.random.default_rng(0).standard_normal((60, 20))
+    J[:, 3] = J[:, 7] + 1e-6 * J[:, 3]
+    y = np.ones(60)
+    assert distance_from(J, y).proved
+    monkeypatch.setattr(right_inverse_module.lapack, "dorgqr", None)
+    assert "pivot" in distance_from(J, y, Ball(norm=1e-4)).reason
