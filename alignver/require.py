@@ -111,7 +111,7 @@ def one_of(argument: str, value: Any, choices: Iterable[Any], *, need: str | Non
 
 
 def boolean(argument: str, value: Any) -> bool:
-    """Return True or False, and nothing that only counts as one of them.
+    """Return True or False for a boolean of Python or NumPy, and nothing that only counts as one of them.
 
     Examples
     --------
@@ -120,9 +120,9 @@ def boolean(argument: str, value: Any) -> bool:
         ...
     alignver.errors.InvalidInput: repair: got repair='no'; needs True or False
     """
-    if not isinstance(value, bool):
+    if not isinstance(value, bool) and type(value).__name__ not in ("bool", "bool_"):
         raise InvalidInput(argument, f"{argument}={value!r}", "True or False", code="not-a-boolean")
-    return value
+    return bool(value)
 
 
 _T = typing.TypeVar("_T")

@@ -8,6 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
+import alignver
 from alignver import require
 from alignver.errors import InvalidInput
 
@@ -75,3 +76,18 @@ def test_the_code_survives_pickling():
     error = InvalidInput("x", "x=1", "2", code="wrong-type")
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.code) == (str(error), "wrong-type")
+
+
+@pytest.mark.parametrize("value", [True, False, np.True_, np.bool_(0)])
+def test_a_boolean_of_numpy_is_one(value):
+    assert require.boolean("certify", value) is bool(value)
+
+
+@pytest.mark.parametrize("value", [1, 0, "yes", None, np.array([True])])
+def test_what_only_counts_as_a_boolean_is_refused_everywhere(value):
+    with pytest.raises(InvalidInput, match="certify"):
+        alignver.check_membership(np.eye(2), np.ones(2), certify=value)
+    with pytest.raises(InvalidInput, match="certify"):
+        alignver.check_rank(np.eye(2), certify=value)
+    with pytest.raises(InvalidInput, match="certify"):
+        alignver.check_safe_exploration(np.eye(3), certify=value)

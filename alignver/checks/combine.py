@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from alignver import require
 from alignver.arrays import Entries
 from alignver.errors import InvalidInput
 from alignver.linalg import rank_rules
@@ -238,6 +239,7 @@ def search_proof(
     columns : int, optional
         The number of columns for the rank rules, if the matrix stands for a wider one.
     """
+    require.boolean("certify", certify)
     if method != "exact" and not (method == "auto" and certify):
         if ball is not None:
             got = f"a ball with method={method!r}, certify={certify}"

@@ -174,13 +174,14 @@ class Session:
 
     @property
     def verbosity(self) -> int:
-        """-1, 0 or 1; ``-v`` wins over ``-q``."""
+        """-1, 0 or 1."""
         return 1 if self.verbose else -1 if self.quiet else 0
 
     def conduct(self, body: Callable[[], Exit]) -> int:
         """Run the body of a command and return the exit code; an error becomes a message and its exit code."""
         try:
             with prompt(Exit.INTERRUPTED, lambda: f"alignver: {self.farewell}"), heard(say):
+                self._require_compatible()
                 ensure_writable("--html", self.html)
                 ensure_writable("--junit", self.junit)
                 _ensure_free(self.certificate)
@@ -192,6 +193,26 @@ class Session:
             code = explain(error, verbose=self.verbose)
             self._stopped(error)
             return int(code)
+
+    def _require_compatible(self) -> None:
+        """Refuse options of which one would have no effect, and files that would overwrite another."""
+
+        def conflict(option: str, got: str, need: str) -> InvalidInput:
+            return InvalidInput(option, got, need, "conflicting-arguments")
+
+        if self.quiet and self.verbose:
+            raise conflict("--quiet", "--quiet with --verbose", "one of them")
+        if self.certificate is not None and self.options.get("certify") is False:
+            raise conflict("--certificate", "--no-certify with --certificate", "a proof: without --no-certify")
+        if self.options.get("method") == "exact" and self.options.get("certify") is False:
+            raise conflict("--method", "exact with --no-certify", "a numerical method, or a proof")
+        outputs = [(option, place) for option, place in (("--html", self.html), ("--junit", self.junit)) if place]
+        read = {Path(value).resolve() for value in self.options.values() if isinstance(value, str) and value}
+        for option, place in outputs:
+            if Path(place).resolve() in read:
+                raise conflict(option, f"{place}, which is read", "another file")
+        if len({Path(place).resolve() for _, place in outputs}) < len(outputs):
+            raise conflict("--junit", f"{self.junit}, the file of --html", "another file")
 
     @contextlib.contextmanager
     def working(

@@ -134,6 +134,8 @@ def read_history(place: Path) -> tuple[tuple[Mapping[str, Any], ...], tuple[str,
         if not line.strip():
             continue
         record = _json(line)
+        if isinstance(record, dict) and "epoch" not in record:
+            raise InvalidInput(_ARGUMENT, f"{place}, whose line {k} has no epoch", _NEED, _CODE)
         if isinstance(record, dict):
             history.append(record)
         elif record is None and k == len(lines) and history:  # a whole line ends with a newline

@@ -248,6 +248,8 @@ class AlignmentTracker:
         self.clock, self.step, self.epoch = Clock(), -1, 0
         self._start: Any = None
         config = self._config(prepared)
+        if require.boolean("resume", resume) and path is None:
+            raise InvalidInput("resume", "resume=True without path", "the path of the record", "conflicting-arguments")
         self._file = None if path is None else HistoryFile(path, config, resume=resume)
         self.history = History((), config) if self._file is None else self._file.history
         if len(self.history):

@@ -163,3 +163,9 @@ def test_commands_that_alignver_writes_may_be_copied(command):
 )
 def test_no_other_command_may_be_copied(command):
     assert recheck_command(command) is None
+
+
+def test_a_json_object_is_not_a_history(tmp_path):
+    (tmp_path / "settings.txt").write_text('{"learning_rate": 0.1}\n')
+    with pytest.raises(InvalidInput, match="line 1 has no epoch"):
+        read(tmp_path / "settings.txt")
