@@ -202,8 +202,6 @@ class Session:
 
         if self.quiet and self.verbose:
             raise conflict("--quiet", "--quiet with --verbose", "one of them")
-        if self.certificate is not None and self.options.get("certify") is False:
-            raise conflict("--certificate", "--no-certify with --certificate", "a proof: without --no-certify")
         if self.options.get("method") == "exact" and self.options.get("certify") is False:
             raise conflict("--method", "exact with --no-certify", "a numerical method, or a proof")
         outputs = [(option, place) for option, place in (("--html", self.html), ("--junit", self.junit)) if place]

@@ -11,7 +11,6 @@ RANK = ("check", "rank", "A.npy")
 
 CONFLICTS = {
     "quiet and verbose": ((*RANK, "--quiet", "--verbose"), "--quiet with --verbose"),
-    "a certificate without a proof": ((*RANK, "--certificate", "proof", "--no-certify"), "--no-certify"),
     "exact without a proof": ((*RANK, "--method", "exact", "--no-certify"), "exact with --no-certify"),
     "one file for two reports": ((*RANK, "--html", "out", "--junit", "./out"), "the file of --html"),
     "a page over the input": ((*RANK, "--html", "A.npy"), "A.npy, which is read"),
