@@ -45,9 +45,11 @@ def test_every_script_is_known_and_has_a_docstring(collect):
         "before_after.py",
         "collect.py",
         "gpu.py",
+        "gpu_agreement.py",
+        "gpu_run.py",
         "recheck.py",
         "data_sets.py",
-    }  # compares versions; runs the others; needs a GPU; another version; data sets
+    }  # compares versions; runs the others; need a GPU; another version; data sets
     assert {run.script for run in collect.RUNS.values()} == scripts
     assert all((FOLDER / script).read_text().startswith('"""') for script in scripts)
 
@@ -177,14 +179,16 @@ def test_disagreements_are_counted_and_open_verdicts_are_told(gpu, perform):
     holds, fails = av.check_rank([[1.0]], rank=1, certify=False), av.check_rank([[1.0]], rank=0, certify=False)
     open_ = dataclasses.replace(holds, verdict=av.Verdict.UNDECIDED)
 
+    from gpu_agreement import Comparisons, near
+
     def work(run):
-        made = gpu.Comparisons(run)
+        made = Comparisons(run)
         made.of("equal", lambda: made.verdicts(holds, holds))
         made.of("opposite", lambda: made.verdicts(holds, fails))
         made.of("open", lambda: made.verdicts(holds, open_))
-        made.of("near", lambda: gpu.near([1.0, 2.0], [1.0, 2.0 + 2.0**-45]))
-        made.of("far", lambda: gpu.near([1.0, 2.0], [1.0, 2.0 + 2.0**-30]))
-        made.of("raises", lambda: gpu.near([1.0], None))
+        made.of("near", lambda: near([1.0, 2.0], [1.0, 2.0 + 2.0**-45]))
+        made.of("far", lambda: near([1.0, 2.0], [1.0, 2.0 + 2.0**-30]))
+        made.of("raises", lambda: near([1.0], None))
 
     found = perform(work)[1]["results"]
     assert [line.split(":")[0] for line in found["disagreements"]] == ["opposite", "far", "raises"]
@@ -192,10 +196,12 @@ def test_disagreements_are_counted_and_open_verdicts_are_told(gpu, perform):
 
 
 def test_nothing_is_decided_with_other_arithmetic(gpu, perform, monkeypatch):
+    from alignver.features import tiles
+
     code, document = perform(gpu.require_plain_arithmetic)
     assert code == 0
     assert document["arithmetic"]["cancelling products"] == {"as inner products": 1.0, "exact": 0.0}
-    monkeypatch.setattr(gpu.phi_device, "unsupported_arithmetic", lambda place, order: "it multiplies in a strange way")
+    monkeypatch.setattr(tiles, "unsupported_arithmetic", lambda place, order: "it multiplies in a strange way")
     code, document = perform(gpu.require_plain_arithmetic)
     assert code == 1
     assert "strange way" in document["status"]
