@@ -120,7 +120,9 @@ def boolean(argument: str, value: Any) -> bool:
         ...
     alignver.errors.InvalidInput: repair: got repair='no'; needs True or False
     """
-    if not isinstance(value, bool) and type(value).__name__ not in ("bool", "bool_"):
+    import numpy as np  # not above: the help of the command line loads no NumPy
+
+    if not isinstance(value, bool | np.bool_):
         raise InvalidInput(argument, f"{argument}={value!r}", "True or False", code="not-a-boolean")
     return bool(value)
 

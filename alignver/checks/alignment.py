@@ -142,8 +142,10 @@ def check_alignment(
             words = f"gram: from layer factors, without forming J; fallback: {plan.engine}"
             J = JacobianForm(None, n, m_y, d, attempt.computed_in, words, attempt.dtype)
     if result is None:
-        representation = represent_square if large else represent
-        J = representation(prepared.model, prepared.x, plan, dtype=dtype, chunk_size=chunk_size)
+        if large:
+            J, plan = represent_square(prepared.model, prepared.x, m_y, plan, dtype=dtype, chunk_size=chunk_size)
+        else:
+            J = represent(prepared.model, prepared.x, plan, dtype=dtype, chunk_size=chunk_size)
         y = torch.from_numpy(prepared.y).to(J.matrix.device)
         result = check(J.matrix, y, computed_in=J.computed_in, certify=certify and J.certifiable, columns=d)
         if failure:

@@ -239,7 +239,9 @@ def search_proof(
     columns : int, optional
         The number of columns for the rank rules, if the matrix stands for a wider one.
     """
-    require.boolean("certify", certify)
+    if not require.boolean("certify", certify) and method == "exact":
+        got = "method='exact' with certify=False"
+        raise InvalidInput("certify", got, "certify=True: exact arithmetic is a proof", "conflicting-arguments")
     if method != "exact" and not (method == "auto" and certify):
         if ball is not None:
             got = f"a ball with method={method!r}, certify={certify}"

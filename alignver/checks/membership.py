@@ -38,7 +38,6 @@ _LSTSQ_ENTRIES = 1 << 22  # 'auto' adds the explicit solution up to this size: i
 _AROUND = 1e4  # how far beyond the tolerances of the verdict the curve of rho(tau) extends
 
 
-@np.errstate(all="ignore")
 def check_membership(
     J: Any,
     y: Any,

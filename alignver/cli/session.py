@@ -83,6 +83,8 @@ def command(
             for parameter in inspect.signature(function).parameters.values()
             if parameter.name != "session"
         ]
+        for parameter in parameters:
+            _declare_name(parameter)
         renames = {**dict(pair for parameter in parameters for pair in _option_names(parameter)), **(aliases or {})}
 
         def run(**values: Any) -> int:
@@ -111,13 +113,18 @@ def signed(function: Command, parameters: Sequence[inspect.Parameter]) -> Comman
     return function
 
 
+def _declare_name(parameter: inspect.Parameter) -> None:
+    """Name an option explicitly: typer 0.27 takes a metavar that differs from the name in case only as the name."""
+    kind, *described = typing.get_args(parameter.annotation) or (None,)
+    for option in described:
+        if isinstance(option, typer.models.OptionInfo) and not option.param_decls and kind is not bool:
+            option.param_decls = ("--" + parameter.name.replace("_", "-"),)
+
+
 def _option_names(parameter: inspect.Parameter) -> Iterator[tuple[str, str]]:
     """Yield the names by which the library may know an option, each with the option."""
     for described in typing.get_args(parameter.annotation)[1:]:
         if isinstance(described, typer.models.OptionInfo):
-            if not described.param_decls and typing.get_args(parameter.annotation)[0] is not bool:
-                # typer 0.27 derives an option's name from its metavar if the two differ in case only.
-                described.param_decls = ("--" + parameter.name.replace("_", "-"),)
             declared = next(iter(described.param_decls or ()), "--" + parameter.name.replace("_", "-"))
             option = declared.partition("/")[0]
             yield parameter.name, option
@@ -202,10 +209,11 @@ class Session:
 
         if self.quiet and self.verbose:
             raise conflict("--quiet", "--quiet with --verbose", "one of them")
-        if self.options.get("method") == "exact" and self.options.get("certify") is False:
-            raise conflict("--method", "exact with --no-certify", "a numerical method, or a proof")
         outputs = [(option, place) for option, place in (("--html", self.html), ("--junit", self.junit)) if place]
-        read = {Path(value).resolve() for value in self.options.values() if isinstance(value, str) and value}
+        # FILE, FILE:KEY, FILE.py:FUNCTION and NAME=FILE; of an option that may be repeated, a list of them.
+        values = [value for given in self.options.values() for value in (given if isinstance(given, list) else [given])]
+        names = [str(value).rpartition("=")[2] for value in values if isinstance(value, str | Path)]
+        read = {Path(part).resolve() for name in names for part in (name, name.partition(":")[0]) if part}
         for option, place in outputs:
             if Path(place).resolve() in read:
                 raise conflict(option, f"{place}, which is read", "another file")

@@ -28,6 +28,7 @@ from alignver.jacobians.compression import CompressedJacobian
 from alignver.jacobians.jacobian import differentiate, probed_copy
 from alignver.jacobians.operator import JacobianOperator
 from alignver.linalg.qr_reduction import streamed_r
+from alignver.network.functional import parameter_layout
 from alignver.network.inputs import dtype_name
 from alignver.network.validate_model import probes, validate_model
 
@@ -62,7 +63,7 @@ class Plan:
     Attributes
     ----------
     engine : str
-        One of :data:`ENGINES`.
+        One of :data:`ENGINES`; "compressed" for columns made of the layers' factors, fewer than those of J.
     reason : str
         One sentence: the reason of the choice.
     peak_bytes : int
@@ -339,13 +340,13 @@ def planned(n: int, m_y: int, d: int, engine: str | None) -> Plan:
 
 
 def represent_square(
-    model: nn.Module, x: torch.Tensor, form: Plan, *, dtype: str | None, chunk_size: int | None
-) -> JacobianForm:
-    """Return an N x N matrix with the column space and the singular values of J, for d > N; J is never in memory.
+    model: nn.Module, x: torch.Tensor, m_y: int, form: Plan, *, dtype: str | None, chunk_size: int | None
+) -> tuple[JacobianForm, Plan]:
+    """Return an N x N matrix with the column space and the singular values of J, for d > N, and its plan.
 
     From the layers' factors if the model consists of linear layers and that takes fewer operations than ``form``
-    (:mod:`alignver.jacobians.compression`), else from the streamed QR of J^T. If that does not fit either,
-    :func:`represent` follows the plan.
+    (:mod:`alignver.jacobians.compression`), else from the streamed QR of J^T; J is never in memory. If ``form`` is
+    matrix-free, since neither fits, products with J.
 
     Raises
     ------
@@ -356,10 +357,14 @@ def represent_square(
     if layers is not None and layers.flops < form.flops and layers.peak_bytes < available_memory():
         T = torch.from_numpy(layers.factor())
         words = f"{layers.columns} columns of the layers' factors represent the {layers.d} of J"
-        return JacobianForm(T, layers.n, layers.m_y, layers.d, layers.computed_in, words, "float64", certifiable=False)
+        form = Plan("compressed", f"compressed: {_gb(layers.peak_bytes)}", layers.peak_bytes, layers.flops)
+        J = JacobianForm(T, layers.n, layers.m_y, layers.d, layers.computed_in, words, "float64", certifiable=False)
+        return J, form
     if form.engine == "dense":
-        form = dataclasses.replace(form, engine="streamed", reason="one QR for all methods, without J in memory")
-    return represent(model, x, form, dtype=dtype, chunk_size=chunk_size)
+        n, d = len(x), parameter_layout(model).d
+        peak, flops = _cost("streamed", n * m_y, d, "float64", BLOCK_BYTES)
+        form = Plan("streamed", f"streamed: {_gb(peak)}; one QR for all methods, without J in memory", peak, flops)
+    return represent(model, x, form, dtype=dtype, chunk_size=chunk_size), form
 
 
 def represent(

@@ -11,9 +11,11 @@ RANK = ("check", "rank", "A.npy")
 
 CONFLICTS = {
     "quiet and verbose": ((*RANK, "--quiet", "--verbose"), "--quiet with --verbose"),
-    "exact without a proof": ((*RANK, "--method", "exact", "--no-certify"), "exact with --no-certify"),
+    "exact without a proof": ((*RANK, "--method", "exact", "--no-certify"), "exact arithmetic is a proof"),
     "one file for two reports": ((*RANK, "--html", "out", "--junit", "./out"), "the file of --html"),
     "a page over the input": ((*RANK, "--html", "A.npy"), "A.npy, which is read"),
+    "a page over an array's file": (("check", "rank", "A.npz:A", "--html", "A.npz"), "A.npz, which is read"),
+    "a page over a named input": (("verify", "proof", "--input", "A=A.npy", "--html", "A.npy"), "A.npy, which is read"),
     "JUnit over the input": ((*RANK, "--junit", "./A.npy"), "A.npy, which is read"),
 }
 
