@@ -1,27 +1,26 @@
-"""Blocks of the Gram matrix as sums of products of factors, by the formulas of :mod:`alignver.jacobians.gram_planning`.
+"""Shares of the Gram matrix as sums of products of factors, by the formulas of :mod:`alignver.jacobians.gram_planning`.
 
-:func:`add_pair` fills the block of a pair: every slot adds its share by the planned formula. A block is a matrix with
-output-major rows, j n + i. In a symmetric block only the lower triangle is filled (other entries are undefined);
-:func:`mirror` completes it. The block is filled panel by panel: a panel and the products added to it stay in cache
-while every slot adds its share.
+:class:`Rows` holds the factors of all rows for some pieces of the parameters, and :func:`add_product` adds the share of
+these pieces to the matrix, whose rows are output-major, j n + i. Of a symmetric matrix only the lower triangle is
+filled; :func:`mirror` completes it. The matrix is filled panel by panel: a panel and the products added to it stay in
+cache while every piece adds its share.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
-from alignver.jacobians.gram_planning import POOL, SlotPlan
+from alignver.jacobians.gram_planning import POOL, SUMS, Piece, piece_length, uniform
 from alignver.jacobians.jacobian import fill
 from alignver.jacobians.layer_io import Lookup, Product
-from alignver.jacobians.sample_blocks import Block, Part
+from alignver.jacobians.sample_blocks import Block, Part, by_rows
 from alignver.network.functional import Functional
 
-__all__ = ["add_pair", "joined_factors", "restricted"]
+__all__ = ["Rows", "add_product", "joined_factors", "mirror", "restricted"]
 _PANEL = 1 << 18  # approximate number of entries of a panel
 _LEAST = 32  # least number of rows of a panel
 _ROWS = 128  # rows of a panel of a triangle: larger panels waste work above the diagonal, smaller ones are slower
@@ -31,6 +30,7 @@ _NARROW = 256  # pieces with fewer columns are concatenated: a product of their 
 
 Share = Callable[["Panel", torch.Tensor, torch.Tensor], None]
 Columns = tuple[torch.Tensor, torch.Tensor]
+Factors = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,46 +167,111 @@ def mirror(M: torch.Tensor) -> None:
         corner.copy_(torch.where(below[: len(corner), : len(corner)], corner, corner.T))
 
 
-def add_pair(
-    target: torch.Tensor, function: Functional, slots: Sequence[SlotPlan], first: Block, second: Block, m_y: int
-) -> None:
-    """Add the block of J J^T of two blocks to ``target``, a zero matrix (rows of first x rows of second).
+class Rows:
+    """The factors of all rows of one side of the product, for a group of pieces, filled block by block.
 
-    The block of a pair of equal blocks is exactly symmetric.
+    A block of all rows is stored as it is: its derivatives are formed when they are multiplied, in cache. Of smaller
+    blocks only what the planned formulas need is stored.
     """
+
+    def __init__(self, function: Functional, pieces: Sequence[Piece], n: int, m_y: int) -> None:
+        self.function, self.pieces, self.n, self.m = function, pieces, n, m_y
+        self.whole: Block | None = None
+        self.stored: dict[tuple[Piece, str], torch.Tensor] = {}
+
+    def add(self, block: Block, start: int) -> frozenset[str]:
+        """Store a block of samples from ``start`` on; return the slots whose positions differ from earlier blocks."""
+        if (block.n, block.m) == (self.n, self.m):
+            self.whole = block
+            return frozenset()
+        irregular = set()
+        for piece in self.pieces:
+            if piece.engine in SUMS and block.parts[piece.name]:
+                A, B = factors(block.parts[piece.name])
+                if not self._store((piece, "A"), A, block, start, 0) or not self._store(
+                    (piece, "B"), B, block, start, 1
+                ):
+                    irregular.add(piece.name)
+        for piece, columns in formed(self.function, self.pieces, block, self.m):
+            self._store((piece, "columns"), columns, block, start, 1)
+        return frozenset(irregular)
+
+    def _store(self, key: tuple[Piece, str], values: torch.Tensor, block: Block, start: int, axis: int) -> bool:
+        shape = (*((self.m,) if axis else ()), self.n, *values.shape[axis + 1 :])
+        if key not in self.stored:
+            self.stored[key] = values.new_full(shape, -1) if not values.is_floating_point() else values.new_zeros(shape)
+        target = self.stored[key]
+        if target.shape != shape:
+            return False
+        samples = slice(start, start + block.n)
+        place = target[block.outputs.start : block.outputs.stop, samples] if axis else target[samples]
+        place.copy_(values)
+        return True
+
+    def uses(self, piece: Piece) -> bool:
+        """Whether some output depends on a piece with factors."""
+        return bool(self.whole.parts[piece.name]) if self.whole is not None else (piece, "B") in self.stored
+
+    def factors(self, piece: Piece) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the factors of a piece, as :func:`factors` does."""
+        if self.whole is not None:
+            return factors(self.whole.parts[piece.name])
+        return self.stored[piece, "A"], self.stored[piece, "B"]
+
+    def columns(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, torch.Tensor]]:
+        """Yield the derivatives by each of ``pieces`` on which an output depends, (m, n, columns)."""
+        if self.whole is not None:
+            yield from formed(self.function, pieces, self.whole, self.m)
+        else:
+            yield from ((piece, self.stored[piece, "columns"]) for piece in pieces if (piece, "columns") in self.stored)
+
+
+def add_product(target: torch.Tensor, first: Rows, second: Rows) -> None:
+    """Add the share of a group of pieces to J J^T; of a product of equal sides, only to its lower triangle."""
     symmetric = first is second
-    engines = {slot.name: slot.engine for slot in slots}
     shares: list[Share] = []
     with_weight: set[str] = set()
-    for name in _used("pairs", engines, first, second):
-        bias = _bias_of_the_same(name, first, second, engines)
-        if bias is not None:
-            with_weight.add(bias)
-        shares += _pairs(first.parts[name], second.parts[name], bias is not None)
-    loose = [name for name, engine in engines.items() if engine == "per sample"]
-    dense = [name for name in _used("gradients", engines, first, second) if name not in with_weight]
-    columns = itertools.chain(
-        _structured(function, dense, first, second), _per_sample(function, loose, first, second, m_y)
-    )
+    sums = [piece for piece in first.pieces if piece.engine in SUMS and first.uses(piece) and second.uses(piece)]
+    for piece in sums:
+        if piece.engine == "pairs":
+            bias = _bias_of_the_same(piece.name, first, second)
+            if bias is not None:
+                with_weight.add(bias)
+            shares += _pairs(first.factors(piece), second.factors(piece), bias is not None)
+    dense = [piece for piece in first.pieces if piece.engine not in SUMS and piece.name not in with_weight]
+    dense.sort(key=lambda piece: piece.engine == "per sample")  # the order in which a whole block forms them
     # Derivatives are consumed while they are in cache, unless the result is so large that each pass over it costs more.
-    for group in _groups(columns, min(POOL, max(_CACHE, target.numel() * target.element_size()))):
+    room = min(POOL, max(_CACHE, target.numel() * target.element_size()))
+    for group in _groups(_matched(first, second, dense), room):
         shares += [add_dense(_joined(left, 2), _joined(right, 2)) for left, right in group]
         _apply(target, shares, first, second, symmetric)
         shares = []
     if shares:
         _apply(target, shares, first, second, symmetric)
-    for name in _used("contract", engines, first, second):
-        _contract(target, first.parts[name], second.parts[name], symmetric)
-    if symmetric:
-        mirror(target)
+    for piece in sums:
+        if piece.engine == "contract":
+            _contract(target, first.factors(piece), second.factors(piece), symmetric)
 
 
-def _used(engine: str, engines: Mapping[str, str], first: Block, second: Block) -> list[str]:
-    """Return the slots of a formula that both blocks use."""
-    return [name for name, kind in engines.items() if kind == engine and first.parts[name] and second.parts[name]]
+def _matched(first: Rows, second: Rows, pieces: Sequence[Piece]) -> Iterator[Columns]:
+    """Yield the derivatives by the pieces that both sides use."""
+    if first is second:
+        yield from ((columns, columns) for _, columns in first.columns(pieces))
+        return
+    left, right = first.columns(pieces), second.columns(pieces)
+    here, there = next(left, None), next(right, None)
+    order = {piece: k for k, piece in enumerate(pieces)}
+    while here is not None and there is not None:
+        if here[0] == there[0]:
+            yield here[1], there[1]
+            here, there = next(left, None), next(right, None)
+        elif order[here[0]] < order[there[0]]:
+            here = next(left, None)
+        else:
+            there = next(right, None)
 
 
-def _apply(target: torch.Tensor, shares: Iterable[Share], first: Block, second: Block, symmetric: bool) -> None:
+def _apply(target: torch.Tensor, shares: Iterable[Share], first: Rows, second: Rows, symmetric: bool) -> None:
     views = []
     for panel in panels(first.m, first.n, second.m, second.n, symmetric):
         start = panel.j0 * first.n + panel.i0
@@ -219,29 +284,35 @@ def _apply(target: torch.Tensor, shares: Iterable[Share], first: Block, second: 
             share(panel, view, scratch)
 
 
-def _bias_of_the_same(name: str, first: Block, second: Block, engines: dict[str, str]) -> str | None:
+def _bias_of_the_same(name: str, first: Rows, second: Rows) -> str | None:
     """Return the bias whose share the weight's formula can include: both used once, in one call, at one position."""
-    both = first.parts[name] + second.parts[name]
+    if first.whole is None or second.whole is None:
+        return None
+    sides = [first.whole.parts, second.whole.parts]
+    both = [part for parts in sides for part in parts[name]]
     biases = {part.use.bias for part in both}
-    if len(first.parts[name]) != 1 or len(second.parts[name]) != 1 or len(biases) != 1:
+    if any(len(parts[name]) != 1 for parts in sides) or len(biases) != 1:
         return None
     (bias,) = biases
-    if bias is None or engines.get(bias) != "gradients" or bias == name:
+    if bias is None or bias == name or bias not in {p.name for p in first.pieces if p.engine == "gradients"}:
         return None
     if not all(isinstance(part.use, Product) and part.inputs.shape[-1] == 1 for part in both):
         return None
-    if first.parts[bias] != first.parts[name] or second.parts[bias] != second.parts[name]:
-        return None
-    return bias
+    return bias if all(parts[bias] == parts[name] for parts in sides) else None
 
 
-def _pairs(first: Sequence[Part], second: Sequence[Part], bias: bool) -> Iterator[Share]:
-    groups = first[0].inputs.shape[1]
-    sides = [joined_factors(parts) for parts in ([first] if first is second else [first, second])]
-    sides = [(a.permute(3, 0, 1, 2).contiguous(), b.permute(4, 0, 1, 2, 3).contiguous()) for a, b in sides]
-    for g in range(groups):
-        (A, B), (A2, B2) = ((a[:, :, g], b[:, :, :, g]) for a, b in (sides[0], sides[-1]))
+def _pairs(first: Factors, second: Factors, bias: bool) -> Iterator[Share]:
+    sides = [(a.permute(3, 0, 1, 2).contiguous(), b.permute(4, 0, 1, 2, 3).contiguous()) for a, b in (first, second)]
+    for g in range(first[0].shape[1]):
+        (A, B), (A2, B2) = ((a[:, :, g], b[:, :, :, g]) for a, b in sides)
         yield Hadamard.of(A, B.contiguous(), A2, B2.contiguous(), float(bias)).add
+
+
+def factors(parts: Sequence[Part]) -> Factors:
+    """Return A and B of :func:`joined_factors`; in place of A, the rows of a table, (n, T)."""
+    if isinstance(parts[0].use, Lookup):
+        return torch.cat([part.index for part in parts], 1), _joined([part.gradients for part in parts], 4)
+    return joined_factors(parts)
 
 
 def joined_factors(parts: Sequence[Part]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -254,81 +325,87 @@ def _joined(pieces: list[torch.Tensor], axis: int) -> torch.Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, axis)
 
 
-def _contract(target: torch.Tensor, first: Sequence[Part], second: Sequence[Part], symmetric: bool) -> None:
-    if isinstance(first[0].use, Lookup):
-        index, index2 = (torch.cat([part.index for part in parts], 1) for parts in (first, second))
+def _contract(target: torch.Tensor, first: Factors, second: Factors, symmetric: bool) -> None:
+    if first[0].ndim == 2:
+        index, index2 = first[0], second[0]
 
         def equal(rows: slice, columns: slice) -> torch.Tensor:
             here, there = index[rows, :, None], index2[columns, None, None, :]
             return ((here == there) & (here >= 0)).to(target.dtype)
 
-        B, B2 = (torch.cat([part.gradients.squeeze(2) for part in parts], 3) for parts in (first, second))
-        contract(target, equal, B.transpose(2, 3).contiguous(), B2.transpose(2, 3).contiguous(), symmetric)
+        B, B2 = (b.squeeze(2).transpose(2, 3).contiguous() for _, b in (first, second))
+        contract(target, equal, B, B2, symmetric)
         return
-    sides = [joined_factors(parts) for parts in ([first] if symmetric else [first, second])]
-    sides = [(a.transpose(2, 3).contiguous(), b.transpose(3, 4).contiguous()) for a, b in sides]
-    for g in range(first[0].inputs.shape[1]):
-        (A, B), (A2, B2) = ((a[:, g], b[:, :, g]) for a, b in (sides[0], sides[-1]))
+    for g in range(first[0].shape[1]):
+        sides = [
+            (a[:, g].transpose(1, 2).contiguous(), b[:, :, g].transpose(2, 3).contiguous())
+            for a, b in ([first] if symmetric else [first, second])
+        ]
+        (A, B), (A2, B2) = sides[0], sides[-1]
 
         def product(rows: slice, columns: slice, A: torch.Tensor = A, A2: torch.Tensor = A2) -> torch.Tensor:
             X, Y = A[rows], A2[columns]
             K = X.flatten(0, 1) @ Y.flatten(0, 1).T
             return K.view(*X.shape[:2], *Y.shape[:2]).permute(2, 0, 1, 3)
 
-        contract(target, product, B.contiguous(), B2.contiguous(), symmetric)
+        contract(target, product, B, B2, symmetric)
 
 
-def _structured(function: Functional, names: Sequence[str], first: Block, second: Block) -> Iterator[Columns]:
-    """Yield per-sample gradients by slots with a formula, a few columns at a time."""
-    for name in names:
-        shape = function.theta[name].shape
-        length = shape[0] if shape else 1
-        width = function.theta[name].numel() // length
-        step = length
-        if all(isinstance(p.use, Product | Lookup) for p in (*first.parts[name], *second.parts[name])):
-            step = max(1, min(length, _room(function, first, second) // width))
-        for start in range(0, length, step):
-            stop = min(start + step, length)
-            left = _summed(name, first, start, stop, length)
-            yield left, left if first is second else _summed(name, second, start, stop, length)
+def formed(
+    function: Functional, pieces: Sequence[Piece], block: Block, m_y: int
+) -> Iterator[tuple[Piece, torch.Tensor]]:
+    """Yield the derivatives of a block's rows by each piece with columns, (m, n, columns)."""
+    for piece in pieces:
+        if piece.engine == "gradients" and block.parts[piece.name]:
+            yield piece, _summed(piece, block, function.theta[piece.name].shape)
+    loose = [piece for piece in pieces if piece.engine == "per sample"]
+    names = list(dict.fromkeys(piece.name for piece in loose))
+    item = torch.finfo(function.dtype).bits // 8
+    together = sum(function.theta[name].numel() for name in names) * block.n * m_y * item <= POOL
+    for group in [names] if together and names else [[name] for name in names]:
+        J = _rows(restricted(function, group), block, m_y)
+        offset = 0
+        for name in group:
+            size = function.theta[name].numel()
+            width = size // piece_length(function.theta[name].shape)
+            for piece in loose:
+                if piece.name == name:
+                    yield piece, J[:, :, offset + piece.start * width : offset + piece.stop * width]
+            offset += size
 
 
-def _summed(name: str, block: Block, start: int, stop: int, length: int) -> torch.Tensor:
-    """Sum the derivatives by a slot over its uses."""
+def _summed(piece: Piece, block: Block, shape: torch.Size) -> torch.Tensor:
+    """Sum the derivatives by rows of a slot over its uses."""
+    name, parts = piece.name, block.parts[piece.name]
+    length = piece_length(shape)
+    whole = piece.stop - piece.start == length
+    width = shape.numel() // length
+    columns = slice(piece.start * width, piece.stop * width)
+    if len(parts) > 1 and all(isinstance(part.use, Product) for part in parts):
+        uses = [part.use for part in parts]
+        if uniform(name, uses):  # positions of one sum: one product in place of one for each use
+            A, B = joined_factors(parts)
+            return by_rows(A, B, getattr(uses[0], "transposed", False), piece.start, piece.stop).flatten(2)
 
     def terms() -> Iterator[torch.Tensor]:
-        for part in block.parts[name]:
+        for part in parts:
             if part.use.weight == name:
-                yield part.by_weight(start, stop)
+                if part.divisible:
+                    yield part.by_weight(piece.start, piece.stop)
+                else:
+                    share = part.by_weight(0, length)
+                    yield share if whole else share[:, :, columns]
             if part.use.bias == name:
                 share = part.by_bias()
-                yield share[:, :, start:stop] if stop - start < length else share
+                yield share if whole else share[:, :, columns]
 
     return functools.reduce(lambda total, term: total.add_(term), terms())
-
-
-def _per_sample(function: Functional, names: Sequence[str], first: Block, second: Block, m_y: int) -> Iterator[Columns]:
-    """Yield per-sample gradients by slots without a formula: all together if that fits, else one slot at a time."""
-    if not names:
-        return
-    d = sum(function.theta[name].numel() for name in names)
-    room = _room(function, first, second)
-    for group in [names] if d <= room else [[name] for name in names]:
-        some = restricted(function, group)
-        left = _rows(some, first, m_y)
-        yield left, left if first is second else _rows(some, second, m_y)
 
 
 def _rows(function: Functional, block: Block, m_y: int) -> torch.Tensor:
     J = torch.empty((m_y, block.n, function.layout.d), dtype=function.dtype, device=function.device)
     fill(function, block.x, m_y, J, None)
     return J[block.outputs.start : block.outputs.stop]
-
-
-def _room(function: Functional, first: Block, second: Block) -> int:
-    """Return the number of columns of per-sample gradients that are held at once."""
-    item = torch.finfo(function.dtype).bits // 8
-    return max(1, POOL // (max(first.rows, second.rows) * item))
 
 
 def _groups(columns: Iterable[Columns], room: int) -> Iterator[list[tuple[list[torch.Tensor], list[torch.Tensor]]]]:

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from alignver import require
+from alignver.arrays import available_memory
 from alignver.errors import InvalidInput, first_line
 from alignver.jacobians import jacobian
-from alignver.jacobians.contractions import add_pair
-from alignver.jacobians.gram_planning import GramPlan, SlotPlan, plan_slots, uniform, with_blocks
+from alignver.jacobians.contractions import Rows, add_product, mirror
+from alignver.jacobians.gram_planning import SUMS, GramPlan, SlotPlan, plan_slots, uniform, with_blocks
 from alignver.jacobians.jacobian import checked_chunk, nonfinite_derivative, probed_copy
 from alignver.jacobians.sample_blocks import Block, OutputScan, block, scan_outputs, verify_against_backward
 from alignver.network.functional import (
@@ -41,6 +43,7 @@ def gram(
     dtype: str | None = "float64",
     include_frozen: bool = False,
     chunk_size: int | None = None,
+    memory: int | None = None,
     state: Mapping[str, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Return the Gram matrix of the Jacobian (the empirical neural tangent kernel) without forming the Jacobian.
@@ -63,7 +66,10 @@ def gram(
     include_frozen : bool
         Differentiate with respect to parameters with ``requires_grad=False`` too.
     chunk_size : int, optional
-        Samples in a block; by default the factors of the blocks in memory take about 1 GB.
+        Samples in a block; by default as many as fit into ``memory``.
+    memory : int, optional
+        Bytes for the result and the work on it, approximately; by default half of the free memory. With less memory
+        the model is differentiated again for each group of parameters whose factors fit: slower, never quadratic in n.
     state : mapping of str to torch.Tensor, optional
         Parameters and buffers to use in place of the module's own: a state dict.
 
@@ -103,7 +109,12 @@ def gram(
     >>> gram(lambda p, x: x @ p["w"], [[1.0, 2.0]], [[3.0, 4.0]], params={"w": torch.ones(2, 1)})
     tensor([[11.]], dtype=torch.float64)
     """
-    options: dict[str, Any] = {"include_frozen": include_frozen, "chunk_size": chunk_size, "state": state}
+    options: dict[str, Any] = {
+        "include_frozen": include_frozen,
+        "chunk_size": chunk_size,
+        "memory": memory,
+        "state": state,
+    }
     with GramianComputation.open(model, X, X2, params=params, dtype=dtype, **options) as computation:
         refused: dict[str, str] = {}
         while True:
@@ -123,6 +134,7 @@ def plan(
     dtype: str | None = "float64",
     include_frozen: bool = False,
     chunk_size: int | None = None,
+    memory: int | None = None,
 ) -> GramPlan:
     """Return the plan of :func:`gram` for the same call: the formula of every slot, blocks, operations and memory.
 
@@ -146,7 +158,7 @@ def plan(
     >>> [(slot.name, slot.engine) for slot in plan(net, torch.zeros(9, 3)).slots][0]
     ('0.weight', 'pairs')
     """
-    options: dict[str, Any] = {"include_frozen": include_frozen, "chunk_size": chunk_size}
+    options: dict[str, Any] = {"include_frozen": include_frozen, "chunk_size": chunk_size, "memory": memory}
     with GramianComputation.open(model, X, X2, params=params, dtype=dtype, **options) as computation:
         return computation.plan({})
 
@@ -170,6 +182,7 @@ class GramianComputation:
     computed_in: torch.dtype
     plain: bool
     chunk_size: int | None
+    memory: int | None
     scan: OutputScan = dataclasses.field(init=False)
 
     @classmethod
@@ -184,6 +197,7 @@ class GramianComputation:
         dtype: str | None,
         include_frozen: bool = False,
         chunk_size: int | None = None,
+        memory: int | None = None,
         state: Mapping[str, torch.Tensor] | None = None,
     ) -> Iterator[GramianComputation]:
         """Validate the arguments, and bind the model to its inputs until the end of the block."""
@@ -196,6 +210,8 @@ class GramianComputation:
         model = validate_model(model, include_frozen=include_frozen)
         values = {} if state is None else require_state(model, state)
         chunk = checked_chunk(chunk_size)
+        if memory is not None:
+            memory = require.integer("memory", memory, least=1)
         with probed_copy(model, X, dtype, include_frozen=include_frozen) as (function, x, probed):
             x2 = None if X2 is None else _second_inputs(X2, function, probed.m_y)
             if values:
@@ -203,7 +219,7 @@ class GramianComputation:
                 function = at_state(function, values)  # only now: the probes need the module's own values
                 if again:
                     require_own_values(function, "state")
-            yield cls(function, x, x2, probed.m_y, probed.computed_in, probed.plain, chunk)
+            yield cls(function, x, x2, probed.m_y, probed.computed_in, probed.plain, chunk, memory)
 
     def plan(self, refused: dict[str, str]) -> GramPlan:
         """Find the structure and choose the formulas; ``refused`` slots get none."""
@@ -220,8 +236,10 @@ class GramianComputation:
             except Exception as error:  # the model does not run under observation: its structure stays unknown
                 refused |= dict.fromkeys(self.function.layout.names, _unobservable(error))
                 self.scan = OutputScan(1, (), (), frozenset())
-        slots = plan_slots(self.function, self.scan, n, n2, self.m_y, refused)
-        return with_blocks(self.function, self.scan, slots, n, n2, self.m_y, self.chunk_size)
+        memory = _available(self.function) // 2 if self.memory is None else self.memory
+        result = rows * columns * torch.finfo(self.function.dtype).bits // 8
+        slots = plan_slots(self.function, self.scan, n, n2, self.m_y, refused, max(0, memory - result) // 2)
+        return with_blocks(self.function, self.scan, slots, n, n2, self.m_y, self.chunk_size, memory)
 
     def block(self, x: torch.Tensor, outputs: range, slots: Sequence[str]) -> tuple[Block, frozenset[str]]:
         """Differentiate some samples and outputs by the uses of ``slots``; return the slots that disagree too."""
@@ -233,53 +251,48 @@ class GramianComputation:
         n, m_y = len(self.x), self.m_y
         other = self.x if self.x2 is None else self.x2
         M = self.x.new_zeros((n * m_y, len(other) * m_y), dtype=self.function.dtype, device=self.function.device)
-        view = M.view(m_y, n, m_y, len(other))
-        structured = [s.name for s in planned.slots if s.engine in ("pairs", "contract", "gradients")]
-        sums = [s.name for s in planned.slots if s.engine in ("pairs", "contract")]
-        checked: set[tuple[bool, int, int]] = set()
-
-        def make(x: torch.Tensor, right: bool, start: int, outputs: range) -> Block:
-            part = x[start : start + planned.samples]
-            try:
-                made = block(self.function, part, outputs, structured, self.scan.batch_axes)
-            except torch.cuda.OutOfMemoryError:
-                raise
-            except Exception as error:  # the model ran on the scanned samples, but not on these
-                raise _Disagreement(structured, _unobservable(error)) from error
-            # For a chain of linear layers and elementwise functions the formulas are proved.
-            if self.plain or (right, start, outputs.start) in checked:
-                return made
-            irregular = [name for name in sums if not uniform(name, [part.use for part in made.parts[name]])]
-            if irregular:
-                raise _Disagreement(irregular, "its uses differ from sample to sample")
-            wrong = verify_against_backward(self.function, made)
-            if wrong:
-                raise _Disagreement(wrong, "its formula disagrees with a backward pass")
-            checked.add((right, start, outputs.start))
-            return made
-
-        left, right = _block_starts(n, m_y, planned), _block_starts(len(other), m_y, planned)
+        verified: set[tuple[bool, int, int, str]] = set()
+        sides = [(False, self.x)] if self.x2 is None else [(False, self.x), (True, self.x2)]
+        steps = [
+            (group, right, x, start, outputs)
+            for group in planned.groups
+            for right, x in sides
+            for start, outputs in _block_starts(len(x), m_y, planned)
+        ]
         label = f"Gram matrix, {M.shape[0]} x {M.shape[1]}, about {planned.peak_bytes / 1e6:.0f} MB"
-        steps = [(p, q) for p in range(len(left)) for q in range(p + 1 if self.x2 is None else len(right))]
-        held: tuple[int, Block] | None = None
-        for p, q in track(steps, label):
-            if held is None or held[0] != p:
-                held = (p, make(self.x, False, *left[p]))
-            first = held[1]
-            second = first if self.x2 is None and p == q else make(other, self.x2 is not None, *right[q])
-            rows = (slice(first.outputs.start, first.outputs.stop), slice(left[p][0], left[p][0] + first.n))
-            columns = (slice(second.outputs.start, second.outputs.stop), slice(right[q][0], right[q][0] + second.n))
-            if len(steps) == 1:
-                add_pair(M, self.function, planned.slots, first, second, m_y)
-                continue
-            target = M.new_zeros((first.rows, second.rows))
-            add_pair(target, self.function, planned.slots, first, second, m_y)
-            tile = target.view(first.m, first.n, second.m, second.n)
-            view[rows[0], rows[1], columns[0], columns[1]] = tile
-            if self.x2 is None and p != q:
-                view[columns[0], columns[1], rows[0], rows[1]] = tile.permute(2, 3, 0, 1)
+        rows: dict[bool, Rows] = {}
+        for k, (group, right, x, start, outputs) in enumerate(track(steps, label)):
+            names = list(dict.fromkeys(piece.name for piece in group if piece.engine != "per sample"))
+            made = self._differentiated(x[start : start + planned.samples], outputs, names)
+            if not self.plain:  # for a chain of linear layers and elementwise functions the formulas are proved
+                sums = [piece.name for piece in group if piece.engine in SUMS]
+                irregular = [name for name in sums if not uniform(name, [part.use for part in made.parts[name]])]
+                if irregular:
+                    raise _Disagreement(irregular, "its uses differ from sample to sample")
+                keys = {(right, start, outputs.start, name) for name in names}
+                wrong = frozenset[str]() if keys <= verified else verify_against_backward(self.function, made)
+                if wrong:
+                    raise _Disagreement(wrong, "its formula disagrees with a backward pass")
+                verified |= keys
+            side = rows.setdefault(right, Rows(self.function, group, len(x), m_y))
+            differing = side.add(made, start)
+            if differing:
+                raise _Disagreement(differing, "its positions differ from sample to sample")
+            if k + 1 == len(steps) or steps[k + 1][0] is not group:
+                add_product(M, rows[False], rows[self.x2 is not None])
+                rows = {}
+        if self.x2 is None:
+            mirror(M)
         self._require_finite(M)
         return M
+
+    def _differentiated(self, x: torch.Tensor, outputs: range, names: Sequence[str]) -> Block:
+        try:
+            return block(self.function, x, outputs, names, self.scan.batch_axes)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # the model ran on the scanned samples, but not on these
+            raise _Disagreement(names, _unobservable(error)) from error
 
     def _require_finite(self, M: torch.Tensor) -> None:
         if bool(torch.isfinite(M.sum())) or bool(torch.isfinite(M).all()):
@@ -307,6 +320,12 @@ def _second_inputs(X2: Any, function: Functional, m_y: int) -> torch.Tensor:
     if outputs != m_y:
         raise InvalidInput("X2", f"inputs with {outputs} outputs", f"{m_y} outputs, as for X", code="wrong-shape")
     return x2
+
+
+def _available(function: Functional) -> int:
+    if function.device.type == "cuda":
+        return torch.cuda.mem_get_info(function.device)[0]
+    return available_memory()
 
 
 def _unobservable(error: Exception) -> str:

@@ -26,10 +26,10 @@ from alignver.jacobians.sample_blocks import OutputScan
 from alignver.network.functional import Functional
 from alignver.network.inputs import dtype_name
 
-__all__ = ["GramPlan", "SlotPlan", "plan_slots", "uniform", "with_blocks"]
+__all__ = ["GramPlan", "Piece", "SlotPlan", "plan_slots", "uniform", "with_blocks"]
 
-BUDGET = 1 << 30  # bytes of the factors of the blocks in memory, unless the caller sets the size of a block
-POOL = 1 << 28  # bytes of per-sample gradients that are multiplied at once, on either side
+SUMS = ("pairs", "contract")  # formulas with factors in place of columns
+POOL = 1 << 28  # bytes of per-sample gradients that are formed at once if they are not stored
 _PASS = 24  # approximate cost, in operations, of one elementwise pass over an entry of the result
 _SMALL = 3  # slowdown of batched products of small matrices
 _SINGLE = 4  # slowdown of per-sample gradients
@@ -62,6 +62,16 @@ class SlotPlan:
 
 
 @dataclasses.dataclass(frozen=True)
+class Piece:
+    """Rows start..stop of a slot and its formula."""
+
+    name: str
+    engine: str
+    start: int
+    stop: int
+
+
+@dataclasses.dataclass(frozen=True)
 class GramPlan:
     """How :func:`gram` computes a matrix.
 
@@ -77,8 +87,10 @@ class GramPlan:
         One for each slot.
     samples, outputs : int
         Size of a block.
+    groups : tuple of tuples of Piece
+        The pieces of the parameters whose factors are in memory at a time, for all samples.
     passes : int
-        Total number of differentiated blocks (a block is differentiated again for each block of the other side).
+        Total number of differentiated blocks: every block once for each group.
     flops : float
         Operations of the products, without the passes through the model.
     peak_bytes : int
@@ -93,6 +105,7 @@ class GramPlan:
     slots: tuple[SlotPlan, ...]
     samples: int
     outputs: int
+    groups: tuple[tuple[Piece, ...], ...]
     passes: int
     flops: float
     peak_bytes: int
@@ -102,7 +115,8 @@ class GramPlan:
         shape = f"{self.n * self.m_y} x {self.n2 * self.m_y}"
         lines = [
             f"Gram matrix {shape}, {self.dtype}{', one triangle' if self.symmetric else ''}",
-            f"  blocks of {self.samples} samples and {self.outputs} outputs, {self.passes} differentiated",
+            f"  blocks of {self.samples} samples and {self.outputs} outputs, {self.passes} differentiated, "
+            f"in {len(self.groups)} group{'s' * (len(self.groups) != 1)} of parameters",
             f"  about {self.flops:.1e} operations in products, about {self.peak_bytes / 1e6:.0f} MB at the peak",
         ]
         width = max(len(slot.name) for slot in self.slots)
@@ -134,9 +148,18 @@ class _Sizes:
 
 
 def plan_slots(
-    function: Functional, scan: OutputScan, n: int, n2: int | None, m_y: int, refused: dict[str, str]
+    function: Functional,
+    scan: OutputScan,
+    n: int,
+    n2: int | None,
+    m_y: int,
+    refused: dict[str, str],
+    room: float = math.inf,
 ) -> tuple[SlotPlan, ...]:
-    """Choose a formula for each slot; ``refused`` maps slots that must not have a formula to the reason."""
+    """Choose a formula for each slot; ``refused`` maps slots that must not have a formula to the reason.
+
+    Formulas whose factors take more than ``room`` bytes are not chosen: columns can be formed a few at a time.
+    """
     sizes = _Sizes(n, n if n2 is None else n2, m_y, n2 is None)
     result = []
     for name in function.layout.names:
@@ -151,11 +174,11 @@ def plan_slots(
         elif not uses or not size:
             result.append(SlotPlan(name, "unused", "no output depends on it", 0, 0.0))
         else:
-            result.append(_formula(name, uses, size, scan.n, sizes))
+            result.append(_formula(name, uses, size, scan.n, sizes, room))
     return tuple(result)
 
 
-def _formula(name: str, uses: Sequence[Use], size: int, scanned: int, sizes: _Sizes) -> SlotPlan:
+def _formula(name: str, uses: Sequence[Use], size: int, scanned: int, sizes: _Sizes, room: float) -> SlotPlan:
     T = sum(positions(use, scanned) for use in uses)
     m, kinds = sizes.m, _kinds(uses, T)
     costs = {"gradients": 2 * sizes.rows * T * size * _SMALL + 2 * sizes.entries * size}
@@ -163,7 +186,7 @@ def _formula(name: str, uses: Sequence[Use], size: int, scanned: int, sizes: _Si
         # A bias, a scale: the sum over positions is cheap.
         flops = sizes.rows * T * size + 2 * sizes.entries * size
         return SlotPlan(name, "gradients", kinds, T, flops)
-    if uniform(name, uses):
+    if uniform(name, uses) and _factor_entries(uses, scanned, sizes) * 8 <= room:
         a, b, groups = shape(uses[0])
         lookup = isinstance(uses[0], Lookup)
         pair = 0.0 if lookup else 2.0 * a
@@ -208,6 +231,18 @@ def _kinds(uses: Sequence[Use], T: int) -> str:
     return f"{kinds}{count}, {T} position{'s' * (T > 1)}"
 
 
+def _factor_entries(uses: Sequence[Use], scanned: int, sizes: _Sizes) -> float:
+    """Return the number of entries of the inputs and gradients of some uses, for all samples of both sides."""
+    T = sum(positions(use, scanned) for use in uses)
+    a, b, groups = shape(uses[0])
+    return T * groups * (a * sizes.rows / sizes.m + b * sizes.rows)
+
+
+def piece_length(shape: torch.Size) -> int:
+    """Return the number of rows that a slot of this shape can be cut into."""
+    return max(1, shape[0]) if shape else 1
+
+
 def with_blocks(
     function: Functional,
     scan: OutputScan,
@@ -216,40 +251,66 @@ def with_blocks(
     n2: int | None,
     m_y: int,
     chunk_size: int | None,
+    memory: int,
 ) -> GramPlan:
-    """Cut samples and outputs into blocks whose factors fit in memory, and return the plan with its total cost."""
+    """Cut parameters, samples and outputs such that the work fits into memory, and return the plan with its cost.
+
+    If the passes for all samples fit at once, derivatives are formed from them as they are multiplied. Otherwise the
+    factors of a group of pieces are collected from block after block of samples, and multiplied when they are complete.
+    So each group takes one pass over the samples, and the number of passes is linear in n for every memory size.
+    """
     item = torch.finfo(function.dtype).bits // 8
-    live = [use for use in scan.uses if not scan.loose.issuperset(use.slots)]
-    # Bytes per sample. A block holds the inputs of every use once, and the gradients of every output three times: the
-    # gradients, about as much in the backward pass, and as much for their reordering.
-    inputs = sum(_input_entries(use, scan.n) for use in live) * item
-    gradients = 3 * sum(math.prod(use.shape) // scan.n for use in live) * item
-    longest = max(n, n2 or 0)
-    samples, outputs = longest, m_y
-    if chunk_size is not None:
-        samples = min(chunk_size, longest)
-    elif longest * (inputs + gradients * m_y) > BUDGET:
-        room = BUDGET // 2  # more than one block: two at a time
-        samples = max(1, min(longest, int(room // (inputs + gradients * m_y))))
-        outputs = min(m_y, max(1, int((room - inputs) // max(1, gradients)))) if samples == 1 else m_y
-    left = math.ceil(n / samples) * math.ceil(m_y / outputs)
-    right = left if n2 is None else math.ceil(n2 / samples) * math.ceil(m_y / outputs)
-    passes = left * (left + 1) // 2 if n2 is None else left * (right + 1)
-    N, N2 = n * m_y, (n if n2 is None else n2) * m_y
-    rows = samples * outputs
-    loose, formed = (
-        [function.theta[slot.name].numel() for slot in slots if slot.engine == engine]
-        for engine in ("per sample", "gradients")
-    )
-    # Derivatives held at once, on both sides: at most POOL, but all columns and outputs of a slot without a formula.
-    pool = 2 * min(POOL, rows * sum(formed) * item)
-    pool += 2 * samples * m_y * item * (min(sum(loose), max(POOL // (rows * item), max(loose))) if loose else 0)
-    several = left > 1 or right > 1
-    factors = (2 if several else 1) * samples * (inputs + gradients * outputs)
-    peak = N * N2 * item + factors + pool + several * rows**2 * item
+    sizes = _Sizes(n, n if n2 is None else n2, m_y, n2 is None)
+    N, N2 = n * m_y, sizes.n2 * m_y
+    result = N * N2 * item
+    room = max(0, memory - result) // 2  # one half for the passes of a block, one for what is stored
+    longest, both = max(n, sizes.n2), int(sizes.rows)
+    engaged = [slot for slot in slots if slot.engine != "unused"]
+
+    def block_bytes(names: set[str]) -> tuple[int, int]:
+        """Bytes per sample, and per sample and output: gradients, as much in the backward pass, and reordered."""
+        live = [use for use in scan.uses if not names.isdisjoint(use.slots)]
+        gradients = 3 * sum(math.prod(use.shape) // scan.n for use in live) * item
+        columns = max((function.theta[s.name].numel() for s in engaged if s.name in names), default=0)
+        return sum(_input_entries(use, scan.n) for use in live) * item, gradients + columns * item
+
+    inputs, gradients = block_bytes({slot.name for slot in engaged if slot.engine != "per sample"})
+    at_once = chunk_size is None or chunk_size >= longest
+    at_once = at_once and both // m_y * (inputs + (gradients * m_y)) <= room
+    limit = min(room, POOL) if at_once else room
+    groups: list[list[Piece]] = [[]]
+    stored = held = 0
+    for slot in engaged:
+        theta = function.theta[slot.name]
+        length = piece_length(theta.shape)
+        width = both * (theta.numel() // length) * item
+        if slot.engine in SUMS:
+            uses = [use for use in scan.uses if slot.name in use.slots]
+            step, width = length, int(_factor_entries(uses, scan.n, sizes) * item) // length
+        else:
+            step = max(1, min(length, limit // max(1, width)))
+        for start in range(0, length, step):
+            stop = min(start + step, length)
+            if not at_once and groups[-1] and held + (stop - start) * width > room:
+                groups.append([])
+                held = 0
+            groups[-1].append(Piece(slot.name, slot.engine, start, stop))
+            held += (stop - start) * width
+            stored = max(stored, held)
+    samples, outputs, passing = longest, m_y, both // m_y * (inputs + gradients * m_y)
+    if not at_once:
+        inputs, gradients = map(max, zip(*(block_bytes({piece.name for piece in group}) for group in groups)))
+        samples = max(1, min(longest, chunk_size or room // max(1, inputs + gradients * m_y)))
+        if samples == 1 and chunk_size is None:
+            outputs = min(m_y, max(1, (room - inputs) // max(1, gradients)))
+        passing = samples * (inputs + gradients * outputs)
+    blocks = math.ceil(n / samples) + (0 if n2 is None else math.ceil(n2 / samples))
+    passes = len(groups) * blocks * math.ceil(m_y / outputs)
+    peak = result + passing + (min(stored, 2 * POOL) if at_once else stored)
     flops = sum(slot.flops for slot in slots)
-    other, dtype = n if n2 is None else n2, dtype_name(function.dtype)
-    return GramPlan(n, other, m_y, n2 is None, dtype, slots, samples, outputs, passes, flops, int(peak))
+    dtype = dtype_name(function.dtype)
+    parts = tuple(map(tuple, groups))
+    return GramPlan(n, sizes.n2, m_y, n2 is None, dtype, slots, samples, outputs, parts, passes, flops, int(peak))
 
 
 def _input_entries(use: Use, n: int) -> int:

@@ -24,7 +24,7 @@ import torch
 from alignver.jacobians.layer_io import Conv, Lookup, Product, Scale, Use, captured
 from alignver.network.functional import Functional, comparison_weights
 
-__all__ = ["BatchAxis", "Block", "OutputScan", "Part", "block", "scan_outputs", "verify_against_backward"]
+__all__ = ["BatchAxis", "Block", "OutputScan", "Part", "block", "by_rows", "scan_outputs", "verify_against_backward"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,12 +175,13 @@ class Part:
             return self._folded(self.raw, weighted=True).flatten(2)
         if isinstance(self.use, Lookup):
             return _scattered(self.index, self.gradients, start, stop).flatten(2)
-        A, B = self.inputs, self.gradients
         transposed = isinstance(self.use, Product) and self.use.transposed
-        whole = A.shape[2] if transposed else B.shape[2] * B.shape[3]
-        if (start, stop) != (0, whole):  # grouped convolutions are never cut
-            A, B = (A[:, :, start:stop], B) if transposed else (A, B[:, :, :, start:stop])
-        return _outer(A, B, transposed).flatten(2)
+        return by_rows(self.inputs, self.gradients, transposed, start, stop).flatten(2)
+
+    @property
+    def divisible(self) -> bool:
+        """Whether :meth:`by_weight` forms a part of the rows of the weight at a part of the cost."""
+        return isinstance(self.use, Product | Lookup) or (isinstance(self.use, Conv) and self.use.groups == 1)
 
     def by_bias(self) -> torch.Tensor:
         """Return the derivatives by the bias, (m, n, columns)."""
@@ -243,6 +244,13 @@ def _last(tensor: torch.Tensor, axis: int) -> torch.Tensor:
 def _merged(B: torch.Tensor) -> torch.Tensor:
     """Merge samples into positions: (m, n, g, b, T) to (m, 1, g, b, nT)."""
     return B.movedim(1, 3).flatten(3).unsqueeze(1)
+
+
+def by_rows(A: torch.Tensor, B: torch.Tensor, transposed: bool, start: int, stop: int) -> torch.Tensor:
+    """Return the derivatives of every output and sample by rows start..stop of a weight; all rows if it has groups."""
+    if A.shape[1] == 1:
+        A, B = (A[:, :, start:stop], B) if transposed else (A, B[:, :, :, start:stop])
+    return _outer(A, B, transposed)
 
 
 def _outer(A: torch.Tensor, B: torch.Tensor, transposed: bool) -> torch.Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from alignver.errors import InvalidInput
 from alignver.jacobians.gram import gram, plan
 from alignver.jacobians.jacobian import jacobian
 from alignver.progress import listening
@@ -140,33 +141,50 @@ def test_a_function_of_a_dict_with_shared_tensors_and_odd_names():
     assert relative(gram(f, x, params=params), J @ J.T) <= 1e-12
 
 
-def test_output_chunks(monkeypatch):
-    """A budget below one sample's factors cuts outputs too."""
-    from alignver.jacobians import gram_planning
-
-    for name in ("mlp", "lenet", "tied embedding", "weight norm"):
+def test_little_memory_cuts_parameters_samples_and_outputs():
+    for name in ("mlp", "lenet", "tied embedding", "weight norm", "conv2d, groups", "gru"):
         model, x = build(name)
         J = reference(model, x)
-        monkeypatch.setattr(gram_planning, "BUDGET", 200)
-        planned = plan(model, x)
+        planned = plan(model, x, memory=200)
         assert planned.samples == 1
-        M = gram(model, x)
+        assert len(planned.groups) > 1
+        M = gram(model, x, memory=200)
         assert torch.equal(M, M.T)
         assert relative(M, J @ J.T) <= 1e-12
-        assert relative(gram(model, x, x), J @ J.T) <= 1e-12
-        monkeypatch.undo()
-    monkeypatch.setattr(gram_planning, "BUDGET", 200)
+        assert relative(gram(model, x, x, memory=200), J @ J.T) <= 1e-12
     model, x = build("tied embedding")
-    assert plan(model, x).outputs < 7
+    assert plan(model, x, memory=200).outputs < 7
+    with pytest.raises(InvalidInput, match="memory"):
+        gram(model, x, memory=0)
+
+
+def test_the_number_of_passes_is_linear_in_the_samples(monkeypatch):
+    """With memory for a constant number of samples at a time: no block is differentiated again for another one."""
+    from alignver.jacobians import sample_blocks
+
+    passes = []
+    backward = sample_blocks._backward
+    monkeypatch.setattr(sample_blocks, "_backward", lambda *args: passes.append(1) or backward(*args))
+    model, _ = build("lenet")
+    counts = []
+    for n in (8, 16, 32):
+        x = torch.randn(n, 1, 10, 10, generator=torch.Generator().manual_seed(0))
+        passes.clear()
+        M = gram(model, x, chunk_size=2)
+        counts.append(len(passes))
+        assert plan(model, x, chunk_size=2).passes == len(passes)
+        assert relative(M, gram(model, x)) <= 1e-13
+    assert counts == [4, 8, 16]
 
 
 def test_columns_are_cut_where_they_do_not_fit(monkeypatch):
-    from alignver.jacobians import contractions
+    from alignver.jacobians import contractions, gram_planning
 
     for name in ("tied embedding", "tied and turned", "conv2d, groups", "weight norm", "linear on sequences"):
         model, x = build(name)
         J = reference(model, x)
         monkeypatch.setattr(contractions, "POOL", 300)
+        monkeypatch.setattr(gram_planning, "POOL", 300)
         assert relative(gram(model, x), J @ J.T) <= 1e-12
         assert relative(gram(model, x, x[:2], chunk_size=2), J @ reference(model, x[:2]).T) <= 1e-12
 
@@ -188,8 +206,8 @@ def test_progress_tells_size_and_memory():
     model, x = build("mlp")
     with listening(Listener()):
         gram(model, x, chunk_size=2)
-    assert heard[0] == ("Gram matrix, 10 x 10, about 0 MB", 6)
-    assert heard.count("step") == 6
+    assert heard[0] == ("Gram matrix, 10 x 10, about 0 MB", 3)
+    assert heard.count("step") == 3
 
 
 def test_the_random_state_stays():
