@@ -267,11 +267,16 @@ def with_blocks(
     longest, both = max(n, sizes.n2), int(sizes.rows)
     engaged = [slot for slot in slots if slot.engine != "unused"]
 
+    def whole(slot: SlotPlan) -> bool:
+        """Whether all columns of a slot are formed, even if some of its rows are wanted."""
+        grouped = any(isinstance(use, Conv) and use.groups > 1 for use in scan.uses if slot.name in use.slots)
+        return slot.engine == "per sample" or (slot.engine == "gradients" and grouped)
+
     def block_bytes(names: set[str]) -> tuple[int, int]:
         """Bytes per sample, and per sample and output: gradients, as much in the backward pass, and reordered."""
         live = [use for use in scan.uses if not names.isdisjoint(use.slots)]
         gradients = 3 * sum(math.prod(use.shape) // scan.n for use in live) * item
-        columns = max((function.theta[s.name].numel() for s in engaged if s.name in names), default=0)
+        columns = max((function.theta[s.name].numel() for s in engaged if s.name in names and whole(s)), default=0)
         return sum(_input_entries(use, scan.n) for use in live) * item, gradients + columns * item
 
     inputs, gradients = block_bytes({slot.name for slot in engaged if slot.engine != "per sample"})
