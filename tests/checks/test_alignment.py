@@ -224,15 +224,15 @@ def test_a_numerical_answer_takes_what_the_proof_takes():
 
 @pytest.mark.parametrize("certify", [True, False])
 def test_nearly_equal_samples_are_decided_without_the_jacobian(certify, monkeypatch):
-    model, X, Y = _wide_network(64)
+    model, X, Y = _wide_network(48)
     model, X = model.double(), X.double()
     X[3] = X[7] + 1e-13 * X[3]
-    y = torch.from_numpy(modified_targets(Y.numpy(), "cross_entropy", 64, 10).ravel(order="F"))
+    y = torch.from_numpy(modified_targets(Y.numpy(), "cross_entropy", 48, 10).ravel(order="F"))
     expected = check_membership(jacobian(model, X), y, method="svd", computed_in="float64")
     monkeypatch.setattr(jacobian_form, "differentiate", None)  # it would hold J in memory
     result = check_alignment(model, X, Y, loss="cross_entropy", certify=certify)
     assert result.verdict is expected.verdict is Verdict.FAILS
-    assert result.measured["rank"] == expected.measured["rank"] == 630
+    assert result.measured["rank"] == expected.measured["rank"] == 470
     assert result.tolerance.value == pytest.approx(expected.tolerance.value, rel=1e-10)
     assert result.measured["residual"] == pytest.approx(expected.measured["residual"], rel=1e-6)
     assert "columns of the layers' factors represent the" in result.measured["engine"]
