@@ -46,6 +46,8 @@ RUNS = {
     "data": Run("data.py", minutes=2),
     "streamed_qr": Run("streamed_qr.py", minutes=1),
     "gram": Run("gram.py", minutes=10),
+    "engine": Run("engine.py", ("--quick",), 5),
+    "engine-large": Run("engine.py", minutes=30, default=False),
     "membership": Run("membership.py", minutes=10),
     "proof": Run("proof.py", minutes=10),
     "exploration": Run("exploration.py", ("rank", "gram"), 5),

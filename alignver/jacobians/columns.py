@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignver.arrays import Array
 from alignver.errors import InvalidInput
@@ -28,7 +27,7 @@ from alignver.jacobians import layer_gradients
 from alignver.jacobians.jacobian import Block, bind, checked_chunk, require_finite, sample_rows
 from alignver.jacobians.operator import differentiable, pull
 from alignver.network.functional import Functional, ParameterLayout, Theta
-from alignver.network.inputs import dtype_name
+from alignver.network.inputs import DispatchMode, dtype_name
 from alignver.network.preserve_state import preserve_state
 from alignver.network.validate_model import probe, validate_model
 
@@ -382,11 +381,11 @@ def _modules(owners: dict[str, tuple[layer_gradients.Owner, ...]]) -> list[nn.Mo
     return list(dict.fromkeys(owner.module for owner in itertools.chain.from_iterable(owners.values())))
 
 
-class _AllocatedBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its base unannotated
+class _AllocatedBytes(DispatchMode):
     """Count the bytes of all tensors that operations return, an upper bound for what a pass stores for backward."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # as above
+        super().__init__()
         self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -24,6 +24,7 @@ __all__ = ["Rows", "add_product", "joined_factors", "mirror", "restricted"]
 _PANEL = 1 << 18  # approximate number of entries of a panel
 _LEAST = 32  # least number of rows of a panel
 _ROWS = 128  # rows of a panel of a triangle: larger panels waste work above the diagonal, smaller ones are slower
+_HALF = 64  # least number of rows of a panel of a triangle, of which there are two or more
 _TILE = 1 << 19  # approximate number of entries of a temporary of contract()
 _CACHE = 1 << 22  # least number of bytes of derivatives that are collected
 _NARROW = 256  # pieces with fewer columns are concatenated: a product of their own would cost more than the copy
@@ -49,7 +50,7 @@ def panels(m: int, n: int, m2: int, n2: int, symmetric: bool) -> Iterator[Panel]
     """Cut a block into panels that cover it, or its lower triangle."""
     rows = min(256, max(_LEAST, _PANEL // max(1, m2 * n2)))
     if symmetric:
-        rows = min(rows, _ROWS)
+        rows = min(rows, _ROWS, max(_HALF, m * n // 2))
     several = max(1, rows // n)
     step = -(-n // max(1, round(n / rows)))
     for j0 in range(0, m, several):
@@ -271,7 +272,9 @@ def _matched(first: Rows, second: Rows, pieces: Sequence[Piece]) -> Iterator[Col
             there = next(right, None)
 
 
-def _apply(target: torch.Tensor, shares: Iterable[Share], first: Rows, second: Rows, symmetric: bool) -> None:
+def _apply(target: torch.Tensor, shares: Sequence[Share], first: Rows, second: Rows, symmetric: bool) -> None:
+    if not shares:
+        return
     views = []
     for panel in panels(first.m, first.n, second.m, second.n, symmetric):
         start = panel.j0 * first.n + panel.i0

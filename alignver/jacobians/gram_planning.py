@@ -29,7 +29,9 @@ from alignver.network.inputs import dtype_name
 __all__ = ["GramPlan", "Piece", "SlotPlan", "plan_slots", "uniform", "with_blocks"]
 
 SUMS = ("pairs", "contract")  # formulas with factors in place of columns
-POOL = 1 << 28  # bytes of per-sample gradients that are formed at once if they are not stored
+POOL = 1 << 28  # bytes of per-sample gradients that are formed at once by automatic differentiation
+_SLAB = 1 << 24  # bytes of derivatives that are formed at once from factors: malloc reuses blocks up to 2^25 bytes
+_SLAB_ROWS = 32  # least number of rows of a weight in a slab: products with fewer are slow
 _PASS = 24  # approximate cost, in operations, of one elementwise pass over an entry of the result
 _SMALL = 3  # slowdown of batched products of small matrices
 _SINGLE = 4  # slowdown of per-sample gradients
@@ -52,6 +54,8 @@ class SlotPlan:
         T, over all uses.
     flops : float
         Floating-point operations; products and passes have the weights of the module's notes.
+    floor : float
+        Operations of the passes through the slot and of its cheapest exact formula, without such weights.
     """
 
     name: str
@@ -59,6 +63,7 @@ class SlotPlan:
     why: str
     positions: int
     flops: float
+    floor: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +98,9 @@ class GramPlan:
         Total number of differentiated blocks: every block once for each group.
     flops : float
         Operations of the products, without the passes through the model.
+    floor : float
+        Operations that are necessary with these formulas: of the passes through layers with weights, and of the
+        cheapest formula for each slot. Divided by the rate of the processor, it is a lower bound of the time.
     peak_bytes : int
         Approximate memory of the result and the temporaries, without the model and its data.
     """
@@ -108,6 +116,7 @@ class GramPlan:
     groups: tuple[tuple[Piece, ...], ...]
     passes: int
     flops: float
+    floor: float
     peak_bytes: int
 
     def describe(self) -> str:
@@ -117,7 +126,8 @@ class GramPlan:
             f"Gram matrix {shape}, {self.dtype}{', one triangle' if self.symmetric else ''}",
             f"  blocks of {self.samples} samples and {self.outputs} outputs, {self.passes} differentiated, "
             f"in {len(self.groups)} group{'s' * (len(self.groups) != 1)} of parameters",
-            f"  about {self.flops:.1e} operations in products, about {self.peak_bytes / 1e6:.0f} MB at the peak",
+            f"  about {self.flops:.1e} operations in products, about {self.peak_bytes / 1e6:.0f} MB at the peak, "
+            f"at least {self.floor:.1e} operations in all",
         ]
         width = max(len(slot.name) for slot in self.slots)
         lines += [f"  {slot.name:<{width}}  {slot.engine:<10}  {slot.flops:8.1e}  {slot.why}" for slot in self.slots]
@@ -167,10 +177,10 @@ def plan_slots(
         single = sizes.rows * size * 8 * _SINGLE + 2 * sizes.entries * size
         uses = [use for use in scan.uses if name in use.slots]
         if name in refused:
-            result.append(SlotPlan(name, "per sample", refused[name], 0, single))
+            result.append(SlotPlan(name, "per sample", refused[name], 0, single, 2 * sizes.entries * size))
         elif name in scan.loose:
             why = "used in a way that has no formula" if not uses else "some of its uses have no formula"
-            result.append(SlotPlan(name, "per sample", why, 0, single))
+            result.append(SlotPlan(name, "per sample", why, 0, single, 2 * sizes.entries * size))
         elif not uses or not size:
             result.append(SlotPlan(name, "unused", "no output depends on it", 0, 0.0))
         else:
@@ -185,11 +195,15 @@ def _formula(name: str, uses: Sequence[Use], size: int, scanned: int, sizes: _Si
     if any(use.weight != name or use.bias == name or isinstance(use, Scale) for use in uses):
         # A bias, a scale: the sum over positions is cheap.
         flops = sizes.rows * T * size + 2 * sizes.entries * size
-        return SlotPlan(name, "gradients", kinds, T, flops)
+        return SlotPlan(name, "gradients", kinds, T, flops, flops)
+    products = 2.0 * T * size * (sizes.rows / m + sizes.rows) * (not isinstance(uses[0], Lookup))
+    floor = [costs["gradients"] - 2 * sizes.rows * T * size * (_SMALL - 1)]
     if uniform(name, uses) and _factor_entries(uses, scanned, sizes) * 8 <= room:
         a, b, groups = shape(uses[0])
         lookup = isinstance(uses[0], Lookup)
         pair = 0.0 if lookup else 2.0 * a
+        floor.append(groups * T**2 * (pair * sizes.samples + 2 * b * sizes.entries))
+        floor.append(groups * sizes.samples * T * (pair * T + 2 * b * T * m + 2 * b * m * m))
         if not lookup:
             costs["pairs"] = groups * T**2 * (pair * sizes.samples + (2 * b + _PASS) * sizes.entries)
         costs["contract"] = (
@@ -198,7 +212,7 @@ def _formula(name: str, uses: Sequence[Use], size: int, scanned: int, sizes: _Si
         if lookup:
             costs["contract"] += sizes.samples * T * T * _PASS
     engine = min(costs, key=costs.__getitem__)
-    return SlotPlan(name, engine, kinds, T, costs[engine])
+    return SlotPlan(name, engine, kinds, T, costs[engine], products + min(floor))
 
 
 def uniform(name: str, uses: Sequence[Use]) -> bool:
@@ -282,7 +296,6 @@ def with_blocks(
     inputs, gradients = block_bytes({slot.name for slot in engaged if slot.engine != "per sample"})
     at_once = chunk_size is None or chunk_size >= longest
     at_once = at_once and both // m_y * (inputs + (gradients * m_y)) <= room
-    limit = min(room, POOL) if at_once else room
     groups: list[list[Piece]] = [[]]
     stored = held = 0
     for slot in engaged:
@@ -293,7 +306,8 @@ def with_blocks(
             uses = [use for use in scan.uses if slot.name in use.slots]
             step, width = length, int(_factor_entries(uses, scan.n, sizes) * item) // length
         else:
-            step = max(1, min(length, limit // max(1, width)))
+            limit = min(room, POOL if whole(slot) else max(_SLAB, _SLAB_ROWS * width)) if at_once else room
+            step = -(-length // -(-length // max(1, min(length, limit // max(1, width)))))  # slabs of equal size
         for start in range(0, length, step):
             stop = min(start + step, length)
             if not at_once and groups[-1] and held + (stop - start) * width > room:
@@ -312,10 +326,12 @@ def with_blocks(
     blocks = math.ceil(n / samples) + (0 if n2 is None else math.ceil(n2 / samples))
     passes = len(groups) * blocks * math.ceil(m_y / outputs)
     peak = result + passing + (min(stored, 2 * POOL) if at_once else stored)
-    flops = sum(slot.flops for slot in slots)
+    flops, floor = (sum(getattr(slot, key) for slot in slots) for key in ("flops", "floor"))
     dtype = dtype_name(function.dtype)
     parts = tuple(map(tuple, groups))
-    return GramPlan(n, sizes.n2, m_y, n2 is None, dtype, slots, samples, outputs, parts, passes, flops, int(peak))
+    return GramPlan(
+        n, sizes.n2, m_y, n2 is None, dtype, slots, samples, outputs, parts, passes, flops, floor, int(peak)
+    )
 
 
 def _input_entries(use: Use, n: int) -> int:

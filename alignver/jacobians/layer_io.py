@@ -30,9 +30,10 @@ import torch.nn.functional as F
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
+from alignver.network.convolution import KEYS, convolution, each, paddings
 from alignver.network.functional import Functional
 
-__all__ = ["Conv", "Lookup", "Product", "Scale", "Use", "captured", "each", "patches", "windows"]
+__all__ = ["Conv", "Lookup", "Product", "Scale", "Use", "captured", "patches", "windows"]
 
 
 def windows(
@@ -74,13 +75,6 @@ def patches(
     if positions_first:
         return view.permute(0, *positions, 1, *inner).reshape(rows, count, groups, entries)
     return view.permute(0, 1, *inner, *positions).reshape(rows, groups, entries, count)
-
-
-def each(value: Any, axes: int) -> tuple[int, ...]:
-    """Return a size for each axis: torch accepts one number, or a sequence of one, for all axes."""
-    if isinstance(value, int):
-        return (value,) * axes
-    return tuple(value) * axes if len(value) == 1 else tuple(value)
 
 
 @dataclasses.dataclass(eq=False)
@@ -203,7 +197,7 @@ def _unrolled(step: Step, states_per_layer: int) -> Callable[..., Any]:
                 w_in, w_hidden, *b = weights[count * k : count * (k + 1)]
                 b_in, b_hidden = b or (None, None)
                 state = tuple(s[k] for s in states)
-                gates = F.linear(sequence, w_in, b_in)
+                gates = F.linear(sequence, w_in, b_in).unbind(0)  # the gradient of gates[t] would have the size of all
                 outs = []
                 for t in reversed(range(len(gates))) if direction else range(len(gates)):
                     state = step(gates[t], F.linear(state[0], w_hidden, b_hidden), state)
@@ -305,26 +299,16 @@ def _matmul(capture: Capture, func: Any, args: Any, kwargs: Any) -> torch.Tensor
 
 
 def _conv(capture: Capture, func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
-    keys = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    x, weight, bias, stride, padding, dilation, groups = _bound(keys, (None, 1, 0, 1, 1), args, kwargs)
+    x, weight, bias, stride, padding, dilation, groups = _bound(KEYS, (None, 1, 0, 1, 1), args, kwargs)
     names = capture.name(weight), capture.name(bias)
     axes = weight.ndim - 2
     if names == (None, None) or x.ndim != axes + 2:
         return None
-    out = func(x, _detached(weight, names[0]), _detached(bias, names[1]), stride, padding, dilation, groups)
-    use = Conv(*names, 1, x.detach(), tuple(weight.shape[2:]), each(stride, axes), (), each(dilation, axes), groups)
-    use.padding = _padding(padding, use)
-    return capture.record(out, use)
-
-
-def _padding(padding: Any, use: Conv) -> tuple[tuple[int, int], ...]:
-    """Return the padding before and after each spatial axis; 'same' adds the odd entry at the end."""
-    if padding == "valid":
-        return ((0, 0),) * len(use.kernel)
-    if padding == "same":
-        totals = [d * (k - 1) for d, k in zip(use.dilation, use.kernel)]
-        return tuple((total // 2, total - total // 2) for total in totals)
-    return tuple((p, p) for p in each(padding, len(use.kernel)))
+    values = _detached(weight, names[0]), _detached(bias, names[1])
+    out = convolution(func, x, *values, stride, padding, dilation, groups)
+    kernel, gaps = tuple(weight.shape[2:]), each(dilation, axes)
+    zeros = paddings(padding, kernel, gaps)
+    return capture.record(out, Conv(*names, 1, x.detach(), kernel, each(stride, axes), zeros, gaps, groups))
 
 
 def _embedding(capture: Capture, func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:

@@ -23,11 +23,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignver import require
 from alignver.jacobians.jacobian import checked_chunk, probed_copy
-from alignver.jacobians.layer_io import each, windows
+from alignver.jacobians.layer_io import windows
+from alignver.network.convolution import each
+from alignver.network.inputs import DispatchMode
 from alignver.network.validate_model import validate_model
 
 __all__ = ["Kink", "Kinks", "count_kinks", "find_nonsmooth_points"]
@@ -185,11 +186,11 @@ def find_nonsmooth_points(model: nn.Module, X: torch.Tensor, dtype: str | None) 
     return count_kinks(model, X, dtype=dtype)
 
 
-class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+class _Observer(DispatchMode):
     """Inspect the operands of every operation with kinks before it runs."""
 
     def __init__(self, unit: float, eps: float | None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        super().__init__()
         self.unit, self.eps = unit, eps
         self.samples = 1
         self.path: list[str] = []

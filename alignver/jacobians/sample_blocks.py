@@ -22,9 +22,13 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from alignver.jacobians.layer_io import Conv, Lookup, Product, Scale, Use, captured
+from alignver.network.convolution import Convolutions
 from alignver.network.functional import Functional, comparison_weights
 
 __all__ = ["BatchAxis", "Block", "OutputScan", "Part", "block", "by_rows", "scan_outputs", "verify_against_backward"]
+
+_LONG = 128  # positions
+_BATCHED = 1 << 22  # entries of the gradients by one output, up to which all outputs are differentiated at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +105,7 @@ def batch_axes(
     code = codes(n, out)
     outputs = torch.cos(torch.arange(out.shape[1], device=out.device)).to(out.dtype).expand_as(out)
     sides: list[Sequence[torch.Tensor | None]] = [
-        torch.autograd.grad(out, edges, weights, retain_graph=True, allow_unused=True)
+        torch.autograd.grad((out * weights).sum(), edges, retain_graph=True, allow_unused=True)
         for weights in (outputs, outputs * code[:, None])
     ]
     for k, plain, coded in zip(ambiguous, *sides):
@@ -231,7 +235,12 @@ class Mixture:
             A, B = (_merged(factor)[0, 0, 0] for factor in (part.inputs.unsqueeze(0), self.B))
             first, second = (A, B) if use.transposed else (B, A)
             return torch.addmm(gradient, first, second.T, alpha=-1.0)
-        return gradient - _outer(part.inputs, self.B, False).sum((0, 1)).reshape(gradient.shape)
+        rest = gradient.reshape(*self.B.shape[2:4], -1).clone()
+        for A, B in zip(
+            part.inputs, self.B[0]
+        ):  # one sample after another: the gradients of all need not fit in memory
+            rest.baddbmm_(B, A.transpose(1, 2), alpha=-1.0)
+        return rest.view(gradient.shape)
 
 
 def _last(tensor: torch.Tensor, axis: int) -> torch.Tensor:
@@ -258,8 +267,8 @@ def _outer(A: torch.Tensor, B: torch.Tensor, transposed: bool) -> torch.Tensor:
     n, g, a, _ = A.shape
     m, b = B.shape[0], B.shape[3]
     left = A.flatten(0, 1)
-    if not transposed and m > 1 and b <= 16 and A.shape[3] >= 32:
-        # Few rows and long sums: one product for all outputs of a sample, after a reordering, is three times faster.
+    if not transposed and m > 1 and A.shape[3] >= (32 if b <= 16 else _LONG):
+        # Long sums: one product for all outputs of a sample, and a reordering, are up to three times faster.
         right = B.permute(1, 2, 0, 3, 4).reshape(n * g, m * b, -1)
         return torch.bmm(right, left.transpose(1, 2)).view(n, g, m, b, a).permute(2, 0, 1, 3, 4)
     shape = (m, n, g, a, b) if transposed else (m, n, g, b, a)
@@ -337,9 +346,7 @@ def scan_outputs(function: Functional, x: torch.Tensor) -> OutputScan:
     out, uses = captured(function, theta, x)
     loose: set[str] = set()
     if out.requires_grad:
-        gradients = torch.autograd.grad(
-            out, list(theta.values()), torch.ones_like(out), retain_graph=True, allow_unused=True
-        )
+        gradients = torch.autograd.grad(out.sum(), list(theta.values()), retain_graph=True, allow_unused=True)
         loose = {name for name, gradient in zip(theta, gradients) if gradient is not None}
     axes = batch_axes(uses, out, None) if uses else []
     loose.update(name for use, axis in zip(uses, axes) if axis is None for name in use.slots)
@@ -377,25 +384,31 @@ def _backward(out: torch.Tensor, uses: Sequence[Use], outputs: range) -> list[to
     holds the gradient of its own sample's output.
     """
     edges = [use.edge for use in uses]
-    eye = torch.eye(out.shape[1], dtype=out.dtype, device=out.device)[outputs.start : outputs.stop]
-    weights = eye[:, None, :].expand(len(eye), *out.shape)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # missing batching rules make torch slower, not wrong
-            return list(
-                torch.autograd.grad(out, edges, weights, retain_graph=True, allow_unused=True, is_grads_batched=True)
-            )
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except Exception:  # vmap does not support some operation: one output at a time
-        stacked: list[torch.Tensor | None] = [None] * len(uses)
-        for j, weight in enumerate(weights):
-            for k, g in enumerate(torch.autograd.grad(out, edges, weight, retain_graph=True, allow_unused=True)):
-                if g is not None:
-                    if stacked[k] is None:
-                        stacked[k] = g.new_zeros((len(weights), *g.shape))
-                    stacked[k][j] = g  # type: ignore[index]  # made in the line above
-        return stacked
+    entries = sum(math.prod(use.shape) for use in uses)
+    if len(outputs) > 1 and entries <= _BATCHED:
+        eye = torch.eye(out.shape[1], dtype=out.dtype, device=out.device)[outputs.start : outputs.stop]
+        weights = eye[:, None, :].expand(len(eye), *out.shape)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # missing batching rules make torch slower, not wrong
+                return list(
+                    torch.autograd.grad(
+                        out, edges, weights, retain_graph=True, allow_unused=True, is_grads_batched=True
+                    )
+                )
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception:
+            pass  # vmap does not support some operation: one output at a time, where an error of the model is raised
+    stacked: list[torch.Tensor | None] = [None] * len(uses)
+    for row, j in enumerate(outputs):
+        # A sum in place of weights for the outputs, for which torch would import its compiler.
+        for k, g in enumerate(torch.autograd.grad(out[:, j].sum(), edges, retain_graph=True, allow_unused=True)):
+            if g is not None:
+                if stacked[k] is None:  # outputs of a sample side by side, for products of all of them
+                    stacked[k] = g.new_zeros((len(g), len(outputs), *g.shape[1:])).transpose(0, 1)
+                stacked[k][row] = g  # type: ignore[index]  # made in the line above
+    return stacked
 
 
 def verify_against_backward(function: Functional, made: Block) -> frozenset[str]:
@@ -410,12 +423,14 @@ def verify_against_backward(function: Functional, made: Block) -> frozenset[str]
     theta = {
         name: value.detach().requires_grad_() if name in made.parts else value for name, value in function.theta.items()
     }
-    out = function(theta, function.batch(made.x)).reshape(made.n, -1)[:, made.outputs.start : made.outputs.stop]
+    with Convolutions():
+        out = function(theta, function.batch(made.x)).reshape(made.n, -1)[:, made.outputs.start : made.outputs.stop]
     samples = codes(made.n, out.detach())
     outputs = comparison_weights(made.m, out)
     gradients: Sequence[torch.Tensor | None] = [None] * len(names)
     if out.requires_grad:
-        gradients = torch.autograd.grad(out, [theta[n] for n in names], samples[:, None] * outputs, allow_unused=True)
+        weighted = (out * (samples[:, None] * outputs)).sum()
+        gradients = torch.autograd.grad(weighted, [theta[n] for n in names], allow_unused=True)
     uses = {part for parts in made.parts.values() for part in parts}
     mixed = {part: Mixture(part, outputs, samples) for part in uses}
     eps = torch.finfo(function.dtype).eps

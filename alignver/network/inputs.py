@@ -24,6 +24,7 @@ from alignver.errors import InvalidInput, first_line
 from alignver.samples import is_stream
 
 __all__ = [
+    "DispatchMode",
     "RoundingObserver",
     "as_inputs",
     "as_targets",
@@ -130,7 +131,21 @@ class _WeightNormByDefinition(TorchFunctionMode):
         return _weight_norm(*args, **(kwargs or {}))
 
 
-class RoundingObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+    """A dispatch mode that does not make torch import its compiler, which takes more than a second."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class RoundingObserver(DispatchMode):
     """Watch the operations of a forward pass for results narrower than their operands.
 
     A model may contain ``x.float()``; its float64 evaluation then has the accuracy of float32, and tolerances must
@@ -146,7 +161,7 @@ class RoundingObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]  # t
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        super().__init__()
         self.coarsest = dtype
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

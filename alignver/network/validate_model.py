@@ -1,6 +1,6 @@
 """Validation of a model: from its modules and parameters, and from a few evaluations on its samples.
 
-:func:`validate_model` runs nothing; :func:`probe` evaluates up to eight samples, unless :func:`is_sample_independent`
+:func:`validate_model` runs nothing; :func:`probe` evaluates up to four samples, unless :func:`is_sample_independent`
 proves from the modules that each output depends on its own sample only.
 
 :func:`recomputes` detects models that run parts of themselves again in the backward pass (``torch.utils.checkpoint``).
@@ -21,14 +21,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignver.errors import InvalidInput, first_line
+from alignver.network.convolution import Convolutions
 from alignver.network.functional import Functional, comparison_weights
-from alignver.network.inputs import RoundingObserver, dtype_name, without_fused_layers
+from alignver.network.inputs import DispatchMode, RoundingObserver, dtype_name, without_fused_layers
 
 __all__ = ["Probed", "is_sample_independent", "probe", "probes", "recomputes", "require_own_values", "validate_model"]
-_PROBES = 8  # samples that probe() evaluates, spread over X
+_PROBES = 4  # samples that probe() evaluates, spread over X
 _ELEMENTWISE = (
     nn.CELU, nn.Dropout, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.Identity,
     nn.LeakyReLU, nn.LogSigmoid, nn.Mish, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softshrink,
@@ -86,11 +86,11 @@ def _is_foreign(key: str, value: Any, kind: type) -> bool:
     return isinstance(value, torch.Tensor) or (callable(value) and hasattr(kind, key))
 
 
-class _ParameterObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+class _ParameterObserver(DispatchMode):
     """Detect operations on the module's own parameters."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        super().__init__()
         self.parameters = {id(p) for p in model.parameters()}
         self.seen = False
 
@@ -264,13 +264,13 @@ class Probed:
 
 
 def probes(x: torch.Tensor) -> torch.Tensor:
-    """Return the samples that :func:`probe` evaluates: at most eight, evenly spaced from the first to the last."""
+    """Return the samples that :func:`probe` evaluates: at most four, evenly spaced from the first to the last."""
     count = len(x)
     return x[torch.linspace(0, count - 1, min(count, _PROBES), dtype=torch.float64).round().long().to(x.device)]
 
 
 def probe(function: Functional, x: torch.Tensor) -> Probed:
-    """Evaluate a model on up to eight samples, and refuse it unless each output row depends on its sample and theta.
+    """Evaluate a model on up to four samples, and refuse it unless each output row depends on its sample and theta.
 
     The samples are evaluated as one batch, twice; then the first sample alone, and the others in reverse order. A
     coupling that these batches do not reveal would have to be independent of the number of samples, of their order and
@@ -308,7 +308,7 @@ def probe(function: Functional, x: torch.Tensor) -> Probed:
     if _differ(batch, apart, observer.coarsest):
         got = f"{model}, whose output for a sample depends on the others in its batch"
         raise _unsupported(got, "outputs that depend on their own sample (no batch statistics): model.eval()")
-    _require_same_gradient(function, x)
+    _require_same_gradient(function, x[[0, -1]] if len(x) > 1 else x)
     _require_widened_gradient(function, x[:1])
     return Probed(int(batch.shape[1]), observer.coarsest)
 
@@ -317,7 +317,8 @@ def _rows(function: Functional, x: torch.Tensor, expect: int | None = None) -> t
     """Evaluate a batch as an (n, m_y) tensor; ``expect`` outputs of a single sample may have any shape."""
     model = type(function.model).__name__
     try:
-        out = function(function.theta, function.batch(x))
+        with Convolutions():
+            out = function(function.theta, function.batch(x))
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:
@@ -363,9 +364,9 @@ def _differ(first: torch.Tensor, second: torch.Tensor, dtype: torch.dtype) -> bo
 def _require_same_gradient(function: Functional, x: torch.Tensor) -> None:
     """Compare a gradient through the copies with one through the module itself, in the module's own dtype.
 
-    Both run the same operations on the same numbers. If they differ, the forward pass accesses parameters other than
-    through the module's attributes (a list, a closure, a view made at construction), and the Jacobian would silently
-    miss columns.
+    Both run the same operations on the same numbers, of two samples. If they differ, the forward pass accesses
+    parameters other than through the module's attributes (a list, a closure, a view made at construction), and the
+    Jacobian would silently miss columns.
     """
     model, layout = function.model, function.layout
     name_of_model = type(model).__name__
@@ -386,7 +387,8 @@ def _require_same_gradient(function: Functional, x: torch.Tensor) -> None:
     for name, version in _versions(model).items():
         if before.get(name) != version:
             raise _unsupported(f"{name_of_model}, whose forward writes to {name!r}", "eval mode: model.eval()")
-    bound = narrow(theta, narrow.batch(x))
+    with Convolutions():
+        bound = narrow(theta, narrow.batch(x))
     if not bound.requires_grad:
         need = "a forward without no_grad, detach or .data, that uses its parameters"
         raise _unsupported(f"{name_of_model}, whose outputs have no gradient", need)
