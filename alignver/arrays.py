@@ -36,6 +36,7 @@ __all__ = [
     "like",
     "namespace",
     "native",
+    "on_host",
     "same_place",
 ]
 
@@ -247,6 +248,13 @@ def host(array: Array) -> np.ndarray[Any, np.dtype[Any]]:
         return np.asarray(array)
     except (RuntimeError, TypeError):  # on a device of its library, without implicit conversion
         return np.from_dlpack(array)
+
+
+def on_host(array: Array) -> Array:
+    """Return an array of torch in the memory of the CPU as a NumPy array that shares it, any other array as it is."""
+    if array_api_compat.is_torch_array(array) and array.device.type == "cpu":
+        return array.numpy()
+    return array
 
 
 def like(values: Any, reference: Array) -> Array:

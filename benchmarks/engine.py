@@ -254,6 +254,8 @@ def labels(n):
 def measure_check(name, n, way, file):
     """Time a check with loss cross_entropy; the ways are its options and the data."""
     model, x = build(name, n)
+    if "deficient" in way:  # the outputs of a sample add up to a constant
+        model = nn.Sequential(model, nn.LogSoftmax(1))
     if "near" in way:
         x[3] = x[7] + 1e-9 * torch.randn(x[3].shape, dtype=torch.float64)
     options = {"certify": False} if "uncertified" in way else {}
@@ -276,9 +278,11 @@ def measure_floor(name, n, way, file):
 
 def measure_rank(name, n, way, file):
     J = np.random.default_rng(0).standard_normal((2000, 8000))
+    ask = np.linalg.matrix_rank if way == "matrix_rank" else av.check_rank
+    ask(J[:300])
+    result, seconds = timed(lambda: ask(J))
     if way == "matrix_rank":
-        return {"seconds": timed(lambda: np.linalg.matrix_rank(J))[1]}
-    result, seconds = timed(lambda: av.check_rank(J))
+        return {"seconds": seconds}
     return {"seconds": seconds, "answer": f"{result.verdict} {result.rigor}"}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,19 @@ from alignver.checks.data import merge_sentence, refutation
 from alignver.checks.membership import membership_of
 from alignver.errors import InvalidInput
 from alignver.jacobians.factored_proof import prove_by_factors
+from alignver.jacobians.gram import gram
 from alignver.jacobians.jacobian_form import JacobianForm, gram_first, planned, represent, represent_square
 from alignver.jacobians.nonsmooth_points import find_nonsmooth_points
-from alignver.jacobians.prepare import prepare_alignment
+from alignver.jacobians.operator import JacobianOperator
+from alignver.jacobians.prepare import PreparedAlignment, prepare_alignment
 from alignver.network.functional import parameter_layout
+from alignver.network.inputs import dtype_name
 from alignver.network.preserve_state import preserve_state
-from alignver.results import CheckResult
+from alignver.results import CheckResult, Verdict
 
 __all__ = ["RankBound", "check_alignment", "row_rank_bound"]
 
+_LONG = 2e11  # operations: about ten seconds, for which a second Gram matrix is worth its time
 _STATEMENT = "Data-architecture alignment (Definition 2)"
 
 
@@ -118,7 +123,7 @@ def check_alignment(
         return dataclasses.replace(refuted, cost={"seconds": time.perf_counter() - began})
     bound = row_rank_bound(prepared.model, prepared.x, m_y)
     plan = planned(n, m_y, d, engine)
-    J: JacobianForm
+    J: JacobianForm | None = None
     result: CheckResult | None = None
     failure = ""
     large = method == "auto" and engine is None and gram_first(n, m_y, d, plan)
@@ -141,16 +146,26 @@ def check_alignment(
             result, failure = attempt.result, attempt.reason
             words = f"gram: from layer factors, without forming J; fallback: {plan.engine}"
             J = JacobianForm(None, n, m_y, d, attempt.computed_in, words, attempt.dtype)
+    if result is None and large and not bound.sentence and plan.flops > _LONG:
+        J, result = _by_least_squares(prepared, check, dtype, chunk_size)
     if result is None:
         if large:
             J, plan = represent_square(prepared.model, prepared.x, m_y, plan, dtype=dtype, chunk_size=chunk_size)
         else:
             J = represent(prepared.model, prepared.x, plan, dtype=dtype, chunk_size=chunk_size)
         y = torch.from_numpy(prepared.y).to(J.matrix.device)
-        result = check(J.matrix, y, computed_in=J.computed_in, certify=certify and J.certifiable, columns=d)
+        result = check(
+            J.matrix,
+            y,
+            computed_in=J.computed_in,
+            certify=certify and J.certifiable,
+            columns=d,
+            deficient=bound.value < min(n * m_y, d),
+        )
         if failure:
             line = f"no {'proof' if certify else 'answer'} through the Gram matrix of layer factors: {failure}"
             result = dataclasses.replace(result, evidence=(*result.evidence, line))
+    assert J is not None
     nonsmooth = find_nonsmooth_points(prepared.model, prepared.x, dtype)
     measured = {
         **result.measured,
@@ -177,6 +192,25 @@ def check_alignment(
         plan=dataclasses.asdict(plan),
         cost={**result.cost, "seconds": time.perf_counter() - began},
     )
+
+
+def _by_least_squares(
+    prepared: PreparedAlignment, check: Callable[..., CheckResult], dtype: str | None, chunk_size: int | None
+) -> tuple[JacobianForm | None, CheckResult | None]:
+    """Decide by least squares with the Gram matrix as the preconditioner and products with J, or not at all.
+
+    It takes as long as the attempt to prove full row rank, a fraction of a factorization of J^T.
+    """
+    M = gram(prepared.model, prepared.x, dtype=dtype, chunk_size=chunk_size)
+    operator = JacobianOperator(prepared.model, prepared.x, dtype=dtype, chunk_size=chunk_size)
+    y = torch.from_numpy(prepared.y).to(operator.device, operator.dtype)
+    result = check(operator, y, computed_in=operator.computed_in, certify=False, gram=M.double().cpu().numpy())
+    if result.verdict is Verdict.UNDECIDED:
+        return None, None
+    n, m_y, d = len(prepared.x), prepared.m_y, operator.shape[1]
+    words = "products with J and its Gram matrix"
+    J = JacobianForm(operator, n, m_y, d, operator.computed_in, words, dtype_name(operator.dtype))
+    return J, result
 
 
 def _description(J: JacobianForm) -> str:

@@ -37,7 +37,7 @@ from alignver.jacobians.jacobian_form import Plan, available_memory, plan, repre
 from alignver.jacobians.operator import JacobianOperator
 from alignver.jacobians.prepare import PreparedAlignment
 from alignver.linalg import rank_rules
-from alignver.linalg.least_squares import iterated_tikhonov, residual_interval
+from alignver.linalg.least_squares import preconditioned_iterates, residual_interval
 from alignver.linalg.lsmr import Iterate, lsmr
 from alignver.linalg.norms import largest_singular_value, spectral_norm, start_vector
 from alignver.linalg.qr_reduction import reduce
@@ -201,14 +201,20 @@ class AlignmentEvaluator:
         """Answer by least squares, and by the singular values if those do not decide."""
         operator = JacobianOperator(self._model, self._x, dtype=self._dtype)
         target = torch.from_numpy(self.target).to(operator.device, operator.dtype)
+        solutions: Iterator[Iterate]
         if M is not None:
             methods.append("least squares with the Gram matrix")
-            spectral, iterates = math.sqrt(largest_singular_value(M)), iterated_tikhonov(operator, M, target)
+            spectral, solutions = math.sqrt(largest_singular_value(M)), preconditioned_iterates(operator, M, target)
         else:
             methods.append("LSMR")
             start = torch.from_numpy(start_vector(self.N)).to(operator.device, operator.dtype)
-            spectral, iterates = spectral_norm(operator, start), [lsmr(operator, target)]
-        answers = by_bounds(iterates, self._scale(spectral), self.limit, self.rules)
+            spectral, solutions = spectral_norm(operator, start), iter([lsmr(operator, target)])
+        iterates, answers = [], by_bounds([], self._scale(spectral), self.limit, self.rules)
+        for iterate in solutions:
+            iterates.append(iterate)
+            answers = by_bounds(iterates, self._scale(spectral), self.limit, self.rules)
+            if all(answer["verdict"] != "UNDECIDED" for answer in answers.values()):
+                break
         if self.N > ROWS or all(answer["verdict"] != "UNDECIDED" for answer in answers.values()):
             return AlignmentEvaluation(values, answers, spectral, None, M, None, iterates, tuple(methods))
         return self._accurately(values, M, iterates, methods, None)

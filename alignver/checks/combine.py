@@ -224,6 +224,7 @@ def search_proof(
     computed_in: str | None,
     ball: Ball | None,
     columns: int | None = None,
+    **known: Any,
 ) -> ProofSearch:
     """Search for a proof if the method allows one.
 
@@ -238,6 +239,8 @@ def search_proof(
         The arguments of the check.
     columns : int, optional
         The number of columns for the rank rules, if the matrix stands for a wider one.
+    **known
+        Further arguments of the prover.
     """
     if not require.boolean("certify", certify) and method == "exact":
         got = "method='exact' with certify=False"
@@ -253,7 +256,7 @@ def search_proof(
         need = "'auto': exact arithmetic is about a single matrix, a ball or a rounded computation about many"
         raise InvalidInput("method", got, need, "conflicting-arguments")
     exact = "force" if method == "exact" else "auto"
-    decision = prover(matrix.array, claim, ball=cover, exact=exact, budget_seconds=EXACT_SECONDS)
+    decision = prover(matrix.array, claim, ball=cover, exact=exact, budget_seconds=EXACT_SECONDS, **known)
     least, most = sorted(matrix.array.shape)
     cheap = 4.0 * least**2 * most + 20.0 * least**3 <= _CHEAP_FLOPS  # a QR first, then an SVD of its triangle
     return ProofSearch(

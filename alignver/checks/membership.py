@@ -19,8 +19,8 @@ from alignver.checks.combine import KINDS, ToleranceInterval, combine, floor, se
 from alignver.checks.combine import residual_tolerance as default_residual_tolerance
 from alignver.errors import InvalidInput
 from alignver.linalg import rank_rules
-from alignver.linalg.least_squares import least_squares
-from alignver.linalg.lsmr import lsmr
+from alignver.linalg.least_squares import least_squares, preconditioned_iterates, residual_interval
+from alignver.linalg.lsmr import Iterate, lsmr
 from alignver.linalg.norms import extreme_scale, largest_singular_value, norm, row_sum_norm, spectral_norm, start_vector
 from alignver.linalg.pivoted_qr import qr_profile
 from alignver.linalg.qr_reduction import reduce
@@ -35,6 +35,8 @@ __all__ = ["check_membership", "membership_of"]
 METHODS = ("auto", "svd", "qr", "lstsq", "exact")
 STATEMENT = "Membership of y in the column space of J"
 _LSTSQ_ENTRIES = 1 << 22  # 'auto' adds the explicit solution up to this size: it holds a second copy of J
+_SVD_FLOPS = 2e10  # about a second: 'auto' decomposes larger matrices by SVD only if the pivoted QR does not decide
+_MARGIN = 1e3  # clearly: at all tolerances from the interval's lower end / 1000 to its upper end * 1000
 _AROUND = 1e4  # how far beyond the tolerances of the verdict the curve of rho(tau) extends
 
 
@@ -137,11 +139,14 @@ def membership_of(
     computed_in: str | None = None,
     ball: Ball | None = None,
     columns: int | None = None,
+    deficient: bool = False,
+    gram: np.ndarray[Any, np.dtype[np.float64]] | None = None,
 ) -> CheckResult:
     """Return :func:`check_membership`, with the tolerances of a matrix of ``columns`` columns that J stands for.
 
     A matrix with the column space and the singular values of a wider one has other dimensions, and rank rules depend on
-    the dimensions.
+    the dimensions. ``deficient``: J in exact arithmetic is known to have neither full row rank nor full column rank.
+    ``gram``: J J^T of an operator J, approximately.
     """
     began = time.perf_counter()
     require.one_of("method", method, METHODS)
@@ -151,7 +156,8 @@ def membership_of(
     if residual_tolerance is not None:
         residual_tolerance = rank_rules.checked_tolerance(residual_tolerance, "residual_tolerance")
     if is_operator(J):
-        return _operator_membership(J, as_vector(y, "y"), method, rule, tolerance, residual_tolerance, computed_in)
+        limits = tolerance, residual_tolerance
+        return _operator_membership(J, as_vector(y, "y"), method, rule, *limits, computed_in, gram)
     matrix, target = as_matrix(J, "J", computed_in=computed_in), as_vector(y, "y")
     _require_fit(target, matrix.array.shape[0])
     same_place(matrix.array, target.array, ("J", "y"))
@@ -171,6 +177,7 @@ def membership_of(
         computed_in=computed_in,
         ball=ball,
         columns=columns,
+        deficient=deficient,
     )
     numerical = None
     if search.needs_numerics:
@@ -211,6 +218,13 @@ def _numerically(
     if method == "auto":
         methods = ("svd", "qr", "lstsq") if math.prod(matrix.shape) <= _LSTSQ_ENTRIES else ("svd", "qr")
 
+    def scale(spectral: float) -> Scale:
+        return Scale(rows, columns, spectral, row_sum_norm(matrix), J.eps, J.handed_eps)
+
+    def interval(spectral: float) -> ToleranceInterval:
+        tau = rank_rules.tolerance(rule, scale(spectral), None if given is None else given / unit)
+        return ToleranceInterval(tau, floor(spectral, rows, columns), limit)
+
     profiles: dict[str, RangeProfile] = {}
     solver = least_squares(matrix, target) if "lstsq" in methods else None
     if methods == ("lstsq",):
@@ -218,12 +232,18 @@ def _numerically(
         spectral = float(solver.s[0])
     else:
         reduced = reduce(matrix, target)
-        decompositions = (("svd", svd_profile), ("qr", qr_profile))
-        profiles = {name: profile(reduced) for name, profile in decompositions if name in methods}
-        spectral = float(profiles["svd"].levels[0]) if "svd" in profiles else largest_singular_value(reduced.matrix)
-    scale = Scale(rows, columns, spectral, row_sum_norm(matrix), J.eps, J.handed_eps)
-    tau = rank_rules.tolerance(rule, scale, None if given is None else given / unit)
-    band = ToleranceInterval(tau, floor(spectral, rows, columns), limit)
+        profiles |= {"qr": qr_profile(reduced)} if "qr" in methods else {}
+        large = method == "auto" and 21.0 * min(matrix.shape) ** 3 > _SVD_FLOPS  # Golub and Van Loan, figure 8.6.1
+        spectral = largest_singular_value(reduced.matrix) if large or "svd" not in methods else math.nan
+        if large:
+            band, profile = interval(spectral), profiles["qr"]
+            decided = band.membership(profile.rho(band.low / _MARGIN), profile.rho(band.high * _MARGIN))
+            methods = methods if decided is Verdict.UNDECIDED else ("qr",)
+        if "svd" in methods:
+            profiles = {"svd": svd_profile(reduced), **profiles}
+            spectral = float(profiles["svd"].levels[0])
+    band = interval(spectral)
+    tau = band.tolerance
 
     answers: dict[str, _Answer] = {}
     for name, profile in profiles.items():
@@ -253,7 +273,7 @@ def _numerically(
         "target_norm": norm(target) * y_unit,
         "largest_singular_value": spectral * unit,
         "methods": {name: answer.plain() for name, answer in answers.items()},
-        "rules": rank_rules.compare(scale, profiles.get("svd"), profiles.get("qr"), unit),
+        "rules": rank_rules.compare(scale(spectral), profiles.get("svd"), profiles.get("qr"), unit),
     }
     if leading_profile is not None:
         turn = leading_profile.turns_at(limit)
@@ -273,7 +293,7 @@ def _numerically(
         code="membership-methods-disagree" if disagreeing else f"membership-{KINDS[verdict]}",
         next_steps=_NEXT_STEPS if verdict is Verdict.UNDECIDED else (),
         reason=_reason(verdict, disagreeing, leading, lead, measured, tau.value),
-        evidence=_evidence(verdict, measured, tau.value, tau.rule, band.floor * unit, answers),
+        evidence=_evidence(verdict, measured, tau.value, tau.rule, band.floor * unit, answers, method == "auto"),
         measured=measured,
         bounds=(Bound("residual", lead.residual, "<=" if verdict is Verdict.HOLDS else ">", limit),)
         if verdict is not Verdict.UNDECIDED
@@ -321,6 +341,7 @@ def _evidence(
     rule: str,
     floor: float,
     answers: Mapping[str, _Answer],
+    automatic: bool,
 ) -> tuple[str, ...]:
     shape = f"{measured['rows']} x {measured['columns']}"
     lines = [f"J is {shape}, computed in {measured['dtype']}; tolerance by the rule {rule}"]
@@ -334,6 +355,11 @@ def _evidence(
         else:
             each = (f"{name} {answer.verdict} (residual {answer.residual:.1e})" for name, answer in answers.items())
             lines.append(f"by method: {', '.join(each)}")
+    if tuple(answers) == ("qr",) and automatic:
+        lines.append(
+            f"svd was not run: the verdict is the same at all tolerances within a factor of {_MARGIN:.0f}; "
+            "method='svd' runs it"
+        )
     if tuple(answers) == ("svd", "qr"):
         lines.append("lstsq was not run, since it needs memory for a second copy of J; method='lstsq' runs it")
     return tuple(lines)
@@ -357,13 +383,14 @@ def _operator_membership(
     tolerance: float | None,
     limit: float | None,
     computed_in: str | None,
+    gram: np.ndarray[Any, np.dtype[np.float64]] | None,
 ) -> CheckResult:
     """Check membership in the column space of an operator, from products alone.
 
     For any b, with r = y - J b, tau ||b|| + ||r|| bounds ||(I - P_tau) y|| from above and
     sqrt(||r||^2 - (||J^T r|| / tau)^2) - tau ||b|| from below (:meth:`alignver.linalg.lsmr.Iterate.residual_bounds`);
     HOLDS and FAILS follow from these bounds, so an iteration that has not converged gives UNDECIDED, never a wrong
-    answer.
+    answer. The b are those of LSMR or, with a Gram matrix, of least squares with it as the preconditioner.
     """
     began = time.perf_counter()
     if method not in ("auto", "lstsq"):
@@ -372,7 +399,10 @@ def _operator_membership(
     rows, columns = _shape(operator)
     _require_fit(y, rows)
     eps = EPS["float64" if computed_in is None else require.one_of("computed_in", computed_in, EPS)]
-    spectral = spectral_norm(operator, like(start_vector(rows), y.array))
+    if gram is None:
+        spectral = spectral_norm(operator, like(start_vector(rows), y.array))
+    else:
+        spectral = math.sqrt(largest_singular_value(gram))
     _require_finite(spectral)
     scale = Scale(rows, columns, spectral, None, eps, eps)
     band = ToleranceInterval(
@@ -381,10 +411,19 @@ def _operator_membership(
         default_residual_tolerance(max(eps, y.eps)) if limit is None else limit,
     )
     size = norm(y.array)
-    iterate = lsmr(operator, y.array)
-    _require_finite(iterate.residual, iterate.gradient)
-    low, high = (tuple(v / size if size else 0.0 for v in iterate.residual_bounds(t)) for t in (band.low, band.high))
-    verdict = band.membership(low[0], high[1])
+    solutions = iter([lsmr(operator, y.array)]) if gram is None else preconditioned_iterates(operator, gram, y.array)
+    iterates, verdict = [], Verdict.UNDECIDED
+    low, high = (0.0, math.inf), (0.0, math.inf)
+    for iterate in solutions:
+        _require_finite(iterate.residual, iterate.gradient)
+        iterates.append(iterate)
+        low, high = (_relative(residual_interval(iterates, tau), size) for tau in (band.low, band.high))
+        verdict = band.membership(low[0], high[1])
+        if verdict is not Verdict.UNDECIDED:
+            break
+    # Of a preconditioned solution, the one with the least upper bound; without any, zero.
+    zero = Iterate(y.array, size, math.nan, 0.0, 0)
+    iterate = min(iterates, key=lambda iterate: iterate.residual_bounds(band.tolerance.value)[1], default=zero)
     residual = iterate.residual / size if size else 0.0
     tau = band.tolerance
     return CheckResult(
@@ -395,7 +434,7 @@ def _operator_membership(
         subject=Subject.COMPUTED_MATRIX,
         code=f"membership-operator-{KINDS[verdict]}",
         next_steps=("give a larger tolerance, or the matrix itself",) if verdict is Verdict.UNDECIDED else (),
-        reason=_operator_reason(verdict, residual, iterate.iterations),
+        reason=_operator_reason(verdict, residual, iterate.iterations, "LSMR" if gram is None else "least squares"),
         evidence=(
             f"J is an operator, {rows} x {columns}; tolerance {tau.value:.1e} by the rule {tau.rule}",
             f"rho between {low[0]:.1e} (at a tenth of the tolerance) and {high[1]:.1e} (at ten times it)",
@@ -420,6 +459,10 @@ def _operator_membership(
     )
 
 
+def _relative(interval: tuple[float, float], size: float) -> tuple[float, float]:
+    return (interval[0] / size, interval[1] / size) if size else (0.0, 0.0)
+
+
 def _shape(operator: Any) -> tuple[int, int]:
     try:
         rows, columns = (int(size) for size in operator.shape)
@@ -438,8 +481,9 @@ def _require_finite(*values: float) -> None:
         raise InvalidInput("J", got, "finite products for finite vectors", "not-finite")
 
 
-def _operator_reason(verdict: Verdict, residual: float, iterations: int) -> str:
-    solution = f"an explicit b leaves {residual:.1e} ||y|| after {iterations} iterations of LSMR"
+def _operator_reason(verdict: Verdict, residual: float, iterations: int, solver: str) -> str:
+    plural = "s" * (iterations != 1)
+    solution = f"an explicit b leaves {residual:.1e} ||y|| after {iterations} iteration{plural} of {solver}"
     if verdict is Verdict.HOLDS:
         return f"y is in the column space: {solution}"
     if verdict is Verdict.FAILS:

@@ -403,11 +403,14 @@ def _backward(out: torch.Tensor, uses: Sequence[Use], outputs: range) -> list[to
     stacked: list[torch.Tensor | None] = [None] * len(uses)
     for row, j in enumerate(outputs):
         # A sum in place of weights for the outputs, for which torch would import its compiler.
-        for k, g in enumerate(torch.autograd.grad(out[:, j].sum(), edges, retain_graph=True, allow_unused=True)):
-            if g is not None:
-                if stacked[k] is None:  # outputs of a sample side by side, for products of all of them
-                    stacked[k] = g.new_zeros((len(g), len(outputs), *g.shape[1:])).transpose(0, 1)
-                stacked[k][row] = g  # type: ignore[index]  # made in the line above
+        gradients = torch.autograd.grad(out[:, j].sum(), edges, retain_graph=True, allow_unused=True)
+        for k, g in enumerate(gradients):
+            if g is not None and stacked[k] is None:
+                # Outputs of a sample side by side, for products of all of them.
+                stacked[k] = g.new_empty((len(g), len(outputs), *g.shape[1:])).transpose(0, 1)
+                stacked[k][:row] = 0.0  # type: ignore[index]  # made in the line above
+            if stacked[k] is not None:
+                stacked[k][row] = 0.0 if g is None else g  # type: ignore[index]
     return stacked
 
 

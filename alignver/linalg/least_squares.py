@@ -4,9 +4,10 @@ r"""Least-squares solutions with measured residuals: by factorization of J, and 
 directions. Here y - J b is formed with the J of the caller, so the residual is evidence of membership whatever the
 error in b.
 
-**Refinement** (:func:`iterated_tikhonov`). J is an operator and the Gram matrix M = J J^T only a preconditioner.
-Solving with M squares the condition number, and so would a decision based on M. Here M, with its rounding errors, only
-gives directions; every quantity that enters a verdict is measured with products by J itself:
+**Refinement** (:func:`iterated_tikhonov`, :func:`preconditioned_iterates`). J is an operator and the Gram matrix
+M = J J^T only a preconditioner. Solving with M squares the condition number, and so would a decision based on M. Here
+M, with its rounding errors, only gives directions; every quantity that enters a verdict is measured with products by J
+itself:
 
 .. math:: b_{k+1} = b_k + J^\top (M + \mu I)^{-1} r_k, \qquad r_k = y - J b_k.
 
@@ -20,7 +21,8 @@ product for every distinct singular value above the tolerance, and a few more.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,12 +35,27 @@ from alignver.linalg.norms import norm
 from alignver.linalg.svd import decompose
 from alignver.progress import stage, track
 
-__all__ = ["LeastSquares", "Solution", "iterated_tikhonov", "least_squares", "residual_interval"]
+__all__ = [
+    "LeastSquares",
+    "Solution",
+    "iterated_tikhonov",
+    "least_squares",
+    "preconditioned_iterates",
+    "residual_interval",
+]
 
 _STEPS = 5  # for each shift
 _SHIFTS = (1.0, 1e4)
 """In units of eps trace(M), the size of the rounding errors in M. The small shift reaches the directions that M
 resolves; the large one sooner gives a residual with a small image under J^T, where y is outside the column space."""
+
+_CUTOFFS = (1e2, 1e6)
+"""Of eigenvalues, in the same unit: above the rounding errors in M, and above what two steps resolve."""
+
+_TRUNCATED = 2  # steps for each cutoff: the second one corrects the rounding errors of the first
+_EIGENVECTORS = 2500  # rows up to which the eigenvectors of M take a few seconds
+
+FloatMatrix = npt.NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,21 +163,63 @@ def iterated_tikhonov(
     >>> residual_interval(iterates, 1e-9)[1] < 1e-8
     True
     """
+    return list(_tikhonov(operator, M, y, shifts))
+
+
+def _tikhonov(operator: Any, M: FloatMatrix, y: Array, shifts: Sequence[float]) -> Iterator[Iterate]:
     unit = float(np.finfo(np.float64).eps) * float(np.trace(M))
-    iterates: list[Iterate] = []
     for shift in track(list(shifts), "solving with the Gram matrix"):
         factor = _factored(M, shift * unit)
-        if factor is None:
-            continue
-        r = y
-        b: Array | None = None
-        for step in range(_STEPS):
-            a = cho_solve(factor, host(r), check_finite=False)
-            correction = operator.rmatvec(like(a, y))
-            b = correction if b is None else b + correction
-            r = y - operator.matvec(b)
-            iterates.append(Iterate(b, norm(r), norm(operator.rmatvec(r)), norm(b), step + 1))
-    return iterates
+        if factor is not None:
+            yield from _refined(operator, y, functools.partial(cho_solve, factor, check_finite=False), _STEPS)
+
+
+def _refined(
+    operator: Any, y: Array, solve: Callable[[npt.NDArray[Any]], npt.NDArray[Any]], steps: int
+) -> Iterator[Iterate]:
+    """Yield the iterates of b + J^T solve(y - J b), each measured."""
+    r, b = y, None
+    for step in range(steps):
+        correction = operator.rmatvec(like(solve(host(r)), y))
+        b = correction if b is None else b + correction
+        r = y - operator.matvec(b)
+        yield Iterate(b, norm(r), norm(operator.rmatvec(r)), norm(b), step + 1)
+
+
+def _truncated(V: FloatMatrix, inverse: FloatMatrix, r: FloatMatrix) -> FloatMatrix:
+    solution: FloatMatrix = V @ (inverse * (V.T @ r))
+    return solution
+
+
+def preconditioned_iterates(operator: Any, M: FloatMatrix, y: Array) -> Iterator[Iterate]:
+    r"""Yield iterates until the caller has enough: first truncated solutions, then :func:`iterated_tikhonov`.
+
+    With the eigenvectors V of M for the eigenvalues above a cutoff, :math:`V \Lambda^{-1} V^\top` takes the place of
+    :math:`(M + \mu I)^{-1}`. Where the cutoff lies in a gap of the spectrum, two steps suffice, in or outside of the
+    column space: no step divides by an eigenvalue that is rounding error.
+
+    Examples
+    --------
+    >>> J = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    >>> class Products:
+    ...     matvec = staticmethod(lambda v: J @ v)
+    ...     rmatvec = staticmethod(lambda u: J.T @ u)
+    >>> first = next(preconditioned_iterates(Products, J @ J.T, np.array([2.0, 3.0, 6.0])))
+    >>> first.gradient < 1e-14 < first.residual
+    True
+    """
+    if len(M) <= _EIGENVECTORS:
+        with stage("eigenvectors of the Gram matrix"):
+            values, vectors = np.linalg.eigh(M)
+        unit = float(np.finfo(np.float64).eps) * float(np.trace(M))
+        before = 0
+        for cutoff in _CUTOFFS:
+            count = int(np.count_nonzero(values > cutoff * unit))
+            if count in (0, before):
+                continue
+            before, V, inverse = count, vectors[:, -count:], 1.0 / values[-count:]
+            yield from _refined(operator, y, functools.partial(_truncated, V, inverse), _TRUNCATED)
+    yield from _tikhonov(operator, M, y, _SHIFTS)
 
 
 def residual_interval(iterates: Sequence[Iterate], tau: float) -> tuple[float, float]:

@@ -40,7 +40,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from alignver.arrays import Array, namespace
+from alignver.arrays import Array, namespace, on_host
 from alignver.progress import track
 
 __all__ = ["Reduced", "preconditioned_factor", "reduce", "streamed_r"]
@@ -80,8 +80,10 @@ def reduce(matrix: Array, target: Array | None) -> Reduced:
     Parameters
     ----------
     matrix : (N, d) float64
+        In the memory of a CPU, it is factored by LAPACK through SciPy, several times faster than torch's calls of it.
     target : (N,) float64 or None
     """
+    matrix, target = on_host(matrix), None if target is None else on_host(target)
     xp = namespace(matrix)
     n, d = (int(size) for size in matrix.shape)
     if d > _ASPECT * n:

@@ -44,6 +44,7 @@ def prove_membership(
     exact: Exact = "auto",
     budget_bytes: int = BUDGET_BYTES,
     budget_seconds: float = BUDGET_SECONDS,
+    deficient: bool = False,
 ) -> Decision:
     r"""Prove or refute that y is in the column space of J.
 
@@ -65,6 +66,9 @@ def prove_membership(
         not at all.
     budget_bytes, budget_seconds
         Limits of exact arithmetic, compared with estimates in advance. ``"force"`` ignores the seconds.
+    deficient : bool
+        The ball is known to contain a matrix of neither full row rank nor full column rank, so that the floating-point
+        methods cannot succeed.
 
     Returns
     -------
@@ -96,7 +100,7 @@ def prove_membership(
     if fault:
         return attempts.undecided(fault)
     decision = by_structure(inputs, attempts)
-    if decision is None and exact != "force":
+    if decision is None and exact != "force" and not (deficient and ball is not None):
         decision = membership_in_floats(inputs, attempts)
     if decision is None and attempts.ball is None and exact != "never":
         decision = membership_exactly(inputs, attempts, Budget(budget_bytes, budget_seconds, exact == "force"))

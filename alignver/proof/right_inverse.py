@@ -39,12 +39,14 @@ def right_inverse(A: FloatArray, radius: float = 0.0) -> FloatArray | None:
     matrix without full row rank, and the rest of the computation, which takes several times as long, cannot succeed.
     """
     n = A.shape[0]
-    packed, tau, _work, info = lapack.dgeqrf(np.array(A.T, order="F", copy=True), overwrite_a=1)
+    columns = np.array(A.T, order="F", copy=True)
+    size = int(lapack.dgeqrf_lwork(*columns.shape)[0])  # without it, LAPACK works column by column
+    packed, tau, _work, info = lapack.dgeqrf(columns, lwork=size, overwrite_a=1)
     pivots = np.abs(np.diagonal(packed[:n]))
     if info != 0 or not float(pivots.min()) > max(2.0**-54 * float(pivots.max()), radius):
         return None
     R = np.asfortranarray(packed[:n])
-    Q, _work, info = lapack.dorgqr(np.array(packed[:, :n], order="F", copy=True), tau, overwrite_a=1)
+    Q, _work, info = lapack.dorgqr(np.array(packed[:, :n], order="F", copy=True), tau, lwork=size, overwrite_a=1)
     if info != 0:
         return None
     # A^T = Q R, so A X = I for X = Q R^-T: R X^T = Q^T.

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from alignver.checks import alignment
-from alignver.checks.alignment import check_alignment
+from alignver.checks.alignment import check_alignment, row_rank_bound
 from alignver.checks.membership import check_membership, membership_of
 from alignver.errors import InvalidInput
 from alignver.jacobians import jacobian_form
@@ -70,6 +70,7 @@ def test_what_the_membership_check_is_asked(monkeypatch):
         "residual_tolerance": 1e-6,
         "computed_in": "float64",
         "columns": J.shape[1],
+        "deficient": False,
     }
     check_alignment(model, x, Y, loss="binary_cross_entropy", dtype="same")
     assert asked[-1][2]["computed_in"] == "float32"
@@ -237,3 +238,43 @@ def test_nearly_equal_samples_are_decided_without_the_jacobian(certify, monkeypa
     assert result.measured["residual"] == pytest.approx(expected.measured["residual"], rel=1e-6)
     assert "columns of the layers' factors represent the" in result.measured["engine"]
     assert result.plan["engine"] == "compressed"
+
+
+@pytest.mark.parametrize("tail", [(), (nn.LogSoftmax(1),)])
+def test_a_deficient_jacobian_is_decided_by_least_squares_with_the_gram_matrix(monkeypatch, tail):
+    torch.manual_seed(0)
+    body = (nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 30), nn.Tanh(), nn.Linear(30, 4))
+    model, x, y = nn.Sequential(*body, *tail).double(), torch.randn(9, 6).double(), torch.arange(9) % 4
+    by_factorization = check_alignment(model, x, y, loss="cross_entropy", certify=False)
+    monkeypatch.setattr(alignment, "gram_first", lambda *_: True)
+    monkeypatch.setattr(alignment, "_LONG", 0.0)
+    result = check_alignment(model, x, y, loss="cross_entropy", certify=False)
+    assert result.verdict == by_factorization.verdict == ("FAILS" if tail else "HOLDS")
+    if tail:  # the outputs of a sample add up to a function of the others
+        assert result.code == "alignment-operator-not-at-tolerance"
+        assert result.measured["residual"] == pytest.approx(by_factorization.measured["residual"], rel=1e-9)
+        assert any("Gram matrix" in line for line in result.evidence)
+
+
+def test_what_least_squares_leaves_open_the_factorization_decides(monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 4)).double()
+    x, y = torch.randn(9, 6).double(), torch.arange(9) % 4
+    x[1] = x[0] + 1e-9
+    expected = check_alignment(model, x, y, loss="cross_entropy", certify=False)
+    monkeypatch.setattr(alignment, "gram_first", lambda *_: True)
+    monkeypatch.setattr(alignment, "_LONG", 0.0)
+    result = check_alignment(model, x, y, loss="cross_entropy", certify=False)
+    assert (result.verdict, result.measured["rank"]) == (expected.verdict, expected.measured["rank"])
+
+
+def test_more_parameters_than_entries_with_a_bound_of_the_rank_search_no_proof_of_full_rank(monkeypatch):
+    model = nn.Sequential(nn.Linear(30, 1), nn.Tanh(), nn.Linear(1, 3)).double()
+    x, y = torch.randn(20, 30).double(), torch.arange(20) % 3
+
+    def never(inputs, attempts):
+        assert inputs["J"].size == 1, "full column rank is impossible"  # the check of the options has one entry
+
+    monkeypatch.setattr("alignver.proof.prove.membership_in_floats", never)
+    assert row_rank_bound(model, x, 3).value < sum(p.numel() for p in model.parameters()) < 3 * len(x)
+    assert check_alignment(model, x, y, loss="cross_entropy").verdict == "FAILS"

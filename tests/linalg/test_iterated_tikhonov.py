@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignver.linalg.least_squares import iterated_tikhonov, residual_interval
+from alignver.linalg.least_squares import iterated_tikhonov, preconditioned_iterates, residual_interval
 from alignver.linalg.qr_reduction import Reduced
 from alignver.linalg.svd import svd_profile
 
@@ -77,3 +78,31 @@ def test_a_gram_matrix_that_is_not_the_operators_makes_the_bounds_wide_not_wrong
 def test_nothing_can_be_solved_with_zeros():
     assert iterated_tikhonov(Products(np.zeros((3, 3))), np.zeros((3, 3)), np.ones(3)) == []
     assert residual_interval([], 1.0) == (0.0, float("inf"))
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_gap_in_the_spectrum_is_decided_by_the_first_truncated_solution(inside):
+    rng = np.random.default_rng(3)
+    J = rng.standard_normal((30, 21)) @ rng.standard_normal((21, 200))
+    y = J @ rng.standard_normal(200) if inside else rng.standard_normal(30)
+    first = next(preconditioned_iterates(Products(J), J @ J.T, y))
+    u, s, _ = np.linalg.svd(J)
+    outside = float(np.linalg.norm(u[:, 21:].T @ y))
+    for tau in (1e-10 * s[0], 1e-3 * s[20]):
+        low, high = first.residual_bounds(tau)
+        assert low <= outside * (1 + 1e-12) + 1e-11 * float(np.linalg.norm(y))
+        assert high >= outside
+        assert high - low <= 3.0 * tau * first.size + 1e-8 * float(np.linalg.norm(y))
+
+
+def test_the_truncated_solutions_come_before_the_shifted_ones_and_use_no_eigenvalue_that_is_noise():
+    rng = np.random.default_rng(4)
+    J = rng.standard_normal((12, 5)) @ rng.standard_normal((5, 60))
+    y = rng.standard_normal(12)
+    iterates = list(preconditioned_iterates(Products(J), J @ J.T, y))
+    shifted = iterated_tikhonov(Products(J), J @ J.T, y)
+    assert [i.residual for i in iterates[-len(shifted) :]] == [i.residual for i in shifted]
+    truncated = iterates[: -len(shifted)]
+    size = float(np.linalg.norm(np.linalg.pinv(J) @ y))
+    assert truncated
+    assert all(i.size == pytest.approx(size, rel=1e-8) for i in truncated)
