@@ -18,7 +18,7 @@ import array_api_compat
 import numpy as np
 
 from alignver import require
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, kind_of
 
 __all__ = [
     "EPS",
@@ -131,7 +131,8 @@ def _validated(value: Any, name: str, ndim: int, computed_in: str | None) -> Ent
         raise InvalidInput(name, f"dtype {dtype}", need, "wrong-dtype")
     if array.ndim != ndim:
         need = f"a {kind}, {ndim} dimension{'s' * (ndim > 1)}"
-        raise InvalidInput(name, f"{array.ndim} dimensions, shape {shape}", need, "wrong-shape")
+        got = f"{array.ndim} dimension{'s' * (array.ndim != 1)}, shape {shape}"
+        raise InvalidInput(name, got, need, "wrong-shape")
     if 0 in shape:
         raise InvalidInput(name, f"shape {shape}", f"a {kind} that is not empty", "wrong-shape")
     if computed_in is not None:
@@ -176,7 +177,7 @@ def native(value: Any, name: str) -> Array:
     try:
         return np.asarray(value)
     except (ValueError, TypeError, OverflowError) as error:
-        got = f"a {type(value).__name__} that is not an array ({error})"
+        got = f"{kind_of(value)} that does not form an array"
         raise InvalidInput(name, got, "rows of equal length", "wrong-shape") from error
 
 

@@ -7,9 +7,10 @@ a terminal: what is shown goes through :func:`printable`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-__all__ = ["InvalidInput", "MissingDependency", "first_line", "printable", "reading"]
+__all__ = ["InvalidInput", "MissingDependency", "first_line", "kind_of", "printable", "reading", "renamed"]
 
 
 def printable(text: str) -> str:
@@ -33,7 +34,7 @@ def _escape(code: int) -> str:
 
 
 class InvalidInput(ValueError):
-    """An argument that no verdict can be about: the message names it, what it got and what it needs.
+    """An argument that the call cannot use: the message names the argument, what it got and what it needs.
 
     ``code`` is the kind of refusal, one of :data:`alignver.require.CODES`; it stays when a message is reworded.
     """
@@ -63,6 +64,18 @@ class MissingDependency(ImportError):
         return type(self), (self.library, self.purpose, self.extra)
 
 
+def kind_of(value: Any) -> str:
+    """Return the type of a value with its article, for a message.
+
+    Examples
+    --------
+    >>> [kind_of(value) for value in (1, "text", None)]
+    ['an int', 'a str', 'None']
+    """
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if name[0] in 'AEIOaeio' or name == 'ndarray' else 'a'} {name}"
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of what an error says, printable, or its type's name where it says nothing."""
     text = str(error.args[0] if error.args and isinstance(error.args[0], str) else error)
@@ -82,3 +95,14 @@ def reading(argument: str, what: str, need: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise InvalidInput(argument, f"{what} ({first_line(error)})", need, "unreadable-file") from error
+
+
+@contextlib.contextmanager
+def renamed(arguments: Mapping[str, str]) -> Iterator[None]:
+    """Replace the argument's name by another one in every :class:`InvalidInput` of the block."""
+    try:
+        yield
+    except InvalidInput as error:
+        if error.argument in arguments:
+            raise InvalidInput(arguments[error.argument], error.got, error.need, error.code) from error
+        raise

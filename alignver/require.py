@@ -13,9 +13,9 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, kind_of
 
-__all__ = ["CODES", "boolean", "instance", "integer", "one_of", "real"]
+__all__ = ["CODES", "boolean", "booleans", "instance", "integer", "one_of", "real"]
 
 CODES = {
     "invalid-value": "a value that the call cannot use; the message gives the reason",
@@ -127,6 +127,20 @@ def boolean(argument: str, value: Any) -> bool:
     return bool(value)
 
 
+def booleans(**values: Any) -> None:
+    """Require True or False for each argument.
+
+    Examples
+    --------
+    >>> booleans(certify=True, thorough=1)
+    Traceback (most recent call last):
+        ...
+    alignver.errors.InvalidInput: thorough: got thorough=1; needs True or False
+    """
+    for argument, value in values.items():
+        boolean(argument, value)
+
+
 _T = typing.TypeVar("_T")
 
 
@@ -141,7 +155,7 @@ def instance(argument: str, value: Any, kind: type[_T], need: str) -> _T:
     alignver.errors.InvalidInput: model: got a value of type int; needs the name of a model
     """
     if not isinstance(value, kind):
-        raise InvalidInput(argument, f"a value of type {type(value).__name__}", need, code="wrong-type")
+        raise InvalidInput(argument, kind_of(value), need, code="wrong-type")
     return value
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from alignver import require
 from alignver.arrays import host, is_array, native
-from alignver.errors import InvalidInput, first_line, reading
+from alignver.errors import InvalidInput, kind_of, reading
 from alignver.kernel.data import canonical, digests_of, record_of
 from alignver.progress import track
 
@@ -143,12 +143,12 @@ def open_samples(X: Any, Y: Any = None, *, names: tuple[str, str] = ("X", "Y")) 
     name, targets_name = names
     if hasattr(X, "x") and hasattr(X, "y") and hasattr(X, "sha256"):  # of alignver.data
         if Y is not None:
-            got = f"targets beside a {type(X).__name__} with its own"
+            got = f"targets beside {kind_of(X)} with its own"
             raise InvalidInput(targets_name, got, "one of the two", "conflicting-arguments")
         X, Y = X.x, X.y
     if is_stream(X):
         if hasattr(X, "__next__"):
-            got = f"a {type(X).__name__}, which can be read once"
+            got = f"{kind_of(X)}, which can be read once"
             need = "an array, or a Dataset or DataLoader that can be read twice"
             raise InvalidInput(name, got, need, "wrong-type")
         sampler = type(getattr(X, "sampler", None)).__name__
@@ -157,7 +157,7 @@ def open_samples(X: Any, Y: Any = None, *, names: tuple[str, str] = ("X", "Y")) 
         return Samples(X, Y, name, targets_name)
     if X is None or isinstance(X, str | bytes | dict | set) or (not is_array(X) and not _is_nested_list(X)):
         need = "an array with a row for each sample, a Dataset or a DataLoader"
-        raise InvalidInput(name, f"a {type(X).__name__}", need, "wrong-type")
+        raise InvalidInput(name, kind_of(X), need, "wrong-type")
     if getattr(X, "is_nested", False):
         raise InvalidInput(name, "a nested tensor", "samples of one shape: X.to_padded_tensor(0.0)", "wrong-shape")
     array = native(X, name) if is_array(X) else as_numbers(X, name)
@@ -270,7 +270,7 @@ def as_numbers(value: Any, name: str) -> npt.NDArray[Any]:
         array = native(value, name)
         array = host(array.float() if str(array.dtype) == "torch.bfloat16" else array)
     except (TypeError, RuntimeError) as error:
-        got = f"a {type(value).__name__} that is not an array ({first_line(error)})"
+        got = f"{kind_of(value)} that does not form an array"
         raise InvalidInput(name, got, "real numbers, in samples of one shape", "wrong-shape") from error
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         need = _REMEDIES.get(array.dtype.kind, "real numbers")
@@ -328,7 +328,7 @@ def _pair(item: Any, name: str) -> tuple[Any, Any]:
             raise InvalidInput(name, f"samples of {len(item)} parts", need, "wrong-shape")
         return item[0], item[1] if len(item) == 2 else None
     if isinstance(item, dict | str | bytes):
-        raise InvalidInput(name, f"samples that are a {type(item).__name__}", need, "wrong-type")
+        raise InvalidInput(name, f"samples that are {kind_of(item)}", need, "wrong-type")
     return item, None
 
 

@@ -10,7 +10,11 @@ import pytest
 
 import alignver
 from alignver import require
-from alignver.errors import InvalidInput
+from alignver.checks.convergence import check_convergence
+from alignver.checks.optimality import check_optimality
+from alignver.data import image_sets
+from alignver.errors import InvalidInput, kind_of
+from alignver.features.rows import open_rows
 
 
 @pytest.mark.parametrize("value", [3, np.int8(3), np.uint64(3)])
@@ -68,7 +72,7 @@ def test_booleans_and_types():
     with pytest.raises(InvalidInput):
         require.boolean("repair", 0)
     assert require.instance("x", "text", str, "a text") == "text"
-    with pytest.raises(InvalidInput, match="type int"):
+    with pytest.raises(InvalidInput, match="x: got an int"):
         require.instance("x", 1, str, "a text")
 
 
@@ -91,3 +95,89 @@ def test_what_only_counts_as_a_boolean_is_refused_everywhere(value):
         alignver.check_rank(np.eye(2), certify=value)
     with pytest.raises(InvalidInput, match="certify"):
         alignver.check_safe_exploration(np.eye(3), certify=value)
+
+
+def _point():
+    from alignver.theory.exploitation import Exploitation
+
+    model = Exploitation([[2.0, 1.0], [0.0, 1.0]], np.zeros((1, 2, 3)), np.ones((1, 3)))
+    return model, np.ones((1, 3, 2)), [4.5, 1.5]
+
+
+def _record():
+    from alignver.theory.record import TrainingRecord
+
+    return TrainingRecord([0, 1], [1.0, 0.5], [0.1, 0.1], 0, "gradient descent")
+
+
+def _net():
+    torch = pytest.importorskip("torch")
+    return torch.nn.Linear(2, 1), np.eye(2), [0.0, 1.0]
+
+
+def _wrapper(**options):
+    net, _, _ = _net()
+    return alignver.EEWrapper(net, loss="squared", **options)
+
+
+def _tracker(**options):
+    return alignver.AlignmentTracker(*_net(), loss="squared", **options)
+
+
+BOOLEANS = {
+    "delta_is_estimate": lambda **wrong: alignver.check_safe_exploration(np.eye(3), **wrong),
+    "add_constant": lambda **wrong: alignver.check_safe_exploration(np.eye(3), **wrong),
+    "add_constant of rows": lambda **wrong: open_rows(np.eye(3), **wrong),
+    "certify of optimality": lambda **wrong: check_optimality(*_point(), loss="squared", tolerance=1.0, **wrong),
+    "rank of optimality": lambda **wrong: check_optimality(*_point(), loss="squared", tolerance=1.0, **wrong),
+    "rank_n": lambda **wrong: check_convergence(_record(), *_point(), loss="squared", **wrong),
+    "train of mnist": lambda **wrong: image_sets.mnist(".", **wrong),
+    "train of kmnist": lambda **wrong: image_sets.kmnist(".", **wrong),
+    "train of svhn": lambda **wrong: image_sets.svhn(".", **wrong),
+    "train of cifar10": lambda **wrong: image_sets.cifar10(".", **wrong),
+    "train of cifar100": lambda **wrong: image_sets.cifar100(".", **wrong),
+    "thorough": _tracker,
+    "resume": _tracker,
+    "record": _wrapper,
+    "prove of fit": lambda **wrong: _wrapper().fit(_net()[1:], 2, **wrong),
+    "flush_denormals": lambda **wrong: _wrapper().fit(_net()[1:], 2, **wrong),
+    "cache": lambda **wrong: _wrapper().enter_exploitation(*_net()[1:], **wrong),
+    "prove": lambda **wrong: _wrapper().enter_exploitation(*_net()[1:], **wrong),
+    "include_frozen of jacobian": lambda **wrong: alignver.jacobian(*_net()[:2], **wrong),
+    "include_frozen of gram": lambda **wrong: alignver.gram(*_net()[:2], **wrong),
+}
+
+
+@pytest.mark.parametrize("name", BOOLEANS)
+@pytest.mark.parametrize("value", [1, "no", np.array([True])])
+def test_every_boolean_is_one(name, value):
+    argument = name.partition(" ")[0]
+    with pytest.raises(InvalidInput, match=f"^{argument}: got {argument}=.*; needs True or False") as caught:
+        BOOLEANS[name](**{argument: value})
+    assert caught.value.code == "not-a-boolean"
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(1, "an int"), ([], "a list"), (None, "None"), (np.ones(1), "an ndarray"), (1.5, "a float")]
+)
+def test_types_have_their_article(value, words):
+    assert kind_of(value) == words
+
+
+def test_certificates_of_another_type_or_place(tmp_path):
+    for value in (None, 3, {}):
+        with pytest.raises(InvalidInput, match=r"certificate: got (None|an int|a dict); needs a Certificate") as caught:
+            alignver.recheck(value, A=np.eye(2))
+        assert caught.value.code == "wrong-type"
+    with pytest.raises(InvalidInput, match=r"without certificate\.json") as caught:
+        alignver.load_certificate(tmp_path)
+    assert caught.value.code == "unreadable-file"
+
+
+def test_other_inputs_refute_no_claim():
+    certificate = alignver.check_rank(np.eye(2)).certificate
+    result = alignver.recheck(certificate, A=2 * np.eye(2))
+    assert (result.verdict, result.code) == ("FAILS", "recheck-not-proved")
+    assert "the claim is not refuted" in result.evidence[0]
+    assert result.next_steps
+    assert not alignver.recheck(certificate, A=np.eye(2)).next_steps

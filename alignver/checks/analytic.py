@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from alignver import require
-from alignver.errors import InvalidInput, first_line
+from alignver.errors import InvalidInput, first_line, kind_of
 from alignver.network.preserve_state import preserve_state
 from alignver.results import CheckResult, Rigor, Subject, Verdict
 
@@ -275,7 +275,7 @@ def check_analytic(model: nn.Module) -> CheckResult:
     require.instance("model", model, nn.Module, "a torch.nn.Module")
     model = getattr(model, "_orig_mod", model)
     if isinstance(model, torch.jit.ScriptModule):
-        got = f"a {type(model).__name__}"
+        got = kind_of(model)
         need = "the torch.nn.Module that it was scripted or traced from"
         raise InvalidInput("model", got, need, "unsupported-model")
     with preserve_state(model):

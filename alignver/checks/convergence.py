@@ -220,6 +220,7 @@ def check_convergence(
     problem = objective(model, Y, loss)
     theta = model.weights(weights)
     require.one_of("computed_in", computed_in, EPS)
+    require.booleans(rank_n=False if rank_n is None else rank_n)
     exploiting = np.asarray(record.exploiting)
     if not bool(exploiting.any()):
         raise InvalidInput("record", f"no step at or after tau = {record.tau}", "steps of the exploitation phase")

@@ -139,7 +139,7 @@ def check_safe_exploration(
     """
     began = time.perf_counter()
     require.one_of("method", method, METHODS)
-    certify, add_constant = require.boolean("certify", certify), require.boolean("add_constant", add_constant)
+    require.booleans(certify=certify, add_constant=add_constant, delta_is_estimate=delta_is_estimate)
     if method == "staircase" and q is not None:
         need = "method='gram' or 'dense': the staircase constructs its own gates"
         raise InvalidInput("q", "gates with method='staircase'", need, "conflicting-arguments")

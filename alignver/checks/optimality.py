@@ -110,7 +110,7 @@ def check_optimality(
     (<Verdict.HOLDS: 'HOLDS'>, <Rigor.PROOF: 'PROOF'>, True)
     """
     began = time.perf_counter()
-    certify = require.boolean("certify", certify)
+    require.booleans(certify=certify, rank=False if rank is None else rank)
     tolerance = require.real("tolerance", tolerance, above=0)
     theta = model.weights(weights)
     problem = objective(model, Y, loss)

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from alignver.arrays import as_matrix, as_vector, host
+from alignver.errors import InvalidInput, kind_of
 from alignver.features.rows import open_rows
 from alignver.features.threads import single_threaded_blas, workers
 from alignver.kernel import Certificate, load_certificate
 from alignver.kernel.certificate import Tampered
 from alignver.kernel.verify import verify
 from alignver.progress import track
-from alignver.results import CheckResult
+from alignver.results import CheckResult, Verdict
 from alignver.samples import Sequential, as_numbers, open_samples, targets_of
 
 __all__ = ["recheck"]
+
+_OTHER_INPUT = "is not the input that this certificate is about"  # the kernel's words
+_NOT_REFUTED = "the claim is not refuted: these are other inputs than those that were proved, so nothing was checked"
+_SAME_INPUTS = (
+    "give the inputs of the certificate, bit for bit",
+    "for inputs that a model computes: the same device, dtype and versions, since others round differently",
+)
 
 
 def recheck(certificate: Certificate | str | Path, **inputs: Any) -> CheckResult:
@@ -39,13 +48,15 @@ def recheck(certificate: Certificate | str | Path, **inputs: Any) -> CheckResult
     -------
     CheckResult
         HOLDS with PROOF: the certificate proves its claim about these inputs. FAILS: it does not (another input than
-        the sealed one, a broken seal, an incomplete proof); the claim itself may be true nevertheless. UNDECIDED: the
+        the sealed one, a broken seal, an incomplete proof); the claim itself may still be true, and ``evidence`` says
+        so where the inputs differ. UNDECIDED: the
         arithmetic of this thread is not the one that proofs assume. See :func:`alignver.kernel.verify`.
 
     Raises
     ------
     InvalidInput
-        Inputs that are missing, unknown or not finite real arrays; a file that is not a certificate.
+        Inputs that are missing, unknown or not finite real arrays; a certificate of another type, or a file that is not
+        one.
 
     Examples
     --------
@@ -58,6 +69,8 @@ def recheck(certificate: Certificate | str | Path, **inputs: Any) -> CheckResult
     >>> recheck(decision.certificate, J=J, y=2 * y).verdict
     <Verdict.FAILS: 'FAILS'>
     """
+    if not isinstance(certificate, Certificate | str | Path):
+        raise InvalidInput("certificate", kind_of(certificate), "a Certificate or the path of one", "wrong-type")
     # Z alone may be of any form that open_rows accepts; its rows are read when the kernel needs them.
     rows = open_rows(inputs["Z"]) if set(inputs) == {"Z"} else None
     given: dict[str, Any] = {} if rows is None else {"Z": rows.source}
@@ -67,10 +80,12 @@ def recheck(certificate: Certificate | str | Path, **inputs: Any) -> CheckResult
         given[name] = host((as_vector if name == "y" else as_matrix)(value, name).array)
     try:
         with single_threaded_blas():
-            return verify(certificate, given, threads=workers(), track=track)
+            result = verify(certificate, given, threads=workers(), track=track)
     finally:
         if rows is not None:
             rows.close()
+    other = result.verdict is Verdict.FAILS and _OTHER_INPUT in result.reason
+    return dataclasses.replace(result, evidence=(_NOT_REFUTED,), next_steps=_SAME_INPUTS) if other else result
 
 
 def _samples(certificate: Certificate | str | Path, X: Any, Y: Any) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def membership(
     session: Session,
     j_file: Annotated[str, typer.Argument(metavar="J", help="The matrix: .npy, .npz, file.npz:key, .csv or .txt.")],
     y_file: Annotated[str, typer.Argument(metavar="Y", help="The vector: the same kinds of file.")],
-    method: options.Method = "auto",
+    method: options.MethodOption = options.Method.AUTO,
     rule: options.Rule = "golub",
     tolerance: options.Tolerance = None,
     residual_tolerance: options.ResidualTolerance = None,
@@ -78,7 +78,7 @@ def rank(
     expected: Annotated[
         int | None, typer.Option("--rank", metavar="R", help="The rank that is claimed.", show_default="min(N, d)")
     ] = None,
-    method: options.Method = "auto",
+    method: options.RankMethodOption = options.RankMethod.AUTO,
     rule: options.Rule = "golub",
     tolerance: options.Tolerance = None,
     computed_in: options.ComputedIn = None,
@@ -130,7 +130,7 @@ def alignment(
     data: Annotated[str, typer.Option(metavar="FILE.npz", help="The samples: a .npz file with X and Y.")],
     loss: Annotated[Loss, typer.Option(metavar="LOSS", help="squared, binary_cross_entropy or cross_entropy.")],
     weights: Weights = None,
-    method: options.Method = "auto",
+    method: options.MethodOption = options.Method.AUTO,
     rule: options.Rule = "golub",
     tolerance: options.Tolerance = None,
     residual_tolerance: options.ResidualTolerance = None,

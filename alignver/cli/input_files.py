@@ -10,6 +10,7 @@ import difflib
 import importlib
 import importlib.util
 import os
+import re
 import shlex
 import stat
 import zipfile
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from alignver.cli.options import Backend
-from alignver.errors import InvalidInput, MissingDependency, first_line, reading
+from alignver.errors import InvalidInput, MissingDependency, first_line, reading, renamed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,6 +38,7 @@ __all__ = [
     "rename_options",
     "to_backend",
     "torch_device",
+    "with_options",
 ]
 MAPPED_FROM = 1 << 26
 """Size in bytes from which a .npy file is mapped into memory instead of read."""
@@ -62,19 +64,43 @@ def file_argument(argument: str, path: str | Path) -> str:
 @contextlib.contextmanager
 def rename_argument(files: Mapping[str, str]) -> Iterator[None]:
     """Add the file to the name of the argument in every InvalidInput of the block."""
-    with rename_options({argument: file_argument(argument, file) for argument, file in files.items()}):
+    with renamed({argument: file_argument(argument, file) for argument, file in files.items()}):
         yield
 
 
 @contextlib.contextmanager
 def rename_options(options: Mapping[str, str]) -> Iterator[None]:
-    """Replace the argument by its option in every InvalidInput of the block."""
+    """Replace the argument by its option in every InvalidInput of the block, also in what it got and needs."""
     try:
         yield
     except InvalidInput as error:
-        if error.argument in options:
-            raise InvalidInput(options[error.argument], error.got, error.need, error.code) from error
-        raise
+        argument = options.get(error.argument, error.argument)
+        got, need = (with_options(words, options) for words in (error.got, error.need))
+        raise InvalidInput(argument, got.removeprefix(f"{argument} "), need, error.code) from error
+
+
+_ASSIGNED = re.compile(r"(?<![\w.(/-])(\w+)=('[^']*'|[\w.+-]+|(?=[\s;,:)]|$))")
+
+
+def with_options(words: str, options: Mapping[str, str]) -> str:
+    """Return a message of the library with every ``argument=value`` that has an option as that option.
+
+    Examples
+    --------
+    >>> options = {"method": "--method", "certify": "--certify", "resume": "--resume", "dtype": "--dtype"}
+    >>> with_options("method='auto' and certify=False; dtype=None, or dtype=", options)
+    '--method auto and --no-certify; no --dtype, or --dtype'
+    """
+
+    def option(match: re.Match[str]) -> str:
+        name, value = options.get(match[1], ""), match[2].strip("'")
+        if not name.startswith("--"):
+            return match[0]
+        if match[2] in ("True", "False"):
+            return name if value == "True" else f"--no-{name.removeprefix('--')}"
+        return f"no {name}" if match[2] == "None" else f"{name} {value}".rstrip()
+
+    return _ASSIGNED.sub(option, words)
 
 
 def read_matrix(spec: str, argument: str) -> np.ndarray[Any, Any]:
@@ -198,10 +224,12 @@ def _member(file: Path, path: str, argument: str, key: str | None, remedy: str) 
             raise InvalidInput(name, "a zip file without arrays", f"{_NEED}: {remedy}", code="unreadable-file")
         if key is None and len(names) > 1:
             first = shlex.quote(f"{path}:{names[0]}")  # the user can copy it to the command line
-            raise InvalidInput(name, f"the arrays {', '.join(names)}", f"one of them: {first}")
+            got = f"the arrays {', '.join(names)}"
+            raise InvalidInput(name, got, f"one of them: {first}", "unreadable-file")
         key = names[0] if key is None else key
         if key not in names:
-            raise InvalidInput(name, f"the arrays {', '.join(names)}", f"the array {key}: {remedy}")
+            got = f"the arrays {', '.join(names)}"
+            raise InvalidInput(name, got, f"the array {key}: {remedy}", "unreadable-file")
         _require_room(archive, [key], name)
         return read_member(archive, key, name)
 
@@ -273,7 +301,7 @@ def torch_device(name: str) -> Any:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # depending on the device
-        raise InvalidInput("--device", repr(name), f"a device of this machine ({first_line(error)})") from error
+        raise _no_device(name) from error
     return device
 
 
@@ -289,7 +317,8 @@ def to_backend(array: Any, backend: Backend, device: str) -> Any:
     """
     if backend == Backend.NUMPY:
         if device != "cpu":
-            raise InvalidInput("--device", repr(device), "cpu for --backend numpy; --backend torch or cupy for a GPU")
+            need = "cpu for --backend numpy; --backend torch or cupy for a GPU"
+            raise InvalidInput("--device", repr(device), need, "wrong-device")
         return array
     if backend == Backend.TORCH:
         torch = library("torch", "--backend torch")
@@ -305,9 +334,13 @@ def to_backend(array: Any, backend: Backend, device: str) -> Any:
     cupy = library("cupy", "--backend cupy")
     number = device.removeprefix("cuda").removeprefix(":") or "0"
     if device not in {"cpu", "cuda"} and not (device.startswith("cuda:") and number.isdecimal()):
-        raise InvalidInput("--device", repr(device), "cuda or cuda:N for --backend cupy")
+        raise InvalidInput("--device", repr(device), "cuda or cuda:N for --backend cupy", "wrong-device")
     try:
         with cupy.cuda.Device(0 if device == "cpu" else int(number)):
             return cupy.asarray(array)
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise InvalidInput("--device", repr(device), f"a device of this machine ({first_line(error)})") from error
+        raise _no_device(device) from error
+
+
+def _no_device(name: str) -> InvalidInput:
+    return InvalidInput("--device", repr(name), "a device of this machine: cpu, or cuda with a GPU", "wrong-device")

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from alignver.cli import check, reproduce, train, verify
 from alignver.cli.exits import Exit, explain, say
+from alignver.errors import InvalidInput
 
 __all__ = ["app", "run"]
 
@@ -94,7 +95,7 @@ def _guarded(arguments: list[str]) -> int:
         return Exit.HOLDS if code is None else int(code)
     except _UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "alignver"
-        say(_sentence(error.format_message()), f"try: {command} --help")
+        say(_refusal(error), f"try: {command} --help")
         return Exit.BAD_INPUT
     except _ClickException as error:
         say(_sentence(error.format_message()))
@@ -107,6 +108,22 @@ def _guarded(arguments: list[str]) -> int:
         return explain(KeyboardInterrupt())
     except (Exception, KeyboardInterrupt) as error:
         return explain(error, verbose=bool({"-v", "--verbose"} & set(arguments)))
+
+
+def _refusal(error: Any) -> str:
+    """Return the message of a usage error: of a value that Typer lets pydantic convert, in the form of the others."""
+    errors, option = getattr(error.__context__, "errors", None), getattr(error, "param", None)
+    if errors is None or option is None:
+        return _sentence(error.format_message())
+    first = errors()[0]
+    kind, limit = first["type"], first.get("ctx", {}).get("ge")
+    needs = {
+        "int_parsing": "an integer",
+        "float_parsing": "a number",
+        "greater_than_equal": f"a number of at least {limit}",
+    }
+    need = needs.get(kind) or first["msg"].rpartition(" is not ")[2].removesuffix(".")
+    return str(InvalidInput(option.opts[0], repr(first["input"]), need))
 
 
 def _sentence(message: str) -> str:

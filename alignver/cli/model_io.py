@@ -18,7 +18,7 @@ from typing import Any
 
 from alignver import require
 from alignver.cli.input_files import file_argument, library, regular, torch_device
-from alignver.errors import InvalidInput, MissingDependency
+from alignver.errors import InvalidInput, MissingDependency, kind_of
 
 __all__ = ["built", "code_digest", "environment", "find", "in_dtype", "load", "optimizer"]
 _ARGUMENT = "MODEL"
@@ -129,7 +129,7 @@ def load(spec: str, weights: str | None, *, device: str, seed: int) -> tuple[Any
     torch.manual_seed(seed)
     model = built(spec)
     if not isinstance(model, torch.nn.Module):
-        got = f"{spec}() that returns a {type(model).__name__}"
+        got = f"{spec}() that returns {kind_of(model)}"
         raise InvalidInput(_ARGUMENT, got, "a torch.nn.Module", code="wrong-type")
     identity = {}
     code = code_digest(spec)
@@ -151,14 +151,21 @@ def _load_weights(model: Any, file: str) -> None:
         missing, unexpected = reader.load_model(model, file, strict=False)
     except (safetensors.SafetensorError, OSError) as error:
         remedy = "a .safetensors file: safetensors.torch.save_model(model, file) makes one; pickles are never opened"
-        raise InvalidInput(
-            name, f"a file that is not a .safetensors file ({error})", remedy, code="unreadable-file"
-        ) from error
+        got = "a damaged file, or one of another format"
+        if isinstance(error, OSError) and error.strerror:
+            got = f"a file that cannot be read: {error.strerror.lower()}"
+        raise InvalidInput(name, got, remedy, code="unreadable-file") from error
     except RuntimeError as error:
-        reason = "; ".join(line.strip() for line in str(error).splitlines()[1:4]) or str(error)
-        raise InvalidInput(
-            name, f"tensors of other shapes ({reason})", "the weights of this model", code="wrong-shape"
-        ) from error
+        with safetensors.safe_open(file, "pt") as stored:
+            shapes = {key: tuple(stored.get_slice(key).get_shape()) for key in stored.keys()}  # noqa: SIM118 - no mapping
+        expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+        other = [
+            f"{key} {shape}, {expected[key]} in the model"
+            for key, shape in shapes.items()
+            if expected.get(key, shape) != shape
+        ]
+        got = "tensors of other shapes" + f": {'; '.join(other[:3])}" * bool(other)
+        raise InvalidInput(name, got, "the weights of this model", code="wrong-shape") from error
     if missing or unexpected:
         parts = [f"without {', '.join(sorted(missing)[:4])}"] if missing else []
         parts += [f"with {', '.join(sorted(unexpected)[:4])}, which the model does not have"] if unexpected else []
@@ -169,7 +176,7 @@ def optimizer(name: str, lr: float, momentum: float | None, weight_decay: float)
     """Return a function from parameters to an optimiser, ``"sgd"`` or ``"adam"``."""
     torch = library("torch", "training")
     require.real("--lr", lr, above=0, need="a positive finite step size")
-    require.real("--weight-decay", weight_decay, least=0, need="a finite number >= 0")
+    require.real("--weight-decay", weight_decay, least=0, need="a non-negative number")
     if name == "adam":
         return lambda parameters: torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
     require.real("--momentum", momentum, least=0, below=1, need="a number from 0 to below 1")

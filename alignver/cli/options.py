@@ -24,9 +24,12 @@ __all__ = [
     "Junit",
     "Loss",
     "Method",
+    "MethodOption",
     "Model",
     "ModelDtype",
     "Quiet",
+    "RankMethod",
+    "RankMethodOption",
     "ResidualTolerance",
     "Rule",
     "Seed",
@@ -47,6 +50,25 @@ class Backend(enum.StrEnum):
     NUMPY = "numpy"
     TORCH = "torch"
     CUPY = "cupy"
+
+
+class Method(enum.StrEnum):
+    """How y in Col(J) is decided."""
+
+    AUTO = "auto"
+    SVD = "svd"
+    QR = "qr"
+    LSTSQ = "lstsq"
+    EXACT = "exact"
+
+
+class RankMethod(enum.StrEnum):
+    """How a rank is decided."""
+
+    AUTO = "auto"
+    SVD = "svd"
+    QR = "qr"
+    EXACT = "exact"
 
 
 class DtypeName(enum.StrEnum):
@@ -97,11 +119,14 @@ Certificate = Annotated[
         "--certificate", metavar="DIR", help="Save the certificate of a proof here; 'alignver verify' checks it again."
     ),
 ]
-Method = Annotated[str, decision(metavar="NAME", help="auto, svd, qr, lstsq or exact.")]
+MethodOption = Annotated[Method, decision(metavar="NAME", help="auto, svd, qr, lstsq or exact.")]
+RankMethodOption = Annotated[RankMethod, decision(metavar="NAME", help="auto, svd, qr or exact.")]
 Rule = Annotated[
     str,
     decision(
-        metavar="NAME", help="Rank rule that decides: golub, press, golub-inf, golub-qr, ... The report shows them all."
+        metavar="NAME",
+        help="Rank rule that decides: press, golub, golub-inf, golub-qr, matlab, julia or scipy-lstsq; the report "
+        "shows them all.",
     ),
 ]
 Tolerance = Annotated[
@@ -110,7 +135,10 @@ Tolerance = Annotated[
 ResidualTolerance = Annotated[float | None, decision(metavar="EPS", help="Largest relative residual of a member.")]
 ComputedIn = Annotated[
     str | None,
-    decision(metavar="DTYPE", help="The dtype in which the entries were computed, if they are stored in a finer one."),
+    decision(
+        metavar="DTYPE",
+        help="float16, bfloat16 or float32: the dtype in which the entries were computed, if stored in a finer one.",
+    ),
 ]
 Certify = Annotated[
     bool,

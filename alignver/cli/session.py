@@ -29,7 +29,7 @@ from alignver.cli.exits import (
     say,
     write_output,
 )
-from alignver.cli.input_files import rename_options
+from alignver.cli.input_files import rename_options, with_options
 from alignver.errors import InvalidInput
 from alignver.results import CheckResult, Report, Rigor, Summarised
 
@@ -89,7 +89,8 @@ def command(
 
         def run(**values: Any) -> int:
             values = {key: value.value if isinstance(value, enum.Enum) else value for key, value in values.items()}
-            session = Session(name, **{key: values.pop(key) for key in shared.split()}, options=values)
+            outputs = {key: values.pop(key) for key in shared.split()}
+            session = Session(name, **outputs, options=values, arguments=renames)
             for key in provenance.split():
                 setattr(session, key, values[key])
 
@@ -117,16 +118,21 @@ def _declare_name(parameter: inspect.Parameter) -> None:
     """Name an option explicitly: typer 0.27 takes a metavar that differs from the name in case only as the name."""
     kind, *described = typing.get_args(parameter.annotation) or (None,)
     for option in described:
-        if isinstance(option, typer.models.OptionInfo) and not option.param_decls and kind is not bool:
+        if isinstance(option, typer.models.OptionInfo) and not _declared(option) and kind is not bool:
             option.param_decls = ("--" + parameter.name.replace("_", "-"),)
+
+
+def _declared(option: Any) -> tuple[str, ...]:
+    """Return the names that an option declares: Typer takes the first one as its default."""
+    first = (option.default,) if isinstance(option.default, str) else ()
+    return (*first, *(option.param_decls or ()))
 
 
 def _option_names(parameter: inspect.Parameter) -> Iterator[tuple[str, str]]:
     """Yield the names by which the library may know an option, each with the option."""
     for described in typing.get_args(parameter.annotation)[1:]:
         if isinstance(described, typer.models.OptionInfo):
-            declared = next(iter(described.param_decls or ()), "--" + parameter.name.replace("_", "-"))
-            option = declared.partition("/")[0]
+            option = (*_declared(described), "--" + parameter.name.replace("_", "-"))[0].partition("/")[0]
             yield parameter.name, option
             yield option.removeprefix("--").replace("-", "_"), option
 
@@ -153,6 +159,8 @@ class Session:
         The folder for the certificate.
     options : mapping
         The other options of the command, by parameter name.
+    arguments : mapping
+        The option of each argument of the library, for its messages.
     device, dtype, seed
         What the provenance says about the computation.
     farewell : str
@@ -171,6 +179,7 @@ class Session:
     junit: str | None = None
     certificate: str | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    arguments: Mapping[str, str] = dataclasses.field(default_factory=dict)
     device: str = "cpu"
     dtype: str | None = None
     seed: int | None = None
@@ -187,7 +196,7 @@ class Session:
     def conduct(self, body: Callable[[], Exit]) -> int:
         """Run the body of a command and return the exit code; an error becomes a message and its exit code."""
         try:
-            with prompt(Exit.INTERRUPTED, lambda: f"alignver: {self.farewell}"), heard(say):
+            with prompt(Exit.INTERRUPTED, lambda: f"alignver: {self.farewell}"), heard(self._warn):
                 self._require_compatible()
                 ensure_writable("--html", self.html)
                 ensure_writable("--junit", self.junit)
@@ -269,7 +278,8 @@ class Session:
         from alignver.report import text
 
         with self._stdout() as out:
-            text.put(out, text.render(result, out.width, verbosity=self.verbosity, notes=notes))
+            worded = self._with_options(result)
+            text.put(out, text.render(worded, out.width, verbosity=self.verbosity, notes=notes))
 
     def print(self, *rows: RenderableType) -> None:
         """Write further lines of the report."""
@@ -293,7 +303,16 @@ class Session:
 
     def report(self, results: tuple[CheckResult, ...], inputs: Mapping[str, Any], **more: Any) -> Report:
         """Return the report of results: with their provenance."""
-        return Report(results, self._provenance(inputs, **more))
+        return Report(tuple(map(self._with_options, results)), self._provenance(inputs, **more))
+
+    def _with_options(self, result: CheckResult) -> CheckResult:
+        """Return a result whose sentences name options of the command in place of arguments of the library."""
+        reason = with_options(result.reason, self.arguments)
+        evidence, steps = (
+            tuple(with_options(line, self.arguments) for line in lines)
+            for lines in (result.evidence, result.next_steps)
+        )
+        return dataclasses.replace(result, reason=reason, evidence=evidence, next_steps=steps)
 
     def write(self, report: Report) -> None:
         """Write a report on stdout as a JSON document."""
@@ -337,7 +356,10 @@ class Session:
     def note(self, message: str) -> None:
         """Write a message on stderr, unless the session is quiet."""
         if not self.quiet:
-            say(message)
+            say(with_options(message, self.arguments))
+
+    def _warn(self, message: str) -> None:
+        say(with_options(message, self.arguments))
 
     def _provenance(self, inputs: Mapping[str, Any], **more: Any) -> dict[str, Any]:
         from alignver.report.provenance import collect, inputs_of

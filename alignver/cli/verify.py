@@ -63,7 +63,7 @@ def report(
     return Exit.HOLDS
 
 
-@command("verify", "html junit json quiet verbose")
+@command("verify", "html junit json quiet verbose", aliases={"certificate": "CERT"})
 def verify(
     session: Session,
     certificate: Annotated[str, typer.Argument(metavar="CERT", help="The folder that --certificate wrote.")],

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from alignver import require
 from alignver.data.archives import Dataset, read_npz, unreadable
 from alignver.errors import MissingDependency, reading
 
@@ -55,23 +56,27 @@ def kmnist(folder: str | os.PathLike[str], *, train: bool = True) -> Dataset:
     return _load("KMNIST", folder, train)
 
 
+def _part(train: bool) -> str:
+    return "train" if require.boolean("train", train) else "test"
+
+
 def _load(name: str, folder: str | os.PathLike[str], train: bool) -> Dataset:
-    root = pathlib.Path(folder)
+    root, part = pathlib.Path(folder), _part(train)
     packed = root / f"{name.lower()}.npz"
     if packed.is_file():
-        return Dataset(name, *_read_npz(packed, "train" if train else "test"), *_SOURCES[name])
-    part = "train" if train else "t10k"
+        return Dataset(name, *_read_npz(packed, part), *_SOURCES[name])
+    prefix = "train" if train else "t10k"
     for place in (root / name / "raw", root):
-        images = _file(place, f"{part}-images-idx3-ubyte")
-        labels = _file(place, f"{part}-labels-idx1-ubyte")
+        images = _file(place, f"{prefix}-images-idx3-ubyte")
+        labels = _file(place, f"{prefix}-labels-idx1-ubyte")
         if images is not None and labels is not None:
-            x, y = _idx(images, (_COUNTS[part], 28, 28)), _idx(labels, (_COUNTS[part],))
+            x, y = _idx(images, (_COUNTS[prefix], 28, 28)), _idx(labels, (_COUNTS[prefix],))
             if y.max() > 9:
                 raise unreadable(f"{labels.name} with labels up to {y.max()}", "labels in 0..9")
             return Dataset(name, x, y, *_SOURCES[name])
     raise unreadable(
         f"folder={os.fspath(folder)!r} with no {name} in it",
-        f"{name.lower()}.npz, or {name}/raw/{part}-images-idx3-ubyte and its labels, as torchvision keeps them",
+        f"{name.lower()}.npz, or {name}/raw/{prefix}-images-idx3-ubyte and its labels, as torchvision keeps them",
     )
 
 
@@ -129,7 +134,7 @@ def svhn(folder: str | os.PathLike[str], *, train: bool = True) -> Dataset:
     """
     from scipy.io import loadmat, whosmat
 
-    path = pathlib.Path(folder) / f"{'train' if train else 'test'}_32x32.mat"
+    path = pathlib.Path(folder) / f"{_part(train)}_32x32.mat"
     if not path.is_file():
         raise unreadable(f"folder={os.fspath(folder)!r} with no {path.name}", "SVHN's cropped digits")
     with reading("folder", f"an unreadable {path.name}", "a MATLAB 5 file with X and y"):
@@ -179,7 +184,7 @@ def cifar10(folder: str | os.PathLike[str], *, train: bool = True) -> Dataset:
     MissingDependency
         JPEG images without Pillow.
     """
-    root, part = pathlib.Path(folder), "train" if train else "test"
+    root, part = pathlib.Path(folder), _part(train)
     original, packed, jpeg = root / "cifar-10-batches-py", root / "cifar10.npz", root / "cifar10_jpeg.npz"
     if original.is_dir():
         names = [f"data_batch_{k}" for k in range(1, 6)] if train else ["test_batch"]
@@ -197,7 +202,7 @@ def cifar10(folder: str | os.PathLike[str], *, train: bool = True) -> Dataset:
 
 def cifar100(folder: str | os.PathLike[str], *, train: bool = True) -> Dataset:
     """Load CIFAR-100 (fine labels) from ``cifar-100-python/`` or ``cifar100.npz``, as :func:`cifar10` does."""
-    root, part = pathlib.Path(folder), "train" if train else "test"
+    root, part = pathlib.Path(folder), _part(train)
     original, packed = root / "cifar-100-python" / part, root / "cifar100.npz"
     if original.is_file():
         return Dataset("CIFAR-100", *_batch(original, "fine_labels"), _SOURCE, _LICENCE)

@@ -73,7 +73,9 @@ def _read_text(path: pathlib.Path) -> Arrays:
     try:
         table = np.loadtxt(path, dtype=np.float64, ndmin=2)
     except (OSError, ValueError) as error:
-        raise unreadable(f"an unreadable {path.name} ({error})", "UCI's text file, 266 numbers a line") from error
+        raise unreadable(
+            f"{path.name}, which is not a table of numbers", "UCI's text file, 266 numbers a line"
+        ) from error
     if table.shape != (_SHAPE[0], 266):
         raise unreadable(f"{path.name} of {table.shape[0]} x {table.shape[1]} numbers", "1593 x 266 numbers")
     if not np.all((table == 0.0) | (table == 1.0)) or not np.all(table[:, 256:].sum(axis=1) == 1.0):

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alignver._version import __version__
-from alignver.errors import InvalidInput, MissingDependency, first_line
+from alignver.errors import InvalidInput, MissingDependency, first_line, kind_of
 from alignver.features.block_prover import Block, prove_block
 from alignver.features.products import Hadamard
 from alignver.features.rows import Location, Rows, digest_rows, open_rows
@@ -234,7 +234,8 @@ def _open_rows(location: Location, sha256: str) -> Rows:
     except InvalidInput:
         raise
     except (OSError, ValueError) as error:
-        got = f"{location.path}, which {_worker_name()} does not see ({error})"
+        reason = (getattr(error, "strerror", None) or "it has another size").lower()
+        got = f"{location.path}, which {_worker_name()} cannot read ({reason})"
         raise InvalidInput("Z", got, need, "unreadable-file") from error
 
 
@@ -291,7 +292,7 @@ class Cluster:
 
     def __init__(self, client: Any) -> None:
         if not all(callable(getattr(client, name, None)) for name in ("submit", "nthreads", "cancel")):
-            raise InvalidInput("client", f"a {type(client).__name__}", _NEED, "wrong-type")
+            raise InvalidInput("client", kind_of(client), _NEED, "wrong-type")
         if getattr(client, "asynchronous", False):
             raise InvalidInput("client", "an asynchronous client", _NEED)
         status = getattr(client, "status", "running")

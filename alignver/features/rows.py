@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from alignver import require
 from alignver.arrays import as_matrix, host
 from alignver.errors import InvalidInput
 from alignver.kernel import snapshot
@@ -159,6 +160,7 @@ def open_rows(Z: Any, *, add_constant: bool = False, folder: str | os.PathLike[s
     (6, 4, array([[2., 2., 1.],
            [0., 0., 1.]]))
     """
+    require.booleans(add_constant=add_constant)
     if isinstance(Z, np.memmap) and isinstance(getattr(Z, "base", None), mmap.mmap):
         mapped = _mapped(Z, add_constant)
         if mapped is not None:

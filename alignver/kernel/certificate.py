@@ -436,7 +436,7 @@ def load_certificate(path: str | Path) -> Certificate:
 
 
 def _refused(got: str, need: str = _NEED) -> InvalidInput:
-    return InvalidInput("certificate", got, need)
+    return InvalidInput("certificate", got, need, "unreadable-file")
 
 
 def _demand(condition: bool, got: str, need: str = _NEED) -> None:

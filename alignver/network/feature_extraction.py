@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from alignver import atomic, require
-from alignver.errors import InvalidInput, first_line
+from alignver.errors import InvalidInput, first_line, kind_of
 from alignver.network.inputs import as_inputs
 from alignver.network.preserve_state import preserve_state
 from alignver.progress import track
@@ -223,7 +223,7 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 def _rows(output: Any, start: int, count: int, layer: str | None) -> npt.NDArray[np.floating[Any]]:
     if not isinstance(output, torch.Tensor) or output.is_complex() or not output.is_floating_point():
-        kind = f"a tensor of {output.dtype}" if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
+        kind = f"a tensor of {output.dtype}" if isinstance(output, torch.Tensor) else kind_of(output)
         need = "a layer whose output is one real tensor"
         raise InvalidInput("layer", f"{layer!r}, whose output is {kind}", need, code="wrong-type")
     if output.ndim == 0 or output.shape[0] != count:

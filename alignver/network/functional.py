@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from alignver.errors import InvalidInput
+from alignver import require
+from alignver.errors import InvalidInput, kind_of
 from alignver.network.inputs import dtype_name, without_fused_layers
 
 __all__ = [
@@ -107,6 +108,7 @@ def parameter_layout(model: nn.Module, *, include_frozen: bool = False) -> Param
     >>> layout.aliases
     {'2.weight': '0.weight'}
     """
+    require.boolean("include_frozen", include_frozen)
     first: dict[int, str] = {}
     slots: dict[str, nn.Parameter] = {}
     fixed: dict[str, nn.Parameter] = {}
@@ -228,7 +230,7 @@ def require_state(model: nn.Module, state: Mapping[str, torch.Tensor], argument:
     """
     need = "values of every parameter and buffer, by name: a copy of model.state_dict()"
     if not isinstance(state, Mapping):
-        raise InvalidInput(argument, f"a {type(state).__name__}", need, code="wrong-type")
+        raise InvalidInput(argument, kind_of(state), need, code="wrong-type")
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     known = {name for name, _ in named}
     unknown = [name for name in state if name not in known and not str(name).endswith("_extra_state")]
@@ -389,7 +391,7 @@ def as_module(function: Callable[..., Any], params: Mapping[str, torch.Tensor]) 
     torch.Size([3, 1])
     """
     if not callable(function):
-        raise InvalidInput("model", f"a {type(function).__name__}", "a function of (params, x)", code="wrong-type")
+        raise InvalidInput("model", kind_of(function), "a function of (params, x)", code="wrong-type")
     if not isinstance(params, Mapping) or not params:
         need = "a dict of names to tensors, with at least one entry"
         raise InvalidInput("params", _described(params), need, code="wrong-type")
@@ -403,4 +405,4 @@ def as_module(function: Callable[..., Any], params: Mapping[str, torch.Tensor]) 
 def _described(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"a tensor of {dtype_name(value.dtype)}"
-    return "an empty dict" if isinstance(value, Mapping) and not value else f"a {type(value).__name__}"
+    return "an empty dict" if isinstance(value, Mapping) and not value else kind_of(value)

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignver.arrays import EPS
-from alignver.errors import InvalidInput, first_line
+from alignver.errors import InvalidInput, first_line, kind_of
 from alignver.samples import is_stream
 
 __all__ = [
@@ -234,7 +234,7 @@ def as_targets(Y: Any, n: int) -> Any:
     try:
         rows = len(Y)
     except TypeError as error:
-        raise InvalidInput("Y", f"{type(Y).__name__} without rows", need, code="wrong-type") from error
+        raise InvalidInput("Y", f"{kind_of(Y)} without rows", need, code="wrong-type") from error
     if rows != n:
         raise InvalidInput("Y", f"{rows} rows beside {n} samples in X", need, code="wrong-shape")
     return Y
@@ -268,17 +268,19 @@ def _tensor(X: Any) -> torch.Tensor:
         raise InvalidInput("X", "a masked array", "an array without a mask: X.filled(...)", code="wrong-type")
     if isinstance(X, dict | str | bytes | set) or X is None:
         need = "one array of inputs, one sample per row"
-        raise InvalidInput("X", f"a {type(X).__name__}", need, code="wrong-type")
+        raise InvalidInput("X", kind_of(X), need, code="wrong-type")
     if is_stream(X):
         need = "one array of inputs: X, Y = next(iter(DataLoader(data, batch_size=len(data))))"
-        raise InvalidInput("X", f"a {type(X).__name__}", need, code="wrong-type")
+        raise InvalidInput("X", kind_of(X), need, code="wrong-type")
     try:
         array = np.asarray(X)
     except (ValueError, TypeError, RuntimeError) as error:
-        got = f"{type(X).__name__} that is not an array ({error})"
-        raise InvalidInput("X", got, "samples of equal shape", code="wrong-shape") from error
+        got = f"{kind_of(X)} that does not form an array"
+        raise InvalidInput(
+            "X", got, "one row of numbers for each sample, all of one length", code="wrong-shape"
+        ) from error
     if array.dtype.kind not in "biufc":
-        got = f"a {type(X).__name__} of dtype {array.dtype}"
+        got = f"{kind_of(X)} of dtype {array.dtype}"
         raise InvalidInput("X", got, "real numbers, one array for all samples", code="wrong-dtype")
     # torch accepts neither foreign byte orders, negative strides nor read-only memory.
     array = np.require(array, dtype=array.dtype.newbyteorder("="), requirements=["C", "W"])

@@ -22,7 +22,8 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils import _pytree as pytree
 
-from alignver.errors import InvalidInput, first_line
+from alignver import require
+from alignver.errors import InvalidInput, first_line, kind_of
 from alignver.network.convolution import Convolutions
 from alignver.network.functional import Functional, comparison_weights
 from alignver.network.inputs import DispatchMode, RoundingObserver, dtype_name, without_fused_layers
@@ -161,13 +162,14 @@ def validate_model(model: nn.Module, *, include_frozen: bool = False) -> nn.Modu
         ...
     alignver.errors.InvalidInput: model: got Dropout '1' in train mode, which is random; needs eval mode: model.eval()
     """
+    require.boolean("include_frozen", include_frozen)
     if not isinstance(model, nn.Module):
-        raise InvalidInput("model", f"a {type(model).__name__}", "a torch.nn.Module", code="wrong-type")
+        raise InvalidInput("model", kind_of(model), "a torch.nn.Module", code="wrong-type")
     model = getattr(model, "_orig_mod", model)
     if isinstance(model, torch.jit.ScriptModule):
-        raise _unsupported(f"a {type(model).__name__}", "the torch.nn.Module that it was scripted or traced from")
+        raise _unsupported(kind_of(model), "the torch.nn.Module that it was scripted or traced from")
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        raise _unsupported(f"a {type(model).__name__}", "the module inside: model.module")
+        raise _unsupported(kind_of(model), "the module inside: model.module")
     for name, module in model.named_modules():
         reason = _train_mode_fault(module)
         if reason:
@@ -213,7 +215,7 @@ def _require_parameters(model: nn.Module, include_frozen: bool) -> None:
     slots = {name: p for name, p in parameters.items() if include_frozen or p.requires_grad}
     if not any(p.numel() for p in slots.values()):
         need = (
-            "at least one: model.requires_grad_(True) frees all; jacobian(include_frozen=True) counts frozen ones"
+            "at least one: model.requires_grad_(True) makes all trainable; include_frozen=True counts frozen ones"
             if parameters
             else "at least one"
         )
@@ -284,19 +286,19 @@ def probe(function: Functional, x: torch.Tensor) -> Probed:
         gives different results when repeated; makes an output depend on the other samples of its batch; does not depend
         on the parameters; accesses parameters other than through the module's attributes.
     """
-    model = type(function.model).__name__
+    model, given = type(function.model).__name__, tuple(x.shape)
     x = probes(x)
     if is_sample_independent(function.model, x):
         with torch.no_grad():
-            return Probed(int(_rows(function, x).shape[1]), function.dtype, plain=True)
+            return Probed(int(_rows(function, x, given).shape[1]), function.dtype, plain=True)
     with torch.no_grad(), RoundingObserver(function.dtype) as observer:
-        batch = _rows(function, x)
+        batch = _rows(function, x, given)
     versions = {name: t._version for name, t in {**function.theta, **function.held}.items()}
     with torch.no_grad():
-        again = _rows(function, x)
-        apart = _rows(function, x[:1], expect=batch.shape[1])
+        again = _rows(function, x, given)
+        apart = _rows(function, x[:1], given, expect=batch.shape[1])
         if len(x) > 1:
-            others = _rows(function, x[1:].flip(0), expect=batch.shape[1] if len(x) == 2 else None)
+            others = _rows(function, x[1:].flip(0), given, expect=batch.shape[1] if len(x) == 2 else None)
             apart = torch.cat([apart, others.flip(0)])
     for name, tensor in {**function.theta, **function.held}.items():
         if tensor._version != versions[name]:
@@ -313,8 +315,11 @@ def probe(function: Functional, x: torch.Tensor) -> Probed:
     return Probed(int(batch.shape[1]), observer.coarsest)
 
 
-def _rows(function: Functional, x: torch.Tensor, expect: int | None = None) -> torch.Tensor:
-    """Evaluate a batch as an (n, m_y) tensor; ``expect`` outputs of a single sample may have any shape."""
+def _rows(function: Functional, x: torch.Tensor, given: tuple[int, ...], expect: int | None = None) -> torch.Tensor:
+    """Evaluate a batch of samples of X, of shape ``given``, as an (n, m_y) tensor.
+
+    ``expect`` outputs of a single sample may have any shape.
+    """
     model = type(function.model).__name__
     try:
         with Convolutions():
@@ -322,11 +327,9 @@ def _rows(function: Functional, x: torch.Tensor, expect: int | None = None) -> t
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:
-        remedy = _forward_remedy(function, x, single=expect is not None)
-        raised = f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__
-        raise InvalidInput("X", f"inputs of shape {tuple(x.shape)} on which {model} raised {raised}", remedy) from error
+        raise _refused(function, x, given, error, single=expect is not None) from error
     if not isinstance(out, torch.Tensor):
-        raise _unsupported(f"{model}, which returns a {type(out).__name__}", "a forward that returns one tensor")
+        raise _unsupported(f"{model}, which returns {kind_of(out)}", "a forward that returns one tensor")
     if not out.is_floating_point():
         raise _unsupported(f"{model} with outputs of {dtype_name(out.dtype)}", "floating-point outputs")
     if expect is not None and out.numel() == expect:
@@ -341,16 +344,37 @@ def _rows(function: Functional, x: torch.Tensor, expect: int | None = None) -> t
     return out.reshape(len(x), -1)
 
 
-def _forward_remedy(function: Functional, x: torch.Tensor, single: bool) -> str:
+def _refused(
+    function: Functional, x: torch.Tensor, given: tuple[int, ...], error: Exception, *, single: bool
+) -> InvalidInput:
+    """Return what an exception of the forward pass on a batch ``x`` of samples of X says about X."""
+    module = _failing_module(function.model, error)
+    layer, native = module[1], next(function.model.parameters()).dtype
+    name, shape = _called(*module), f"inputs of shape {given}"
+    first = isinstance(layer, nn.Linear) and layer is _first_layer(function.model)
+    if first and x.ndim == 2 and x.shape[1] != layer.in_features:
+        need = f"{layer.in_features} numbers for each sample, the in_features of {name}"
+        return InvalidInput("X", shape, need, code="wrong-shape")
+    raised = f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__
+    trial = "" if len(x) == given[0] else f"{len(x)} of " if len(x) > 1 else "one of "
+    got = f"{shape}, on {trial}which {name} raised {raised}"
     if single:
-        return f"a forward that accepts a single sample, shape {tuple(x.shape)}, as well as a batch"
-    if not x.is_floating_point():
-        return "inputs that the model accepts; X has integers: X.astype('float64'), or X.double() for a tensor"
-    native = next(function.model.parameters()).dtype
-    if native != function.dtype:
-        computed, same = dtype_name(function.dtype), dtype_name(native)
-        return f"inputs that the model accepts in {computed}; dtype='same' computes in {same}"
-    return "inputs that the model accepts"
+        need = "a forward that accepts a single sample as well as a batch"
+    elif not x.is_floating_point():
+        need = "inputs that the model accepts; X has integers: X.astype('float64'), or X.double() for a tensor"
+    elif native != function.dtype:
+        need = f"inputs that the model accepts in {dtype_name(function.dtype)}, or dtype='same' to compute in its own "
+        need += dtype_name(native)
+    else:
+        need = "inputs that the model accepts"
+    return InvalidInput("X", got, need)
+
+
+def _first_layer(model: nn.Module) -> nn.Module | None:
+    """Return the first module of the model that has parameters of its own."""
+    return next(
+        (module for module in model.modules() if next(module.parameters(recurse=False), None) is not None), None
+    )
 
 
 def _differ(first: torch.Tensor, second: torch.Tensor, dtype: torch.dtype) -> bool:
@@ -425,20 +449,20 @@ def _require_widened_gradient(function: Functional, x: torch.Tensor) -> None:
     except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        failing, wide = _failing_module(function.model, error), dtype_name(function.dtype)
-        need = f"dtype='same' (its own {dtype_name(native)}) or model.double(): a part that runs again in the backward "
-        need += "pass (torch.utils.checkpoint) uses the model's own parameters"
+        failing, wide = _called(*_failing_module(function.model, error)), dtype_name(function.dtype)
+        need = f"dtype='same', which computes in the model's own {dtype_name(native)}, or model.double(): a part that "
+        need += "runs again in the backward pass (torch.utils.checkpoint) uses the model's own parameters"
         raise _unsupported(f"{failing}, whose backward pass fails in {wide} ({first_line(error)})", need) from error
 
 
-def _failing_module(model: nn.Module, error: BaseException) -> str:
-    """Name the innermost module of the model that was running when an error was raised."""
+def _failing_module(model: nn.Module, error: BaseException) -> tuple[str, nn.Module]:
+    """Return the innermost module of the model that was running when an error was raised, after its name."""
     names = {id(module): name for name, module in model.named_modules()}
-    innermost, trace = _called("", model), error.__traceback__
+    innermost, trace = ("", model), error.__traceback__
     while trace is not None:
         module = trace.tb_frame.f_locals.get("self")
         if isinstance(module, nn.Module) and id(module) in names:
-            innermost = _called(names[id(module)], module)
+            innermost = (names[id(module)], module)
         trace = trace.tb_next
     return innermost
 

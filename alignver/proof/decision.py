@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, kind_of
 from alignver.kernel import Certificate
 from alignver.proof.rounding import FloatArray, frobenius_up, mul_up, scale_up, sqrt_up, sum_up
 from alignver.results import Frozen, Verdict, plain
@@ -57,7 +57,7 @@ class Ball:
         try:
             radius = np.array(self.norm if name == "norm" else self.entrywise, dtype=np.float64)
         except (TypeError, ValueError) as error:
-            got = type(getattr(self, name)).__name__
+            got = kind_of(getattr(self, name))
             raise InvalidInput(f"ball.{name}", got, "real numbers", code="wrong-type") from error
         if name == "norm" and radius.ndim:
             raise InvalidInput("ball.norm", f"shape {radius.shape}", "one number", code="wrong-shape")
@@ -66,7 +66,7 @@ class Ball:
             raise InvalidInput("ball.entrywise", f"shape {radius.shape}", need, code="wrong-shape")
         if radius.size == 0 or not bool(np.all(np.isfinite(radius) & (radius >= 0))):
             got = "a radius that is negative, NaN, infinite or missing"
-            raise InvalidInput(f"ball.{name}", got, "finite radii >= 0", code="not-a-number")
+            raise InvalidInput(f"ball.{name}", got, "non-negative finite radii", code="not-a-number")
         object.__setattr__(self, name, radius if radius.ndim else float(radius))
 
     @property

@@ -210,7 +210,7 @@ class HistoryFile:
     Raises
     ------
     InvalidInput
-        The file exists and ``resume`` is False, or it has another configuration.
+        The file exists and ``resume`` is False, or it has another configuration; its folder does not exist.
     """
 
     def __init__(self, path: str | os.PathLike[str], config: Mapping[str, Any], *, resume: bool = False) -> None:
@@ -226,10 +226,9 @@ class HistoryFile:
             self.history = history
             os.truncate(self.path, end)
             return
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _unwritable(self.path, error) from error
+        if not self.path.parent.is_dir():
+            got = f"{self.path}, in the folder {self.path.parent}, which does not exist"
+            raise InvalidInput("path", got, "an existing folder", "unwritable-file")
         self._line({"alignver": "history", "format": FORMAT, "config": encode(self.history.config)})
 
     def append(self, record: Record) -> None:

@@ -214,7 +214,14 @@ def _report(place: Path, text: str) -> Report:
     try:
         return Report.from_json(text)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InvalidInput(_ARGUMENT, f"{place}, which is not a report ({error})", _NEED, _CODE) from error
+        document = _json(text)
+        if document is None:
+            what = "which is not JSON"
+        elif not isinstance(document, dict) or document.get("schema") not in (1, SCHEMA_VERSION):
+            what = f"which is not a report of schema 1 or {SCHEMA_VERSION}"
+        else:
+            what = "a report with a missing entry" if isinstance(error, KeyError) else "a report with a damaged entry"
+        raise InvalidInput(_ARGUMENT, f"{place}, {what}", _NEED, _CODE) from error
 
 
 def _text(place: Path) -> str:

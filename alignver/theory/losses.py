@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from alignver import require
 from alignver.arrays import as_matrix, as_vector, host
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, kind_of
 from alignver.features.products import logistic
 from alignver.proof.rounding import FloatArray
 
@@ -236,7 +236,7 @@ def sample_loss(loss: str | SampleLoss, m_y: int) -> SampleLoss:
     candidate: Any = loss
     if not isinstance(candidate, SampleLoss):
         need = "a name, or an object with name, convex, smoothness, targets, values, gradient and infima"
-        raise InvalidInput("loss", type(loss).__name__, need, "wrong-type")
+        raise InvalidInput("loss", kind_of(loss), need, "wrong-type")
     if loss.convex is not True:
         raise InvalidInput("loss", f"{loss.name} with convex={loss.convex!r}", "a loss that is convex in the outputs")
     if not 0.0 < float(loss.smoothness) < math.inf:

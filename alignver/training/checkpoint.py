@@ -15,7 +15,7 @@ import torch
 from alignver import atomic
 from alignver.checks.exploration import Ranks
 from alignver.data.archives import require_room
-from alignver.errors import InvalidInput, first_line, reading
+from alignver.errors import InvalidInput, first_line, kind_of, reading
 from alignver.training.exploitation import CachedProblem, as_model
 from alignver.training.guarantee import Guarantee, guarantee
 from alignver.training.solvers import Recorder
@@ -113,7 +113,7 @@ def _resume(wrapper: EEWrapper, saved: Mapping[str, Any], X: Any, Y: Any) -> Non
 def _require_same_run(wrapper: EEWrapper, saved: Mapping[str, Any]) -> None:
     settings = saved.get("settings") if isinstance(saved, Mapping) else None
     if not isinstance(settings, Mapping):
-        got = f"a {type(saved).__name__} that is not the state of a run"
+        got = f"{kind_of(saved)} that is not the state of a run"
         raise InvalidInput("checkpoint", got, "a checkpoint written by save()", code="unreadable-file")
     for name in _SETTINGS:
         if settings.get(name) != getattr(wrapper, name):

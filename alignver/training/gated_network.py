@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from alignver import require
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, kind_of
 from alignver.training.output_layers import Call, OutputLayers, eval_mode, find_output_layers
 
 __all__ = ["GatedHead", "GatedNetwork", "Tap", "gate_slope", "gated", "modify"]
@@ -196,7 +196,7 @@ class GatedNetwork(nn.Module):
         if self._tap[0] is not None:
             out = self._tap[0].take()
         if not isinstance(out, torch.Tensor):
-            got = f"a {type(out).__name__} before its last layers"
+            got = f"{kind_of(out)} before its last layers"
             raise InvalidInput("model", got, "a tensor", code="unsupported-model")
         return out.flatten(1)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, kind_of
 from alignver.network.inputs import taken
 
 __all__ = ["Call", "OutputLayers", "eval_mode", "find_output_layers"]
@@ -92,7 +92,11 @@ def find_output_layers(model: nn.Module, x: torch.Tensor, layers: tuple[str, ...
     body = copy.deepcopy(model)
     calls, out = _recorded_calls(body, x)
     if not isinstance(out, torch.Tensor) or out.ndim < 1 or len(out) != len(x):
-        got = f"outputs of shape {tuple(out.shape)}" if isinstance(out, torch.Tensor) else f"a {type(out).__name__}"
+        got = (
+            f"one with outputs of shape {tuple(out.shape)}"
+            if isinstance(out, torch.Tensor)
+            else f"one that returns {kind_of(out)}"
+        )
         raise InvalidInput("model", got, "one tensor with a row for each sample", code="unsupported-model")
     last = _last_layers(body, x, calls, out) if layers is None else _named_layers(calls, layers)
     between = calls[_position(calls, last[0]) + 1 : _position(calls, last[1])] if len(last) == 2 else []
@@ -214,7 +218,7 @@ def _named_layers(calls: list[Call], names: tuple[str, ...]) -> list[Call]:
         of_name = [call for call in linear if call.name == name]
         if len(of_name) != 1 or not _usable(of_name[0], calls):
             known = ", ".join(dict.fromkeys(call.name for call in linear if _usable(call, calls))) or "none"
-            runs = f"run {len(of_name)} times" if len(of_name) != 1 else f"on inputs of {_ndim(of_name[0])} dimensions"
+            runs = f"run {len(of_name)} times" if len(of_name) != 1 else f"on inputs with {_axes(of_name[0])}"
             need = f"a linear layer that runs once, on vectors; this model has: {known}"
             raise InvalidInput("layers", f"{name!r}, {runs}", need, code="not-a-choice")
         layers.append(of_name[0])
@@ -229,5 +233,6 @@ def _named_layers(calls: list[Call], names: tuple[str, ...]) -> list[Call]:
     return layers
 
 
-def _ndim(call: Call) -> str:
-    return "unknown" if call.input is None else str(call.input.ndim)
+def _axes(call: Call) -> str:
+    count = 0 if call.input is None else call.input.ndim
+    return f"{count} axes" if count > 1 else "one axis" if count else "an unknown number of axes"

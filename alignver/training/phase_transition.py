@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, kind_of
 from alignver.proof.rounding import FloatArray
 from alignver.training.exploitation import CachedProblem, as_model, wide
 from alignver.training.gated_network import GatedNetwork
@@ -201,5 +201,5 @@ def require_independent_samples(network: nn.Module) -> None:
     for name, module in network.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             need = "track_running_stats=True, so that the layer treats each sample alike from tau on"
-            got = f"{name!r}, a {type(module).__name__} without running statistics"
+            got = f"{name!r}, {kind_of(module)} without running statistics"
             raise InvalidInput("model", got, need, code="unsupported-model")

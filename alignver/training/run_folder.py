@@ -175,7 +175,8 @@ class RunFolder:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise InvalidInput("folder", f"{place}, without config.json", need, "unreadable-file") from error
         except (OSError, ValueError) as error:
-            got = f"{place / 'config.json'}, which cannot be read ({error})"
+            reason = (getattr(error, "strerror", None) or "not JSON").lower()
+            got = f"{place / 'config.json'}, which cannot be read ({reason})"
             raise InvalidInput("folder", got, need, "unreadable-file") from error
         if not isinstance(config, dict) or config.get("format") != _FORMAT or "settings" not in config:
             got = f"{place / 'config.json'} of another format"

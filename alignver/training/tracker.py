@@ -22,7 +22,7 @@ from torch import nn
 
 from alignver import require
 from alignver.checks.alignment_evaluator import AlignmentEvaluation, AlignmentEvaluator
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, renamed
 from alignver.jacobians.gram import gram
 from alignver.jacobians.kernel_distance import METHODS, RepresentationSnapshot, squared_distance
 from alignver.jacobians.prepare import PreparedAlignment, prepare_alignment
@@ -229,6 +229,7 @@ class AlignmentTracker:
     ) -> None:
         self.schedule = Schedule.of(every)
         _require(mode, change, rules)
+        require.booleans(thorough=thorough, resume=resume)
         if residual_tolerance is not None:
             rank_rules.checked_tolerance(residual_tolerance, "residual_tolerance")
         self.model, self.loss, self._mode, self._dtype, self._change = model, loss, mode, dtype, change
@@ -248,8 +249,10 @@ class AlignmentTracker:
         self.clock, self.step, self.epoch = Clock(), -1, 0
         self._start: Any = None
         config = self._config(prepared)
-        if require.boolean("resume", resume) and path is None:
-            raise InvalidInput("resume", "resume=True without path", "the path of the record", "conflicting-arguments")
+        if resume and path is None:
+            raise InvalidInput(
+                "resume", "resume=True without path", "path=, the file to continue", "conflicting-arguments"
+            )
         self._file = None if path is None else HistoryFile(path, config, resume=resume)
         self.history = History((), config) if self._file is None else self._file.history
         if len(self.history):
@@ -357,7 +360,7 @@ class AlignmentTracker:
         resumed = len(self.history) > 0
         if self._change == "off" or (resumed and start is None):
             return
-        with self._preserved():
+        with renamed({"state": "start"}), self._preserved():
             if self._change != "probes" and self.evaluator.forms_gram():
                 M = gram(self.model, self._distinct, state=start, dtype=self._dtype)
                 self._start = self._of_all(M.double().cpu())
@@ -431,8 +434,11 @@ def _require(mode: str, change: str, rules: Sequence[str]) -> None:
     require.one_of("mode", mode, _MODES)
     require.one_of("change", change, (*METHODS, "off"))
     if isinstance(rules, str) or not rules or len(set(rules)) != len(rules):
-        raise InvalidInput("rules", repr(rules), "names of rank rules, at least one, each once")
+        code = "wrong-type" if isinstance(rules, str) else "invalid-value"
+        raise InvalidInput("rules", repr(rules), "a list of names of rank rules, at least one, each once", code)
     for rule in rules:
         # An operator has no entries and no trailing norms.
         if rank_rules.find(rule).levels != "singular values" or rule == "golub-inf":
-            raise InvalidInput("rules", repr(rule), "rules on singular values that need no entries: 'press', 'golub'")
+            raise InvalidInput(
+                "rules", repr(rule), "rules on singular values that need no entries, such as 'press' and 'golub'"
+            )

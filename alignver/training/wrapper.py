@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from alignver import require
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, kind_of
 from alignver.theory.exploitation import objective
 from alignver.theory.losses import LOSSES
 from alignver.training.exploitation import (
@@ -53,7 +53,7 @@ def _sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
 def _pair(data: Any) -> tuple[Any, Any]:
     sequence = isinstance(data, tuple | list)
     if not sequence or len(data) != 2:
-        got = f"a {type(data).__name__}" + (f" of {len(data)}" if sequence else "")
+        got = kind_of(data) + (f" of {len(data)}" if sequence else "")
         need = "(X, Y) with all training samples, whose features exploitation keeps"
         raise InvalidInput("data", got, need, code="wrong-type")
     return data[0], data[1]
@@ -157,7 +157,7 @@ class EEWrapper(TrainedNetwork):
         # A model wrapped by torch.compile: the layers are replaced in the module inside.
         model = getattr(model, "_orig_mod", model)
         if not isinstance(model, nn.Module) or next(iter(model.parameters()), None) is None:
-            got = f"a {type(model).__name__} without parameters"
+            got = f"{kind_of(model)} without parameters"
             raise InvalidInput("model", got, "a torch module to train", code="unsupported-model")
         need = "one of " + ", ".join(map(repr, LOSSES)) + ": convex in the outputs"
         self.loss = require.one_of("loss", loss, LOSSES, need=need)
@@ -169,13 +169,14 @@ class EEWrapper(TrainedNetwork):
                 solver(factory)
             elif factory is not None and not callable(factory):
                 raise InvalidInput(name, repr(factory), "a function from parameters to an optimiser", code="wrong-type")
+        require.booleans(record=record)
         require_independent_samples(model)
         self.tau, self.slope = as_tau(tau), gate_slope(gate)
         self.seed = as_count(seed, "seed", least=0)
         self.width, self.layers = width, layers
         self._model, self._optimizer = model, optimizer or _sgd
         self.exploiting = exploit_optimizer or self._optimizer
-        self._outputs, self._recording = outputs, bool(record)
+        self._outputs, self._recording = outputs, record
         self.phase, self.steps, self.epochs = EXPLORING, 0, 0
         self.history: list[dict[str, Any]] = []
         self.optimizer: torch.optim.Optimizer
@@ -207,7 +208,7 @@ class EEWrapper(TrainedNetwork):
             module.head.train()
             optimizer: Any = self._optimizer([p for p in module.parameters() if p.requires_grad])
             if not isinstance(optimizer, torch.optim.Optimizer):
-                got = f"a function that returns a {type(optimizer).__name__}"
+                got = f"a function that returns {kind_of(optimizer)}"
                 need = "a function from parameters to a torch optimiser"
                 raise InvalidInput("optimizer", got, need, code="wrong-type")
             self.module, self.optimizer = module, optimizer
@@ -238,6 +239,7 @@ class EEWrapper(TrainedNetwork):
             Samples of a step, fewer than all: the curvature of their loss may be larger than that of the whole loss,
             and the stable steps are shorter.
         """
+        require.booleans(cache=cache, prove=False if prove is None else prove)
         self.prepare(X, Y)
         if self.phase != EXPLORING:
             raise InvalidInput("enter_exploitation", "a second call", "one call a run")
@@ -322,6 +324,7 @@ class EEWrapper(TrainedNetwork):
             A tau outside the run; a loss or parameters that are NaN or Inf: the message names the step at which they
             appeared, and ``on_epoch`` is not called for this epoch.
         """
+        require.booleans(flush_denormals=flush_denormals, prove=False if prove is None else prove)
         X, Y = _pair(data)
         last, size = planned(self, len(X), epochs, batch_size)
         self.prepare(X, Y)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from alignver.cli import main
+from alignver.arrays import EPS
+from alignver.checks import membership, rank
+from alignver.cli import main, options
+from alignver.linalg import rank_rules
 
 RANK = ("check", "rank", "A.npy")
 
@@ -34,3 +37,52 @@ def test_refused(name, tmp_path, monkeypatch, capsys):
     assert out == ""
     assert (tmp_path / "A.npy").read_bytes() == before
     assert not (tmp_path / "out").exists()
+
+
+def refusal(capsys, *arguments):
+    with pytest.raises(SystemExit) as end:
+        main.run(list(arguments))
+    assert end.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err
+
+
+def help_of(capsys, *command):
+    with pytest.raises(SystemExit):
+        main.run([*command, "--help"])
+    return " ".join(capsys.readouterr().out.replace("\N{BOX DRAWINGS LIGHT VERTICAL}", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--rank", "7"), "--rank: got 7; needs an integer"),
+        (("--rank", "1.5"), "--rank: got '1.5'; needs an integer\n"),
+        (("--tolerance", "x"), "--tolerance: got 'x'; needs a number\n"),
+        (("--tolerance", "-1"), "--tolerance: got -1.0; needs a non-negative number"),
+        (("--method", "lstsq"), "--method: got 'lstsq'; needs one of 'auto', 'svd', 'qr', 'exact'"),
+        (("--method", "exact", "--no-certify"), "--certify: got --method exact with --no-certify; needs --certify: "),
+        (("--rule", "x"), "--rule: got x; needs one of 'press', "),
+        (("--html", "gone/a.html"), "--html: got gone/a.html, in the folder gone, which does not exist"),
+        (("--expected", "1"), "no such option: --expected"),
+    ],
+)
+def test_messages_are_about_the_options_of_the_command_line(tmp_path, monkeypatch, capsys, arguments, words):
+    np.save(tmp_path / "A.npy", np.eye(2))
+    monkeypatch.chdir(tmp_path)
+    assert words in refusal(capsys, *RANK, *arguments)
+
+
+def test_the_help_shows_the_values_that_are_accepted(capsys):
+    text = {name: help_of(capsys, "check", name) for name in ("membership", "rank", "alignment")}
+    for name, methods, choices in (
+        ("membership", membership.METHODS, options.Method),
+        ("alignment", membership.METHODS, options.Method),
+        ("rank", rank.METHODS, options.RankMethod),
+    ):
+        assert tuple(choices) == methods
+        assert f"{', '.join(methods[:-1])} or {methods[-1]}." in text[name]
+        *others, last = rank_rules.RULES
+        assert f"{', '.join(others)} or {last};" in text[name]
+    assert [name for name in EPS if name != "float64" and name not in text["rank"]] == []

@@ -31,7 +31,6 @@ def document(folder):
     result = {**words, **objects, "verdict": "HOLDS", "rigor": "PROOF", "cost": {}}
     told = {"schema": 1, "verdict": "HOLDS", "results": [result], "provenance": {"command": HOSTILE, "verify": HOSTILE}}
     (folder / "found.json").write_text(json.dumps(told))
-    (folder / "wrong.json").write_text(json.dumps({**told, "results": [{**result, HOSTILE: 1}]}))
 
 
 CASES = {
@@ -67,7 +66,6 @@ CASES = {
     "choice": (lambda folder: None, ("check", "rank", "A.npy", "--rule", HOSTILE)),
     "item": (lambda folder: None, ("reproduce", HOSTILE)),
     "document": (document, ("report", "found.json", "--out", f"{HOSTILE}.html")),
-    "no document": (document, ("report", "wrong.json")),
     "history": (
         lambda folder: (folder / "h.jsonl").write_text(json.dumps({"alignver": "history", "format": HOSTILE}) + "\n"),
         ("report", "h.jsonl"),

@@ -176,8 +176,8 @@ def test_json(here, folder):
     ("arguments", "words"),
     [
         ([], "--model with --data and --layer"),
-        (["bare.npy"], "or add_constant=True"),
-        (["Z.npy", "--width", "0"], "--width: got width=0"),
+        (["bare.npy"], "or --add-constant"),
+        (["Z.npy", "--width", "0"], "--width: got 0"),
         (["Z.npy", "--q", "Z.npy"], "q (Z.npy): got shape (60, 9)"),
         (["Z.npy", "--model", "net.py:build"], "a model beside the features Z.npy"),
         (["--model", "net.py:build"], "--data: got no file"),

@@ -74,7 +74,7 @@ def test_a_run_is_reported_in_its_folder_while_it_goes_on(here, tmp_path):
 
 @pytest.mark.parametrize("option", ["--html", "--junit"])
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(here, tmp_path, monkeypatch, option):
-    for target, message in ((str(tmp_path), "a folder"), (str(tmp_path / "no" / "r"), "a folder that does not exist")):
+    for target, message in ((str(tmp_path), "a folder"), (str(tmp_path / "no" / "r"), "which does not exist")):
         done = here("check", "rank", "nothing.npy", option, target)  # the input is not looked at
         assert done.code == 2
         assert done.out == ""

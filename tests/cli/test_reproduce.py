@@ -42,7 +42,10 @@ def test_a_result_with_its_origin_and_figure(here, tmp_path):
         (["figure6", "--budget", "-1"], "--budget"),
         (["table2-gates", "--figure", "x.png"], "an item that has a figure"),
         (["figure1a", "--figure", "x.foo"], "--figure: got x.foo; needs a name that ends in .png, .svg, .pdf"),
-        (["figure1a", "--figure", "nowhere/x.png"], "--figure: got nowhere/x.png, in a folder that does not exist"),
+        (
+            ["figure1a", "--figure", "nowhere/x.png"],
+            "in the folder nowhere, which does not exist",
+        ),
         (["table2", "--dataset", "mnist", "--data-folder", "nowhere"], "--data-folder: got"),
     ],
 )

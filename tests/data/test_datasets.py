@@ -91,8 +91,14 @@ BAD = {
         "up to 255",
     ),
     "text of other width": (lambda path: (path / "semeion.data").write_text("1 0 1\n"), "1 x 3 numbers"),
-    "ragged text": (lambda path: (path / "semeion.data").write_text("1 0 1\n1 0\n"), "unreadable semeion.data"),
-    "words": (lambda path: (path / "semeion.data").write_text("a b\n"), "unreadable semeion.data"),
+    "ragged text": (
+        lambda path: (path / "semeion.data").write_text("1 0 1\n1 0\n"),
+        "semeion.data, which is not a table of numbers",
+    ),
+    "words": (
+        lambda path: (path / "semeion.data").write_text("a b\n"),
+        "semeion.data, which is not a table of numbers",
+    ),
     "other numbers": (
         lambda path: np.savetxt(path / "semeion.data", np.full((1593, 266), 0.5), fmt="%.1f"),
         "other entries",

@@ -190,3 +190,9 @@ def test_lines_are_synced_at_most_once_a_second(tmp_path, monkeypatch):
     assert len(synced) == 2
     file.sync()
     assert len(synced) == 3
+
+
+def test_a_folder_that_does_not_exist_is_refused_and_not_made(tmp_path):
+    with pytest.raises(InvalidInput, match=r"in the folder .*gone, which does not exist") as caught:
+        HistoryFile(tmp_path / "gone" / "h.jsonl", CONFIG)
+    assert (caught.value.code, (tmp_path / "gone").exists()) == ("unwritable-file", False)

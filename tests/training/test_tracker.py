@@ -405,3 +405,13 @@ def test_a_step_that_is_no_count_is_refused_and_changes_nothing(step):
     with pytest.raises(InvalidInput, match="step") as caught:
         tracker.update(step)
     assert (caught.value.code, tracker.step) == ("not-an-integer", 7)
+
+
+def test_refusals_name_the_tracker_s_own_arguments():
+    model, (x, y) = mlp(), data()
+    with pytest.raises(InvalidInput, match="start: got a list") as caught:
+        AlignmentTracker(model, x, y, loss="cross_entropy", start=[])
+    assert caught.value.code == "wrong-type"
+    with pytest.raises(InvalidInput, match="rules: got 'press'; needs a list") as caught:
+        AlignmentTracker(model, x, y, loss="cross_entropy", rules="press")
+    assert caught.value.code == "wrong-type"
