@@ -128,6 +128,9 @@ def open_samples(X: Any, Y: Any = None, *, names: tuple[str, str] = ("X", "Y")) 
     X : array, tensor, nested list, alignver Dataset, torch Dataset or DataLoader
         A Dataset or DataLoader gives pairs (x, y), or x alone if ``Y`` is given.
     Y : array, optional
+        Targets, a row or a number for each sample.
+    names : tuple of two str
+        The names of X and Y in messages.
 
     Raises
     ------

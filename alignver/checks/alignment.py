@@ -163,7 +163,7 @@ def check_alignment(
             deficient=bound.value < min(n * m_y, d),
         )
         if failure:
-            line = f"no {'proof' if certify else 'answer'} through the Gram matrix of layer factors: {failure}"
+            line = f"no {'proof' if certify else 'answer'} from the Gram matrix of the layer factors: {failure}"
             result = dataclasses.replace(result, evidence=(*result.evidence, line))
     assert J is not None
     nonsmooth = find_nonsmooth_points(prepared.model, prepared.x, dtype)
@@ -214,7 +214,7 @@ def _by_least_squares(
 
 
 def _description(J: JacobianForm) -> str:
-    rounding = "" if J.dtype == J.computed_in else f", rounded to {J.computed_in} on the way"
+    rounding = "" if J.dtype == J.computed_in else f", rounded to {J.computed_in} in between"
     plural = "s" * (J.m_y > 1)
     return f"J: {J.n} samples, {J.m_y} output{plural}, {J.d} parameters; {J.dtype}{rounding}; {J.words}"
 
@@ -271,8 +271,8 @@ def row_rank_bound(model: nn.Module, x: torch.Tensor, m_y: int) -> RankBound:
         if value < best.value:
             numbers = "one number" if r == 1 else f"{r} numbers"
             sentence = (
-                f"{before} parameters reach the outputs through {numbers} per sample, the output of module {name}, "
-                f"{after} otherwise: rank J <= {value} < N = {N}"
+                f"{before} parameters act only through {numbers} per sample, the output of module {name}, and "
+                f"{after} do not: rank J <= {value} < N = {N}"
             )
             best = RankBound(value, sentence)
     return best

@@ -61,7 +61,7 @@ ANALYTIC = frozenset(
 
 _KINK = "bends"
 _JUMP = "jumps"
-_SMOOTH = "is given by two formulas, smooth to some order only"
+_SMOOTH = "is given by two formulas that agree to a finite order only"
 BROKEN = {
     **dict.fromkeys(
         _words(
@@ -93,8 +93,10 @@ PARTLY = {
     **dict.fromkeys(
         ("norm", "vector_norm", "normalize", "cosine_similarity", "std", "cdist", "dist"), "away from zero"
     ),
-    **dict.fromkeys(("tan", "asin", "acos", "arcsin", "arccos", "atanh", "atan2", "logit"), "on a part of the line"),
-    **dict.fromkeys(("inverse", "inv", "solve", "pinverse", "cholesky", "qr", "svd", "eigh", "det"), "in part"),
+    **dict.fromkeys(("tan", "asin", "acos", "arcsin", "arccos", "atanh", "atan2", "logit"), "on part of the real line"),
+    **dict.fromkeys(
+        ("inverse", "inv", "solve", "pinverse", "cholesky", "qr", "svd", "eigh", "det"), "on part of its domain"
+    ),
 }
 """Operations that are analytic on a part of the line, and where."""
 

@@ -303,12 +303,13 @@ def _refuted(evaluation: _Evaluation, weights: Indicator) -> CheckResult:
     bounds: tuple[Bound, ...] = ()
     if weights.residual > limit:
         reason = (
-            f"no S: even real weights on theta_k df/dtheta_k leave {weights.residual:.1e} of f at the sampled thetas"
+            f"there is no S: even real weights on theta_k df/dtheta_k leave a relative residual of "
+            f"{weights.residual:.1e} at the sampled thetas"
         )
         bounds = (Bound("residual of any weights", weights.residual, ">", limit),)
     elif weights.unique and weights.residual < math.sqrt(evaluation.eps):
         off = max(weights.weights, key=lambda w: min(abs(w), abs(w - 1.0)))
-        reason = f"no S: the only weights that give f are not all 0 or 1 (one is {off:.3g})"
+        reason = f"there is no S: the only weights that give f are not all 0 or 1 (one is {off:.3g})"
     else:
         return _undecided(evaluation, weights)
     return CheckResult(
@@ -320,7 +321,7 @@ def _refuted(evaluation: _Evaluation, weights: Indicator) -> CheckResult:
         code="structure-no-weights",
         next_steps=("end the network with a linear layer whose parameters are all trainable",),
         reason=reason,
-        evidence=("weights by least squares over all parameters at once, at the model's theta and random ones",),
+        evidence=("the weights are from least squares over all parameters, at the model's theta and at random ones",),
         measured=measured,
         bounds=bounds,
         witness={"seed": evaluation.seed, "weights": weights.weights},
@@ -336,8 +337,8 @@ def _undecided(evaluation: _Evaluation, weights: Indicator) -> CheckResult:
         subject=Subject.NETWORK,
         code="structure-not-found",
         next_steps=("name the parameters: S=",),
-        reason="no union of whole parameter tensors gives f = J nu; name S if some entries of them should",
-        evidence=(f"weights on the tensors, by least squares, leave {weights.residual:.1e} of f",),
+        reason="no union of whole parameter tensors gives f = J nu; if S has only some of their entries, pass S",
+        evidence=(f"least-squares weights on the tensors leave a relative residual of {weights.residual:.1e}",),
         measured={
             "S": None,
             "weights_residual": weights.residual,

@@ -97,11 +97,11 @@ def check_theorem_3(
     sizes = record.step_sizes[explored]
     alpha, missing = math.nan, ""
     if not bool(counted.any()):
-        missing = "vec(Y*) was in the column space at no recorded step of the exploration phase"
+        missing = "vec(Y*) was not in the column space at any recorded step of the exploration phase"
     elif record.method != "gradient descent":
         missing = f"the method is {record.method!r}, not 'gradient descent'"
     elif float(sizes.max()) > float(sizes.min()) * (1.0 + 1e-9):
-        missing = "the step varies"
+        missing = "the step size varies"
     else:
         alpha = 0.5 * float(sizes[0]) * lipschitz
         if not 0.0 < alpha < 1.0:
@@ -312,7 +312,9 @@ def _step(phase: _Phase) -> CheckResult:
     measured |= {"L_hat_spectral": phase.bounds.spectral, "step": phase.bounds.step}
     if largest < limit:
         papers = scale * 2.0 / phase.bounds.paper
-        reason = f"steps of up to {largest:.4g}, the limit is {limit:.4g} (with the paper's L-hat: {papers:.4g})"
+        reason = (
+            f"all steps are at most {largest:.4g}, below the limit {limit:.4g} (with the paper's L-hat: {papers:.4g})"
+        )
         return _result("step", statement, Verdict.HOLDS, reason, bounds=bounds, measured=measured)
     where = int(phase.steps[int(np.argmax(phase.sizes))])
     reason = f"a step of {largest:.4g} at t = {where}: above {limit:.4g} the loss may increase"
@@ -339,10 +341,10 @@ def _descent(phase: _Phase) -> CheckResult:
     worst = int(np.argmax(excess))
     bound = Bound(f"loss after step {int(phase.steps[pairs[worst]])}", after[worst], "<=", guaranteed[worst])
     if excess[worst] <= 0.0:
-        reason = f"each of {pairs.size} steps lowered the loss at least as much as Lemma 2 says"
+        reason = f"each of {pairs.size} steps lowered the loss by at least the amount of Lemma 2"
         return _result("descent", statement, Verdict.HOLDS, reason, bounds=(bound,))
     step = int(phase.steps[pairs[worst]])
-    reason = f"step {step} left the loss at {after[worst]:.6g}, the bound of Lemma 2 is {guaranteed[worst]:.6g}"
+    reason = f"after step {step} the loss is {after[worst]:.6g}, above the bound {guaranteed[worst]:.6g} of Lemma 2"
     witness = {"kind": "step", "step": step, "loss": float(after[worst]), "bound": float(guaranteed[worst])}
     return _result("descent", statement, Verdict.FAILS, reason, bounds=(bound,), witness=witness)
 
@@ -353,7 +355,7 @@ def _theorem_5_i(phase: _Phase, points: Sequence[Any], counts: Any) -> list[Chec
     why = _not_gradients(phase)
     alpha = float(phase.sizes.min())
     if not why and float(phase.sizes.max()) > alpha * (1.0 + 1e-9):
-        why = f"the step varies, between {alpha:.4g} and {phase.sizes.max():.4g}"
+        why = f"the step size varies between {alpha:.4g} and {phase.sizes.max():.4g}"
     if not why and not 0.0 < alpha <= phase.bounds.step * (1.0 + 1e-9):
         why = f"the step {alpha:.4g} is not 1 / L-hat for a valid L-hat: it may be at most {phase.bounds.step:.4g}"
     if not why and not bool(later.any()):
@@ -429,7 +431,7 @@ def _theorem_5_ii(phase: _Phase, points: Sequence[Any], tau: int) -> CheckResult
         reason = f"this run's least loss {best[worst]:.4g} exceeds the bound {limits[worst]:.4g} of the expectation"
         verdict = Verdict.UNDECIDED
     else:
-        reason = f"the least loss is {best[last]:.4g}, the bound of its expectation {limits[last]:.4g}"
+        reason = f"the least loss is {best[last]:.4g}, and the bound of its expectation is {limits[last]:.4g}"
         verdict = Verdict.HOLDS
     measured = {"G": G, "least_loss": best[last], "last_bound": limits[last]}
     more = {"bounds": bounds, "evidence": evidence, "measured": measured}

@@ -278,9 +278,9 @@ def _ranks(duplicates: DuplicateInputs) -> list[str]:
 
 def _agreement(duplicates: DuplicateInputs) -> str:
     if duplicates.distinct == duplicates.n:
-        return "the only input is distinct" if duplicates.n == 1 else f"all {duplicates.n} inputs are distinct"
+        return "there is only one input" if duplicates.n == 1 else f"all {duplicates.n} inputs are distinct"
     pairs = duplicates.equal.count
-    return f"equal inputs have equal targets, in {'the only pair' if pairs == 1 else f'all {pairs} pairs'} of them"
+    return f"equal inputs have equal targets ({pairs} pair{'s' * (pairs > 1)} of equal inputs)"
 
 
 def _overlap(duplicates: DuplicateInputs, tests: Fingerprints, loss: str | None) -> tuple[dict[str, Any], str]:
@@ -307,7 +307,12 @@ def _overlap(duplicates: DuplicateInputs, tests: Fingerprints, loss: str | None)
     if compared:
         record |= {"conflicts": {"count": len(other), "pairs": other[:LISTED]}}
     if not pairs:
-        return record, f"none of the {n} test samples is a training sample" if n > 1 else "the test sample is new"
+        return (
+            record,
+            f"none of the {n} test samples is a training sample"
+            if n > 1
+            else "the test sample is not a training sample",
+        )
     sentence = f"{len(pairs)} of {n} test samples equal{'s' * (len(pairs) == 1)} a training sample"
     if compared and other:
         (i, j), labels = other[0], [_label(tests, other[0][0], loss), _label(duplicates.known, other[0][1], loss)]

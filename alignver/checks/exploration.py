@@ -179,7 +179,7 @@ def equal_inputs(X: Any, n: int | None = None) -> CheckResult | None:
     Examples
     --------
     >>> equal_inputs([[0.0], [1.0], [0.0]]).reason
-    'samples 0 and 2 have equal inputs: rank phi is at most 2, below n = 3, for every theta, width and all gates'
+    'samples 0 and 2 have equal inputs: rank phi is at most 2, below n = 3, for every theta, every width and all gates'
     """
     duplicates = DuplicateInputs.of(fingerprints(open_samples(X)))
     if n is not None and duplicates.n != n:
@@ -194,7 +194,7 @@ def equal_inputs(X: Any, n: int | None = None) -> CheckResult | None:
         verdict=Verdict.FAILS,
         rigor=Rigor.PROOF,
         reason=f"samples {i} and {j} have equal inputs{others}: rank phi is at most {duplicates.distinct}, "
-        f"below n = {duplicates.n}, for every theta, width and all gates",
+        f"below n = {duplicates.n}, for every theta, every width and all gates",
         evidence=("proved for the data; the proof does not cover the data without the repeated samples",),
         measured={
             "samples": duplicates.n,
@@ -243,12 +243,15 @@ def _staircase(setting: Setting) -> CheckResult:
 def _undecided(setting: Setting, least: int, reason: str, attempts: int = 0) -> CheckResult:
     width = setting.width
     widths = f"width {width} (smallest possible: {least})" if width is not None else f"any width from {least} on"
-    tried = f"{attempts} directions were tried; more directions (tries) or a larger width may help"
+    tried = f"{attempts} directions were tried; more directions (tries=) or a larger width may help"
     return exploration_result(
         verdict=Verdict.UNDECIDED,
         rigor=Rigor.NUMERICAL,
         code="exploration-not-proved",
-        next_steps=("increase tries, or the width", "use other features: float64, or of another layer"),
+        next_steps=(
+            "try more directions (tries=), or a larger width (width=)",
+            "use other features: float64, or of another layer",
+        ),
         reason=f"nothing was proved for {widths}: {reason}",
         evidence=(*((tried,) if attempts else ()), *setting.remarks()),
         measured=setting.measured(),

@@ -223,8 +223,9 @@ def _holds(
     evidence = []
     if wide.errors is not None:
         bounds.append(Bound("training errors", wide.errors, "<=", 0))
-        errors = "no training error" if wide.errors == 0 else f"at most {wide.errors} training errors"
-        evidence.append(f"{errors} of {problem.model.n}: margins beyond the rounding bound")
+        errors = f"at most {wide.errors} training errors" if wide.errors else "no training errors"
+        margins = "the other margins" if wide.errors else "the margins"
+        evidence.append(f"{errors} among {problem.model.n} samples: {margins} exceed the rounding bound")
     if ranks is not None:
         least = [entry["s_min"] for entry in ranks.entries if entry is not None]
         if ranks.all:

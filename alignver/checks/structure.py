@@ -197,6 +197,8 @@ def indicator(G: npt.NDArray[np.float64], f: npt.NDArray[np.float64], eps: float
     ----------
     G : (rows, columns) float64
     f : (rows,) float64
+    eps : float
+        Machine epsilon of the dtype in which G and f were computed.
 
     Examples
     --------

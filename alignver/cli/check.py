@@ -198,7 +198,9 @@ def structure(
     subset: Annotated[
         list[str] | None,
         decision(
-            metavar="NAME", help="A parameter or module in S; one option for each. Without it, S is searched for."
+            metavar="NAME",
+            help="A parameter or module in S; may be repeated.",
+            show_default="the S that a search finds",
         ),
     ] = None,
     weights: Weights = None,
@@ -214,7 +216,7 @@ def structure(
     dtype: ModelDtype = JacobianDtype.FLOAT64,
     seed: options.Seed = 0,
 ) -> Exit:
-    """Do some parameters S give the outputs as f = J nu, nu being theta on S (Assumption 1)?
+    """Is f = J nu for some set S of parameters, where nu is theta on S and 0 elsewhere (Assumption 1)?
 
     MODEL is your own Python code, which is imported and run.
 

@@ -87,8 +87,8 @@ def explain(error: BaseException, *, verbose: bool = False) -> Exit:
     if kind in {"MemoryError", "_ArrayMemoryError", "OutOfMemoryError"}:
         say(f"out of memory ({what})", "a smaller input, or a machine with more memory, is needed")
         return Exit.INTERNAL
-    again = "" if verbose else "; -v shows the traceback that belongs there"
-    say(f"internal error: {what}", f"this is a bug: please report it with the command and its inputs{again}")
+    trace = "the traceback" if verbose else "the traceback, which -v shows"
+    say(f"internal error: {what}", f"this is a bug: please report it with the command, its inputs and {trace}")
     return Exit.INTERNAL
 
 

@@ -148,7 +148,7 @@ def exploration(
 
             inputs = {**samples, **identity}
             if layer is None:
-                session.note("the features are the model's outputs: --layer NAME takes those of a layer inside")
+                session.note("the features are the model's outputs: --layer NAME takes those of an inner layer")
             with input_files.rename_argument(files):
                 # A wrong name of a layer is refused before anything is decided.
                 extract_features(net, samples["X"][:2], layer, batch_size=batch_size)
@@ -163,7 +163,7 @@ def exploration(
         elif z_file is not None:
             features = input_files.read_matrix(z_file, "Z")
         else:
-            raise InvalidInput("Z", "no features", "a file, or --model with --data and --layer")
+            raise InvalidInput("Z", "no features", "a file, or --model with --data")
         if estimate_delta:
             if model is None or delta is not None:
                 need = "--model without --delta"

@@ -79,7 +79,7 @@ def rename_options(options: Mapping[str, str]) -> Iterator[None]:
         raise InvalidInput(argument, got.removeprefix(f"{argument} "), need, error.code) from error
 
 
-_ASSIGNED = re.compile(r"(?<![\w.(/-])(\w+)=('[^']*'|[\w.+-]+|(?=[\s;,:)]|$))")
+_ASSIGNED = re.compile(r"(?<![\w./-])(?<!\w\()(\w+)=('[^']*'|[\w.+-]+|(?=[\s;,:)]|$))")
 
 
 def with_options(words: str, options: Mapping[str, str]) -> str:

@@ -407,7 +407,11 @@ class Session:
             return ()
         writer = getattr(result.certificate, "save", None)
         if writer is None:
-            why = "the verdict is numerical, not a proof" if result.rigor is not Rigor.PROOF else "the proof has none"
+            why = (
+                "the verdict is numerical, not a proof"
+                if result.rigor is not Rigor.PROOF
+                else "this proof has no certificate"
+            )
             self.note(f"no certificate was saved in {target}: {why}")
             return ()
         try:
@@ -438,11 +442,11 @@ def _ensure_free(target: str | None) -> None:
     folder = Path(target)
     need = "a new folder, or one with a certificate to replace"
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise InvalidInput("--certificate", f"{target}, a file or a link", need)
+        raise InvalidInput("--certificate", f"{target}, a file or a link", need, "unwritable-file")
     if folder.is_dir():
         names = {entry.name for entry in folder.iterdir()}
         if names and not ("certificate.json" in names and names <= {"certificate.json", "data.npz"}):
-            raise InvalidInput("--certificate", f"{target}, a folder with other files in it", need)
+            raise InvalidInput("--certificate", f"{target}, a folder with other files in it", need, "unwritable-file")
 
 
 def _recheck_command(target: str, again: Sequence[str]) -> str:

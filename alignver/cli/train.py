@@ -267,7 +267,7 @@ def _completed(settings: Mapping[str, Any]) -> dict[str, Any]:
     adam, lr, momentum = settings["optimizer"] == "adam", settings["lr"], settings["momentum"]
     if adam and momentum is not None:
         got = f"{momentum} beside --optimizer adam"
-        raise InvalidInput("--momentum", got, "sgd, which has one", code="conflicting-arguments")
+        raise InvalidInput("--momentum", got, "--optimizer sgd, which has one", code="conflicting-arguments")
     require.real("--tolerance", settings["tolerance"], above=0, need="a positive finite number")
     if lr is None:
         lr = 1e-3 if adam else 0.1

@@ -167,6 +167,10 @@ def prove_block(Z: FloatArray, start: int, stop: int, delta: float = 0.0) -> Blo
     ----------
     Z : (b, m) float64
         The rows of the block.
+    start, stop : int
+        The positions of the block in the order of projections; they are stored and not used.
+    delta : float
+        Upper bound of the change of each row in the 2-norm.
 
     Returns
     -------

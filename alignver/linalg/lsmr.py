@@ -58,12 +58,14 @@ def lsmr(operator: Any, target: Array, *, iterations: int | None = None) -> Iter
     """Minimize ||y - J b|| with products by J and J^T only.
 
     Stops when ||J^T r|| <= 1e-14 ||J|| ||r|| or ||r|| <= 1e-14 (||J|| ||b|| + ||y||), with the norms as LSMR estimates
-    them, or after ``iterations`` (default: 4 min(N, d) + 200) products with J and J^T.
+    them, or after ``iterations``.
 
     Parameters
     ----------
     operator : object with shape, matvec, rmatvec
     target : (N,) float64
+    iterations : int, optional
+        The largest number of iterations, each with one product by J and one by J^T; None: 4 min(N, d) + 200.
 
     Returns
     -------

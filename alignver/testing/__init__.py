@@ -40,7 +40,7 @@ def assert_aligned(
     AssertionError
         The verdict is FAILS or UNDECIDED, or its rigor is weaker than ``rigor``; the message is the report.
     InvalidInput
-        As :func:`alignver.check_alignment` raises it, for arguments that no verdict can be about.
+        As :func:`alignver.check_alignment` raises it, and for an unknown ``rigor``.
 
     Examples
     --------
@@ -62,8 +62,19 @@ def assert_full_rank(A: Any, *, rigor: Rigor | str = Rigor.NUMERICAL, **options:
     ----------
     A, **options
         As in :func:`alignver.check_rank`.
-    rigor, Returns, Raises
-        As in :func:`assert_aligned`.
+    rigor : Rigor or str
+        The weakest accepted rigor: ``"NUMERICAL"``, or ``"PROOF"`` for a certificate.
+
+    Returns
+    -------
+    CheckResult
+
+    Raises
+    ------
+    AssertionError
+        The verdict is FAILS or UNDECIDED, or its rigor is weaker than ``rigor``; the message is the report.
+    InvalidInput
+        As :func:`alignver.check_rank` raises it, and for an unknown ``rigor``.
 
     Examples
     --------
@@ -85,8 +96,19 @@ def assert_safely_explored(
     ----------
     Z, width, **options
         As in :func:`alignver.check_safe_exploration`.
-    rigor, Returns, Raises
-        As in :func:`assert_aligned`.
+    rigor : Rigor or str
+        The weakest accepted rigor: ``"NUMERICAL"``, or ``"PROOF"`` for a certificate.
+
+    Returns
+    -------
+    CheckResult
+
+    Raises
+    ------
+    AssertionError
+        The verdict is FAILS or UNDECIDED, or its rigor is weaker than ``rigor``; the message is the report.
+    InvalidInput
+        As :func:`alignver.check_safe_exploration` raises it, and for an unknown ``rigor``.
 
     Examples
     --------
@@ -107,5 +129,5 @@ def _required(result: CheckResult, least: Rigor) -> CheckResult:
         raise AssertionError(f"\n{result}")
     enough = (Rigor.PROOF,) if least is Rigor.PROOF else (Rigor.PROOF, Rigor.NUMERICAL)
     if result.rigor not in enough:
-        raise AssertionError(f"{result.rigor.value} where {least.value} was asked for\n{result}")
+        raise AssertionError(f"the rigor is {result.rigor.value}, weaker than {least.value}\n{result}")
     return result

@@ -166,7 +166,7 @@ def test_exploration_is_refuted_by_equal_inputs():
     assert (result.verdict, result.rigor) == (Verdict.FAILS, Rigor.PROOF)
     assert result.reason == (
         "samples 0 and 20 have equal inputs (1 other pair as well): rank phi is at most 20, below n = 22, for every "
-        "theta, width and all gates"
+        "theta, every width and all gates"
     )
     assert av.recheck(result.certificate, X=X).verdict is Verdict.HOLDS
     assert av.check_safe_exploration(Z[:20].double(), X=X[:20]).verdict is Verdict.HOLDS

@@ -82,7 +82,7 @@ def test_without_targets_the_question_is_whether_inputs_are_distinct():
 def test_equal_targets_are_no_conflict():
     result = av.check_data(X, [0, 1, 0, 2, 1, 2, 0], loss="cross_entropy")
     assert (result.verdict, result.rigor) == (Verdict.HOLDS, Rigor.PROOF)
-    assert result.reason == "equal inputs have equal targets, in all 5 pairs of them"
+    assert result.reason == "equal inputs have equal targets (5 pairs of equal inputs)"
     assert (result.measured["loss_lower"], result.measured["errors_lower"]) == (0.0, 0)
     assert result.evidence == (
         "5 pairs with equal targets: 0 and 2, 0 and 6, 1 and 4, 2 and 6, 3 and 5",
@@ -330,7 +330,7 @@ BAD = {
         r"^X: got a nested tensor",
     ),
     "a number": ((3.0, [0]), r"^X: got a float"),
-    "nothing": ((None, [0]), r"^X: got a NoneType"),
+    "nothing": ((None, [0]), r"^X: got None"),
     "a dict": (({"a": 1}, [0]), r"^X: got a dict"),
     "a generator": (((x for x in X), LABELS), r"^X: got a generator, which can be read once"),
     "fewer targets": ((X, LABELS[:6]), r"^Y: got 6 targets beside 7 samples in X"),

@@ -79,13 +79,13 @@ def test_the_sentence_has_the_numbers():
     narrow = NETWORKS["a bottleneck"]().double()
     result = av.check_alignment(narrow, X, torch.arange(9) % 3, loss="cross_entropy")
     assert (
-        "121 parameters reach the outputs through one number per sample, the output of module '2', 6 otherwise: "
+        "121 parameters act only through one number per sample, the output of module '2', and 6 do not: "
         "rank J <= 15 < N = 27" in result.evidence
     )
     assert result.measured["rank_upper"] == 15
     line = av.check_alignment(nn.Linear(4, 3).double(), X, torch.arange(9) % 3, loss="cross_entropy", engine="gram")
     assert "15 parameters are fewer than the 27 entries of the outputs: J cannot have full row rank" in line.evidence
-    assert "no proof through the Gram matrix of layer factors: rank J <= 15" in line.evidence
+    assert "no proof from the Gram matrix of the layer factors: rank J <= 15" in line.evidence
     assert (line.verdict, line.rigor) == (Verdict.FAILS, Rigor.PROOF)
 
 

@@ -91,7 +91,7 @@ def test_a_result_beyond_memory(monkeypatch):
 BAD_PARAMS = {
     "no dict": ([1.0], r"params: got a list"),
     "empty": ({}, r"params: got an empty dict"),
-    "array": ({"w": np.ones(2)}, r"params: got 'w': a ndarray"),
+    "array": ({"w": np.ones(2)}, r"params: got 'w': an ndarray"),
     "integers": ({"w": torch.ones(2, dtype=torch.int64)}, r"params: got 'w': a tensor of int64"),
     "name": ({1: torch.ones(2)}, r"params: got 1"),
 }
@@ -105,7 +105,7 @@ def test_bad_params(name):
 
 
 def test_no_function():
-    with pytest.raises(InvalidInput, match=r"model: got a int; needs a function"):
+    with pytest.raises(InvalidInput, match=r"model: got an int; needs a function"):
         gram(3, torch.ones(4, 3), params={"w": torch.ones(3)})
 
 

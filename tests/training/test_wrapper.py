@@ -279,7 +279,7 @@ def test_a_guarantee_is_shown_in_words():
         ({"tau": True}, "tau: got"),
         ({"seed": "a"}, "seed: got seed='a'; needs a non-negative integer"),
         ({"seed": -1}, "seed: got seed=-1"),
-        ({"optimizer": lambda parameters: None}, "a function that returns a NoneType"),
+        ({"optimizer": lambda parameters: None}, "a function that returns None"),
     ],
 )
 def test_arguments_that_mean_nothing(options, words):
