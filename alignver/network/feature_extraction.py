@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from alignver import atomic, require
-from alignver.errors import InvalidInput, first_line, kind_of
-from alignver.network.inputs import as_inputs
+from alignver.errors import InvalidInput, kind_of
+from alignver.network.inputs import as_inputs, taken
 from alignver.network.preserve_state import preserve_state
 from alignver.progress import track
 
@@ -199,10 +199,8 @@ def _output(model: nn.Module, module: nn.Module, batch: torch.Tensor, layer: str
     with preserve_state(model), _eval_mode(model), torch.no_grad():
         handle = module.register_forward_hook(store)
         try:
-            model(batch)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            got = f"a batch of shape {tuple(batch.shape)} on which the model raises ({first_line(error)})"
-            raise InvalidInput("X", got, "inputs that the model accepts") from error
+            with taken(model, batch):
+                model(batch)
         finally:
             handle.remove()
     if len(outputs) != 1:

@@ -29,7 +29,10 @@ __all__ = [
     "as_inputs",
     "as_targets",
     "dtype_name",
+    "failing_module",
     "full_precision",
+    "module_name",
+    "refused_inputs",
     "resolve_dtype",
     "taken",
     "without_fused_layers",
@@ -241,15 +244,51 @@ def as_targets(Y: Any, n: int) -> Any:
 
 
 @contextlib.contextmanager
-def taken() -> Iterator[None]:
-    """Report an exception of a model's forward pass as an error in X."""
+def taken(model: nn.Module, x: torch.Tensor) -> Iterator[None]:
+    """Report an exception of a model's forward pass on ``x`` as an error in X."""
     try:
         yield
     except (InvalidInput, torch.OutOfMemoryError):
         raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        got = f"inputs that the model refuses ({first_line(error)})"
-        raise InvalidInput("X", got, "inputs that the model takes") from error
+        raise refused_inputs(model, x, error) from error
+
+
+def refused_inputs(
+    model: nn.Module, x: torch.Tensor, error: Exception, given: tuple[int, ...] | None = None
+) -> InvalidInput:
+    """Return what an exception of a forward pass on some samples says about X, whose shape is ``given`` if known."""
+    name, layer = failing_module(model, error)
+    shape = f"samples of shape {tuple(x.shape[1:])}" if given is None else f"inputs of shape {given}"
+    first = next(
+        (module for module in model.modules() if next(module.parameters(recurse=False), None) is not None), None
+    )
+    if isinstance(layer, nn.Linear) and layer is first and x.ndim == 2 and x.shape[1] != layer.in_features:
+        need = f"{layer.in_features} numbers for each sample, the in_features of {module_name(name, layer)}"
+        return InvalidInput("X", shape, need, code="wrong-shape")
+    raised = f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__
+    part = "" if given is None or len(x) == given[0] else f"{len(x)} of " if len(x) > 1 else "one of "
+    need = "inputs that the model accepts"
+    if not x.is_floating_point():
+        need += "; X has integers: X.astype('float64'), or X.double() for a tensor"
+    return InvalidInput("X", f"{shape}, on {part}which {module_name(name, layer)} raised {raised}", need)
+
+
+def module_name(name: str, module: nn.Module) -> str:
+    """Return the class of a module, with its name."""
+    return f"{type(module).__name__} {name!r}" if name else type(module).__name__
+
+
+def failing_module(model: nn.Module, error: BaseException) -> tuple[str, nn.Module]:
+    """Return the innermost module of the model that was running when an error was raised, after its name."""
+    names = {id(module): name for name, module in model.named_modules()}
+    innermost, trace = ("", model), error.__traceback__
+    while trace is not None:
+        module = trace.tb_frame.f_locals.get("self")
+        if isinstance(module, nn.Module) and id(module) in names:
+            innermost = (names[id(module)], module)
+        trace = trace.tb_next
+    return innermost
 
 
 def _tensor(X: Any) -> torch.Tensor:

@@ -26,7 +26,15 @@ from alignver import require
 from alignver.errors import InvalidInput, first_line, kind_of
 from alignver.network.convolution import Convolutions
 from alignver.network.functional import Functional, comparison_weights
-from alignver.network.inputs import DispatchMode, RoundingObserver, dtype_name, without_fused_layers
+from alignver.network.inputs import (
+    DispatchMode,
+    RoundingObserver,
+    dtype_name,
+    failing_module,
+    module_name,
+    refused_inputs,
+    without_fused_layers,
+)
 
 __all__ = ["Probed", "is_sample_independent", "probe", "probes", "recomputes", "require_own_values", "validate_model"]
 _PROBES = 4  # samples that probe() evaluates, spread over X
@@ -173,16 +181,12 @@ def validate_model(model: nn.Module, *, include_frozen: bool = False) -> nn.Modu
     for name, module in model.named_modules():
         reason = _train_mode_fault(module)
         if reason:
-            raise _unsupported(f"{_called(name, module)} {reason}", "eval mode: model.eval()")
+            raise _unsupported(f"{module_name(name, module)} {reason}", "eval mode: model.eval()")
         if isinstance(module, _BatchNorm) and module.running_mean is None:
-            got = f"{_called(name, module)} without running statistics, which couples the samples of a batch"
+            got = f"{module_name(name, module)} without running statistics, which couples the samples of a batch"
             raise _unsupported(got, "track_running_stats=True, or GroupNorm or LayerNorm")
     _require_parameters(model, include_frozen)
     return model
-
-
-def _called(name: str, module: nn.Module) -> str:
-    return f"{type(module).__name__} {name!r}" if name else type(module).__name__
 
 
 def _train_mode_fault(module: nn.Module) -> str:
@@ -327,7 +331,16 @@ def _rows(function: Functional, x: torch.Tensor, given: tuple[int, ...], expect:
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:
-        raise _refused(function, x, given, error, single=expect is not None) from error
+        refused = refused_inputs(function.model, x, error, given)
+        if refused.code == "wrong-shape":
+            raise refused from error
+        native = next(function.model.parameters()).dtype
+        need = refused.need
+        if expect is not None:
+            need = "a forward that accepts a single sample as well as a batch"
+        elif x.is_floating_point() and native != function.dtype:
+            need += f" in {dtype_name(function.dtype)}, or dtype='same' to compute in its own {dtype_name(native)}"
+        raise InvalidInput("X", refused.got, need) from error
     if not isinstance(out, torch.Tensor):
         raise _unsupported(f"{model}, which returns {kind_of(out)}", "a forward that returns one tensor")
     if not out.is_floating_point():
@@ -342,39 +355,6 @@ def _rows(function: Functional, x: torch.Tensor, given: tuple[int, ...], expect:
     if not bool(torch.isfinite(out).all()):
         raise InvalidInput("model", f"{model} with NaN or Inf outputs", "finite outputs", code="not-finite")
     return out.reshape(len(x), -1)
-
-
-def _refused(
-    function: Functional, x: torch.Tensor, given: tuple[int, ...], error: Exception, *, single: bool
-) -> InvalidInput:
-    """Return what an exception of the forward pass on a batch ``x`` of samples of X says about X."""
-    module = _failing_module(function.model, error)
-    layer, native = module[1], next(function.model.parameters()).dtype
-    name, shape = _called(*module), f"inputs of shape {given}"
-    first = isinstance(layer, nn.Linear) and layer is _first_layer(function.model)
-    if first and x.ndim == 2 and x.shape[1] != layer.in_features:
-        need = f"{layer.in_features} numbers for each sample, the in_features of {name}"
-        return InvalidInput("X", shape, need, code="wrong-shape")
-    raised = f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__
-    trial = "" if len(x) == given[0] else f"{len(x)} of " if len(x) > 1 else "one of "
-    got = f"{shape}, on {trial}which {name} raised {raised}"
-    if single:
-        need = "a forward that accepts a single sample as well as a batch"
-    elif not x.is_floating_point():
-        need = "inputs that the model accepts; X has integers: X.astype('float64'), or X.double() for a tensor"
-    elif native != function.dtype:
-        need = f"inputs that the model accepts in {dtype_name(function.dtype)}, or dtype='same' to compute in its own "
-        need += dtype_name(native)
-    else:
-        need = "inputs that the model accepts"
-    return InvalidInput("X", got, need)
-
-
-def _first_layer(model: nn.Module) -> nn.Module | None:
-    """Return the first module of the model that has parameters of its own."""
-    return next(
-        (module for module in model.modules() if next(module.parameters(recurse=False), None) is not None), None
-    )
 
 
 def _differ(first: torch.Tensor, second: torch.Tensor, dtype: torch.dtype) -> bool:
@@ -449,22 +429,10 @@ def _require_widened_gradient(function: Functional, x: torch.Tensor) -> None:
     except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        failing, wide = _called(*_failing_module(function.model, error)), dtype_name(function.dtype)
+        failing, wide = module_name(*failing_module(function.model, error)), dtype_name(function.dtype)
         need = f"dtype='same', which computes in the model's own {dtype_name(native)}, or model.double(): a part that "
         need += "runs again in the backward pass (torch.utils.checkpoint) uses the model's own parameters"
         raise _unsupported(f"{failing}, whose backward pass fails in {wide} ({first_line(error)})", need) from error
-
-
-def _failing_module(model: nn.Module, error: BaseException) -> tuple[str, nn.Module]:
-    """Return the innermost module of the model that was running when an error was raised, after its name."""
-    names = {id(module): name for name, module in model.named_modules()}
-    innermost, trace = ("", model), error.__traceback__
-    while trace is not None:
-        module = trace.tb_frame.f_locals.get("self")
-        if isinstance(module, nn.Module) and id(module) in names:
-            innermost = (names[id(module)], module)
-        trace = trace.tb_next
-    return innermost
 
 
 def _norm(tensor: torch.Tensor) -> float:

@@ -139,7 +139,7 @@ def _recorded_calls(model: nn.Module, x: torch.Tensor) -> tuple[list[Call], Any]
 
 def _run(model: nn.Module, x: torch.Tensor, hooks: list[tuple[Callable[..., Any], Any]]) -> Any:
     """Run a model in eval mode under hooks; the hooks are removed and the modes restored."""
-    with eval_mode(model), taken(), contextlib.ExitStack() as handles:
+    with eval_mode(model), taken(model, x), contextlib.ExitStack() as handles:
         for register, hook in hooks:
             handles.callback(register(hook).remove)
         return model(x)

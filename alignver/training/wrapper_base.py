@@ -67,7 +67,7 @@ class TrainedNetwork:
         inputs = self._inputs(X)
         if self._cached is not None and self._cached.is_of(inputs):
             return as_model(self.module, self._cached.Z)
-        with taken():
+        with taken(self.module, inputs):
             return as_model(self.module, CachedProblem(self.module, inputs).Z)
 
     def training_record(self) -> TrainingRecord:
@@ -106,7 +106,7 @@ class TrainedNetwork:
         """Return the outputs (n, m_y) in eval mode, without a graph; the modes of the modules are restored."""
         self.require_prepared("outputs")
         inputs = self._inputs(X)
-        with eval_mode(self.module), taken():
+        with eval_mode(self.module), taken(self.module, inputs):
             return torch.cat([self.module(part) for part in torch.split(inputs, batch_size)])
 
     def require_prepared(self, argument: str) -> None:

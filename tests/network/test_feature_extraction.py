@@ -75,7 +75,7 @@ def test_layers_that_have_no_features(layer, words):
 
 
 def test_inputs_that_do_not_fit():
-    with pytest.raises(InvalidInput, match="on which the model raises"):
+    with pytest.raises(InvalidInput, match="needs 4 numbers for each sample"):
         extract_features(network(), np.ones((2, 5)), "2")
     with pytest.raises(InvalidInput, match="batch_size"):
         extract_features(network(), np.ones((2, 4)), "2", batch_size=0)

@@ -105,7 +105,7 @@ def test_own_losses():
         sample_loss(Huber(smoothness=float("inf")), 2)
     with pytest.raises(InvalidInput, match="one of 'squared'"):
         sample_loss("hinge", 2)
-    with pytest.raises(InvalidInput, match="loss: got function"):
+    with pytest.raises(InvalidInput, match="loss: got a function"):
         sample_loss(lambda q, y: q - y, 2)
     with pytest.raises(InvalidInput, match="Y: got shape"):
         Huber().targets(np.zeros((3, 1)), 3, 2)

@@ -168,7 +168,7 @@ def test_refusals():
         modify(model, X3, outputs=3)
     with pytest.raises(InvalidInput, match="width=9 for 4 units of '0'"):
         modify(model, X3, outputs=2, width=9)
-    with pytest.raises(InvalidInput, match="inputs that the model refuses"):
+    with pytest.raises(InvalidInput, match="needs 3 numbers for each sample"):
         modify(model, torch.randn(4, 5), outputs=2)
     with pytest.raises(InvalidInput, match="a model without parameters"):
         modify(nn.Tanh(), X3, outputs=1)
