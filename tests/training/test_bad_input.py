@@ -87,7 +87,11 @@ def test_targets_that_do_not_fit(loss, Y, said):
 def test_inputs_that_do_not_fit():
     X, Y = nets.data()
     own = EEWrapper(nets.plain(), loss="squared", tau=2)
-    for bad, said in ((X[:, :2], "needs 3 numbers for each sample"), (X * math.nan, "X: got nan"), ("x", "X: got a str")):
+    for bad, said in (
+        (X[:, :2], "needs 3 numbers for each sample"),
+        (X * math.nan, "X: got nan"),
+        ("x", "X: got a str"),
+    ):
         with pytest.raises(InvalidInput, match=said):
             own.fit((bad, Y), 5)
     for size in (0, -1, 2.5, True):
