@@ -45,7 +45,7 @@ def main() -> None:
     print(*wrapper.module.changes, "", sep="\n")
 
     for epoch in range(EXPLORATION):
-        losses = [wrapper.explore_step(X[own], Y[own]) for own in torch.randperm(len(X)).split(BATCH)]
+        losses = [wrapper.explore_step(X[batch], Y[batch]) for batch in torch.randperm(len(X)).split(BATCH)]
         print(f"exploration, epoch {epoch + 1}: mean loss {np.mean(losses):.4f}")
 
     with warnings.catch_warnings():

@@ -36,12 +36,12 @@ def test_the_interval_holds_at_its_rate(kind, products, confidence):
     basis_of, _ = np.linalg.qr(np.random.default_rng(1).standard_normal((N, N)))
     D = (basis_of * values) @ basis_of.T
     truth = float(np.square(values).sum())
-    found = [once(D, products, seed, confidence) for seed in range(RUNS)]
-    hits = sum(e.interval[0] <= truth * (1 + 1e-9) and truth <= e.interval[1] * (1 + 1e-9) for e in found)
+    computed = [once(D, products, seed, confidence) for seed in range(RUNS)]
+    hits = sum(e.interval[0] <= truth * (1 + 1e-9) and truth <= e.interval[1] * (1 + 1e-9) for e in computed)
     # Fewer hits than this would come up once in a million runs of an interval that is right.
     assert hits >= binom.ppf(1e-6, RUNS, confidence)
-    mean = float(np.mean([e.value for e in found]))
-    spread = float(np.std([e.value for e in found], ddof=1)) / RUNS**0.5
+    mean = float(np.mean([e.value for e in computed]))
+    spread = float(np.std([e.value for e in computed], ddof=1)) / RUNS**0.5
     assert abs(mean - truth) <= 6.0 * spread + 1e-9 * truth
 
 
@@ -63,9 +63,9 @@ def test_parts_and_scale(n, products, seed, confidence):
     rng = np.random.default_rng(seed)
     D = rng.standard_normal((n, n))
     D += D.T
-    found = once(D, products, seed, confidence)
-    assert found.computed <= found.interval[0] <= found.value <= found.interval[1]
+    computed = once(D, products, seed, confidence)
+    assert computed.computed <= computed.interval[0] <= computed.value <= computed.interval[1]
     twice = once(4.0 * D, products, seed, confidence)
-    assert twice.value == pytest.approx(16.0 * found.value, rel=1e-9)
+    assert twice.value == pytest.approx(16.0 * computed.value, rel=1e-9)
     if products // 3 >= n:  # the basis is all there is
-        assert found.interval == pytest.approx((found.value, found.value), rel=1e-9)
+        assert computed.interval == pytest.approx((computed.value, computed.value), rel=1e-9)

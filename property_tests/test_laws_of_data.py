@@ -133,14 +133,14 @@ def _loss(q, y, loss):
 @given(samples(("cross_entropy", None)))
 def test_errors_are_the_fewest_of_all_answers(data):
     X, Y, loss = data
-    found = av.check_data(X, Y, loss=loss).measured["errors_lower"]
+    result = av.check_data(X, Y, loss=loss).measured["errors_lower"]
     labels = [tuple(y) for y in Y.tolist()]
     one_hot = Y.shape[1] > 1 and all(sorted(y) == [0.0] * (len(y) - 1) + [1.0] for y in labels)
     if not one_hot and not (Y.shape[1] == 1 and np.all(Y % 1.0 == 0.0)):
-        assert found is None
+        assert result is None
         return
     fewest = sum(min(sum(labels[i] != answer for i in group) for answer in set(labels)) for group in groups_of(X))
-    assert found == fewest
+    assert result == fewest
 
 
 @given(samples(), st.randoms(use_true_random=False))

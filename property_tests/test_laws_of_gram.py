@@ -96,8 +96,8 @@ def drawn(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor]:
     return model, x
 
 
-def close(found: torch.Tensor, wanted: torch.Tensor, limit: float = 1e-12) -> bool:
-    return float((found.double() - wanted).norm()) <= limit * float(wanted.norm())
+def close(computed: torch.Tensor, wanted: torch.Tensor, limit: float = 1e-12) -> bool:
+    return float((computed.double() - wanted).norm()) <= limit * float(wanted.norm())
 
 
 @given(drawn(), st.sampled_from([None, 1, 2, 3]))

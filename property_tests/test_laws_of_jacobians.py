@@ -65,6 +65,6 @@ def test_change_of_representation(case, seed):
         for k, p in enumerate(model.parameters()):
             p.mul_(1.0 + 0.1 * (k % 3))
     exact = representation_change(model, x, before)
-    found = representation_change(model, x, before, method="probes", probes=9, confidence=1.0 - 1e-9, seed=seed)
+    change = representation_change(model, x, before, method="probes", probes=9, confidence=1.0 - 1e-9, seed=seed)
     scale = 1e-12 * float(gram(model, x).norm()) ** 2
-    assert found.interval[0] - scale <= exact.value <= found.interval[1] + scale
+    assert change.interval[0] - scale <= exact.value <= change.interval[1] + scale

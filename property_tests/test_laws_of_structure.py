@@ -27,10 +27,10 @@ SMOOTH = {nn.Tanh, nn.Softplus, nn.GELU, nn.Sigmoid}
 def networks(draw):
     """(model, X, activations): a chain of layers with a linear last one, and as many samples as you like."""
     sizes = draw(st.lists(st.integers(1, 6), min_size=2, max_size=4))
-    chosen = draw(st.lists(st.sampled_from(ACTIVATIONS), min_size=len(sizes) - 1, max_size=len(sizes) - 1))
+    selected = draw(st.lists(st.sampled_from(ACTIVATIONS), min_size=len(sizes) - 1, max_size=len(sizes) - 1))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     layers = []
-    for fan_in, fan_out, activation in zip(sizes, sizes[1:], chosen):
+    for fan_in, fan_out, activation in zip(sizes, sizes[1:], selected):
         layers += [nn.Linear(fan_in, fan_out, bias=draw(st.booleans())), activation()]
     layers.append(nn.Linear(sizes[-1], draw(st.integers(1, 3)), bias=draw(st.booleans())))
     model = nn.Sequential(*layers)
@@ -38,7 +38,7 @@ def networks(draw):
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
     X = torch.randn(draw(st.integers(1, 7)), sizes[0], generator=generator)
-    return model, X, set(chosen)
+    return model, X, set(selected)
 
 
 def last(model):
@@ -56,8 +56,8 @@ def test_a_linear_last_layer_is_the_structure(problem):
 @given(networks())
 def test_f_is_j_nu(problem):
     model, X, _ = problem
-    chosen = set(last(model))
-    nu = torch.cat([p.detach().double().reshape(-1) * (n in chosen) for n, p in model.named_parameters()])
+    selected = set(last(model))
+    nu = torch.cat([p.detach().double().reshape(-1) * (n in selected) for n, p in model.named_parameters()])
     f = outputs(model, X).T.reshape(-1)
     scale = float(jacobian(model, X).abs().max() * nu.abs().sum()) + 1e-300
     assert float((jacobian(model, X) @ nu - f).abs().max()) <= 1e-13 * scale
@@ -119,6 +119,6 @@ def test_the_streamed_triangle_is_that_of_the_jacobian(problem):
 
 @given(networks())
 def test_analytic_exactly_where_every_activation_is(problem):
-    model, _, chosen = problem
-    wanted = Verdict.HOLDS if chosen <= SMOOTH else Verdict.FAILS
+    model, _, selected = problem
+    wanted = Verdict.HOLDS if selected <= SMOOTH else Verdict.FAILS
     assert check_analytic(model).verdict is wanted

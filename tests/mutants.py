@@ -155,9 +155,9 @@ def main() -> int:
     parser.add_argument("--only", default="", help="mutants whose line has this in it")
     parser.add_argument("--list", action="store_true", help="print them, and run none")
     options = parser.parse_args()
-    chosen = [mutant for mutant in mutants() if options.only in mutant.label]
+    selected = [mutant for mutant in mutants() if options.only in mutant.label]
     if options.list:
-        print("\n".join(mutant.label for mutant in chosen))
+        print("\n".join(mutant.label for mutant in selected))
         return 0
     places: queue.Queue[Path] = queue.Queue()
     workers = len(os.sched_getaffinity(0))
@@ -179,13 +179,13 @@ def main() -> int:
             finally:
                 places.put(place)
 
-        for mutant, (noticed, seconds) in zip(chosen, pool.map(run, chosen)):
+        for mutant, (noticed, seconds) in zip(selected, pool.map(run, selected)):
             word = "caught" if noticed else "harmless" if mutant.harmless else "SURVIVED"
             survivors += word == "SURVIVED"
             print(f"{word:9s} {seconds:5.1f} s  {mutant.label}", flush=True)
             if word == "harmless":
                 print(f"                    {mutant.harmless}", flush=True)
-    print(f"{len(chosen)} mutants, {survivors} survived")
+    print(f"{len(selected)} mutants, {survivors} survived")
     return 1 if survivors else 0
 
 

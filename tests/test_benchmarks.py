@@ -190,9 +190,9 @@ def test_disagreements_are_counted_and_open_verdicts_are_told(gpu, perform):
         made.of("far", lambda: near([1.0, 2.0], [1.0, 2.0 + 2.0**-30]))
         made.of("raises", lambda: near([1.0], None))
 
-    found = perform(work)[1]["results"]
-    assert [line.split(":")[0] for line in found["disagreements"]] == ["opposite", "far", "raises"]
-    assert [entry["verdicts"] for entry in found["undecided on one side"]] == [["HOLDS", "UNDECIDED"]]
+    result = perform(work)[1]["results"]
+    assert [line.split(":")[0] for line in result["disagreements"]] == ["opposite", "far", "raises"]
+    assert [entry["verdicts"] for entry in result["undecided on one side"]] == [["HOLDS", "UNDECIDED"]]
 
 
 def test_nothing_is_decided_with_other_arithmetic(gpu, perform, monkeypatch):

@@ -43,7 +43,7 @@ def test_codes_of_refusals_are_documented():
 
 def literals() -> set[str]:
     """Every string that a source file gives as the code of an answer, whole."""
-    found = set()
+    collected = set()
     for path in (ROOT / "alignver").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "InvalidInput":
@@ -53,8 +53,8 @@ def literals() -> set[str]:
                 values += [value for key, value in zip(node.keys, node.values) if getattr(key, "value", "") == "code"]
             for value in values:
                 parts = [value.body, value.orelse] if isinstance(value, ast.IfExp) else [value]
-                found |= {part.value for part in parts if isinstance(part, ast.Constant) and part.value}
-    return found
+                collected |= {part.value for part in parts if isinstance(part, ast.Constant) and part.value}
+    return collected
 
 
 def test_codes_in_the_source_are_documented():

@@ -249,15 +249,15 @@ def test_pages_say_what_ran_on_a_card(tmp_path, monkeypatch):
         "processor": "a CPU",
         "cores": 16,
     }
-    found = {"n = 60000": {"verdict": "HOLDS", "seconds": 12.3456}, "disagreements": [], "details": ["many"]}
-    kept = {
+    computed = {"n = 60000": {"verdict": "HOLDS", "seconds": 12.3456}, "disagreements": [], "details": ["many"]}
+    stored = {
         "step": "own",
         "status": "done",
         "date": "2026-11-26T00:00:00",
         "machine": of,
         "versions": {"torch": "2.11"},
     }
-    (tmp_path / "own.json").write_text(json.dumps({**kept, "results": found, "seconds": 20.0}))
+    (tmp_path / "own.json").write_text(json.dumps({**stored, "results": computed, "seconds": 20.0}))
     performance_tables.write()
     text = (tmp_path / "made" / "gpu.md").read_text()
     assert "**own**: done, 2026-11-26" in text

@@ -90,8 +90,8 @@ def built(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(built) -> Path:
-    (found,) = built.glob("*.whl")
-    return found
+    (computed,) = built.glob("*.whl")
+    return computed
 
 
 def data_files() -> set[str]:
@@ -131,8 +131,8 @@ def test_the_sdist_is_enough_to_test_and_to_document(built, tmp_path):
         assert (folder / name).exists(), name
     assert not (folder / "docs" / "_build").exists()
     assert not (folder / ".venv").exists()
-    chosen = ["tests/test_results.py", "tests/test_docs.py", "tests/checks/test_rank.py", "docs/tutorial_matrix.md"]
-    succeeded(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen, cwd=folder)
+    selected = ["tests/test_results.py", "tests/test_docs.py", "tests/checks/test_rank.py", "docs/tutorial_matrix.md"]
+    succeeded(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *selected, cwd=folder)
 
 
 def environment(folder: Path, wheel: str) -> Path:

@@ -130,15 +130,15 @@ def _scaling(rng: np.random.Generator, A: np.ndarray) -> np.ndarray:
     n = A.shape[0]
     choice = rng.integers(5)
     with np.errstate(all="ignore"):
-        own = -np.frexp(np.abs(A).max(axis=1))[1].astype(np.int64)
+        exponents = -np.frexp(np.abs(A).max(axis=1))[1].astype(np.int64)
     if choice == 0:
         return np.zeros(n, dtype=np.int64)
     if choice == 1:
-        return np.clip(own, -1000, 1000)
+        return np.clip(exponents, -1000, 1000)
     if choice == 2:
         return np.full(n, int(rng.choice([-1000, 1000, -999, 500, -540])), dtype=np.int64)
     if choice == 3:
-        return np.clip(own + rng.integers(-30, 31), -1000, 1000)
+        return np.clip(exponents + rng.integers(-30, 31), -1000, 1000)
     return rng.integers(-1000, 1001, n)
 
 

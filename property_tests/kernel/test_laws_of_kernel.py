@@ -112,16 +112,16 @@ def test_what_a_sentence_says_is_true(seed, radius):
         for sentence in (str(result), describe(result.certificate), str(av.recheck(result.certificate, A=A))):
             for bound in re.findall(r"s_min >= ([0-9.e+-]+)", sentence):
                 assert not exceeds_not(A, Fraction(bound.rstrip(".")))
-            for said in re.findall(r"within ([0-9.e+-]+)", sentence):
-                assert Fraction(said.rstrip(".")) <= Fraction(radius)
+            for words in re.findall(r"within ([0-9.e+-]+)", sentence):
+                assert Fraction(words.rstrip(".")) <= Fraction(radius)
                 assert ball is None or ball.norm is None or exceeds(A, Fraction(radius))
     tall, y = A.T.copy(), rng.integers(-4, 5, 3) / 4.0
     result = av.check_membership(tall, y)
-    for said in re.findall(
+    for words in re.findall(
         r"at least ([0-9.e+-]+) away|distance of at least ([0-9.e+-]+)", str(result) + describe_of(result)
     ):
         square = distance_squared(tall, y)
-        assert Fraction(next(filter(None, said)).rstrip(".")) ** 2 <= square
+        assert Fraction(next(filter(None, words)).rstrip(".")) ** 2 <= square
 
 
 def describe_of(result):
@@ -133,7 +133,7 @@ def test_a_claim_names_a_smaller_ball(radius):
     certificate = kernel.seal(
         "rank", "gram", {"A": np.eye(2)}, {}, {"rank": 2, "ball": {"kind": "norm", "value": radius}}
     )
-    said = re.search(r"within ([0-9.e+-]+) \(spectral norm\)", describe(certificate))
-    assert said is not None
-    assert said.group(1) == shown_down(radius)
-    assert Fraction(said.group(1)) <= Fraction(radius)
+    words = re.search(r"within ([0-9.e+-]+) \(spectral norm\)", describe(certificate))
+    assert words is not None
+    assert words.group(1) == shown_down(radius)
+    assert Fraction(words.group(1)) <= Fraction(radius)

@@ -37,14 +37,14 @@ def layered(draw: st.DrawFn) -> list[Layer]:
     """Up to three layers of one or several positions, at any power of two."""
     n, m = draw(st.integers(1, 4)), draw(st.integers(1, 2))
     rng = np.random.default_rng(draw(seeds))
-    found = []
+    collected = []
     for k in range(draw(st.integers(1, 3))):
         T = draw(st.sampled_from([1, 1, 2, 5]))
         a, b = draw(st.integers(1, 4)), draw(st.integers(1, 3))
         A = entries(rng, draw(st.sampled_from(KINDS)), (n, T, a))
         B = entries(rng, draw(st.sampled_from(KINDS)), (m, n, T, b))
-        found.append(Layer(f"layer {k}", A, B * 2.0 ** draw(st.sampled_from([0, 0, 0, -150, 150]))))
-    return found
+        collected.append(Layer(f"layer {k}", A, B * 2.0 ** draw(st.sampled_from([0, 0, 0, -150, 150]))))
+    return collected
 
 
 @given(layered(), st.sampled_from([0.0, 1e-14, 1e-9, 1e-3]))
@@ -73,7 +73,7 @@ def deficient(draw: st.DrawFn) -> list[Layer]:
     n, m = draw(st.integers(2, 5)), draw(st.integers(1, 2))
     rng = np.random.default_rng(draw(seeds))
     kind = draw(st.sampled_from(["twice", "sum", "zero", "tiny"]))
-    found = []
+    collected = []
     for k in range(draw(st.integers(1, 3))):
         T = draw(st.sampled_from([1, 1, 3]))
         a, b = draw(st.integers(2, 5)), draw(st.integers(2, 5))
@@ -92,11 +92,11 @@ def deficient(draw: st.DrawFn) -> list[Layer]:
             B[0, -1] = 0.0
         else:
             A[-1], B[:, -1] = A[0], B[:, 0] * 2.0**-300
-        found.append(Layer(f"layer {k}", A * 0.1, B / 3.0 if kind in ("twice", "zero") else B))
+        collected.append(Layer(f"layer {k}", A * 0.1, B / 3.0 if kind in ("twice", "zero") else B))
         if kind == "twice":  # a product that is rounded, twice as large where it should be, to the last bit
-            found[-1].gradients[:, -1] = 2.0 * found[-1].gradients[:, 0]
-            found[-1].inputs[-1] = found[-1].inputs[0]
-    return found
+            collected[-1].gradients[:, -1] = 2.0 * collected[-1].gradients[:, 0]
+            collected[-1].inputs[-1] = collected[-1].inputs[0]
+    return collected
 
 
 @given(deficient())

@@ -47,15 +47,15 @@ def test_the_gap_in_the_sentence_is_a_bound(target):
 def _halved() -> bool:
     """Whether the squared loss carries a factor 1/2."""
     model = Exploitation([[1.0]], np.zeros((1, 1, 1)), np.ones((1, 1)))
-    found = check_optimality(model, np.zeros((1, 1, 1)), [1.0], loss="squared", tolerance=100.0)
-    return float(found.measured["loss_upper"]) < 0.75
+    result = check_optimality(model, np.zeros((1, 1, 1)), [1.0], loss="squared", tolerance=100.0)
+    return float(result.measured["loss_upper"]) < 0.75
 
 
 @given(st.floats(0.01, 100.0))
 @example(1.2355)
 def test_the_distance_and_the_smallest_singular_value_in_the_sentence_are_bounds(size):
-    found = av.check_membership(np.array([[1.0], [0.0]]), np.array([0.0, size]), ball=av.Ball(norm=1e-300))
-    if "at least " in found.reason:
-        assert said(found.reason, "at least ") <= Fraction(size)
+    result = av.check_membership(np.array([[1.0], [0.0]]), np.array([0.0, size]), ball=av.Ball(norm=1e-300))
+    if "at least " in result.reason:
+        assert said(result.reason, "at least ") <= Fraction(size)
     rank = av.check_rank(np.array([[size, 0.0]]), ball=av.Ball(norm=1e-3 * size))
     assert said(rank.reason, "s_min >= ") <= Fraction(size)

@@ -268,9 +268,9 @@ def sides(network, alpha, eta, aligned_only=True, count=6):
 
 
 def theorem_3_holds(network, alpha, eta, constant=1.0, **options):
-    found = sides(network, alpha, eta, **options)
-    assume(found is not None)
-    return at_most(found[0], found[1] + constant * (found[2] - found[1]) + 1e-6 * abs(found[1]))
+    computed = sides(network, alpha, eta, **options)
+    assume(computed is not None)
+    return at_most(computed[0], computed[1] + constant * (computed[2] - computed[1]) + 1e-6 * abs(computed[1]))
 
 
 @given(networks(wide=True), alphas, st.sampled_from([0.5, 1.0, 4.0]))

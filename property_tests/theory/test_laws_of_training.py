@@ -84,27 +84,27 @@ def test_lemmas_6_and_7_with_gates_that_still_move_are_caught():
 
 def run(case, stretch=1.0, steps=12):
     """Train through tau with gradient descent of step 1/Lhat times ``stretch``; return the verdicts about the run."""
-    own = EEWrapper(
+    wrapper = EEWrapper(
         case.model, loss=case.loss, tau=2, epsilon=0.3, gate=case.slope, exploit_optimizer="gd", record=True,
         seed=case.seed, optimizer=lambda p: torch.optim.SGD(p, lr=0.01),
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of ranks
         for _ in range(2):
-            own.explore_step(case.X, case.Y)
-        own.enter_exploitation(case.X, case.Y)
-        own.optimizer.param_groups[0]["lr"] *= stretch
+            wrapper.explore_step(case.X, case.Y)
+        wrapper.enter_exploitation(case.X, case.Y)
+        wrapper.optimizer.param_groups[0]["lr"] *= stretch
         for _ in range(steps):
-            own.exploit_step()
-    return own, {result.name: result.verdict for result in own.check_convergence(case.Y)}
+            wrapper.exploit_step()
+    return wrapper, {result.name: result.verdict for result in wrapper.check_convergence(case.Y)}
 
 
 def theorem_5_i_in_a_run(case):
-    own, found = run(case)
-    theorem = found["theorem_5_i"]
+    wrapper, outcome = run(case)
+    theorem = outcome["theorem_5_i"]
     # Without rank n its premise is missing: UNDECIDED, and the bound holds all the same.
-    premise = theorem is (Verdict.HOLDS if own.guarantee.proved else Verdict.UNDECIDED)
-    return premise and found["descent"] is Verdict.HOLDS and found["descent_bound"] is Verdict.HOLDS
+    premise = theorem is (Verdict.HOLDS if wrapper.guarantee.proved else Verdict.UNDECIDED)
+    return premise and outcome["descent"] is Verdict.HOLDS and outcome["descent_bound"] is Verdict.HOLDS
 
 
 @given(cases())
@@ -122,9 +122,9 @@ def test_the_bound_needs_no_rank(case):
 @given(cases())
 @settings(max_examples=10)
 def test_longer_steps_are_no_theorem(case):
-    _, found = run(case, stretch=2.1, steps=3)
-    assert found["step"] is Verdict.FAILS
-    assert found["theorem_5_i"] is Verdict.UNDECIDED
+    _, outcome = run(case, stretch=2.1, steps=3)
+    assert outcome["step"] is Verdict.FAILS
+    assert outcome["theorem_5_i"] is Verdict.UNDECIDED
 
 
 def newton(problem, seed, sign=1.0):
@@ -148,7 +148,7 @@ def test_steps_the_other_way_are_caught():
 def test_newton_is_tight_for_the_squared_loss(problem, seed):
     """With rank n, well conditioned, one step leads to the infimum."""
     levels = [np.linalg.svd(problem.model.dense(j), compute_uv=False) for j in range(problem.model.m_y)]
-    if any(own[-1] < 1e-3 * own[0] for own in levels):
+    if any(level[-1] < 1e-3 * level[0] for level in levels):
         return
     theta = np.random.default_rng(seed).standard_normal(problem.model.shape)
     step = newton_step(problem, theta)

@@ -49,16 +49,16 @@ def test_the_result_says_what_was_checked():
 
 def test_what_the_membership_check_is_asked(monkeypatch):
     model, x = zoo.build("mlp")
-    asked = []
+    requested = []
 
     def spy(J, y, **options):
-        asked.append((J, y, options))
+        requested.append((J, y, options))
         return membership_of(J, y, **options)
 
     monkeypatch.setattr(alignment, "membership_of", spy)
     Y = torch.tensor([[0, 1], [1, 1], [0, 0], [1, 0], [1, 1]])
     check_alignment(model, x, Y, loss="binary_cross_entropy", method="svd", rule="press", residual_tolerance=1e-6)
-    J, y, options = asked[-1]
+    J, y, options = requested[-1]
     assert torch.equal(J, jacobian(model, x))
     assert isinstance(y, torch.Tensor)
     assert y.tolist() == [-1, 1, -1, 1, 1, 1, 1, -1, -1, 1]  # column after column
@@ -73,8 +73,8 @@ def test_what_the_membership_check_is_asked(monkeypatch):
         "deficient": False,
     }
     check_alignment(model, x, Y, loss="binary_cross_entropy", dtype="same")
-    assert asked[-1][2]["computed_in"] == "float32"
-    assert asked[-1][0].dtype == torch.float32
+    assert requested[-1][2]["computed_in"] == "float32"
+    assert requested[-1][0].dtype == torch.float32
 
 
 @pytest.mark.parametrize(

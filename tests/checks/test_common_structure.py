@@ -315,9 +315,9 @@ def test_bad_arrays(outputs, products, options, argument):
 
 def test_indicators(rng):
     G = rng.standard_normal((12, 5))
-    found = indicator(G, G[:, 1] + G[:, 3])
-    assert found.subset() == (1, 3)
-    assert found.unique
+    computed = indicator(G, G[:, 1] + G[:, 3])
+    assert computed.subset() == (1, 3)
+    assert computed.unique
     doubled = np.column_stack([G, G[:, 1]])
     again = indicator(doubled, G[:, 1] + G[:, 3])
     assert again.subset() == (1, 3)

@@ -15,10 +15,10 @@ HOLDS, FAILS, UNDECIDED = Verdict.HOLDS, Verdict.FAILS, Verdict.UNDECIDED
 
 def run(loss="squared", count=60, factor=1.0, tau=7, start=None, **shape):
     """Gradient descent from tau on, with its record: problem, weights at tau, arguments of the record."""
-    own = problem(loss, **{"h": 8, **shape})
-    theta = np.random.default_rng(2).standard_normal(own.model.shape) if start is None else start
-    alpha = factor * smoothness(own.model, loss).step
-    losses, norms, _ = descend(own, theta, alpha, count)
+    objective = problem(loss, **{"h": 8, **shape})
+    theta = np.random.default_rng(2).standard_normal(objective.model.shape) if start is None else start
+    alpha = factor * smoothness(objective.model, loss).step
+    losses, norms, _ = descend(objective, theta, alpha, count)
     arguments = {
         "steps": np.arange(tau, tau + count),
         "losses": losses,
@@ -29,13 +29,13 @@ def run(loss="squared", count=60, factor=1.0, tau=7, start=None, **shape):
         "update_norms": norms,
         "inner_products": np.square(norms),
     }
-    return own, theta, arguments
+    return objective, theta, arguments
 
 
-def verdicts(own, theta, arguments, **options):
-    loss = own.loss.name
-    Y = targets(loss, own.model.n, own.model.m_y)
-    results = check_convergence(TrainingRecord(**arguments), own.model, theta, Y, loss=loss, **options)
+def verdicts(objective, theta, arguments, **options):
+    loss = objective.loss.name
+    Y = targets(loss, objective.model.n, objective.model.m_y)
+    results = check_convergence(TrainingRecord(**arguments), objective.model, theta, Y, loss=loss, **options)
     for result in results:
         if result.verdict is UNDECIDED:
             assert result.reason
@@ -46,8 +46,8 @@ def verdicts(own, theta, arguments, **options):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_gradient_descent_keeps_its_promises(loss):
-    found, results = verdicts(*run(loss))
-    assert found == {
+    outcome, results = verdicts(*run(loss))
+    assert outcome == {
         "updates": HOLDS,
         "step": HOLDS,
         "descent": HOLDS,
@@ -62,16 +62,16 @@ def test_gradient_descent_keeps_its_promises(loss):
 
 
 def test_a_record_that_is_not_gradient_descent_fails():
-    own, theta, arguments = run("squared", count=400)
+    objective, theta, arguments = run("squared", count=400)
     stuck = {**arguments, "losses": np.full(400, arguments["losses"][0])}
-    found, results = verdicts(own, theta, stuck)
-    assert found["descent"] is FAILS
-    assert found["theorem_5_i"] is FAILS
+    actual, results = verdicts(objective, theta, stuck)
+    assert actual["descent"] is FAILS
+    assert actual["theorem_5_i"] is FAILS
     assert results["theorem_5_i"].witness["step"] > 7
     backwards = {**arguments, "inner_products": -np.square(arguments["gradient_norms"])}
-    found, results = verdicts(own, theta, backwards)
-    assert found["updates"] is FAILS
-    assert found["theorem_5_i"] is UNDECIDED
+    actual, results = verdicts(objective, theta, backwards)
+    assert actual["updates"] is FAILS
+    assert actual["theorem_5_i"] is UNDECIDED
     assert "not the gradients" in results["theorem_5_i"].reason
 
 
@@ -84,93 +84,93 @@ def test_a_record_that_is_not_gradient_descent_fails():
     ],
 )
 def test_premises_are_not_assumed(change, why):
-    own, theta, arguments = run("squared")
-    found, results = verdicts(own, theta, {**arguments, **change})
+    objective, theta, arguments = run("squared")
+    computed, results = verdicts(objective, theta, {**arguments, **change})
     if why:
-        assert found["theorem_5_i"] is UNDECIDED
-        assert found["descent"] is UNDECIDED
+        assert computed["theorem_5_i"] is UNDECIDED
+        assert computed["descent"] is UNDECIDED
         assert why in results["theorem_5_i"].reason
     else:
-        assert found["updates"] is UNDECIDED
-        assert found["theorem_5_i"] is HOLDS  # by the word of the record's method
+        assert computed["updates"] is UNDECIDED
+        assert computed["theorem_5_i"] is HOLDS  # by the word of the record's method
 
 
 def test_steps_that_are_too_long_or_vary():
-    own, theta, arguments = run("squared", factor=1.5)
-    found, _ = verdicts(own, theta, arguments)
-    assert found["step"] is HOLDS
-    assert found["theorem_5_i"] is UNDECIDED  # 1.5 / L-hat descends, but is not the theorem's step
-    own, theta, arguments = run("squared", factor=2.5)
-    found, results = verdicts(own, theta, arguments)
-    assert found["step"] is FAILS
-    assert found["descent"] is UNDECIDED
+    objective, theta, arguments = run("squared", factor=1.5)
+    actual, _ = verdicts(objective, theta, arguments)
+    assert actual["step"] is HOLDS
+    assert actual["theorem_5_i"] is UNDECIDED  # 1.5 / L-hat descends, but is not the theorem's step
+    objective, theta, arguments = run("squared", factor=2.5)
+    actual, results = verdicts(objective, theta, arguments)
+    assert actual["step"] is FAILS
+    assert actual["descent"] is UNDECIDED
     assert results["step"].witness["size"] == pytest.approx(arguments["step_sizes"][0])
-    own, theta, arguments = run("squared")
+    objective, theta, arguments = run("squared")
     arguments["step_sizes"][5] *= 0.5
-    assert verdicts(own, theta, arguments)[0]["theorem_5_i"] is UNDECIDED
+    assert verdicts(objective, theta, arguments)[0]["theorem_5_i"] is UNDECIDED
 
 
 def test_rank_n_is_a_premise():
-    own, theta, arguments = run("squared", n=40, h=3)
-    found, results = verdicts(own, theta, arguments)
-    assert found["descent_bound"] is HOLDS
-    assert found["theorem_5_i"] is UNDECIDED
+    objective, theta, arguments = run("squared", n=40, h=3)
+    actual, results = verdicts(objective, theta, arguments)
+    assert actual["descent_bound"] is HOLDS
+    assert actual["theorem_5_i"] is UNDECIDED
     assert "rank n" in results["theorem_5_i"].reason
     assert any("fewer than 40" in line for line in results["theorem_5_i"].evidence)
-    own, theta, arguments = run("squared")
-    assert verdicts(own, theta, arguments, rank_n=False)[0]["theorem_5_i"] is UNDECIDED
-    assert verdicts(own, theta, arguments, rank_n=True)[0]["theorem_5_i"] is HOLDS
+    objective, theta, arguments = run("squared")
+    assert verdicts(objective, theta, arguments, rank_n=False)[0]["theorem_5_i"] is UNDECIDED
+    assert verdicts(objective, theta, arguments, rank_n=True)[0]["theorem_5_i"] is HOLDS
 
 
 def test_sgd():
-    own, theta, _ = run("squared", count=1)
+    objective, theta, _ = run("squared", count=1)
     rng = np.random.default_rng(0)
     losses, moves, sizes, start = [], [], [], theta
     for t in range(200):
-        rows = rng.integers(0, own.model.n, 4)
-        slopes = np.zeros((own.model.n, 2))
-        outputs = own.model.outputs(theta)
-        np.add.at(slopes, rows, own.loss.gradient(outputs[rows], own.targets[rows]) / 4)
-        update = own.model.adjoint(slopes)
-        losses.append(own.value(theta))
+        rows = rng.integers(0, objective.model.n, 4)
+        slopes = np.zeros((objective.model.n, 2))
+        outputs = objective.model.outputs(theta)
+        np.add.at(slopes, rows, objective.loss.gradient(outputs[rows], objective.targets[rows]) / 4)
+        update = objective.model.adjoint(slopes)
+        losses.append(objective.value(theta))
         moves.append(float(np.linalg.norm(update)))
-        sizes.append(0.2 * smoothness(own.model, "squared").step / (1 + t) ** 0.6)
+        sizes.append(0.2 * smoothness(objective.model, "squared").step / (1 + t) ** 0.6)
         theta = theta - sizes[-1] * update
     record = {"steps": np.arange(200), "losses": losses, "step_sizes": sizes, "tau": 0, "method": "sgd"}
-    found, results = verdicts(own, start, {**record, "update_norms": moves})
-    assert found["theorem_5_ii"] is HOLDS
+    actual, results = verdicts(objective, start, {**record, "update_norms": moves})
+    assert actual["theorem_5_ii"] is HOLDS
     assert results["theorem_5_ii"].rigor is Rigor.STATISTICAL
-    assert verdicts(own, start, record)[0]["theorem_5_ii"] is UNDECIDED
+    assert verdicts(objective, start, record)[0]["theorem_5_ii"] is UNDECIDED
     gaps = {key: np.asarray(value)[::2] for key, value in {**record, "update_norms": moves}.items() if key[-1] == "s"}
-    assert verdicts(own, start, {**record, **gaps})[0]["theorem_5_ii"] is UNDECIDED
+    assert verdicts(objective, start, {**record, **gaps})[0]["theorem_5_ii"] is UNDECIDED
     stuck = {**record, "update_norms": np.full(200, 1e-9), "losses": np.full(200, losses[0]), "step_sizes": [9.0] * 200}
-    assert verdicts(own, start, stuck)[0]["theorem_5_ii"] is UNDECIDED  # one run does not refute an expectation
+    assert verdicts(objective, start, stuck)[0]["theorem_5_ii"] is UNDECIDED  # one run does not refute an expectation
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_rounding_is_no_refutation(dtype):
     """A run that stands still at rounding level, and losses that were stored in float32."""
-    own, theta, arguments = run("squared", n=3, count=3000)
+    objective, theta, arguments = run("squared", n=3, count=3000)
     arguments["losses"] = np.asarray(arguments["losses"], dtype=dtype).astype(float)
-    found, _ = verdicts(own, theta, arguments, computed_in=dtype)
-    assert found["descent"] is HOLDS
-    assert found["theorem_5_i"] is HOLDS
+    actual, _ = verdicts(objective, theta, arguments, computed_in=dtype)
+    assert actual["descent"] is HOLDS
+    assert actual["theorem_5_i"] is HOLDS
     arguments["losses"] = arguments["losses"] * (1 + 1e-6 * (np.arange(3000) == 1))
-    assert verdicts(own, theta, arguments, computed_in="float32")[0]["descent"] is HOLDS
+    assert verdicts(objective, theta, arguments, computed_in="float32")[0]["descent"] is HOLDS
     arguments["losses"][1] *= 100.0
-    assert verdicts(own, theta, arguments)[0]["descent"] is FAILS
+    assert verdicts(objective, theta, arguments)[0]["descent"] is FAILS
 
 
 def test_refusals():
-    own, theta, arguments = run("squared")
+    objective, theta, arguments = run("squared")
     with pytest.raises(InvalidInput, match="no step at or after tau"):
-        verdicts(own, theta, {**arguments, "tau": 1000})
+        verdicts(objective, theta, {**arguments, "tau": 1000})
     with pytest.raises(InvalidInput, match=r"the loss .* at tau"):
-        verdicts(own, theta + 1.0, arguments)
+        verdicts(objective, theta + 1.0, arguments)
     with pytest.raises(InvalidInput, match="computed_in: got computed_in='float8'"):
-        verdicts(own, theta, arguments, computed_in="float8")
+        verdicts(objective, theta, arguments, computed_in="float8")
     with pytest.raises(InvalidInput, match="weights: got shape"):
-        verdicts(own, theta[:1], arguments)
+        verdicts(objective, theta[:1], arguments)
 
 
 def test_theorem_3():

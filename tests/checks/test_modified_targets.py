@@ -17,16 +17,16 @@ DTYPES = ["bool", "uint8", "int32", "int64", "float16", "float32", "float64"]
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "int32", "int64", "uint64"])
 def test_integer_labels(dtype):
-    found = modified_targets(np.array(LABELS, dtype=dtype), "cross_entropy", 4, 3)
-    assert found.dtype == np.float64
-    assert np.array_equal(found, 2.0 * np.array(ONE_HOT) - 1.0)
+    computed = modified_targets(np.array(LABELS, dtype=dtype), "cross_entropy", 4, 3)
+    assert computed.dtype == np.float64
+    assert np.array_equal(computed, 2.0 * np.array(ONE_HOT) - 1.0)
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_one_hot_rows(dtype, loss):
-    found = modified_targets(np.array(ONE_HOT, dtype=dtype), loss, 4, 3)
-    assert np.array_equal(found, 2.0 * np.array(ONE_HOT) - 1.0)
+    computed = modified_targets(np.array(ONE_HOT, dtype=dtype), loss, 4, 3)
+    assert np.array_equal(computed, 2.0 * np.array(ONE_HOT) - 1.0)
 
 
 def test_lists_are_fine():
@@ -56,15 +56,15 @@ def test_several_ones_in_a_row_are_for_the_binary_loss_only():
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int64", "bool"])
 def test_squared_targets_are_kept_exactly(dtype):
     Y = np.array([[1, 0], [0, 3]], dtype=dtype)
-    found = modified_targets(Y, "squared", 2, 2)
-    assert found.dtype == np.float64
-    assert np.array_equal(found, Y.astype(np.float64))
+    computed = modified_targets(Y, "squared", 2, 2)
+    assert computed.dtype == np.float64
+    assert np.array_equal(computed, Y.astype(np.float64))
 
 
 def test_the_result_is_a_copy():
     Y = np.ones((3, 2))
-    found = modified_targets(Y, "squared", 3, 2)
-    found[0, 0] = 5.0
+    computed = modified_targets(Y, "squared", 3, 2)
+    computed[0, 0] = 5.0
     assert Y[0, 0] == 1.0
     Y.setflags(write=False)
     assert np.array_equal(modified_targets(np.asfortranarray(Y)[::-1], "squared", 3, 2), Y)
@@ -129,8 +129,8 @@ def test_refused(name):
 )
 def test_labels_and_one_hot_rows_say_the_same(case):
     m_y, labels = case
-    found = modified_targets(labels, "cross_entropy", len(labels), m_y)
-    assert np.array_equal(found, modified_targets(np.eye(m_y)[labels], "cross_entropy", len(labels), m_y))
-    assert set(np.unique(found)) <= {-1.0, 1.0}
-    assert np.array_equal(found.argmax(axis=1), labels)
-    assert np.array_equal(found.sum(axis=1), np.full(len(labels), 2.0 - m_y))
+    computed = modified_targets(labels, "cross_entropy", len(labels), m_y)
+    assert np.array_equal(computed, modified_targets(np.eye(m_y)[labels], "cross_entropy", len(labels), m_y))
+    assert set(np.unique(computed)) <= {-1.0, 1.0}
+    assert np.array_equal(computed.argmax(axis=1), labels)
+    assert np.array_equal(computed.sum(axis=1), np.full(len(labels), 2.0 - m_y))

@@ -21,29 +21,33 @@ from tests.theory.test_sample_losses import Huber
 
 
 def fitted(loss, **shape):
-    own = problem(loss, **shape)
-    points = reference_points(own, np.zeros(own.model.shape))
-    return own, min(points, key=lambda point: point.loss).weights
+    objective = problem(loss, **shape)
+    points = reference_points(objective, np.zeros(objective.model.shape))
+    return objective, min(points, key=lambda point: point.loss).weights
 
 
-def check(own, theta, loss, tolerance=1e-9, **options):
-    Y = own.targets.argmax(axis=1) if own.loss.name == "cross_entropy" and own.model.m_y > 1 else own.targets
-    return check_optimality(own.model, theta, Y, loss=loss, tolerance=tolerance, **options)
+def check(objective, theta, loss, tolerance=1e-9, **options):
+    Y = (
+        objective.targets.argmax(axis=1)
+        if objective.loss.name == "cross_entropy" and objective.model.m_y > 1
+        else objective.targets
+    )
+    return check_optimality(objective.model, theta, Y, loss=loss, tolerance=tolerance, **options)
 
 
 @pytest.mark.parametrize("m_y", [1, 3])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_an_optimum_is_proved_and_checked_again(loss, m_y, tmp_path):
-    own, theta = fitted(loss, m_y=m_y, h=10)
-    result = check(own, theta, loss)
+    objective, theta = fitted(loss, m_y=m_y, h=10)
+    result = check(objective, theta, loss)
     assert result.verdict is Verdict.HOLDS
     assert result.rigor is Rigor.PROOF
     assert result.measured["rank_n"] is True
     assert result.measured["training_errors"] == (None if loss == "squared" else 0)
-    assert own.value(theta) <= result.measured["gap_upper"] <= 1e-9
+    assert objective.value(theta) <= result.measured["gap_upper"] <= 1e-9
     assert all(bound.satisfied for bound in result.bounds)
     result.certificate.save(tmp_path / "proof")
-    inputs = own.model.inputs(theta, own.targets)
+    inputs = objective.model.inputs(theta, objective.targets)
     again = recheck(load_certificate(tmp_path / "proof"), **inputs)
     assert again.verdict is Verdict.HOLDS, again.reason
     assert "rank n is proved again for every output" in again.reason
@@ -58,12 +62,12 @@ def test_an_optimum_is_proved_and_checked_again(loss, m_y, tmp_path):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_better_weights_refute(loss):
-    own, theta = fitted(loss, m_y=2, h=8)
-    result = check(own, -theta, loss)
+    objective, theta = fitted(loss, m_y=2, h=8)
+    result = check(objective, -theta, loss)
     assert result.verdict is Verdict.FAILS
     assert result.rigor is Rigor.PROOF
     assert result.witness["kind"] == "better weights"
-    inputs = own.model.inputs(-theta, own.targets)
+    inputs = objective.model.inputs(-theta, objective.targets)
     assert recheck(result.certificate, **inputs).verdict is Verdict.HOLDS
     good = result.certificate
     gap, better = good.constants["gap"], good.data["better"]
@@ -79,13 +83,13 @@ def test_better_weights_refute(loss):
 
 
 def test_ranks_refute_where_no_better_weights_are_found(monkeypatch):
-    own, theta = fitted("squared", m_y=2, h=8)
+    objective, theta = fitted("squared", m_y=2, h=8)
     monkeypatch.setattr("alignver.checks.optimality.better_weights", lambda problem, weights: weights)
-    result = check(own, 2 * theta, "squared")
+    result = check(objective, 2 * theta, "squared")
     assert result.verdict is Verdict.FAILS
     assert result.rigor is Rigor.PROOF
     assert result.witness["kind"] == "rank n"
-    inputs = own.model.inputs(2 * theta, own.targets)
+    inputs = objective.model.inputs(2 * theta, objective.targets)
     assert recheck(result.certificate, **inputs).verdict is Verdict.HOLDS
     ranks = result.certificate.constants["ranks"]
     for forged in (
@@ -98,10 +102,10 @@ def test_ranks_refute_where_no_better_weights_are_found(monkeypatch):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_forged_certificates_are_refused(loss):
-    own, theta = fitted(loss, m_y=2, h=8)
+    objective, theta = fitted(loss, m_y=2, h=8)
     # 0.9 theta has a loss that a smaller claim would deny.
-    result = check(own, 0.9 * theta, loss, tolerance=10.0)
-    good, inputs = result.certificate, own.model.inputs(0.9 * theta, own.targets)
+    result = check(objective, 0.9 * theta, loss, tolerance=10.0)
+    good, inputs = result.certificate, objective.model.inputs(0.9 * theta, objective.targets)
     constants = good.constants
     assert recheck(good, **inputs).verdict is Verdict.HOLDS
     assert recheck(resealed(good), **inputs).verdict is Verdict.HOLDS
@@ -138,9 +142,9 @@ def test_forged_certificates_are_refused(loss):
 
 
 def test_another_theta_is_refused_even_with_a_digest_that_fits():
-    own, theta = fitted("squared", m_y=2, h=8)
-    good = check(own, theta, "squared").certificate
-    wrong = own.model.inputs(theta, own.targets)
+    objective, theta = fitted("squared", m_y=2, h=8)
+    good = check(objective, theta, "squared").certificate
+    wrong = objective.model.inputs(theta, objective.targets)
     wrong["theta"] = wrong["theta"] + 1e-3
     from alignver.kernel import seal
 
@@ -154,7 +158,7 @@ def test_another_theta_is_refused_even_with_a_digest_that_fits():
         ("W", wrong["W"][:1]),
         ("Y", wrong["Y"][:1]),
     ):
-        other = {**own.model.inputs(theta, own.targets), name: np.ascontiguousarray(change)}
+        other = {**objective.model.inputs(theta, objective.targets), name: np.ascontiguousarray(change)}
         forged = seal("optimality", "outputs", other, {}, dict(good.constants))
         assert recheck(forged, **other).verdict is Verdict.FAILS
 
@@ -164,20 +168,20 @@ def test_targets_that_are_no_classes_are_refused(loss):
     """With soft labels the infimum is an entropy, not 0: such a claim would prove nothing."""
     from alignver.kernel import seal
 
-    own, theta = fitted(loss, m_y=2, h=8)
-    good = check(own, theta, loss).certificate
+    objective, theta = fitted(loss, m_y=2, h=8)
+    good = check(objective, theta, loss).certificate
     for value in (0.5, 2.0, -1.0):
-        soft = own.targets.copy()
+        soft = objective.targets.copy()
         soft[4] = value
-        inputs = own.model.inputs(theta, soft)
+        inputs = objective.model.inputs(theta, soft)
         again = recheck(
             seal("optimality", "outputs", inputs, {}, {**good.constants, "gap": 1e6, "errors": 99}), **inputs
         )
         assert again.verdict is Verdict.FAILS
         assert "targets" in again.reason
     if loss == "cross_entropy":
-        both = np.ones_like(own.targets)
-        inputs = own.model.inputs(theta, both)
+        both = np.ones_like(objective.targets)
+        inputs = objective.model.inputs(theta, both)
         again = recheck(seal("optimality", "outputs", inputs, {}, {**good.constants, "gap": 1e6}), **inputs)
         assert "one-hot" in again.reason
 
@@ -185,8 +189,8 @@ def test_targets_that_are_no_classes_are_refused(loss):
 def test_features_without_their_constant_are_refused():
     from alignver.kernel import seal
 
-    own, theta = fitted("squared", h=8)
-    inputs = own.model.inputs(theta, own.targets)
+    objective, theta = fitted("squared", h=8)
+    inputs = objective.model.inputs(theta, objective.targets)
     inputs["Z"] = 2.0 * inputs["Z"]
     constants = {"loss": "squared", "gap": 1e6, "errors": None, "ranks": (None, None)}
     again = recheck(seal("optimality", "outputs", inputs, {}, constants), **inputs)
@@ -196,30 +200,30 @@ def test_features_without_their_constant_are_refused():
 
 
 def test_a_claim_of_no_errors_is_refused_where_one_is():
-    own, theta = fitted("cross_entropy", m_y=3, h=10)
-    flipped = own.targets.copy()
+    task, theta = fitted("cross_entropy", m_y=3, h=10)
+    flipped = task.targets.copy()
     flipped[3] = np.roll(flipped[3], 1)
-    wrong = objective(own.model, flipped, "cross_entropy")
+    wrong = objective(task.model, flipped, "cross_entropy")
     result = check(wrong, theta, "cross_entropy", tolerance=1e6)
     assert result.certificate.constants["errors"] == 1
     assert not result.bounds[1].satisfied
-    inputs = own.model.inputs(theta, flipped)
+    inputs = task.model.inputs(theta, flipped)
     assert recheck(result.certificate, **inputs).verdict is Verdict.HOLDS
     assert recheck(resealed(result.certificate, errors=0), **inputs).verdict is Verdict.FAILS
 
 
 def test_rank_deficient_models_are_judged_by_duality(monkeypatch):
-    own = problem("squared", n=40, h=3)
-    theta = better_weights(own, np.zeros(own.model.shape))
-    result = check(own, theta, "squared", tolerance=1e-6)
+    objective = problem("squared", n=40, h=3)
+    theta = better_weights(objective, np.zeros(objective.model.shape))
+    result = check(objective, theta, "squared", tolerance=1e-6)
     assert result.verdict is Verdict.UNDECIDED  # the best weights of this layer; other features may do better
     assert result.rigor is Rigor.NUMERICAL
     assert result.measured["infimum_from"] == "dual"
     assert result.measured["loss_value"] - result.measured["infimum_lower"] <= 1e-6
     assert "over the weights of the last hidden layer" in result.reason
     assert "other layers may allow a smaller loss" in str(result)
-    assert check(own, 1.1 * theta, "squared", tolerance=1e-6).rigor is Rigor.PROOF
-    assert check(own, 1.1 * theta, "squared", tolerance=1e-6).verdict is Verdict.FAILS
+    assert check(objective, 1.1 * theta, "squared", tolerance=1e-6).rigor is Rigor.PROOF
+    assert check(objective, 1.1 * theta, "squared", tolerance=1e-6).verdict is Verdict.FAILS
     separable = problem("binary_cross_entropy", n=40, h=3)
     for module in ("alignver.checks.optimality", "alignver.theory.infimum"):
         monkeypatch.setattr(f"{module}.better_weights", lambda problem, weights, **options: weights)
@@ -235,44 +239,44 @@ def test_staircase_gates_and_a_slope():
     rng = np.random.default_rng(3)
     Z = np.column_stack([rng.standard_normal((30, 5)), np.ones(30)])
     q = gates_of(check_safe_exploration(Z, width=7).certificate)
-    own = Exploitation(Z, np.stack([q, q]) / 3.0, rng.standard_normal((2, 7)), 3.0)
+    model = Exploitation(Z, np.stack([q, q]) / 3.0, rng.standard_normal((2, 7)), 3.0)
     Y = rng.standard_normal((30, 2))
-    own_problem = objective(own, Y, "squared")
-    theta = reference_points(own_problem, np.zeros(own.shape))[1].weights
-    result = check_optimality(own, theta, Y, loss="squared", tolerance=1e-6)
+    own_problem = objective(model, Y, "squared")
+    theta = reference_points(own_problem, np.zeros(model.shape))[1].weights
+    result = check_optimality(model, theta, Y, loss="squared", tolerance=1e-6)
     assert result.verdict is Verdict.HOLDS
-    assert recheck(result.certificate, **own.inputs(theta, own_problem.targets)).verdict is Verdict.HOLDS
+    assert recheck(result.certificate, **model.inputs(theta, own_problem.targets)).verdict is Verdict.HOLDS
 
 
 def test_no_certificate_is_no_proof():
-    own, theta = fitted("squared", h=8)
-    assert check(own, theta, "squared", certify=False).rigor is Rigor.NUMERICAL
-    assert check(own, -theta, "squared", certify=False).rigor is Rigor.NUMERICAL
-    assert check(own, theta, "squared", rank=False).measured["rank_n"] is None
+    objective, theta = fitted("squared", h=8)
+    assert check(objective, theta, "squared", certify=False).rigor is Rigor.NUMERICAL
+    assert check(objective, -theta, "squared", certify=False).rigor is Rigor.NUMERICAL
+    assert check(objective, theta, "squared", rank=False).measured["rank_n"] is None
 
 
 def test_own_losses_are_numerical():
-    own = model(h=10)
-    Y = targets("squared", own.n, own.m_y)
-    theta = reference_points(objective(own, Y, "squared"), np.zeros(own.shape))[1].weights
-    result = check_optimality(own, theta, Y, loss=Huber(), tolerance=1e-6)
+    exploitation = model(h=10)
+    Y = targets("squared", exploitation.n, exploitation.m_y)
+    theta = reference_points(objective(exploitation, Y, "squared"), np.zeros(exploitation.shape))[1].weights
+    result = check_optimality(exploitation, theta, Y, loss=Huber(), tolerance=1e-6)
     assert (result.verdict, result.rigor) == (Verdict.HOLDS, Rigor.NUMERICAL)
-    assert check_optimality(own, 0 * theta, Y, loss=Huber(), tolerance=1e-6).verdict is Verdict.FAILS
+    assert check_optimality(exploitation, 0 * theta, Y, loss=Huber(), tolerance=1e-6).verdict is Verdict.FAILS
     with pytest.raises(InvalidInput, match="convex"):
-        check_optimality(own, theta, Y, loss=Huber(convex=False), tolerance=1e-6)
+        check_optimality(exploitation, theta, Y, loss=Huber(convex=False), tolerance=1e-6)
 
 
 @pytest.mark.parametrize("tolerance", [0.0, -1.0, float("nan"), float("inf"), True, "1"])
 def test_tolerances_are_validated(tolerance):
-    own, theta = fitted("squared")
+    objective, theta = fitted("squared")
     with pytest.raises(InvalidInput, match="tolerance"):
-        check(own, theta, "squared", tolerance=tolerance)
+        check(objective, theta, "squared", tolerance=tolerance)
 
 
 def test_verify_on_the_command_line(tmp_path):
-    own, theta = fitted("squared", h=8)
-    inputs = own.model.inputs(theta, own.targets)
-    check(own, theta, "squared").certificate.save(tmp_path / "proof")
+    objective, theta = fitted("squared", h=8)
+    inputs = objective.model.inputs(theta, objective.targets)
+    check(objective, theta, "squared").certificate.save(tmp_path / "proof")
     command = [sys.executable, "-m", "alignver", "verify", str(tmp_path / "proof")]
     for shift, code in ((0.0, 0), (1e-6, 1)):
         np.savez(tmp_path / "inputs.npz", **{**inputs, "theta": inputs["theta"] + shift})

@@ -17,9 +17,9 @@ from alignver.errors import InvalidInput
 @pytest.mark.parametrize("n", [2, 3, 10, 99, 100])
 def test_two_moons_are_those_of_scikit_learn(n):
     x, y = make_moons(n, shuffle=False)
-    found = two_moons(n)
-    assert np.array_equal(found.x, x)
-    assert np.array_equal(found.y, y)
+    computed = two_moons(n)
+    assert np.array_equal(computed.x, x)
+    assert np.array_equal(computed.y, y)
 
 
 def test_sine_wave():

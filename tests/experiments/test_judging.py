@@ -235,8 +235,10 @@ def test_one_seed_decides_nothing():
 
 def test_reduced_or_full_can_be_asked_for_on_any_device():
     item = load("table3")
-    asked = Setting(device="cpu", reduced=False)
-    assert [part.recipe["effort"] for part in item.parts(asked)] == [part.recipe["effort"] for part in item.parts(FULL)]
+    requested = Setting(device="cpu", reduced=False)
+    assert [part.recipe["effort"] for part in item.parts(requested)] == [
+        part.recipe["effort"] for part in item.parts(FULL)
+    ]
     assert item.parts(Setting(device="cuda", reduced=True))[0].recipe["effort"]["width"] == 8
 
 

@@ -29,11 +29,11 @@ def test_fully_connected():
 def test_lenet(monkeypatch):
     monkeypatch.setattr(lenet, "_SAMPLES", 40)
     monkeypatch.setattr(lenet, "LOOKS", {"random": (0, 2), "semeion": (0, 1)})
-    found = lenet.run("random", 1, 0, epochs=2)
-    assert [look["epoch"] for look in found["looks"]] == [0, 2]
-    assert found["looks"][0]["change"] == 0.0
-    assert found["looks"][1]["change"] > 0.0
-    for look in found["looks"]:
+    outcome = lenet.run("random", 1, 0, epochs=2)
+    assert [look["epoch"] for look in outcome["looks"]] == [0, 2]
+    assert outcome["looks"][0]["change"] == 0.0
+    assert outcome["looks"][1]["change"] > 0.0
+    for look in outcome["looks"]:
         assert look["answers"]["press float64"]["verdict"] == "HOLDS"  # 40 rows, 67609 columns
     monkeypatch.setattr(lenet, "_SAMPLES", 10)
     ten = lenet.run("semeion", 1, 0, epochs=1)
@@ -43,16 +43,16 @@ def test_lenet(monkeypatch):
 @pytest.mark.parametrize("method", sine_wave.METHODS)
 def test_sine_wave(method, monkeypatch):
     monkeypatch.setattr(sine_wave, "_CHANGE", 20)
-    found = sine_wave.run(method, 0, epochs=40, tau=30)
-    assert found["steps"] == [0, 10, 20, 30, 40]
-    assert all(math.isfinite(loss) for loss in found["loss"])
-    steps = [step for step, _ in found["change"]]
+    outcome = sine_wave.run(method, 0, epochs=40, tau=30)
+    assert outcome["steps"] == [0, 10, 20, 30, 40]
+    assert all(math.isfinite(loss) for loss in outcome["loss"])
+    steps = [step for step, _ in outcome["change"]]
     if method == sine_wave.BASE:
         assert steps == [0, 20, 40]
         return
     assert steps == [0, 20, 30, 40]  # tau among them
-    assert found["guarantee"]["proved"] == (method != sine_wave.AS_WRITTEN)
-    assert found["loss"][0] != pytest.approx(found["loss"][-1])
+    assert outcome["guarantee"]["proved"] == (method != sine_wave.AS_WRITTEN)
+    assert outcome["loss"][0] != pytest.approx(outcome["loss"][-1])
 
 
 def test_sine_wave_explores_as_the_base_method_does_but_for_the_gates():
@@ -76,18 +76,18 @@ def test_sine_wave_explores_as_the_base_method_does_but_for_the_gates():
 )
 def test_images(run):
     setting = Setting()
-    found = train(run, setting)
-    assert 0.0 <= found["test"] <= 100.0
-    assert len(found["loss"]) == 4
-    assert all(math.isfinite(loss) for loss in found["loss"])
+    outcome = train(run, setting)
+    assert 0.0 <= outcome["test"] <= 100.0
+    assert len(outcome["loss"]) == 4
+    assert all(math.isfinite(loss) for loss in outcome["loss"])
     phases = ["all layers"] if run.method == STANDARD else ["exploration", "exploitation"]
-    assert list(found["seconds"]) == list(found["cpu_seconds"]) == phases
-    assert found["samples"] == 64
-    assert found["tests"] == 64
+    assert list(outcome["seconds"]) == list(outcome["cpu_seconds"]) == phases
+    assert outcome["samples"] == 64
+    assert outcome["tests"] == 64
     if run.method == WRAPPER:
-        assert found["guarantee"]["width"] == -(-2 * 64 // 33)  # ceil(2 n / m), m = 8 * 4 + 1
+        assert outcome["guarantee"]["width"] == -(-2 * 64 // 33)  # ceil(2 n / m), m = 8 * 4 + 1
     again = train(run, setting)
-    assert (again["test"], again["loss"]) == (found["test"], found["loss"])
+    assert (again["test"], again["loss"]) == (outcome["test"], outcome["loss"])
 
 
 def test_exploitation_changes_the_last_hidden_layer_alone():

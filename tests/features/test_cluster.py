@@ -355,8 +355,8 @@ def test_client_that_closes_during_the_check():
 
 
 def test_connecting(client, monkeypatch):
-    with connected(client.scheduler.address) as own:
-        assert len(own.nthreads()) == 2
+    with connected(client.scheduler.address) as connection:
+        assert len(connection.nthreads()) == 2
     worker = next(iter(client.nthreads()))
     with pytest.raises(InvalidInput, match="a Worker"), connected(worker):
         pass

@@ -38,8 +38,8 @@ u = 2.0**-53
 def test_error_of_gates_is_within_its_derived_bound() -> None:
     # In units of u: the argument of the exponential, Horner's rule on degree 14, the cut of the series.
     exponential = 1 + 43 * mpmath.exp(0.7) + mpmath.mpf(0.35) ** 15 / mpmath.factorial(15) * mpmath.exp(0.35) * 2**53
-    derived = float(2 * exponential + 2)
-    assert 2 * 88 < derived < 190
+    perturbation = float(2 * exponential + 2)
+    assert 2 * 88 < perturbation < 190
     assert 190 * u < GATE_ERROR <= 256 * u
     assert 2.0**9 * mpmath.exp(-700) < GATE_UNDERFLOW <= 2.0**10 * mpmath.exp(-700)
     rng = np.random.default_rng(1)
@@ -106,9 +106,11 @@ def expected(
     trace = sum((a * b for a, b in zip(rows, gates, strict=True)), Fraction(0))
     error = gamma(m + h + 2) * trace + n * (m + h + 4) * OMEGA * 2**450 * (1 + max(rows))
     gate = root(max(square(column) for column in q.T))
-    own = relative(m, float(root(max(rows))), float(gate), delta) + (Fraction(1, 2**52) if w is not None else 0)
+    perturbation = relative(m, float(root(max(rows))), float(gate), delta) + (
+        Fraction(1, 2**52) if w is not None else 0
+    )
     heaviest = 1 if w is None else max(Fraction(1), Fraction(float(np.abs(w).max())))
-    moved = Fraction(1001, 1000) * own * root(trace)
+    moved = Fraction(1001, 1000) * perturbation * root(trace)
     moved += Fraction(1002, 1000) * Fraction(delta) * root(sum(gates, Fraction(0)))
     moved += Fraction(GATE_UNDERFLOW) * 2**401 * heaviest * n * h * (1 + root(max(rows)))
     return trace, error, moved

@@ -53,8 +53,8 @@ def _moved(function: Any) -> Any:
     @functools.wraps(function)
     def made(*args: Any, device: Any = None, **kwargs: Any) -> Any:
         there = device is not None and torch.device(device).type == NAME
-        found = function(*args, **kwargs) if device is None or there else function(*args, device=device, **kwargs)
-        return found.to(device) if there else found
+        computed = function(*args, **kwargs) if device is None or there else function(*args, device=device, **kwargs)
+        return computed.to(device) if there else computed
 
     return made
 
@@ -82,10 +82,10 @@ class Tensor(torch.Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         _refuse(func, args, kwargs)
-        found = _computed(func, args, kwargs)
-        if not any(isinstance(value, torch.Tensor) for value in pytree.tree_leaves(found)):
-            return found
-        return return_and_correct_aliasing(func, args, kwargs, found)
+        computed = _computed(func, args, kwargs)
+        if not any(isinstance(value, torch.Tensor) for value in pytree.tree_leaves(computed)):
+            return computed
+        return return_and_correct_aliasing(func, args, kwargs, computed)
 
 
 def _made(func: Any, *args: Any, **kwargs: Any) -> Any:
@@ -95,17 +95,17 @@ def _made(func: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _computed(func: Any, args: Any, kwargs: Any) -> Any:
-    asked = kwargs.get("device")
+    requested = kwargs.get("device")
     # copy_ onto a tensor of the CPU is the way back; elsewhere, what comes from the device stays there.
-    back = asked is not None and torch.device(asked).type == "cpu"
+    back = requested is not None and torch.device(requested).type == "cpu"
     back |= _word(func) == "copy_" and not isinstance(args[0], Tensor)
-    if asked is not None:
+    if requested is not None:
         kwargs = {**kwargs, "device": "cpu"}
     inner = pytree.tree_map(lambda value: value.inner if isinstance(value, Tensor) else value, (args, kwargs))
-    found = func(*inner[0], **inner[1])
+    computed = func(*inner[0], **inner[1])
     if back:
-        return found
-    return pytree.tree_map(lambda value: Tensor(value) if isinstance(value, torch.Tensor) else value, found)
+        return computed
+    return pytree.tree_map(lambda value: Tensor(value) if isinstance(value, torch.Tensor) else value, computed)
 
 
 def _refuse(func: Any, args: Any, kwargs: Any) -> None:

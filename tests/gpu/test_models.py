@@ -151,10 +151,10 @@ def test_alignment_proved_and_refuted(device):
 
 def test_a_certificate_of_the_device_is_rechecked_on_the_host(device):
     J = av.jacobian(net().to(device), labelled()[0].to(device))
-    found = av.check_rank(J, rank=len(J))
-    assert (found.verdict, found.rigor) == (Verdict.HOLDS, Rigor.PROOF)
-    assert av.recheck(found.certificate, A=J.cpu().numpy()).verdict is Verdict.HOLDS
-    assert av.recheck(found.certificate, A=J).verdict is Verdict.HOLDS
+    result = av.check_rank(J, rank=len(J))
+    assert (result.verdict, result.rigor) == (Verdict.HOLDS, Rigor.PROOF)
+    assert av.recheck(result.certificate, A=J.cpu().numpy()).verdict is Verdict.HOLDS
+    assert av.recheck(result.certificate, A=J).verdict is Verdict.HOLDS
 
 
 def test_structure_and_analyticity(device):
@@ -191,11 +191,11 @@ def test_snapshot(device):
 def test_features(device, tmp_path):
     X, _ = labelled()
     model, there = net(), net().to(device)
-    found, wanted = extract_features(there, X.to(device), batch_size=5), extract_features(model, X, batch_size=5)
-    assert isinstance(found, np.ndarray)
-    assert np.abs(found - wanted).max() <= CLOSE * np.abs(wanted).max()
+    computed, wanted = extract_features(there, X.to(device), batch_size=5), extract_features(model, X, batch_size=5)
+    assert isinstance(computed, np.ndarray)
+    assert np.abs(computed - wanted).max() <= CLOSE * np.abs(wanted).max()
     assert len(list(feature_blocks(there, X.to(device), batch_size=5))) == 3
-    kept = save_features(tmp_path / "Z.npy", there, X.to(device), batch_size=5)
-    assert np.array_equal(kept, found)
+    stored = save_features(tmp_path / "Z.npy", there, X.to(device), batch_size=5)
+    assert np.array_equal(stored, computed)
     assert row_error(net().float().to(device), X.float().to(device)) > 0.0
-    assert av.check_safe_exploration(found, add_constant=True).verdict is Verdict.HOLDS
+    assert av.check_safe_exploration(computed, add_constant=True).verdict is Verdict.HOLDS

@@ -39,10 +39,10 @@ def test_tracker(device, options, tmp_path):
     here = followed(plain(), X, Y, **options)
     there = followed(plain().to(device), X.to(device), Y.to(device), path=tmp_path / "history.jsonl", **options)
     assert there.q() == here.q()
-    for own, other in zip(there.history, here.history, strict=True):
-        assert own.reason == other.reason
-        assert own.loss == pytest.approx(other.loss, rel=1e-10)
-        assert own.change["value"] == pytest.approx(other.change["value"], rel=1e-6, abs=1e-20)
+    for record, other in zip(there.history, here.history, strict=True):
+        assert record.reason == other.reason
+        assert record.loss == pytest.approx(other.loss, rel=1e-10)
+        assert record.change["value"] == pytest.approx(other.change["value"], rel=1e-6, abs=1e-20)
 
 
 def test_tracker_where_the_rank_is_not_full(device):
@@ -54,9 +54,9 @@ def test_tracker_where_the_rank_is_not_full(device):
     for model in (plain(), narrow):
         here = followed(copy.deepcopy(model), X, Y)
         there = followed(copy.deepcopy(model).to(device), X.to(device), Y.to(device))
-        for own, other in zip(there.history, here.history, strict=True):
-            assert own.rules["golub"]["verdict"] == other.rules["golub"]["verdict"] == "FAILS"
-            assert own.rules["press"]["verdict"] != "HOLDS"
+        for record, other in zip(there.history, here.history, strict=True):
+            assert record.rules["golub"]["verdict"] == other.rules["golub"]["verdict"] == "FAILS"
+            assert record.rules["press"]["verdict"] != "HOLDS"
 
 
 def wrapped(device, loss="binary_cross_entropy", m_y=1, model=plain, **options):
@@ -67,7 +67,7 @@ def wrapped(device, loss="binary_cross_entropy", m_y=1, model=plain, **options):
 
 @pytest.mark.parametrize("solver", [None, "newton", "lbfgs", "gd", "sgd"])
 def test_wrapper_with_its_module_and_data_on_the_device(device, solver):
-    found = []
+    collected = []
     for where in (device, torch.device("cpu")):
         wrapper, X, Y = wrapped(where, exploit_optimizer=solver, record=solver == "gd")
         wrapper.fit((X, Y), 6)
@@ -78,10 +78,10 @@ def test_wrapper_with_its_module_and_data_on_the_device(device, solver):
         assert (result.verdict, result.rigor) == (Verdict.HOLDS, Rigor.PROOF)
         if solver == "gd":
             assert wrapper.check_convergence(Y)
-        found.append(wrapper)
-    assert found[0].guarantee.proved is found[1].guarantee.proved
-    for own, other in zip(found[0].history, found[1].history, strict=True):
-        assert own["loss"] == pytest.approx(other["loss"], rel=1e-6)
+        collected.append(wrapper)
+    assert collected[0].guarantee.proved is collected[1].guarantee.proved
+    for record, other in zip(collected[0].history, collected[1].history, strict=True):
+        assert record["loss"] == pytest.approx(other["loss"], rel=1e-6)
 
 
 @pytest.mark.parametrize(("loss", "m_y"), [("squared", 2), ("cross_entropy", 3), ("binary_cross_entropy", 2)])
@@ -135,7 +135,7 @@ def test_a_checkpoint_goes_on_where_it_was(device, epochs, tmp_path):
 @pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
 def test_augmentations_are_the_same_everywhere(device, name):
     x = torch.rand(5, 1, 12, 12, generator=torch.Generator().manual_seed(0))
-    here, there = (AUGMENTATIONS[name](own, torch.Generator().manual_seed(1)) for own in (x, x.to(device)))
+    here, there = (AUGMENTATIONS[name](images, torch.Generator().manual_seed(1)) for images in (x, x.to(device)))
     assert there.device == device
     differing = (there.cpu() != here).double().mean()
     assert float(differing) <= 0.01  # a pixel between two others may go either way
@@ -144,9 +144,9 @@ def test_augmentations_are_the_same_everywhere(device, name):
 @pytest.mark.parametrize("method", [STANDARD, WRAPPER])
 def test_an_image_run_of_the_paper(device, method):
     run = ImageRun("semeion", True, method, 0, Effort(2, 1, 2, 40), epsilon=1e-3, tau=0.5)
-    found = train(run, Setting(device=str(device), reduced=True))
-    assert len(found["loss"]) == 2
-    assert 0.0 <= found["test"] <= 100.0
+    outcome = train(run, Setting(device=str(device), reduced=True))
+    assert len(outcome["loss"]) == 2
+    assert 0.0 <= outcome["test"] <= 100.0
 
 
 def test_resnet18_alignment(device):

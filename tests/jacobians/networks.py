@@ -133,9 +133,9 @@ def _attend(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
 def _routed(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Send each sample through one of two layers, in batches of changing size."""
     out = x.new_zeros(len(x), 2)
-    for layer, chosen in ((self.left, x.sum(1) > 0), (self.right, x.sum(1) <= 0)):
-        if bool(chosen.any()):
-            out[chosen] = layer(x[chosen])
+    for layer, selected in ((self.left, x.sum(1) > 0), (self.right, x.sum(1) <= 0)):
+        if bool(selected.any()):
+            out[selected] = layer(x[selected])
     return out
 
 

@@ -138,11 +138,11 @@ def test_the_gram_matrix_is_off_by_no_more_than_its_terms_allow(m_y, bias):
     for A, B, ones in factors.layers:
         a, b = (np.vectorize(Fraction, otypes=[object])(part.numpy()) for part in (A, B))
         exact = exact + np.kron(np.ones((m_y, m_y), dtype=int), a @ a.T + int(ones)) * (b @ b.T)
-    found = np.vectorize(Fraction, otypes=[object])(factors.gram().numpy())
+    computed = np.vectorize(Fraction, otypes=[object])(factors.gram().numpy())
     unit = Fraction(1, 2**53)
     gamma = factors.terms * unit / (1 - factors.terms * unit)
     scale = np.sqrt(np.diagonal(exact).astype(float))
-    off = np.abs(found - exact).astype(float) / np.outer(scale, scale)
+    off = np.abs(computed - exact).astype(float) / np.outer(scale, scale)
     assert 0.0 < off.max() <= float(gamma)
     widths = [(A.shape[1], B.shape[1]) for A, B, _ in factors.layers]
     assert factors.terms < sum(k * height for k, height in widths) / 2  # what d would have cost

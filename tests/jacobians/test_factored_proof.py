@@ -36,19 +36,19 @@ def columns(layers) -> torch.Tensor:
 def test_the_factors_are_those_of_the_jacobian(name):
     model, x = (zoo if name in zoo.CASES else networks).build(name)
     before = fingerprint(model)
-    found = layer_factors(model, x, chunk_size=2)
+    factors = layer_factors(model, x, chunk_size=2)
     assert fingerprint(model) == before
     J = reference_jacobian(model.layer if isinstance(model, zoo.Counting) else model, x)
-    assert (found.n * found.m_y, found.d) == tuple(J.shape)
+    assert (factors.n * factors.m_y, factors.d) == tuple(J.shape)
     names = [n for n, p in model.named_parameters() if p.requires_grad]
-    assert set(found.left_out) <= set(names)
+    assert set(factors.left_out) <= set(names)
     sizes = {n: p.numel() for n, p in model.named_parameters() if p.requires_grad}
-    covered = torch.cat([torch.full((sizes[n],), n not in found.left_out) for n in names])
+    covered = torch.cat([torch.full((sizes[n],), n not in factors.left_out) for n in names])
     wanted = J[:, covered] @ J[:, covered].T
-    if not found.layers:
+    if not factors.layers:
         assert not covered.any()
         return
-    K = columns(found.layers)
+    K = columns(factors.layers)
     assert K.shape[1] == int(covered.sum())
     assert float((K @ K.T - wanted).norm()) <= 1e-12 * float(wanted.norm())
 
@@ -62,8 +62,8 @@ COVERED = {
 
 @pytest.mark.parametrize("name", [name for name, left in COVERED.items() if left is not None])
 def test_which_parameters_have_factors(name):
-    found = layer_factors(*zoo.build(name))
-    assert set(found.left_out) == set(COVERED[name])
+    factors = layer_factors(*zoo.build(name))
+    assert set(factors.left_out) == set(COVERED[name])
 
 
 def test_a_budget_leaves_large_ones_out():
@@ -78,9 +78,9 @@ def test_a_budget_leaves_large_ones_out():
 
 def test_factors_of_a_model_in_float32_are_its_floats():
     model, x = zoo.build("mlp")
-    found = layer_factors(model, x, dtype="same")
-    assert found.computed_in == "float32"
-    for layer in found.layers:
+    factors = layer_factors(model, x, dtype="same")
+    assert factors.computed_in == "float32"
+    for layer in factors.layers:
         for factor in (layer.inputs, layer.gradients):
             assert factor.dtype == np.float64
             assert np.array_equal(factor, factor.astype(np.float32).astype(np.float64))

@@ -34,9 +34,9 @@ def reference(model: nn.Module, x: torch.Tensor, include_frozen: bool = False) -
     return reference_jacobian(model.layer if isinstance(model, zoo.Counting) else model, x, include_frozen)
 
 
-def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    assert found.shape == wanted.shape
-    return float((found.double() - wanted).norm() / wanted.norm())
+def relative(computed: torch.Tensor, wanted: torch.Tensor) -> float:
+    assert computed.shape == wanted.shape
+    return float((computed.double() - wanted).norm() / wanted.norm())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -111,13 +111,13 @@ def test_a_function_of_a_dict():
     model, x = build("mlp")
     J = reference(model, x)
     params = {name: p.detach().clone() for name, p in model.named_parameters()}
-    kept = {name: value.clone() for name, value in params.items()}
+    stored = {name: value.clone() for name, value in params.items()}
 
     def f(p, x):
         return torch.func.functional_call(model, p, (x,))
 
     assert relative(gram(f, x, params=params), J @ J.T) <= 1e-12
-    assert all(torch.equal(params[name], kept[name]) for name in params)
+    assert all(torch.equal(params[name], stored[name]) for name in params)
     assert [s.name for s in plan(f, x, params=params).slots] == list(params)
 
 

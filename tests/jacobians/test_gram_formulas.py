@@ -19,18 +19,18 @@ from tests.jacobians.test_gram import build, reference, relative
 def forced(monkeypatch, wanted):
     """Make the plan take one formula wherever it applies."""
 
-    def choose(function, found, *rest):
-        chosen = []
-        for slot in plan_slots(function, found, *rest):
-            uses = [use for use in found.uses if slot.name in use.slots]
+    def choose(function, computed, *rest):
+        selected = []
+        for slot in plan_slots(function, computed, *rest):
+            uses = [use for use in computed.uses if slot.name in use.slots]
             if slot.engine in ("pairs", "contract", "gradients") and (
                 wanted == "gradients" or uniform(slot.name, uses)
             ):
                 table = any(type(use).__name__ == "Lookup" for use in uses)
                 kind = "contract" if table and wanted == "pairs" else wanted
                 slot = dataclasses.replace(slot, engine=kind)
-            chosen.append(slot)
-        return tuple(chosen)
+            selected.append(slot)
+        return tuple(selected)
 
     monkeypatch.setattr(gram_module, "plan_slots", choose)
 

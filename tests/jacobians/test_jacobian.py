@@ -18,9 +18,9 @@ from tests.jacobians import networks
 from tests.reference import fingerprint, reference_jacobian
 
 
-def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    assert found.shape == wanted.shape
-    return float((found.double() - wanted).norm() / wanted.norm())
+def relative(computed: torch.Tensor, wanted: torch.Tensor) -> float:
+    assert computed.shape == wanted.shape
+    return float((computed.double() - wanted).norm() / wanted.norm())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -35,12 +35,12 @@ def test_agrees_with_a_float64_loop_and_leaves_no_trace(name, dtype):
     else:
         wanted = reference_jacobian(model.layer, x)
     before, given = fingerprint(model), x.clone()
-    found = jacobian(model, x)
+    computed = jacobian(model, x)
     assert fingerprint(model) == before
     assert torch.equal(x, given)
-    assert found.dtype == torch.float64
-    assert not found.requires_grad
-    assert relative(found, wanted) <= 1e-12
+    assert computed.dtype == torch.float64
+    assert not computed.requires_grad
+    assert relative(computed, wanted) <= 1e-12
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -61,11 +61,11 @@ def test_and_on_networks_of_the_gram_matrix(name, dtype):
 def test_in_the_models_own_dtype(name):
     model, x = zoo.build(name)
     wanted = reference_jacobian(model.layer if isinstance(model, zoo.Counting) else model, x)
-    found = jacobian(model, x, dtype="same")
-    assert found.dtype == torch.float32
-    assert relative(found, wanted) <= 1e-4
-    assert torch.equal(found, jacobian(model, x, dtype=None))
-    assert torch.equal(found, jacobian(model, x, dtype="float32"))
+    computed = jacobian(model, x, dtype="same")
+    assert computed.dtype == torch.float32
+    assert relative(computed, wanted) <= 1e-4
+    assert torch.equal(computed, jacobian(model, x, dtype=None))
+    assert torch.equal(computed, jacobian(model, x, dtype="float32"))
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 3, 4, 100])
@@ -98,9 +98,9 @@ def test_a_wrong_fast_engine_is_caught(monkeypatch):
         return tuple(1.01 * block for block in right(function, part, m_y))
 
     monkeypatch.setattr(jacobian_module, "vectorised", wrong)
-    found = differentiate(model, x)
-    assert "other derivatives" in found.engine
-    assert relative(found.matrix, wanted) <= 1e-12
+    computed = differentiate(model, x)
+    assert "other derivatives" in computed.engine
+    assert relative(computed.matrix, wanted) <= 1e-12
 
 
 def test_says_how_it_was_computed():
@@ -113,12 +113,12 @@ def test_says_how_it_was_computed():
 def test_rows_are_output_major():
     model = nn.Linear(2, 3, bias=False)
     x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    found = jacobian(model, x)
+    computed = jacobian(model, x)
     for i in range(2):
         for j in range(3):
             wanted = torch.zeros(3, 2, dtype=torch.float64)
             wanted[j] = x[i]
-            assert torch.equal(found[j * 2 + i], wanted.reshape(-1))
+            assert torch.equal(computed[j * 2 + i], wanted.reshape(-1))
 
 
 def test_vec_of_the_outputs_is_the_jacobian_times_theta_for_a_linear_model():
@@ -139,10 +139,10 @@ def test_frozen_parameters_are_left_out_or_included():
 
 def test_tied_parameters_are_one_block_of_columns():
     model, x = zoo.build("tied embedding")
-    found = differentiate(model, x)
-    assert found.layout.names == ("table.weight", "mix.weight", "mix.bias")
-    assert found.layout.aliases == {"head.weight": "table.weight"}
-    assert found.matrix.shape == (35, 28 + 16 + 4)
+    computed = differentiate(model, x)
+    assert computed.layout.names == ("table.weight", "mix.weight", "mix.bias")
+    assert computed.layout.aliases == {"head.weight": "table.weight"}
+    assert computed.matrix.shape == (35, 28 + 16 + 4)
 
 
 def test_outputs_match_the_model():
@@ -150,11 +150,11 @@ def test_outputs_match_the_model():
         model, x = zoo.build(name)
         with torch.no_grad():
             wanted = model(x.clone()).reshape(len(x), -1)
-        found = outputs(model, x, chunk_size=2)
-        assert found.dtype == torch.float64
+        computed = outputs(model, x, chunk_size=2)
+        assert computed.dtype == torch.float64
         # A few layers of at most 32 inputs: some 200 roundings in float32, relative to the largest output.
         allowed = 200 * torch.finfo(torch.float32).eps * float(wanted.abs().max())
-        for ours in (found, outputs(model, x, dtype="same")):
+        for ours in (computed, outputs(model, x, dtype="same")):
             assert float((ours - wanted).abs().max()) <= allowed
 
 
@@ -233,9 +233,9 @@ def test_a_dtype_cast_inside_the_model_is_noticed():
             return self.layer(x).float().sin()
 
     x = torch.ones(4, 3)
-    found = differentiate(Casting(), x)
-    assert found.matrix.dtype == torch.float64
-    assert found.computed_in == "float32"
+    computed = differentiate(Casting(), x)
+    assert computed.matrix.dtype == torch.float64
+    assert computed.computed_in == "float32"
     assert differentiate(nn.Linear(3, 2), x).computed_in == "float64"
     assert differentiate(nn.Linear(3, 2), x, dtype="same").computed_in == "float32"
 

@@ -41,14 +41,14 @@ def test_exact_is_that_of_the_dense_matrices(name):
     other = moved(model)
     wanted = truth(model, other, x)
     marks = fingerprint(other)
-    found = representation_change(other, x, model.state_dict())
+    change = representation_change(other, x, model.state_dict())
     assert fingerprint(other) == marks
-    assert found.value == pytest.approx(wanted, rel=1e-10)
-    assert (found.method, found.rigor, found.products) == ("exact", Rigor.NUMERICAL, 0)
-    assert found.interval == (found.value, found.value)
-    assert "fit" in found.reason or "take" in found.reason
+    assert change.value == pytest.approx(wanted, rel=1e-10)
+    assert (change.method, change.rigor, change.products) == ("exact", Rigor.NUMERICAL, 0)
+    assert change.interval == (change.value, change.value)
+    assert "fit" in change.reason or "take" in change.reason
     both = representation_change(model, x, model.state_dict(), other.state_dict())
-    assert both.value == pytest.approx(found.value, rel=1e-9)
+    assert both.value == pytest.approx(change.value, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -56,22 +56,22 @@ def test_probes_agree(name):
     model, x = zoo.build(name)
     other = moved(model)
     marks = fingerprint(other)
-    found = representation_change(other, x, model.state_dict(), method="probes", probes=12, confidence=0.999)
+    change = representation_change(other, x, model.state_dict(), method="probes", probes=12, confidence=0.999)
     assert fingerprint(other) == marks
-    low, high = found.interval
+    low, high = change.interval
     assert low <= truth(model, other, x) * (1 + 1e-10)
     assert truth(model, other, x) <= high * (1 + 1e-10)
-    assert low <= found.value <= high
-    assert (found.method, found.rigor, found.products) == ("probes", Rigor.STATISTICAL, 12)
-    assert found.reason == "probes, as requested"
+    assert low <= change.value <= high
+    assert (change.method, change.rigor, change.products) == ("probes", Rigor.STATISTICAL, 12)
+    assert change.reason == "probes, as requested"
 
 
 def test_a_snapshot_follows_the_training():
     model, x = zoo.build("mlp")
     start = copy.deepcopy(model)
-    kept = {method: RepresentationSnapshot(model, x, method=method, probes=18) for method in ("exact", "probes")}
+    stored = {method: RepresentationSnapshot(model, x, method=method, probes=18) for method in ("exact", "probes")}
     rounding = 1e-26 * float(gram(model, x).square().sum())  # a few hundred eps of the norm, squared
-    assert all(snapshot.change().value <= rounding for snapshot in kept.values())
+    assert all(snapshot.change().value <= rounding for snapshot in stored.values())
     given = x.clone()
     x.zero_()  # the snapshot has its own
     for step in (1, 2):
@@ -79,28 +79,28 @@ def test_a_snapshot_follows_the_training():
             for p in model.parameters():
                 p.add_(0.05 * step)
         wanted = truth(start, model, given)
-        assert kept["exact"].change().value == pytest.approx(wanted, rel=1e-10)
-        found = kept["probes"].change()
-        assert found.interval[0] <= wanted <= found.interval[1]
-        assert kept["probes"].change().value == pytest.approx(found.value, rel=1e-9)
-        assert kept["exact"].change(start.state_dict()).value <= rounding
+        assert stored["exact"].change().value == pytest.approx(wanted, rel=1e-10)
+        change = stored["probes"].change()
+        assert change.interval[0] <= wanted <= change.interval[1]
+        assert stored["probes"].change().value == pytest.approx(change.value, rel=1e-9)
+        assert stored["exact"].change(start.state_dict()).value <= rounding
 
 
 def test_as_many_products_as_rows_leave_nothing_to_chance():
     model, x = zoo.build("mlp")  # ten rows
     other = moved(model)
-    found = representation_change(other, x, model.state_dict(), method="probes", probes=33)
+    change = representation_change(other, x, model.state_dict(), method="probes", probes=33)
     wanted = truth(model, other, x)
-    assert found.value == pytest.approx(wanted, rel=1e-9)
-    assert found.interval == pytest.approx((wanted, wanted), rel=1e-9)
+    assert change.value == pytest.approx(wanted, rel=1e-9)
+    assert change.interval == pytest.approx((wanted, wanted), rel=1e-9)
 
 
 def test_what_does_not_fit_is_probed(monkeypatch):
     model, x = zoo.build("mlp")
     monkeypatch.setattr(kernel_distance, "available_memory", lambda: 1000)
-    found = representation_change(moved(model), x, model.state_dict(), probes=9)
-    assert found.method == "probes"
-    assert "0.0 GB are available" in found.reason
+    change = representation_change(moved(model), x, model.state_dict(), probes=9)
+    assert change.method == "probes"
+    assert "0.0 GB are available" in change.reason
 
 
 def test_random_states_are_left_alone():
@@ -121,9 +121,9 @@ def test_words():
 def test_frozen_parameters_count_when_asked():
     model, x = zoo.build("frozen half")
     other = moved(model)
-    found = representation_change(other, x, model.state_dict(), include_frozen=True)
+    change = representation_change(other, x, model.state_dict(), include_frozen=True)
     J, K = (reference_jacobian(m, x, include_frozen=True) for m in (model, other))
-    assert found.value == pytest.approx(float((K @ K.T - J @ J.T).square().sum()), rel=1e-10)
+    assert change.value == pytest.approx(float((K @ K.T - J @ J.T).square().sum()), rel=1e-10)
 
 
 def test_the_models_own_dtype():

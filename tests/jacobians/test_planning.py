@@ -27,37 +27,37 @@ sizes = st.integers(1, 10**6)
     ],
 )
 def test_what_fits(n, m_y, d, memory, engine):
-    chosen = plan(n, m_y, d, memory=memory)
-    assert chosen.engine == engine
-    assert chosen.reason.startswith(engine)
-    assert "\n" not in chosen.reason
+    selected = plan(n, m_y, d, memory=memory)
+    assert selected.engine == engine
+    assert selected.reason.startswith(engine)
+    assert "\n" not in selected.reason
 
 
 def test_the_bound_of_the_streamed_engine_is_the_documented_one():
-    chosen = plan(100, 10, 11_000_000, memory=16 * GB, block_bytes=1 << 29)
-    assert chosen.peak_bytes == 4 * 8 * 1000**2 + (1 << 29)
-    assert chosen.flops == pytest.approx(10 / 3 * 11e6 * 1e6, rel=1e-2)
+    selected = plan(100, 10, 11_000_000, memory=16 * GB, block_bytes=1 << 29)
+    assert selected.peak_bytes == 4 * 8 * 1000**2 + (1 << 29)
+    assert selected.flops == pytest.approx(10 / 3 * 11e6 * 1e6, rel=1e-2)
 
 
 def test_a_few_parameters_are_not_streamed():
-    chosen = plan(1_000_000, 1, 2000, memory=10 * GB)
-    assert chosen.engine == "matrix-free"
-    assert "streamed saves nothing" in chosen.reason
+    selected = plan(1_000_000, 1, 2000, memory=10 * GB)
+    assert selected.engine == "matrix-free"
+    assert "streamed saves nothing" in selected.reason
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_overruled(engine):
-    chosen = plan(100, 10, 11_000_000, memory=GB, engine=engine)
-    assert chosen.engine == engine
-    assert "as requested" in chosen.reason
-    assert ("more than the 1.0 GB available" in chosen.reason) == (chosen.peak_bytes > GB)
+    selected = plan(100, 10, 11_000_000, memory=GB, engine=engine)
+    assert selected.engine == engine
+    assert "as requested" in selected.reason
+    assert ("more than the 1.0 GB available" in selected.reason) == (selected.peak_bytes > GB)
 
 
 @given(sizes, st.integers(1, 1000), sizes, st.integers(1, 10**12))
 def test_the_choice_fits_unless_nothing_does(n, m_y, d, memory):
-    chosen = plan(n, m_y, d, memory=memory)
-    assert chosen.engine == "matrix-free" or chosen.peak_bytes <= memory
-    assert chosen.engine != "streamed" or d > n * m_y
+    selected = plan(n, m_y, d, memory=memory)
+    assert selected.engine == "matrix-free" or selected.peak_bytes <= memory
+    assert selected.engine != "streamed" or d > n * m_y
 
 
 @given(sizes, sizes, st.integers(1, 10**11))

@@ -32,8 +32,8 @@ def assembled(columns: JacobianColumns) -> torch.Tensor:
     return J
 
 
-def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
-    return float((found - wanted).norm()) <= 1e-12 * float(wanted.norm())
+def close(computed: torch.Tensor, wanted: torch.Tensor) -> bool:
+    return float((computed - wanted).norm()) <= 1e-12 * float(wanted.norm())
 
 
 @pytest.mark.parametrize(("block_bytes", "chunk_size"), [(None, None), (3000, 2)])
@@ -41,25 +41,25 @@ def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
 def test_blocks_are_the_jacobian_and_leave_no_trace(name, block_bytes, chunk_size):
     model, x = zoo.build(name)
     wanted = reference_jacobian(model.layer if isinstance(model, zoo.Counting) else model, x)
-    before, kept = fingerprint(model), x.clone()
+    before, stored = fingerprint(model), x.clone()
     columns = JacobianColumns(model, x, block_bytes=block_bytes, chunk_size=chunk_size)
     assert columns.shape == tuple(wanted.shape)
     assert close(assembled(columns), wanted)
     assert fingerprint(model) == before
-    assert torch.equal(x, kept)
+    assert torch.equal(x, stored)
 
 
 @pytest.mark.parametrize("name", ["mlp", "lenet", "attention", "tied embedding"])
 def test_the_triangle_has_the_singular_values(name):
     model, x = zoo.build(name)
     wanted = reference_jacobian(model, x)
-    found = streamed_qr(model, x, block_bytes=1)
-    assert found.r.shape == (min(wanted.shape), len(wanted))
-    assert torch.equal(found.r, found.r.triu())
-    s, t = (torch.linalg.svdvals(matrix) for matrix in (wanted, found.r))
+    computed = streamed_qr(model, x, block_bytes=1)
+    assert computed.r.shape == (min(wanted.shape), len(wanted))
+    assert torch.equal(computed.r, computed.r.triu())
+    s, t = (torch.linalg.svdvals(matrix) for matrix in (wanted, computed.r))
     assert float((s - t).abs().max()) <= 1e-14 * len(s) * float(s[0])
-    assert (found.n, found.m_y, found.d) == (len(x), len(wanted) // len(x), wanted.shape[1])
-    assert found.computed_in == "float64"
+    assert (computed.n, computed.m_y, computed.d) == (len(x), len(wanted) // len(x), wanted.shape[1])
+    assert computed.computed_in == "float64"
 
 
 def test_digits_that_the_gram_matrix_loses():
@@ -68,20 +68,20 @@ def test_digits_that_the_gram_matrix_loses():
     u, v = (np.linalg.qr(rng.standard_normal((size, 12)))[0] for size in (12, 40))
     s = np.logspace(0, -12, 12)
     model = nn.Linear(40, 1, bias=False).double()
-    found = streamed_qr(model, u * s @ v.T)
-    small = torch.linalg.svdvals(found.r)[-1]
-    gram = torch.linalg.eigvalsh(found.r.T @ found.r)[0].clamp(min=0).sqrt()
+    computed = streamed_qr(model, u * s @ v.T)
+    small = torch.linalg.svdvals(computed.r)[-1]
+    gram = torch.linalg.eigvalsh(computed.r.T @ computed.r)[0].clamp(min=0).sqrt()
     assert abs(float(small) / 1e-12 - 1) < 1e-2
     assert abs(float(gram) / 1e-12 - 1) > 0.9
 
 
 def test_the_models_own_dtype_is_widened_in_the_triangle():
     model, x = zoo.build("mlp")
-    found = streamed_qr(model, x, dtype="same")
-    assert found.r.dtype == torch.float64
-    assert found.computed_in == "float32"
+    computed = streamed_qr(model, x, dtype="same")
+    assert computed.r.dtype == torch.float64
+    assert computed.computed_in == "float32"
     wanted = torch.linalg.svdvals(reference_jacobian(model, x))
-    assert float((torch.linalg.svdvals(found.r) - wanted).abs().max()) < 1e-5 * float(wanted[0])
+    assert float((torch.linalg.svdvals(computed.r) - wanted).abs().max()) < 1e-5 * float(wanted[0])
 
 
 def test_frozen_parameters():
@@ -159,9 +159,9 @@ def test_a_wrong_contraction_is_noticed(monkeypatch):
 def test_one_pass_for_layers_that_are_held_however_many_blocks():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(50, 60), nn.Tanh(), nn.Linear(60, 50), nn.Tanh(), nn.Linear(50, 1))
-    found = streamed_qr(model, torch.randn(40, 50), block_bytes=8 * 40 * 600)
-    assert found.blocks >= 10
-    assert found.passes <= 4
+    computed = streamed_qr(model, torch.randn(40, 50), block_bytes=8 * 40 * 600)
+    assert computed.blocks >= 10
+    assert computed.passes <= 4
 
 
 def test_memory_is_that_of_a_block():

@@ -48,9 +48,9 @@ def test_a_staircase_along_integers_whose_squares_wrap_around(kind):
     constants = {"rank": n, "width": len(thresholds), "add_constant": False, "c": 1.0, "margin": 1.0, "delta": 0.0}
     constants["s_min"] = float(floors.min()) * 0.4
     forged = seal("exploration", "staircase", {"Z": digest_rows(open_rows(Z))}, data, constants)
-    found = av.recheck(forged, Z=Z)
-    assert found.verdict is Verdict.FAILS
-    assert ("another kind" in found.reason) == (kind is np.int64)
+    result = av.recheck(forged, Z=Z)
+    assert result.verdict is Verdict.FAILS
+    assert ("another kind" in result.reason) == (kind is np.int64)
 
 
 @pytest.mark.parametrize(
@@ -69,9 +69,9 @@ def test_gates_with_projections_that_are_rounding_only(gate, slack, words):
     constants = {"rank": 4, "width": 2, "add_constant": False, "s_min": float(s / 25), "delta": float(delta)}
     constants["scaled_s_min"] = float(scaled_s / 2)
     forged = seal("exploration-gates", "gram", {"Z": digest_rows(open_rows(Z))}, {"gates": q}, constants)
-    found = av.recheck(forged, Z=Z)
-    assert found.verdict is Verdict.FAILS
-    assert words in found.reason
+    result = av.recheck(forged, Z=Z)
+    assert result.verdict is Verdict.FAILS
+    assert words in result.reason
 
 
 def test_what_a_certificate_of_gates_claims_is_proved_again():
@@ -105,8 +105,8 @@ def test_a_mapped_file_whose_name_now_belongs_to_another(tmp_path):
     np.save(tmp_path / "other.npy", good)
     os.replace(tmp_path / "other.npy", file)
     assert np.array_equal(Z[3], Z[7])
-    found = av.check_safe_exploration(Z, width=5)
-    assert (found.verdict, found.rigor) == (Verdict.FAILS, Rigor.PROOF)
+    result = av.check_safe_exploration(Z, width=5)
+    assert (result.verdict, result.rigor) == (Verdict.FAILS, Rigor.PROOF)
     assert av.check_safe_exploration(np.load(file, mmap_mode="r"), width=5).verdict is Verdict.HOLDS
 
 
@@ -125,10 +125,10 @@ def test_a_file_that_is_written_to_meanwhile(tmp_path, monkeypatch, most):
     monkeypatch.setattr(snapshot, "MOST_COPIED", most)
     monkeypatch.setattr(exploration, "find_staircase", written)
     if most:
-        found = av.check_safe_exploration(Z, width=5)
-        assert found.verdict is Verdict.HOLDS
-        assert av.recheck(found.certificate, Z=good).verdict is Verdict.HOLDS
-        assert av.recheck(found.certificate, Z=Z).verdict is Verdict.FAILS
+        result = av.check_safe_exploration(Z, width=5)
+        assert result.verdict is Verdict.HOLDS
+        assert av.recheck(result.certificate, Z=good).verdict is Verdict.HOLDS
+        assert av.recheck(result.certificate, Z=Z).verdict is Verdict.FAILS
     else:
         with pytest.raises(InvalidInput, match="rows that changed while they were read"):
             av.check_safe_exploration(Z, width=5)
@@ -150,10 +150,10 @@ def test_tiles_that_no_factorization_wrote(tmp_path):
         with pytest.raises(InvalidInput, match="a tile column that no factorization wrote"):
             av.check_safe_exploration(Z, q=q, method="gram", folder=tmp_path / name)
     tiles.FolderStore(tmp_path / "forged", keys[0]).append(np.eye(6))
-    found = av.check_safe_exploration(Z, q=q, method="gram", folder=tmp_path / "forged")
-    assert "1 of its tile columns from the folder" in str(found)
-    assert found.rigor is Rigor.NUMERICAL
-    assert av.recheck(found.certificate, Z=Z).verdict is Verdict.FAILS
+    result = av.check_safe_exploration(Z, q=q, method="gram", folder=tmp_path / "forged")
+    assert "1 of its tile columns from the folder" in str(result)
+    assert result.rigor is Rigor.NUMERICAL
+    assert av.recheck(result.certificate, Z=Z).verdict is Verdict.FAILS
 
 
 @pytest.mark.parametrize("delta", [None, 1e-3])
@@ -170,8 +170,8 @@ def test_the_norm_of_phi_is_bounded_for_exact_gates_and_all_of_the_ball(delta):
         cases.append((Z / np.linalg.norm(Z, axis=1)[:, None] * 2.0, random.standard_normal((4, 6))))
         cases[-1][0][:, -1] = 1.0
     for Z, q in cases:
-        found = av.check_safe_exploration(Z, q=q, method="gram", delta=delta)
-        if found.verdict is not Verdict.HOLDS:
+        result = av.check_safe_exploration(Z, q=q, method="gram", delta=delta)
+        if result.verdict is not Verdict.HOLDS:
             continue
         moved = Z.copy()
         if delta:
@@ -183,17 +183,17 @@ def test_the_norm_of_phi_is_bounded_for_exact_gates_and_all_of_the_ball(delta):
                 for gate in q.T:
                     x = sum(mp.mpf(float(a)) * mp.mpf(float(b)) for a, b in zip(z, gate))
                     total += (1 / (1 + mp.exp(-x))) ** 2 * size
-            assert mp.mpf(found.measured["norm_upper"]) >= mp.sqrt(total)
+            assert mp.mpf(result.measured["norm_upper"]) >= mp.sqrt(total)
 
 
 @pytest.mark.parametrize("seed", [3556, 1, 2, 3])
 def test_proofs_about_columns_of_very_different_sizes_are_proved_again(seed):
     random = np.random.default_rng(seed)
     Z = np.column_stack([random.standard_normal((3, 2)) * 10.0 ** np.array([[7, -8]]), np.ones(3)])
-    found = av.check_safe_exploration(Z, width=3, method="staircase")
-    if found.verdict is Verdict.HOLDS:
-        assert av.recheck(found.certificate, Z=Z).verdict is Verdict.HOLDS
-    assert found.verdict is Verdict.HOLDS or seed != 3556
+    result = av.check_safe_exploration(Z, width=3, method="staircase")
+    if result.verdict is Verdict.HOLDS:
+        assert av.recheck(result.certificate, Z=Z).verdict is Verdict.HOLDS
+    assert result.verdict is Verdict.HOLDS or seed != 3556
 
 
 @pytest.mark.parametrize("kind", [bool, complex, np.float32])
@@ -202,10 +202,10 @@ def test_arrays_of_a_kind_that_no_file_can_hold_are_refused_not_raised(kind):
     Z = np.column_stack([np.random.default_rng(0).standard_normal((12, 3)), np.ones(12)])
     of_gates = av.check_safe_exploration(Z, q=np.random.default_rng(1).standard_normal((4, 6)), method="gram")
     of_rank = av.check_rank(Z[:3], ball=av.Ball(norm=1e-12))
-    for found, inputs in ((of_gates, {"Z": Z}), (of_rank, {"A": Z[:3]})):
-        data = {name: array.astype(kind) for name, array in found.certificate.data.items()}
+    for computed, inputs in ((of_gates, {"Z": Z}), (of_rank, {"A": Z[:3]})):
+        data = {name: array.astype(kind) for name, array in computed.certificate.data.items()}
         assert data
-        changed = dataclasses.replace(found.certificate, data=data)
+        changed = dataclasses.replace(computed.certificate, data=data)
         resealed = dataclasses.replace(changed, seal=changed.expected_seal())
         assert resealed.sealed
         again = av.recheck(resealed, **inputs)

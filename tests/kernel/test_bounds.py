@@ -130,9 +130,9 @@ def test_definite_floor_is_its_formula(order, width, scale, monkeypatch):
         (size / 99, size / 70),
     ]
     for noise, target in cases:
-        found = floats.definite_floor(lambda r, c: scale * np.eye(order)[r, c], order, size, noise, target)
-        assert near(found, definite_expected(order, width, scale, noise, target), power(-40))
-        assert target <= found <= Fraction(scale)
+        computed = floats.definite_floor(lambda r, c: scale * np.eye(order)[r, c], order, size, noise, target)
+        assert near(computed, definite_expected(order, width, scale, noise, target), power(-40))
+        assert target <= computed <= Fraction(scale)
 
 
 def test_tiles_below_the_diagonal_are_charged(monkeypatch):
@@ -140,16 +140,16 @@ def test_tiles_below_the_diagonal_are_charged(monkeypatch):
     monkeypatch.setattr(floats, "TILE", 1)
     M, size, quarter = np.array([[1.25, 3.0], [3.0, 10.25]]), Fraction(12), Fraction(1, 4)
     target = quarter - Fraction(6, 5) * g(4) * size - 16 * U * size  # so that the shift is 1/4
-    found = floats.definite_floor(lambda r, c: M[r, c].copy(), 2, size, Fraction(0), target)
+    computed = floats.definite_floor(lambda r, c: M[r, c].copy(), 2, size, Fraction(0), target)
     expected = quarter - g(3) * (size + quarter) - g(4) * (1 + 9 + 1) - 4 * 4 * OMEGA
-    assert near(found, expected, power(-56))
+    assert near(computed, expected, power(-56))
     # Without the tile of 1 below the diagonal, it remains, and its transpose: sqrt 2 is more than the shift.
     monkeypatch.setattr(floats.np.linalg, "solve", lambda factor, part: 0 * part)
     M, target = np.array([[2.0, 1.0], [1.0, 2.0]]), Fraction(5, 4)
     with pytest.raises(NotProved):
         floats.definite_floor(lambda r, c: M[r, c].copy(), 2, Fraction(3), Fraction(0), target)
-    found = floats.definite_floor(lambda r, c: M[r, c].copy(), 2, Fraction(3), Fraction(0), Fraction(3, 2))
-    assert near(found, Fraction(3, 2) - sqrt_up(Fraction(2)), power(-40))
+    computed = floats.definite_floor(lambda r, c: M[r, c].copy(), 2, Fraction(3), Fraction(0), Fraction(3, 2))
+    assert near(computed, Fraction(3, 2) - sqrt_up(Fraction(2)), power(-40))
 
 
 def test_definite_floor_and_underflow():
@@ -157,9 +157,9 @@ def test_definite_floor_and_underflow():
     scale, order = 2.0**-1008, 3
     size = Fraction(scale) * order
     for target in (Fraction(scale) / 2, Fraction(scale) / 64):
-        found = floats.definite_floor(lambda r, c: scale * np.eye(order)[r, c], order, size, Fraction(0), target)
-        assert near(found, definite_expected(order, 1024, scale, Fraction(0), target), power(-30))
-    assert target - found >= order**2 * 5 * OMEGA / 2
+        computed = floats.definite_floor(lambda r, c: scale * np.eye(order)[r, c], order, size, Fraction(0), target)
+        assert near(computed, definite_expected(order, 1024, scale, Fraction(0), target), power(-30))
+    assert target - computed >= order**2 * 5 * OMEGA / 2
     with pytest.raises(NotProved):  # 9 times 5 omega is more than the matrix
         floats.definite_floor(lambda r, c: 2.0**-1020 * np.eye(3)[r, c], 3, power(-1018), Fraction(0), Fraction(0))
 
@@ -177,11 +177,13 @@ def test_definite_floor_is_below_the_smallest_eigenvalue(width, monkeypatch):
             for share in (0.0, 0.5, 0.999):
                 target = Fraction(share) * Fraction(float(least))
                 try:
-                    found = floats.definite_floor(lambda r, c, M=M: M[r, c].copy(), n, Fraction(n), Fraction(0), target)
+                    computed = floats.definite_floor(
+                        lambda r, c, M=M: M[r, c].copy(), n, Fraction(n), Fraction(0), target
+                    )
                 except NotProved:
                     assert condition * share > 1e9
                     continue
-                assert mpmath.mpf(found.numerator) / found.denominator <= least
+                assert mpmath.mpf(computed.numerator) / computed.denominator <= least
             above = Fraction(float(least)) * Fraction(1001, 1000)
             with pytest.raises(NotProved):
                 floats.definite_floor(lambda r, c, M=M: M[r, c].copy(), n, Fraction(n), Fraction(0), above)
@@ -203,8 +205,8 @@ def test_gram_products_err_by_what_is_charged():
     d = 64
     A = np.full((1, d), math.sqrt(1.0 + 2.0**-30))
     exact = d * Fraction(A[0, 0]) ** 2
-    found = Fraction(float((A @ A.T)[0, 0]))
-    assert abs(found - exact) <= g(d) * exact
+    computed = Fraction(float((A @ A.T)[0, 0]))
+    assert abs(computed - exact) <= g(d) * exact
 
 
 def test_inverse_floor_is_its_formula():
@@ -231,7 +233,7 @@ def test_gate_floor_hands_on_its_bound(monkeypatch):
     Z, q = np.array([[0.0, 1.0], [0.0, 1.0]]), np.array([[0.0, 3.0], [0.0, 4.0]])
     for delta, weights in ((Fraction(0), None), (Fraction(1, 2**30), None), (Fraction(0), np.array([2.0, 4.0]))):
         claimed = Fraction(1, 8)
-        found = gates.gate_floor(Z, q, weights, delta, claimed, map)
+        computed = gates.gate_floor(Z, q, weights, delta, claimed, map)
         S = gates.logistic(Z @ q) * (1.0 if weights is None else weights)
         lengths, rows = floats.lengths_up(S), floats.lengths_up(Z)
         longest, steepest = Fraction(float(rows.max())), Fraction(float(floats.lengths_up(q.T.copy()).max()))
@@ -245,7 +247,7 @@ def test_gate_floor_hands_on_its_bound(monkeypatch):
         assert given["e"] == noise
         assert given["s"] == units**2 + noise
         assert given["t"] == (claimed * power(e) + moved) ** 2
-        assert found == (sqrt_down(2 * given["t"]) - moved) / power(e)
+        assert computed == (sqrt_down(2 * given["t"]) - moved) / power(e)
 
 
 def test_gram_matrices_of_gates_have_signs(monkeypatch):
@@ -314,9 +316,9 @@ def test_losses_are_enclosed_and_the_enclosure_is_its_formula(loss):
                 if loss == "squared":
                     total += sum((f[j] - mp(Y[i, j])) ** 2 for j in range(m_y))
                 elif loss == "cross_entropy" and m_y > 1:
-                    own = int(Y[i].argmax())
-                    total += mpmath.log(sum(mpmath.exp(f[k] - f[own]) for k in range(m_y)))
-                    mistakes += any(f[k] >= f[own] for k in range(m_y) if k != own)
+                    label = int(Y[i].argmax())
+                    total += mpmath.log(sum(mpmath.exp(f[k] - f[label]) for k in range(m_y)))
+                    mistakes += any(f[k] >= f[label] for k in range(m_y) if k != label)
                 else:
                     signs = [-1 if Y[i, j] else 1 for j in range(m_y)]
                     total += sum(mpmath.log1p(mpmath.exp(s * value)) for s, value in zip(signs, f, strict=True))
@@ -384,8 +386,8 @@ def test_leads_of_classes_are_off_by_both_outputs():
 def test_the_library_is_charged_in_losses_of_two_classes():
     inputs = {"Z": np.ones((1, 1)), "Y": np.zeros((1, 1)), "R": np.zeros((1, 1)), "W": np.ones((1, 1))}
     lower, upper, wrong = loss_interval({**inputs, "theta": np.zeros((1, 1))}, np.zeros((1, 1)), "binary_cross_entropy")
-    for found, sign in ((upper, 1), (lower, -1)):
-        assert float(found) / math.log(2) - 1 == pytest.approx(sign * 4 * 2.0**-40, rel=1e-3)
+    for computed, sign in ((upper, 1), (lower, -1)):
+        assert float(computed) / math.log(2) - 1 == pytest.approx(sign * 4 * 2.0**-40, rel=1e-3)
     assert wrong == 1
 
 
@@ -430,8 +432,8 @@ def test_exponents_end_at_a_thousand():
 def test_long_products_modulo_primes_are_exact():
     p, rng = next(small_primes()), np.random.default_rng(0)
     A, B = (rng.integers(p // 2 - 9, p // 2, shape) for shape in ((3, 60000), (60000, 3)))
-    found = exact._product(A.astype(float), B.astype(float), p)
-    assert np.array_equal(found.astype(np.int64) % p, (A.astype(object) @ B.astype(object)) % p)
+    computed = exact._product(A.astype(float), B.astype(float), p)
+    assert np.array_equal(computed.astype(np.int64) % p, (A.astype(object) @ B.astype(object)) % p)
 
 
 def test_ranks_modulo_primes():

@@ -67,9 +67,9 @@ def numpy_only(tmp_path):
     for name in ("__init__.py", "_version.py", "errors.py", "results.py", "kernel"):
         (place / "alignver" / name).symlink_to(ROOT / "alignver" / name)
     packages = Path(np.__file__).parents[1]
-    for found in packages.glob("numpy*"):
-        if found.name in ("numpy", "numpy.libs"):
-            (place / found.name).symlink_to(found)
+    for computed in packages.glob("numpy*"):
+        if computed.name in ("numpy", "numpy.libs"):
+            (place / computed.name).symlink_to(computed)
     environment = {"PYTHONPATH": str(place), "PATH": os.environ["PATH"], "HOME": str(tmp_path)}
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:

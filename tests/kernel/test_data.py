@@ -30,8 +30,8 @@ NO_LOSS = {"loss": None, "floor": 0.0, "errors": None}
 def of_rows(X, kind="<f8", shape=None):
     """Return the record of X, and the digests of its distinct rows."""
     digests = digests_of(canonical(X, kind))
-    kept = b"".join(dict.fromkeys(digests))
-    return record_of(digests, shape or np.shape(X), kind), np.frombuffer(kept, dtype=np.uint8).reshape(-1, 32)
+    stored = b"".join(dict.fromkeys(digests))
+    return record_of(digests, shape or np.shape(X), kind), np.frombuffer(stored, dtype=np.uint8).reshape(-1, 32)
 
 
 def claimed(claim, X=X, Y=None, kind="<f8", rows=None, sealed=None, **constants):
@@ -366,8 +366,8 @@ def test_hostile_constants_are_refused(name):
     for value in HOSTILE:
         certificate = seal("conflicting", "digests", inputs, content, {**base, name: value})
         nothing_said = name == "errors" and value is None
-        found = verify(certificate, {"X": X, "Y": BAD}).verdict
-        assert found is (Verdict.HOLDS if nothing_said else Verdict.FAILS), value
+        result = verify(certificate, {"X": X, "Y": BAD}).verdict
+        assert result is (Verdict.HOLDS if nothing_said else Verdict.FAILS), value
     fewer = {key: value for key, value in base.items() if key != name}
     certificate = seal("conflicting", "digests", inputs, content, fewer)
     assert verify(certificate, {"X": X, "Y": BAD}).verdict is Verdict.FAILS

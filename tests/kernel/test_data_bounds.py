@@ -33,11 +33,11 @@ from alignver.kernel.data import least_loss
     ],
 )  # fmt: skip
 def test_bounds_of_three_equal_samples(Y, loss, sum_of_losses, errors):
-    lower, found = least_loss(np.zeros(3, dtype=int), np.array(Y, dtype=float), loss)
+    lower, computed = least_loss(np.zeros(3, dtype=int), np.array(Y, dtype=float), loss)
     with mpmath.workdps(60):
         exact = mpmath.mpf(sum_of_losses) / 3
         assert exact * (1 - mpmath.mpf(2) ** -30) <= mpmath.mpf(lower) <= exact * (1 + mpmath.mpf(2) ** -50)
-    assert found == errors
+    assert computed == errors
     apart = least_loss(np.arange(3), np.array(Y, dtype=float), loss)
     assert apart[1] in (0, None)
 
@@ -139,9 +139,9 @@ def test_the_logarithm_of_the_library_is_good_enough():
     )
     worst = mpmath.mpf(0)
     with mpmath.workdps(60):
-        for value, found in zip(x.tolist(), np.log1p(x).tolist(), strict=True):
+        for value, computed in zip(x.tolist(), np.log1p(x).tolist(), strict=True):
             exact = mpmath.log1p(mpmath.mpf(value))
-            error = abs(mpmath.mpf(found) - exact)
+            error = abs(mpmath.mpf(computed) - exact)
             worst = max(worst, 0 if error <= mpmath.mpf(2) ** -1074 else error / exact)
         assert worst < mpmath.mpf(2) ** -46
 

@@ -483,8 +483,8 @@ def test_gaps_at_their_edges():
     ranked = {**below, "ranks": [{"s_min": 0.5}], "gap": 0.99}
     assert holds("suboptimality", "outputs", inputs, {}, ranked)
     assert not holds("suboptimality", "outputs", inputs, {}, {**ranked, "gap": 1.01})
-    for data, said, words in ((better, below, "better by more than 0.7499"), ({}, ranked, "its infimum is 0")):
-        assert words in verify(seal("suboptimality", "outputs", inputs, data, said), inputs).reason
+    for data, stated, words in ((better, below, "better by more than 0.7499"), ({}, ranked, "its infimum is 0")):
+        assert words in verify(seal("suboptimality", "outputs", inputs, data, stated), inputs).reason
     for name, other in (
         ("Z", np.array([[1.0, 2.0]])), ("Y", np.zeros((1, 2))), ("R", np.zeros((3, 1))), ("theta", np.zeros((1, 3))),
     ):  # fmt: skip

@@ -46,9 +46,9 @@ def always(value: Any) -> Any:
     return lambda *arguments, **options: value
 
 
-def lifted_tile(self: Any, own: slice, columns: slice) -> Any:
-    block = (self.T[own] @ self.T[columns].T) * (self.Z[own] @ self.Z[columns].T)
-    if own == columns:
+def lifted_tile(self: Any, model: slice, columns: slice) -> Any:
+    block = (self.T[model] @ self.T[columns].T) * (self.Z[model] @ self.Z[columns].T)
+    if model == columns:
         block.flat[:: block.shape[1] + 1] += 2.0**-10
     return block
 
@@ -63,8 +63,10 @@ def blocks_that_hold(Z: Any, start: int, stop: int, delta: float = 0.0) -> Any:
 
 def other_rows(scaled: Any) -> Any:
     def changed(A: Any, **options: Any) -> Any:
-        found = scaled(A, **options)
-        return dataclasses.replace(found, matrix=np.eye(*A.shape) + 0.01 * found.matrix / np.abs(found.matrix).max())
+        computed = scaled(A, **options)
+        return dataclasses.replace(
+            computed, matrix=np.eye(*A.shape) + 0.01 * computed.matrix / np.abs(computed.matrix).max()
+        )
 
     return changed
 

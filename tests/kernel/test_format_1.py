@@ -50,12 +50,12 @@ def test_every_claim_and_method_is_kept():
     from alignver.kernel import exploration, matrices, optimality
 
     known = matrices.METHODS | exploration.METHODS | optimality.METHODS
-    kept = {(c.claim, c.method) for c in map(kernel.load_certificate, KEPT)}
+    stored = {(c.claim, c.method) for c in map(kernel.load_certificate, KEPT)}
     # Nobody has ever written these: a rank by a residual's means, or the other way round.
     never = {("not-rank", "right inverse"), ("membership", "primes")}
-    assert kept <= set(known)
-    assert {method for _, method in known} - {"right inverse"} <= {method for _, method in kept}
-    assert not never & kept
+    assert stored <= set(known)
+    assert {method for _, method in known} - {"right inverse"} <= {method for _, method in stored}
+    assert not never & stored
 
 
 @pytest.mark.parametrize("folder", [f for f in KEPT if f.name in ("gram-ball", "residual-ball", "rank", "factored")])

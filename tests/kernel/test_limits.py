@@ -57,9 +57,9 @@ def look() -> Iterator[Callable[[Path, Path], tuple[int, str, float, float]]]:
 
     def of(folder: Path, matrix: Path) -> tuple[int, str, float, float]:
         print(ascii([str(folder), str(matrix)]), file=process.stdin, flush=True)
-        found = ast.literal_eval(process.stdout.readline())
-        assert isinstance(found, list), found
-        return tuple(found)
+        computed = ast.literal_eval(process.stdout.readline())
+        assert isinstance(computed, list), computed
+        return tuple(computed)
 
     yield of
     process.communicate(timeout=60)
@@ -139,9 +139,9 @@ def test_malformed_folders_cost_a_line(case, look, tmp_path):
     folder = seal("rank", "minor", {"A": np.eye(2)}, claim, {"rank": 2}).save(tmp_path / "proof")
     np.save(tmp_path / "A.npy", np.eye(2))
     MALFORMED[case](folder)
-    code, said, spent, grown = look(folder, tmp_path / "A.npy")
-    assert code == 2, said
-    assert said.endswith("\n")
-    assert said[:-1].isprintable()
+    code, words, spent, grown = look(folder, tmp_path / "A.npy")
+    assert code == 2, words
+    assert words.endswith("\n")
+    assert words[:-1].isprintable()
     assert spent < SECONDS
     assert grown < MEGABYTES + (600 if "600 MB" in case else 0)

@@ -50,8 +50,8 @@ def test_bounds_hold_for_every_iterate(backend, rng, iterations):
     for y in (rng.standard_normal(20), a @ rng.standard_normal(30)):
         iterate = lsmr(Operator(a, backend), backend(y), iterations=iterations)
         for tau in (1e-9, s[5] / 2, s[2], s[0] * 2):
-            kept = u[:, : int(np.sum(s > tau))]
-            exact = np.linalg.norm(y - kept @ (kept.T @ y))
+            stored = u[:, : int(np.sum(s > tau))]
+            exact = np.linalg.norm(y - stored @ (stored.T @ y))
             low, high = iterate.residual_bounds(tau)
             slack = 1e-10 * np.linalg.norm(y)
             assert low - slack <= exact <= high + slack

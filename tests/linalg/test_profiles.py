@@ -26,16 +26,16 @@ def matrix(request, rng):
 def exact_rho(a, y, tau):
     """rho(tau) straight from its definition."""
     u, s, _ = np.linalg.svd(a, full_matrices=False)
-    kept = u[:, s > tau]
-    return np.linalg.norm(y - kept @ (kept.T @ y)) / np.linalg.norm(y)
+    stored = u[:, s > tau]
+    return np.linalg.norm(y - stored @ (stored.T @ y)) / np.linalg.norm(y)
 
 
 def test_reduction_keeps_singular_values_and_distance(backend, matrix, rng):
     y = rng.standard_normal(matrix.shape[0])
     reduced = reduce(backend(matrix), backend(y))
     s = np.linalg.svd(matrix, compute_uv=False)
-    kept = np.linalg.svd(host(reduced.matrix), compute_uv=False)[: s.size]
-    np.testing.assert_allclose(kept, s, rtol=1e-12, atol=1e-13 * s[0])
+    stored = np.linalg.svd(host(reduced.matrix), compute_uv=False)[: s.size]
+    np.testing.assert_allclose(stored, s, rtol=1e-12, atol=1e-13 * s[0])
     assert np.hypot(norm(reduced.target), reduced.leftover) == pytest.approx(np.linalg.norm(y), rel=1e-13)
 
 

@@ -28,8 +28,8 @@ def test_rows_are_those_of_the_layer():
     # slope is at most one. Relative to the largest sum of magnitudes, not to a result that may be near zero.
     size = (np.abs(X) @ np.abs(net[0].weight.detach().numpy()).T + np.abs(net[0].bias.detach().numpy())).max()
     for batch in (1, 4, 100):
-        found = extract_features(net, X, "2", batch_size=batch)
-        np.testing.assert_allclose(found, reference, rtol=0, atol=2 * 10 * np.finfo(np.float32).eps * size)
+        computed = extract_features(net, X, "2", batch_size=batch)
+        np.testing.assert_allclose(computed, reference, rtol=0, atol=2 * 10 * np.finfo(np.float32).eps * size)
     assert extract_features(net, X).shape == (11, 2)
     assert [len(block) for block in feature_blocks(net, X, "2", batch_size=4)] == [4, 4, 3]
 
@@ -90,9 +90,9 @@ def test_inputs_that_do_not_fit():
 
 def test_saved_features_are_the_same(tmp_path):
     net, X = network(), np.random.default_rng(0).standard_normal((50, 4))
-    kept = save_features(tmp_path / "Z.npy", net, X, "2", batch_size=7)
-    np.testing.assert_array_equal(kept, extract_features(net, X, "2", batch_size=7))
-    assert (kept.dtype, kept.filename) == (np.float32, tmp_path / "Z.npy")
+    stored = save_features(tmp_path / "Z.npy", net, X, "2", batch_size=7)
+    np.testing.assert_array_equal(stored, extract_features(net, X, "2", batch_size=7))
+    assert (stored.dtype, stored.filename) == (np.float32, tmp_path / "Z.npy")
     with pytest.raises(InvalidInput, match=r"file: got .* which cannot be written"):
         save_features(tmp_path / "nowhere" / "Z.npy", net, X, "2")
     with torch.no_grad():

@@ -127,10 +127,10 @@ def test_what_is_left_out_would_have_found_nothing(kinds, n):
         torch.default_generator.manual_seed(n)
         model, x = chain(*[kind() for kind in kinds]), torch.randn(n, 3)
     assert is_sample_independent(model, x)
-    found, columns = gram(model, x), jacobian(model, x)
+    computed, columns = gram(model, x), jacobian(model, x)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(validate_model, "is_sample_independent", lambda *args: False)
-        assert torch.equal(gram(copy.deepcopy(model), x), found)
+        assert torch.equal(gram(copy.deepcopy(model), x), computed)
         assert torch.equal(jacobian(copy.deepcopy(model), x), columns)
 
 

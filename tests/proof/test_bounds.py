@@ -173,13 +173,13 @@ def test_distance_is_below_the_exact_distance_and_close() -> None:
     for n, d in ((2, 1), (6, 3), (20, 12)):
         for scale in (1e-100, 1.0, 1e100):
             J, y = rng.standard_normal((n, d)) * scale, rng.standard_normal(n)
-            found = distance_from(J, y)
+            computed = distance_from(J, y)
             with mpmath.workprec(400):
                 M, b = mpmath.matrix(J.tolist()), mpmath.matrix(y.tolist())
                 beta = mpmath.lu_solve(M.T * M, M.T * b)
                 exact = float(mpmath.norm(b - M * beta))
-            assert found.proved
-            assert 0.99 * exact < found.distance <= exact
+            assert computed.proved
+            assert 0.99 * exact < computed.distance <= exact
 
 
 def test_distance_over_a_ball_is_below_that_of_every_member_tried() -> None:

@@ -161,9 +161,9 @@ def shifts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, bool]]:
     seen: list[tuple[float, bool]] = []
 
     def factor(A: np.ndarray, shift: float) -> np.ndarray | None:
-        found = factor_shifted(A, shift)
-        seen.append((shift, found is not None))
-        return found
+        computed = factor_shifted(A, shift)
+        seen.append((shift, computed is not None))
+        return computed
 
     monkeypatch.setattr(gram_module, "factor_shifted", factor)
     return seen
@@ -241,7 +241,7 @@ def residual_bound(A: np.ndarray, X: np.ndarray, residual: np.ndarray) -> tuple[
 
     def cut(M: list[list[Fraction]]) -> tuple[list[list[Fraction]], list[list[Fraction]]]:
         heads = [[Fraction(round(x * grid)) / grid for x in row] for row in M]
-        return heads, [[x - h for x, h in zip(row, own, strict=True)] for row, own in zip(M, heads, strict=True)]
+        return heads, [[x - h for x, h in zip(row, head, strict=True)] for row, head in zip(M, heads, strict=True)]
 
     def norm(M: list[list[Fraction]]) -> Fraction:
         # Of one column, or of a matrix's rows in turn.
@@ -264,8 +264,8 @@ def residual_bound(A: np.ndarray, X: np.ndarray, residual: np.ndarray) -> tuple[
         computed = [[Fraction(float(x)) / power] for x in residual[:, k]]
         rest = [[a[0] - b[0]] for a, b in zip(first, computed, strict=True)]
         products = norm(tail) * norm(unit) + norm(head) * norm(unit_tail)
-        own = U * (norm(first) + 3 * norm(rest) + norm(computed)) + norm(computed) + gamma(d + 2) * products
-        bound += ((own + 8 * n * d * OMEGA) * power) ** 2
+        share = U * (norm(first) + 3 * norm(rest) + norm(computed)) + norm(computed) + gamma(d + 2) * products
+        bound += ((share + 8 * n * d * OMEGA) * power) ** 2
     exact = times(A, X)
     wrong = sum((((i == j) - exact[i][j]) ** 2 for i in range(n) for j in range(n)), Fraction(0))
     return root(bound), root(wrong)
@@ -333,13 +333,13 @@ def test_residuals_of_scaled_and_unscaled_right_inverses() -> None:
         for lost in (0.0, 2.0**-10):
             scaled = Scaled(np.eye(3), np.array([4, 0, -6]), lost)
             spread = (1 - Fraction(epsilon) * 2**10) / 32 - Fraction(lost) * 2**6
-            found = _unscaled(X, epsilon, scaled)
-            pinned_below(found, spread, 2.0**-38) if spread > 0 else pinned_below(found, Fraction(0))
+            computed = _unscaled(X, epsilon, scaled)
+            pinned_below(computed, spread, 2.0**-38) if spread > 0 else pinned_below(computed, Fraction(0))
             proof = _conclude(X, epsilon, 2.0, lost, scaled, None)
-            own = ((1 - Fraction(epsilon)) / 2 - Fraction(lost)) / 16
+            least = ((1 - Fraction(epsilon)) / 2 - Fraction(lost)) / 16
             assert proof.proved == (epsilon + 2 * lost < 1)
             if proof.proved:
-                pinned_below(proof.s_min, max(own, spread), 2.0**-36)
+                pinned_below(proof.s_min, max(least, spread), 2.0**-36)
             assert _conclude(X, epsilon, 2.0, (1 - epsilon) / 2 * (1 - 2.0**-40), scaled, None).proved
             assert not _conclude(X, epsilon, 2.0, (1 - epsilon) / 2, scaled, None).proved
 
@@ -395,9 +395,9 @@ def test_distance_from_a_column_space(part: str, J: float, beta: float, r: float
 def test_distances_at_the_edge() -> None:
     J, y = np.array([[1.0], [1.0]]), np.array([1.0, -1.0])
     for scale in (1.0, 2.0**-300, 2.0**300):
-        found = distance_from(J * scale, y / scale)
-        assert 0.97 * math.sqrt(2.0) < found.distance * scale <= math.sqrt(2.0)
-        assert 0.9 * found.distance < found.stated < 0.98 * found.distance
+        computed = distance_from(J * scale, y / scale)
+        assert 0.97 * math.sqrt(2.0) < computed.distance * scale <= math.sqrt(2.0)
+        assert 0.9 * computed.distance < computed.stated < 0.98 * computed.distance
     # (1, t) reaches the direction of (0, 1) at no finite t, but (0, 1) is within 1 of (1, 0); half of it is proved.
     J, y = np.array([[1.0], [0.0]]), np.array([0.0, 1.0])
     assert distance_from(J, y, Ball(norm=0.44)).proved

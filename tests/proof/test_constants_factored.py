@@ -45,15 +45,19 @@ def lengths(layer: Layer, exponents: np.ndarray) -> list[Fraction]:
 
 def constants(layers: list[Layer], exponents: np.ndarray) -> tuple[Fraction, Fraction, Fraction]:
     """The margin, what forming columns changes, and the Frobenius norm's upper bound."""
-    own = [lengths(layer, exponents) for layer in layers]
-    N, terms, spread = len(own[0]), roundings(layers), [sum(p * p for p in row) for row in zip(*own, strict=True)]
+    norms = [lengths(layer, exponents) for layer in layers]
+    N, terms, spread = (
+        len(norms[0]),
+        roundings(layers),
+        [sum(p * p for p in row) for row in zip(*norms, strict=True)],
+    )
     trace, largest = sum(spread, Fraction(0)), max(spread)
     tiny = N * Fraction(terms) ** 4 * OMEGA * 2**802
     g = gamma(N + 2)
     backward = g / (1 - g) * trace * ROOM + 8 * N * (N + 2 + largest * ROOM) * OMEGA
     margin = 2 * (gamma(terms) * trace * ROOM + tiny + backward) + 32 * U * trace
     lost = N * sum(layer.columns * layer.inputs.shape[1] for layer in layers) * OMEGA * 2**400
-    for layer, p in zip(layers, own, strict=True):
+    for layer, p in zip(layers, norms, strict=True):
         T = layer.inputs.shape[1]
         if T > 1:
             lost += gamma(T + 3) * root(sum((x * x for x in p), Fraction(0))) + N * layer.columns * T * OMEGA
@@ -85,39 +89,39 @@ def test_constants_of_a_proof_through_factors(name: str, monkeypatch: pytest.Mon
     layers, seen = CASES[name], []
 
     def factor(A: np.ndarray, shift: float) -> np.ndarray | None:
-        found = factor_shifted(A, shift)
-        seen.append((shift, found is not None, A.copy()))
-        return found
+        computed = factor_shifted(A, shift)
+        seen.append((shift, computed is not None, A.copy()))
+        return computed
 
     monkeypatch.setattr(cholesky, "factor_shifted", factor)
     sizes: list[float] = []
     proof = row_rank_by_factors(layers, lambda size: sizes.append(size) or 0.0)
     assert proof.proved, proof.reason
     assert proof.exponents is not None
-    found = proof.constants
+    computed = proof.constants
     margin, lost, tiny = constants(layers, proof.exponents)
-    pinned(found["margin"], margin, 2.0**-30)
-    assert seen[0][0] == found["margin"]
-    pinned(found["lost"], lost, 2.0**-30)
-    shift = Fraction(found["shift"])
+    pinned(computed["margin"], margin, 2.0**-30)
+    assert seen[0][0] == computed["margin"]
+    pinned(computed["lost"], lost, 2.0**-30)
+    shift = Fraction(computed["shift"])
     assert shift > 0
     assert any(ok and Fraction(taken) >= margin + shift for taken, ok, _ in seen)
     top = Fraction(2) ** int(proof.exponents.max())
-    pinned_below(found["s_min"], (root(shift) - lost) / top, 2.0**-45)
+    pinned_below(computed["s_min"], (root(shift) - lost) / top, 2.0**-45)
     diagonal = [Fraction(float(x)) for x in seen[0][2].diagonal()]
     squares = [
         sum(p * p for p in row) for row in zip(*(lengths(each, proof.exponents) for each in layers), strict=True)
     ]
-    own = [
+    squares = [
         ((x + gamma(roundings(layers)) * ROOM * s) * (1 + Fraction(1, 2**40)) + tiny) / Fraction(4) ** int(e)
         for x, s, e in zip(diagonal, squares, proof.exponents, strict=True)
     ]
-    size = root(sum(own, Fraction(0))) + lost / Fraction(2) ** int(proof.exponents.min())
+    size = root(sum(squares, Fraction(0))) + lost / Fraction(2) ** int(proof.exponents.min())
     pinned(sizes[0], size, 2.0**-46)
     # The matrix itself is no larger, and a little less.
     J = np.concatenate([formed(each) for each in layers], axis=1)
     assert np.linalg.norm(J) <= sizes[0] <= np.linalg.norm(J) * (1 + 2.0**-32)
-    assert found["s_min"] <= np.linalg.svd(J, compute_uv=False)[-1]
+    assert computed["s_min"] <= np.linalg.svd(J, compute_uv=False)[-1]
 
 
 def formed(layer: Layer) -> np.ndarray:
@@ -156,9 +160,9 @@ def test_factors_are_definite_as_far_as_the_margin_says(a: int, size: float) -> 
     margin, _, _ = constants([Layer("w", inputs, np.ones((1, 2, 1, 1)))], np.zeros(2, dtype=int))
     need = 2 * margin / Fraction(size) ** 2
     assert not proof(math.sqrt(0.93 * need)).constants
-    found = proof(math.sqrt(1.2 * need))
-    assert found.constants or found.proved
-    assert found.s_min <= size * math.sqrt(0.6 * need)
+    computed = proof(math.sqrt(1.2 * need))
+    assert computed.constants or computed.proved
+    assert computed.s_min <= size * math.sqrt(0.6 * need)
 
 
 # Exact proofs
@@ -204,8 +208,8 @@ def test_a_minor_that_vanishes_modulo_primes_is_found_by_the_next() -> None:
 def test_primes_are_those_below_2_to_the_62() -> None:
     exact = pytest.importorskip("alignver.proof.exact")
     flint = pytest.importorskip("flint")
-    found = list(itertools.islice(exact.primes(), 5))
-    assert found == [p for p in range(2**62 - 1, found[-1] - 1, -1) if flint.fmpz(p).is_prime()]
+    computed = list(itertools.islice(exact.primes(), 5))
+    assert computed == [p for p in range(2**62 - 1, computed[-1] - 1, -1) if flint.fmpz(p).is_prime()]
 
 
 def test_integers_are_the_floats() -> None:

@@ -176,8 +176,8 @@ def test_a_digest_is_asked_for_every_factor_that_is_given():
 
 
 def test_why_there_is_no_proof():
-    def reason(found: list[Layer], radius: float = 0.0) -> str:
-        proof = row_rank_by_factors(found, lambda size: radius)
+    def reason(computed: list[Layer], radius: float = 0.0) -> str:
+        proof = row_rank_by_factors(computed, lambda size: radius)
         assert not proof.proved
         return proof.reason
 

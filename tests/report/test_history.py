@@ -83,13 +83,13 @@ def test_a_killed_process_leaves_every_line_it_wrote(tmp_path):
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
         for _ in range(20):
-            said = int(child.stdout.readline())
+            words = int(child.stdout.readline())
     finally:
         os.kill(child.pid, signal.SIGKILL)
         rest = child.stdout.read().split()
         child.wait()
         child.stdout.close()
-    last = max([said, *(int(line) for line in rest if line)])
+    last = max([words, *(int(line) for line in rest if line)])
     steps = [r.step for r in History.read(path)]
     assert steps == list(range(len(steps)))
     assert len(steps) >= last  # the last number may have been cut while it was printed

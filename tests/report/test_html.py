@@ -267,21 +267,21 @@ def shown_pairs(measured, **samples) -> str:
     source = Source.of(Report((result(measured=measured),)), samples=samples)
     text = page(source)
     assert not text.count("<svg") or text.count("<svg") == 1
-    found = re.findall(r'<svg role="img" aria-label="([^"]*)"', text)
-    return found[0] if found else ""
+    computed = re.findall(r'<svg role="img" aria-label="([^"]*)"', text)
+    return computed[0] if computed else ""
 
 
 @pytest.mark.parametrize("images", IMAGES.values(), ids=IMAGES)
 def test_all_pairs_are_shown_conflicts_first(images):
     Y = np.array([7, 8, 9, 7, 5, 9])
-    said = shown_pairs(PAIRS, X=twice(images), Y=Y)
-    assert said == (
+    words = shown_pairs(PAIRS, X=twice(images), Y=Y)
+    assert words == (
         "Pairs of equal images side by side: sample 1 label 8 and sample 4 label 5; "
         "sample 0 label 7 and sample 3 label 7; sample 2 label 9 and sample 5 label 9."
     )
-    assert shown_pairs(PAIRS, X=list(twice(images)), Y=Y.tolist()) == said  # anything with rows
-    assert shown_pairs(PAIRS, X=torch.from_numpy(twice(images)), Y=torch.from_numpy(Y)) == said
-    assert shown_pairs(PAIRS, X=twice(images), Y=np.eye(10)[Y]) == said
+    assert shown_pairs(PAIRS, X=list(twice(images)), Y=Y.tolist()) == words  # anything with rows
+    assert shown_pairs(PAIRS, X=torch.from_numpy(twice(images)), Y=torch.from_numpy(Y)) == words
+    assert shown_pairs(PAIRS, X=twice(images), Y=np.eye(10)[Y]) == words
     assert "sample 1 and sample 4;" in shown_pairs(PAIRS, X=twice(images), Y=np.eye(10)[Y] + 0.5)
     assert "sample 1 and sample 4;" in shown_pairs(PAIRS, X=twice(images))
 
@@ -491,11 +491,11 @@ def test_a_command_that_is_not_ours_is_left_out_in_words(verify):
 
 
 def test_a_path_that_a_report_names_is_no_option_and_no_command():
-    found = {"claim": "rank(A) == 4", "method": "exact", "seal": "0" * 64}
-    kept = {key: value for key, value in PROVENANCE.items() if key != "verify"}
+    computed = {"claim": "rank(A) == 4", "method": "exact", "seal": "0" * 64}
+    stored = {key: value for key, value in PROVENANCE.items() if key != "verify"}
 
     def shown(path):
-        return page(Report((result(certificate={**found, "path": path}),), kept))
+        return page(Report((result(certificate={**computed, "path": path}),), stored))
 
     assert commands(shown("proof")) == ["alignver verify proof"]
     for path in ("--model=evil.py:build", "$(reboot)", "a\nreboot", "a\x1b[8m"):

@@ -56,9 +56,9 @@ def obeys(root: ET.Element) -> None:
 @pytest.mark.parametrize(("verdict", "tag"), [("HOLDS", None), ("FAILS", "failure"), ("UNDECIDED", "error")])
 def test_each_verdict_has_its_outcome(verdict, tag, rigor):
     (case,) = parsed(Report((result(verdict, rigor),))).iter("testcase")
-    found = [child for child in case if child.tag != "system-out"]
-    assert [child.tag for child in found] == ([] if tag is None else [tag])
-    for child in found:
+    computed = [child for child in case if child.tag != "system-out"]
+    assert [child.tag for child in computed] == ([] if tag is None else [tag])
+    for child in computed:
         assert child.get("message") == f"because {verdict}"
         assert child.get("type") == f"{verdict} {rigor}"
     assert verdict in (case.findtext("system-out") or "")

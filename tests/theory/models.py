@@ -25,16 +25,16 @@ def targets(loss, n, m_y, seed=0):
 
 
 def problem(loss, **shape):
-    own = model(**shape)
-    return objective(own, targets(loss, own.n, own.m_y, shape.get("seed", 0)), loss)
+    exploitation = model(**shape)
+    return objective(exploitation, targets(loss, exploitation.n, exploitation.m_y, shape.get("seed", 0)), loss)
 
 
-def descend(own, theta, alpha, count):
+def descend(model, theta, alpha, count):
     """Gradient descent: losses before each step, gradient norms, and the last weights."""
     losses, norms = [], []
     for _ in range(count):
-        gradient = own.gradient(theta)
-        losses.append(own.value(theta))
+        gradient = model.gradient(theta)
+        losses.append(model.value(theta))
         norms.append(float(np.linalg.norm(gradient)))
         theta = theta - alpha * gradient
     return losses, norms, theta

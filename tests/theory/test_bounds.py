@@ -16,16 +16,16 @@ from tests.theory.models import LOSSES, descend, model, problem
 
 def test_beta_hat_is_the_pseudo_inverse(rng):
     J, y = rng.standard_normal((5, 9)), rng.standard_normal(5)
-    found = beta_hat(J, y, -3.0)
-    assert np.allclose(found.beta, -3.0 * np.linalg.pinv(J.T @ J) @ J.T @ y)
-    assert found.residual < 1e-13
-    assert found.rank == 5
+    computed = beta_hat(J, y, -3.0)
+    assert np.allclose(computed.beta, -3.0 * np.linalg.pinv(J.T @ J) @ J.T @ y)
+    assert computed.residual < 1e-13
+    assert computed.rank == 5
     tall = rng.standard_normal((9, 2)) @ rng.standard_normal((2, 4))
     y = rng.standard_normal(9)
-    found = beta_hat(tall, y, 1.0)
-    assert found.rank == 2
-    assert np.allclose(found.beta, np.linalg.pinv(tall) @ y)
-    assert found.residual == pytest.approx(np.linalg.norm(y - tall @ np.linalg.pinv(tall) @ y) / np.linalg.norm(y))
+    computed = beta_hat(tall, y, 1.0)
+    assert computed.rank == 2
+    assert np.allclose(computed.beta, np.linalg.pinv(tall) @ y)
+    assert computed.residual == pytest.approx(np.linalg.norm(y - tall @ np.linalg.pinv(tall) @ y) / np.linalg.norm(y))
 
 
 def test_scalars():
@@ -57,11 +57,11 @@ def constants_of_vectors(g, update):
 def test_constants_of_updates(rng):
     g = rng.standard_normal((20, 6))
     D = np.diag(rng.uniform(0.5, 2.0, 6))
-    found = constants_of_vectors(g, g @ D)
-    assert np.diag(D).min() <= found.lower
-    assert found.upper <= np.diag(D).max() ** 2
-    assert found.holds
-    assert found.largest_step(2.0) == pytest.approx(found.lower / found.upper)
+    computed = constants_of_vectors(g, g @ D)
+    assert np.diag(D).min() <= computed.lower
+    assert computed.upper <= np.diag(D).max() ** 2
+    assert computed.holds
+    assert computed.largest_step(2.0) == pytest.approx(computed.lower / computed.upper)
     assert not constants_of_vectors(g, -g).holds
     assert constants_of_updates([0.0, 1.0], [0.0, 1.0], [0.0, 1.0]).holds
     assert constants_of_updates([0.0, 1.0], [1.0, 1.0], [0.0, 1.0]).upper == np.inf
@@ -74,12 +74,12 @@ def test_constants_of_updates(rng):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_reference_points_bound_every_step(loss):
-    own = problem(loss, n=12)
-    start = np.random.default_rng(5).standard_normal(own.model.shape)
-    bounds = smoothness(own.model, loss)
-    points = reference_points(own, start)
+    objective = problem(loss, n=12)
+    start = np.random.default_rng(5).standard_normal(objective.model.shape)
+    bounds = smoothness(objective.model, loss)
+    points = reference_points(objective, start)
     for lipschitz in (bounds.paper, bounds.spectral):
-        losses, _, _ = descend(own, start, 1.0 / lipschitz, 200)
+        losses, _, _ = descend(objective, start, 1.0 / lipschitz, 200)
         limits = gradient_descent_bound(points, lipschitz, np.arange(1, 200))
         assert np.all(np.array(losses[1:]) <= limits)
         assert np.all(np.diff(limits) <= 0)
@@ -88,37 +88,41 @@ def test_reference_points_bound_every_step(loss):
 
 
 def test_nearest_fit_is_nearest(rng):
-    own = model(n=8)
-    start, target = rng.standard_normal(own.shape), rng.standard_normal((8, 2))
-    (fit,) = nearest_fit(own, start, [target])
-    assert np.allclose(own.outputs(fit), target, atol=1e-8)
+    exploitation = model(n=8)
+    start, target = rng.standard_normal(exploitation.shape), rng.standard_normal((8, 2))
+    (fit,) = nearest_fit(exploitation, start, [target])
+    assert np.allclose(exploitation.outputs(fit), target, atol=1e-8)
     for j in range(2):
-        kernel = np.linalg.svd(own.dense(j))[2][8:]
+        kernel = np.linalg.svd(exploitation.dense(j))[2][8:]
         assert np.allclose(kernel @ (fit - start)[j].ravel(), 0.0, atol=1e-8)
 
 
 def test_large_models_use_products_only(rng, monkeypatch):
-    own = problem("squared", n=9)
-    dense = nearest_fit(own.model, np.zeros(own.model.shape), [own.targets])[0]
-    bound = dual_bound(own, 0.5 * dense)
+    objective = problem("squared", n=9)
+    dense = nearest_fit(objective.model, np.zeros(objective.model.shape), [objective.targets])[0]
+    bound = dual_bound(objective, 0.5 * dense)
     monkeypatch.setattr("alignver.theory.descent._DENSE", 0)
     monkeypatch.setattr("alignver.theory.infimum._DENSE", 0)
-    assert np.allclose(nearest_fit(own.model, np.zeros(own.model.shape), [own.targets])[0], dense, atol=1e-9)
+    assert np.allclose(
+        nearest_fit(objective.model, np.zeros(objective.model.shape), [objective.targets])[0], dense, atol=1e-9
+    )
     monkeypatch.setattr("alignver.theory.descent._ORDER", 0)
-    assert np.allclose(nearest_fit(own.model, np.zeros(own.model.shape), [own.targets])[0], dense, atol=1e-6)
-    assert dual_bound(own, 0.5 * dense) == pytest.approx(bound, abs=1e-9)
+    assert np.allclose(
+        nearest_fit(objective.model, np.zeros(objective.model.shape), [objective.targets])[0], dense, atol=1e-6
+    )
+    assert dual_bound(objective, 0.5 * dense) == pytest.approx(bound, abs=1e-9)
 
 
 def test_points_out_of_range_are_omitted():
     from alignver.theory.exploitation import Exploitation, objective
 
-    own = objective(Exploitation([[20.0, 1.0]], [[[-20.0], [0.0]]], [[1e-30]]), [1.0], "squared")
-    assert len(reference_points(own, np.zeros((1, 1, 2)))) == 1
+    model = objective(Exploitation([[20.0, 1.0]], [[[-20.0], [0.0]]], [[1e-30]]), [1.0], "squared")
+    assert len(reference_points(model, np.zeros((1, 1, 2)))) == 1
 
 
 def test_sgd_bound_is_the_formula():
-    own = problem("squared", n=6)
-    points = reference_points(own, np.zeros(own.model.shape))
+    objective = problem("squared", n=6)
+    points = reference_points(objective, np.zeros(objective.model.shape))
     alphas = 0.1 / np.sqrt(np.arange(1, 30))
     got = sgd_bound(points, 2.0, alphas)
     k = 17
@@ -133,9 +137,11 @@ def test_sgd_bound_is_the_formula():
 
 
 def test_infimum_of_a_squared_loss_is_the_projection():
-    own = problem("squared", n=40, h=3)
-    known = infimum(own, np.zeros(own.model.shape))
-    true = sum(np.linalg.lstsq(own.model.dense(j), own.targets[:, j], rcond=None)[1][0] for j in range(2)) / 40
+    objective = problem("squared", n=40, h=3)
+    known = infimum(objective, np.zeros(objective.model.shape))
+    true = (
+        sum(np.linalg.lstsq(objective.model.dense(j), objective.targets[:, j], rcond=None)[1][0] for j in range(2)) / 40
+    )
     assert known.how == "dual"
     assert known.lower == pytest.approx(true, rel=1e-9)
     assert known.upper == pytest.approx(true, rel=1e-9)
@@ -151,8 +157,8 @@ def test_dual_bounds_of_cross_entropies_equal_the_infimum(loss, m_y):
     Z = np.column_stack([np.repeat([[1.0], [-1.0]], 4, axis=0), np.ones(8)])
     labels = np.array([0, 0, 0, 1, 1, 1, 1, 0])
     Y = labels if loss == "cross_entropy" and m_y > 1 else np.stack([labels] * m_y, axis=1)
-    own = objective(Exploitation(Z, rng.standard_normal((m_y, 2, 3)), rng.standard_normal((m_y, 3))), Y, loss)
-    known = infimum(own, np.zeros(own.model.shape), iterations=2000)
+    task = objective(Exploitation(Z, rng.standard_normal((m_y, 2, 3)), rng.standard_normal((m_y, 3))), Y, loss)
+    known = infimum(task, np.zeros(task.model.shape), iterations=2000)
     entropy = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))
     true = entropy * (1 if loss == "cross_entropy" and m_y > 1 else m_y)
     assert known.upper == pytest.approx(true, rel=1e-4)
@@ -164,9 +170,9 @@ def test_dual_bounds_of_cross_entropies_equal_the_infimum(loss, m_y):
 
 def test_better_weights_are_no_worse(rng):
     for loss in LOSSES:
-        own = problem(loss, n=30, h=2)
-        theta = rng.standard_normal(own.model.shape)
-        assert own.value(better_weights(own, theta)) <= own.value(theta)
+        objective = problem(loss, n=30, h=2)
+        theta = rng.standard_normal(objective.model.shape)
+        assert objective.value(better_weights(objective, theta)) <= objective.value(theta)
 
 
 def test_records_are_validated():

@@ -76,30 +76,30 @@ def test_radius_of_outputs(term: str) -> None:
     if term == "open":  # nothing but the slack of a product that is nought
         model = Exploitation([[1.0, 1.0]], model.gates, model.output_weights)
         theta = np.stack([np.full(model.h, 2.0**200), np.full(model.h, -(2.0**200))], axis=1)[None]
-    found = enclose(model, theta)
-    assert isinstance(found, Enclosure), found
+    computed = enclose(model, theta)
+    assert isinstance(computed, Enclosure), computed
     exact, size = radius(model, theta, 0)
     half, _ = radius(model, theta, 0, **{term: 0.5})
     assert half * Fraction(51, 50) < exact
-    pinned(float(found.radius[0, 0]), exact * (1 - Fraction(1, 2**50)), 2.0**-17)
+    pinned(float(computed.radius[0, 0]), exact * (1 - Fraction(1, 2**50)), 2.0**-17)
     if not term.startswith("tiny"):
-        pinned(float(found.size[0, 0]), size, 2.0**-17)
-    wide = found.widened()
+        pinned(float(computed.size[0, 0]), size, 2.0**-17)
+    wide = computed.widened()
     pinned(
         float(wide.radius[0, 0]),
-        4 * Fraction(float(found.radius[0, 0])) + Fraction(float(found.size[0, 0])) / 2**37,
+        4 * Fraction(float(computed.radius[0, 0])) + Fraction(float(computed.size[0, 0])) / 2**37,
         2.0**-19,
     )
-    assert wide.outputs is found.outputs
+    assert wide.outputs is computed.outputs
 
 
 def wrong(model: Exploitation, theta: np.ndarray) -> float:
     """Return the error of an output, relative to its radius."""
-    found = enclose(model, theta)
-    assert isinstance(found, Enclosure), found
+    computed = enclose(model, theta)
+    assert isinstance(computed, Enclosure), computed
     with mpmath.workdps(60):
         exact = exact_outputs(model, theta)[0][0]
-        return float(abs(exact - mpmath.mpf(float(found.outputs[0, 0]))) / mpmath.mpf(float(found.radius[0, 0])))
+        return float(abs(exact - mpmath.mpf(float(computed.outputs[0, 0]))) / mpmath.mpf(float(computed.radius[0, 0])))
 
 
 def test_radius_of_outputs_is_sharp() -> None:
@@ -108,15 +108,15 @@ def test_radius_of_outputs_is_sharp() -> None:
     closed = Exploitation([[2.0**-20, 1.0]], [[[-half * 2.0**20], [-512.5]]], np.ones((1, 1)))
     assert 0.1 < wrong(closed, np.array([[[0.0, 1.0]]])) <= 1.0
     model = Exploitation(np.ones((1, 3)), np.zeros((1, 3, 1)), np.ones((1, 1)))
-    found = [wrong(model, np.array([[order]])) for order in itertools.permutations([1.0, u * (1 - 2.0**-20), -1.0])]
-    assert 0.1 < max(found) <= 1.0
+    computed = [wrong(model, np.array([[order]])) for order in itertools.permutations([1.0, u * (1 - 2.0**-20), -1.0])]
+    assert 0.1 < max(computed) <= 1.0
 
 
 def test_largest_error_of_arguments() -> None:
     for size, known in ((0.099, True), (0.101, False)):
         r = size / float(gamma(2)) / math.sqrt(5.0)
-        found = enclose(Exploitation([[2.0, 1.0]], [[[r], [0.0]]], np.ones((1, 1))), np.zeros((1, 1, 2)))
-        assert isinstance(found, Enclosure) == known
+        computed = enclose(Exploitation([[2.0, 1.0]], [[[r], [0.0]]], np.ones((1, 1))), np.zeros((1, 1, 2)))
+        assert isinstance(computed, Enclosure) == known
 
 
 # Losses
@@ -182,7 +182,9 @@ def test_entropies_at_the_ends_of_the_output_intervals() -> None:
 
             def several(way: int, y: np.ndarray = y, r: np.ndarray = r) -> Fraction:
                 t = f + way * r * (1 - 2 * y)
-                rows = [mpmath.log(mpmath.fsum(map(mpmath.exp, row))) - (row * own).sum() for row, own in zip(t, y)]
+                rows = [
+                    mpmath.log(mpmath.fsum(map(mpmath.exp, row))) - (row * target).sum() for row, target in zip(t, y)
+                ]
                 return fraction(mpmath.fsum(rows) / 2)
 
             for loss, exact in (("binary_cross_entropy", binary), ("cross_entropy", several)):
@@ -214,23 +216,23 @@ def test_lipschitz_constants(size: float) -> None:
     Z = np.array([[3.0, 4.0, 1.0], [-1.0, 2.0, 1.0], [2.0, 0.0, 1.0], [5.0, 5.0, 1.0]])
     gates = size * np.array([[[1.0, 2.0], [1.0, 1.0], [50.0, 30.0]], [[0.0, 1.0], [1.0, 0.0], [9.0, 9.0]]])
     model = Exploitation(Z, gates, [[3.0, 1.0], [2.0, -1.0]])
-    found = smoothness(model, "squared")
-    longest, steepest = root(Fraction(51)), root(max(square(q) for own in gates for q in own.T))
+    bounds = smoothness(model, "squared")
+    longest, steepest = root(Fraction(51)), root(max(square(q) for gate in gates for q in gate.T))
     relative = Fraction(gate_matrix_error(3, float(longest), float(steepest))) + Fraction(1, 2**52)
     room = (1 + Fraction(101, 100) * relative) ** 2
     rows = [max(square(z) * square(t[i]) for t in model.factors) for i, z in enumerate(Z)]
-    pinned(found.paper, 2 * sum(rows, Fraction(0)) / 4 * room, 2.0**-46)
-    pinned(found.sample, 2 * max(rows) * room, 2.0**-46)
-    assert found.how == "eigenvalues"
+    pinned(bounds.paper, 2 * sum(rows, Fraction(0)) / 4 * room, 2.0**-46)
+    pinned(bounds.sample, 2 * max(rows) * room, 2.0**-46)
+    assert bounds.how == "eigenvalues"
     norm, moved = max(np.linalg.norm(model.dense(j), 2) for j in range(2)), 1.01 * float(relative) * root(total(rows))
     true = (norm + float(moved)) ** 2 / 2
-    assert true <= found.spectral <= true * (1 + 2.0**-19)
-    part = found.of_batches(4, 2)
-    assert part.paper == found.sample
-    pinned(part.spectral, min(2 * Fraction(found.spectral), Fraction(found.sample)), 2.0**-48)
-    assert part.spectral < found.sample
-    assert found.step * found.spectral <= 1.0 <= found.step * found.spectral * (1 + 2.0**-50)
-    assert found.limit * found.spectral <= 2.0 <= found.limit * found.spectral * (1 + 2.0**-50)
+    assert true <= bounds.spectral <= true * (1 + 2.0**-19)
+    part = bounds.of_batches(4, 2)
+    assert part.paper == bounds.sample
+    pinned(part.spectral, min(2 * Fraction(bounds.spectral), Fraction(bounds.sample)), 2.0**-48)
+    assert part.spectral < bounds.sample
+    assert bounds.step * bounds.spectral <= 1.0 <= bounds.step * bounds.spectral * (1 + 2.0**-50)
+    assert bounds.limit * bounds.spectral <= 2.0 <= bounds.limit * bounds.spectral * (1 + 2.0**-50)
 
 
 def test_spectral_constant_covers_gate_errors_of_the_worst_signs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,18 +257,18 @@ def test_lipschitz_constants_cover_errors_of_unsaturated_gates() -> None:
     with mpmath.workprec(200):
         gate = weight * mpmath.exp(mpmath.mpf(-512.5) + mpmath.mpf(0.49 * 2.0**-43))
         true = 2 * gate**2 * (1 + mpmath.mpf(2) ** -40)
-        found = smoothness(model, "squared")
+        bounds = smoothness(model, "squared")
         assert float(model.factors[0][0, 0]) < gate * (1 - 400 * mpmath.mpf(u))
-        assert true <= found.spectral <= found.paper <= true * (1 + 2.0**-38)
+        assert true <= bounds.spectral <= bounds.paper <= true * (1 + 2.0**-38)
 
 
 def test_gates_of_1() -> None:
     Z = np.array([[3e9, 4e9, 1.0], [0.0, 2.0, 1.0]])
     model = Exploitation(Z, 1e9 * np.ones((2, 3, 2)), [[3.0, 1.0], [2.0, -1.0]])
-    found = smoothness(model, "squared")
-    assert found.how == "gates of 1"
-    pinned(found.paper, 10 * total([square(z) for z in Z]), 2.0**-46)
-    pinned(found.sample, 20 * square(Z[0]), 2.0**-46)
+    bounds = smoothness(model, "squared")
+    assert bounds.how == "gates of 1"
+    pinned(bounds.paper, 10 * total([square(z) for z in Z]), 2.0**-46)
+    pinned(bounds.sample, 20 * square(Z[0]), 2.0**-46)
 
 
 @pytest.mark.parametrize(("n", "m", "h"), [(5, 2, 4), (40, 2, 2), (600, 2, 3), (3, 200, 2)])
@@ -284,10 +286,10 @@ def test_errors_of_a_verified_norm(n: int, m: int, h: int, order: int, monkeypat
     count = n + 4 if not order else m + h + 2 if n <= h * m else n + 2
     assert how == ("eigenvalues" if order else "Schur")
     for A, error in seen:
-        own = Fraction(error) - gamma(count) * frobenius
-        largest = own * 2**51  # what was subtracted from
+        rest = Fraction(error) - gamma(count) * frobenius
+        largest = rest * 2**51  # what was subtracted from
         assert Fraction(upper) * (1 - Fraction(1, 2**10)) <= largest
-        assert own > 0
+        assert rest > 0
         if len(seen) == 1:
             pinned(upper, largest * (1 - Fraction(1, 2**20)), 2.0**-10)
         assert A[0, 0] < largest

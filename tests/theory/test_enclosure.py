@@ -13,19 +13,19 @@ from tests.theory.models import LOSSES, problem
 from tests.theory.test_sample_losses import exact
 
 
-def exact_outputs(own, theta):
+def exact_outputs(model, theta):
     """Return the outputs of the exact model in 60 digits."""
     with mpmath.workdps(60):
         rows = []
-        for z in own.Z.tolist():
+        for z in model.Z.tolist():
             row = []
-            for j in range(own.m_y):
+            for j in range(model.m_y):
                 total = mpmath.mpf(0)
-                for k in range(own.h):
-                    pairs = list(zip(z, own.steep_gates[j][:, k].tolist(), theta[j, k].tolist(), strict=True))
+                for k in range(model.h):
+                    pairs = list(zip(z, model.steep_gates[j][:, k].tolist(), theta[j, k].tolist(), strict=True))
                     x = mpmath.fsum(mpmath.mpf(a) * mpmath.mpf(r) for a, r, _ in pairs)
                     p = mpmath.fsum(mpmath.mpf(a) * mpmath.mpf(t) for a, _, t in pairs)
-                    total += mpmath.mpf(float(own.output_weights[j, k])) * p / (1 + mpmath.exp(-x))
+                    total += mpmath.mpf(float(model.output_weights[j, k])) * p / (1 + mpmath.exp(-x))
                 row.append(total)
             rows.append(row)
         return rows
@@ -35,11 +35,11 @@ def exact_outputs(own, theta):
 def test_outputs_lie_in_their_enclosure(scale, rng):
     Z = np.column_stack([3 * rng.standard_normal((6, 3)), np.ones(6)])
     gates = 10.0 ** rng.uniform(-3, 2, (2, 4, 5)) * rng.standard_normal((2, 4, 5))
-    own = Exploitation(Z, gates, rng.standard_normal((2, 5)))
-    theta = scale * rng.standard_normal(own.shape)
-    enclosed = enclose(own, theta)
+    model = Exploitation(Z, gates, rng.standard_normal((2, 5)))
+    theta = scale * rng.standard_normal(model.shape)
+    enclosed = enclose(model, theta)
     worst = 0.0
-    for i, row in enumerate(exact_outputs(own, theta)):
+    for i, row in enumerate(exact_outputs(model, theta)):
         for j, true in enumerate(row):
             error = float(abs(true - mpmath.mpf(float(enclosed.outputs[i, j]))))
             assert error <= enclosed.radius[i, j]
@@ -51,15 +51,15 @@ def test_outputs_lie_in_their_enclosure(scale, rng):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("m_y", [1, 3])
 def test_loss_lies_between_its_bounds(loss, m_y):
-    own = problem(loss, n=7, m_y=m_y, h=4)
-    points = reference_points(own, np.zeros(own.model.shape))
+    objective = problem(loss, n=7, m_y=m_y, h=4)
+    points = reference_points(objective, np.zeros(objective.model.shape))
     weights = [point.weights for point in points]
     for theta in (*weights, 3.7 * weights[-1], -weights[-1]):
         with mpmath.workdps(60):
-            outputs = exact_outputs(own.model, theta)
-            losses = [exact(loss, row, y) for row, y in zip(outputs, own.targets.tolist(), strict=True)]
-            true = mpmath.fsum(losses) / own.model.n
-        bounds = loss_bounds(enclose(own.model, theta), own.targets, loss)
+            outputs = exact_outputs(objective.model, theta)
+            losses = [exact(loss, row, y) for row, y in zip(outputs, objective.targets.tolist(), strict=True)]
+            true = mpmath.fsum(losses) / objective.model.n
+        bounds = loss_bounds(enclose(objective.model, theta), objective.targets, loss)
         assert bounds.lower <= true <= bounds.upper
         if true > 1e-20:
             assert bounds.upper <= float(true) * (1 + 1e-8)
@@ -68,8 +68,8 @@ def test_loss_lies_between_its_bounds(loss, m_y):
             assert bounds.errors is None
         elif theta.any():  # at 0 every class ties
             f = np.array(outputs, dtype=float)
-            right = (f > 0) == (own.targets == 1) if m_y == 1 or loss != "cross_entropy" else None
-            wrong = (~right).any(axis=1) if right is not None else f.argmax(axis=1) != own.targets.argmax(axis=1)
+            right = (f > 0) == (objective.targets == 1) if m_y == 1 or loss != "cross_entropy" else None
+            wrong = (~right).any(axis=1) if right is not None else f.argmax(axis=1) != objective.targets.argmax(axis=1)
             assert bounds.errors == np.count_nonzero(wrong)
 
 
@@ -84,24 +84,24 @@ def test_softplus_is_enclosed():
 
 
 def test_ties_count_as_misclassified():
-    own = Exploitation([[0.0, 1.0]], np.zeros((2, 2, 1)), np.ones((2, 1)))
-    problem = objective(own, [0], "cross_entropy")
-    assert loss_bounds(enclose(own, np.ones(own.shape)), problem.targets, "cross_entropy").errors == 1
+    model = Exploitation([[0.0, 1.0]], np.zeros((2, 2, 1)), np.ones((2, 1)))
+    problem = objective(model, [0], "cross_entropy")
+    assert loss_bounds(enclose(model, np.ones(model.shape)), problem.targets, "cross_entropy").errors == 1
 
 
 def test_blocks_of_rows_do_not_change_the_result(rng, monkeypatch):
-    own = problem("squared", n=11).model
-    theta = rng.standard_normal(own.shape)
-    whole = enclose(own, theta)
-    monkeypatch.setattr("alignver.theory.enclosure._BLOCK", 3 * own.h)
-    parts = enclose(own, theta)
+    model = problem("squared", n=11).model
+    theta = rng.standard_normal(model.shape)
+    whole = enclose(model, theta)
+    monkeypatch.setattr("alignver.theory.enclosure._BLOCK", 3 * model.h)
+    parts = enclose(model, theta)
     assert np.allclose(whole.outputs, parts.outputs, rtol=1e-13)
     assert np.allclose(whole.radius, parts.radius, rtol=1e-6)
 
 
 def test_reasons_without_an_enclosure(rng):
     Z = np.column_stack([1e15 * rng.standard_normal((4, 2)), np.ones(4)])
-    own = Exploitation(Z, 1e3 * rng.standard_normal((1, 3, 2)), np.ones((1, 2)))
-    assert "exceeds a tenth" in enclose(own, np.ones(own.shape))
+    model = Exploitation(Z, 1e3 * rng.standard_normal((1, 3, 2)), np.ones((1, 2)))
+    assert "exceeds a tenth" in enclose(model, np.ones(model.shape))
     wide = Exploitation(np.ones((2, 1)), np.zeros((1, 1, 2)), np.full((1, 2), 1e200))
     assert enclose(wide, np.full(wide.shape, 1e200)) == "the outputs overflow"

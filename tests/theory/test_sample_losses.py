@@ -20,8 +20,8 @@ def exact(loss, q, y):
             return sum((a - b) ** 2 for a, b in zip(q, y, strict=True))
         if loss == "binary_cross_entropy" or len(q) == 1:
             return sum(mpmath.log1p(mpmath.exp((1 - 2 * b) * a)) for a, b in zip(q, y, strict=True))
-        own = sum(a * b for a, b in zip(q, y, strict=True))
-        return mpmath.log1p(sum(mpmath.exp(a - own) for a, b in zip(q, y, strict=True) if b == 0))
+        target_output = sum(a * b for a, b in zip(q, y, strict=True))
+        return mpmath.log1p(sum(mpmath.exp(a - target_output) for a, b in zip(q, y, strict=True) if b == 0))
 
 
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 30.0, 700.0])

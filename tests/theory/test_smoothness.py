@@ -14,18 +14,18 @@ CONSTANTS = {"squared": 2.0, "binary_cross_entropy": 0.25, "cross_entropy": 0.5}
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_constants_are_those_of_the_formulas(loss):
-    own = model(n=15)
-    bounds = smoothness(own, loss)
-    norms = [np.linalg.norm(own.dense(j), axis=1) for j in range(2)]
-    paper = CONSTANTS[loss] / own.n * (np.maximum(*norms) ** 2).sum()
-    spectral = CONSTANTS[loss] / own.n * max(np.linalg.norm(own.dense(j), 2) ** 2 for j in range(2))
+    exploitation = model(n=15)
+    bounds = smoothness(exploitation, loss)
+    norms = [np.linalg.norm(exploitation.dense(j), axis=1) for j in range(2)]
+    paper = CONSTANTS[loss] / exploitation.n * (np.maximum(*norms) ** 2).sum()
+    spectral = CONSTANTS[loss] / exploitation.n * max(np.linalg.norm(exploitation.dense(j), 2) ** 2 for j in range(2))
     assert paper <= bounds.paper <= paper * (1 + 1e-9)
     assert spectral <= bounds.spectral <= spectral * (1 + 2e-6)
     assert bounds.spectral_estimate == pytest.approx(spectral, rel=1e-12)
     assert bounds.spectral <= bounds.paper
     assert bounds.step * bounds.spectral <= 1.0
     assert bounds.limit * bounds.spectral <= 2.0
-    assert np.allclose(row_norms(own), np.maximum(*norms))
+    assert np.allclose(row_norms(exploitation), np.maximum(*norms))
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 5), (40, 3, 2), (12, 4, 3)])
@@ -53,12 +53,12 @@ def test_zero_and_saturated():
 
 
 def test_a_step_beyond_the_limit_diverges_along_the_worst_direction():
-    own = problem("squared", n=8, m_y=1)
-    A = own.model.dense(0)
-    worst = np.linalg.svd(A)[2][0].reshape(own.model.shape)
-    fit = np.linalg.lstsq(A, own.targets[:, 0], rcond=None)[0].reshape(own.model.shape)
+    objective = problem("squared", n=8, m_y=1)
+    A = objective.model.dense(0)
+    worst = np.linalg.svd(A)[2][0].reshape(objective.model.shape)
+    fit = np.linalg.lstsq(A, objective.targets[:, 0], rcond=None)[0].reshape(objective.model.shape)
     for factor, grows in ((0.99, False), (1.01, True)):
         theta = fit + worst
         for _ in range(50):
-            theta = theta - factor * smoothness(own.model, "squared").limit * own.gradient(theta)
+            theta = theta - factor * smoothness(objective.model, "squared").limit * objective.gradient(theta)
         assert (np.linalg.norm(theta - fit) > 1.5) == grows

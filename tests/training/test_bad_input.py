@@ -18,7 +18,7 @@ from tests.training import nets
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "words"),
     [
         ({"model": nn.Tanh()}, "model: got a Tanh without parameters"),
         ({"model": "net"}, "model: got a str without parameters"),
@@ -44,18 +44,18 @@ from tests.training import nets
         ({"optimizer": "adam"}, "optimizer: got 'adam'"),
     ],
 )
-def test_settings(changes, said):
+def test_settings(changes, words):
     settings = {"model": nets.plain(), "loss": "squared", **changes}
-    with pytest.raises(InvalidInput, match=said):
+    with pytest.raises(InvalidInput, match=words):
         EEWrapper(settings.pop("model"), **settings)
 
 
 @pytest.mark.parametrize(("tau", "epochs"), [(10, 10), (11, 10), (0.01, 10), (0.99, 10), (2.5, 10), (1, 1), (5, 0)])
 def test_a_tau_outside_the_run(tau, epochs):
-    own = EEWrapper(nets.plain(), loss="squared", tau=tau)
+    wrapper = EEWrapper(nets.plain(), loss="squared", tau=tau)
     with pytest.raises(InvalidInput, match=r"tau: got|epochs: got"):
-        own.fit(nets.data("squared"), epochs)
-    assert own.steps == 0
+        wrapper.fit(nets.data("squared"), epochs)
+    assert wrapper.steps == 0
 
 
 def test_taus():
@@ -63,7 +63,7 @@ def test_taus():
 
 
 @pytest.mark.parametrize(
-    ("loss", "Y", "said"),
+    ("loss", "Y", "words"),
     [
         ("squared", torch.zeros(30, 2), "1 outputs of '4' for targets with 2"),
         ("squared", torch.zeros(29, 1), "Y: got shape"),
@@ -76,48 +76,48 @@ def test_taus():
         ("cross_entropy", -torch.ones(30, dtype=torch.long), "Y: got targets|Y: got labels"),
     ],
 )
-def test_targets_that_do_not_fit(loss, Y, said):
+def test_targets_that_do_not_fit(loss, Y, words):
     X, _ = nets.data()
-    own = EEWrapper(nets.plain(), loss=loss, tau=2)
-    with pytest.raises(InvalidInput, match=said):
-        own.fit((X, Y), 5)
-    assert not hasattr(own, "module")
+    wrapper = EEWrapper(nets.plain(), loss=loss, tau=2)
+    with pytest.raises(InvalidInput, match=words):
+        wrapper.fit((X, Y), 5)
+    assert not hasattr(wrapper, "module")
 
 
 def test_inputs_that_do_not_fit():
     X, Y = nets.data()
-    own = EEWrapper(nets.plain(), loss="squared", tau=2)
-    for bad, said in (
+    wrapper = EEWrapper(nets.plain(), loss="squared", tau=2)
+    for bad, words in (
         (X[:, :2], "needs 3 numbers for each sample"),
         (X * math.nan, "X: got nan"),
         ("x", "X: got a str"),
     ):
-        with pytest.raises(InvalidInput, match=said):
-            own.fit((bad, Y), 5)
+        with pytest.raises(InvalidInput, match=words):
+            wrapper.fit((bad, Y), 5)
     for size in (0, -1, 2.5, True):
         with pytest.raises(InvalidInput, match="batch_size: got"):
-            own.fit((X, Y), 5, batch_size=size)
+            wrapper.fit((X, Y), 5, batch_size=size)
 
 
 def test_pieces_in_the_wrong_order():
     X, Y = nets.data()
-    own = EEWrapper(nets.plain(), loss="squared", tau=2, epsilon=0.1, exploit_optimizer="gd")
+    wrapper = EEWrapper(nets.plain(), loss="squared", tau=2, epsilon=0.1, exploit_optimizer="gd")
     with pytest.raises(InvalidInput, match="exploit_step: got a call in the phase of exploration"):
-        own.exploit_step()
+        wrapper.exploit_step()
     with pytest.raises(InvalidInput, match="check: got a call in the phase of exploration"):
-        own.check(X, Y)
-    own.explore_step(X, Y)
-    own.enter_exploitation(X, Y, cache=False)
+        wrapper.check(X, Y)
+    wrapper.explore_step(X, Y)
+    wrapper.enter_exploitation(X, Y, cache=False)
     with pytest.raises(InvalidInput, match="explore_step: got a call in the phase of exploitation"):
-        own.explore_step(X, Y)
+        wrapper.explore_step(X, Y)
     with pytest.raises(InvalidInput, match="a second call"):
-        own.enter_exploitation(X, Y)
+        wrapper.enter_exploitation(X, Y)
     with pytest.raises(InvalidInput, match="no cached features"):
-        own.exploit_step()
+        wrapper.exploit_step()
     with pytest.raises(InvalidInput, match="no cached features"):
-        own.evaluate()
+        wrapper.evaluate()
     with pytest.raises(InvalidInput, match="record: got record=False"):
-        own.training_record()
+        wrapper.training_record()
 
 
 def diverging(place, phase, **options):
@@ -125,36 +125,36 @@ def diverging(place, phase, **options):
     X, Y = nets.data("squared")
     long, short = (lambda p: torch.optim.SGD(p, lr=1e150)), (lambda p: torch.optim.SGD(p, lr=1e-3))
     first, second = (long, "gd") if phase == "exploration" else (short, lambda p: torch.optim.Adam(p, lr=1e154))
-    own = EEWrapper(
+    wrapper = EEWrapper(
         nets.plain(), loss="squared", tau=4, epsilon=0.1, optimizer=first, exploit_optimizer=second, **options
     )
-    own.fit((X, Y), 10, on_epoch=lambda own, _record: checkpoint.save(own, place / "run.pt"))
+    wrapper.fit((X, Y), 10, on_epoch=lambda wrapper, _record: checkpoint.save(wrapper, place / "run.pt"))
 
 
 def test_a_loss_that_overflows_stops_the_run_before_it_is_kept(tmp_path):
     with pytest.raises(InvalidInput, match=r"optimizer: got .*(step \d+ \(epoch \d+, exploitation\))") as caught:
         diverging(tmp_path, "exploitation")
     assert "a checkpoint of an epoch before this one is good" in str(caught.value)
-    kept = checkpoint.load(tmp_path / "run.pt")
-    assert kept["epochs"] >= 4
-    assert all(bool(torch.isfinite(value).all()) for value in kept["network"].values())
-    assert all(math.isfinite(record["loss"]) for record in kept["history"])
+    stored = checkpoint.load(tmp_path / "run.pt")
+    assert stored["epochs"] >= 4
+    assert all(bool(torch.isfinite(value).all()) for value in stored["network"].values())
+    assert all(math.isfinite(record["loss"]) for record in stored["history"])
     epoch = int(str(caught.value).split("(epoch ")[1].split(",")[0])
-    assert epoch == kept["epochs"] + 1
+    assert epoch == stored["epochs"] + 1
 
 
 def test_nan_in_exploration_says_the_step(tmp_path):
     with pytest.raises(InvalidInput, match=r"(that is (nan|inf)|that are NaN or Inf) (at|after) step"):
         diverging(tmp_path, "exploration")
     if (tmp_path / "run.pt").exists():
-        kept = checkpoint.load(tmp_path / "run.pt")
-        assert all(bool(torch.isfinite(value).all()) for value in kept["network"].values())
+        stored = checkpoint.load(tmp_path / "run.pt")
+        assert all(bool(torch.isfinite(value).all()) for value in stored["network"].values())
 
 
 def test_arrays_and_lists_are_data_too():
     X, Y = nets.data()
-    own = EEWrapper(nets.plain(), loss="binary_cross_entropy", tau=2, epsilon=0.1, exploit_optimizer="sgd")
-    own.fit((X.numpy(), Y.numpy().tolist()), 4, batch_size=8)
+    wrapper = EEWrapper(nets.plain(), loss="binary_cross_entropy", tau=2, epsilon=0.1, exploit_optimizer="sgd")
+    wrapper.fit((X.numpy(), Y.numpy().tolist()), 4, batch_size=8)
     other = EEWrapper(nets.plain(), loss="binary_cross_entropy", tau=2, epsilon=0.1, exploit_optimizer="sgd")
     other.fit((X, np.asarray(Y)), 4, batch_size=8)
-    assert torch.equal(own.module.head.hidden, other.module.head.hidden)
+    assert torch.equal(wrapper.module.head.hidden, other.module.head.hidden)

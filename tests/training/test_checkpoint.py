@@ -35,16 +35,16 @@ def wrapper(solver="momentum", **options):
     )
 
 
-def bits(own):
-    return {name: tensor.numpy().tobytes() for name, tensor in own.module.state_dict().items()}
+def bits(wrapper):
+    return {name: tensor.numpy().tobytes() for name, tensor in wrapper.module.state_dict().items()}
 
 
 def same_history(a, b):
     return repr(a.history) == repr(b.history) and all(not math.isnan(r["loss"]) for r in a.history)
 
 
-def through_disk(own, path):
-    checkpoint.save(own, path)
+def through_disk(wrapper, path):
+    checkpoint.save(wrapper, path)
     return checkpoint.load(path)
 
 
@@ -55,9 +55,9 @@ def test_a_resumed_run_is_the_run(solver, stop, tmp_path):
     size = 11 if solver in ("sgd", "momentum", "adam", None) else None
     file = tmp_path / "run.pt"
 
-    def keep(own, record):
+    def keep(trained, record):
         if record["epoch"] == stop:
-            checkpoint.save(own, file)
+            checkpoint.save(trained, file)
 
     torch.manual_seed(11)
     whole = wrapper(solver).fit((X, Y), EPOCHS, batch_size=size, on_epoch=keep)
@@ -87,14 +87,14 @@ def test_a_run_with_repaired_gates_and_augmented_inputs(tmp_path):
         torch.manual_seed(0)
         return EEWrapper(nets.plain(2, torch.float32), loss="cross_entropy", tau=2, epsilon=1e-6, gate=1e-3, seed=3)
 
-    kept = {}
+    stored = {}
 
-    def keep(own, record):
-        kept[record["epoch"]] = copy.deepcopy(checkpoint.state(own))
+    def keep(wrapper, record):
+        stored[record["epoch"]] = copy.deepcopy(checkpoint.state(wrapper))
 
     with pytest.warns(RuntimeWarning, match="the gates of .* units were replaced, and now it is"):
         whole = build().fit((X, Y), 6, batch_size=8, augment=shifted, on_epoch=keep)
-    again = checkpoint.restore(build(), kept[4], X, Y).fit((X, Y), 6, batch_size=8, augment=shifted)
+    again = checkpoint.restore(build(), stored[4], X, Y).fit((X, Y), 6, batch_size=8, augment=shifted)
     assert not again.cached
     assert bits(again) == bits(whole)
     assert same_history(again, whole)
@@ -142,11 +142,11 @@ def test_kill_9_loses_at_most_the_epoch(tmp_path):
     seen = [int(line) for line in process.stdout if line.strip()]
     assert process.wait() == -signal.SIGKILL
     process.stdout.close()
-    kept = checkpoint.load(file)
-    assert kept["epochs"] >= max([TAU + 3, *seen])
+    stored = checkpoint.load(file)
+    assert stored["epochs"] >= max([TAU + 3, *seen])
     X, Y = nets.data("cross_entropy", m_y=2)
-    end = kept["epochs"] + 2
-    again = checkpoint.restore(wrapper(), kept, X, Y).fit((X, Y), end, batch_size=11)
+    end = stored["epochs"] + 2
+    again = checkpoint.restore(wrapper(), stored, X, Y).fit((X, Y), end, batch_size=11)
     torch.manual_seed(11)
     whole = wrapper().fit((X, Y), end, batch_size=11)
     assert bits(again) == bits(whole)
@@ -167,9 +167,9 @@ def test_files_that_are_no_checkpoints(tmp_path):
     file.write_bytes(pickled.getvalue())
     with pytest.raises(InvalidInput, match=r"checkpoint: got .*cannot be read"):
         checkpoint.load(file)
-    own, (X, Y) = wrapper(), nets.data("cross_entropy", m_y=2)
-    own.explore_step(X, Y)
-    checkpoint.save(own, file)
+    trained, (X, Y) = wrapper(), nets.data("cross_entropy", m_y=2)
+    trained.explore_step(X, Y)
+    checkpoint.save(trained, file)
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InvalidInput, match="cannot be read"):
@@ -201,31 +201,31 @@ class Evil:
 
 def test_a_checkpoint_of_another_run():
     X, Y = nets.data("cross_entropy", m_y=2)
-    own = wrapper()
-    own.explore_step(X, Y)
-    kept = checkpoint.state(own)
+    trained = wrapper()
+    trained.explore_step(X, Y)
+    stored = checkpoint.state(trained)
     with pytest.raises(InvalidInput, match="a run with seed=3 for a wrapper with seed=4"):
-        checkpoint.restore(wrapper(seed=4), kept, X, Y)
+        checkpoint.restore(wrapper(seed=4), stored, X, Y)
     other = EEWrapper(nets.plain(2), loss="cross_entropy", tau=TAU, epsilon=0.1, seed=3)
     with pytest.raises(InvalidInput, match="parameters of another model"):
-        checkpoint.restore(other, kept, X, Y)
+        checkpoint.restore(other, stored, X, Y)
     with pytest.raises(InvalidInput, match="not the state of a run"):
         checkpoint.restore(wrapper(), {}, X, Y)
 
 
 def test_saving_is_all_or_nothing(tmp_path, monkeypatch):
     X, Y = nets.data("cross_entropy", m_y=2)
-    own, file = wrapper(), tmp_path / "run.pt"
-    own.explore_step(X, Y)
-    checkpoint.save(own, file)
+    trained, file = wrapper(), tmp_path / "run.pt"
+    trained.explore_step(X, Y)
+    checkpoint.save(trained, file)
     before = file.read_bytes()
     monkeypatch.setattr(os, "fsync", _full)
     with pytest.raises(InvalidInput, match="No space left"):
-        checkpoint.save(own, file)
+        checkpoint.save(trained, file)
     assert file.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["run.pt"]
     with pytest.raises(InvalidInput, match="cannot be written"):
-        checkpoint.save(own, tmp_path / "nowhere" / "run.pt")
+        checkpoint.save(trained, tmp_path / "nowhere" / "run.pt")
 
 
 def _full(_descriptor):
@@ -245,10 +245,10 @@ def same(one, other):
 def test_a_damaged_checkpoint_is_refused_or_the_same(tmp_path):
     """A flipped bit is seen wherever it changes what was kept: names, numbers and tensors."""
     file = tmp_path / "run.pt"
-    own, (X, Y) = wrapper(), nets.data("cross_entropy", m_y=2)
-    own.explore_step(X, Y)
-    checkpoint.save(own, file)
-    whole, kept = file.read_bytes(), checkpoint.load(file)
+    trained, (X, Y) = wrapper(), nets.data("cross_entropy", m_y=2)
+    trained.explore_step(X, Y)
+    checkpoint.save(trained, file)
+    whole, stored = file.read_bytes(), checkpoint.load(file)
     refused = 0
     for place in np.random.default_rng(0).integers(len(whole), size=200):
         damaged = bytearray(whole)
@@ -259,5 +259,5 @@ def test_a_damaged_checkpoint_is_refused_or_the_same(tmp_path):
         except InvalidInput:
             refused += 1
         else:
-            assert same(again, kept)  # it fell into padding, or into a header that is kept twice
+            assert same(again, stored)  # it fell into padding, or into a header that is kept twice
     assert refused > 50

@@ -20,15 +20,15 @@ def head(dtype=torch.float64, slope=2.0):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_frozen_gates_make_the_outputs_linear_in_the_weights(dtype):
-    own, z = head(dtype), torch.randn(6, 4, dtype=dtype)
-    before = own(z)
-    own.freeze()
+    gated, z = head(dtype), torch.randn(6, 4, dtype=dtype)
+    before = gated(z)
+    gated.freeze()
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
-    assert torch.allclose(own(z), before, atol=tolerance)
+    assert torch.allclose(gated(z), before, atol=tolerance)
     with torch.no_grad():
-        own.hidden.mul_(3.0)
-    assert torch.allclose(own(z), 3.0 * before, atol=10 * tolerance)
-    assert own(z).dtype == dtype
+        gated.hidden.mul_(3.0)
+    assert torch.allclose(gated(z), 3.0 * before, atol=10 * tolerance)
+    assert gated(z).dtype == dtype
     free = head(dtype)
     with torch.no_grad():
         free.hidden.mul_(3.0)
@@ -36,11 +36,11 @@ def test_frozen_gates_make_the_outputs_linear_in_the_weights(dtype):
 
 
 def test_steep_frozen_gates_are_those_of_float64():
-    own = head(torch.float32, slope=1e5)
-    own.freeze()
+    gated = head(torch.float32, slope=1e5)
+    gated.freeze()
     z = torch.randn(200, 4)
-    exact = copy.deepcopy(own).double()
-    gates = own.gate_values(own.features(z)).double()
+    exact = copy.deepcopy(gated).double()
+    gates = gated.gate_values(gated.features(z)).double()
     assert float((gates - exact.gate_values(exact.features(z.double()))).abs().max()) < 1e-7
 
 

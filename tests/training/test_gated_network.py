@@ -104,10 +104,10 @@ def test_the_constant_neuron_carries_the_bias():
 
 def test_what_was_changed_is_said():
     model = nn.Sequential(nn.Linear(3, 4), nn.Softplus(), nn.Dropout(), nn.Linear(4, 2))
-    said = modify(model, X3, outputs=2, slope=7.0).changes
-    assert "0 and 3 became gated units, 4 for each of 2 outputs, with the same weights" in said[0]
-    assert "gates of slope 7 replace Softplus and Dropout between them" in said[0]
-    assert said[1:] == ("the bias of 3 was dropped: equation (16) has none",)
+    words = modify(model, X3, outputs=2, slope=7.0).changes
+    assert "0 and 3 became gated units, 4 for each of 2 outputs, with the same weights" in words[0]
+    assert "gates of slope 7 replace Softplus and Dropout between them" in words[0]
+    assert words[1:] == ("the bias of 3 was dropped: equation (16) has none",)
     assert modify(nets.Tied(), X3, outputs=4).changes[-1].startswith("c shared its weights with another layer")
 
 
@@ -144,7 +144,7 @@ def test_layers_by_name():
 
 
 @pytest.mark.parametrize(
-    ("layers", "said"),
+    ("layers", "words"),
     [
         (("1", "4"), "'1', run 0 times"),
         (("nothing",), "'nothing', run 0 times"),
@@ -156,9 +156,9 @@ def test_layers_by_name():
         ("4", "one or two names"),
     ],
 )
-def test_names_that_will_not_do(layers, said):
+def test_names_that_will_not_do(layers, words):
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
-    with pytest.raises(InvalidInput, match=said):
+    with pytest.raises(InvalidInput, match=words):
         modify(model, X3, outputs=2, layers=layers)
 
 
@@ -194,14 +194,14 @@ def test_the_users_model_is_as_it_was():
     model[1].eval()  # a BatchNorm that is held still
     before = copy.deepcopy(model.state_dict())
     modes = [module.training for module in model.modules()]
-    kept = list(model.modules())
+    stored = list(model.modules())
     network = modify(model, X3, outputs=2)
     with torch.no_grad():
         network.head.hidden.add_(1.0)
         for p in network.parameters():
             p.mul_(0.5)
     assert [module.training for module in model.modules()] == modes
-    assert all(a is b for a, b in zip(model.modules(), kept, strict=True))
+    assert all(a is b for a, b in zip(model.modules(), stored, strict=True))
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in network.modules())

@@ -19,7 +19,7 @@ from tests.training import nets
 def dead(repair="staircase", dtype=torch.float64, model=None, **options):
     """A run whose first layer died in exploration: the features of all samples are the same floats."""
     X, Y = nets.data(dtype=dtype)
-    own = EEWrapper(
+    wrapper = EEWrapper(
         nets.plain(dtype=dtype) if model is None else model,
         loss="binary_cross_entropy",
         tau=3,
@@ -30,46 +30,46 @@ def dead(repair="staircase", dtype=torch.float64, model=None, **options):
         **options,
     )
     for _ in range(3):
-        own.explore_step(X, Y)
+        wrapper.explore_step(X, Y)
     with torch.no_grad():
-        own.module.body[0].weight.zero_()
-    return own, X, Y
+        wrapper.module.body[0].weight.zero_()
+    return wrapper, X, Y
 
 
-def body(own):
-    return {name: p.detach().clone() for name, p in own.module.body.named_parameters()}
+def body(wrapper):
+    return {name: p.detach().clone() for name, p in wrapper.module.body.named_parameters()}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("mode", ["staircase", "redraw"])
 def test_rank_n_is_proved_the_outputs_stay_and_zero_error_is_reached(mode, dtype):
-    own, X, Y = dead(mode, dtype)
-    trained, start = body(own), initial_values(nets.plain(dtype=dtype), own.module)
-    outputs = own.outputs(X)
+    wrapper, X, Y = dead(mode, dtype)
+    trained, start = body(wrapper), initial_values(nets.plain(dtype=dtype), wrapper.module)
+    outputs = wrapper.outputs(X)
     with pytest.warns(RuntimeWarning, match=r"the features taken .* of the way back to the initial ones, and now it"):
-        found = own.enter_exploitation(X, Y)
-    assert found.proved
-    assert not found.before.all
-    assert found.taken_back in SHARES
-    for name, p in body(own).items():
-        expected = torch.lerp(trained[name], start[name], found.taken_back)
+        outcome = wrapper.enter_exploitation(X, Y)
+    assert outcome.proved
+    assert not outcome.before.all
+    assert outcome.taken_back in SHARES
+    for name, p in body(wrapper).items():
+        expected = torch.lerp(trained[name], start[name], outcome.taken_back)
         assert torch.allclose(p, expected, rtol=0, atol=1e-6)
-    assert float((own.outputs(X) - outputs).abs().max()) <= (1e-9 if dtype == torch.float64 else 1e-3)
-    assert any(f"taken {found.taken_back:g} of the way back" in line for line in found.sentences)
-    assert found.summary()["taken_back"] == found.taken_back
+    assert float((wrapper.outputs(X) - outputs).abs().max()) <= (1e-9 if dtype == torch.float64 else 1e-3)
+    assert any(f"taken {outcome.taken_back:g} of the way back" in line for line in outcome.sentences)
+    assert outcome.summary()["taken_back"] == outcome.taken_back
     for _ in range(15):
-        own.exploit_step()
-    assert own.evaluate()["error"] == 0.0
-    result = own.check(X, Y, tolerance=1e-3)
+        wrapper.exploit_step()
+    assert wrapper.evaluate()["error"] == 0.0
+    result = wrapper.check(X, Y, tolerance=1e-3)
     assert (result.verdict, result.rigor) == (Verdict.HOLDS, Rigor.PROOF)
 
 
 def test_from_the_share_that_was_taken_new_gates_are_enough():
-    own, X, Y = dead()
-    start = initial_values(nets.plain(), own.module)
-    other = copy.deepcopy(own)
+    wrapper, X, Y = dead()
+    start = initial_values(nets.plain(), wrapper.module)
+    other = copy.deepcopy(wrapper)
     with pytest.warns(RuntimeWarning):
-        share = own.enter_exploitation(X, Y).taken_back
+        share = wrapper.enter_exploitation(X, Y).taken_back
     with torch.no_grad():
         for name, p in other.module.body.named_parameters():
             p.lerp_(start[name], share)
@@ -79,28 +79,28 @@ def test_from_the_share_that_was_taken_new_gates_are_enough():
 
 @pytest.mark.parametrize("why", ["repair is none", "two samples are equal"])
 def test_nothing_is_moved_where_no_repair_is_wanted_or_none_helps(why):
-    own, X, Y = dead("none" if why == "repair is none" else "staircase")
+    wrapper, X, Y = dead("none" if why == "repair is none" else "staircase")
     if why == "two samples are equal":
         X[5] = X[2]
-    before = body(own)
+    before = body(wrapper)
     with pytest.warns(RuntimeWarning, match="no gates have it"):
-        found = own.enter_exploitation(X, Y)
-    assert not found.proved
-    assert found.taken_back == 0.0
-    assert all(torch.allclose(p, before[name], rtol=0, atol=1e-28) for name, p in body(own).items())
+        outcome = wrapper.enter_exploitation(X, Y)
+    assert not outcome.proved
+    assert outcome.taken_back == 0.0
+    assert all(torch.allclose(p, before[name], rtol=0, atol=1e-28) for name, p in body(wrapper).items())
 
 
 def test_a_frozen_parameter_stays_where_it_is():
     model = nets.plain()
     model[0].bias.requires_grad_(False)
-    own, X, Y = dead(model=model)
-    kept = own.module.body[0].bias.detach().clone()
+    wrapper, X, Y = dead(model=model)
+    stored = wrapper.module.body[0].bias.detach().clone()
     with torch.no_grad():
-        own.module.body[0].bias.add_(1.0)  # a value that is neither the initial one nor on the way to it
+        wrapper.module.body[0].bias.add_(1.0)  # a value that is neither the initial one nor on the way to it
     with pytest.warns(RuntimeWarning):
-        found = own.enter_exploitation(X, Y)
-    assert found.taken_back > 0.0
-    assert torch.equal(own.module.body[0].bias, kept + 1.0)
+        outcome = wrapper.enter_exploitation(X, Y)
+    assert outcome.taken_back > 0.0
+    assert torch.equal(wrapper.module.body[0].bias, stored + 1.0)
 
 
 class Shared(nn.Module):
@@ -124,35 +124,35 @@ def test_shared_and_lazy_parameters(lazy):
         torch.manual_seed(0)
         model = nn.Sequential(nn.LazyLinear(4), nn.Tanh(), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1)).double()
     X, Y = nets.data(n=8)
-    own = EEWrapper(model, loss="squared", tau=1, epsilon=1e-30, exploit_optimizer="newton")
-    own.explore_step(X, Y.double())
+    wrapper = EEWrapper(model, loss="squared", tau=1, epsilon=1e-30, exploit_optimizer="newton")
+    wrapper.explore_step(X, Y.double())
     with torch.no_grad():
-        next(p for p in own.module.body.parameters() if p.dim() == 2).zero_()
+        next(p for p in wrapper.module.body.parameters() if p.dim() == 2).zero_()
     with pytest.warns(RuntimeWarning):
-        found = own.enter_exploitation(X, Y.double())
-    assert found.proved is not lazy  # what had no values before has none to go back to
-    assert (found.taken_back > 0.0) is not lazy
+        outcome = wrapper.enter_exploitation(X, Y.double())
+    assert outcome.proved is not lazy  # what had no values before has none to go back to
+    assert (outcome.taken_back > 0.0) is not lazy
 
 
 def test_gates_alone_are_enough_where_they_can_be():
     X, Y = nets.data()
-    own = EEWrapper(nets.plain(), loss="binary_cross_entropy", tau=3, epsilon=0.1, exploit_optimizer="newton")
-    own.fit((X, Y), 4)
-    assert own.guarantee.proved
-    assert own.guarantee.taken_back == 0.0
+    wrapper = EEWrapper(nets.plain(), loss="binary_cross_entropy", tau=3, epsilon=0.1, exploit_optimizer="newton")
+    wrapper.fit((X, Y), 4)
+    assert wrapper.guarantee.proved
+    assert wrapper.guarantee.taken_back == 0.0
 
 
 def test_a_run_that_was_cut_off_afterwards_goes_on_bit_for_bit(tmp_path):
-    own, X, Y = dead()
+    wrapper, X, Y = dead()
     with pytest.warns(RuntimeWarning):
-        own.enter_exploitation(X, Y)
-    own.exploit_step()
-    checkpoint.save(own, tmp_path / "run.pt")
+        wrapper.enter_exploitation(X, Y)
+    wrapper.exploit_step()
+    checkpoint.save(wrapper, tmp_path / "run.pt")
     other = EEWrapper(
         nets.plain(), loss="binary_cross_entropy", tau=3, epsilon=1e-30, seed=3, exploit_optimizer="newton"
     )
     checkpoint.restore(other, checkpoint.load(tmp_path / "run.pt"), X, Y)
-    assert other.guarantee.taken_back == own.guarantee.taken_back > 0.0
-    for each in (own, other):
+    assert other.guarantee.taken_back == wrapper.guarantee.taken_back > 0.0
+    for each in (wrapper, other):
         each.exploit_step()
-    assert np.array_equal(own.module.head.hidden.detach().numpy(), other.module.head.hidden.detach().numpy())
+    assert np.array_equal(wrapper.module.head.hidden.detach().numpy(), other.module.head.hidden.detach().numpy())

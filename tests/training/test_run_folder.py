@@ -49,23 +49,25 @@ def contents(path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in path.rglob("*") if file.is_file()}
 
 
-def outcome(place, own: EEWrapper):
-    return (place / "history.jsonl").read_bytes(), {k: v.numpy().tobytes() for k, v in own.module.state_dict().items()}
+def outcome(place, wrapper: EEWrapper):
+    return (place / "history.jsonl").read_bytes(), {
+        k: v.numpy().tobytes() for k, v in wrapper.module.state_dict().items()
+    }
 
 
 def run(place, data, *, end: int | None = None, every: int = 1, batch_size: int | None = 7, **changes) -> EEWrapper:
     """Begin or take up a run; end it after an epoch if asked to."""
 
-    def on_epoch(own, record):
-        if own.epochs == end:
+    def on_epoch(trained, record):
+        if trained.epochs == end:
             raise Ended
 
-    own = wrapper(**changes)
+    trained = wrapper(**changes)
     begun = (place / "config.json").exists()
     folder = RunFolder.open(place, every=every) if begun else RunFolder.create(place, SETTINGS, every=every)
     with folder:
-        folder.fit(own, data, EPOCHS, batch_size=batch_size, on_epoch=on_epoch)
-    return own
+        folder.fit(trained, data, EPOCHS, batch_size=batch_size, on_epoch=on_epoch)
+    return trained
 
 
 @pytest.mark.parametrize("changes", [{}, {"exploit_optimizer": "lbfgs"}, {"exploit_optimizer": None}], ids=str)
@@ -86,18 +88,18 @@ def test_checkpoints_now_and_then_repeat_the_epochs_since(tmp_path, data):
     with pytest.raises(Ended):
         run(place, data, end=7, every=3)
     assert len((place / "history.jsonl").read_text().splitlines()) == 7
-    own = wrapper()
+    trained = wrapper()
     with RunFolder.open(place, every=3) as folder:
-        assert folder.restore(own, data) == 6
+        assert folder.restore(trained, data) == 6
         assert len(folder.history) == 6
-        folder.fit(own, data, EPOCHS, batch_size=7)
-    assert outcome(place, own) == whole
+        folder.fit(trained, data, EPOCHS, batch_size=7)
+    assert outcome(place, trained) == whole
 
 
 def test_the_state_at_tau_is_kept(tmp_path, data):
     run(tmp_path / "run", data, every=3)
-    kept = torch.load(tmp_path / "run" / "checkpoint-tau.pt", weights_only=True)
-    assert (kept["phase"], kept["epochs"]) == ("exploration", TAU)
+    stored = torch.load(tmp_path / "run" / "checkpoint-tau.pt", weights_only=True)
+    assert (stored["phase"], stored["epochs"]) == ("exploration", TAU)
     known = json.loads((tmp_path / "run" / "guarantee.json").read_text())
     assert known["samples"] == 30
     assert known["sentences"]
@@ -108,8 +110,8 @@ def test_what_was_known_at_tau_survives_a_resume(tmp_path, data):
     with pytest.raises(Ended):
         run(place, data, end=TAU + 2)
     before = (place / "guarantee.json").read_bytes()
-    own = run(place, data)
-    assert own.guarantee is not None
+    wrapper = run(place, data)
+    assert wrapper.guarantee is not None
     assert (place / "guarantee.json").read_bytes() == before
 
 
@@ -203,9 +205,9 @@ def test_parameters_that_are_not_finite_are_never_kept(tmp_path, data):
     place = tmp_path / "run"
     with pytest.raises(av.InvalidInput, match=r"NaN or Inf after step 5 \(epoch 6, exploration\)"):
         run(place, data, batch_size=None, tau=7, optimizer=lambda parameters: Exploding(parameters, lr=0.01))
-    kept = torch.load(place / "checkpoint.pt", weights_only=True)
-    assert kept["epochs"] == 5
-    assert all(bool(torch.isfinite(tensor).all()) for tensor in kept["network"].values())
+    stored = torch.load(place / "checkpoint.pt", weights_only=True)
+    assert stored["epochs"] == 5
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in stored["network"].values())
     assert len((place / "history.jsonl").read_text().splitlines()) == 5
 
 
@@ -240,13 +242,13 @@ def test_another_model_does_not_fit(tmp_path, data):
 
 def test_what_is_kept_at_the_end_checks_again(tmp_path, data):
     place = tmp_path / "run"
-    own = wrapper(exploit_optimizer="lbfgs")
+    trained = wrapper(exploit_optimizer="lbfgs")
     with RunFolder.create(place, SETTINGS) as folder:
-        folder.fit(own, data, EPOCHS)
+        folder.fit(trained, data, EPOCHS)
         assert folder.report is None
-        result = own.check(*data)
+        result = trained.check(*data)
         assert (result.verdict, result.rigor) == (av.Verdict.HOLDS, av.Rigor.PROOF)
-        folder.finish(own, data, Report((result,)))
+        folder.finish(trained, data, Report((result,)))
         assert folder.report is not None
         assert folder.report.results[0] == result
     with np.load(place / "inputs.npz", allow_pickle=False) as archive:
@@ -259,7 +261,7 @@ def test_what_is_kept_at_the_end_checks_again(tmp_path, data):
 
     fresh = wrapper()
     load_model(fresh.prepare(*data), place / "model.safetensors")
-    assert torch.equal(fresh.outputs(data[0]), own.outputs(data[0]))
+    assert torch.equal(fresh.outputs(data[0]), trained.outputs(data[0]))
 
 
 @pytest.mark.parametrize("every", [0, True, 1.5])

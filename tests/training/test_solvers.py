@@ -24,18 +24,18 @@ HOLDS, UNDECIDED = Verdict.HOLDS, Verdict.UNDECIDED
 
 def run(solver, epochs=30, loss="binary_cross_entropy", m_y=1, batch_size=None, dtype=torch.float64, **options):
     X, Y = nets.data(loss, m_y=m_y)
-    own = EEWrapper(
+    wrapper = EEWrapper(
         nets.plain(m_y, dtype), loss=loss, tau=4, epsilon=0.1, seed=3, exploit_optimizer=solver, record=True, **options
     )
-    return own.fit((X, Y), epochs, batch_size=batch_size), Y
+    return wrapper.fit((X, Y), epochs, batch_size=batch_size), Y
 
 
 @pytest.mark.parametrize("solver", sorted(SOLVERS))
 def test_every_solver_lowers_the_loss(solver):
-    own, _ = run(solver)
-    losses = own.training_record().losses
+    wrapper, _ = run(solver)
+    losses = wrapper.training_record().losses
     assert len(losses) == 26
-    assert own.history[-1]["loss"] < (1e-3 if solver in ("newton", "lbfgs") else 0.999) * losses[0]
+    assert wrapper.history[-1]["loss"] < (1e-3 if solver in ("newton", "lbfgs") else 0.999) * losses[0]
     assert np.all(np.isfinite(losses))
     if solver in ("gd", "newton"):
         assert np.all(np.diff(losses) < 0.0)
@@ -44,10 +44,10 @@ def test_every_solver_lowers_the_loss(solver):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_gradient_descent_with_1_over_lhat_keeps_theorem_5_i_in_a_real_run(loss, dtype):
-    own, Y = run("gd", loss=loss, m_y=2, dtype=dtype)
-    assert own.optimizer.param_groups[0]["lr"] == own.guarantee.smoothness.step
-    results = {result.name: result for result in own.check_convergence(Y)}
-    assert own.guarantee.proved
+    wrapper, Y = run("gd", loss=loss, m_y=2, dtype=dtype)
+    assert wrapper.optimizer.param_groups[0]["lr"] == wrapper.guarantee.smoothness.step
+    results = {result.name: result for result in wrapper.check_convergence(Y)}
+    assert wrapper.guarantee.proved
     assert {name: result.verdict for name, result in results.items()} == {
         "updates": HOLDS,
         "step": HOLDS,
@@ -56,76 +56,76 @@ def test_gradient_descent_with_1_over_lhat_keeps_theorem_5_i_in_a_real_run(loss,
         "theorem_5_i": HOLDS,
         "theorem_5_ii": UNDECIDED,
     }
-    record = own.training_record()
+    record = wrapper.training_record()
     assert record.method == "gradient descent"
     assert (record.tau, record.steps[0], len(record.steps)) == (4, 4, 26)
     assert results["theorem_5_i"].measured["last_loss"] <= results["theorem_5_i"].measured["last_bound"]
     # theta^tau and its loss are what the record begins with.
-    start = objective(own.guarantee.model, Y.numpy(), own.loss).value(own.guarantee.weights)
+    start = objective(wrapper.guarantee.model, Y.numpy(), wrapper.loss).value(wrapper.guarantee.weights)
     assert record.losses[0] == pytest.approx(start, rel=1e-4)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_sgd_with_theorem_5s_schedule(loss):
-    own, Y = run("sgd", loss=loss, m_y=2, batch_size=7)
-    record = own.training_record()
+    wrapper, Y = run("sgd", loss=loss, m_y=2, batch_size=7)
+    record = wrapper.training_record()
     assert record.method == "sgd"
     assert np.allclose(record.step_sizes, record.step_sizes[0] * np.arange(1, len(record.steps) + 1) ** -0.6)
-    results = {result.name: result for result in own.check_convergence(Y)}
+    results = {result.name: result for result in wrapper.check_convergence(Y)}
     assert results["theorem_5_ii"].verdict is HOLDS
     assert results["theorem_5_ii"].rigor is Rigor.STATISTICAL
     assert results["theorem_5_i"].verdict is UNDECIDED
-    assert own.history[-1]["loss"] < record.losses[0]
+    assert wrapper.history[-1]["loss"] < record.losses[0]
 
 
 def test_batches_in_turn_are_not_unbiased_and_theorem_5_ii_is_not_claimed():
-    own, Y = run(lambda p: torch.optim.SGD(p, lr=1e-4), batch_size=7)
-    assert own.training_record().method == "sgd, batches in turn"
-    assert {r.name: r.verdict for r in own.check_convergence(Y)}["theorem_5_ii"] is UNDECIDED
+    wrapper, Y = run(lambda p: torch.optim.SGD(p, lr=1e-4), batch_size=7)
+    assert wrapper.training_record().method == "sgd, batches in turn"
+    assert {r.name: r.verdict for r in wrapper.check_convergence(Y)}["theorem_5_ii"] is UNDECIDED
 
 
 def test_other_methods_are_called_by_their_names():
-    own, Y = run("momentum")
-    assert own.training_record().method == "SGD"
-    verdicts = {r.name: r.verdict for r in own.check_convergence(Y)}
+    wrapper, Y = run("momentum")
+    assert wrapper.training_record().method == "SGD"
+    verdicts = {r.name: r.verdict for r in wrapper.check_convergence(Y)}
     assert verdicts["theorem_5_i"] is UNDECIDED
     newton, Y = run("newton", epochs=12)
-    found = {r.name: r for r in newton.check_convergence(Y)}
-    assert found["updates"].verdict is HOLDS  # a positive definite matrix times the gradient
-    assert found["updates"].measured["c_lower"] > 0.0
+    result = {r.name: r for r in newton.check_convergence(Y)}
+    assert result["updates"].verdict is HOLDS  # a positive definite matrix times the gradient
+    assert result["updates"].measured["c_lower"] > 0.0
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_steps_on_few_samples_are_short_enough_for_their_own_losses(loss):
     """Lhat of all samples is no bound for a batch: SGD with 1/Lhat on 2 of 30 samples would diverge (squared loss)."""
     adam = lambda p: torch.optim.Adam(p, lr=0.003)  # noqa: E731
-    own, _ = run("momentum", loss=loss, m_y=2, batch_size=2, epochs=12, optimizer=adam)
-    bounds = own.guarantee.smoothness
-    step = own.optimizer.param_groups[0]["lr"]
-    assert step == pytest.approx(0.1 * own.guarantee.steps.step)  # (1 - momentum) / Lhat of a batch
-    assert own.guarantee.steps.step < bounds.step
-    assert any("for batches of 2" in sentence for sentence in own.guarantee.sentences)
-    model = own.guarantee.model
+    wrapper, _ = run("momentum", loss=loss, m_y=2, batch_size=2, epochs=12, optimizer=adam)
+    bounds = wrapper.guarantee.smoothness
+    step = wrapper.optimizer.param_groups[0]["lr"]
+    assert step == pytest.approx(0.1 * wrapper.guarantee.steps.step)  # (1 - momentum) / Lhat of a batch
+    assert wrapper.guarantee.steps.step < bounds.step
+    assert any("for batches of 2" in sentence for sentence in wrapper.guarantee.sentences)
+    model = wrapper.guarantee.model
     for start in range(0, 30, 2):
         rows = slice(start, start + 2)
         largest = max(np.linalg.norm(model.dense(j)[rows], 2) ** 2 for j in range(2))
         own_L = {"squared": 2.0, "binary_cross_entropy": 0.25, "cross_entropy": 0.5}[loss] / 2 * largest
-        assert own_L <= own.guarantee.steps.spectral
-    assert own.history[-1]["loss"] < own.training_record().losses[0]
+        assert own_L <= wrapper.guarantee.steps.spectral
+    assert wrapper.history[-1]["loss"] < wrapper.training_record().losses[0]
     assert bounds.of_batches(30, 30).spectral >= bounds.spectral
     assert bounds.spectral <= bounds.paper <= bounds.sample
 
 
 def test_a_step_above_the_limit_is_lowered_with_a_warning_and_one_made_later_warned_of():
     with pytest.warns(RuntimeWarning, match=r"the step 1e\+06 of the exploitation phase is above .* 1/Lhat = "):
-        own, _ = run(lambda p: torch.optim.SGD(p, lr=1e6), epochs=8, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
-    assert own.optimizer.param_groups[0]["lr"] == own.guarantee.smoothness.step
-    own.optimizer.param_groups[0]["lr"] = 1.01 * own.guarantee.smoothness.limit
+        wrapper, _ = run(lambda p: torch.optim.SGD(p, lr=1e6), epochs=8, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    assert wrapper.optimizer.param_groups[0]["lr"] == wrapper.guarantee.smoothness.step
+    wrapper.optimizer.param_groups[0]["lr"] = 1.01 * wrapper.guarantee.smoothness.limit
     with pytest.warns(RuntimeWarning, match="is about to be taken"):
-        own.exploit_step()
+        wrapper.exploit_step()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        own.exploit_step()  # said once
+        wrapper.exploit_step()  # said once
 
 
 def test_full_batch_solvers_refuse_batches():
@@ -134,9 +134,9 @@ def test_full_batch_solvers_refuse_batches():
             run(solver, batch_size=5)
     with pytest.raises(InvalidInput, match="exploit_optimizer: got exploit_optimizer='rprop'"):
         run("rprop")
-    (X, Y), own = nets.data(), EEWrapper(nets.plain(), loss="squared", exploit_optimizer="newton")
+    (X, Y), wrapper = nets.data(), EEWrapper(nets.plain(), loss="squared", exploit_optimizer="newton")
     with pytest.raises(InvalidInput, match="'newton' without cached features"):
-        own.enter_exploitation(X, Y, cache=False)
+        wrapper.enter_exploitation(X, Y, cache=False)
 
 
 def test_plain_descent_is_told_from_everything_else():
@@ -174,28 +174,28 @@ def test_accelerated_needs_far_fewer_steps_than_gradient_descent():
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_newton_step_solves_its_system(loss):
     """Beside the same system in h m unknowns, with the matrix A written out."""
-    own = problem(loss, n=12, m_y=2)
-    theta = 0.1 * np.random.default_rng(5).standard_normal(own.model.shape)
-    found = newton_step(own, theta)
-    outputs = own.model.outputs(theta)
-    r, D = own.loss.gradient(outputs, own.targets), own.loss.curvature(outputs, own.targets)
-    D = np.maximum(D, np.minimum(np.abs(r) / (8.0 + np.abs(outputs)), own.loss.smoothness))
+    objective = problem(loss, n=12, m_y=2)
+    theta = 0.1 * np.random.default_rng(5).standard_normal(objective.model.shape)
+    computed = newton_step(objective, theta)
+    outputs = objective.model.outputs(theta)
+    r, D = objective.loss.gradient(outputs, objective.targets), objective.loss.curvature(outputs, objective.targets)
+    D = np.maximum(D, np.minimum(np.abs(r) / (8.0 + np.abs(outputs)), objective.loss.smoothness))
     D = np.maximum(D, 1e-3 * D.mean())
     for j in range(2):
-        A = own.model.dense(j)
+        A = objective.model.dense(j)
         wide_step = -np.linalg.pinv(A.T @ (D[:, j, None] * A), rcond=1e-12, hermitian=True) @ (A.T @ r[:, j])
-        moved = (found.weights - theta)[j].ravel()
-        assert np.allclose(A @ moved, found.size * (A @ wide_step), rtol=1e-5, atol=1e-7)
-    assert found.after < found.before
-    assert found.after == pytest.approx(own.value(found.weights))
+        moved = (computed.weights - theta)[j].ravel()
+        assert np.allclose(A @ moved, computed.size * (A @ wide_step), rtol=1e-5, atol=1e-7)
+    assert computed.after < computed.before
+    assert computed.after == pytest.approx(objective.value(computed.weights))
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_newton_is_quick(loss):
-    own = problem(loss, n=20, m_y=2)
-    theta, count = 5.0 * np.random.default_rng(1).standard_normal(own.model.shape), 0
-    while own.value(theta) > 1e-6:
-        step = newton_step(own, theta)
+    objective = problem(loss, n=20, m_y=2)
+    theta, count = 5.0 * np.random.default_rng(1).standard_normal(objective.model.shape), 0
+    while objective.value(theta) > 1e-6:
+        step = newton_step(objective, theta)
         assert step.after < step.before
         theta, count = step.weights, count + 1
         assert count < 60
@@ -214,18 +214,20 @@ def test_newton_finds_a_minimum_that_is_not_zero():
 def test_curvatures_are_above_the_hessian():
     rng = np.random.default_rng(0)
     for loss in LOSSES:
-        own = problem(loss, n=8, m_y=3)
+        objective = problem(loss, n=8, m_y=3)
         q = 3.0 * rng.standard_normal((8, 3))
-        D = own.loss.curvature(q, own.targets)
+        D = objective.loss.curvature(q, objective.targets)
         for i in range(8):
             H = np.empty((3, 3))
             for k in range(3):
                 step = np.zeros((8, 3))
                 step[i, k] = 1e-5
-                slope = own.loss.gradient(q + step, own.targets) - own.loss.gradient(q - step, own.targets)
+                slope = objective.loss.gradient(q + step, objective.targets) - objective.loss.gradient(
+                    q - step, objective.targets
+                )
                 H[k] = slope[i] / 2e-5
             assert np.linalg.eigvalsh(np.diag(D[i]) - H)[0] >= -1e-8
-            assert D[i].max() <= max(own.loss.smoothness, 1.0)
+            assert D[i].max() <= max(objective.loss.smoothness, 1.0)
 
 
 @pytest.mark.parametrize("gate_bytes", [0, 1 << 30])
@@ -233,27 +235,27 @@ def test_curvatures_are_above_the_hessian():
 def test_cached_steps_are_the_uncached_ones(gate_bytes, m_y, monkeypatch):
     monkeypatch.setattr("alignver.training.exploitation._BLOCK", 7 * 12 * m_y)  # seven samples a block
     X, Y = nets.data("squared", m_y=m_y)
-    own = EEWrapper(nets.noisy(m_y), loss="squared", tau=1, epsilon=0.1, seed=3, exploit_optimizer="gd")
-    own.explore_step(X, Y)
-    own.enter_exploitation(X, Y)
-    own._cached = CachedProblem(own.module, X, batch_size=11, gate_bytes=gate_bytes)
-    start = own.module.head.hidden.detach().clone()
+    wrapper = EEWrapper(nets.noisy(m_y), loss="squared", tau=1, epsilon=0.1, seed=3, exploit_optimizer="gd")
+    wrapper.explore_step(X, Y)
+    wrapper.enter_exploitation(X, Y)
+    wrapper._cached = CachedProblem(wrapper.module, X, batch_size=11, gate_bytes=gate_bytes)
+    start = wrapper.module.head.hidden.detach().clone()
     ends = []
     for cached in (True, False):
         with torch.no_grad():
-            own.module.head.hidden.copy_(start)
+            wrapper.module.head.hidden.copy_(start)
         for indices in (None, *torch.split(torch.randperm(30, generator=torch.Generator().manual_seed(1)), 8)):
             x, y = (X, Y) if indices is None else (X[indices], Y[indices])
-            own.exploit_step(indices=indices) if cached else own.exploit_step(x, y)
-        ends.append(own.module.head.hidden.detach().clone())
+            wrapper.exploit_step(indices=indices) if cached else wrapper.exploit_step(x, y)
+        ends.append(wrapper.module.head.hidden.detach().clone())
     assert not torch.equal(ends[0], start)
     assert float((ends[0] - ends[1]).norm()) <= 1e-10 * float(ends[1].norm())
 
 
 def test_the_cache_keeps_no_gates_beyond_its_bytes_and_holds_a_block_of_products():
     X, _ = nets.data()
-    own = EEWrapper(nets.plain(2), loss="squared", tau=1)
-    network = own.prepare(X, torch.zeros(30, 2))
+    wrapper = EEWrapper(nets.plain(2), loss="squared", tau=1)
+    network = wrapper.prepare(X, torch.zeros(30, 2))
     network.head.freeze()
     size = 2 * 12 * 30 * 8
     assert CachedProblem(network, X, gate_bytes=size)._factors.numel() * 8 == size
@@ -273,7 +275,7 @@ def _outputs(cached, theta):
 
 
 def test_smoothness_of_one_sample_bounds_every_batch():
-    own = problem("cross_entropy", n=15, m_y=3)
-    bounds = smoothness(own.model, "cross_entropy")
-    rows = max(np.linalg.norm(own.model.dense(j), axis=1).max() for j in range(3)) ** 2
+    objective = problem("cross_entropy", n=15, m_y=3)
+    bounds = smoothness(objective.model, "cross_entropy")
+    rows = max(np.linalg.norm(objective.model.dense(j), axis=1).max() for j in range(3)) ** 2
     assert 0.5 * rows <= bounds.sample <= 0.5 * rows * (1 + 1e-9)

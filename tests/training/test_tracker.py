@@ -136,8 +136,8 @@ def test_full_rank_by_the_gram_matrix_is_refused_where_it_cannot_tell():
     for smallest, clear in ((1e-2, True), (1e-7, False), (1e-11, False), (0.0, False)):
         levels[-1] = smallest
         M = (q * levels**2) @ q.T
-        found = full_rank(M, evaluator._scale, ("press", "golub"))
-        assert (found is not None) == clear, smallest
+        computed = full_rank(M, evaluator._scale, ("press", "golub"))
+        assert (computed is not None) == clear, smallest
         large = torch.zeros(1600, 1600, dtype=torch.float64).fill_diagonal_(1.0)  # by Cholesky alone
         large[0, 0] = smallest**2
         scale_of = lambda s: AlignmentEvaluator._scale(evaluator, s)  # noqa: E731
@@ -153,9 +153,9 @@ def test_sums_of_few_terms_leave_less_rounding():
     levels[-1] = math.sqrt(2.0 * (d / 4 + N) * eps * N)
     M = torch.diag(levels**2)
     assert full_rank(M, evaluator._scale, ("press",)) is None
-    found = full_rank(M, evaluator._scale, ("press",), terms=d // 8)
-    assert found is not None
-    assert found[2] == pytest.approx(float(levels[-1]))
+    computed = full_rank(M, evaluator._scale, ("press",), terms=d // 8)
+    assert computed is not None
+    assert computed[2] == pytest.approx(float(levels[-1]))
 
 
 def test_least_squares_bounds_hold_the_residual_and_agree(monkeypatch):
@@ -166,17 +166,17 @@ def test_least_squares_bounds_hold_the_residual_and_agree(monkeypatch):
         torch.manual_seed(4)
         model = nn.Sequential(nn.Conv1d(1, width, 2), nn.Tanh(), nn.Flatten(), nn.Linear(2 * width, 2))
         x, y = data(12)
-        asked = prepare_alignment(model, x[:, None], y, loss, "float64")
-        exact = AlignmentEvaluator(asked, thorough=True).evaluate()
-        evaluator = AlignmentEvaluator(asked)
+        requested = prepare_alignment(model, x[:, None], y, loss, "float64")
+        exact = AlignmentEvaluator(requested, thorough=True).evaluate()
+        evaluator = AlignmentEvaluator(requested)
         monkeypatch.setattr(alignment_evaluator, "full_rank", lambda *_, **__: None)
         monkeypatch.setattr(alignment_evaluator, "_SOON", 0.0)
         monkeypatch.setattr(alignment_evaluator, "ROWS", 0)
         for fits in (True, False):
             monkeypatch.setattr(AlignmentEvaluator, "_fits", lambda self, fits=fits: fits)
-            found = evaluator.evaluate()
-            assert found.methods[-1] == ("least squares with the Gram matrix" if fits else "LSMR")
-            for rule, answer in found.answers.items():
+            computed = evaluator.evaluate()
+            assert computed.methods[-1] == ("least squares with the Gram matrix" if fits else "LSMR")
+            for rule, answer in computed.answers.items():
                 low, high = answer["residual"]
                 assert low - 1e-12 <= exact.answers[rule]["residual"][0] <= high + 1e-12
                 assert {answer["verdict"], exact.answers[rule]["verdict"]} != {"HOLDS", "FAILS"}
@@ -208,9 +208,9 @@ def test_the_change_is_that_of_the_gram_matrices():
             p.mul_(1.2)
     wanted = float(((av.gram(model, x) - first) ** 2).sum())
     assert exact.update().change["value"] == pytest.approx(wanted, rel=1e-9)
-    found = probed.update().change
-    assert found["rigor"] == "STATISTICAL"
-    assert found["interval"][0] <= wanted <= found["interval"][1]
+    change = probed.update().change
+    assert change["rigor"] == "STATISTICAL"
+    assert change["interval"][0] <= wanted <= change["interval"][1]
     assert none.update().change is None
 
 
@@ -244,8 +244,8 @@ def test_parameters_that_are_replaced_are_seen():
 def test_schedule_by_steps(every, steps):
     model, (x, y) = mlp(), data()
     tracker = AlignmentTracker(model, x, y, loss="cross_entropy", every=every)
-    found = [tracker.update() for _ in range(8)]
-    assert [record.step for record in found if record] == steps
+    computed = [tracker.update() for _ in range(8)]
+    assert [record.step for record in computed if record] == steps
     assert [record.step for record in tracker.history] == steps
 
 

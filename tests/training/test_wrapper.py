@@ -25,8 +25,8 @@ def wrapper(m_y=1, loss="binary_cross_entropy", model=None, **options):
     return EEWrapper(nets.plain(m_y) if model is None else model, loss=loss, **{**defaults, **options})
 
 
-def weights(own):
-    return {name: p.detach().clone() for name, p in own.module.named_parameters()}
+def weights(wrapper):
+    return {name: p.detach().clone() for name, p in wrapper.module.named_parameters()}
 
 
 def test_it_is_public():
@@ -40,14 +40,14 @@ def test_the_pieces_are_the_whole(loss, m_y):
     parts = wrapper(m_y, loss)
     losses = [parts.explore_step(X, Y) for _ in range(4)]
     assert parts.phase == "exploration"
-    found = parts.enter_exploitation(X, Y)
+    outcome = parts.enter_exploitation(X, Y)
     assert parts.phase == "exploitation"
     for _ in range(4):
         parts.exploit_step()
     assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(parts).values(), strict=True))
     assert losses == [record["loss"] for record in whole.history[:4]]
-    assert found.proved
-    assert found.summary() == whole.guarantee.summary()
+    assert outcome.proved
+    assert outcome.summary() == whole.guarantee.summary()
     assert [record["phase"] for record in whole.history] == ["exploration"] * 4 + ["exploitation"] * 4
     assert [record["steps"] for record in whole.history] == list(range(1, 9))
     last = whole.history[-1]
@@ -65,56 +65,58 @@ def loss_of(loss, f, y):
 
 def test_exploration_is_the_users_optimiser_on_all_layers():
     X, Y = nets.data()
-    own = wrapper(optimizer=lambda p: torch.optim.Adam(p, lr=0.02))
+    trained = wrapper(optimizer=lambda p: torch.optim.Adam(p, lr=0.02))
     twin = modify(nets.plain(), X[:2], outputs=1).train()
-    twin.load_state_dict(own.prepare(X, Y).state_dict())
+    twin.load_state_dict(trained.prepare(X, Y).state_dict())
     adam = torch.optim.Adam(twin.parameters(), lr=0.02)
     for _ in range(3):
-        own.explore_step(X, Y)
+        trained.explore_step(X, Y)
         adam.zero_grad()
         nn.functional.binary_cross_entropy_with_logits(twin(X), Y.double()).backward()
         adam.step()
-    assert all(torch.allclose(a, b, rtol=1e-9) for a, b in zip(own.module.parameters(), twin.parameters(), strict=True))
+    assert all(
+        torch.allclose(a, b, rtol=1e-9) for a, b in zip(trained.module.parameters(), twin.parameters(), strict=True)
+    )
 
 
 def test_line_9_is_epsilon_times_a_normal_vector_and_line_10_freezes_the_gates():
     X, Y = nets.data()
-    own = wrapper(epsilon=0.25)
-    own.explore_step(X, Y)
-    before, generator = weights(own), torch.Generator()
-    generator.set_state(own.generator.get_state())
-    found = own.enter_exploitation(X, Y)
-    for name, now in own.module.named_parameters():
+    trained = wrapper(epsilon=0.25)
+    trained.explore_step(X, Y)
+    before, generator = weights(trained), torch.Generator()
+    generator.set_state(trained.generator.get_state())
+    outcome = trained.enter_exploitation(X, Y)
+    for name, now in trained.module.named_parameters():
         delta = torch.randn(now.shape, generator=generator, dtype=torch.float64)
         assert torch.equal(now, before[name] + 0.25 * delta)
-    head = own.module.head
+    head = trained.module.head
     assert bool(head.frozen)
     assert torch.equal(head.gates, head.hidden)  # R = theta^tau
-    assert not any(found.replaced)
-    assert not own.module.training
+    assert not any(outcome.replaced)
+    assert not trained.module.training
 
 
 def test_only_the_weights_of_the_last_hidden_layer_move_in_exploitation():
     X, Y = nets.data()
-    own = wrapper(model=nets.noisy())
+    trained = wrapper(model=nets.noisy())
     for _ in range(4):
-        own.explore_step(X, Y)
-    own.enter_exploitation(X, Y)
-    before = copy.deepcopy(own.module.state_dict())
+        trained.explore_step(X, Y)
+    trained.enter_exploitation(X, Y)
+    before = copy.deepcopy(trained.module.state_dict())
     for _ in range(3):
-        own.exploit_step()
-        own.exploit_step(X, Y)  # BatchNorm's statistics stand still here too
-    moved = {name for name, value in own.module.state_dict().items() if not torch.equal(value, before[name])}
+        trained.exploit_step()
+        trained.exploit_step(X, Y)  # BatchNorm's statistics stand still here too
+    moved = {name for name, value in trained.module.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == {"head.hidden"}
-    assert {n for n, p in own.module.named_parameters() if p.requires_grad} == {"head.hidden"}
+    assert {n for n, p in trained.module.named_parameters() if p.requires_grad} == {"head.hidden"}
 
 
 def test_frozen_parameters_are_not_part_of_theta():
     X, Y = nets.data()
     model = nets.plain()
     model[0].requires_grad_(False)
-    own = wrapper(model=model).fit((X, Y), 6)
-    assert torch.equal(own.module.body[0].weight, model[0].weight)
+    trained = wrapper(model=model).fit((X, Y), 6)
+    assert torch.equal(trained.module.body[0].weight, model[0].weight)
 
 
 def test_the_users_model_is_left_alone_and_modes_are_kept():
@@ -122,11 +124,11 @@ def test_the_users_model_is_left_alone_and_modes_are_kept():
     model = nets.noisy()
     model[1].eval()
     before = copy.deepcopy(model.state_dict())
-    own = wrapper(model=model)
-    own.explore_step(X, Y)
-    assert not own.module.body[1].training  # a BatchNorm that the user holds still stays so
-    assert own.module.body[3].training
-    own.fit((X, Y), 6)
+    trained = wrapper(model=model)
+    trained.explore_step(X, Y)
+    assert not trained.module.body[1].training  # a BatchNorm that the user holds still stays so
+    assert trained.module.body[3].training
+    trained.fit((X, Y), 6)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert model.training
     assert not model[1].training
@@ -135,13 +137,13 @@ def test_the_users_model_is_left_alone_and_modes_are_kept():
 
 def test_the_report_says_what_stands_still():
     X, Y = nets.data()
-    own = wrapper(model=nets.noisy(), exploit_optimizer=lambda p: torch.optim.SGD(p, lr=1e-4, weight_decay=0.01))
-    own.fit((X, Y), 6)
-    said = " / ".join(own.guarantee.sentences)
-    assert "1 BatchNorm layer keeps its statistics from tau on (eval mode): z is a function of x alone" in said
-    assert "dropout is off from tau on (1 layer)" in said
-    assert "weight decay of 0.01" in said
-    assert own.guarantee.summary()["notes"] == list(own.guarantee.notes)
+    trained = wrapper(model=nets.noisy(), exploit_optimizer=lambda p: torch.optim.SGD(p, lr=1e-4, weight_decay=0.01))
+    trained.fit((X, Y), 6)
+    words = " / ".join(trained.guarantee.sentences)
+    assert "1 BatchNorm layer keeps its statistics from tau on (eval mode): z is a function of x alone" in words
+    assert "dropout is off from tau on (1 layer)" in words
+    assert "weight decay of 0.01" in words
+    assert trained.guarantee.summary()["notes"] == list(trained.guarantee.notes)
 
 
 def test_augmented_inputs_go_through_the_whole_network_each_time():
@@ -152,13 +154,13 @@ def test_augmented_inputs_go_through_the_whole_network_each_time():
         calls.append(len(x))
         return x + 0.01 * torch.randn(x.shape, generator=generator, dtype=x.dtype)
 
-    own = wrapper().fit((X, Y), 7, batch_size=16, augment=shifted)
-    assert not own.cached
+    trained = wrapper().fit((X, Y), 7, batch_size=16, augment=shifted)
+    assert not trained.cached
     assert calls == [16, 14] * 7
     again = wrapper().fit((X, Y), 7, batch_size=16, augment=shifted)
-    assert torch.equal(own.module.head.hidden, again.module.head.hidden)
+    assert torch.equal(trained.module.head.hidden, again.module.head.hidden)
     other = wrapper().fit((X, Y), 7, batch_size=16)
-    assert not torch.equal(own.module.head.hidden, other.module.head.hidden)
+    assert not torch.equal(trained.module.head.hidden, other.module.head.hidden)
     same = wrapper().fit((X, Y), 7, augment=lambda x, _generator: x)
     cached = wrapper().fit((X, Y), 7)
     assert torch.allclose(same.module.head.hidden, cached.module.head.hidden, rtol=1e-10, atol=1e-12)
@@ -166,46 +168,48 @@ def test_augmented_inputs_go_through_the_whole_network_each_time():
 
 def test_an_epochs_loss_is_the_mean_over_its_samples():
     X, Y = nets.data()
-    own = wrapper(optimizer=lambda p: torch.optim.SGD(p, lr=1e-300), tau=1)
-    own.fit((X, Y), 2, batch_size=7)  # 7, 7, 7, 7, 2
+    trained = wrapper(optimizer=lambda p: torch.optim.SGD(p, lr=1e-300), tau=1)
+    trained.fit((X, Y), 2, batch_size=7)  # 7, 7, 7, 7, 2
     start = wrapper(tau=1).prepare(X, Y)
-    assert own.history[0]["loss"] == pytest.approx(loss_of("binary_cross_entropy", start(X).detach(), Y), rel=1e-10)
+    assert trained.history[0]["loss"] == pytest.approx(loss_of("binary_cross_entropy", start(X).detach(), Y), rel=1e-10)
 
 
 def test_check_proves_the_gap_and_certifies_it():
     X, Y = nets.data()
-    own = wrapper(exploit_optimizer="newton").fit((X, Y), 25)
-    result = own.check(X, Y, tolerance=1e-3)
+    trained = wrapper(exploit_optimizer="newton").fit((X, Y), 25)
+    result = trained.check(X, Y, tolerance=1e-3)
     assert (result.verdict, result.rigor) == (Verdict.HOLDS, Rigor.PROOF)
     assert result.measured["training_errors"] == 0
-    assert own.history[-1]["loss"] == pytest.approx(result.measured["loss_lower"], rel=1e-4)  # torch's digits are few
-    assert own.check(X, Y.numpy(), tolerance=1e-9, certify=False).rigor is Rigor.NUMERICAL
+    assert trained.history[-1]["loss"] == pytest.approx(
+        result.measured["loss_lower"], rel=1e-4
+    )  # torch's digits are few
+    assert trained.check(X, Y.numpy(), tolerance=1e-9, certify=False).rigor is Rigor.NUMERICAL
     from alignver.theory.exploitation import objective
     from alignver.training.exploitation import as_model, wide
 
-    model = as_model(own.module, own._cached.Z)
-    inputs = model.inputs(wide(own.module.head.hidden), objective(model, Y.numpy(), own.loss).targets)
+    model = as_model(trained.module, trained._cached.Z)
+    inputs = model.inputs(wide(trained.module.head.hidden), objective(model, Y.numpy(), trained.loss).targets)
     assert av.recheck(result.certificate, **inputs).verdict is Verdict.HOLDS
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_dtypes(dtype):
     X, Y = nets.data(dtype=torch.float64)
-    own = wrapper(model=nets.plain(dtype=dtype), exploit_optimizer="newton").fit((X, Y), 20)
-    assert own.module.head.hidden.dtype == dtype
-    assert own.history[-1]["error"] == 0.0
-    assert own.outputs(X).dtype == dtype
+    trained = wrapper(model=nets.plain(dtype=dtype), exploit_optimizer="newton").fit((X, Y), 20)
+    assert trained.module.head.hidden.dtype == dtype
+    assert trained.history[-1]["error"] == 0.0
+    assert trained.outputs(X).dtype == dtype
 
 
 def test_a_network_without_linear_layers_trains():
     torch.manual_seed(0)
     x = torch.randn(20, 1, 8, 8)
     y = torch.arange(20) % 3
-    own = EEWrapper(
+    wrapper = EEWrapper(
         nets.convolutional(), loss="cross_entropy", tau=2, epsilon=0.1, width=8, exploit_optimizer="newton"
     ).fit((x, y), 30)
-    assert own.module.head.hidden.shape == (3, 8, 13)
-    assert own.history[-1]["error"] == 0.0
+    assert wrapper.module.head.hidden.shape == (3, 8, 13)
+    assert wrapper.history[-1]["error"] == 0.0
     batch = EEWrapper(nets.convolutional(), loss="cross_entropy", width=8, outputs=5)
     batch.explore_step(x[:1], y[:1])  # labels of one batch would not tell
     assert batch.module.head.hidden.shape[0] == 5
@@ -214,24 +218,24 @@ def test_a_network_without_linear_layers_trains():
 def test_a_check_is_about_the_inputs_that_it_is_given():
     """Cached features stand for the inputs that they were made of, and for no others."""
     X, Y = nets.data("binary_cross_entropy", m_y=1)
-    own = wrapper(exploit_optimizer="newton").fit((X, Y), 12)
-    here = own.check(X, Y, tolerance=0.5)
-    there = own.check(100.0 * X.flip(0), Y, tolerance=0.5)
+    trained = wrapper(exploit_optimizer="newton").fit((X, Y), 12)
+    here = trained.check(X, Y, tolerance=0.5)
+    there = trained.check(100.0 * X.flip(0), Y, tolerance=0.5)
     assert here.measured["loss_upper"] < there.measured["loss_lower"]
-    loss = nn.functional.binary_cross_entropy_with_logits(own.outputs(100.0 * X.flip(0)).double(), Y.double())
+    loss = nn.functional.binary_cross_entropy_with_logits(trained.outputs(100.0 * X.flip(0)).double(), Y.double())
     assert there.measured["loss_lower"] <= float(loss) * (1 + 1e-5)
     for wrong in ("nonsense", X[:, :1], X[None]):
         with pytest.raises(InvalidInput, match=r"X|Y"):
-            own.check(wrong, Y)
-    assert own.check(X.clone(), Y, tolerance=0.5).measured == here.measured
+            trained.check(wrong, Y)
+    assert trained.check(X.clone(), Y, tolerance=0.5).measured == here.measured
 
 
 def test_what_comes_before_the_first_step():
-    own = wrapper()
-    for call in (lambda: own.outputs(torch.zeros(1, 2)), lambda: checkpoint.state(own)):
+    trained = wrapper()
+    for call in (lambda: trained.outputs(torch.zeros(1, 2)), lambda: checkpoint.state(trained)):
         with pytest.raises(InvalidInput, match="not modified yet"):
             call()
-    assert repr(own) == "EEWrapper(Sequential, loss='binary_cross_entropy': exploration, 0 epochs)"
+    assert repr(trained) == "EEWrapper(Sequential, loss='binary_cross_entropy': exploration, 0 epochs)"
 
 
 def test_one_sample_that_is_left_alone_joins_the_batch_before_it():
@@ -239,9 +243,9 @@ def test_one_sample_that_is_left_alone_joins_the_batch_before_it():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(2, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1))
     X, Y = torch.randn(21, 2), torch.arange(21) % 2
-    own = wrapper(model=net).fit((X, Y), 6, batch_size=5)
-    assert own.steps == 6 * 4
-    assert own.guarantee.batch_size == 5
+    trained = wrapper(model=net).fit((X, Y), 6, batch_size=5)
+    assert trained.steps == 6 * 4
+    assert trained.guarantee.batch_size == 5
     assert [smallest_batch(21, size) for size in (5, 20, 4, 2, 1, 21)] == [5, 21, 4, 2, 1, 21]
     generator = torch.Generator().manual_seed(0)
     for n, size in ((21, 5), (21, 20), (6, 5), (7, 2), (3, 1)):
@@ -290,8 +294,8 @@ def test_arguments_that_mean_nothing(options, words):
 
 def test_numpy_integers_count():
     X, Y = nets.data("binary_cross_entropy", m_y=1)
-    own = wrapper(tau=np.int64(4), seed=np.int32(3)).fit((X, Y), np.int64(8), batch_size=np.int16(9))
-    assert own.history == wrapper().fit((X, Y), 8, batch_size=9).history
+    trained = wrapper(tau=np.int64(4), seed=np.int32(3)).fit((X, Y), np.int64(8), batch_size=np.int16(9))
+    assert trained.history == wrapper().fit((X, Y), 8, batch_size=9).history
 
 
 def test_data_is_a_pair():
@@ -315,7 +319,7 @@ def test_parameters_that_are_nan_are_seen_before_any_step():
     model = nets.plain(1)
     with torch.no_grad():
         next(model.parameters()).view(-1)[0] = math.nan
-    own = wrapper(model=model)
+    trained = wrapper(model=model)
     with pytest.raises(InvalidInput, match=r"model: got parameter \S+ with NaN or Inf"):
-        own.fit((X, Y), 8)
-    assert own.steps == 0
+        trained.fit((X, Y), 8)
+    assert trained.steps == 0
