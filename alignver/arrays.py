@@ -43,12 +43,7 @@ __all__ = [
 Array: TypeAlias = Any
 """An array of a namespace that follows the array API standard; the standard has no runtime type for it."""
 
-EPS = {
-    "bfloat16": 2.0**-7,
-    "float16": 2.0**-10,
-    "float32": 2.0**-23,
-    "float64": 2.0**-52,
-}
+EPS = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23, "float64": 2.0**-52}
 """Machine epsilon (the spacing above 1, twice the unit roundoff u) of every accepted floating dtype; IEEE 754, and for
 bfloat16 its 8 significand bits."""
 

@@ -152,7 +152,7 @@ def instance(argument: str, value: Any, kind: type[_T], need: str) -> _T:
     >>> instance("model", 3, str, "the name of a model")
     Traceback (most recent call last):
         ...
-    alignver.errors.InvalidInput: model: got a value of type int; needs the name of a model
+    alignver.errors.InvalidInput: model: got an int; needs the name of a model
     """
     if not isinstance(value, kind):
         raise InvalidInput(argument, kind_of(value), need, code="wrong-type")

@@ -40,13 +40,7 @@ def _result(name: str, statement: str, verdict: Verdict, reason: str, **more: An
 
 
 def check_theorem_3(
-    record: TrainingRecord,
-    *,
-    aligned: Any,
-    nu_norms: Any,
-    beta_norms: Any,
-    target: float,
-    lipschitz: float,
+    record: TrainingRecord, *, aligned: Any, nu_norms: Any, beta_norms: Any, target: float, lipschitz: float
 ) -> CheckResult:
     r"""Check the bound of Theorem 3 along a recorded run of gradient descent.
 

@@ -28,13 +28,7 @@ DISTINCT = "Distinct inputs (no two samples are equal)"
 
 @np.errstate(all="ignore")
 def check_data(
-    X: Any,
-    Y: Any = None,
-    *,
-    loss: str | None = None,
-    dtype: str | None = None,
-    X_test: Any = None,
-    Y_test: Any = None,
+    X: Any, Y: Any = None, *, loss: str | None = None, dtype: str | None = None, X_test: Any = None, Y_test: Any = None
 ) -> CheckResult:
     r"""Check that no two samples have equal inputs and different targets, and bound the loss of every model from below.
 

@@ -42,10 +42,7 @@ __all__ = [
 ]
 
 exploration_result = functools.partial(
-    CheckResult,
-    name="exploration",
-    statement="Safe exploration (Assumption 4)",
-    subject=Subject.COMPUTED_MATRIX,
+    CheckResult, name="exploration", statement="Safe exploration (Assumption 4)", subject=Subject.COMPUTED_MATRIX
 )
 """Make a result of the check."""
 

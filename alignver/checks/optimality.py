@@ -34,10 +34,7 @@ _MOST = 6000
 _KINDS = {Verdict.HOLDS: "estimate-below", Verdict.FAILS: "estimate-above", Verdict.UNDECIDED: "not-decided"}
 
 _result = functools.partial(
-    CheckResult,
-    name="optimality",
-    statement="Global optimality (Theorems 4 and 5)",
-    subject=Subject.COMPUTED_MATRIX,
+    CheckResult, name="optimality", statement="Global optimality (Theorems 4 and 5)", subject=Subject.COMPUTED_MATRIX
 )
 
 
@@ -136,12 +133,7 @@ def check_optimality(
 
 
 def _proved(
-    problem: Objective,
-    theta: FloatArray,
-    loss: str,
-    tolerance: float,
-    rank: bool | None,
-    data: DuplicateInputs | None,
+    problem: Objective, theta: FloatArray, loss: str, tolerance: float, rank: bool | None, data: DuplicateInputs | None
 ) -> CheckResult:
     if data is not None and not equal(problem.model.Z, problem.model.Z[data.first]):
         # Features of one input may differ in their last digits, from another batch: Z is not a function of the inputs.

@@ -60,12 +60,7 @@ def membership(
             result = check_membership(
                 input_files.to_backend(inputs["J"], backend, device),
                 input_files.to_backend(inputs["y"], backend, device),
-                method=method,
-                rule=rule,
-                certify=certify,
-                tolerance=tolerance,
-                residual_tolerance=residual_tolerance,
-                computed_in=computed_in,
+                **session.arguments_of("method rule certify tolerance residual_tolerance computed_in"),
             )
         notes = session.save_certificate(result, files_of)
     return session.finish(result, inputs=inputs, notes=notes)
@@ -104,23 +99,16 @@ def rank(
             result = check_rank(
                 input_files.to_backend(inputs["A"], backend, device),
                 rank=expected,
-                method=method,
-                rule=rule,
-                certify=certify,
-                tolerance=tolerance,
-                computed_in=computed_in,
+                **session.arguments_of("method rule certify tolerance computed_in"),
             )
         notes = session.save_certificate(result, {"A": a_file})
     return session.finish(result, inputs=inputs, notes=notes)
 
 
-class Engine(enum.StrEnum):
-    """The representation of the Jacobian."""
-
-    DENSE = "dense"
-    STREAMED = "streamed"
-    GRAM = "gram"
-    MATRIX_FREE = "matrix-free"
+# The representation of the Jacobian.
+Engine = enum.StrEnum(
+    "Engine", {"DENSE": "dense", "STREAMED": "streamed", "GRAM": "gram", "MATRIX_FREE": "matrix-free"}
+)
 
 
 @command("check alignment", _CERTIFIED, provenance="device dtype seed")
@@ -128,7 +116,7 @@ def alignment(
     session: Session,
     model: Model,
     data: Annotated[str, typer.Option(metavar="FILE.npz", help="The samples: a .npz file with X and Y.")],
-    loss: Annotated[Loss, typer.Option(metavar="LOSS", help="squared, binary_cross_entropy or cross_entropy.")],
+    loss: Annotated[Loss, options.LOSS],
     weights: Weights = None,
     method: options.MethodOption = options.Method.AUTO,
     rule: options.Rule = "golub",
@@ -163,20 +151,8 @@ def alignment(
         from alignver.checks.alignment import check_alignment
 
         with input_files.rename_argument({"X": f"{data}:X", "Y": f"{data}:Y", "model": model}):
-            result = check_alignment(
-                net,
-                samples["X"],
-                samples["Y"],
-                loss=loss,
-                method=method,
-                rule=rule,
-                certify=certify,
-                tolerance=tolerance,
-                residual_tolerance=residual_tolerance,
-                dtype=dtype,
-                chunk_size=chunk_size,
-                engine=engine,
-            )
+            decisive = "loss method rule certify tolerance residual_tolerance dtype chunk_size engine"
+            result = check_alignment(net, samples["X"], samples["Y"], **session.arguments_of(decisive))
         again = ["--model", model, "--data", data, "--loss", loss]
         for option, value, default in (
             ("--weights", weights, None),
@@ -232,17 +208,13 @@ def structure(
 
         with input_files.rename_argument({"X": f"{data}:X", "S": "--subset", "model": model}):
             result = check_common_structure(
-                net, samples["X"], S=subset or None, tolerance=tolerance, dtype=dtype, seed=seed
+                net, samples["X"], S=subset or None, **session.arguments_of("tolerance dtype seed")
             )
     return session.finish(result, inputs={**samples, **identity})
 
 
-class Cast(enum.StrEnum):
-    """The dtype to which inputs are rounded before they are compared."""
-
-    FLOAT16 = "float16"
-    FLOAT32 = "float32"
-    FLOAT64 = "float64"
+# The dtype to which inputs are rounded before they are compared.
+Cast = enum.StrEnum("Cast", "FLOAT16 FLOAT32 FLOAT64")
 
 
 @command("check data", _CERTIFIED)
@@ -298,14 +270,8 @@ def data(
 
         arrays, places = _read(data_file, targets, test)
         with input_files.rename_argument(places):
-            result = check_data(
-                arrays["X"],
-                arrays.get("Y"),
-                loss=loss,
-                dtype=dtype,
-                X_test=arrays.get("X_test"),
-                Y_test=arrays.get("Y_test"),
-            )
+            tests = {name: arrays.get(name) for name in _TEST_NAMES}
+            result = check_data(arrays["X"], arrays.get("Y"), loss=loss, dtype=dtype, **tests)
         notes = session.save_certificate(result, {name: places[name] for name in ("X", "Y") if name in places})
     return session.finish(result, inputs=arrays, notes=notes)
 

@@ -21,13 +21,8 @@ __all__ = ["ExplorationMethod", "exploration"]
 _model = functools.partial(typer.Option, rich_help_panel="Features from a model")
 
 
-class ExplorationMethod(enum.StrEnum):
-    """How Assumption 4 is decided."""
-
-    AUTO = "auto"
-    STAIRCASE = "staircase"
-    GRAM = "gram"
-    DENSE = "dense"
+# How Assumption 4 is decided.
+ExplorationMethod = enum.StrEnum("ExplorationMethod", "AUTO STAIRCASE GRAM DENSE")
 
 
 @command(
@@ -70,10 +65,7 @@ def exploration(
     ] = None,
     estimate_delta: Annotated[
         bool,
-        _model(
-            "--estimate-delta",
-            help="Estimate R by a float64 pass on a sample; the verdict is then numerical.",
-        ),
+        _model("--estimate-delta", help="Estimate R by a float64 pass on a sample; the verdict is then numerical."),
     ] = False,
     rule: options.Rule = "golub",
     certify: options.Certify = True,
@@ -177,18 +169,13 @@ def exploration(
         with input_files.rename_argument(files), _client(scheduler) as client:
             result = check_safe_exploration(
                 features,
-                width=width,
                 q=None if q is None else input_files.read_matrix(q, "q"),
-                method=method,
-                rule=rule,
                 delta=delta,
                 delta_is_estimate=estimate_delta,
-                certify=certify,
                 add_constant=add_constant or model is not None,
-                tries=tries,
-                seed=seed,
                 folder=tiles,
                 client=client,
+                **session.arguments_of("width method rule certify tries seed"),
             )
         place = z_file if z_file is not None else keep_features
         notes = session.save_certificate(result, {} if place is None else {"Z": place})

@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 __all__ = [
+    "LOSS",
+    "MODEL",
     "Backend",
     "BackendOption",
     "Certificate",
@@ -44,53 +46,28 @@ decision = functools.partial(typer.Option, rich_help_panel="Decision")
 computation = functools.partial(typer.Option, rich_help_panel="Computation")
 
 
-class Backend(enum.StrEnum):
-    """The array library that does the linear algebra."""
-
-    NUMPY = "numpy"
-    TORCH = "torch"
-    CUPY = "cupy"
+# The array library that does the linear algebra.
+Backend = enum.StrEnum("Backend", "NUMPY TORCH CUPY")
 
 
-class Method(enum.StrEnum):
-    """How y in Col(J) is decided."""
-
-    AUTO = "auto"
-    SVD = "svd"
-    QR = "qr"
-    LSTSQ = "lstsq"
-    EXACT = "exact"
+# How y in Col(J) is decided.
+Method = enum.StrEnum("Method", "AUTO SVD QR LSTSQ EXACT")
 
 
-class RankMethod(enum.StrEnum):
-    """How a rank is decided."""
-
-    AUTO = "auto"
-    SVD = "svd"
-    QR = "qr"
-    EXACT = "exact"
+# How a rank is decided.
+RankMethod = enum.StrEnum("RankMethod", "AUTO SVD QR EXACT")
 
 
-class DtypeName(enum.StrEnum):
-    """The floating-point types that a model can be run in."""
-
-    FLOAT64 = "float64"
-    FLOAT32 = "float32"
+# The floating-point types that a model can be run in.
+DtypeName = enum.StrEnum("DtypeName", "FLOAT64 FLOAT32")
 
 
-class Loss(enum.StrEnum):
-    """The losses for which Definition 2 gives modified targets."""
-
-    SQUARED = "squared"
-    BINARY_CROSS_ENTROPY = "binary_cross_entropy"
-    CROSS_ENTROPY = "cross_entropy"
+# The losses for which Definition 2 gives modified targets.
+Loss = enum.StrEnum("Loss", "SQUARED BINARY_CROSS_ENTROPY CROSS_ENTROPY")
 
 
-class JacobianDtype(enum.StrEnum):
-    """The precision in which the Jacobian is computed."""
-
-    FLOAT64 = "float64"
-    SAME = "same"
+# The precision in which the Jacobian is computed.
+JacobianDtype = enum.StrEnum("JacobianDtype", "FLOAT64 SAME")
 
 
 def _seed(value: int) -> int:
@@ -100,14 +77,12 @@ def _seed(value: int) -> int:
 
 
 Json = Annotated[
-    bool,
-    _output("--json", help="One JSON document on stdout and nothing else there; on bad input stdout stays empty."),
+    bool, _output("--json", help="One JSON document on stdout and nothing else there; on bad input stdout stays empty.")
 ]
 Quiet = Annotated[bool, _output("--quiet", "-q", help="The verdict line only, and no progress.")]
 Verbose = Annotated[bool, _output("--verbose", "-v", help="Every table, the provenance, and tracebacks of errors.")]
 Html = Annotated[
-    str | None,
-    _output("--html", metavar="FILE", help="Write the report as one self-contained HTML page."),
+    str | None, _output("--html", metavar="FILE", help="Write the report as one self-contained HTML page.")
 ]
 Junit = Annotated[
     str | None,
@@ -141,21 +116,19 @@ ComputedIn = Annotated[
     ),
 ]
 Certify = Annotated[
-    bool,
-    decision("--certify/--no-certify", help="Try to prove the verdict, or stay with floating-point evidence."),
+    bool, decision("--certify/--no-certify", help="Try to prove the verdict, or stay with floating-point evidence.")
 ]
 BackendOption = Annotated[Backend, computation(help="Array library that does the linear algebra.")]
 Device = Annotated[str, computation(metavar="NAME", help="Where to compute: cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[DtypeName, computation(help="Precision of the computation.")]
 Seed = Annotated[int, computation(metavar="N", callback=_seed, help="Seed of everything that is random.")]
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="FILE.py:FUNCTION or package.module:FUNCTION; FUNCTION() returns a torch.nn.Module. "
-        "The code is imported and run.",
-    ),
-]
+MODEL = typer.Argument(
+    metavar="MODEL",
+    help="FILE.py:FUNCTION or package.module:FUNCTION; FUNCTION() returns a torch.nn.Module. "
+    "The code is imported and run.",
+)
+Model = Annotated[str, MODEL]
+LOSS = typer.Option(metavar="LOSS", help="squared, binary_cross_entropy or cross_entropy.")
 Weights = Annotated[str | None, typer.Option(metavar="FILE", help="Parameters to load: a .safetensors file.")]
 ChunkSize = Annotated[
     int | None,
@@ -167,6 +140,5 @@ ChunkSize = Annotated[
     ),
 ]
 ModelDtype = Annotated[
-    JacobianDtype,
-    computation(help="Precision of the Jacobian: float64 widens the model exactly, same keeps its own."),
+    JacobianDtype, computation(help="Precision of the Jacobian: float64 widens the model exactly, same keeps its own.")
 ]

@@ -24,12 +24,7 @@ __all__ = ["reproduce"]
 _FORMATS = (".png", ".svg", ".pdf")
 
 
-@command(
-    "reproduce",
-    "json quiet verbose",
-    provenance="device",
-    aliases={"item": "ITEM", "folder": "--data-folder"},
-)
+@command("reproduce", "json quiet verbose", provenance="device", aliases={"item": "ITEM", "folder": "--data-folder"})
 def reproduce(
     session: Session,
     item: Annotated[str | None, typer.Argument(metavar="ITEM", help="Such as figure1a or table2.")] = None,
@@ -140,6 +135,8 @@ def _comparison(result: CheckResult) -> list[Any]:
     """Return the table of the paper's numbers and ours, if there are several."""
     from rich.padding import Padding
 
+    from alignver.report import text
+
     paper, ours = result.measured["paper"], result.measured["ours"]
     if not isinstance(paper, Mapping):
         return []
@@ -147,18 +144,10 @@ def _comparison(result: CheckResult) -> list[Any]:
     table.add_column("")
     for key in paper:
         table.add_column(printable(key), justify="right", no_wrap=True)
-    table.add_row("the paper", *(_cell(value) for value in paper.values()))
+    table.add_row("the paper", *(text.number(value, 4) for value in paper.values()))
     if isinstance(ours, Mapping):
-        table.add_row("here", *(_cell(ours.get(key)) for key in paper))
+        table.add_row("here", *(text.number(ours.get(key), 4) for key in paper))
     return [Padding(table, (0, 0, 0, 2), expand=False)]
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.4g}" if isinstance(value, float) else printable(str(value))
 
 
 def _farewell(out: str | None) -> str:

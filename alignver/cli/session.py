@@ -188,6 +188,10 @@ class Session:
     unwritten: OutputFailed | None = None
     _began: float = dataclasses.field(default_factory=time.perf_counter)
 
+    def arguments_of(self, names: str) -> dict[str, Any]:
+        """Return the named options, which are arguments of the same name in the library."""
+        return {name: self.options[name] for name in names.split()}
+
     @property
     def verbosity(self) -> int:
         """-1, 0 or 1."""

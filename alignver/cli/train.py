@@ -48,27 +48,16 @@ def _tau(text: str | float) -> float:
     raise typer.BadParameter(f"{text!r} is not a number")
 
 
-class Repair(enum.StrEnum):
-    """What happens to gates whose rank is not proved."""
-
-    STAIRCASE = "staircase"
-    REDRAW = "redraw"
-    NONE = "none"
+# What happens to gates whose rank is not proved.
+Repair = enum.StrEnum("Repair", "STAIRCASE REDRAW NONE")
 
 
-class Explorer(enum.StrEnum):
-    """Optimisers of the exploration phase."""
-
-    SGD = "sgd"
-    ADAM = "adam"
+# Optimisers of the exploration phase.
+Explorer = enum.StrEnum("Explorer", "SGD ADAM")
 
 
-class TrainedIn(enum.StrEnum):
-    """The precision in which the model is trained."""
-
-    SAME = "same"
-    FLOAT64 = "float64"
-    FLOAT32 = "float32"
+# The precision in which the model is trained.
+TrainedIn = enum.StrEnum("TrainedIn", "SAME FLOAT64 FLOAT32")
 
 
 @command(
@@ -80,20 +69,11 @@ class TrainedIn(enum.StrEnum):
 def train(
     session: Session,
     context: typer.Context,
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="FILE.py:FUNCTION or package.module:FUNCTION; FUNCTION() returns a torch.nn.Module. "
-            "The code is imported and run.",
-        ),
-    ] = None,
+    model: Annotated[str | None, options.MODEL] = None,
     data: Annotated[
         str | None, typer.Option(metavar="FILE.npz", help="The training samples: a .npz file with X and Y.")
     ] = None,
-    loss: Annotated[
-        Loss | None, typer.Option(metavar="LOSS", help="squared, binary_cross_entropy or cross_entropy.")
-    ] = None,
+    loss: Annotated[Loss | None, options.LOSS] = None,
     epochs: Annotated[int | None, typer.Option(min=2, metavar="N", help="Epochs of both phases together.")] = None,
     weights: Weights = None,
     out: Annotated[

@@ -110,9 +110,7 @@ class Effort:
 
 _FULL = {True: Effort(200, 5, paper=200), False: Effort(100, 5, paper=100)}
 _REDUCED: Mapping[str, Mapping[bool, Effort]] = MappingProxyType(
-    {
-        "semeion": {True: Effort(60, 3, 8, paper=200), False: Effort(30, 3, 8, paper=100)},
-    }
+    {"semeion": {True: Effort(60, 3, 8, paper=200), False: Effort(30, 3, 8, paper=100)}}
 )
 _OTHERS = {True: Effort(10, 3, 8, 2000, paper=200), False: Effort(10, 3, 8, 2000, paper=100)}
 

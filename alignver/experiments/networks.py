@@ -22,13 +22,7 @@ BIASES = ("default", "zero", "none")
 
 
 def fully_connected(
-    m_x: int,
-    width: int = 300,
-    depth: int = 4,
-    m_y: int = 1,
-    *,
-    seed: int = 0,
-    biases: str = "default",
+    m_x: int, width: int = 300, depth: int = 4, m_y: int = 1, *, seed: int = 0, biases: str = "default"
 ) -> nn.Sequential:
     """Build the fully-connected network of the paper: softplus layers with weights N(0, 1/width).
 

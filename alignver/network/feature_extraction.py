@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import difflib
 import errno
@@ -20,7 +19,7 @@ from torch import nn
 from alignver import atomic, require
 from alignver.errors import InvalidInput, kind_of
 from alignver.network.inputs import as_inputs, taken
-from alignver.network.preserve_state import preserve_state
+from alignver.network.preserve_state import eval_mode, preserve_state
 from alignver.progress import track
 
 __all__ = ["estimate_row_error", "extract_features", "feature_blocks", "save_features"]
@@ -196,7 +195,7 @@ def _output(model: nn.Module, module: nn.Module, batch: torch.Tensor, layer: str
         # A copy: a later layer may work in place.
         outputs.append(output.detach().clone() if isinstance(output, torch.Tensor) else output)
 
-    with preserve_state(model), _eval_mode(model), torch.no_grad():
+    with preserve_state(model), eval_mode(model), torch.no_grad():
         handle = module.register_forward_hook(store)
         try:
             with taken(model, batch):
@@ -206,17 +205,6 @@ def _output(model: nn.Module, module: nn.Module, batch: torch.Tensor, layer: str
     if len(outputs) != 1:
         raise InvalidInput("layer", f"{layer!r}, run {len(outputs)} times in one pass", "a layer that runs once")
     return outputs[0]
-
-
-@contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _rows(output: Any, start: int, count: int, layer: str | None) -> npt.NDArray[np.floating[Any]]:

@@ -1,4 +1,4 @@
-"""A context manager that restores a model, and torch's random state, after a check."""
+"""Context managers that restore a model, and torch's random state, after a check."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["preserve_state"]
+__all__ = ["eval_mode", "preserve_state"]
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 _CONTAINERS = (list, dict, set)
@@ -214,3 +214,15 @@ def _refill(container: Any, content: Any) -> None:
         container.extend(content)
     else:
         container.update(content)
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode for the block; afterwards the mode of every module is restored."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

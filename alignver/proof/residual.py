@@ -108,8 +108,7 @@ def distance_bound(J: FloatArray, y: FloatArray, beta: FloatArray, s_min: float,
         gradient = J.T @ computed
     size, beta_size = frobenius_up(J), norm_up(beta)
     error = add_up(
-        mul_up(gamma(d + 2), add_up(norm_up(y), mul_up(size, beta_size))),
-        mul_up(float(n), float(d + 2), OMEGA),
+        mul_up(gamma(d + 2), add_up(norm_up(y), mul_up(size, beta_size))), mul_up(float(n), float(d + 2), OMEGA)
     )
     length = max(0.0, sub_down(norm_down(computed), error))
     longest = add_up(norm_up(computed), error)

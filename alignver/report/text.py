@@ -39,8 +39,8 @@ __all__ = [
 ]
 
 
-def number(value: Any) -> str:
-    """Return a value as a table shows it: integers in full, floats to three digits, None as a dash, printable.
+def number(value: Any, digits: int = 3) -> str:
+    """Return a value as a table shows it: integers in full, floats rounded, None as a dash, printable.
 
     Examples
     --------
@@ -52,7 +52,7 @@ def number(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.3g}"
+        return f"{value:.{digits}g}"
     return printable(str(value))
 
 

@@ -237,12 +237,7 @@ def conflict(images: Sequence[Any], labels: Sequence[str], *, names: Sequence[st
 
 
 def pairs(
-    images: Sequence[tuple[Any, Any]],
-    titles: Sequence[str],
-    *,
-    columns: int = 2,
-    width: float = 6.0,
-    axes: Any = None,
+    images: Sequence[tuple[Any, Any]], titles: Sequence[str], *, columns: int = 2, width: float = 6.0, axes: Any = None
 ) -> list[Any]:
     """Draw pairs of samples, the two of a pair beside each other, in rows of a few pairs.
 

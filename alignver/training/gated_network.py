@@ -12,7 +12,8 @@ from torch import nn
 
 from alignver import require
 from alignver.errors import InvalidInput, kind_of
-from alignver.training.output_layers import Call, OutputLayers, eval_mode, find_output_layers
+from alignver.network.preserve_state import eval_mode
+from alignver.training.output_layers import Call, OutputLayers, find_output_layers
 
 __all__ = ["GatedHead", "GatedNetwork", "Tap", "gate_slope", "gated", "modify"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,8 +17,9 @@ from torch import nn
 
 from alignver.errors import InvalidInput, kind_of
 from alignver.network.inputs import taken
+from alignver.network.preserve_state import eval_mode
 
-__all__ = ["Call", "OutputLayers", "eval_mode", "find_output_layers"]
+__all__ = ["Call", "OutputLayers", "find_output_layers"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,18 +109,6 @@ def find_output_layers(model: nn.Module, x: torch.Tensor, layers: tuple[str, ...
         tuple(type(call.module).__name__ for call in between if _is_leaf(call.module)),
         bool(last) and not _is_output(last[-1], out),
     )
-
-
-@contextlib.contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode for the block; afterwards the mode of every module is restored."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @torch.no_grad()

@@ -11,13 +11,13 @@ from alignver.checks.convergence import check_convergence
 from alignver.checks.optimality import check_optimality
 from alignver.errors import InvalidInput
 from alignver.network.inputs import as_inputs, as_targets, taken
+from alignver.network.preserve_state import eval_mode
 from alignver.results import CheckResult
 from alignver.theory.exploitation import Exploitation
 from alignver.theory.record import TrainingRecord
 from alignver.training.exploitation import CachedProblem, as_model, as_training_targets, error_rate, mean_loss, wide
 from alignver.training.gated_network import GatedNetwork
 from alignver.training.guarantee import Guarantee
-from alignver.training.output_layers import eval_mode
 from alignver.training.solvers import Factory, Recorder
 
 __all__ = ["EXPLOITING", "EXPLORING", "TrainedNetwork"]

@@ -175,7 +175,7 @@ def test_json(here, folder):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "--model with --data and --layer"),
+        ([], "--model with --data"),
         (["bare.npy"], "or --add-constant"),
         (["Z.npy", "--width", "0"], "--width: got 0"),
         (["Z.npy", "--q", "Z.npy"], "q (Z.npy): got shape (60, 9)"),
