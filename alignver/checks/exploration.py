@@ -141,7 +141,7 @@ def check_safe_exploration(
     require.one_of("method", method, METHODS)
     require.booleans(certify=certify, add_constant=add_constant, delta_is_estimate=delta_is_estimate)
     if method == "staircase" and q is not None:
-        need = "method='gram' or 'dense': the staircase constructs its own gates"
+        need = "method='gram' or method='dense': the staircase constructs its own gates"
         raise InvalidInput("q", "gates with method='staircase'", need, "conflicting-arguments")
     rank_rules.find(rule)
     width = None if width is None else require.integer("width", width, least=1, most=_MOST)

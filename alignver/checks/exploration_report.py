@@ -357,7 +357,7 @@ def _check_by_svd(setting: Setting, q: FloatArray, origin: str, sampled: bool) -
         got, need = f"'dense' for a phi of {1e-9 * size:.1f} GB", "'staircase' or 'gram', which never form it"
         raise InvalidInput("method", got, need, "too-large")
     if setting.delta:
-        need = "'staircase' or 'gram': a proof covers a ball"
+        need = "method='staircase' or method='gram': a proof covers a ball"
         raise InvalidInput("delta", "a radius with method='dense'", need, "conflicting-arguments")
     with np.errstate(all="ignore"):
         phi = dense_phi(rows.read(0, rows.n), q, setting.weights)

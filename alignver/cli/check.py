@@ -206,7 +206,8 @@ def structure(
         net, identity = model_io.load(model, weights, device=device, seed=seed)
         from alignver.checks.common_structure import check_common_structure
 
-        with input_files.rename_argument({"X": f"{data}:X", "S": "--subset", "model": model}):
+        files = {"X": f"{data}:X", "model": model}
+        with input_files.rename_argument(files), input_files.rename_options({"S": "--subset"}):
             result = check_common_structure(
                 net, samples["X"], S=subset or None, **session.arguments_of("tolerance dtype seed")
             )

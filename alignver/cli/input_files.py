@@ -76,7 +76,9 @@ def rename_options(options: Mapping[str, str]) -> Iterator[None]:
     except InvalidInput as error:
         argument = options.get(error.argument, error.argument)
         got, need = (with_options(words, options) for words in (error.got, error.need))
-        raise InvalidInput(argument, got.removeprefix(f"{argument} "), need, error.code) from error
+        for mark in (" ", "="):
+            got = got.removeprefix(argument + mark)
+        raise InvalidInput(argument, got, need, error.code) from error
 
 
 _ASSIGNED = re.compile(r"(?<![\w./-])(?<!\w\()(\w+)=('[^']*'|[\w.+-]+|(?=[\s;,:)]|$))")

@@ -254,24 +254,21 @@ def taken(model: nn.Module, x: torch.Tensor) -> Iterator[None]:
         raise refused_inputs(model, x, error) from error
 
 
-def refused_inputs(
-    model: nn.Module, x: torch.Tensor, error: Exception, given: tuple[int, ...] | None = None
-) -> InvalidInput:
-    """Return what an exception of a forward pass on some samples says about X, whose shape is ``given`` if known."""
+def refused_inputs(model: nn.Module, x: torch.Tensor, error: Exception) -> InvalidInput:
+    """Return what an exception of a forward pass on some samples says about X."""
     name, layer = failing_module(model, error)
-    shape = f"samples of shape {tuple(x.shape[1:])}" if given is None else f"inputs of shape {given}"
-    first = next(
+    got, raising = f"samples of shape {tuple(x.shape[1:])}", module_name(name, layer)
+    if layer is next(
         (module for module in model.modules() if next(module.parameters(recurse=False), None) is not None), None
-    )
-    if isinstance(layer, nn.Linear) and layer is first and x.ndim == 2 and x.shape[1] != layer.in_features:
-        need = f"{layer.in_features} numbers for each sample, the in_features of {module_name(name, layer)}"
-        return InvalidInput("X", shape, need, code="wrong-shape")
+    ):
+        if isinstance(layer, nn.Linear) and x.ndim == 2 and x.shape[1] != layer.in_features:
+            need = f"{layer.in_features} numbers for each sample, the in_features of {raising}"
+            return InvalidInput("X", got, need, code="wrong-shape")
+        if not x.is_floating_point() and not isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+            need = f"floating-point numbers for {raising}: X.astype('float64'), or X.double() for a tensor"
+            return InvalidInput("X", f"dtype {dtype_name(x.dtype)}", need, code="wrong-dtype")
     raised = f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__
-    part = "" if given is None or len(x) == given[0] else f"{len(x)} of " if len(x) > 1 else "one of "
-    need = "inputs that the model accepts"
-    if not x.is_floating_point():
-        need += "; X has integers: X.astype('float64'), or X.double() for a tensor"
-    return InvalidInput("X", f"{shape}, on {part}which {module_name(name, layer)} raised {raised}", need)
+    return InvalidInput("X", f"{got}, on which {raising} raised {raised}", "inputs that the model accepts")
 
 
 def module_name(name: str, module: nn.Module) -> str:

@@ -290,19 +290,19 @@ def probe(function: Functional, x: torch.Tensor) -> Probed:
         gives different results when repeated; makes an output depend on the other samples of its batch; does not depend
         on the parameters; accesses parameters other than through the module's attributes.
     """
-    model, given = type(function.model).__name__, tuple(x.shape)
+    model = type(function.model).__name__
     x = probes(x)
     if is_sample_independent(function.model, x):
         with torch.no_grad():
-            return Probed(int(_rows(function, x, given).shape[1]), function.dtype, plain=True)
+            return Probed(int(_rows(function, x).shape[1]), function.dtype, plain=True)
     with torch.no_grad(), RoundingObserver(function.dtype) as observer:
-        batch = _rows(function, x, given)
+        batch = _rows(function, x)
     versions = {name: t._version for name, t in {**function.theta, **function.held}.items()}
     with torch.no_grad():
-        again = _rows(function, x, given)
-        apart = _rows(function, x[:1], given, expect=batch.shape[1])
+        again = _rows(function, x)
+        apart = _rows(function, x[:1], expect=batch.shape[1])
         if len(x) > 1:
-            others = _rows(function, x[1:].flip(0), given, expect=batch.shape[1] if len(x) == 2 else None)
+            others = _rows(function, x[1:].flip(0), expect=batch.shape[1] if len(x) == 2 else None)
             apart = torch.cat([apart, others.flip(0)])
     for name, tensor in {**function.theta, **function.held}.items():
         if tensor._version != versions[name]:
@@ -319,11 +319,8 @@ def probe(function: Functional, x: torch.Tensor) -> Probed:
     return Probed(int(batch.shape[1]), observer.coarsest)
 
 
-def _rows(function: Functional, x: torch.Tensor, given: tuple[int, ...], expect: int | None = None) -> torch.Tensor:
-    """Evaluate a batch of samples of X, of shape ``given``, as an (n, m_y) tensor.
-
-    ``expect`` outputs of a single sample may have any shape.
-    """
+def _rows(function: Functional, x: torch.Tensor, expect: int | None = None) -> torch.Tensor:
+    """Evaluate a batch as an (n, m_y) tensor; ``expect`` outputs of a single sample may have any shape."""
     model = type(function.model).__name__
     try:
         with Convolutions():
@@ -331,14 +328,14 @@ def _rows(function: Functional, x: torch.Tensor, given: tuple[int, ...], expect:
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:
-        refused = refused_inputs(function.model, x, error, given)
-        if refused.code == "wrong-shape":
+        refused = refused_inputs(function.model, x, error)
+        if refused.code != "invalid-value":
             raise refused from error
         native = next(function.model.parameters()).dtype
         need = refused.need
         if expect is not None:
             need = "a forward that accepts a single sample as well as a batch"
-        elif x.is_floating_point() and native != function.dtype:
+        elif native != function.dtype:
             need += f" in {dtype_name(function.dtype)}, or dtype='same' to compute in its own {dtype_name(native)}"
         raise InvalidInput("X", refused.got, need) from error
     if not isinstance(out, torch.Tensor):

@@ -207,7 +207,8 @@ def _named_layers(calls: list[Call], names: tuple[str, ...]) -> list[Call]:
         of_name = [call for call in linear if call.name == name]
         if len(of_name) != 1 or not _usable(of_name[0], calls):
             known = ", ".join(dict.fromkeys(call.name for call in linear if _usable(call, calls))) or "none"
-            runs = f"run {len(of_name)} times" if len(of_name) != 1 else f"on inputs with {_axes(of_name[0])}"
+            runs = f"which runs {len(of_name)} times" if of_name else "which is not the name of a layer that runs"
+            runs = f"on inputs with {_axes(of_name[0])}" if len(of_name) == 1 else runs
             need = f"a linear layer that runs once, on vectors; this model has: {known}"
             raise InvalidInput("layers", f"{name!r}, {runs}", need, code="not-a-choice")
         layers.append(of_name[0])

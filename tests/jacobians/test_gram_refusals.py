@@ -68,7 +68,7 @@ def test_overflow():
 
 def test_x2_is_named():
     model = nn.Linear(3, 2)
-    with pytest.raises(InvalidInput, match=r"X2: got inputs of shape \(4, 5\)"):
+    with pytest.raises(InvalidInput, match=r"X2: got samples of shape \(5,\)"):
         gram(model, torch.ones(4, 3), torch.ones(4, 5))
     with pytest.raises(InvalidInput, match=r"X2: got dtype float64"):
         gram(model, torch.ones(4, 3), torch.ones(4, 3).double(), dtype="same")

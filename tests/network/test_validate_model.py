@@ -169,11 +169,11 @@ MODELS = {
     "coupled by a softmax over samples": (lambda: Wrap(lambda x: x.softmax(0)), r"depends on the others"),
     "wrong inputs": (
         lambda: nn.Linear(5, 2),
-        r"X: got inputs of shape \(4, 3\); needs 5 numbers for each sample, the in_features of Linear",
+        r"X: got samples of shape \(3,\); needs 5 numbers for each sample, the in_features of Linear",
     ),
     "no single samples": (
         lambda: Wrap(lambda x: x.reshape(4, 2)),
-        r"on one of which Wrap raised RuntimeError.*accepts a single sample",
+        r"on which Wrap raised RuntimeError.*accepts a single sample",
     ),
     "writes a parameter": (WritesParameter, r"WritesParameter, whose forward writes to 'a' in place"),
     "writes a buffer": (lambda: WritesBuffer(True), r"WritesBuffer, whose forward writes to 'count' in place"),
@@ -239,7 +239,7 @@ INPUTS = {
     "scipy sparse": (lambda: sparse.csr_array(np.eye(3)), r"toarray"),
     "torch sparse": (lambda: torch.eye(3).to_sparse(), r"to_dense"),
     "meta": (lambda: torch.ones(4, 3, device="meta"), r"meta tensor"),
-    "integers": (lambda: np.ones((4, 3), dtype=np.int64), r"X has integers.*astype"),
+    "integers": (lambda: np.ones((4, 3), dtype=np.int64), r"dtype int64; needs floating-point numbers.*astype"),
     "wrong shape": (lambda: np.ones((4, 3, 5)), r"raised RuntimeError"),
 }
 

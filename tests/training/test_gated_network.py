@@ -146,8 +146,8 @@ def test_layers_by_name():
 @pytest.mark.parametrize(
     ("layers", "words"),
     [
-        (("1", "4"), "'1', run 0 times"),
-        (("nothing",), "'nothing', run 0 times"),
+        (("1", "4"), "'1', which is not the name of a layer that runs"),
+        (("nothing",), "'nothing', which is not the name of a layer that runs"),
         (("4", "2"), "run in the other order"),
         (("0", "2"), "'4' with parameters runs after"),
         (("0", "4"), "'2' with parameters runs after"),
