@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
 import typing
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from alignver.errors import InvalidInput, kind_of
 
-__all__ = ["CODES", "boolean", "booleans", "instance", "integer", "one_of", "real"]
+__all__ = ["CODES", "boolean", "booleans", "instance", "integer", "names", "one_of", "path", "real"]
 
 CODES = {
     "invalid-value": "a value that the call cannot use; the message gives the reason",
@@ -157,6 +159,39 @@ def instance(argument: str, value: Any, kind: type[_T], need: str) -> _T:
     if not isinstance(value, kind):
         raise InvalidInput(argument, kind_of(value), need, code="wrong-type")
     return value
+
+
+def path(argument: str, value: Any) -> Path:
+    """Return a path for a str or an object that is one.
+
+    Examples
+    --------
+    >>> path("folder", None)
+    Traceback (most recent call last):
+        ...
+    alignver.errors.InvalidInput: folder: got None; needs a path
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise InvalidInput(argument, kind_of(value), "a path", code="wrong-type")
+    return Path(value)
+
+
+def names(argument: str, value: Any, need: str) -> tuple[str, ...]:
+    """Return a sequence of names as a tuple; a single str is not one.
+
+    Examples
+    --------
+    >>> names("S", "weight", "a sequence of names")
+    Traceback (most recent call last):
+        ...
+    alignver.errors.InvalidInput: S: got 'weight'; needs a sequence of names
+    """
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise InvalidInput(argument, repr(value), need, code="wrong-type")
+    listed = tuple(value)
+    if not all(isinstance(name, str) for name in listed):
+        raise InvalidInput(argument, repr(value), need, code="wrong-type")
+    return listed
 
 
 def _words(

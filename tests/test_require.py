@@ -12,7 +12,7 @@ import alignver
 from alignver import require
 from alignver.checks.convergence import check_convergence
 from alignver.checks.optimality import check_optimality
-from alignver.data import image_sets
+from alignver.data import image_sets, semeion
 from alignver.errors import InvalidInput, kind_of
 from alignver.features.rows import open_rows
 
@@ -181,3 +181,38 @@ def test_other_inputs_refute_no_claim():
     assert "the claim is not refuted" in result.evidence[0]
     assert result.next_steps
     assert not alignver.recheck(certificate, A=np.eye(2)).next_steps
+
+
+TYPES = {
+    "folder": lambda: alignver.check_safe_exploration(np.eye(3), folder=3),
+    "folder of mnist": lambda: image_sets.mnist(3),
+    "folder of semeion": lambda: semeion(3),
+    "path": lambda: _tracker(path=3),
+    "rules": lambda: _tracker(rules=5),
+    "rules of names": lambda: _tracker(rules=[3]),
+    "S": lambda: alignver.check_common_structure(*_net()[:2], S=3),
+}
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_arguments_of_another_type(name):
+    with pytest.raises(InvalidInput, match=f"^{name.partition(' ')[0]}: got") as caught:
+        TYPES[name]()
+    assert caught.value.code == "wrong-type"
+
+
+def test_arguments_that_lead_nowhere(tmp_path):
+    net, X, _ = _net()
+    from alignver.network.feature_extraction import save_features
+
+    for argument, call in (
+        ("outputs", lambda: _wrapper(outputs=-1)),
+        ("rules", lambda: _tracker(rules=["x"])),
+        ("theorem_3", lambda: _tracker(structure=True, theorem_3=3)),
+        ("certificate", lambda: alignver.load_certificate(3)),
+        ("layer", lambda: save_features(tmp_path / "Z.npy", net, X, 3)),
+        ("file", lambda: save_features(tmp_path / "gone" / "Z.npy", net, X)),
+    ):
+        with pytest.raises(InvalidInput, match=f"^{argument}: got"):
+            call()
+    assert list(tmp_path.iterdir()) == []

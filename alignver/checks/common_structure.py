@@ -336,8 +336,9 @@ def _undecided(evaluation: _Evaluation, weights: Indicator) -> CheckResult:
         rigor=Rigor.NUMERICAL,
         subject=Subject.NETWORK,
         code="structure-not-found",
-        next_steps=("name the parameters: S=",),
-        reason="no union of whole parameter tensors gives f = J nu; if S has only some of their entries, pass S",
+        next_steps=("if you know the parameters, name them: S=",),
+        reason="no union of whole parameter tensors gives f = J nu; single entries are not searched in a model of this "
+        "size",
         evidence=(f"least-squares weights on the tensors leave a relative residual of {weights.residual:.1e}",),
         measured={
             "S": None,
@@ -386,8 +387,7 @@ def _same_module(function: Functional, name: str) -> list[str]:
 
 def _masks(evaluation: _Evaluation, S: Sequence[str]) -> Subset:
     """Return the slots for the names in S: parameters by any of their names, or modules."""
-    if isinstance(S, str) or not all(isinstance(name, str) for name in S):
-        raise InvalidInput("S", repr(S), "a sequence of names of parameters or modules", "wrong-type")
+    S = require.names("S", S, "a sequence of names of parameters or modules")
     function = evaluation.function
     known = {name: name for name in function.layout.names} | function.layout.aliases
     modules = {name for name, _ in function.model.named_modules(remove_duplicate=False)}

@@ -144,6 +144,7 @@ def check_safe_exploration(
         need = "method='gram' or method='dense': the staircase constructs its own gates"
         raise InvalidInput("q", "gates with method='staircase'", need, "conflicting-arguments")
     rank_rules.find(rule)
+    folder = None if folder is None else require.path("folder", folder)
     width = None if width is None else require.integer("width", width, least=1, most=_MOST)
     tries = require.integer("tries", tries, least=1, most=_MOST)
     seed = require.integer("seed", seed, least=0, most=2**128)

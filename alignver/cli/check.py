@@ -166,7 +166,7 @@ def alignment(
     return session.finish(result, inputs={**samples, **identity}, notes=notes)
 
 
-@command("check structure", _REPORT, provenance="device dtype seed")
+@command("check structure", _REPORT, provenance="device dtype seed", aliases={"S": "--subset"})
 def structure(
     session: Session,
     model: Model,
@@ -206,8 +206,7 @@ def structure(
         net, identity = model_io.load(model, weights, device=device, seed=seed)
         from alignver.checks.common_structure import check_common_structure
 
-        files = {"X": f"{data}:X", "model": model}
-        with input_files.rename_argument(files), input_files.rename_options({"S": "--subset"}):
+        with input_files.rename_argument({"X": f"{data}:X", "model": model}):
             result = check_common_structure(
                 net, samples["X"], S=subset or None, **session.arguments_of("tolerance dtype seed")
             )

@@ -61,7 +61,7 @@ def _part(train: bool) -> str:
 
 
 def _load(name: str, folder: str | os.PathLike[str], train: bool) -> Dataset:
-    root, part = pathlib.Path(folder), _part(train)
+    root, part = require.path("folder", folder), _part(train)
     packed = root / f"{name.lower()}.npz"
     if packed.is_file():
         return Dataset(name, *_read_npz(packed, part), *_SOURCES[name])
@@ -134,7 +134,7 @@ def svhn(folder: str | os.PathLike[str], *, train: bool = True) -> Dataset:
     """
     from scipy.io import loadmat, whosmat
 
-    path = pathlib.Path(folder) / f"{_part(train)}_32x32.mat"
+    path = require.path("folder", folder) / f"{_part(train)}_32x32.mat"
     if not path.is_file():
         raise unreadable(f"folder={os.fspath(folder)!r} with no {path.name}", "SVHN's cropped digits")
     with reading("folder", f"an unreadable {path.name}", "a MATLAB 5 file with X and y"):
@@ -184,7 +184,7 @@ def cifar10(folder: str | os.PathLike[str], *, train: bool = True) -> Dataset:
     MissingDependency
         JPEG images without Pillow.
     """
-    root, part = pathlib.Path(folder), _part(train)
+    root, part = require.path("folder", folder), _part(train)
     original, packed, jpeg = root / "cifar-10-batches-py", root / "cifar10.npz", root / "cifar10_jpeg.npz"
     if original.is_dir():
         names = [f"data_batch_{k}" for k in range(1, 6)] if train else ["test_batch"]
@@ -202,7 +202,7 @@ def cifar10(folder: str | os.PathLike[str], *, train: bool = True) -> Dataset:
 
 def cifar100(folder: str | os.PathLike[str], *, train: bool = True) -> Dataset:
     """Load CIFAR-100 (fine labels) from ``cifar-100-python/`` or ``cifar100.npz``, as :func:`cifar10` does."""
-    root, part = pathlib.Path(folder), _part(train)
+    root, part = require.path("folder", folder), _part(train)
     original, packed = root / "cifar-100-python" / part, root / "cifar100.npz"
     if original.is_file():
         return Dataset("CIFAR-100", *_batch(original, "fine_labels"), _SOURCE, _LICENCE)

@@ -55,7 +55,7 @@ def semeion(folder: str | os.PathLike[str] | None = None) -> Dataset:
     if folder is None:
         return Dataset("Semeion", *_read_npz(pathlib.Path(__file__).with_name("semeion.npz")), _SOURCE, _LICENCE)
     for name, read in (("semeion.npz", _read_npz), ("semeion.data", _read_text)):
-        path = pathlib.Path(folder) / name
+        path = require.path("folder", folder) / name
         if path.is_file():
             return Dataset("Semeion", *read(path), _SOURCE, _LICENCE)
     raise unreadable(f"folder={os.fspath(folder)!r} with no Semeion file", "semeion.npz or semeion.data in it")

@@ -407,8 +407,8 @@ def load_certificate(path: str | Path) -> Certificate:
         ...
     alignver.errors.InvalidInput: certificate: got no/such/certificate without certificate.json; needs ...
     """
+    _demand(isinstance(path, str | Path) and "\0" not in str(path), "no path, or a null character", "a directory")
     folder = Path(path)
-    _demand("\0" not in str(folder), "a path with a null character", "the path of a directory")
     try:
         with _opened(folder, _JSON) as stream:
             size = os.fstat(stream.fileno()).st_size

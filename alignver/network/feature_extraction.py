@@ -8,7 +8,6 @@ import errno
 import itertools
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,7 +119,10 @@ def save_features(
     ...     save_features(f"{folder}/Z.npy", torch.nn.Linear(2, 3), [[0.0, 1.0]] * 5, batch_size=2).shape
     (5, 3)
     """
-    whole = Path(file)
+    whole = require.path("file", file)
+    if not whole.parent.is_dir():
+        got = f"{whole}, in the folder {whole.parent}, which does not exist"
+        raise InvalidInput("file", got, "an existing folder", code="unwritable-file")
     blocks = feature_blocks(model, X, layer, batch_size=batch_size)
     first = next(blocks)
     header = {"descr": first.dtype.str, "fortran_order": False, "shape": (len(X), first.shape[1])}
@@ -180,9 +182,9 @@ def _device(model: nn.Module) -> torch.device:
 
 def _submodule(model: nn.Module, layer: str) -> nn.Module:
     modules: dict[str, nn.Module] = dict(model.named_modules())
-    if layer not in modules:
+    if not isinstance(layer, str) or layer not in modules:
         names = [name for name in modules if name]
-        near = difflib.get_close_matches(layer, names, n=4, cutoff=0.3) or names[-4:]
+        near = difflib.get_close_matches(str(layer), names, n=4, cutoff=0.3) or names[-4:]
         need = f"the name of a submodule, such as {', '.join(near)}"
         raise InvalidInput("layer", repr(layer), need, code="not-a-choice")
     return modules[layer]

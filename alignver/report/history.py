@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from alignver import atomic
+from alignver import atomic, require
 from alignver.errors import InvalidInput, MissingDependency, printable
 from alignver.results import Verdict, decode, encode, plain
 
@@ -188,7 +188,7 @@ class History(Sequence[Record]):
         InvalidInput
             The file does not exist, or a tracker did not write it.
         """
-        return HistoryFile.parse(pathlib.Path(path))[0]
+        return HistoryFile.parse(require.path("path", path))[0]
 
 
 class HistoryFile:
@@ -214,7 +214,7 @@ class HistoryFile:
     """
 
     def __init__(self, path: str | os.PathLike[str], config: Mapping[str, Any], *, resume: bool = False) -> None:
-        self.path = pathlib.Path(path)
+        self.path = require.path("path", path)
         self.history = History((), config)
         self._synced = -_SYNC
         if self.path.exists() and self.path.stat().st_size:

@@ -140,8 +140,8 @@ class Theorem3Conditions:
 
 
 def _constants(prepared: PreparedAlignment, theorem: Mapping[str, float], loss: str) -> dict[str, float]:
-    if not {"lipschitz", "rate"} <= set(theorem) <= {"lipschitz", "rate", "eta"}:
-        raise InvalidInput("theorem_3", f"{dict(theorem)!r}", "lipschitz, rate and, if not 1, eta")
+    if not isinstance(theorem, Mapping) or not {"lipschitz", "rate"} <= set(theorem) <= {"lipschitz", "rate", "eta"}:
+        raise InvalidInput("theorem_3", f"{theorem!r}", "lipschitz, rate and, if not 1, eta")
     values = {"eta": 1.0, **{key: float(value) for key, value in theorem.items()}}
     alpha = 0.5 * values["lipschitz"] * values["rate"]
     if not 0.0 < alpha < 1.0 or not values["lipschitz"] > 0.0:

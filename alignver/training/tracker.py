@@ -433,12 +433,15 @@ def _digest(x: torch.Tensor, targets: Any) -> str:
 def _require(mode: str, change: str, rules: Sequence[str]) -> None:
     require.one_of("mode", mode, _MODES)
     require.one_of("change", change, (*METHODS, "off"))
-    if isinstance(rules, str) or not rules or len(set(rules)) != len(rules):
-        code = "wrong-type" if isinstance(rules, str) else "invalid-value"
-        raise InvalidInput("rules", repr(rules), "a list of names of rank rules, at least one, each once", code)
+    need = "a list of names of rank rules, at least one, each once"
+    rules = require.names("rules", rules, need)
+    if not rules or len(set(rules)) != len(rules):
+        raise InvalidInput("rules", repr(rules), need)
     for rule in rules:
+        with renamed({"rule": "rules"}):
+            known = rank_rules.find(rule)
         # An operator has no entries and no trailing norms.
-        if rank_rules.find(rule).levels != "singular values" or rule == "golub-inf":
+        if known.levels != "singular values" or rule == "golub-inf":
             raise InvalidInput(
                 "rules", repr(rule), "rules on singular values that need no entries, such as 'press' and 'golub'"
             )

@@ -176,7 +176,8 @@ class EEWrapper(TrainedNetwork):
         self.width, self.layers = width, layers
         self._model, self._optimizer = model, optimizer or _sgd
         self.exploiting = exploit_optimizer or self._optimizer
-        self._outputs, self._recording = outputs, record
+        self._outputs = None if outputs is None else require.integer("outputs", outputs, least=1)
+        self._recording = record
         self.phase, self.steps, self.epochs = EXPLORING, 0, 0
         self.history: list[dict[str, Any]] = []
         self.optimizer: torch.optim.Optimizer

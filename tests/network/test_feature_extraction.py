@@ -93,7 +93,7 @@ def test_saved_features_are_the_same(tmp_path):
     stored = save_features(tmp_path / "Z.npy", net, X, "2", batch_size=7)
     np.testing.assert_array_equal(stored, extract_features(net, X, "2", batch_size=7))
     assert (stored.dtype, stored.filename) == (np.float32, tmp_path / "Z.npy")
-    with pytest.raises(InvalidInput, match=r"file: got .* which cannot be written"):
+    with pytest.raises(InvalidInput, match=r"file: got .* which does not exist"):
         save_features(tmp_path / "nowhere" / "Z.npy", net, X, "2")
     with torch.no_grad():
         net[0].weight[0, 0] = 1e38
