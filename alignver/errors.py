@@ -79,6 +79,8 @@ def kind_of(value: Any) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of what an error says, printable, or its type's name where it says nothing."""
     text = str(error.args[0] if error.args and isinstance(error.args[0], str) else error)
+    if isinstance(error, OSError) and error.strerror:  # str(error) begins with its number
+        text = error.strerror
     return printable((text.strip().splitlines() or [type(error).__name__])[0]).rstrip(".")
 
 

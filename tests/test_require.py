@@ -15,6 +15,7 @@ from alignver.checks.optimality import check_optimality
 from alignver.data import image_sets, semeion
 from alignver.errors import InvalidInput, kind_of
 from alignver.features.rows import open_rows
+from alignver.report.source import read
 
 
 @pytest.mark.parametrize("value", [3, np.int8(3), np.uint64(3)])
@@ -191,6 +192,10 @@ TYPES = {
     "rules": lambda: _tracker(rules=5),
     "rules of names": lambda: _tracker(rules=[3]),
     "S": lambda: alignver.check_common_structure(*_net()[:2], S=3),
+    "model of optimality": lambda: check_optimality(3, np.eye(2), [1], loss="squared", tolerance=1.0),
+    "record": lambda: check_convergence(3, *_point(), loss="squared"),
+    "augment": lambda: _wrapper().fit(_net()[1:], 4, augment=3),
+    "RUN": lambda: read(3),
 }
 
 

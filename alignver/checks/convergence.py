@@ -211,6 +211,8 @@ def check_convergence(
     >>> {result.name: result.verdict.value for result in results}["theorem_5_i"]
     'HOLDS'
     """
+    require.instance("record", record, TrainingRecord, "a TrainingRecord")
+    require.instance("model", model, Exploitation, "an Exploitation")
     problem = objective(model, Y, loss)
     theta = model.weights(weights)
     require.one_of("computed_in", computed_in, EPS)

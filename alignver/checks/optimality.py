@@ -109,6 +109,7 @@ def check_optimality(
     began = time.perf_counter()
     require.booleans(certify=certify, rank=False if rank is None else rank)
     tolerance = require.real("tolerance", tolerance, above=0)
+    require.instance("model", model, Exploitation, "an Exploitation")
     theta = model.weights(weights)
     problem = objective(model, Y, loss)
     problem = dataclasses.replace(

@@ -148,9 +148,9 @@ def _tolerance(given: float | None, terms: int, eps: float) -> Tolerance:
 
 
 def _pairs(outputs: Sequence[Any], products: Sequence[Any]) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
-    if not outputs or len(outputs) != len(products):
-        got = f"{len(products)} beside {len(outputs)} outputs"
-        raise InvalidInput("products", got, "at least one, one for each outputs", "wrong-shape")
+    if len(outputs) == 0 or len(outputs) != len(products):
+        got = f"{len(products)} arrays beside {len(outputs)} of outputs"
+        raise InvalidInput("products", got, "as many arrays as outputs has, at least one", "wrong-shape")
     pairs = []
     for t, arrays in enumerate(zip(outputs, products)):
         f, p = (host(as_matrix(array, f"{name}[{t}]").array) for array, name in zip(arrays, ("outputs", "products")))

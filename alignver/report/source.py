@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from alignver import require
 from alignver.errors import InvalidInput
 from alignver.report.history import History
 from alignver.results import SCHEMA_VERSION, Report
@@ -110,7 +111,7 @@ def read(path: str | Path) -> Source:
     InvalidInput
         The path holds no report, or it is damaged. An incomplete last line of a history is left out.
     """
-    place = Path(path)
+    place = require.path(_ARGUMENT, path)
     if place.is_dir():
         return _folder(place)
     text = _text(place)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from alignver import atomic
+from alignver import atomic, require
 from alignver.checks.exploration import Ranks
 from alignver.data.archives import require_room
 from alignver.errors import InvalidInput, first_line, kind_of, reading
@@ -147,7 +147,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     InvalidInput
         The file is not a checkpoint, or has been damaged since it was written.
     """
-    file = os.fspath(path)
+    file = require.path("checkpoint", path)
     with reading("checkpoint", f"{file}, which cannot be read", "a checkpoint"):
         with zipfile.ZipFile(file) as archive:  # torch.load ignores the checksums
             require_room(archive, archive.namelist(), "checkpoint")

@@ -165,7 +165,7 @@ class AlignmentTracker:
         ``{"lipschitz": L, "rate": step size, "eta": 1.0}``: compute the bound of Theorem 3. It needs ``structure``, and
         is about gradient descent on X and Y with a constant step below 2 / L; these conditions are not verified.
     path : path, optional
-        File of JSON lines to which every check is appended.
+        File of JSON lines, in an existing folder, to which every check is appended.
     resume : bool
         Continue an existing file.
 

@@ -326,6 +326,9 @@ class EEWrapper(TrainedNetwork):
             appeared, and ``on_epoch`` is not called for this epoch.
         """
         require.booleans(flush_denormals=flush_denormals, prove=False if prove is None else prove)
+        for name, function in (("augment", augment), ("on_epoch", on_epoch)):
+            if function is not None and not callable(function):
+                raise InvalidInput(name, kind_of(function), "a function", code="wrong-type")
         X, Y = _pair(data)
         last, size = planned(self, len(X), epochs, batch_size)
         self.prepare(X, Y)
