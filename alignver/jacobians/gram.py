@@ -70,6 +70,7 @@ def gram(
     memory : int, optional
         Bytes for the result and the work on it, approximately; by default half of the free memory. With less memory
         the model is differentiated again for each group of parameters whose factors fit: slower, never quadratic in n.
+        The largest layer of one sample must fit.
     state : mapping of str to torch.Tensor, optional
         Parameters and buffers to use in place of the module's own: a state dict.
 
@@ -81,8 +82,8 @@ def gram(
     Raises
     ------
     InvalidInput
-        As :func:`~alignver.jacobians.jacobian.jacobian`; the result does not fit in memory; derivatives are NaN or Inf,
-        or their products overflow.
+        As :func:`~alignver.jacobians.jacobian.jacobian`; the result or the largest layer does not fit in memory;
+        derivatives are NaN or Inf, or their products overflow.
 
     Notes
     -----

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 import torch
 
-from alignver.errors import printable
+from alignver.errors import InvalidInput, printable
 from alignver.jacobians.layer_io import Conv, Lookup, Product, Scale, Use
 from alignver.jacobians.sample_blocks import OutputScan
 from alignver.network.functional import Functional
@@ -272,6 +272,7 @@ def with_blocks(
     If the passes for all samples fit at once, derivatives are formed from them as they are multiplied. Otherwise the
     factors of a group of pieces are collected from block after block of samples, and multiplied when they are complete.
     So each group takes one pass over the samples, and the number of passes is linear in n for every memory size.
+    Raises InvalidInput if the result and one output of one sample at its largest layer do not fit.
     """
     item = torch.finfo(function.dtype).bits // 8
     sizes = _Sizes(n, n if n2 is None else n2, m_y, n2 is None)
@@ -293,6 +294,10 @@ def with_blocks(
         columns = max((function.theta[s.name].numel() for s in engaged if s.name in names and whole(s)), default=0)
         return sum(_input_entries(use, scan.n) for use in live) * item, gradients + columns * item
 
+    least = result + max((sum(block_bytes({slot.name})) for slot in engaged), default=0)
+    if least > memory:
+        need = f"at least {least}: {result} for the result, the rest for one output of one sample at its largest layer"
+        raise InvalidInput("memory", f"{memory} bytes", need, code="too-large")
     inputs, gradients = block_bytes({slot.name for slot in engaged if slot.engine != "per sample"})
     at_once = chunk_size is None or chunk_size >= longest
     at_once = at_once and both // m_y * (inputs + (gradients * m_y)) <= room
