@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import torch
 
 from alignver.errors import InvalidInput, printable
-from alignver.jacobians.layer_io import Conv, Lookup, Product, Scale, Use
+from alignver.jacobians.layer_io import Conv, ConvTranspose, Lookup, Product, Scale, Use
 from alignver.jacobians.sample_blocks import OutputScan
 from alignver.network.functional import Functional
 from alignver.network.inputs import dtype_name
@@ -225,6 +225,8 @@ def uniform(name: str, uses: Sequence[Use]) -> bool:
 def positions(use: Use, n: int) -> int:
     """Return the number of positions per sample in a use that was recorded with n samples."""
     count = math.prod(use.rows) // n
+    if isinstance(use, ConvTranspose):
+        return count * math.prod(use.input.shape[2:])
     return count * math.prod(use.shape[2:]) if isinstance(use, Conv) else count
 
 
@@ -233,13 +235,22 @@ def shape(use: Use) -> tuple[int, int, int]:
     if isinstance(use, Conv):
         channels = use.input.shape[1] // use.groups
         return channels * math.prod(use.kernel), use.shape[1] // use.groups, use.groups
+    if isinstance(use, ConvTranspose):
+        outputs = use.shape[1] // use.groups
+        return use.input.shape[1] // use.groups, outputs * math.prod(use.kernel), use.groups
     if isinstance(use, Product):
         return use.input.shape[-1], use.shape[-1], 1
     return 1, use.shape[-1], 1
 
 
 def _kinds(uses: Sequence[Use], T: int) -> str:
-    names = {Product: "linear", Conv: "convolution", Lookup: "table", Scale: "scale or shift"}
+    names = {
+        Product: "linear",
+        Conv: "convolution",
+        ConvTranspose: "transposed convolution",
+        Lookup: "table",
+        Scale: "scale or shift",
+    }
     kinds = " and ".join(sorted({names[type(use)] for use in uses}))
     count = f", {len(uses)} uses" if len(uses) > 1 else ""
     return f"{kinds}{count}, {T} position{'s' * (T > 1)}"
@@ -284,13 +295,16 @@ def with_blocks(
 
     def whole(slot: SlotPlan) -> bool:
         """Whether all columns of a slot are formed, even if some of its rows are wanted."""
-        grouped = any(isinstance(use, Conv) and use.groups > 1 for use in scan.uses if slot.name in use.slots)
+        grouped = any(
+            isinstance(use, Conv | ConvTranspose) and use.groups > 1 for use in scan.uses if slot.name in use.slots
+        )
         return slot.engine == "per sample" or (slot.engine == "gradients" and grouped)
 
     def block_bytes(names: set[str]) -> tuple[int, int]:
         """Bytes per sample, and per sample and output: gradients, as much in the backward pass, and reordered."""
         live = [use for use in scan.uses if not names.isdisjoint(use.slots)]
         gradients = 3 * sum(math.prod(use.shape) // scan.n for use in live) * item
+        gradients += sum(_patch_entries(use, scan.n) for use in live) * item
         columns = max((function.theta[s.name].numel() for s in engaged if s.name in names and whole(s)), default=0)
         return sum(_input_entries(use, scan.n) for use in live) * item, gradients + columns * item
 
@@ -339,10 +353,18 @@ def with_blocks(
     )
 
 
+def _patch_entries(use: Use, n: int) -> int:
+    """Entries of the patches of a gradient, of one sample and one output."""
+    if not isinstance(use, ConvTranspose):
+        return 0
+    _, b, groups = shape(use)
+    return positions(use, n) * b * groups
+
+
 def _input_entries(use: Use, n: int) -> int:
     if isinstance(use, Conv):
         a, _, groups = shape(use)
         return positions(use, n) * a * groups
-    if isinstance(use, Product):
+    if isinstance(use, Product | ConvTranspose):
         return use.input.numel() // n
     return math.prod(use.shape) // n

@@ -9,6 +9,7 @@ With a the input of the use at one position of one sample and b the gradient of 
 result there, the derivative by the parameter is a sum over the sample's positions t of
 
 - ``Product``, ``Conv``: b_t a_t^T (for a convolution, a_t is a patch of the input); by the bias: b_t;
+- ``ConvTranspose``: a_t b_t^T with a patch b_t of the gradient; by the bias: the gradient;
 - ``Lookup``: e_{index(t)} b_t^T;
 - ``Scale``: b_t * z_t summed over the axes on which the parameter is constant; by the shift: b_t.
 
@@ -33,7 +34,7 @@ from torch.overrides import TorchFunctionMode
 from alignver.network.convolution import KEYS, convolution, each, paddings
 from alignver.network.functional import Functional
 
-__all__ = ["Conv", "Lookup", "Product", "Scale", "Use", "captured", "patches", "windows"]
+__all__ = ["Conv", "ConvTranspose", "Lookup", "Product", "Scale", "Use", "captured", "patches", "windows"]
 
 
 def windows(
@@ -133,6 +134,25 @@ class Conv(Use):
         if any(p != (0, 0) for p in self.padding):
             x = F.pad(x, [p for pair in reversed(self.padding) for p in pair])
         return patches(x, self.kernel, self.stride, self.dilation, self.groups, positions_first=False)
+
+
+@dataclasses.dataclass(eq=False)
+class ConvTranspose(Use):
+    """A transposed convolution: a_t is the input at one position, b_t a patch of the gradient."""
+
+    input: torch.Tensor
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def patches(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Unfold a gradient by the result: (rows, groups, channels * kernel, positions of the input)."""
+        padded = F.pad(gradient, [p for pair in reversed(self.padding) for p in pair])
+        for axis, (size, k, s, d) in enumerate(zip(self.input.shape[2:], self.kernel, self.stride, self.dilation), 2):
+            padded = padded.narrow(axis, 0, (size - 1) * s + d * (k - 1) + 1)  # without the output padding
+        return patches(padded, self.kernel, self.stride, self.dilation, self.groups, positions_first=False)
 
 
 @dataclasses.dataclass(eq=False)
@@ -311,6 +331,20 @@ def _conv(capture: Capture, func: Any, args: Any, kwargs: Any) -> torch.Tensor |
     return capture.record(out, Conv(*names, 1, x.detach(), kernel, each(stride, axes), zeros, gaps, groups))
 
 
+def _conv_transpose(capture: Capture, func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
+    keys = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+    x, weight, bias, stride, padding, beyond, groups, dilation = _bound(keys, (None, 1, 0, 0, 1, 1), args, kwargs)
+    names = capture.name(weight), capture.name(bias)
+    axes = weight.ndim - 2
+    if names == (None, None) or x.ndim != axes + 2:
+        return None
+    values = _detached(weight, names[0]), _detached(bias, names[1])
+    out = func(x, *values, stride, padding, beyond, groups, dilation)
+    kernel, steps, gaps = tuple(weight.shape[2:]), each(stride, axes), each(dilation, axes)
+    zeros = paddings(padding, kernel, gaps)
+    return capture.record(out, ConvTranspose(*names, 1, x.detach(), kernel, steps, zeros, gaps, groups))
+
+
 def _embedding(capture: Capture, func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
     keys = ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
     index, weight, padding, max_norm, norm_type, scaled, sparse = _bound(
@@ -396,6 +430,9 @@ _READERS: dict[Any, Callable[..., torch.Tensor | None]] = {
     torch.conv1d: _conv,
     torch.conv2d: _conv,
     torch.conv3d: _conv,
+    torch.conv_transpose1d: _conv_transpose,
+    torch.conv_transpose2d: _conv_transpose,
+    torch.conv_transpose3d: _conv_transpose,
     F.embedding: _embedding,
     F.layer_norm: _norm(("input", "normalized_shape", "weight", "bias", "eps"), (None, None, 1e-5)),
     F.group_norm: _norm(("input", "num_groups", "weight", "bias", "eps"), (None, None, 1e-5)),

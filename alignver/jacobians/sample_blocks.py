@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
-from alignver.jacobians.layer_io import Conv, Lookup, Product, Scale, Use, captured
+from alignver.jacobians.layer_io import Conv, ConvTranspose, Lookup, Product, Scale, Use, captured
 from alignver.network.convolution import Convolutions
 from alignver.network.functional import Functional, comparison_weights
 
@@ -146,10 +146,13 @@ class Part:
 
     @functools.cached_property
     def inputs(self) -> torch.Tensor:
-        """A of a product or a convolution, (n, g, a, T)."""
+        """A of a product or of a convolution, (n, g, a, T)."""
         if isinstance(self.use, Conv):
             patches = self.batch_axis(self.use.patches(), self.n, 0, 1)  # (n, merged, g, a, T)
             return _last(patches, 1)
+        if isinstance(self.use, ConvTranspose):
+            x = self.batch_axis(self.use.input, self.n, 0, 1)  # (n, merged, channels, *positions)
+            return _last(x.reshape(*x.shape[:2], self.use.groups, x.shape[2] // self.use.groups, -1), 1)
         assert isinstance(self.use, Product)
         return self.batch_axis(self.use.input, self.n, 0, self.use.lead).transpose(1, 2).unsqueeze(1)
 
@@ -167,6 +170,9 @@ class Part:
 
     def canonical(self, raw: torch.Tensor) -> torch.Tensor:
         """Bring gradients in the shape of the use's result to (m, n, g, b, T)."""
+        if isinstance(self.use, ConvTranspose):
+            unfolded = self.use.patches(raw.flatten(0, 1)).unflatten(0, raw.shape[:2])  # type: ignore[no-untyped-call]
+            return _last(self.batch_axis(unfolded, self.n, 1, 2), 2)
         by_sample = self.batch_axis(raw, self.n, 1, 1 + self.use.lead)
         if isinstance(self.use, Conv):
             groups = self.use.groups
@@ -179,19 +185,31 @@ class Part:
             return self._folded(self.raw, weighted=True).flatten(2)
         if isinstance(self.use, Lookup):
             return _scattered(self.index, self.gradients, start, stop).flatten(2)
-        transposed = isinstance(self.use, Product) and self.use.transposed
-        return by_rows(self.inputs, self.gradients, transposed, start, stop).flatten(2)
+        return by_rows(self.inputs, self.gradients, self.transposed, start, stop).flatten(2)
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the rows of the weight belong to the inputs."""
+        return isinstance(self.use, ConvTranspose) or (isinstance(self.use, Product) and self.use.transposed)
 
     @property
     def divisible(self) -> bool:
         """Whether :meth:`by_weight` forms a part of the rows of the weight at a part of the cost."""
-        return isinstance(self.use, Product | Lookup) or (isinstance(self.use, Conv) and self.use.groups == 1)
+        return isinstance(self.use, Product | Lookup) or (
+            isinstance(self.use, Conv | ConvTranspose) and self.use.groups == 1
+        )
 
     def by_bias(self) -> torch.Tensor:
         """Return the derivatives by the bias, (m, n, columns)."""
         if isinstance(self.use, Scale):
             return self._folded(self.raw, weighted=False).flatten(2)
-        return self.gradients.sum(-1).flatten(2)
+        return self.shifted(self.raw).flatten(2)
+
+    def shifted(self, raw: torch.Tensor) -> torch.Tensor:
+        """Sum gradients in the shape of the use's result over positions: (m, n, outputs of the layer)."""
+        if isinstance(self.use, ConvTranspose):
+            return self.batch_axis(raw, self.n, 1, 2).flatten(4).sum((2, 4))
+        return (self.gradients if raw is self.raw else self.canonical(raw)).sum(-1).flatten(2)
 
     def _folded(self, raw: torch.Tensor, weighted: bool) -> torch.Tensor:
         """Sum b (times z) over positions and over the axes on which the parameter is constant: (m, n, *pattern)."""
@@ -224,7 +242,7 @@ class Mixture:
                     gradient = gradient - formula.reshape(gradient.shape)
             return gradient
         if use.bias == name:
-            gradient = gradient - self.B.sum((0, 1, 4)).reshape(gradient.shape)
+            gradient = gradient - torch.tensordot(self.samples, part.shifted(self.raw)[0], 1).view(gradient.shape)
         if use.weight != name:
             return gradient
         if isinstance(use, Lookup):
@@ -235,11 +253,11 @@ class Mixture:
             A, B = (_merged(factor)[0, 0, 0] for factor in (part.inputs.unsqueeze(0), self.B))
             first, second = (A, B) if use.transposed else (B, A)
             return torch.addmm(gradient, first, second.T, alpha=-1.0)
-        rest = gradient.reshape(*self.B.shape[2:4], -1).clone()
-        for A, B in zip(
-            part.inputs, self.B[0]
-        ):  # one sample after another: the gradients of all need not fit in memory
-            rest.baddbmm_(B, A.transpose(1, 2), alpha=-1.0)
+        # One sample after another: the gradients of all need not fit in memory.
+        sides = (part.inputs, self.B[0]) if part.transposed else (self.B[0], part.inputs)
+        rest = gradient.reshape(*sides[0].shape[1:3], -1).clone()
+        for left, right in zip(*sides):
+            rest.baddbmm_(left, right.transpose(1, 2), alpha=-1.0)
         return rest.view(gradient.shape)
 
 

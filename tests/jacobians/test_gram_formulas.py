@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -258,3 +259,53 @@ def test_candidates():
     assert candidates((1, 3), 1) == [BatchAxis(-1)]
     assert candidates((5,), 2) == []
     assert candidates((2, 4), 2) == [BatchAxis(0), BatchAxis(1), BatchAxis(1, inner=True)]
+
+
+TRANSPOSED = {
+    "stride": nn.ConvTranspose2d(3, 4, 3, stride=2),
+    "padding and output padding": nn.ConvTranspose2d(3, 4, (3, 2), stride=3, padding=1, output_padding=(2, 1)),
+    "groups": nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2),
+    "depthwise": nn.ConvTranspose1d(4, 4, 3, groups=4),
+    "dilation, no bias": nn.ConvTranspose2d(3, 4, 2, dilation=2, output_padding=1, bias=False),
+    "one axis": nn.ConvTranspose1d(3, 2, 4, stride=2, padding=1),
+    "three axes": nn.ConvTranspose3d(2, 3, 2, stride=(1, 2, 1)),
+}
+
+
+@pytest.mark.parametrize("name", TRANSPOSED)
+@pytest.mark.parametrize("positions", [2, 5])
+def test_transposed_convolutions_have_a_formula(monkeypatch, name, positions):
+    def never(*_):
+        raise AssertionError("a sample was differentiated by itself")
+
+    monkeypatch.setattr(contractions, "fill", never)
+    torch.manual_seed(0)
+    layer = copy.deepcopy(TRANSPOSED[name]).double()
+    shape = (layer.in_channels, *([positions] * (layer.weight.ndim - 2)))
+    x = torch.randn(6, *shape, dtype=torch.float64)
+    outputs = layer(x[:1]).numel()
+    model = nn.Sequential(layer, nn.Tanh(), nn.Flatten(), nn.Linear(outputs, 3)).double()
+    planned = {slot.name: slot.engine for slot in plan(model, x).slots}
+    assert planned["0.weight"] in ("pairs", "contract", "gradients")
+    assert planned.get("0.bias", "gradients") == "gradients"
+    J = reference(model, x)
+    for options in ({}, {"chunk_size": 2}, {"memory": 60_000}):
+        assert relative(gram(model, x, **options), J @ J.T) <= 1e-12
+
+
+def test_a_transposed_convolution_shares_its_weight_with_a_convolution():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encode = nn.Conv2d(2, 3, 3, stride=2, padding=1)
+            self.decode = nn.ConvTranspose2d(3, 2, 3, stride=2, padding=1)
+            self.decode.weight = self.encode.weight
+
+        def forward(self, x):
+            return self.decode(torch.tanh(self.encode(x))).flatten(1)[:, ::7]
+
+    torch.manual_seed(0)
+    model, x = Tied().double(), torch.randn(4, 2, 7, 7, dtype=torch.float64)
+    assert {slot.engine for slot in plan(model, x).slots} == {"gradients"}
+    J = reference(model, x)
+    assert relative(gram(model, x), J @ J.T) <= 1e-12
