@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from alignver.jacobians.kernel_distance import RepresentationChange, RepresentationSnapshot, representation_change
     from alignver.jacobians.operator import JacobianOperator
     from alignver.kernel import Certificate, load_certificate
+    from alignver.network.trace import NetworkGraph, trace_model
     from alignver.proof import Ball
     from alignver.report.history import History
     from alignver.results import Bound, CheckResult, Report, Rigor, Subject, Tolerance, Verdict, VerificationFailed
@@ -52,6 +53,7 @@ _HOMES = {
     "InvalidInput": "alignver.errors",
     "JacobianOperator": "alignver.jacobians.operator",
     "MissingDependency": "alignver.errors",
+    "NetworkGraph": "alignver.network.trace",
     "Report": "alignver.results",
     "RepresentationChange": "alignver.jacobians.kernel_distance",
     "RepresentationSnapshot": "alignver.jacobians.kernel_distance",
@@ -75,6 +77,7 @@ _HOMES = {
     "load_certificate": "alignver.kernel",
     "recheck": "alignver.checks.recheck",
     "representation_change": "alignver.jacobians.kernel_distance",
+    "trace_model": "alignver.network.trace",
 }
 
 __all__ = [
@@ -89,6 +92,7 @@ __all__ = [
     "InvalidInput",
     "JacobianOperator",
     "MissingDependency",
+    "NetworkGraph",
     "Report",
     "RepresentationChange",
     "RepresentationSnapshot",
@@ -113,6 +117,7 @@ __all__ = [
     "load_certificate",
     "recheck",
     "representation_change",
+    "trace_model",
 ]
 
 

@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-KERNEL = sorted((ROOT / "alignver/kernel").glob("*.py"))
+KERNEL = sorted((ROOT / "alignver/kernel").rglob("*.py"))
 ON_DATA = [path for path in KERNEL if path.name == "data.py"]
-ON_MATRICES = [path for path in KERNEL if path not in ON_DATA]
-MOST_LINES = {"together, but for `data.py`": (ON_MATRICES, 1500), "`data.py` alone": (ON_DATA, 180)}
+ON_NETWORKS = [path for path in KERNEL if path.parent.name == "network"]
+ON_MATRICES = [path for path in KERNEL if path not in ON_DATA + ON_NETWORKS]
+MOST_LINES = {
+    "together, but for `data.py` and `network/`": (ON_MATRICES, 1500),
+    "`data.py` alone": (ON_DATA, 180),
+    "`network/` alone": (ON_NETWORKS, 1200),
+}
 """Groups of files that are counted together, with their limits on lines of code."""
 TABLE = ROOT / "docs/_generated/trust.md"
 _LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
@@ -37,7 +42,8 @@ def table() -> str:
     rows = ["| file | lines of code | what it is |", "|---|---|---|"]
     for path in KERNEL:
         said = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")[0].replace("\n", " ")
-        rows.append(f"| `{path.name}` | {code_lines(path)} | {said.split(': ')[0].rstrip('.').replace('``', '`')} |")
+        name = path.relative_to(ROOT / "alignver/kernel")
+        rows.append(f"| `{name}` | {code_lines(path)} | {said.split(': ')[0].rstrip('.').replace('``', '`')} |")
     for what, (paths, most) in MOST_LINES.items():
         rows.append(f"| {what} | {sum(map(code_lines, paths))} | at most {most} |")
     return "\n".join(rows)

@@ -19,16 +19,19 @@ from alignver.checks.structure import STATEMENT, Indicator, check_structure, ind
 from alignver.errors import InvalidInput
 from alignver.jacobians.jacobian import bind
 from alignver.jacobians.operator import differentiable, push, push_twice
+from alignver.linalg import rank_rules
+from alignver.network.degrees import mismatch, prove_structure, refute_structure
 from alignver.network.functional import Functional
 from alignver.network.inputs import dtype_name
 from alignver.network.preserve_state import preserve_state
+from alignver.network.trace import trace_model
 from alignver.network.validate_model import probe, validate_model
 from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict
 
 __all__ = ["check_common_structure", "structure_here"]
 
 _SPREADS = (0.5, 1.0, 2.0, 1.0)  # distances of the random thetas from theta, in root mean squares of each slot
-_SIGNS = 2  # products with random signs that estimate the size of the terms
+_SIGNS = 4  # products with random signs that estimate the size of the terms
 _FEW = 8  # samples in the search for S
 _ENTRIES = 256  # number of parameters up to which S is also searched for among single entries
 _CHUNK = 256  # samples per product
@@ -48,8 +51,9 @@ def check_common_structure(
 ) -> CheckResult:
     """Check whether some parameters S give the outputs as ``f(x_i, theta) = sum_{k in S} theta_k df/dtheta_k``.
 
-    ``f_X(theta) = J(theta) nu(theta)``, where nu is theta on S and zero elsewhere: one Jacobian-vector product at the
-    model's theta, and at four random thetas around it, since the assumption is about every theta.
+    ``f_X(theta) = J(theta) nu(theta)``, where nu is theta on S and zero elsewhere. First by the graph of the model, in
+    which the degree of every node in S is computed: outputs of degree 1 are linear in S, for every theta. If the graph
+    proves nothing, by Jacobian-vector products at the model's theta and at four random ones around it.
 
     Parameters
     ----------
@@ -58,9 +62,10 @@ def check_common_structure(
     X : torch.Tensor or numpy.ndarray
         Inputs, one sample per row: (n, ...).
     S : sequence of str, optional
-        Names of parameters, or of modules for all of their parameters. By default S is searched for: first the
-        parameters of the module that runs last, then every union of parameter tensors (by least squares on their
-        products, the last ones first), and in models of at most 256 parameters every set of single entries.
+        Names of parameters, or of modules for all of their parameters. By default S is searched for: in the graph from
+        the last affine layer or norm upwards; then by products, the parameters of the module that runs last, every
+        union of parameter tensors (by least squares, the last ones first), and in models of at most 256 parameters
+        every set of single entries.
     tolerance : float, optional
         The largest relative residual that counts as rounding; by default from eps and the number of terms
         (:func:`alignver.checks.structure.check_structure`).
@@ -72,10 +77,13 @@ def check_common_structure(
     Returns
     -------
     CheckResult
-        HOLDS is STATISTICAL: it is based on a sample of thetas. FAILS is NUMERICAL: the given S does not give f at one
-        theta (``witness``); or, without a given S, no weights on single parameters give the outputs. UNDECIDED if no
-        union of parameter tensors gives them, in a model too large for single entries. ``measured["S"]`` names the
-        parameters.
+        HOLDS is a PROOF about the network for every theta, with the annotated graph as certificate, if the graph gives
+        it; a division, logarithm or root that may be undefined for some theta is named, and excepted. FAILS is a PROOF
+        if an output is not 0 at theta = 0, which excludes every S. Otherwise HOLDS is STATISTICAL, based on a sample of
+        thetas, and FAILS is NUMERICAL: the given S does not give f at one theta (``witness``); or, without a given S,
+        no weights on single parameters give the outputs. UNDECIDED if no union of parameter tensors gives them, in a
+        model too large for single entries, or if autograd does not compute the derivatives of this function.
+        ``measured["S"]`` names the parameters.
 
     Raises
     ------
@@ -98,12 +106,74 @@ def check_common_structure(
     """
     began = time.perf_counter()
     seed = require.integer("seed", seed, least=0, most=2**63 - 1, need="an integer from 0 to 2**63 - 1")
+    if tolerance is not None:
+        rank_rules.checked_tolerance(tolerance, "tolerance")
     with _evaluation(model, X, dtype, seed) as evaluation:
-        result = _search(evaluation, tolerance) if S is None else _confirm(evaluation, _masks(evaluation, S), tolerance)
+        masks = None if S is None else _masks(evaluation, S)
+        proved, why = _by_graph(evaluation, X, masks)
+        if proved is None:
+            result = _search(evaluation, tolerance) if masks is None else _confirm(evaluation, masks, tolerance)
+            result = dataclasses.replace(result, evidence=(*result.evidence, *why))
+        else:
+            result = proved
     fixed = list(evaluation.function.layout.fixed)
     more = (f"frozen, so not a part of theta: {_list(fixed)}",) if fixed and result.verdict is not Verdict.HOLDS else ()
     seconds = {"seconds": time.perf_counter() - began}
     return dataclasses.replace(result, evidence=(*result.evidence, *more), cost=seconds)
+
+
+def _by_graph(evaluation: _Evaluation, X: Any, masks: Subset | None) -> tuple[CheckResult | None, tuple[str, ...]]:
+    """Return what the graph of the model proves, or None and sentences on why it does not."""
+    function = evaluation.function
+    names = None if masks is None else tuple(masks)
+    shared = {"parameters": function.layout.d, "n": len(evaluation.x), "m_y": evaluation.m_y}
+    try:
+        traced = trace_model(function.model, X)
+    except InvalidInput as error:
+        return None, (f"without a graph: {error.got}",)
+    proof = prove_structure(traced, names)
+    if proof is not None:
+        terms = sum(function.theta[name].numel() for name in proof.names)
+        where = "theta" if not proof.gaps else "theta at which it is defined"
+        return _result(
+            Verdict.HOLDS, "proved", f"f is linear in {_list(proof.names)} for every {where}: f = J nu",
+            evidence=(
+                f"S: {_list(proof.names)} ({terms} of {function.layout.d} parameters)",
+                f"by the degrees of {len(traced.graph.nodes)} nodes, for every batch of shape {traced.shape}",
+                *(f"may be undefined for some theta: {gap}" for gap in proof.gaps[:_FEW]),
+                *_on_autograd(traced.hidden),
+            ),
+            measured={**shared, "S": proof.names, "nodes": len(traced.graph.nodes), "everywhere": not proof.gaps},
+            certificate=proof.certificate,
+        ), ()  # fmt: skip
+    refutation = refute_structure(traced)
+    if refutation is not None:
+        return _result(
+            Verdict.FAILS, "offset", "no S: at theta = 0 an output is not 0, while every sum over S is",
+            evidence=("for every input: the outputs are analytic, and their range at theta = 0 excludes 0",),
+            measured={**shared, "S": None, "nodes": len(traced.graph.nodes)},
+            certificate=refutation, witness={"theta": 0.0, "output": traced.graph.outputs[0]},
+            next_steps=("end the network with a linear layer whose parameters are all trainable",),
+        ), ()  # fmt: skip
+    reason = mismatch(traced, names)
+    if traced.aliases or traced.hidden:
+        memory = [f"{', '.join(group)} share memory with each other or with a buffer" for group in traced.aliases]
+        return _result(
+            Verdict.UNDECIDED, "not-autograd", f"not proved ({reason}), and autograd cannot decide it",
+            evidence=(*memory, *_on_autograd(traced.hidden)), measured={**shared, "S": None},
+            next_steps=("name the parameters: S=",) if names is None else (),
+        ), ()  # fmt: skip
+    return None, (f"the graph proves no S: {reason}" if names is None else f"not proved by the graph: {reason}",)
+
+
+def _on_autograd(hidden: Sequence[str]) -> tuple[str, ...]:
+    return (f"autograd's derivatives are not those of this function: {_list(hidden)}",) if hidden else ()
+
+
+def _result(verdict: Verdict, kind: str, reason: str, **fields: Any) -> CheckResult:
+    rigor = Rigor.NUMERICAL if verdict is Verdict.UNDECIDED else Rigor.PROOF
+    code = f"structure-{kind}"
+    return CheckResult("structure", STATEMENT, verdict, rigor, reason, subject=Subject.NETWORK, code=code, **fields)
 
 
 def structure_here(model: nn.Module, X: Any, S: Sequence[str]) -> tuple[CheckResult, float]:
@@ -194,11 +264,10 @@ def _confirm(evaluation: _Evaluation, S: Subset, tolerance: float | None) -> Che
         squares = []
         for _ in range(_SIGNS if terms else 0):
             signs = {n: (torch.randint(0, 2, v.shape, generator=generator) * 2 - 1).to(v) for n, v in nu.items()}
-            squares.append(
-                evaluation.product(function, evaluation.x, {n: v * signs[n] for n, v in nu.items()})[1].square().mean()
-            )
+            product = evaluation.product(function, evaluation.x, {n: v * signs[n] for n, v in nu.items()})[1]
+            squares.append(product.double().square())
         # E (sum s_k t_k)^2 = sum t_k^2 for random signs s_k, and sum |t_k| <= sqrt(terms) (sum t_k^2)^(1/2).
-        magnitudes.append(math.sqrt(terms * float(torch.stack(squares).mean())) if squares else 0.0)
+        magnitudes.append((terms * torch.stack(squares).mean(0)).sqrt().cpu().numpy() if squares else 0.0)
         outputs.append(f.double().cpu().numpy())
         products.append(p.double().cpu().numpy())
         labels.append(label)

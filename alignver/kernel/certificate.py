@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from alignver.errors import InvalidInput
 from alignver.kernel.failure import demand
+from alignver.kernel.network import claims as network
 from alignver.results import Frozen, plain, shown_down, shown_up
 
 __all__ = [
@@ -49,7 +50,7 @@ CLAIMS = {
     "consistent": "equal rows of X have equal rows of Y, and {rank} rows of X are distinct",
     "conflicting": "two equal rows of X have different rows of Y, and {rank} rows of X are distinct",
     "suboptimality": "L(theta) - inf L > {gap}: the weights of the last hidden layer can be changed for the better",
-}
+} | network.CLAIMS
 """The claims of certificates; with a ball, a claim is about every matrix in it."""
 
 VERSIONS = (1, 2)
@@ -324,10 +325,8 @@ MOST_BYTES = (1 << 31) - (1 << 20)
 """Limit of the total size of the arrays on disk: just below 2 GiB, the limit of a zip file without extensions."""
 
 _JSON, _DATA = "certificate.json", "data.npz"
-_MOST_JSON = 1 << 20
-_MOST_ARRAYS = 64
+_MOST_JSON, _MOST_ARRAYS, _CHUNK = 1 << 20, 64, 1 << 22
 _OVERHEAD = 1024  # bytes of a member besides its entries: its headers in the file and directory, and the array header
-_CHUNK = 1 << 22
 _LOCAL = struct.Struct("<4s5H3L2H")  # before each member of a zip file; the last two are the lengths of name and extra
 _FIELDS = {"claim", "constants", "data", "data_file", "format", "inputs", "method", "seal", "version", "versions"}
 _KINDS = {"method": str, "seal": str, "inputs": dict, "constants": dict, "versions": dict, "data": dict}

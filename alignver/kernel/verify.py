@@ -15,16 +15,17 @@ from alignver.kernel import data, exploration, matrices, optimality
 from alignver.kernel.certificate import STATED, Certificate, Tampered, check_array, describe, load_certificate, record
 from alignver.kernel.failure import NotProved, Unsupported, require
 from alignver.kernel.floats import require_ieee
+from alignver.kernel.network.methods import METHODS as GRAPHS
 from alignver.kernel.snapshot import Rows, frozen, real
 from alignver.results import CheckResult, Rigor, Subject, Verdict, plain
 
 __all__ = ["verify"]
 
-_ON_MATRICES = matrices.METHODS | optimality.METHODS | data.METHODS
-_NAMES: dict[str, tuple[str, ...]] = {"membership": ("J", "y"), "non-membership": ("J", "y"), "rank": ("A",)}
-_NAMES |= {"not-rank": ("A",), "exploration": ("Z",), "exploration-gates": ("Z",), "no-exploration": ("Z",)}
+_ON_MATRICES = matrices.METHODS | optimality.METHODS | data.METHODS | GRAPHS
+_NAMES: dict[str, tuple[str, ...]] = dict.fromkeys(("exploration", "exploration-gates", "no-exploration"), ("Z",))
+_NAMES |= {"membership": ("J", "y"), "non-membership": ("J", "y"), "rank": ("A",), "not-rank": ("A",)}
 _NAMES |= dict.fromkeys(("optimality", "suboptimality"), ("R", "W", "Y", "Z", "theta"))
-_NAMES |= {"distinct": ("X",), "consistent": ("X", "Y"), "conflicting": ("X", "Y")}
+_NAMES |= {"distinct": ("X",), "consistent": ("X", "Y"), "conflicting": ("X", "Y")} | {name: () for name, _ in GRAPHS}
 _LACKS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError, RecursionError)
 
 
@@ -151,9 +152,9 @@ def _result(certificate: Certificate | None, verdict: Verdict, reason: str, bega
     claim = "Certificate: " + ("the claim" if certificate is None else describe(certificate))
     rigor = Rigor.NUMERICAL if verdict is Verdict.UNDECIDED else Rigor.PROOF
     witness = {"kind": "not proved", "reason": reason} if verdict is Verdict.FAILS else None
-    cost = {"seconds": time.perf_counter() - began}
-    of_data = certificate is not None and certificate.method == "digests"
+    subjects = {"digests": Subject.DATA} | {method: Subject.NETWORK for _, method in GRAPHS}
+    subject = subjects.get(certificate.method if certificate else "", Subject.COMPUTED_MATRIX)
     return CheckResult(
-        "recheck", claim, verdict, rigor, reason, witness=witness, certificate=certificate, cost=cost,
-        subject=Subject.DATA if of_data else Subject.COMPUTED_MATRIX, code=f"recheck-{_KINDS[verdict]}",
+        "recheck", claim, verdict, rigor, reason, witness=witness, certificate=certificate,
+        cost={"seconds": time.perf_counter() - began}, subject=subject, code=f"recheck-{_KINDS[verdict]}",
     )  # fmt: skip

@@ -10,7 +10,8 @@ from torch import nn
 from alignver.checks.common_structure import check_common_structure
 from alignver.checks.structure import check_structure, indicator
 from alignver.errors import InvalidInput
-from alignver.results import CheckResult, Rigor, Verdict
+from alignver.kernel import verify
+from alignver.results import CheckResult, Rigor, Subject, Verdict
 from tests import zoo
 from tests.reference import fingerprint, reference_jacobian
 
@@ -35,13 +36,27 @@ ACCIDENT = float(((10 + 1300**0.5) / 6) ** 0.5)
 @pytest.mark.parametrize("S", [None, ["theta"], []])
 def test_the_papers_counterexample_fails(theta, S):
     result = check_common_structure(Papers(theta), torch.zeros(3, 1), S=S)
-    assert result.verdict is Verdict.FAILS
-    assert result.rigor is Rigor.NUMERICAL
+    assert (result.verdict, result.rigor, result.code) == (Verdict.FAILS, Rigor.PROOF, "structure-offset")
+    assert result.witness["theta"] == 0.0
+    assert verify(result.certificate, {}).verdict is Verdict.HOLDS
+
+
+class Unseen(Papers):
+    """The same function, with a step that is no analytic operation."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * torch.sign(1 + self.theta**2)
+
+
+@pytest.mark.parametrize("S", [None, ["theta"], []])
+def test_the_probes_refute_it_as_well(S):
+    result = check_common_structure(Unseen(), torch.zeros(3, 1), S=S)
+    assert (result.verdict, result.rigor) == (Verdict.FAILS, Rigor.NUMERICAL)
     assert result.witness is not None
 
 
 def test_one_theta_where_it_holds_by_accident_is_not_enough():
-    result = check_common_structure(Papers(ACCIDENT), torch.zeros(3, 1), S=["theta"])
+    result = check_common_structure(Unseen(ACCIDENT), torch.zeros(3, 1), S=["theta"])
     assert result.measured["residuals"]["the model's theta"] < 1e-14
     assert result.verdict is Verdict.FAILS
 
@@ -73,11 +88,11 @@ def test_the_last_layer_is_found(name):
     before = fingerprint(model)
     result = check_common_structure(model, x)
     assert fingerprint(model) == before
-    assert result.verdict is Verdict.HOLDS
-    assert result.rigor is Rigor.STATISTICAL
+    assert (result.verdict, result.rigor) == (Verdict.HOLDS, Rigor.PROOF)
     assert result.measured["S"] == LAST[name]
-    assert result.measured["residual"] <= 1e-15
-    assert result.tolerance.value < 1e-12
+    assert result.measured["everywhere"] is (name != "weight norm")
+    again = verify(result.certificate, {})
+    assert (again.verdict, again.subject) == (Verdict.HOLDS, Subject.NETWORK)
     assert CheckResult.from_dict(result.to_dict()) == result
 
 

@@ -30,7 +30,7 @@ def imports(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("path", KERNEL, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", KERNEL, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_import_the_kernel_errors_results_and_numpy(path):
     for name in imports(path):
         root = name.partition(".")[0]

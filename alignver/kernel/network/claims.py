@@ -1,0 +1,12 @@
+"""The claims about a network's graph, as sentences."""
+
+from __future__ import annotations
+
+__all__ = ["CLAIMS"]
+
+CLAIMS = {
+    "common-structure": "this network is linear in its parameters S: f = J nu for all theta (Assumption 1)",
+    "no-structure": "this network has no S with f = J nu for all theta (Assumption 1)",
+    "analytic": "this network is real analytic in its parameters (Assumption 6)",
+}
+"""Each is about the graph in the certificate, for every input of its shapes."""

@@ -1,0 +1,96 @@
+"""The leaves of a graph: parameters by the memory that they occupy, so that tensors that share memory are one leaf."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from alignver.network.constants import facts
+
+__all__ = ["Leaves"]
+
+Extent = tuple[str, int, int, int]
+
+
+class Leaves:
+    """Groups of parameters, each of which occupies memory that no other group touches.
+
+    Parameters
+    ----------
+    model, twin : torch.nn.Module
+        The model and its copy: a tensor that the copy's code still reads from the model is that of the same name.
+    captured : sequence of torch.Tensor
+        Tensors that the trace read from elsewhere.
+    """
+
+    def __init__(self, model: nn.Module, twin: nn.Module, captured: Sequence[torch.Tensor]) -> None:
+        self.named = dict(twin.named_parameters())
+        originals = dict(model.named_parameters())
+        self.extents: dict[str, list[Extent]] = {
+            name: [_extent(tensor), _extent(originals[name])] for name, tensor in self.named.items()
+        }
+        buffers = [*twin.buffers(), *captured]
+        self.group = {name: index for index, name in enumerate(self.named)}
+        merged = True
+        while merged:  # by transitivity: each tensor in turn joins the groups that it overlaps
+            merged = False
+            for extents in [*self.extents.values(), *([_extent(tensor)] for tensor in buffers)]:
+                touched = {self.group[name] for name in self._touching(extents)}
+                if len(touched) > 1:
+                    merged = True
+                    self.group = {name: min(touched) if g in touched else g for name, g in self.group.items()}
+        self.foreign: set[int] = set()  # groups with memory of a buffer or a captured tensor
+        for tensor in buffers:
+            self.foreign |= {self.group[name] for name in self._touching([_extent(tensor)])}
+
+    def _touching(self, extents: Sequence[Extent]) -> list[str]:
+        return [name for name, mine in self.extents.items() if any(_overlap(a, b) for a in mine for b in extents)]
+
+    def _facts(self, name: str, group: int, trainable: bool) -> dict[str, Any]:
+        members = [tensor for other, tensor in self.named.items() if self.group[other] == group]
+        distinct = all(_has_distinct_entries(tensor) for tensor in members)
+        pure = distinct and group not in self.foreign and all(tensor.requires_grad for tensor in members)
+        return {"name": name, "leaf": group, "trainable": trainable, "pure": pure}
+
+    def parameter(self, name: str, tensor: torch.Tensor) -> dict[str, Any]:
+        """Return the facts of a parameter."""
+        fixed = not any(p.requires_grad for other, p in self.named.items() if self.group[other] == self.group[name])
+        ends = facts(tensor)["range"] if fixed else None
+        return {**self._facts(name, self.group[name], tensor.requires_grad), "range": ends}
+
+    def shared(self, name: str, tensor: torch.Tensor) -> dict[str, Any] | None:
+        """Return the facts of a buffer or captured tensor on the memory of a parameter; None if it is on no such."""
+        touched = {self.group[other] for other in self._touching([_extent(tensor)])}
+        return {**self._facts(name, min(touched), False), "range": None} if touched else None
+
+    def aliases(self) -> tuple[tuple[str, ...], ...]:
+        """Return the names of parameters that share memory with another tensor."""
+        groups = [[name for name in self.named if self.group[name] == g] for g in sorted(set(self.group.values()))]
+        return tuple(tuple(names) for names in groups if len(names) > 1 or self.group[names[0]] in self.foreign)
+
+
+def _extent(tensor: torch.Tensor) -> Extent:
+    """Return the memory between the first and the last entry of a tensor."""
+    size = tensor.element_size()
+    start = int(tensor.storage_offset()) * size
+    last = sum((int(length) - 1) * int(stride) for length, stride in zip(tensor.shape, tensor.stride()))
+    stop = start + (last + 1) * size if tensor.numel() else start
+    return str(tensor.device), tensor.untyped_storage().data_ptr(), start, stop
+
+
+def _overlap(a: Extent, b: Extent) -> bool:
+    return a[:2] == b[:2] and a[2] < b[3] and b[2] < a[3]
+
+
+def _has_distinct_entries(tensor: torch.Tensor) -> bool:
+    """Whether no two entries of a tensor are the same memory."""
+    axes = sorted((int(stride), int(length)) for length, stride in zip(tensor.shape, tensor.stride()) if length > 1)
+    reach = 0
+    for stride, length in axes:
+        if stride <= reach:
+            return False
+        reach += stride * (length - 1)
+    return True

@@ -1,0 +1,531 @@
+"""A model as a graph of operators: traced once by ``torch.export``, with tensors that share memory as one leaf.
+
+The graph is the one that :mod:`alignver.kernel.network.graph` reads. It is made from a copy of the model in eval mode;
+hooks, replaced forwards, raw access to parameters, mutation and the arithmetic of shapes are resolved by the trace.
+Softplus, GELU, Mish, log-sigmoid, logsumexp, softmax, norms and attention stay single nodes. The trace is then compared
+with the model: at its own theta and at a random one both must give the same outputs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import io
+import logging
+import operator
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.overrides import TorchFunctionMode
+
+from alignver.errors import InvalidInput, first_line
+from alignver.kernel.network.graph import Graph, Node, Ref, encode, parse
+from alignver.network.constants import facts, fold
+from alignver.network.inputs import as_inputs, dtype_name, without_fused_layers
+from alignver.network.leaves import Leaves
+
+__all__ = ["NetworkGraph", "trace_model"]
+
+_ROWS = 4  # samples of the trace: the graph is one for a batch of this many
+_DROPPED = {"device", "layout", "pin_memory", "memory_format", "generator", "non_blocking", "cudnn_enabled"}
+_SILENT = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size")
+_SEEDED = ("scaled_dot_product_attention", "gru", "lstm", "rnn_tanh", "rnn_relu", "dropout", "native_dropout",
+           "feature_dropout", "alpha_dropout", "feature_alpha_dropout")  # fmt: skip
+_MOST_INTEGER = 2**53
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NetworkGraph:
+    """A traced model.
+
+    Attributes
+    ----------
+    graph : Graph
+        Operators with leaves, shapes, dtypes and modules.
+    data : (bytes,) uint8
+        The same as the document that certificates contain.
+    names : tuple of str
+        The trainable parameters, by their first names.
+    shape : tuple of int
+        Of the batch of inputs.
+    aliases : tuple of tuple of str
+        Names of different tensors that share memory.
+    hidden : tuple of str
+        Where autograd's derivatives are not those of the function: detach, custom backward passes, hooks on gradients.
+    tensors : mapping of int to torch.Tensor
+        The values of the leaves, by the index of their node.
+    """
+
+    graph: Graph
+    data: Any
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    aliases: tuple[tuple[str, ...], ...]
+    hidden: tuple[str, ...]
+    tensors: Mapping[int, torch.Tensor]
+
+    def evaluate(self, x: torch.Tensor, tensors: Mapping[int, torch.Tensor] | None = None) -> torch.Tensor:
+        """Run the graph on inputs of its shape, with the given values of the leaves."""
+        values: list[Any] = []
+        leaves = self.tensors if tensors is None else tensors
+        for index, node in enumerate(self.graph.nodes):
+            if node.op == "input":
+                values.append(x)
+            elif node.op in ("parameter", "constant"):
+                values.append(leaves[index])
+            elif node.op == "getitem":
+                values.append(values[node.args["self"].node][node.args["index"]])
+            else:
+                values.append(_apply(node, values))
+        output: torch.Tensor = values[self.graph.outputs[0]]
+        return output
+
+
+def trace_model(model: nn.Module, X: Any) -> NetworkGraph:
+    """Return the graph of a model for a batch of inputs.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In eval mode; copied, not changed.
+    X : (n, ...) array or tensor
+        The first four rows give shape and dtype; floating-point inputs are cast to the model's dtype. The graph is that
+        of every input of this shape.
+
+    Returns
+    -------
+    NetworkGraph
+
+    Raises
+    ------
+    InvalidInput
+        The model cannot be copied or traced: control flow on data, code outside torch, mutation of parameters or
+        buffers, several outputs; or the trace and the model disagree. The message names the reason and, if it is known,
+        the module.
+
+    Examples
+    --------
+    >>> import torch
+    >>> traced = trace_model(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh()).eval(), torch.ones(5, 2))
+    >>> [node.op for node in traced.graph.nodes]
+    ['parameter', 'parameter', 'input', 'aten.linear.default', 'aten.tanh.default']
+    """
+    device, dtype = _placement(model)
+    x = as_inputs(X, device)[:_ROWS]
+    x = x.to(dtype) if x.is_floating_point() and dtype is not None else x
+    twin = _copied(model)
+    with _quiet(), torch.random.fork_rng(devices=[]), without_fused_layers(twin):
+        program = _exported(twin, x)
+        traced = _Builder(model, twin, program, x).build()
+        hidden = (*traced.hidden, *_hidden_derivatives(twin, x))
+        _require_same(traced, twin, x)
+    return dataclasses.replace(traced, hidden=tuple(dict.fromkeys(hidden)))
+
+
+def _placement(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
+    tensors = [*model.parameters(), *model.buffers()]
+    floating = [tensor for tensor in tensors if tensor.is_floating_point()]
+    return (tensors[0].device if tensors else torch.device("cpu"), floating[0].dtype if floating else None)
+
+
+def _refused(model: nn.Module, why: str, need: str = "a model that torch.export can trace") -> InvalidInput:
+    return InvalidInput("model", f"a {type(model).__name__} that cannot be traced ({why})", need, "unsupported-model")
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for tensor in _results_in(vars(module), 0):  # of an earlier pass, which deepcopy refuses
+            memo[id(tensor)] = tensor.detach().clone()
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # a user's class can raise anything
+        raise _refused(model, f"it cannot be copied: {first_line(error)}") from error
+
+
+def _results_in(value: Any, depth: int) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        if value.grad_fn is not None:
+            yield value
+    elif isinstance(value, dict | list | tuple | set) and depth < 4:
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _results_in(item, depth + 1)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the logs and warnings of torch's tracer, which are about its internals."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
+
+
+def _exported(model: nn.Module, x: torch.Tensor) -> Any:
+    """Return the exported program; the message of a refusal names the innermost module that was running."""
+    running: list[str] = []
+    printed = io.StringIO()  # of graphs, where the trace fails
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), torch.enable_grad():
+        try:
+            return torch.export.export(model, (x.clone(),), strict=False).run_decompositions({})
+        except Exception as error:  # the user's code runs on fake tensors: it can raise anything
+            with contextlib.suppress(Exception), _following(model, running):
+                torch.export.export(model, (x.clone(),), strict=False)
+            place = f" in {running[-1]!r}" if running and running[-1] else ""
+            raise _refused(model, f"{type(error).__name__}{place}: {first_line(error)[:200]}") from error
+
+
+@contextlib.contextmanager
+def _following(model: nn.Module, running: list[str]) -> Iterator[None]:
+    """Record the modules that are running, the innermost last."""
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(lambda *_, name=name: running.append(name)))
+        handles.append(module.register_forward_hook(lambda *_: running.pop() and None))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Builder:
+    """Turn an exported program into the kernel's form of a graph."""
+
+    def __init__(self, model: nn.Module, twin: nn.Module, program: Any, x: torch.Tensor) -> None:
+        self.model, self.twin, self.program, self.x = model, twin, program, x
+        self.entries: list[dict[str, Any]] = []
+        self.tensors: dict[int, torch.Tensor] = {}  # values of leaves
+        self.values: dict[int, torch.Tensor] = {}  # values of what depends on constants only
+        self.hidden: list[str] = []
+
+    def build(self) -> NetworkGraph:
+        """Return the graph without nodes that the output does not need."""
+        signature = self.program.graph_signature
+        for spec in signature.output_specs:
+            if spec.kind.name in ("PARAMETER_MUTATION", "BUFFER_MUTATION"):
+                raise _refused(
+                    self.twin, f"it writes to {spec.target!r}", "a forward pass that does not change the model"
+                )
+        captured = {
+            spec.arg.name: self.program.constants[spec.target]
+            for spec in signature.input_specs
+            if spec.kind.name == "CONSTANT_TENSOR"
+        }
+        leaves = Leaves(self.model, self.twin, list(captured.values()))
+        places: dict[str, int] = {}
+        specs = {spec.arg.name: spec for spec in signature.input_specs}
+        for name, parameter in self.twin.named_parameters():
+            self._leaf(leaves.parameter(name, parameter), parameter)
+        for node in self.program.graph.nodes:
+            if node.op != "placeholder":
+                continue
+            spec = specs[node.name]
+            kind = spec.kind.name
+            if kind == "USER_INPUT":
+                places[node.name] = self._add("input", {}, [self.x], "")
+                continue
+            if kind not in ("PARAMETER", "BUFFER", "CONSTANT_TENSOR"):
+                raise _refused(self.twin, f"it captures a {kind.lower().replace('_', ' ')}")
+            tensor = captured[node.name] if kind == "CONSTANT_TENSOR" else _attribute(self.twin, spec.target)
+            place = self._parameter_index(tensor)
+            places[node.name] = self._constant(spec.target, tensor, leaves) if place is None else place
+        outputs = self._run(self.program.graph, places)
+        results = [spec.arg.name for spec in signature.output_specs if spec.kind.name == "USER_OUTPUT"]
+        if len(results) != 1 or not isinstance(outputs, tuple | list):
+            raise _refused(self.twin, f"it returns {len(results)} tensors", "a model that returns one tensor")
+        last = outputs[[spec.kind.name for spec in signature.output_specs].index("USER_OUTPUT")]
+        if not isinstance(last, Ref):
+            raise _refused(self.twin, "its output is not a tensor", "a model that returns one tensor")
+        return self._finish(last.node, leaves)
+
+    def _finish(self, output: int, leaves: Leaves) -> NetworkGraph:
+        needed = {output}
+        for index in range(len(self.entries) - 1, -1, -1):
+            if index in needed or self.entries[index]["op"] in ("parameter", "input"):
+                needed |= {index, *_referred(self.entries[index]["args"])}
+        renumbered = {old: new for new, old in enumerate(sorted(needed))}
+        nodes = [_renumbered(self.entries[old], renumbered) for old in sorted(needed)]
+        data = encode({"nodes": nodes, "outputs": [renumbered[output]]})
+        tensors = {renumbered[old]: tensor.detach().cpu() for old, tensor in self.tensors.items() if old in needed}
+        names = tuple(name for name, p in self.twin.named_parameters() if p.requires_grad)
+        shape = tuple(self.x.shape)
+        return NetworkGraph(parse(data), data, names, shape, leaves.aliases(), tuple(self.hidden), tensors)
+
+    def _add(self, op: str, args: Mapping[str, Any], results: Sequence[Any], module: str) -> int:
+        out = [[dtype_name(result.dtype), [int(size) for size in result.shape]] for result in results]
+        self.entries.append({"op": op, "args": dict(args), "out": out, "module": module})
+        return len(self.entries) - 1
+
+    def _leaf(self, args: Mapping[str, Any], tensor: torch.Tensor) -> int:
+        _require_real(self.twin, args["name"], tensor)
+        index = self._add("parameter", args, [tensor], "")
+        self.tensors[index] = tensor
+        return index
+
+    def _parameter_index(self, tensor: torch.Tensor) -> int | None:
+        return next((index for index, leaf in self.tensors.items() if leaf is tensor), None)
+
+    def _constant(self, name: str, tensor: torch.Tensor, leaves: Leaves) -> int:
+        leaf = leaves.shared(name, tensor)
+        if leaf is not None:
+            return self._leaf(leaf, tensor)
+        _require_real(self.twin, name, tensor)
+        index = self._add("constant", {"name": name, **facts(tensor)}, [tensor], "")
+        self.tensors[index] = self.values[index] = tensor.detach()
+        return index
+
+    def _run(self, graph: fx.Graph, places: Mapping[str, int]) -> Any:
+        """Add the nodes of a graph whose placeholders are the given nodes; return what it returns."""
+        known: dict[fx.Node, Any] = {}
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                known[node] = Ref(places[node.name])
+            elif node.op == "output":
+                return fx.map_arg(node.args[0], lambda part: known[part])
+            elif node.op == "get_attr":
+                known[node] = operator.attrgetter(node.target)(graph.owning_module)
+            else:
+                known[node] = self._call(node, known)
+        return None
+
+    def _call(self, node: fx.Node, known: Mapping[fx.Node, Any]) -> Any:
+        target: Any = node.target
+        args: Any = fx.map_arg(node.args, lambda part: known[part])
+        if isinstance(target, torch._ops.HigherOrderOperator):
+            return self._region(node, args)
+        if target is operator.getitem:
+            source, position = args
+            if not isinstance(source, Ref):
+                return source[position]
+            return Ref(self._add("getitem", {"self": source, "index": position}, [node.meta["val"]], _module(node)))
+        if not isinstance(target, torch._ops.OpOverload):
+            raise _refused(self.twin, f"the trace has {target}, which is not an operator of torch")
+        name = target._schema.name.partition("::")[2]
+        value = node.meta.get("val")
+        if name in _SILENT or value is None:
+            return None
+        if not isinstance(value, torch.Tensor | tuple | list):
+            raise _refused(self.twin, f"{name} in {_module(node)!r} reads a number from a tensor")
+        kwargs = fx.map_arg(dict(node.kwargs), lambda part: known[part])
+        return Ref(self._operator(node, target, self._arguments(target, args, kwargs), value))
+
+    def _region(self, node: fx.Node, args: Any) -> Any:
+        """Add the nodes of a region with another gradient mode or autocast, which are no part of the function."""
+        name = str(node.target)
+        wrapped = [part for part in args if isinstance(part, fx.GraphModule)]
+        if name not in ("wrap_with_set_grad_enabled", "wrap_with_autocast") or len(wrapped) != 1:
+            raise _refused(self.twin, f"the trace has the control flow {name!r}")
+        position = next(k for k, part in enumerate(args) if part is wrapped[0])
+        inner = [part for part in wrapped[0].graph.nodes if part.op == "placeholder"]
+        places = {part.name: ref.node for part, ref in zip(inner, args[position + 1 :], strict=True)}
+        start = len(self.entries)
+        results = self._run(wrapped[0].graph, places)
+        depends = any(self._depends(index) for index in range(start, len(self.entries)))
+        if name == "wrap_with_set_grad_enabled" and not args[0] and depends:
+            self.hidden.append(f"no_grad in {_module(node) or type(self.twin).__name__!r}")
+        return results
+
+    def _arguments(self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        named: dict[str, Any] = {}
+        for position, argument in enumerate(target._schema.arguments):
+            value = args[position] if position < len(args) else kwargs.get(argument.name, argument.default_value)
+            if value is not None and argument.name not in _DROPPED:
+                named[argument.name] = value
+        return named
+
+    def _operator(self, node: fx.Node, target: Any, args: dict[str, Any], value: Any) -> int:
+        space, _, name = target._schema.name.partition("::")
+        op, module = f"{space}.{name}.{target._overloadname}", _module(node)
+        results = [value] if isinstance(value, torch.Tensor) else [part for part in value if part is not None]
+        if name == "rms_norm" and "eps" not in args:
+            args["eps"] = float(torch.finfo(results[0].dtype).eps)
+        if any(isinstance(part, int) and abs(part) > _MOST_INTEGER for part in _numbers(args)) and name not in (
+            "slice",
+        ):
+            raise _refused(self.twin, f"{name} in {module!r} has an integer beyond 2**53")
+        if torch.Tag.nondeterministic_seeded in target.tags and name not in _SEEDED:
+            op = f"random.{name}.{target._overloadname}"
+        self._note(name, args, module)
+        folded = fold(op, name, args, self.values)
+        if folded is not None:
+            index = self._add("constant", {"name": name, **facts(folded)}, [folded], module)
+            self.tensors[index] = self.values[index] = folded
+            return index
+        return self._add(op, {key: _plain(part) for key, part in args.items()}, results, module)
+
+    def _note(self, name: str, args: Mapping[str, Any], module: str) -> None:
+        """Record an operator whose derivative autograd does not compute."""
+        place = f" in {module!r}" if module else ""
+        if name in ("detach", "lift_fresh_copy") and any(self._depends(k) for k in _referred(args)):
+            self.hidden.append(f"detach{place}")
+        if name == "embedding" and args.get("padding_idx", -1) >= 0:
+            self.hidden.append(f"padding_idx{place}: autograd has no derivative for this row")
+        if name == "embedding" and args.get("scale_grad_by_freq"):
+            self.hidden.append(f"scale_grad_by_freq{place}")
+
+    def _depends(self, index: int) -> bool:
+        """Whether a node depends on a trainable parameter."""
+        stack, seen = [index], set[int]()
+        while stack:
+            entry = self.entries[place := stack.pop()]
+            if entry["op"] == "parameter" and entry["args"]["trainable"]:
+                return True
+            stack += [k for k in _referred(entry["args"]) if k not in seen]
+            seen.add(place)
+        return False
+
+
+def _module(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    return str(list(stack.values())[-1][0]) if stack else ""
+
+
+def _attribute(model: nn.Module, name: str) -> torch.Tensor:
+    *path, last = name.split(".")
+    tensor: torch.Tensor = getattr(model.get_submodule(".".join(path)), last)
+    return tensor
+
+
+def _require_real(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    if tensor.is_complex() or tensor.is_quantized or tensor.layout != torch.strided:
+        raise _refused(model, f"{name!r} is complex, quantized or sparse", "dense real parameters and buffers")
+    if tensor.dtype in (torch.int64, torch.uint64) and tensor.numel() and int(tensor.abs().max()) > _MOST_INTEGER:
+        raise _refused(model, f"{name!r} has integers beyond 2**53")
+
+
+def _plain(value: Any) -> Any:
+    """Return an argument in the form of the document."""
+    if isinstance(value, Ref):
+        return value
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, torch.dtype):
+        return {"dtype": dtype_name(value)}
+    if isinstance(value, float) and not np.isfinite(value):
+        return {"float": repr(value)}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return {"dtype": str(value)}
+
+
+def _numbers(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping | tuple | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _numbers(item)
+    elif isinstance(value, int | float):
+        yield value
+
+
+def _referred(value: Any) -> Iterator[int]:
+    if isinstance(value, Ref):
+        yield value.node
+    elif isinstance(value, Mapping | tuple | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _referred(item)
+
+
+def _renumbered(entry: Mapping[str, Any], places: Mapping[int, int]) -> dict[str, Any]:
+    def moved(value: Any) -> Any:
+        if isinstance(value, Ref):
+            return {"node": places[value.node]}
+        if isinstance(value, Mapping):
+            return {key: moved(item) for key, item in value.items()}
+        return [moved(item) for item in value] if isinstance(value, tuple | list) else value
+
+    return {**entry, "args": moved(entry["args"])}
+
+
+def _apply(node: Node, values: Sequence[Any]) -> Any:
+    """Apply the operator of a node with torch."""
+    space, name, overload = node.op.split(".")
+    if name in ("view", "_unsafe_view"):  # strides are no part of the graph
+        return values[node.args["self"].node].reshape(node.args["size"])
+    target = getattr(getattr(getattr(torch.ops, space), name), overload or "default")
+
+    def filled(value: Any, kind: str) -> Any:
+        if isinstance(value, Ref):
+            return values[value.node]
+        if isinstance(value, tuple):
+            return [filled(item, "") for item in value]
+        return getattr(torch, value) if kind == "dtype" and isinstance(value, str) else value
+
+    arguments = {key: filled(value, key) for key, value in node.args.items()}
+    positional = []
+    for argument in target._schema.arguments:
+        if argument.kwarg_only:
+            break
+        positional.append(arguments.pop(argument.name, argument.default_value))
+    return target(*positional, **arguments)
+
+
+def _require_same(traced: NetworkGraph, model: nn.Module, x: torch.Tensor) -> None:
+    """Compare the graph with the model at its theta and at a random one, to which the copy's parameters are moved."""
+    generator = torch.Generator().manual_seed(0)
+    for step in range(2):
+        if step:
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    size = float(parameter.float().square().mean().sqrt()) if parameter.numel() else 0.0
+                    noise = torch.randn(parameter.shape, generator=generator) * (size or 0.1)
+                    parameter.add_(noise.to(parameter.dtype).to(parameter.device))
+        with torch.no_grad():
+            expected, actual = model(x.clone()), None
+            if isinstance(expected, torch.Tensor):
+                moved = {index: tensor.detach().cpu() for index, tensor in traced.tensors.items()}
+                actual = traced.evaluate(x.cpu(), moved)
+        if actual is None or expected.shape != actual.shape:
+            raise _refused(model, "the model and its trace return different kinds of values")
+        a, b = actual.double(), expected.detach().cpu().double()
+        finite = torch.isfinite(a) & torch.isfinite(b)
+        slack = 200.0 * float(torch.finfo(expected.dtype).eps) ** 0.5 if expected.is_floating_point() else 0.0
+        limit = min(slack, 0.05) * float(b[finite].abs().max()) if bool(finite.any()) else 0.0
+        if bool(((a - b)[finite].abs() > limit).any()) or bool((torch.isfinite(a) != torch.isfinite(b)).any()):
+            raise _refused(model, "the model and its trace have different outputs")
+
+
+class _Hooks(TorchFunctionMode):
+    """Notes hooks that the forward pass registers on gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.registered = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.register_hook:
+            self.registered += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _hidden_derivatives(model: nn.Module, x: torch.Tensor) -> list[str]:
+    """Return custom backward passes and hooks on gradients, from one run of the copy with gradients."""
+    hidden = []
+    for name, module in model.named_modules():
+        if module._backward_hooks or module._backward_pre_hooks:
+            hidden.append(f"a hook on the gradients of {name or type(module).__name__!r}")
+    for name, parameter in model.named_parameters():
+        if parameter._backward_hooks:
+            hidden.append(f"a hook on the gradient of {name!r}")
+    with torch.enable_grad(), _Hooks() as hooks:
+        output = model(x.clone())
+    if hooks.registered:
+        hidden.append("a hook on a gradient, registered in forward")
+    stack = [output.grad_fn] if isinstance(output, torch.Tensor) and output.grad_fn is not None else []
+    seen = set(stack)
+    while stack:
+        step: Any = stack.pop()
+        if isinstance(step, torch.autograd.function.BackwardCFunction):
+            hidden.append(f"the custom backward of {type(step).__name__.removesuffix('Backward')}")
+        following = [part for part, _ in step.next_functions if part is not None and part not in seen]
+        seen.update(following)
+        stack += following
+    return hidden
