@@ -36,7 +36,16 @@ from alignver.network.inputs import (
     without_fused_layers,
 )
 
-__all__ = ["Probed", "is_sample_independent", "probe", "probes", "recomputes", "require_own_values", "validate_model"]
+__all__ = [
+    "Probed",
+    "is_sample_independent",
+    "probe",
+    "probes",
+    "recomputes",
+    "require_own_values",
+    "train_mode_fault",
+    "validate_model",
+]
 _PROBES = 4  # samples that probe() evaluates, spread over X
 _ELEMENTWISE = (
     nn.CELU, nn.Dropout, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.Identity,
@@ -179,7 +188,7 @@ def validate_model(model: nn.Module, *, include_frozen: bool = False) -> nn.Modu
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise _unsupported(kind_of(model), "the module inside: model.module")
     for name, module in model.named_modules():
-        reason = _train_mode_fault(module)
+        reason = train_mode_fault(module)
         if reason:
             raise _unsupported(f"{module_name(name, module)} {reason}", "eval mode: model.eval()")
         if isinstance(module, _BatchNorm) and module.running_mean is None:
@@ -189,7 +198,7 @@ def validate_model(model: nn.Module, *, include_frozen: bool = False) -> nn.Modu
     return model
 
 
-def _train_mode_fault(module: nn.Module) -> str:
+def train_mode_fault(module: nn.Module) -> str:
     """Return why a module cannot be checked in train mode; empty if it can, or if it is in eval mode."""
     if not module.training:
         return ""

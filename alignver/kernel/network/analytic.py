@@ -222,6 +222,7 @@ class _Walker:
             **dict.fromkeys(("div", "divide", "true_divide"), self._quotient),
             "addcdiv": lambda: self._divisor("tensor2"),
             "reciprocal": lambda: self._divisor("self"),
+            "prelu": lambda: self._demand(not self.value("self").depends, "it has a kink", True),
             "softplus": self._softplus,
             **dict.fromkeys(("var", "var_mean"), self._variance),
             "pow": self._power,
