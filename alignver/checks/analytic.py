@@ -87,8 +87,8 @@ def check_analytic(model: nn.Module, X: Any = None) -> CheckResult:
         raise InvalidInput("model", kind_of(model), need, "unsupported-model")
     faults = [(name, fault) for name, module in model.named_modules() if (fault := train_mode_fault(module))]
     if faults:
-        words = "; ".join(f"{name or type(model).__name__!r} is {fault}" for name, fault in faults[:_SHOWN])
-        return _result(Verdict.UNDECIDED, "untraced", f"not established: {words}", began, next_steps=("model.eval()",))
+        modes = "; ".join(f"{name or type(model).__name__!r} is {fault}" for name, fault in faults[:_SHOWN])
+        return _result(Verdict.UNDECIDED, "untraced", f"not established: {modes}", began, next_steps=("model.eval()",))
     with preserve_state(model):
         try:
             traced = trace_model(model, example_inputs(model) if X is None else X)

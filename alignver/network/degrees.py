@@ -167,7 +167,7 @@ def _alternatives(graph: Graph, node: Node, degree: int) -> list[Demands]:
     joined: tuple[str, ...] = JOINS.get(base, ())
     if base in LINEAR or base.endswith("dropout"):
         joined = (next((name for name in args if list(node.refs(name))), ""),)
-    elif base in ("div", "divide", "true_divide", "pad"):
+    elif base in ("div", "divide", "true_divide", "pad") or (base == "pow" and args.get("exponent") == 1):
         joined = ("self",)
     elif base == "addcdiv":
         joined = ("self", "tensor1")

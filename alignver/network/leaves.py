@@ -32,7 +32,7 @@ class Leaves:
         self.extents: dict[str, list[Extent]] = {
             name: [_extent(tensor), _extent(originals[name])] for name, tensor in self.named.items()
         }
-        buffers = [*twin.buffers(), *captured]
+        buffers = [*twin.buffers(), *model.buffers(), *captured]
         self.group = {name: index for index, name in enumerate(self.named)}
         merged = True
         while merged:  # by transitivity: each tensor in turn joins the groups that it overlaps

@@ -71,14 +71,14 @@ class NetworkGraph:
     tensors: Mapping[int, torch.Tensor]
 
     def evaluate(self, x: torch.Tensor, tensors: Mapping[int, torch.Tensor] | None = None) -> torch.Tensor:
-        """Run the graph on inputs of its shape, with the given values of the leaves."""
+        """Run the graph on inputs of its shape, on the CPU, with the given values of the leaves."""
         values: list[Any] = []
         leaves = self.tensors if tensors is None else tensors
         for index, node in enumerate(self.graph.nodes):
             if node.op == "input":
                 values.append(x)
             elif node.op in ("parameter", "constant"):
-                values.append(leaves[index])
+                values.append(leaves[index].cpu())
             elif node.op == "getitem":
                 values.append(values[node.args["self"].node][node.args["index"]])
             else:
@@ -121,9 +121,11 @@ def trace_model(model: nn.Module, X: Any) -> NetworkGraph:
     x = x.to(dtype) if x.is_floating_point() and dtype is not None else x
     twin = _copied(model)
     with _quiet(), torch.random.fork_rng(devices=[]), without_fused_layers(twin):
-        program = _exported(twin, x)
-        traced = _Builder(model, twin, program, x).build()
-        hidden = (*traced.hidden, *_hidden_derivatives(twin, x))
+        exported, program = _exported(twin, x)
+        builder = _Builder(model, twin, program, x)
+        builder.hidden += builder.without_gradients(exported)
+        traced = builder.build()
+        hidden = (*traced.hidden, *_hidden_derivatives(model, twin, x))
         if not any(is_random(node) for node in traced.graph.nodes):  # else no two runs agree
             _require_same(traced, twin, x)
     return dataclasses.replace(traced, hidden=tuple(dict.fromkeys(hidden)))
@@ -145,6 +147,10 @@ def _copied(model: nn.Module) -> nn.Module:
         for tensor in _results_in(vars(module), 0):  # of an earlier pass, which deepcopy refuses
             memo[id(tensor)] = tensor.detach().clone()
     try:
+        for parameter in model.parameters():
+            if type(parameter) is nn.Parameter:  # torch's copy of a Parameter would not share memory with its views
+                inner = copy.deepcopy(parameter.detach(), memo)
+                memo[id(parameter)] = nn.Parameter(inner, requires_grad=parameter.requires_grad)
         return copy.deepcopy(model, memo)
     except Exception as error:  # a user's class can raise anything
         raise _refused(model, f"it cannot be copied: {first_line(error)}") from error
@@ -172,13 +178,17 @@ def _quiet() -> Iterator[None]:
         logging.disable(previous)
 
 
-def _exported(model: nn.Module, x: torch.Tensor) -> Any:
-    """Return the exported program; the message of a refusal names the innermost module that was running."""
+def _exported(model: nn.Module, x: torch.Tensor) -> tuple[Any, Any]:
+    """Return the exported program, and the one without mutation.
+
+    The message of a refusal names the innermost module that was running.
+    """
     running: list[str] = []
     printed = io.StringIO()  # of graphs, where the trace fails
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), torch.enable_grad():
         try:
-            return torch.export.export(model, (x.clone(),), strict=False).run_decompositions({})
+            exported = torch.export.export(model, (x.clone(),), strict=False)
+            return exported, exported.run_decompositions({})
         except Exception as error:  # the user's code runs on fake tensors: it can raise anything
             with contextlib.suppress(Exception), _following(model, running):
                 torch.export.export(model, (x.clone(),), strict=False)
@@ -209,6 +219,23 @@ class _Builder:
         self.tensors: dict[int, torch.Tensor] = {}  # values of leaves
         self.values: dict[int, torch.Tensor] = {}  # values of what depends on constants only
         self.hidden: list[str] = []
+
+    def without_gradients(self, program: Any) -> list[str]:
+        """Return the modules that compute with trainable parameters under no_grad."""
+        specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+        trainable = {name for name, parameter in self.twin.named_parameters() if parameter.requires_grad}
+        reached: set[fx.Node] = set()
+        hidden = []
+        for node in program.graph.nodes:
+            if node.op == "placeholder":
+                depends = specs[node.name].kind.name == "PARAMETER" and specs[node.name].target in trainable
+            else:
+                depends = any(part in reached for part in node.all_input_nodes)
+            if depends:
+                reached.add(node)
+                if str(node.target) == "wrap_with_set_grad_enabled" and not node.args[0]:
+                    hidden.append("no_grad" + (f" in {_module(node)!r}" if _module(node) else ""))
+        return hidden
 
     def build(self) -> NetworkGraph:
         """Return the graph without nodes that the output does not need."""
@@ -258,7 +285,7 @@ class _Builder:
         renumbered = {old: new for new, old in enumerate(sorted(needed))}
         nodes = [_renumbered(self.entries[old], renumbered) for old in sorted(needed)]
         data = encode({"nodes": nodes, "outputs": [renumbered[output]]})
-        tensors = {renumbered[old]: tensor.detach().cpu() for old, tensor in self.tensors.items() if old in needed}
+        tensors = {renumbered[old]: tensor.detach() for old, tensor in self.tensors.items() if old in needed}
         names = tuple(name for name, p in self.twin.named_parameters() if p.requires_grad)
         shape = tuple(self.x.shape)
         return NetworkGraph(parse(data), data, names, shape, leaves.aliases(), tuple(self.hidden), tensors)
@@ -330,12 +357,7 @@ class _Builder:
         position = next(k for k, part in enumerate(args) if part is wrapped[0])
         inner = [part for part in wrapped[0].graph.nodes if part.op == "placeholder"]
         places = {part.name: ref.node for part, ref in zip(inner, args[position + 1 :], strict=True)}
-        start = len(self.entries)
-        results = self._run(wrapped[0].graph, places)
-        depends = any(self._depends(index) for index in range(start, len(self.entries)))
-        if name == "wrap_with_set_grad_enabled" and not args[0] and depends:
-            self.hidden.append(f"no_grad in {_module(node) or type(self.twin).__name__!r}")
-        return results
+        return self._run(wrapped[0].graph, places)
 
     def _arguments(self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         named: dict[str, Any] = {}
@@ -483,8 +505,7 @@ def _require_same(traced: NetworkGraph, model: nn.Module, x: torch.Tensor) -> No
         with torch.no_grad():
             expected, actual = model(x.clone()), None
             if isinstance(expected, torch.Tensor):
-                moved = {index: tensor.detach().cpu() for index, tensor in traced.tensors.items()}
-                actual = traced.evaluate(x.cpu(), moved)
+                actual = traced.evaluate(x.cpu())
         if actual is None or expected.shape != actual.shape:
             raise _refused(model, "the model and its trace return different kinds of values")
         a, b = actual.double(), expected.detach().cpu().double()
@@ -508,7 +529,7 @@ class _Hooks(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _hidden_derivatives(model: nn.Module, x: torch.Tensor) -> list[str]:
+def _hidden_derivatives(model: nn.Module, twin: nn.Module, x: torch.Tensor) -> list[str]:
     """Return custom backward passes and hooks on gradients, from one run of the copy with gradients."""
     hidden = []
     for name, module in model.named_modules():
@@ -518,7 +539,7 @@ def _hidden_derivatives(model: nn.Module, x: torch.Tensor) -> list[str]:
         if parameter._backward_hooks:
             hidden.append(f"a hook on the gradient of {name!r}")
     with torch.enable_grad(), _Hooks() as hooks:
-        output = model(x.clone())
+        output = twin(x.clone())
     if hooks.registered:
         hidden.append("a hook on a gradient, registered in forward")
     stack = [output.grad_fn] if isinstance(output, torch.Tensor) and output.grad_fn is not None else []
