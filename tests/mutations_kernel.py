@@ -16,7 +16,55 @@ _UNDERFLOW = (
     "is less"
 )
 
+
+def _on_graphs(name: str, *changes: tuple[str, str]) -> list[Mutant]:
+    file = f"alignver/kernel/network/{name}.py"
+    return [Mutant(file, old, new, nearby("network")) for old, new in changes]
+
+
 KERNEL: list[Mutant] = [
+    *_on_graphs(
+        "degrees",
+        ("if UNKNOWN in kinds or len(kinds) > 1:", "if UNKNOWN in kinds:"),
+        ("return ZERO if ZERO in factors else sum(factors)", "return ZERO if ZERO in factors else max(factors)"),
+        ("zero = not moves and tuple", "zero = tuple"),
+        ('if base == "scatter":\n        return reduce is None', 'if base == "scatter":\n        return True'),
+        ('return reduce in ("sum", "mean")', "return True"),
+        ('if not node.is_float and any(p not in (0, ZERO) for p in result):', "if False:"),
+        ('require(node.args["pure"] is True,', "require(True,"),
+        ('require(node.args["trainable"] is True,', "require(True,"),
+        ("require(name in names,", "require(True,"),
+        ('if base in ("div", "divide", "true_divide") and args.get("rounding_mode") is None:',
+         'if base in ("div", "divide", "true_divide"):'),
+        ("return drawn and not _is_inert(node)", "return False"),
+    ),
+    *_on_graphs(
+        "analytic",
+        ("THRESHOLD = 20.0", "THRESHOLD = 19.0"),
+        ('self._demand(isinstance(eps, float) and eps > 0.0, "its eps', 'self._demand(True, "its eps'),
+        ("self._demand(given and shifted.positive,", "self._demand(given,"),
+        ('smooth = inner.low >= 0.0 or inner.high <= 0.0', "smooth = True"),
+        ('self._demand(not divisor.depends or divisor.range.nonzero,', "self._demand(True,"),
+        ('self._demand(self.of("self").positive, "its argument', 'self._demand(True, "its argument'),
+        ('self._demand(not scores.masked or (scores.masked == "rows" and last),', "self._demand(True,"),
+        ('return "any" if inner and first == "rows" else first', "return first"),
+        ('zero = at_zero and node.args["trainable"] is True and node.args["pure"] is True', "zero = at_zero"),
+        ("if values[index].masked:", "if False:"),
+    ),
+    *_on_graphs(
+        "ranges",
+        ('return self.low > 0.0 or (self.low == 0.0 and self.low_open)', "return self.low >= 0.0"),
+        ("return Range(low, high, a.low_open or b.low_open, a.high_open or b.high_open)",
+         "return Range(low, high, True, True)"),
+        ('attained = name in ("relu", "sqrt") and not a.positive', "attained = False"),
+    ),
+    *_on_graphs(
+        "methods",
+        ("set(annotation[k]) <= {1, ZERO}", "set(annotation[k]) <= {0, 1, ZERO}"),
+        ("require(bool(np.array_equal(stored, flat(annotation))),", "require(True,"),
+        ("gaps = domain_gaps(graph) if everywhere else []", "gaps: list[Barrier] = []"),
+        ("analytic = bool(nonzero) and not walk(graph)[1]", "analytic = bool(nonzero)"),
+    ),
     *_mutants(
         "floats",
         ("U = power(-53)", "U = power(-54)"),

@@ -106,7 +106,7 @@ def walk(graph: Graph, *, at_zero: bool = False) -> tuple[list[Value], list[Barr
     ----------
     graph : Graph
     at_zero : bool
-        Ranges at theta = 0 only, for every input; the barriers still are those for every theta.
+        Ranges at theta = 0 only, for every input. The barriers are then not those for every theta.
 
     Examples
     --------

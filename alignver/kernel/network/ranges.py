@@ -130,6 +130,8 @@ def quotient(a: Range, b: Range) -> Range:
     if a.is_zero:
         return a
     least, most = (b.low, b.high) if b.positive else (-b.high, -b.low)
+    if most == 0.0:  # an empty range, of a function outside its domain
+        return WHOLE
     low = max(_down(1.0 / most), 0.0) if most < INFINITE else 0.0
     inverse = Range(low, INFINITE if least == 0.0 else _up(1.0 / least), low == 0.0)
     product = multiply(a, inverse)
