@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from alignver.cli import check, reproduce, train, verify
+from alignver.cli import check, reproduce, show, train, verify
 from alignver.cli.exits import Exit, explain, say
 from alignver.errors import InvalidInput
 
@@ -39,6 +39,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(check.app)
+app.add_typer(show.app, name="show")
 app.command("train")(train.train)
 app.command("reproduce")(reproduce.reproduce)
 app.command("verify")(verify.verify)

@@ -14,6 +14,7 @@ import dataclasses
 import io
 import logging
 import operator
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -373,9 +374,8 @@ class _Builder:
         results = [value] if isinstance(value, torch.Tensor) else [part for part in value if part is not None]
         if name == "rms_norm" and "eps" not in args:
             args["eps"] = float(torch.finfo(results[0].dtype).eps)
-        if any(isinstance(part, int) and abs(part) > _MOST_INTEGER for part in _numbers(args)) and name not in (
-            "slice",
-        ):
+        large = (part for part in _numbers(args) if isinstance(part, int) and abs(part) > _MOST_INTEGER)
+        if any(part != sys.maxsize for part in large):  # which stands for the end of an axis
             raise _refused(self.twin, f"{name} in {module!r} has an integer beyond 2**53")
         if torch.Tag.nondeterministic_seeded in target.tags and name not in _SEEDED:
             op = f"random.{name}.{target._overloadname}"

@@ -1,0 +1,69 @@
+"""``alignver show model``: a model as the graph that the checks of its structure read."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from alignver.cli import input_files, model_io, options
+from alignver.cli.exits import Exit
+from alignver.cli.options import Weights
+from alignver.cli.session import Session, command
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Show a model as a graph of operators.", no_args_is_help=True)
+
+
+@command("show model", "verbose", provenance="device seed")
+def model(
+    session: Session,
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="FILE.py:FUNCTION or MODULE:FUNCTION, which builds it.")
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.npz", help="The samples: a .npz file with X.", show_default="a shape that fits"),
+    ] = None,
+    weights: Weights = None,
+    device: options.Device = "cpu",
+    seed: options.Seed = 0,
+) -> Exit:
+    """Print a table of the model's modules: operators, shapes, degrees in S, analytic or not, parameters.
+
+    S are the parameters in which the outputs are proved to be linear (Assumption 1); without such a set all degrees
+    are 0.
+    MODEL is your own Python code, which is imported and run.
+
+    [bold]Examples[/bold]
+
+      alignver show model net.py:build
+      alignver show model net.py:build --data train.npz
+    """
+    with session.working():
+        samples = None if data is None else input_files.read_npz(data, "--data", ("X",))
+        net, _ = model_io.load(model, weights, device=device, seed=seed)
+        from alignver.network.degrees import mismatch, prove_structure
+        from alignver.network.example_inputs import example_inputs
+        from alignver.network.summary import module_rows, table
+        from alignver.network.trace import trace_model
+
+        with input_files.rename_argument({"X": f"{data}:X" if data else "--data", "model": model}):
+            traced = trace_model(net, example_inputs(net) if samples is None else samples["X"])
+    proof = prove_structure(traced)
+    rows = module_rows(traced, () if proof is None else proof.names)
+    typer.echo(table(rows))
+    count = sum(parameter.numel() for parameter in net.parameters())
+    typer.echo(f"\n{len(traced.graph.nodes)} nodes, {count:,} parameters, inputs of shape {traced.shape}")
+    typer.echo(f"S: {', '.join(proof.names)}" if proof else f"no S is proved: {mismatch(traced)}")
+    unproved = sum(row.analytic.startswith("not proved") for row in rows)
+    typer.echo(
+        f"analytic: not proved in {unproved} rows" if unproved else "analytic in the parameters, for every theta"
+    )
+    for remark in traced.hidden:
+        typer.echo(f"autograd does not differentiate this function: {remark}")
+    return Exit.HOLDS
+
+
+app.command("model")(model)
