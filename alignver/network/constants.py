@@ -11,13 +11,13 @@ import torch
 from alignver.kernel.network.graph import Ref
 from alignver.kernel.network.operators import COPIES, words
 
-__all__ = ["facts", "fold"]
+__all__ = ["apply", "facts", "fold"]
 
 _MOST = 1 << 24  # entries of a constant that is computed here
 _EXACT = COPIES | words(
     """arange full full_like ones ones_like zeros zeros_like new_ones new_zeros new_full eye scalar_tensor tril triu eq
     ne lt le gt ge logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor where
-    masked_fill cat stack neg constant_pad_nd isinf any all"""
+    masked_fill cat stack slice_scatter select_scatter copy fill neg constant_pad_nd isinf any all"""
 )
 _INTEGER = words("add sub mul rsub cumsum sum remainder floor_divide minimum maximum clamp abs max min")
 
@@ -49,6 +49,20 @@ def facts(tensor: torch.Tensor) -> dict[str, Any]:
     return {"range": None, "masked": state if valid else "any", "rows": []}
 
 
+def apply(op: str, arguments: dict[str, Any]) -> Any:
+    """Apply an operator of torch by its name; strides are no part of a graph, so a view may copy."""
+    _, name, overload = op.split(".")
+    if name in ("view", "_unsafe_view"):
+        return arguments["self"].reshape(arguments["size"])
+    target = getattr(getattr(torch.ops.aten, name), overload or "default")
+    positional = []
+    for argument in target._schema.arguments:
+        if argument.kwarg_only:
+            break
+        positional.append(arguments.pop(argument.name, argument.default_value))
+    return target(*positional, **arguments)
+
+
 def fold(op: str, name: str, args: Mapping[str, Any], values: Mapping[int, torch.Tensor]) -> torch.Tensor | None:
     """Return the value of an operator on constants if it is computed without rounding, else None."""
     refs: list[int] = []
@@ -68,13 +82,7 @@ def fold(op: str, name: str, args: Mapping[str, Any], values: Mapping[int, torch
         return None
     if name in _INTEGER and any(values[k].is_floating_point() for k in refs):
         return None
-    target = getattr(getattr(torch.ops.aten, name), op.split(".")[2] or "default")
-    positional = []
-    for argument in target._schema.arguments:
-        if argument.kwarg_only:
-            break
-        positional.append(arguments.pop(argument.name, argument.default_value))
-    result = target(*positional, **arguments)
+    result = apply(op, arguments)
     return result if isinstance(result, torch.Tensor) and _is_exact(name, args, result, refs, values) else None
 
 

@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 from alignver.errors import InvalidInput, first_line
 from alignver.kernel.network.degrees import is_random
 from alignver.kernel.network.graph import Graph, Node, Ref, encode, parse
-from alignver.network.constants import facts, fold
+from alignver.network.constants import apply, facts, fold
 from alignver.network.inputs import as_inputs, dtype_name, without_fused_layers
 from alignver.network.leaves import Leaves
 
@@ -38,6 +38,8 @@ _DROPPED = {"device", "layout", "pin_memory", "memory_format", "generator", "non
 _SILENT = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size")
 _SEEDED = ("scaled_dot_product_attention", "gru", "lstm", "rnn_tanh", "rnn_relu", "dropout", "native_dropout",
            "feature_dropout", "alpha_dropout", "feature_alpha_dropout")  # fmt: skip
+_LIKE = {"zeros_like": "zeros", "new_zeros": "zeros", "ones_like": "ones", "new_ones": "ones", "full_like": "full",
+         "new_full": "full"}  # fmt: skip
 _MOST_INTEGER = 2**53
 
 
@@ -379,6 +381,11 @@ class _Builder:
             raise _refused(self.twin, f"{name} in {module!r} has an integer beyond 2**53")
         if torch.Tag.nondeterministic_seeded in target.tags and name not in _SEEDED:
             op = f"random.{name}.{target._overloadname}"
+        plain = _LIKE.get(name)
+        if plain is not None and not isinstance(args.get("fill_value"), Ref):  # only shape and dtype of a tensor enter
+            fill = {"fill_value": args["fill_value"]} if plain == "full" else {}
+            op, name = f"aten.{plain}.default", plain
+            args = {"size": [int(size) for size in results[0].shape], **fill, "dtype": results[0].dtype}
         self._note(name, args, module)
         folded = fold(op, name, args, self.values)
         if folded is not None:
@@ -471,10 +478,6 @@ def _renumbered(entry: Mapping[str, Any], places: Mapping[int, int]) -> dict[str
 
 def _apply(node: Node, values: Sequence[Any]) -> Any:
     """Apply the operator of a node with torch."""
-    space, name, overload = node.op.split(".")
-    if name in ("view", "_unsafe_view"):  # strides are no part of the graph
-        return values[node.args["self"].node].reshape(node.args["size"])
-    target = getattr(getattr(getattr(torch.ops, space), name), overload or "default")
 
     def filled(value: Any, kind: str) -> Any:
         if isinstance(value, Ref):
@@ -484,12 +487,10 @@ def _apply(node: Node, values: Sequence[Any]) -> Any:
         return getattr(torch, value) if kind == "dtype" and isinstance(value, str) else value
 
     arguments = {key: filled(value, key) for key, value in node.args.items()}
-    positional = []
-    for argument in target._schema.arguments:
-        if argument.kwarg_only:
-            break
-        positional.append(arguments.pop(argument.name, argument.default_value))
-    return target(*positional, **arguments)
+    if node.op.startswith("aten."):
+        return apply(node.op, arguments)
+    space, name, overload = node.op.split(".")
+    return getattr(getattr(getattr(torch.ops, space), name), overload)(**arguments)
 
 
 def _require_same(traced: NetworkGraph, model: nn.Module, x: torch.Tensor) -> None:

@@ -96,8 +96,10 @@ FORGED = {
         [INPUT, W, op("scatter_reduce.two", self=ref(1), dim=0, index=ref(0), src=ref(1), reduce="amax")]
     ),
     "an integer": certificate([W, op("_to_copy.default", out="int64", self=ref(0), dtype={"dtype": "int64"})]),
+    "a product in place of entries": certificate(
+        [W, INPUT, op("scatter.reduce", self=ref(0), dim=0, index=ref(1), src=ref(0), reduce="multiply")]
+    ),
     "a condition": certificate([W, op("where.self", condition=ref(0), self=ref(0), other=ref(0))]),
-    "undefined": certificate([W, V, op("div.Tensor", self=ref(0), other=ref(1))]),
     "padding with ones": certificate([W, op("constant_pad_nd.default", self=ref(0), pad=[1, 1], value=1.0)]),
     "a trainable zero": certificate(
         [W, parameter("v", 1, ends=[0.0, 0.0]), op("add.Tensor", self=ref(0), other=ref(1), alpha=1)]
@@ -106,12 +108,16 @@ FORGED = {
 
 
 @pytest.mark.parametrize("name", FORGED)
-def test_forged_structures_are_refused(name):
-    assert verify(FORGED[name], {}).verdict is Verdict.FAILS
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_forged_structures_are_refused(name, everywhere):
+    whole = FORGED[name]
+    claim = {**whole.constants, "everywhere": everywhere}
+    assert verify(seal(whole.claim, whole.method, {}, whole.data, claim), {}).verdict is Verdict.FAILS
 
 
 def test_what_may_be_undefined_is_excepted():
     nodes = [W, V, op("div.Tensor", self=ref(0), other=ref(1))]
+    assert verify(certificate(nodes), {}).verdict is Verdict.FAILS
     assert "at which the network is defined" in verify(certificate(nodes, everywhere=False), {}).reason
 
 
