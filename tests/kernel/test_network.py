@@ -82,6 +82,9 @@ FORGED = {
     "a tanh": certificate([W, op("tanh.default", self=ref(0))]),
     "a sum with the input": certificate([W, INPUT, op("add.Tensor", self=ref(0), other=ref(1), alpha=1)]),
     "random": certificate([W, op("bernoulli.default", self=ref(0))]),
+    "random coefficients": certificate(
+        [W, INPUT, op("bernoulli.default", self=ref(1)), op("mul.Tensor", self=ref(0), other=ref(2))]
+    ),
     "a dropout that draws": certificate([W, op("dropout.default", input=ref(0), p=0.5, train=True)]),
     "attention that draws": certificate(
         [INPUT, W, op("scaled_dot_product_attention.default", query=ref(0), key=ref(0), value=ref(1), dropout_p=0.1)]
@@ -273,6 +276,11 @@ def test_analytic_claims(holds, nodes):
     if "shape" in nodes[-1]["args"]:
         nodes[-1]["args"].pop("shape")
     assert analytic(*nodes).verdict is (Verdict.HOLDS if holds else Verdict.FAILS)
+
+
+def test_random_coefficients_are_not_analytic():
+    noise = op("rand.default", size=[2])
+    assert analytic(W, noise, op("mul.Tensor", self=ref(0), other=ref(1))).verdict is Verdict.FAILS
 
 
 def test_no_structure_needs_a_graph_that_is_not_zero_at_zero():

@@ -17,7 +17,7 @@ from alignver.kernel.failure import require
 from alignver.kernel.network import ranges
 from alignver.kernel.network.degrees import is_random, selects
 from alignver.kernel.network.graph import Graph, Node, Ref
-from alignver.kernel.network.operators import COPIES, EMPTY, JOINS, LINEAR, PRODUCTS, ZEROS, words
+from alignver.kernel.network.operators import BAGS, COPIES, EMPTY, JOINS, LINEAR, PRODUCTS, ZEROS, words
 from alignver.kernel.network.ranges import (
     MONOTONE,
     WHOLE,
@@ -128,7 +128,7 @@ def walk(graph: Graph, *, at_zero: bool = False) -> tuple[list[Value], list[Barr
             continue
         depends = any(values[k].depends for k in node.refs())
         walker = _Walker(graph, node, values)
-        if depends:
+        if depends or is_random(node):
             try:
                 walker.require_analytic()
             except _NotAnalytic as fault:
@@ -205,7 +205,9 @@ class _Walker:
 
     def _float_first(self) -> bool:
         """Whether only further results are not real numbers: statistics, masks that nothing uses."""
-        return self.base.endswith("dropout") and self.node.out[0][0].startswith(("float", "bfloat"))
+        return (self.base.endswith("dropout") or self.base in BAGS) and self.node.out[0][0].startswith(
+            ("float", "bfloat")
+        )
 
     def _rule(self) -> Callable[[], None] | None:
         """Return the function that checks the side condition of the operator; None for an operator without a rule."""
@@ -222,6 +224,7 @@ class _Walker:
             **dict.fromkeys(("div", "divide", "true_divide"), self._quotient),
             "addcdiv": lambda: self._divisor("tensor2"),
             "reciprocal": lambda: self._divisor("self"),
+            **dict.fromkeys(BAGS, lambda: self._demand(self.args.get("mode") in (0, 1), "it takes a maximum", True)),
             "prelu": lambda: self._demand(not self.value("self").depends, "it has a kink", True),
             "softplus": self._softplus,
             **dict.fromkeys(("var", "var_mean"), self._variance),

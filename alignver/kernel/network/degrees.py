@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from alignver.kernel.failure import require
-from alignver.kernel.network.graph import Graph, Node, Ref
-from alignver.kernel.network.operators import EMPTY, JOINS, LINEAR, PRODUCTS, RANDOM, ZEROS
+from alignver.kernel.network.graph import FLOATS, Graph, Node, Ref
+from alignver.kernel.network.operators import BAGS, EMPTY, JOINS, LINEAR, PRODUCTS, RANDOM, ZEROS
 
 __all__ = ["UNKNOWN", "ZERO", "degrees", "is_random", "selects", "subset"]
 
@@ -70,9 +70,10 @@ def degrees(graph: Graph, S: set[int]) -> list[tuple[int, ...]]:
             known.append((_leaf(node, node.args["leaf"] in S, node.args["leaf"] in moving),))
             continue
         result = _degree(node, known)
-        if not node.is_float and any(p not in (0, ZERO) for p in result):
-            result = (UNKNOWN,) * len(result)
-        known.append(result if len(result) == len(node.out) else result * len(node.out))
+        result = result if len(result) == len(node.out) else result * len(node.out)
+        # Integers and booleans do not depend on S, or have no degree.
+        checked = zip(result, node.out)
+        known.append(tuple(p if dtype in FLOATS or p in (0, ZERO) else UNKNOWN for p, (dtype, _) in checked))
     return known
 
 
@@ -149,6 +150,8 @@ def _degree(node: Node, known: list[tuple[int, ...]]) -> tuple[int, ...]:
         return (product if rest(*factors, added) else UNKNOWN,)
     if base in ("div", "divide", "true_divide") and args.get("rounding_mode") is None:
         return (of("self") if rest("self") else UNKNOWN,)
+    if base in BAGS and args.get("mode") in (0, 1):
+        return (of("weight") if rest("weight") else UNKNOWN, *[0] * (len(node.out) - 1))
     if base == "addcdiv":
         return (_joined([of("self"), of("tensor1")]) if rest("self", "tensor1") else UNKNOWN,)
     if base == "pad" and args.get("mode") in ("reflect", "replicate", "circular"):

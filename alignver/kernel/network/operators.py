@@ -6,7 +6,7 @@ list is not wrong, it is unknown: its arguments must not depend on the parameter
 
 from __future__ import annotations
 
-__all__ = ["COPIES", "EMPTY", "JOINS", "LINEAR", "PRODUCTS", "RANDOM", "ZEROS", "words"]
+__all__ = ["BAGS", "COPIES", "EMPTY", "JOINS", "LINEAR", "PRODUCTS", "RANDOM", "ZEROS", "words"]
 
 
 def words(text: str) -> frozenset[str]:
@@ -81,6 +81,9 @@ PRODUCTS: dict[str, tuple[tuple[str, ...], str]] = {
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), (("input", "weight"), "bias")),
 }
 """Linear in each of the factors, plus one more argument if it is named."""
+
+BAGS = words("embedding_bag _embedding_bag _embedding_bag_forward_only")
+"""Sums (mode 0) or means (mode 1) of rows of a table; further results are integers."""
 
 ZEROS = words("zeros zeros_like new_zeros")
 EMPTY = words("empty empty_like new_empty empty_strided new_empty_strided empty_permuted resize")
