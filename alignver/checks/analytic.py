@@ -9,6 +9,7 @@ nothing is proved: the positive part of an exponential is analytic.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
@@ -23,6 +24,7 @@ from alignver.kernel.network.graph import Graph
 from alignver.kernel.network.methods import described
 from alignver.network.example_inputs import example_inputs
 from alignver.network.preserve_state import preserve_state
+from alignver.network.summary import module_rows
 from alignver.network.trace import trace_model
 from alignver.network.validate_model import train_mode_fault
 from alignver.results import CheckResult, Rigor, Subject, Verdict
@@ -98,7 +100,8 @@ def check_analytic(model: nn.Module, X: Any = None) -> CheckResult:
             return _result(Verdict.UNDECIDED, "untraced", f"not established: {error.got}", began)
     graph = traced.graph
     barriers = walk(graph)[1]
-    shown = {"operations": len(graph.nodes), "shape": traced.shape}
+    rows = [dataclasses.asdict(row) for row in module_rows(traced)]
+    shown = {"operations": len(graph.nodes), "shape": traced.shape, "modules": rows}
     inexact = _deviations(graph)
     if not barriers:
         certificate = seal("analytic", "operations", {}, {"graph": traced.data}, {})

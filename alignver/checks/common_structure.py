@@ -24,6 +24,7 @@ from alignver.network.degrees import mismatch, prove_structure, refute_structure
 from alignver.network.functional import Functional
 from alignver.network.inputs import dtype_name
 from alignver.network.preserve_state import preserve_state
+from alignver.network.summary import module_rows
 from alignver.network.trace import trace_model
 from alignver.network.validate_model import probe, validate_model
 from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict
@@ -134,6 +135,7 @@ def _by_graph(evaluation: _Evaluation, X: Any, masks: Subset | None) -> tuple[Ch
     proof = prove_structure(traced, names)
     if proof is not None:
         terms = sum(function.theta[name].numel() for name in proof.names)
+        rows = [dataclasses.asdict(row) for row in module_rows(traced, proof.names)]
         where = "theta" if not proof.gaps else "theta at which it is defined"
         return _result(
             Verdict.HOLDS, "proved", f"f is linear in {_list(proof.names)} for every {where}: f = J nu",
@@ -143,7 +145,10 @@ def _by_graph(evaluation: _Evaluation, X: Any, masks: Subset | None) -> tuple[Ch
                 *(f"may be undefined for some theta: {gap}" for gap in proof.gaps[:_FEW]),
                 *_on_autograd(traced.hidden),
             ),
-            measured={**shared, "S": proof.names, "nodes": len(traced.graph.nodes), "everywhere": not proof.gaps},
+            measured={
+                **shared, "S": proof.names, "nodes": len(traced.graph.nodes), "everywhere": not proof.gaps,
+                "modules": rows,
+            },
             certificate=proof.certificate,
         ), ()  # fmt: skip
     refutation = refute_structure(traced)

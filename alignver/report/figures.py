@@ -23,6 +23,7 @@ __all__ = ["Picture", "of_history", "of_result"]
 _WIDTH = 4.2  # inches: letters stay readable on a page of a phone's width
 _LETTERS = 20
 _PAIRS = 20
+_MODULES = 40
 _MOST = 10**12  # pairs that a caption counts
 
 
@@ -37,7 +38,8 @@ class Picture:
 
 def of_result(result: CheckResult, samples: Mapping[str, Any], prefix: str) -> list[Picture]:
     """Return the figures for which a result has the numbers."""
-    return [*_equal(result, samples, prefix), *_turning(result, prefix), *_rules(result, prefix)]
+    evidence = [*_equal(result, samples, prefix), *_turning(result, prefix), *_rules(result, prefix)]
+    return [*evidence, *_modules(result, prefix)]
 
 
 def of_history(source: Source, prefix: str) -> list[Picture]:
@@ -71,6 +73,28 @@ def _rules(result: CheckResult, prefix: str) -> Iterator[Picture]:
         ax.figure,
         f"{prefix}rules",
     )
+
+
+def _modules(result: CheckResult, prefix: str) -> Iterator[Picture]:
+    """Show the modules of a network that was traced."""
+    entries = result.measured.get("modules")
+    entries = [entry for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, Sequence) else []
+    rows = []
+    for entry in entries[:_MODULES]:
+        name, operators, degree, analytic = (
+            str(entry.get(key, "")) for key in ("module", "operators", "degree", "analytic")
+        )
+        rows.append((_short(name) or "model", _short(operators), degree, not analytic.startswith("not proved")))
+    if rows:
+        more = f" The first {len(rows)} of {len(entries)}." if len(entries) > len(rows) else ""
+        unproved = sum(not proved for *_, proved in rows)
+        yield _picture(
+            "The modules of the network in the order of evaluation, with their operators. Filled: of degree 1 in S; a "
+            f"cross: an operator that is not proved to be analytic.{more}",
+            f"{len(rows)} modules, {sum(row[2] == '1' for row in rows)} of degree 1, {unproved} not proved analytic.",
+            verdict_plots.modules(rows).figure,
+            f"{prefix}modules",
+        )
 
 
 def _turning(result: CheckResult, prefix: str) -> Iterator[Picture]:

@@ -10,7 +10,7 @@ import numpy as np
 from alignver.errors import InvalidInput
 from alignver.report.plots import BAND, COLOURS, PLATE, axes_of, escaped, line_styles, styled
 
-__all__ = ["conflict", "occupancy", "pairs", "rules", "spectrum", "turning"]
+__all__ = ["conflict", "modules", "occupancy", "pairs", "rules", "spectrum", "turning"]
 
 _PIXELS = 160  # along each side of a small image; of larger ones every second, third, ... pixel is drawn
 
@@ -57,6 +57,36 @@ def spectrum(levels: Sequence[float], tolerances: Mapping[str, float], *, ax: An
         ax.set_ylabel("$s_k$")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend()
+    return ax
+
+
+def modules(rows: Sequence[tuple[str, str, str, bool]], *, ax: Any = None) -> Any:
+    """Draw the modules of a network from top to bottom, in the order of evaluation.
+
+    Parameters
+    ----------
+    rows : sequence of (name, operators, degree, proved)
+        Filled marks have degree 1 in S; crosses are operators that are not proved to be analytic.
+    ax : matplotlib axes, optional
+
+    Examples
+    --------
+    >>> ax = modules([("0", "linear", "0", True), ("1", "relu", "0", False), ("2", "linear", "1", True)])
+    >>> [label.get_text() for label in ax.get_yticklabels()]
+    ['0  linear', '1  relu', '2  linear']
+    """
+    if not rows:
+        raise InvalidInput("rows", "none", "at least one")
+    ax = axes_of(ax, height=0.5 + 0.2 * len(rows))
+    with styled():
+        ax.plot([0.0] * len(rows), range(len(rows)), "-", color="#888888", linewidth=1.0)
+        for row, (_, _, degree, proved) in enumerate(rows):
+            fill = "full" if degree == "1" else "none"
+            ax.plot([0.0], [row], "o" if proved else "x", color="#000000", fillstyle=fill, markersize=5)
+        ax.set_yticks(range(len(rows)), [escaped(f"{name}  {operators}") for name, operators, _, _ in rows])
+        ax.set_xticks([])
+        ax.set_xlim(-0.5, 0.5)
+        ax.set_ylim(len(rows) - 0.4, -0.6)
     return ax
 
 

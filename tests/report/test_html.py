@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html.parser
 import itertools
 import re
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from alignver.checks.common_structure import check_common_structure
 from alignver.checks.exploration import check_safe_exploration
 from alignver.report.history import History, Record
 from alignver.report.html import page
@@ -518,3 +520,13 @@ def test_control_characters_are_shown_escaped():
     assert text.replace("\n", " ").isprintable()
     assert r"a\x1b[8m\x9b\x07\u202e\ud800" in text
     text.encode()
+
+
+def test_the_modules_of_a_traced_network_are_drawn():
+    layers = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1)).eval()
+    result = check_common_structure(layers, [[0.0, 1.0], [1.0, 0.0]])
+    text = page(Report((result,)))
+    assert "The modules of the network in the order of evaluation" in text
+    assert "3 modules, 1 of degree 1, 1 not proved analytic." in text
+    invented = dataclasses.replace(result, measured={"modules": [1, {"module": 3}]})
+    assert "1 modules" in page(Report((invented,)))
