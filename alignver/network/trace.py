@@ -125,12 +125,17 @@ def trace_model(model: nn.Module, X: Any) -> NetworkGraph:
     twin = _copied(model)
     with _quiet(), torch.random.fork_rng(devices=[]), without_fused_layers(twin):
         exported, program = _exported(twin, x)
-        builder = _Builder(model, twin, program, x)
-        builder.hidden += builder.without_gradients(exported)
-        traced = builder.build()
-        hidden = (*traced.hidden, *_hidden_derivatives(model, twin, x))
-        if not any(is_random(node) for node in traced.graph.nodes):  # else no two runs agree
-            _require_same(traced, twin, x)
+        try:
+            builder = _Builder(model, twin, program, x)
+            builder.hidden += builder.without_gradients(exported)
+            traced = builder.build()
+            hidden = (*traced.hidden, *_hidden_derivatives(model, twin, x))
+            if not any(is_random(node) for node in traced.graph.nodes):  # else no two runs agree
+                _require_same(traced, twin, x)
+        except InvalidInput:
+            raise
+        except Exception as error:  # an operator in a form that is not expected, or the user's code
+            raise _refused(model, f"{type(error).__name__}: {first_line(error)[:200]}") from error
     return dataclasses.replace(traced, hidden=tuple(dict.fromkeys(hidden)))
 
 
