@@ -30,7 +30,7 @@ KERNEL: list[Mutant] = [
         ("zero = not moves and tuple", "zero = tuple"),
         ('if base == "scatter":\n        return reduce is None', 'if base == "scatter":\n        return True'),
         ('return reduce in ("sum", "mean")', "return True"),
-        ('if not node.is_float and any(p not in (0, ZERO) for p in result):', "if False:"),
+        ("p if dtype in FLOATS or p in (0, ZERO) else UNKNOWN for", "p for"),
         ('require(node.args["pure"] is True,', "require(True,"),
         ('require(node.args["trainable"] is True,', "require(True,"),
         ("require(name in names,", "require(True,"),
