@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, kind_of
 from alignver.network.inputs import without_fused_layers
 
 __all__ = ["example_inputs"]
@@ -43,7 +43,7 @@ def example_inputs(model: nn.Module) -> torch.Tensor:
             with contextlib.suppress(Exception), without_fused_layers(twin):
                 if isinstance(twin(x), torch.Tensor):
                     return x
-    got = f"a {type(model).__name__} that runs on no input that its first layer suggests"
+    got = f"{kind_of(model)} that runs on no input that its first layer suggests"
     raise InvalidInput("model", got, "the inputs: X=", "unsupported-model")
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
-from alignver.errors import InvalidInput, first_line
+from alignver.errors import InvalidInput, first_line, kind_of
 from alignver.kernel.network.degrees import is_random
 from alignver.kernel.network.graph import Graph, Node, Ref, encode, parse
 from alignver.network.constants import apply, facts, fold
@@ -146,7 +146,7 @@ def _placement(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
 
 
 def _refused(model: nn.Module, why: str, need: str = "a model that torch.export can trace") -> InvalidInput:
-    return InvalidInput("model", f"a {type(model).__name__} that cannot be traced ({why})", need, "unsupported-model")
+    return InvalidInput("model", f"{kind_of(model)} that cannot be traced ({why})", need, "unsupported-model")
 
 
 def _copied(model: nn.Module) -> nn.Module:
