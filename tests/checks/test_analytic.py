@@ -87,6 +87,9 @@ def test_modules_of_which_nothing_is_proved(module):
 @pytest.mark.parametrize(
     "function",
     [
+        lambda a, x: torch.linalg.norm(a.exp(), ord=1),
+        lambda a, x: torch.linalg.norm(a.exp(), ord=-2),
+        lambda a, x: torch.linalg.matrix_norm(a.exp(), ord=2),
         lambda z, x: F.relu(z),
         lambda z, x: torch.relu_(z),
         lambda z, x: z.relu(),

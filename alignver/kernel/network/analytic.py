@@ -43,7 +43,7 @@ ENTIRE = words(
 
 _POSITIVE = frozenset(("log", "log2", "log10", "sqrt", "rsqrt", "lgamma", "digamma"))
 _INSIDE = frozenset(("atanh", "arctanh", "asin", "arcsin", "acos", "arccos"))
-_VECTOR_NORMS = frozenset(("linalg_vector_norm", "norm", "frobenius_norm", "linalg_norm"))
+_VECTOR_NORMS = frozenset(("linalg_vector_norm", "norm", "frobenius_norm"))  # linalg_norm may be a matrix norm
 _KINKS = frozenset(("relu", "abs", "clamp", "clamp_min"))
 _BATCH_NORMS = frozenset(("batch_norm", "_native_batch_norm_legit_no_training"))
 _NORMS = frozenset(("layer_norm", "native_layer_norm", "group_norm", "native_group_norm", "instance_norm", "rms_norm"))
