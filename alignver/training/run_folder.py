@@ -89,6 +89,7 @@ class RunFolder:
     >>> import torch
     >>> place = tempfile.mkdtemp()
     >>> X, Y = torch.randn(20, 2, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 2
+    >>> torch.manual_seed(0) and None
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
     >>> wrapper = EEWrapper(net, loss="binary_cross_entropy", tau=5, exploit_optimizer="lbfgs")
     >>> with RunFolder.create(place, {"net": "2-16-1", "tau": 5}) as folder:
