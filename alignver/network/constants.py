@@ -52,7 +52,7 @@ def facts(tensor: torch.Tensor) -> dict[str, Any]:
 def apply(op: str, arguments: dict[str, Any]) -> Any:
     """Apply an operator of torch by its name; strides are no part of a graph, so a view may copy."""
     _, name, overload = op.split(".")
-    if name in ("view", "_unsafe_view"):
+    if name in ("view", "_unsafe_view") and "size" in arguments:
         return arguments["self"].reshape(arguments["size"])
     target = getattr(getattr(torch.ops.aten, name), overload or "default")
     positional = []
@@ -91,13 +91,15 @@ def _is_exact(
 ) -> bool:
     if result.numel() > _MOST or result.is_complex():
         return False
-    if name in ("to", "_to_copy") and refs:
-        before = values[refs[0]]
+    if name in ("to", "_to_copy", "copy") and refs:
+        before = values[refs[-1 if name == "copy" else 0]]
         return before.dtype == torch.bool or bool((result.double() == before.double()).all())
     if name == "arange":
         whole = all(isinstance(args.get(key, 0), int) for key in ("start", "end", "step"))
         return whole and (not result.numel() or float(result.abs().max()) <= 2.0**11)
-    if name in ("full", "full_like", "scalar_tensor", "new_full", "masked_fill", "where", "constant_pad_nd"):
+    if name == "fill" and isinstance(args.get("value"), Ref):
+        return False
+    if name in ("fill", "full", "full_like", "scalar_tensor", "new_full", "masked_fill", "where", "constant_pad_nd"):
         numbers = [part for part in args.values() if isinstance(part, float) and math.isfinite(part)]
         return all(float(torch.tensor(part, dtype=result.dtype)) == part for part in numbers)
     if not result.is_floating_point() and result.numel() and result.dtype != torch.bool:

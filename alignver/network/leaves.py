@@ -12,7 +12,7 @@ from alignver.network.constants import facts
 
 __all__ = ["Leaves"]
 
-Extent = tuple[str, int, int, int]
+Extent = tuple[str, int, int]
 
 
 class Leaves:
@@ -75,14 +75,14 @@ class Leaves:
 def _extent(tensor: torch.Tensor) -> Extent:
     """Return the memory between the first and the last entry of a tensor."""
     size = tensor.element_size()
-    start = int(tensor.storage_offset()) * size
+    start = int(tensor.data_ptr())  # an address: two storages may lie on the memory of one array
     last = sum((int(length) - 1) * int(stride) for length, stride in zip(tensor.shape, tensor.stride()))
     stop = start + (last + 1) * size if tensor.numel() else start
-    return str(tensor.device), tensor.untyped_storage().data_ptr(), start, stop
+    return str(tensor.device), start, stop
 
 
 def _overlap(a: Extent, b: Extent) -> bool:
-    return a[:2] == b[:2] and a[2] < b[3] and b[2] < a[3]
+    return a[0] == b[0] and a[1] < b[2] and b[1] < a[2]
 
 
 def _has_distinct_entries(tensor: torch.Tensor) -> bool:

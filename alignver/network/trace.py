@@ -151,14 +151,17 @@ def _refused(model: nn.Module, why: str, need: str = "a model that torch.export 
 
 def _copied(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
-    for module in model.modules():
-        for tensor in _results_in(vars(module), 0):  # of an earlier pass, which deepcopy refuses
-            memo[id(tensor)] = tensor.detach().clone()
+    for name, parameter in model.named_parameters():
+        if type(parameter) is not nn.Parameter:  # its copy need not share memory with its views
+            raise _refused(model, f"{name!r} is a {type(parameter).__name__}", "parameters of class nn.Parameter")
     try:
+        for module in model.modules():
+            for tensor in _results_in(vars(module), 0):  # of an earlier pass, or a view: deepcopy refuses them
+                memo[id(tensor)] = copy.deepcopy(tensor.detach(), memo)
         for parameter in model.parameters():
-            if type(parameter) is nn.Parameter:  # torch's copy of a Parameter would not share memory with its views
-                inner = copy.deepcopy(parameter.detach(), memo)
-                memo[id(parameter)] = nn.Parameter(inner, requires_grad=parameter.requires_grad)
+            # torch's copy of a Parameter would not share memory with its views
+            inner = copy.deepcopy(parameter.detach(), memo)
+            memo[id(parameter)] = nn.Parameter(inner, requires_grad=parameter.requires_grad)
         return copy.deepcopy(model, memo)
     except Exception as error:  # a user's class can raise anything
         raise _refused(model, f"it cannot be copied: {first_line(error)}") from error

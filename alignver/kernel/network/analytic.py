@@ -16,7 +16,7 @@ from typing import Any
 from alignver.kernel.failure import require
 from alignver.kernel.network import ranges
 from alignver.kernel.network.degrees import is_random, selects
-from alignver.kernel.network.graph import Graph, Node, Ref
+from alignver.kernel.network.graph import FLOATS, Graph, Node, Ref
 from alignver.kernel.network.operators import BAGS, COPIES, EMPTY, JOINS, LINEAR, PRODUCTS, ZEROS, words
 from alignver.kernel.network.ranges import (
     MONOTONE,
@@ -43,7 +43,7 @@ ENTIRE = words(
 
 _POSITIVE = frozenset(("log", "log2", "log10", "sqrt", "rsqrt", "lgamma", "digamma"))
 _INSIDE = frozenset(("atanh", "arctanh", "asin", "arcsin", "acos", "arccos"))
-_VECTOR_NORMS = frozenset(("linalg_vector_norm", "norm", "frobenius_norm"))  # linalg_norm may be a matrix norm
+_VECTOR_NORMS = frozenset(("linalg_vector_norm", "norm", "frobenius_norm", "linalg_norm"))
 _KINKS = frozenset(("relu", "abs", "clamp", "clamp_min"))
 _BATCH_NORMS = frozenset(("batch_norm", "_native_batch_norm_legit_no_training"))
 _NORMS = frozenset(("layer_norm", "native_layer_norm", "group_norm", "native_group_norm", "instance_norm", "rms_norm"))
@@ -149,7 +149,9 @@ def _leaf(node: Node, moving: set[int], at_zero: bool) -> Value:
     if node.op == "parameter" and node.args["leaf"] in moving:
         zero = at_zero and node.args["trainable"] is True and node.args["pure"] is True
         return Value(True, number(0.0) if zero else WHOLE)
-    ends, masked = node.args["range"], node.args.get("masked") or ""
+    ends = node.args["range"]
+    unknown = node.op == "parameter" and ends is None  # of a fixed one: its entries are not all finite
+    masked = "any" if unknown else node.args.get("masked") or ""
     require(masked in ("", "rows", "all", "any"), "a constant with other facts")
     require(ends is None or (len(ends) == 2 and ends[0] <= ends[1]), "a constant with another range")
     return Value(False, WHOLE if ends is None or masked else Range(float(ends[0]), float(ends[1])), masked)
@@ -251,8 +253,10 @@ class _Walker:
         self._divisor("other")
 
     def _divisor(self, name: str) -> None:
-        divisor = self.value(name)
-        self._demand(not divisor.depends or divisor.range.nonzero, "its divisor is not proved to be nonzero")
+        divisor, item = self.value(name), self.args.get(name)
+        known = not isinstance(item, Ref) or self.graph.nodes[item.node].op == "constant"
+        checked = divisor.depends or (known and not divisor.masked)
+        self._demand(not checked or divisor.range.nonzero, "its divisor is not proved to be nonzero")
 
     def _variance(self) -> None:
         sizes = [math.prod(shape) for k in self.node.refs() for _, shape in self.graph.nodes[k].out]
@@ -298,7 +302,14 @@ class _Walker:
     def _vector_norm(self) -> None:
         p = self.args.get("ord", self.args.get("p", 2))
         finite = isinstance(p, int | float) and math.isfinite(p) and p != 0
+        self._demand(self._of_entries(), "it is a norm of matrices", True)
         self._demand(finite and self.of(self.main).nonzero, "it is a norm of what may be zero", True)
+
+    def _of_entries(self) -> bool:
+        """Whether a norm is that of vectors: with an order, linalg_norm of a matrix is an operator norm."""
+        dim, inner = self.args.get("dim"), next(self.node.refs("self"))
+        axes = len(dim) if isinstance(dim, tuple) else len(self.graph.nodes[inner].out[0][1])
+        return self.base != "linalg_norm" or "ord" not in self.args or axes == 1
 
     def _kink(self) -> None:
         inner = self.of("self")
@@ -357,7 +368,7 @@ class _Walker:
             positive = base == "add" and float(args.get("alpha", 1)) > 0.0
             return first if first else "".join(others) if positive else "any"
         factor = args.get("other")
-        if base in ("mul", "div") and isinstance(factor, int | float) and factor > 0:
+        if base in ("mul", "div") and isinstance(factor, int | float) and 0 < factor < math.inf:
             return first
         return "all" if base in ("full", "fill", "scalar_tensor", "full_like", "new_full") else "any"
 
@@ -371,6 +382,8 @@ class _Walker:
             return self.of("self") if args["index"] == 0 or source.base in LINEAR else WHOLE
         if all(dtype == "bool" for dtype, _ in self.node.out):
             return Range(0.0, 1.0)
+        if self.node.out[0][0] not in FLOATS:  # integers may be truncated, or wrap around
+            return WHOLE
         if base in LINEAR or base.endswith("dropout"):
             return self._linear()
         if base in JOINS:
@@ -387,7 +400,8 @@ class _Walker:
             fill = [number(float(args.get("value") or 0.0))] if args.get("mode") == "constant" else []
             return hull([self.of("self"), *fill])
         if base == "scaled_dot_product_attention":
-            return self.of("value")
+            sure = args.get("attn_mask") is None and self._not_empty()  # a row without keys is 0
+            return self.of("value") if sure else hull([self.of("value"), number(0.0)])
         if base in ("gru", "lstm", "rnn_tanh"):
             return number(0.0) if self.of("params").is_zero and self.of("hx").is_zero else WHOLE
         return self._function(self.of(self.main) if self.main else WHOLE)
@@ -402,6 +416,9 @@ class _Walker:
             return hull([entries, number(0.0)])
         if self.base == "sum" and entries.positive and self._not_empty():
             return Range(0.0, math.inf, True)
+        divisor = self.args.get("divisor_override")
+        if "bicubic" in self.base or not (divisor is None or divisor > 0):  # coefficients of both signs
+            return entries if entries.is_zero else WHOLE
         return _terms(entries)
 
     def _not_empty(self) -> bool:
@@ -443,6 +460,7 @@ class _Walker:
             inner = quotient(add(inner, ranges.negated(self.of("running_mean"))), spread)
         else:
             equal = inner.is_zero if self.base == "rms_norm" else inner.low == inner.high
+            equal = equal and self.args.get("use_input_stats", True) is True
             inner = number(0.0) if equal else WHOLE
         weighted = inner if self.args.get("weight") is None else multiply(inner, self.of("weight"))
         return weighted if self.args.get("bias") is None else add(weighted, self.of("bias"))
@@ -454,7 +472,8 @@ class _Walker:
             return quotient(self.of("self"), self.of("other"))
         if base == "softplus":
             beta = _number(args.get("beta"), 0.0)
-            return quotient(monotone(base, scaled(x, beta)), number(beta)) if beta > 0.0 else WHOLE
+            usual = beta > 0.0 and _number(args.get("threshold"), 0.0) >= THRESHOLD
+            return quotient(monotone(base, scaled(x, beta)), number(beta)) if usual else WHOLE
         if base in MONOTONE:
             return monotone(base, x)
         if base == "square" or base == "pow":
@@ -469,7 +488,8 @@ class _Walker:
             return Range(-math.inf, 0.0)
         if base in ("var", "std") or base in _VECTOR_NORMS:
             zero = x.is_zero or (base in ("var", "std") and x.low == x.high)
-            return number(0.0) if zero else Range(0.0, math.inf, base in _VECTOR_NORMS and x.nonzero)
+            above = base in _VECTOR_NORMS and x.nonzero and self._of_entries() and self._not_empty()
+            return number(0.0) if zero else Range(0.0, math.inf, above)
         if base == "abs":
             return Range(0.0, math.inf, True) if x.nonzero else number(0.0) if x.is_zero else Range(0.0, math.inf)
         if base in ("clamp", "clamp_min"):

@@ -24,6 +24,7 @@ MOST_BYTES = 1 << 26
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 LEAVES = ("parameter", "constant", "input")
+_BITS = ("aten.view.dtype", "aten.view_copy.dtype")
 _DEEPEST = 6  # nesting of lists in arguments
 
 
@@ -57,9 +58,10 @@ class Node:
 
     @property
     def base(self) -> str:
-        """The operator without namespace and overload, ``add``; empty for another namespace than aten."""
+        """The operator without namespace and overload, ``add``; empty for another namespace, or bits read anew."""
         parts = self.op.split(".")
-        return parts[1] if parts[0] == "aten" and len(parts) == 3 and parts[2] != "out" else ""
+        known = parts[0] == "aten" and len(parts) == 3 and parts[2] != "out" and self.op not in _BITS
+        return parts[1] if known else ""
 
     def refs(self, *names: str) -> Iterator[int]:
         """Yield the nodes that the named arguments refer to, of all arguments without names."""

@@ -1,0 +1,116 @@
+"""What the graph must not prove: shared memory, infinities, ranges of integers, norms of matrices."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from alignver.checks.analytic import check_analytic
+from alignver.checks.common_structure import check_common_structure
+from alignver.results import Rigor
+
+X = torch.ones(5, 3)
+
+
+class Network(nn.Module):
+    def __init__(self, function, prepare=None):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.w = nn.Parameter(torch.randn(3, 4, generator=generator))
+        self.a = nn.Parameter(torch.randn(4, generator=generator))
+        self.t = nn.Parameter(torch.randn((), generator=generator))
+        self.function = function
+        if prepare is not None:
+            prepare(self)
+        self.eval()
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+class Named(nn.Parameter):
+    pass
+
+
+def fixed(value):
+    return lambda net: setattr(net, "c", nn.Parameter(torch.full((4,), value), requires_grad=False))
+
+
+def subclass(net):
+    net.p = Named(torch.ones(4))
+    net.register_buffer("v", net.p.data)
+
+
+NOT_ANALYTIC = {
+    "a step by a fixed infinite parameter": (lambda net, x: torch.sigmoid(net.a * net.c) * x[:, :1], fixed(math.inf)),
+    "a row masked by a fixed parameter": (lambda net, x: torch.softmax(x @ net.w + net.c, -1), fixed(-math.inf)),
+    "an infinite factor": (lambda net, x: torch.tanh(net.t * math.inf) * x, None),
+    "division by zero": (lambda net, x: torch.sigmoid(net.t / 0.0) * x, None),
+    "column sums": (lambda net, x: x * torch.linalg.norm(torch.exp(net.w), 1), None),
+    "smallest singular value": (lambda net, x: x * torch.linalg.norm(torch.exp(net.w), -2), None),
+    "bits read anew": (lambda net, x: x[:, :1] * net.a.view(torch.float16).float(), None),
+    "bicubic": (
+        lambda net, x: (
+            x * torch.log(0.001 + F.interpolate((net.w**2)[None, None], scale_factor=2, mode="bicubic")).sum()
+        ),
+        None,
+    ),
+    "divisor below zero": (
+        lambda net, x: x * torch.log(0.1 + F.avg_pool2d((net.w**2)[None, None], 2, divisor_override=-1)).sum(),
+        None,
+    ),
+    "truncation": (lambda net, x: torch.log(torch.exp(net.t) * torch.sigmoid(x).long()), None),
+    "threshold": (lambda net, x: torch.log(torch.exp(net.t) * F.softplus(x, 1.0, -100.0)), None),
+    "a view of a parameter": (
+        lambda net, x: x @ net.w @ torch.relu(net.v),
+        lambda net: setattr(net, "v", net.w.t()),
+    ),
+    "a parameter of another class": (lambda net, x: torch.tanh(x @ net.w) @ torch.relu(net.v)[:, None], subclass),
+}
+
+
+@pytest.mark.parametrize("name", NOT_ANALYTIC)
+def test_what_is_not_analytic_is_not_proved(name):
+    assert check_analytic(Network(*NOT_ANALYTIC[name]), X).rigor is not Rigor.PROOF
+
+
+ZERO = {
+    "truncated": lambda net, x: x @ net.w + torch.full((4,), 0.5).long(),
+    "filled with integers": lambda net, x: x @ net.w + torch.full((4,), 0.5, dtype=torch.long),
+    "wrapped": lambda net, x: x @ net.w + torch.full((4,), 256).to(torch.uint8),
+}
+
+
+@pytest.mark.parametrize("name", ZERO)
+def test_a_zero_offset_refutes_nothing(name):
+    assert check_common_structure(Network(ZERO[name]), X).verdict.value != "FAILS"
+
+
+def test_the_statistics_of_instance_norm_are_not_those_of_the_sample():
+    def prepare(net):
+        net.norm = nn.InstanceNorm1d(4, track_running_stats=True)
+        net.norm.running_mean.fill_(2.0)
+        net.norm.running_var.fill_(1.0 - 1e-5)
+
+    net = Network(lambda net, x: x @ net.w + 1.0 + net.norm(torch.ones(1, 4, 2))[:, :, 0], prepare)
+    assert check_common_structure(net, X).rigor is not Rigor.PROOF
+
+
+def test_a_number_too_small_for_the_dtype_is_not_zero():
+    net = Network(lambda net, x: x @ net.w + torch.zeros(4).fill_(1e-50))
+    assert check_common_structure(net, X).verdict.value != "HOLDS"
+
+
+def test_parameters_on_one_array_are_one_leaf():
+    array = np.random.default_rng(0).standard_normal(5).astype(np.float32)
+
+    def prepare(net):
+        net.p, net.q = nn.Parameter(torch.from_numpy(array[:4])), nn.Parameter(torch.from_numpy(array[1:]))
+
+    net = Network(lambda net, x: torch.tanh((x @ net.w) * net.q) @ net.p[:, None], prepare)
+    assert check_common_structure(net, X, S=["p"]).rigor is not Rigor.PROOF
