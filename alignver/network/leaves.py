@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from alignver.errors import InvalidInput, first_line, kind_of
 from alignver.network.constants import facts
 
-__all__ = ["Leaves"]
+__all__ = ["Leaves", "copied", "refused"]
 
 Extent = tuple[str, int, int]
 
@@ -70,6 +73,56 @@ class Leaves:
         """Return the names of parameters that share memory with another tensor."""
         groups = [[name for name in self.named if self.group[name] == g] for g in sorted(set(self.group.values()))]
         return tuple(tuple(names) for names in groups if len(names) > 1 or self.group[names[0]] in self.foreign)
+
+
+def refused(model: nn.Module, why: str, need: str = "a model that torch.export can trace") -> InvalidInput:
+    """Return the exception for a model that cannot be traced."""
+    return InvalidInput("model", f"{kind_of(model)} that cannot be traced ({why})", need, "unsupported-model")
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Return a copy of a model in which tensors share memory as in the model; refuse memory that a copy would part."""
+    memo: dict[int, Any] = {}
+    for name, parameter in model.named_parameters():
+        if type(parameter) is not nn.Parameter:  # its copy need not share memory with its views
+            raise refused(model, f"{name!r} is a {type(parameter).__name__}", "parameters of class nn.Parameter")
+    arrays = [part for module in model.modules() for part in _arrays_in(vars(module), 0)]
+    for name, parameter in model.named_parameters():
+        if parameter.device.type == "cpu" and any(_shares_memory(part, parameter) for part in arrays):
+            raise refused(model, f"{name!r} shares memory with an array of NumPy", "parameters with their own memory")
+    try:
+        for module in model.modules():
+            for tensor in _results_in(vars(module), 0):  # of an earlier pass, or a view: deepcopy refuses them
+                memo[id(tensor)] = copy.deepcopy(tensor.detach(), memo)
+        for parameter in model.parameters():
+            # torch's copy of a Parameter would not share memory with its views
+            inner = copy.deepcopy(parameter.detach(), memo)
+            memo[id(parameter)] = nn.Parameter(inner, requires_grad=parameter.requires_grad)
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # a user's class can raise anything
+        raise refused(model, f"it cannot be copied: {first_line(error)}") from error
+
+
+def _arrays_in(value: Any, depth: int) -> Iterator[Any]:
+    if isinstance(value, np.ndarray):
+        yield value
+    elif isinstance(value, dict | list | tuple | set) and depth < 4:
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _arrays_in(item, depth + 1)
+
+
+def _shares_memory(array: Any, parameter: torch.Tensor) -> bool:
+    memory = torch.empty(0, dtype=torch.uint8).set_(parameter.untyped_storage())
+    return np.may_share_memory(array, memory.numpy())
+
+
+def _results_in(value: Any, depth: int) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        if value.grad_fn is not None:
+            yield value
+    elif isinstance(value, dict | list | tuple | set) and depth < 4:
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _results_in(item, depth + 1)
 
 
 def _extent(tensor: torch.Tensor) -> Extent:

@@ -9,7 +9,6 @@ with the model: at its own theta and at a random one both must give the same out
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import io
 import logging
@@ -24,15 +23,16 @@ import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
-from alignver.errors import InvalidInput, first_line, kind_of
+from alignver.errors import InvalidInput, first_line
 from alignver.kernel.network.degrees import is_random
 from alignver.kernel.network.graph import Graph, Node, Ref, encode, parse
 from alignver.network.constants import apply, facts, fold
 from alignver.network.inputs import as_inputs, dtype_name, without_fused_layers
-from alignver.network.leaves import Leaves
+from alignver.network.leaves import Leaves, copied, refused
 
 __all__ = ["NetworkGraph", "trace_model"]
 
+_COMPARED = 32  # samples on which the model has to give the same in one batch and in batches of the trace
 _ROWS = 4  # samples of the trace: the graph is one for a batch of this many
 _DROPPED = {"device", "layout", "pin_memory", "memory_format", "generator", "non_blocking", "cudnn_enabled"}
 _SILENT = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size")
@@ -73,11 +73,20 @@ class NetworkGraph:
     hidden: tuple[str, ...]
     tensors: Mapping[int, torch.Tensor]
 
-    def evaluate(self, x: torch.Tensor, tensors: Mapping[int, torch.Tensor] | None = None) -> torch.Tensor:
-        """Run the graph on inputs of its shape, on the CPU, with the given values of the leaves."""
+    def evaluate(
+        self, x: torch.Tensor, tensors: Mapping[int, torch.Tensor] | None = None, *, defined: bool = False
+    ) -> torch.Tensor:
+        """Run the graph on inputs of its shape, on the CPU, with the given values of the leaves.
+
+        With ``defined``, NaN or an infinity of finite operands without theta, or a divisor without theta that is 0,
+        raises an exception.
+        """
         values: list[Any] = []
         leaves = self.tensors if tensors is None else tensors
+        moving, moved = self.graph.moving(), set[int]()  # the domains of what depends on theta are the kernel's concern
         for index, node in enumerate(self.graph.nodes):
+            if node.args.get("leaf") in moving or any(k in moved for k in node.refs()):
+                moved.add(index)
             if node.op == "input":
                 values.append(x)
             elif node.op in ("parameter", "constant"):
@@ -86,6 +95,16 @@ class NetworkGraph:
                 values.append(values[node.args["self"].node][node.args["index"]])
             else:
                 values.append(_apply(node, values))
+                divisor = node.args.get("other") if node.base in ("div", "divide", "true_divide") else None
+                if (
+                    defined
+                    and isinstance(divisor, Ref)
+                    and divisor.node not in moved
+                    and not values[divisor.node].all()
+                ):
+                    raise _Undefined(f"{node.base} of {node.module!r} divides by 0 at these inputs")
+                if defined and index not in moved and _loses_finiteness(node, values):
+                    raise _Undefined(f"{node.base or node.op} of {node.module!r} is not finite at these inputs")
         output: torch.Tensor = values[self.graph.outputs[0]]
         return output
 
@@ -120,9 +139,10 @@ def trace_model(model: nn.Module, X: Any) -> NetworkGraph:
     ['parameter', 'parameter', 'input', 'aten.linear.default', 'aten.tanh.default']
     """
     device, dtype = _placement(model)
-    x = as_inputs(X, device)[:_ROWS]
-    x = x.to(dtype) if x.is_floating_point() and dtype is not None else x
-    twin = _copied(model)
+    more = as_inputs(X, device)[:_COMPARED]
+    more = more.to(dtype) if more.is_floating_point() and dtype is not None else more
+    x = more[:_ROWS]
+    twin = copied(model)
     with _quiet(), torch.random.fork_rng(devices=[]), without_fused_layers(twin):
         exported, program = _exported(twin, x)
         try:
@@ -131,11 +151,12 @@ def trace_model(model: nn.Module, X: Any) -> NetworkGraph:
             traced = builder.build()
             hidden = (*traced.hidden, *_hidden_derivatives(model, twin, x))
             if not any(is_random(node) for node in traced.graph.nodes):  # else no two runs agree
+                _require_same_in_batches(twin, more)
                 _require_same(traced, twin, x)
         except InvalidInput:
             raise
         except Exception as error:  # an operator in a form that is not expected, or the user's code
-            raise _refused(model, f"{type(error).__name__}: {first_line(error)[:200]}") from error
+            raise refused(model, f"{type(error).__name__}: {first_line(error)[:200]}") from error
     return dataclasses.replace(traced, hidden=tuple(dict.fromkeys(hidden)))
 
 
@@ -143,37 +164,6 @@ def _placement(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
     tensors = [*model.parameters(), *model.buffers()]
     floating = [tensor for tensor in tensors if tensor.is_floating_point()]
     return (tensors[0].device if tensors else torch.device("cpu"), floating[0].dtype if floating else None)
-
-
-def _refused(model: nn.Module, why: str, need: str = "a model that torch.export can trace") -> InvalidInput:
-    return InvalidInput("model", f"{kind_of(model)} that cannot be traced ({why})", need, "unsupported-model")
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    memo: dict[int, Any] = {}
-    for name, parameter in model.named_parameters():
-        if type(parameter) is not nn.Parameter:  # its copy need not share memory with its views
-            raise _refused(model, f"{name!r} is a {type(parameter).__name__}", "parameters of class nn.Parameter")
-    try:
-        for module in model.modules():
-            for tensor in _results_in(vars(module), 0):  # of an earlier pass, or a view: deepcopy refuses them
-                memo[id(tensor)] = copy.deepcopy(tensor.detach(), memo)
-        for parameter in model.parameters():
-            # torch's copy of a Parameter would not share memory with its views
-            inner = copy.deepcopy(parameter.detach(), memo)
-            memo[id(parameter)] = nn.Parameter(inner, requires_grad=parameter.requires_grad)
-        return copy.deepcopy(model, memo)
-    except Exception as error:  # a user's class can raise anything
-        raise _refused(model, f"it cannot be copied: {first_line(error)}") from error
-
-
-def _results_in(value: Any, depth: int) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        if value.grad_fn is not None:
-            yield value
-    elif isinstance(value, dict | list | tuple | set) and depth < 4:
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _results_in(item, depth + 1)
 
 
 @contextlib.contextmanager
@@ -204,7 +194,7 @@ def _exported(model: nn.Module, x: torch.Tensor) -> tuple[Any, Any]:
             with contextlib.suppress(Exception), _following(model, running):
                 torch.export.export(model, (x.clone(),), strict=False)
             place = f" in {running[-1]!r}" if running and running[-1] else ""
-            raise _refused(model, f"{type(error).__name__}{place}: {first_line(error)[:200]}") from error
+            raise refused(model, f"{type(error).__name__}{place}: {first_line(error)[:200]}") from error
 
 
 @contextlib.contextmanager
@@ -253,7 +243,7 @@ class _Builder:
         signature = self.program.graph_signature
         for spec in signature.output_specs:
             if spec.kind.name in ("PARAMETER_MUTATION", "BUFFER_MUTATION"):
-                raise _refused(
+                raise refused(
                     self.twin, f"it writes to {spec.target!r}", "a forward pass that does not change the model"
                 )
         captured = {
@@ -275,17 +265,17 @@ class _Builder:
                 places[node.name] = self._add("input", {}, [self.x], "")
                 continue
             if kind not in ("PARAMETER", "BUFFER", "CONSTANT_TENSOR"):
-                raise _refused(self.twin, f"it captures a {kind.lower().replace('_', ' ')}")
+                raise refused(self.twin, f"it captures a {kind.lower().replace('_', ' ')}")
             tensor = captured[node.name] if kind == "CONSTANT_TENSOR" else _attribute(self.twin, spec.target)
             place = self._parameter_index(tensor)
             places[node.name] = self._constant(spec.target, tensor, leaves) if place is None else place
         outputs = self._run(self.program.graph, places)
         results = [spec.arg.name for spec in signature.output_specs if spec.kind.name == "USER_OUTPUT"]
         if len(results) != 1 or not isinstance(outputs, tuple | list):
-            raise _refused(self.twin, f"it returns {len(results)} tensors", "a model that returns one tensor")
+            raise refused(self.twin, f"it returns {len(results)} tensors", "a model that returns one tensor")
         last = outputs[[spec.kind.name for spec in signature.output_specs].index("USER_OUTPUT")]
         if not isinstance(last, Ref):
-            raise _refused(self.twin, "its output is not a tensor", "a model that returns one tensor")
+            raise refused(self.twin, "its output is not a tensor", "a model that returns one tensor")
         return self._finish(last.node, leaves)
 
     def _finish(self, output: int, leaves: Leaves) -> NetworkGraph:
@@ -349,13 +339,13 @@ class _Builder:
                 return source[position]
             return Ref(self._add("getitem", {"self": source, "index": position}, [node.meta["val"]], _module(node)))
         if not isinstance(target, torch._ops.OpOverload):
-            raise _refused(self.twin, f"the trace has {target}, which is not an operator of torch")
+            raise refused(self.twin, f"the trace has {target}, which is not an operator of torch")
         name = target._schema.name.partition("::")[2]
         value = node.meta.get("val")
         if name in _SILENT or value is None:
             return None
         if not isinstance(value, torch.Tensor | tuple | list):
-            raise _refused(self.twin, f"{name} in {_module(node)!r} reads a number from a tensor")
+            raise refused(self.twin, f"{name} in {_module(node)!r} reads a number from a tensor")
         kwargs = fx.map_arg(dict(node.kwargs), lambda part: known[part])
         return Ref(self._operator(node, target, self._arguments(target, args, kwargs), value))
 
@@ -364,7 +354,7 @@ class _Builder:
         name = str(node.target)
         wrapped = [part for part in args if isinstance(part, fx.GraphModule)]
         if name not in ("wrap_with_set_grad_enabled", "wrap_with_autocast") or len(wrapped) != 1:
-            raise _refused(self.twin, f"the trace has the control flow {name!r}")
+            raise refused(self.twin, f"the trace has the control flow {name!r}")
         position = next(k for k, part in enumerate(args) if part is wrapped[0])
         inner = [part for part in wrapped[0].graph.nodes if part.op == "placeholder"]
         places = {part.name: ref.node for part, ref in zip(inner, args[position + 1 :], strict=True)}
@@ -386,7 +376,7 @@ class _Builder:
             args["eps"] = float(torch.finfo(results[0].dtype).eps)
         large = (part for part in _numbers(args) if isinstance(part, int) and abs(part) > _MOST_INTEGER)
         if any(part != sys.maxsize for part in large):  # which stands for the end of an axis
-            raise _refused(self.twin, f"{name} in {module!r} has an integer beyond 2**53")
+            raise refused(self.twin, f"{name} in {module!r} has an integer beyond 2**53")
         if torch.Tag.nondeterministic_seeded in target.tags and name not in _SEEDED:
             op = f"random.{name}.{target._overloadname}"
         plain = _LIKE.get(name)
@@ -437,9 +427,9 @@ def _attribute(model: nn.Module, name: str) -> torch.Tensor:
 
 def _require_real(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
     if tensor.is_complex() or tensor.is_quantized or tensor.layout != torch.strided:
-        raise _refused(model, f"{name!r} is complex, quantized or sparse", "dense real parameters and buffers")
+        raise refused(model, f"{name!r} is complex, quantized or sparse", "dense real parameters and buffers")
     if tensor.dtype in (torch.int64, torch.uint64) and tensor.numel() and int(tensor.abs().max()) > _MOST_INTEGER:
-        raise _refused(model, f"{name!r} has integers beyond 2**53")
+        raise refused(model, f"{name!r} has integers beyond 2**53")
 
 
 def _plain(value: Any) -> Any:
@@ -484,6 +474,25 @@ def _renumbered(entry: Mapping[str, Any], places: Mapping[int, int]) -> dict[str
     return {**entry, "args": moved(entry["args"])}
 
 
+class _Undefined(Exception):
+    """An operation gives NaN or an infinity for finite operands."""
+
+
+def _loses_finiteness(node: Node, values: Sequence[Any]) -> bool:
+    """Whether the last of the values is not finite, although all that the node refers to is."""
+    operands = [values[k] for k in node.refs()]
+    return (
+        not _all_finite(values[-1:])
+        and _all_finite(operands)
+        and all(np.isfinite(part) for part in _numbers(node.args))
+    )
+
+
+def _all_finite(values: Sequence[Any]) -> bool:
+    tensors = [t for value in values for t in (value if isinstance(value, tuple | list) else [value])]
+    return all(bool(torch.isfinite(t).all()) for t in tensors if isinstance(t, torch.Tensor) and t.is_floating_point())
+
+
 def _apply(node: Node, values: Sequence[Any]) -> Any:
     """Apply the operator of a node with torch."""
 
@@ -514,15 +523,37 @@ def _require_same(traced: NetworkGraph, model: nn.Module, x: torch.Tensor) -> No
         with torch.no_grad():
             expected, actual = model(x.clone()), None
             if isinstance(expected, torch.Tensor):
-                actual = traced.evaluate(x.cpu())
+                try:
+                    actual = traced.evaluate(x.cpu(), defined=not step)
+                except _Undefined as error:
+                    raise refused(model, str(error), "a model whose operations are defined at X") from error
         if actual is None or expected.shape != actual.shape:
-            raise _refused(model, "the model and its trace return different kinds of values")
+            raise refused(model, "the model and its trace return different kinds of values")
         a, b = actual.double(), expected.detach().cpu().double()
         finite = torch.isfinite(a) & torch.isfinite(b)
-        slack = 200.0 * float(torch.finfo(expected.dtype).eps) ** 0.5 if expected.is_floating_point() else 0.0
-        limit = min(slack, 0.05) * float(b[finite].abs().max()) if bool(finite.any()) else 0.0
+        limit = _slack(expected) * float(b[finite].abs().max()) if bool(finite.any()) else 0.0
         if bool(((a - b)[finite].abs() > limit).any()) or bool((torch.isfinite(a) != torch.isfinite(b)).any()):
-            raise _refused(model, "the model and its trace have different outputs")
+            raise refused(model, "the model and its trace have different outputs")
+
+
+def _slack(outputs: torch.Tensor) -> float:
+    """Return the relative difference of two evaluations that rounding explains."""
+    return min(2.0**13 * float(torch.finfo(outputs.dtype).eps), 0.05) if outputs.is_floating_point() else 0.0
+
+
+def _require_same_in_batches(model: nn.Module, x: torch.Tensor) -> None:
+    """Compare the outputs of one batch with those of batches of the trace: the function of a sample is to be one."""
+    if len(x) <= _ROWS:
+        return
+    with torch.no_grad():
+        whole, parts = model(x.clone()), [model(part.clone()) for part in torch.split(x, _ROWS)]
+    if not all(isinstance(part, torch.Tensor) and part.ndim for part in (whole, *parts)):
+        return  # which is refused below
+    apart = torch.cat(parts)
+    same = whole.shape == apart.shape
+    limit = _slack(whole) * float(whole.double().abs().max()) if same and whole.numel() else 0.0
+    if not same or not bool(((whole - apart).double().abs() <= limit).all()):
+        raise refused(model, f"its outputs differ between a batch of {len(x)} samples and batches of {_ROWS}")
 
 
 class _Hooks(TorchFunctionMode):

@@ -14,7 +14,7 @@ from alignver.checks.analytic import check_analytic
 from alignver.checks.common_structure import check_common_structure
 from alignver.results import Rigor
 
-X = torch.ones(5, 3)
+X = torch.ones(12, 3)
 
 
 class Network(nn.Module):
@@ -46,7 +46,23 @@ def subclass(net):
     net.register_buffer("v", net.p.data)
 
 
+def kept_array(net):
+    net.array = np.ones(4, dtype=np.float32)
+    net.p = nn.Parameter(torch.from_numpy(net.array))
+
+
 NOT_ANALYTIC = {
+    "a branch on the number of samples": (lambda net, x: torch.relu(x @ net.w) if len(x) > 8 else x @ net.w, None),
+    "the memory of an array": (lambda net, x: torch.relu(torch.from_numpy(net.array)) * (x @ net.w), kept_array),
+    "a logarithm of zero": (lambda net, x: torch.sigmoid(net.t * torch.log(torch.zeros(3))) * x, None),
+    "a division by zero at these inputs": (lambda net, x: torch.sigmoid(net.t / torch.relu(x - 100.0)), None),
+    "memory without a value": (lambda net, x: torch.sigmoid(torch.empty(3) * net.t) * x, None),
+    "the mean of nothing": (lambda net, x: torch.exp(net.a)[:0].mean() * x, None),
+    "a sum of nothing": (lambda net, x: torch.tanh(torch.logsumexp(net.a[:0], 0)) * net.t * x, None),
+    "a part that the trace leaves out": (
+        lambda net, x: x @ net.w + (0.0 if torch.compiler.is_exporting() else 0.02 * torch.relu(net.a)),
+        None,
+    ),
     "a step by a fixed infinite parameter": (lambda net, x: torch.sigmoid(net.a * net.c) * x[:, :1], fixed(math.inf)),
     "a row masked by a fixed parameter": (lambda net, x: torch.softmax(x @ net.w + net.c, -1), fixed(-math.inf)),
     "an infinite factor": (lambda net, x: torch.tanh(net.t * math.inf) * x, None),

@@ -43,6 +43,7 @@ ENTIRE = words(
 
 _POSITIVE = frozenset(("log", "log2", "log10", "sqrt", "rsqrt", "lgamma", "digamma"))
 _INSIDE = frozenset(("atanh", "arctanh", "asin", "arcsin", "acos", "arccos"))
+_OF_SOME = frozenset(("mean", "logsumexp", "logcumsumexp", "softmax", "_softmax", "log_softmax", "_log_softmax"))
 _VECTOR_NORMS = frozenset(("linalg_vector_norm", "norm", "frobenius_norm", "linalg_norm"))
 _KINKS = frozenset(("relu", "abs", "clamp", "clamp_min"))
 _BATCH_NORMS = frozenset(("batch_norm", "_native_batch_norm_legit_no_training"))
@@ -200,6 +201,8 @@ class _Walker:
             raise _NotAnalytic("its result does not consist of real floating-point numbers", base in _DEFINED)
         if base in EMPTY or base in ZEROS or base in ("full_like", "new_full", "ones_like", "new_ones"):
             return
+        if base in _OF_SOME:
+            self._demand(self._not_empty(), "it is of no entries")
         rule = self._rule()
         if rule is None:
             raise _NotAnalytic("it is not in the list of analytic operations", base in _DEFINED)
@@ -348,7 +351,10 @@ class _Walker:
     def masked(self) -> str:
         """Return whether the result may have entries of minus infinity: see :class:`Value`."""
         base, args = self.base, self.args
-        state = {name: self.value(name).masked for name in args}
+        if base in EMPTY:
+            return "any"  # memory without a value
+        unused = ("self",) if base in ("copy", "fill") else ()
+        state = {name: self.value(name).masked for name in args if name not in unused}
         if not any(state.values()) or base in ("softmax", "_softmax", "scaled_dot_product_attention"):
             return ""
         first = state.get("self", "")
