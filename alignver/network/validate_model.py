@@ -323,7 +323,7 @@ def probe(function: Functional, x: torch.Tensor) -> Probed:
     if _differ(batch, apart, observer.coarsest):
         got = f"{model}, whose output for a sample depends on the others in its batch"
         raise _unsupported(got, "outputs that depend on their own sample (no batch statistics): model.eval()")
-    _require_same_gradient(function, x[[0, -1]] if len(x) > 1 else x)
+    _require_same_gradient(function, x[:: max(1, len(x) - 1)])  # the first and the last
     _require_widened_gradient(function, x[:1])
     return Probed(int(batch.shape[1]), observer.coarsest)
 
