@@ -84,7 +84,7 @@ def copied(model: nn.Module) -> nn.Module:
     """Return a copy of a model in which tensors share memory as in the model; refuse memory that a copy would part."""
     memo: dict[int, Any] = {}
     for name, parameter in model.named_parameters():
-        if type(parameter) not in (nn.Parameter, torch.Tensor):  # its copy need not share memory with its views
+        if type(parameter) is not nn.Parameter:  # its copy need not share memory with its views
             raise refused(model, f"{name!r} is a {type(parameter).__name__}", "parameters of class nn.Parameter")
     arrays = [part for module in model.modules() for part in _arrays_in(vars(module), 0)]
     for name, parameter in model.named_parameters():
