@@ -1,6 +1,6 @@
 """Validation of a model: from its modules and parameters, and from a few evaluations on its samples.
 
-:func:`validate_model` runs nothing; :func:`probe` evaluates up to four samples, unless :func:`is_sample_independent`
+:func:`validate_model` runs nothing; :func:`probe` evaluates up to eight samples, unless :func:`is_sample_independent`
 proves from the modules that each output depends on its own sample only.
 
 :func:`recomputes` detects models that run parts of themselves again in the backward pass (``torch.utils.checkpoint``).
@@ -46,7 +46,7 @@ __all__ = [
     "train_mode_fault",
     "validate_model",
 ]
-_PROBES = 4  # samples that probe() evaluates, spread over X
+_PROBES = 8  # samples that probe() evaluates, spread over X
 _ELEMENTWISE = (
     nn.CELU, nn.Dropout, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.Identity,
     nn.LeakyReLU, nn.LogSigmoid, nn.Mish, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softshrink,
@@ -279,13 +279,13 @@ class Probed:
 
 
 def probes(x: torch.Tensor) -> torch.Tensor:
-    """Return the samples that :func:`probe` evaluates: at most four, evenly spaced from the first to the last."""
+    """Return the samples that :func:`probe` evaluates: at most eight, evenly spaced from the first to the last."""
     count = len(x)
     return x[torch.linspace(0, count - 1, min(count, _PROBES), dtype=torch.float64).round().long().to(x.device)]
 
 
 def probe(function: Functional, x: torch.Tensor) -> Probed:
-    """Evaluate a model on up to four samples, and refuse it unless each output row depends on its sample and theta.
+    """Evaluate a model on up to eight samples, and refuse it unless each output row depends on its sample and theta.
 
     The samples are evaluated as one batch, twice; then the first sample alone, and the others in reverse order. A
     coupling that these batches do not reveal would have to be independent of the number of samples, of their order and
@@ -323,7 +323,7 @@ def probe(function: Functional, x: torch.Tensor) -> Probed:
     if _differ(batch, apart, observer.coarsest):
         got = f"{model}, whose output for a sample depends on the others in its batch"
         raise _unsupported(got, "outputs that depend on their own sample (no batch statistics): model.eval()")
-    _require_same_gradient(function, x[:: max(1, len(x) - 1)])  # the first and the last
+    _require_same_gradient(function, x)
     _require_widened_gradient(function, x[:1])
     return Probed(int(batch.shape[1]), observer.coarsest)
 
@@ -374,9 +374,9 @@ def _differ(first: torch.Tensor, second: torch.Tensor, dtype: torch.dtype) -> bo
 def _require_same_gradient(function: Functional, x: torch.Tensor) -> None:
     """Compare a gradient through the copies with one through the module itself, in the module's own dtype.
 
-    Both run the same operations on the same numbers, of two samples. If they differ, the forward pass accesses
-    parameters other than through the module's attributes (a list, a closure, a view made at construction), and the
-    Jacobian would silently miss columns.
+    Both run the same operations on the same numbers. If they differ, the forward pass accesses parameters other than
+    through the module's attributes (a list, a closure, a view made at construction), and the Jacobian would silently
+    miss columns.
     """
     model, layout = function.model, function.layout
     name_of_model = type(model).__name__
