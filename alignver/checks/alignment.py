@@ -123,7 +123,7 @@ def check_alignment(
         return dataclasses.replace(refuted, cost={"seconds": time.perf_counter() - began})
     bound = row_rank_bound(prepared.model, prepared.x, m_y)
     plan = planned(n, m_y, d, engine)
-    J: JacobianForm | None = None
+    J: JacobianForm
     result: CheckResult | None = None
     failure = ""
     large = method == "auto" and engine is None and gram_first(n, m_y, d, plan)
@@ -147,7 +147,9 @@ def check_alignment(
             words = f"gram: from layer factors, without forming J; fallback: {plan.engine}"
             J = JacobianForm(None, n, m_y, d, attempt.computed_in, words, attempt.dtype)
     if result is None and large and not bound.sentence and plan.flops > _LONG:
-        J, result = _by_least_squares(prepared, check, dtype, chunk_size)
+        decided = _by_least_squares(prepared, check, dtype, chunk_size)
+        if decided is not None:
+            J, result = decided
     if result is None:
         if large:
             J, plan = represent_square(prepared.model, prepared.x, m_y, plan, dtype=dtype, chunk_size=chunk_size)
@@ -165,7 +167,6 @@ def check_alignment(
         if failure:
             line = f"no {'proof' if certify else 'answer'} from the Gram matrix of the layer factors: {failure}"
             result = dataclasses.replace(result, evidence=(*result.evidence, line))
-    assert J is not None
     nonsmooth = find_nonsmooth_points(prepared.model, prepared.x, dtype)
     measured = {
         **result.measured,
@@ -196,8 +197,8 @@ def check_alignment(
 
 def _by_least_squares(
     prepared: PreparedAlignment, check: Callable[..., CheckResult], dtype: str | None, chunk_size: int | None
-) -> tuple[JacobianForm | None, CheckResult | None]:
-    """Decide by least squares with the Gram matrix as the preconditioner and products with J, or not at all.
+) -> tuple[JacobianForm, CheckResult] | None:
+    """Decide by least squares with the Gram matrix as the preconditioner and products with J; None if that does not.
 
     It takes as long as the attempt to prove full row rank, a fraction of a factorization of J^T.
     """
@@ -206,7 +207,7 @@ def _by_least_squares(
     y = torch.from_numpy(prepared.y).to(operator.device, operator.dtype)
     result = check(operator, y, computed_in=operator.computed_in, certify=False, gram=M.double().cpu().numpy())
     if result.verdict is Verdict.UNDECIDED:
-        return None, None
+        return None
     n, m_y, d = len(prepared.x), prepared.m_y, operator.shape[1]
     words = "products with J and its Gram matrix"
     J = JacobianForm(operator, n, m_y, d, operator.computed_in, words, dtype_name(operator.dtype))

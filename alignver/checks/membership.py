@@ -218,8 +218,10 @@ def _numerically(
     if method == "auto":
         methods = ("svd", "qr", "lstsq") if math.prod(matrix.shape) <= _LSTSQ_ENTRIES else ("svd", "qr")
 
+    sums = row_sum_norm(matrix)
+
     def scale(spectral: float) -> Scale:
-        return Scale(rows, columns, spectral, row_sum_norm(matrix), J.eps, J.handed_eps)
+        return Scale(rows, columns, spectral, sums, J.eps, J.handed_eps)
 
     def interval(spectral: float) -> ToleranceInterval:
         tau = rank_rules.tolerance(rule, scale(spectral), None if given is None else given / unit)
@@ -421,9 +423,10 @@ def _operator_membership(
         verdict = band.membership(low[0], high[1])
         if verdict is not Verdict.UNDECIDED:
             break
-    # Of a preconditioned solution, the one with the least upper bound; without any, zero.
-    zero = Iterate(y.array, size, math.nan, 0.0, 0)
-    iterate = min(iterates, key=lambda iterate: iterate.residual_bounds(band.tolerance.value)[1], default=zero)
+    if not iterates:  # the Gram matrix gives none: b = 0
+        zero = like(np.zeros(columns), y.array)
+        iterates.append(Iterate(zero, size, norm(operator.rmatvec(y.array)), 0.0, 0))
+    iterate = min(iterates, key=lambda iterate: iterate.residual_bounds(band.tolerance.value)[1])
     residual = iterate.residual / size if size else 0.0
     tau = band.tolerance
     return CheckResult(
