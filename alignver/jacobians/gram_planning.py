@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import torch
 
 from alignver.errors import InvalidInput, printable
-from alignver.jacobians.layer_io import Conv, ConvTranspose, Lookup, Product, Scale, Use
+from alignver.jacobians.layer_io import Conv, Convolution, ConvTranspose, Lookup, Product, Scale, Use
 from alignver.jacobians.sample_blocks import OutputScan
 from alignver.network.functional import Functional
 from alignver.network.inputs import dtype_name
@@ -295,9 +295,8 @@ def with_blocks(
 
     def whole(slot: SlotPlan) -> bool:
         """Whether all columns of a slot are formed, even if some of its rows are wanted."""
-        grouped = any(
-            isinstance(use, Conv | ConvTranspose) and use.groups > 1 for use in scan.uses if slot.name in use.slots
-        )
+        uses = [use for use in scan.uses if slot.name in use.slots]
+        grouped = any(isinstance(use, Convolution) and use.groups > 1 for use in uses)
         return slot.engine == "per sample" or (slot.engine == "gradients" and grouped)
 
     def block_bytes(names: set[str]) -> tuple[int, int]:

@@ -34,7 +34,18 @@ from torch.overrides import TorchFunctionMode
 from alignver.network.convolution import KEYS, convolution, each, paddings
 from alignver.network.functional import Functional
 
-__all__ = ["Conv", "ConvTranspose", "Lookup", "Product", "Scale", "Use", "captured", "patches", "windows"]
+__all__ = [
+    "Conv",
+    "ConvTranspose",
+    "Convolution",
+    "Lookup",
+    "Product",
+    "Scale",
+    "Use",
+    "captured",
+    "patches",
+    "windows",
+]
 
 
 def windows(
@@ -118,8 +129,8 @@ class Product(Use):
 
 
 @dataclasses.dataclass(eq=False)
-class Conv(Use):
-    """A convolution in one, two or three dimensions."""
+class Convolution(Use):
+    """A convolution in one, two or three dimensions, or the transpose of one."""
 
     input: torch.Tensor
     kernel: tuple[int, ...]
@@ -127,6 +138,11 @@ class Conv(Use):
     padding: tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
     groups: int
+
+
+@dataclasses.dataclass(eq=False)
+class Conv(Convolution):
+    """A convolution: a_t is a patch of the input."""
 
     def patches(self) -> torch.Tensor:
         """Unfold the input: (rows, groups, channels * kernel, positions)."""
@@ -137,15 +153,8 @@ class Conv(Use):
 
 
 @dataclasses.dataclass(eq=False)
-class ConvTranspose(Use):
+class ConvTranspose(Convolution):
     """A transposed convolution: a_t is the input at one position, b_t a patch of the gradient."""
-
-    input: torch.Tensor
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
-    dilation: tuple[int, ...]
-    groups: int
 
     def patches(self, gradient: torch.Tensor) -> torch.Tensor:
         """Unfold a gradient by the result: (rows, groups, channels * kernel, positions of the input)."""

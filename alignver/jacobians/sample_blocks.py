@@ -20,8 +20,9 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from torch.autograd.graph import GradientEdge
 
-from alignver.jacobians.layer_io import Conv, ConvTranspose, Lookup, Product, Scale, Use, captured
+from alignver.jacobians.layer_io import Conv, Convolution, ConvTranspose, Lookup, Product, Scale, Use, captured
 from alignver.network.convolution import Convolutions
 from alignver.network.functional import Functional, comparison_weights
 
@@ -195,9 +196,7 @@ class Part:
     @property
     def divisible(self) -> bool:
         """Whether :meth:`by_weight` forms a part of the rows of the weight at a part of the cost."""
-        return isinstance(self.use, Product | Lookup) or (
-            isinstance(self.use, Conv | ConvTranspose) and self.use.groups == 1
-        )
+        return isinstance(self.use, Product | Lookup) or (isinstance(self.use, Convolution) and self.use.groups == 1)
 
     def by_bias(self) -> torch.Tensor:
         """Return the derivatives by the bias, (m, n, columns)."""
@@ -402,22 +401,10 @@ def _backward(out: torch.Tensor, uses: Sequence[Use], outputs: range) -> list[to
     holds the gradient of its own sample's output.
     """
     edges = [use.edge for use in uses]
-    entries = sum(math.prod(use.shape) for use in uses)
-    if len(outputs) > 1 and entries <= _BATCHED:
-        eye = torch.eye(out.shape[1], dtype=out.dtype, device=out.device)[outputs.start : outputs.stop]
-        weights = eye[:, None, :].expand(len(eye), *out.shape)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # missing batching rules make torch slower, not wrong
-                return list(
-                    torch.autograd.grad(
-                        out, edges, weights, retain_graph=True, allow_unused=True, is_grads_batched=True
-                    )
-                )
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except Exception:
-            pass  # vmap does not support some operation: one output at a time, where an error of the model is raised
+    if len(outputs) > 1 and sum(math.prod(use.shape) for use in uses) <= _BATCHED:
+        together = _backward_together(out, edges, outputs)
+        if together is not None:
+            return together
     stacked: list[torch.Tensor | None] = [None] * len(uses)
     for row, j in enumerate(outputs):
         # A sum in place of weights for the outputs, for which torch would import its compiler.
@@ -430,6 +417,24 @@ def _backward(out: torch.Tensor, uses: Sequence[Use], outputs: range) -> list[to
             if stacked[k] is not None:
                 stacked[k][row] = 0.0 if g is None else g  # type: ignore[index]
     return stacked
+
+
+def _backward_together(
+    out: torch.Tensor, edges: Sequence[GradientEdge], outputs: range
+) -> list[torch.Tensor | None] | None:
+    """Return :func:`_backward` in one pass, or None if vmap does not support an operation of the model."""
+    eye = torch.eye(out.shape[1], dtype=out.dtype, device=out.device)[outputs.start : outputs.stop]
+    weights = eye[:, None, :].expand(len(eye), *out.shape)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # missing batching rules make torch slower, not wrong
+            return list(
+                torch.autograd.grad(out, edges, weights, retain_graph=True, allow_unused=True, is_grads_batched=True)
+            )
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception:  # one output at a time then, where an error of the model itself is raised
+        return None
 
 
 def verify_against_backward(function: Functional, made: Block) -> frozenset[str]:
