@@ -83,9 +83,6 @@ def refused(model: nn.Module, why: str, need: str = "a model that torch.export c
 def copied(model: nn.Module) -> nn.Module:
     """Return a copy of a model in which tensors share memory as in the model; refuse memory that a copy would part."""
     memo: dict[int, Any] = {}
-    for name, parameter in model.named_parameters():
-        if type(parameter) is not nn.Parameter:  # its copy need not share memory with its views
-            raise refused(model, f"{name!r} is a {type(parameter).__name__}", "parameters of class nn.Parameter")
     arrays = [part for module in model.modules() for part in _arrays_in(vars(module), 0)]
     for name, parameter in model.named_parameters():
         if parameter.device.type == "cpu" and any(_shares_memory(part, parameter) for part in arrays):
@@ -98,9 +95,36 @@ def copied(model: nn.Module) -> nn.Module:
             # torch's copy of a Parameter would not share memory with its views
             inner = copy.deepcopy(parameter.detach(), memo)
             memo[id(parameter)] = nn.Parameter(inner, requires_grad=parameter.requires_grad)
-        return copy.deepcopy(model, memo)
+        twin = copy.deepcopy(model, memo)
     except Exception as error:  # a user's class can raise anything
         raise refused(model, f"it cannot be copied: {first_line(error)}") from error
+    parted = sorted(sorted(group) for group in _sharing(model) ^ _sharing(twin))
+    if parted:
+        raise refused(model, f"a copy does not share memory as the model does: {', '.join(parted[0][:4])}")
+    return twin
+
+
+def _sharing(model: nn.Module) -> set[frozenset[str]]:
+    """Return the groups of tensors of a model, by name, whose memory is connected; refuse tensors without memory."""
+    tensors = {
+        f"{prefix}.{name}".lstrip("."): tensor
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        for held in (module._parameters, module._buffers, vars(module))
+        for name, tensor in held.items()
+        if isinstance(tensor, torch.Tensor)
+    }
+    for name, tensor in tensors.items():
+        if tensor.numel() and not tensor.data_ptr():
+            raise refused(model, f"{name!r} has no address", "parameters and buffers in memory")
+    groups: list[list[str]] = []
+    place, end = "", 0
+    for (device, start, stop), name in sorted((_extent(tensor), name) for name, tensor in tensors.items()):
+        if device != place or start >= end:
+            groups.append([])
+            place, end = device, stop
+        groups[-1].append(name)
+        end = max(end, stop)
+    return {frozenset(group) for group in groups}
 
 
 def _arrays_in(value: Any, depth: int) -> Iterator[Any]:

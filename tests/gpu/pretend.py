@@ -6,6 +6,7 @@ arithmetic but its refusals: ``.numpy()``, an operation on tensors of two device
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -69,6 +70,12 @@ class Tensor(torch.Tensor):
 
     def __init__(self, inner: torch.Tensor) -> None:
         self.inner = inner
+
+    def data_ptr(self) -> int:
+        return self.inner.data_ptr()  # tensors of a GPU have addresses too
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        return Tensor(copy.deepcopy(self.inner, memo))
 
     def __repr__(self, **_: Any) -> str:
         return f"{self.inner}, device='{NAME}:0'"

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from alignver.checks.analytic import check_analytic
 from alignver.checks.common_structure import check_common_structure
+from alignver.errors import InvalidInput
+from alignver.network.trace import trace_model
 from alignver.results import Rigor
 
 X = torch.ones(12, 3)
@@ -130,3 +132,23 @@ def test_parameters_on_one_array_are_one_leaf():
 
     net = Network(lambda net, x: torch.tanh((x @ net.w) * net.q) @ net.p[:, None], prepare)
     assert check_common_structure(net, X, S=["p"]).rigor is not Rigor.PROOF
+
+
+def test_a_copy_that_parts_shared_memory_is_refused():
+    class Parted(torch.Tensor):
+        def __deepcopy__(self, memo):
+            return torch.Tensor(self).clone()
+
+    def prepare(net):
+        net.v = net.a.data.as_subclass(Parted)
+
+    with pytest.raises(InvalidInput, match="a copy does not share memory as the model does: a"):
+        trace_model(Network(lambda net, x: x @ net.w @ (net.a * net.v)[:, None], prepare), X)
+
+
+def test_tensors_without_memory_are_refused():
+    def prepare(net):
+        net.register_buffer("nowhere", torch.ones(2, device="meta"))
+
+    with pytest.raises(InvalidInput, match="'nowhere' has no address"):
+        trace_model(Network(lambda net, x: x @ net.w, prepare), X)
