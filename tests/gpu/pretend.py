@@ -74,8 +74,9 @@ class Tensor(torch.Tensor):
     def data_ptr(self) -> int:
         return self.inner.data_ptr()  # tensors of a GPU have addresses too
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
-        return Tensor(copy.deepcopy(self.inner, memo))
+    def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
+        inner = Tensor(copy.deepcopy(self.inner, memo))
+        return torch.nn.Parameter(inner, self.requires_grad) if isinstance(self, torch.nn.Parameter) else inner
 
     def __repr__(self, **_: Any) -> str:
         return f"{self.inner}, device='{NAME}:0'"
