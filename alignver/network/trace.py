@@ -109,7 +109,7 @@ class NetworkGraph:
         return output
 
 
-def trace_model(model: nn.Module, X: Any) -> NetworkGraph:
+def trace_model(model: nn.Module, X: Any, *, rows: int = _ROWS) -> NetworkGraph:
     """Return the graph of a model for a batch of inputs.
 
     Parameters
@@ -117,8 +117,10 @@ def trace_model(model: nn.Module, X: Any) -> NetworkGraph:
     model : torch.nn.Module
         In eval mode; copied, not changed.
     X : (n, ...) array or tensor
-        The first four rows give shape and dtype; floating-point inputs are cast to the model's dtype. The graph is that
-        of every input of this shape.
+        The first rows give shape and dtype; floating-point inputs are cast to the model's dtype. The graph is that of
+        every input of this shape.
+    rows : int
+        The number of samples in a batch of the graph, at most those of X.
 
     Returns
     -------
@@ -141,7 +143,7 @@ def trace_model(model: nn.Module, X: Any) -> NetworkGraph:
     device, dtype = _placement(model)
     more = as_inputs(X, device)[:_COMPARED]
     more = more.to(dtype) if more.is_floating_point() and dtype is not None else more
-    x = more[:_ROWS]
+    x = as_inputs(X, device)[:rows].to(more.dtype)
     twin = copied(model)
     with _quiet(), torch.random.fork_rng(devices=[]), without_fused_layers(twin):
         exported, program = _exported(twin, x)
@@ -151,8 +153,12 @@ def trace_model(model: nn.Module, X: Any) -> NetworkGraph:
             traced = builder.build()
             hidden = (*traced.hidden, *_hidden_derivatives(model, twin, x))
             if not any(is_random(node) for node in traced.graph.nodes):  # else no two runs agree
-                _require_same_in_batches(twin, more)
+                _require_same_in_batches(twin, more, min(rows, _ROWS))
+                theta = [parameter.detach().clone() for parameter in twin.parameters()]
                 _require_same(traced, twin, x)
+                with torch.no_grad():
+                    for parameter, value in zip(twin.parameters(), theta, strict=True):
+                        parameter.copy_(value)
         except InvalidInput:
             raise
         except Exception as error:  # an operator in a form that is not expected, or the user's code
@@ -541,19 +547,19 @@ def _slack(outputs: torch.Tensor) -> float:
     return min(2.0**13 * float(torch.finfo(outputs.dtype).eps), 0.05) if outputs.is_floating_point() else 0.0
 
 
-def _require_same_in_batches(model: nn.Module, x: torch.Tensor) -> None:
+def _require_same_in_batches(model: nn.Module, x: torch.Tensor, rows: int) -> None:
     """Compare the outputs of one batch with those of batches of the trace: the function of a sample is to be one."""
-    if len(x) <= _ROWS:
+    if len(x) <= rows:
         return
     with torch.no_grad():
-        whole, parts = model(x.clone()), [model(part.clone()) for part in torch.split(x, _ROWS)]
+        whole, parts = model(x.clone()), [model(part.clone()) for part in torch.split(x, rows)]
     if not all(isinstance(part, torch.Tensor) and part.ndim for part in (whole, *parts)):
         return  # which is refused below
     apart = torch.cat(parts)
     same = whole.shape == apart.shape
     limit = _slack(whole) * float(whole.double().abs().max()) if same and whole.numel() else 0.0
     if not same or not bool(((whole - apart).double().abs() <= limit).all()):
-        raise refused(model, f"its outputs differ between a batch of {len(x)} samples and batches of {_ROWS}")
+        raise refused(model, f"its outputs differ between a batch of {len(x)} samples and batches of {rows}")
 
 
 class _Hooks(TorchFunctionMode):

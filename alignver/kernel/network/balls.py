@@ -1,0 +1,461 @@
+r"""Values and gradients of a network in ball arithmetic, and the Gram matrix of its Jacobian.
+
+Every number is a ball of python-flint (``arb``) of as many bits as its context has, which contains the exact number.
+Gradients are those of the program's steps, by the chain rule; nothing is differenced. The Jacobian is not formed for
+weights that every sample uses on one row, as of dense layers: with inputs a and output gradients g of such a layer,
+
+.. math:: (J J^\top)_{(i,j),(k,l)} = \sum_{\text{leaves}} (a_i \cdot a_k)\, (g_{ij} \cdot g_{kl}).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from alignver.kernel.failure import NotProved, require
+from alignver.kernel.network.ball_functions import FUNCTIONS, Pair, positive, reciprocal
+from alignver.kernel.network.tape import Program, Step
+
+__all__ = ["Leaf", "State", "available", "gram", "joined", "precision", "shares", "values"]
+
+arb: Any
+arb_mat: Any
+ctx: Any
+try:
+    from flint import arb, arb_mat, ctx
+except ImportError:  # balls are optional: without them their claims are refused
+    arb = arb_mat = ctx = None
+
+State = dict[int, Any]
+_MOST_BITS = 1 << 15
+
+
+def available() -> bool:
+    """Whether python-flint is installed."""
+    return arb is not None
+
+
+def precision(bits: int) -> Any:
+    """Return a context in which balls have a number of bits."""
+    require(available(), "balls need python-flint")
+    require(type(bits) is int and 53 <= bits <= _MOST_BITS, f"a precision of {bits} bits")
+    return ctx.workprec(bits)
+
+
+# -- forward ----------------------------------------------------------------------------------------------------------
+
+
+def _balls(array: Any) -> Any:
+    """Return an array of floats as balls without width."""
+    result = np.empty(np.size(array), dtype=object)
+    result[:] = [arb(float(value)) for value in np.asarray(array, dtype=np.float64).reshape(-1)]
+    return result.reshape(np.shape(array))
+
+
+def _array(entries: Iterable[Any], shape: Sequence[int]) -> Any:
+    result = np.empty(math.prod(shape), dtype=object)
+    result[:] = list(entries)
+    return result.reshape(tuple(shape))
+
+
+def _matrix(array: Any) -> Any:
+    return arb_mat(*array.shape, array.reshape(-1).tolist())
+
+
+def _times(a: Any, b: Any) -> Any:
+    """Return the product of two matrices of balls."""
+    if 0 in a.shape or 0 in b.shape:
+        return _balls(np.zeros((a.shape[0], b.shape[1])))
+    return _array((_matrix(a) * _matrix(b)).entries(), (a.shape[0], b.shape[1]))
+
+
+def _gathered(sources: Sequence[Any], index: Any, shape: Sequence[int]) -> Any:
+    if index is None:
+        return sources[0].reshape(shape)
+    flat = np.concatenate([source.reshape(-1) for source in sources] + [_balls(np.zeros(1))])
+    return flat[index].reshape(shape)
+
+
+def _factor(factor: tuple[float, float, bool]) -> Any:
+    num, den, root = factor
+    return arb(num) / (arb(den).sqrt() if root else arb(den))
+
+
+def values(program: Program) -> State:
+    """Return the balls of every step, and under ~k the derivatives of those that are functions of entries."""
+    state: State = {}
+    for place, step in enumerate(program.steps):
+        result = _value(step, [state[k] for k in step.of])
+        if step.kind == "map":
+            result, state[~place] = result
+        state[place] = result
+    for entry in state[program.output].reshape(-1):
+        require(entry.is_finite(), "an output is not finite")
+    return state
+
+
+def _value(step: Step, of: list[Any]) -> Any:
+    args = step.args
+    match step.kind:
+        case "input" | "leaf":
+            return _balls(args["value"])
+        case "move":
+            return _gathered(of, args["index"], step.shape)
+        case "sum":
+            total = of[0] if args["signs"][0] > 0 else -of[0]
+            for sign, term in zip(args["signs"][1:], of[1:], strict=True):
+                total = total + term if sign > 0 else total - term
+            return total
+        case "scale":
+            return of[0] * _factor(args["factor"])
+        case "product":
+            return of[0] * of[1]
+        case "quotient":
+            return of[0] * _each(of[1], reciprocal)[0]
+        case "matmul":
+            return np.stack([_times(a, b) for a, b in zip(*of, strict=True)])
+        case "affine":
+            rows = _gathered(of[:1], args["index"], args["rows"])
+            return np.stack([_times(a, b) for a, b in zip(rows, of[1], strict=True)])
+        case "map":
+            parameters = {key: value for key, value in args.items() if key != "fn"}
+            require(args["fn"] in FUNCTIONS, f"{args['fn']} has no rule in ball arithmetic")
+            return _each(of[0], lambda x: FUNCTIONS[args["fn"]](x, **parameters))
+        case "reduce":
+            return _array((sum(row, arb(0)) for row in of[0]), step.shape)
+        case "max":
+            return _array((_largest(row)[0] for row in of[0]), step.shape)
+        case "softmax" | "log_softmax" | "logsumexp":
+            return _exponentials(step, of[0])
+        case "normalize":
+            return _normal_rows(of[0], args)[0]
+    raise NotProved(f"{step.kind} has no rule in ball arithmetic")
+
+
+def _each(array: Any, function: Callable[[Any], Pair]) -> tuple[Any, Any]:
+    pairs = [function(x) for x in array.reshape(-1)]
+    return _array((a for a, _ in pairs), array.shape), _array((b for _, b in pairs), array.shape)
+
+
+def _largest(row: Any) -> tuple[Any, int]:
+    """Return the maximum of a row and the place of the largest entry; -1 if it is not decided."""
+    best = max(range(len(row)), key=lambda k: float(row[k].mid()))
+    top, decided = row[best], best
+    for entry in row:
+        if entry is not row[best] and not entry < row[best]:
+            top, decided = top.max(entry), -1
+    return top, decided
+
+
+def _exponentials(step: Step, rows: Any) -> Any:
+    masked = step.args.get("masked")
+    result = np.empty(step.shape, dtype=object)
+    for r, row in enumerate(rows):
+        kept = [k for k in range(len(row)) if masked is None or not masked[r, k]]
+        top = max((row[k] for k in kept), key=lambda x: float(x.mid())).mid()
+        powers = [(row[k] - top).exp() for k in kept]
+        total = sum(powers, arb(0))
+        if step.kind == "logsumexp":
+            result[r] = top + total.log()
+        elif step.kind == "log_softmax":
+            result[r, :] = [row[k] - top - total.log() for k in kept]
+        else:
+            result[r, :] = [arb(0)] * len(row)
+            for k, power in zip(kept, powers, strict=True):
+                result[r, k] = power / total
+    return result
+
+
+def _normal_rows(rows: Any, args: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return normalized rows and their scales 1 / s."""
+    count = rows.shape[1]
+    mean = np.stack([sum(row, arb(0)) / count for row in rows]) if args["center"] else _balls(np.zeros(len(rows)))
+    centred = rows - mean[:, None]
+    scales = _array(
+        (1 / positive(sum((x * x for x in row), arb(0)) / count + args["eps"]).sqrt() for row in centred), (len(rows),)
+    )
+    return centred * scales[:, None], scales
+
+
+# -- backward ---------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(eq=False)
+class Leaf:
+    """The gradients of one output of all samples in one parameter.
+
+    Attributes
+    ----------
+    rows : (A, G) or None
+        (groups, n, k) and (groups, n, m): the gradient of sample i is the outer product of the rows i of each group.
+    dense : (n, size) or None
+        The gradients themselves.
+    """
+
+    rows: tuple[Any, Any] | None = None
+    dense: Any = None
+
+
+def shares(program: Program, state: State, column: int) -> dict[int, Leaf]:
+    """Return the gradients of one output column in all trainable leaves, by the number of the leaf."""
+    steps, B = program.steps, program.samples
+    output = steps[program.output]
+    seed = np.zeros(output.shape).reshape(B, -1)
+    seed[:, column] = 1.0
+    incoming: dict[int, list[Any]] = {program.output: [_balls(seed.reshape(output.shape))]}
+    uses = [0] * len(steps)
+    for step in steps:
+        for k in step.of:
+            uses[k] += 1
+    leaves: dict[int, Leaf] = {}
+    moving = _moving(program)
+    for place in range(len(steps) - 1, -1, -1):
+        step, terms = steps[place], incoming.pop(place, [])
+        if not terms or place not in moving:
+            continue
+        if step.kind == "leaf":
+            leaves[step.args["leaf"]] = _summed(terms, step)
+            continue
+        if isinstance(terms[0], _Rows):
+            source = step.of[0]
+            if len(terms) == 1 and _is_permutation(step) and uses[source] == 1:
+                incoming.setdefault(source, []).append(terms[0])
+                continue
+        shared = step.owner is None
+        g = sum_of([term.dense(B).reshape(B, *step.shape) if isinstance(term, _Rows) else term for term in terms])
+        for source, part in _pulled(program, state, place, g, shared):
+            if source in moving:
+                incoming.setdefault(source, []).append(part)
+    return leaves
+
+
+def _moving(program: Program) -> set[int]:
+    """Return the steps that depend on a trainable leaf."""
+    moving = set[int]()
+    for place, step in enumerate(program.steps):
+        if step.args.get("trainable") or any(k in moving for k in step.of):
+            moving.add(place)
+    return moving
+
+
+@dataclasses.dataclass(eq=False)
+class _Rows:
+    """The gradient of a shared matrix (G, k, n) as rows of inputs and of output gradients, with their samples."""
+
+    a: Any
+    g: Any
+    owner: Any
+
+    def dense(self, B: int) -> Any:
+        """Return the gradients of each sample, (B, G k n)."""
+        result = []
+        for sample in range(B):
+            parts = []
+            for a, g, owner in zip(self.a, self.g, self.owner, strict=True):
+                mine = np.flatnonzero(owner == sample)
+                parts.append(_times(a[mine].T, g[mine]).reshape(-1))
+            result.append(np.concatenate(parts))
+        return np.stack(result)
+
+
+def sum_of(terms: Sequence[Any]) -> Any:
+    """Return the sum of arrays."""
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
+def _is_permutation(step: Step) -> bool:
+    if step.kind != "move" or len(step.of) != 1:
+        return False
+    index = step.args["index"]
+    return index is None or bool((np.bincount(index[index >= 0], minlength=index.size) == 1).all())
+
+
+def _summed(terms: list[Any], step: Step) -> Leaf:
+    B = len(terms[0]) if not isinstance(terms[0], _Rows) else 0
+    if len(terms) == 1 and isinstance(terms[0], _Rows):
+        only = terms[0]
+        samples = int(only.owner.max()) + 1
+        if only.owner.shape[1] == samples and (only.owner == np.arange(samples)).all():
+            return Leaf(rows=(only.a, only.g))
+        return Leaf(dense=only.dense(samples))
+    B = max(int(term.owner.max()) + 1 if isinstance(term, _Rows) else len(term) for term in terms)
+    return Leaf(dense=sum_of([t.dense(B) if isinstance(t, _Rows) else t.reshape(B, -1) for t in terms]))
+
+
+def _scattered(g: Any, index: Any, size: int) -> Any:
+    """Return the sums of the last axis of g that fall on each of ``size`` entries; -1 falls on none."""
+    lead = g.shape[:-1]
+    result = np.empty((*lead, size + 1), dtype=object)
+    result[...] = arb(0)
+    where = np.where(index < 0, size, index)
+    if np.bincount(where, minlength=size)[:size].max(initial=0) <= 1:
+        result[..., where] = g
+    else:
+        np.add.at(result.T, where, np.asarray(g).T)  # the last axis first
+    return result[..., :size]
+
+
+def _pulled(program: Program, state: State, place: int, g: Any, shared: bool) -> list[tuple[int, Any]]:
+    """Return the gradients that a step passes on to its sources.
+
+    Those of shared arrays have the sample as an additional first axis.
+    """
+    step = program.steps[place]
+    of, args = step.of, step.args
+    lead = g.shape[: g.ndim - len(step.shape)]
+    match step.kind:
+        case "move":
+            return _pulled_move(program, step, g, lead)
+        case "sum":
+            return [(k, g if sign > 0 else -g) for k, sign in zip(of, args["signs"], strict=True)]
+        case "scale":
+            return [(of[0], g * _factor(args["factor"]))]
+        case "product":
+            return [(of[0], g * state[of[1]]), (of[1], g * state[of[0]])]
+        case "quotient":
+            inverse = _each(state[of[1]], reciprocal)[0]
+            return [(of[0], g * inverse), (of[1], -g * state[place] * inverse)]
+        case "map":
+            slopes = state[~place]
+            require(all(slope is not None for slope in slopes.reshape(-1)), f"a kink of {args['fn']} is not decided")
+            return [(of[0], g * slopes)]
+        case "reduce":
+            return [(of[0], np.broadcast_to(g[..., None], (*lead, *program.steps[of[0]].shape)))]
+        case "matmul":
+            a, b = state[of[0]], state[of[1]]
+            sides: list[list[Any]] = [[], []]
+            for part in g.reshape(-1, *step.shape):
+                sides[0].append(np.stack([_times(x, y.T) for x, y in zip(part, b, strict=True)]))
+                sides[1].append(np.stack([_times(x.T, y) for x, y in zip(a, part, strict=True)]))
+            return [(k, np.stack(s).reshape(*lead, *s[0].shape)) for k, s in zip(of, sides, strict=True)]
+        case "affine":
+            return _pulled_affine(program, state, step, g, lead)
+        case "max":
+            rows = state[of[0]]
+            best = [_largest(row)[1] for row in rows]
+            require(min(best, default=0) >= 0, "a maximum is not decided")
+            spread = _balls(np.zeros((*lead, *rows.shape)))
+            spread[..., np.arange(len(rows)), best] = g
+            return [(of[0], spread)]
+        case "softmax":
+            p = state[place]
+            return [(of[0], p * (g - (p * g).sum(-1)[..., None]))]
+        case "log_softmax":
+            p = _each(state[place], lambda x: (x.exp(), None))[0]
+            return [(of[0], g - p * g.sum(-1)[..., None])]
+        case "logsumexp":
+            p = _each(state[of[0]] - state[place][:, None], lambda x: (x.exp(), None))[0]
+            return [(of[0], g[..., None] * p)]
+        case "normalize":
+            n, scales = _normal_rows(state[of[0]], args)
+            count = n.shape[1]
+            inner = g - n * ((n * g).sum(-1) / count)[..., None]
+            if args["center"]:
+                inner = inner - (g.sum(-1) / count)[..., None]
+            return [(of[0], inner * scales[:, None])]
+    raise NotProved(f"{step.kind} has no gradient in ball arithmetic")
+
+
+def _pulled_move(program: Program, step: Step, g: Any, lead: Any) -> list[tuple[int, Any]]:
+    sizes = [program.steps[k].size for k in step.of]
+    index, B = step.args["index"], program.samples
+    flat = g.reshape(*lead, -1)
+    if index is None:
+        index = np.arange(step.size)
+    if step.owner is not None and any(program.steps[k].owner is None for k in step.of):
+        total = sum(sizes)  # each copy of a shared entry goes to its sample
+        apart = _scattered(flat, np.where(index < 0, -1, step.owner.astype(np.int64) * total + index), B * total)
+        apart = apart.reshape(B, total)
+    else:
+        apart = _scattered(flat, index, sum(sizes))
+    result, start = [], 0
+    for k, size in zip(step.of, sizes, strict=True):
+        source = program.steps[k]
+        part = apart[..., start : start + size]
+        if source.owner is None and apart.ndim == 2 and step.owner is not None:
+            result.append((k, part.reshape(B, *source.shape)))
+        elif source.owner is not None and apart.ndim == 2 and step.owner is not None:
+            result.append((k, part[source.owner, np.arange(size)].reshape(source.shape)))
+        else:
+            result.append((k, part.reshape(*lead, *source.shape)))
+        start += size
+    return result
+
+
+def _pulled_affine(program: Program, state: State, step: Step, g: Any, lead: Any) -> list[tuple[int, Any]]:
+    x, W = step.of
+    source, matrices, (G, R, _) = program.steps[x], state[W], step.args["rows"]
+    index = step.args["index"]
+    rows = _gathered([state[x]], index, step.args["rows"])
+    back = []
+    for part in g.reshape(-1, *step.shape):
+        back.append(np.stack([_times(y, w.T) for y, w in zip(part, matrices, strict=True)]).reshape(-1))
+    flat = np.stack(back).reshape(*lead, -1)
+    if index is not None:
+        flat = _scattered(flat, index, source.size)
+    inner = flat.reshape(*lead, *source.shape)
+    if step.owner is None:  # all is shared
+        weights = [
+            np.stack([_times(a.T, y) for a, y in zip(rows, part, strict=True)]) for part in g.reshape(-1, *step.shape)
+        ]
+        return [(x, inner), (W, np.stack(weights).reshape(*lead, *matrices.shape))]
+    if source.owner is None:
+        raise NotProved("rows of a shared array that belong to samples")
+    owner = step.owner.reshape(G, R, -1)[:, :, 0]
+    return [(x, inner), (W, _Rows(rows, g, owner))]
+
+
+# -- the Gram matrix --------------------------------------------------------------------------------------------------
+
+
+def joined(batches: Sequence[list[dict[int, Leaf]]], n: int) -> list[Leaf]:
+    """Return the gradients of all outputs of n samples in each leaf, output by output, from batches and columns."""
+    columns = range(len(batches[0]))
+    numbers = sorted({number for batch in batches for column in batch for number in column})
+    result = []
+    for number in numbers:
+        parts = [[batch[j].get(number) for batch in batches] for j in columns]
+        known = [part for row in parts for part in row if part is not None]
+        if len(known) == len(batches) * len(columns) and all(part.rows is not None for part in known):
+            a = np.concatenate([part.rows[0] for part in parts[0]], axis=1)[:, :n]  # type: ignore[union-attr,index]
+            g = [np.concatenate([part.rows[1] for part in row], axis=1)[:, :n] for row in parts]  # type: ignore
+            result.append(Leaf(rows=(a, np.concatenate(g, axis=1))))
+            continue
+        zero = _balls(np.zeros_like(_dense(known[0]), dtype=np.float64))  # an output that does not depend on the leaf
+        dense = [np.concatenate([zero if part is None else _dense(part) for part in row])[:n] for row in parts]
+        result.append(Leaf(dense=np.concatenate(dense)))
+    return result
+
+
+def _dense(leaf: Leaf) -> Any:
+    if leaf.rows is None:
+        return leaf.dense.reshape(len(leaf.dense), -1)
+    a, g = leaf.rows
+    grids = [(a[k][:, :, None] * g[k][:, None, :]).reshape(a.shape[1], -1) for k in range(len(a))]
+    return np.concatenate(grids, axis=1)
+
+
+def gram(leaves: Sequence[Leaf]) -> Any:
+    """Return J J^T as a matrix of balls, with the outputs of all samples one after the other."""
+    total: Any = None
+    for leaf in leaves:
+        if leaf.rows is not None:
+            a, g = leaf.rows
+            parts = []
+            for inputs, outputs in zip(a, g, strict=True):
+                copies = outputs.shape[0] // inputs.shape[0]
+                parts.append(np.tile(_times(inputs, inputs.T), (copies, copies)) * _times(outputs, outputs.T))
+            part = sum_of(parts)
+        else:
+            dense = leaf.dense.reshape(len(leaf.dense), -1)
+            part = _times(dense, dense.T)
+        total = part if total is None else total + part
+    require(total is not None, "the outputs do not depend on a trainable parameter")
+    return total

@@ -1,0 +1,274 @@
+"""From the graph of a network to a program of primitive steps, for given parameters and a batch of inputs.
+
+The conventions are those of the documentation: literals are the doubles of Python, casts between floating-point dtypes
+are the identity, softplus is ln(1 + e^(beta x)) / beta, dropout in eval mode is the identity. Integers and booleans are
+computed exactly, and never of rounded numbers. An operator that is not known, or known with other arguments, is
+refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from alignver.kernel.failure import NotProved, require
+from alignver.kernel.network.graph import FLOATS, Graph, Node, Ref
+from alignver.kernel.network.movement import MOVES, moved
+from alignver.kernel.network.tape import Program, Tape, shared_with
+
+__all__ = ["Compiler", "Exact", "Parameters", "Real", "Value", "rule"]
+
+_MOST_INTEGER = 2**53
+_MASKED = -1.7976931348623157e308
+"""Stands for minus infinity in the stored values of a constant with such entries."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Exact:
+    """Integers or booleans that are known, and the sample of each entry (None: shared)."""
+
+    value: Any
+    owner: Any = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Real:
+    """A step of the tape; entries in ``masked`` are minus infinity."""
+
+    step: int
+    masked: Any = None
+
+
+Value = Any  # Exact, Real, list of them, or a number, string, tuple of Python
+Parameters = Mapping[int, Any]
+"""The values of the leaves, float64 or exact integers, by the index of their node."""
+
+
+class Compiler:
+    """Turns the nodes of a graph into steps, one after the other."""
+
+    def __init__(self, graph: Graph, parameters: Parameters) -> None:
+        self.graph, self.parameters, self.tape = graph, parameters, Tape()
+        self.node: Node = graph.nodes[0]
+        self.samples = 0
+
+    def compiled(self, x: Any) -> Program:
+        """Return the program for a batch of inputs."""
+        values: list[Value] = []
+        for index, node in enumerate(self.graph.nodes):
+            self.node = node
+            if node.op == "input":
+                result = self._input(x)
+            elif node.op in ("parameter", "constant"):
+                result = self._leaf(index)
+            elif node.op == "getitem":
+                several, place = values[node.args["self"].node], node.args["index"]
+                require(isinstance(several, list) and 0 <= place < len(several), "a result that has no rule")
+                result = several[place]
+            else:
+                result = self._applied(node, {key: _filled(part, values) for key, part in node.args.items()})
+            self._require_shapes(node, result)
+            values.append(result)
+        require(len(self.graph.outputs) == 1, "the network has several outputs")
+        output = values[self.graph.outputs[0]]
+        require(isinstance(output, Real) and output.masked is None, "the output is not an array of real numbers")
+        return self.tape.program(output.step)
+
+    def _require_shapes(self, node: Node, result: Value) -> None:
+        results = result if isinstance(result, list) else [result]
+        for part, (dtype, shape) in zip(results, node.out, strict=False):
+            mine = self.tape.shape(part.step) if isinstance(part, Real) else np.shape(part.value)
+            floating = isinstance(part, Real)
+            require(mine == shape and floating == (dtype in FLOATS), f"{node.op} gives another shape or dtype")
+
+    def _input(self, x: Any) -> Value:
+        dtype, shape = self.node.out[0]
+        require(np.shape(x) == shape and self.samples == 0, "the inputs have another shape than those of the graph")
+        self.samples = shape[0]
+        owner = np.repeat(np.arange(shape[0], dtype=np.int32), math.prod(shape[1:]))
+        if dtype in FLOATS:
+            return Real(self.tape.append("input", (), shape, owner, value=np.asarray(x, dtype=np.float64)))
+        whole = bool((x == np.rint(x)).all()) and bool((np.abs(x) <= _MOST_INTEGER).all())
+        require(whole, "the inputs have fractions for integers")
+        return Exact(x.astype(bool if dtype == "bool" else np.int64), owner)
+
+    def _leaf(self, index: int) -> Value:
+        node, value = self.node, self.parameters[index]
+        if node.out[0][0] not in FLOATS:
+            return Exact(value)
+        masked = None
+        if node.op == "constant" and node.args["masked"]:
+            masked = value == _MASKED
+            value = np.where(masked, 0.0, value)
+        trainable = node.op == "parameter" and node.args["trainable"]
+        if trainable:
+            alone = [other.args["leaf"] for other in self.graph.nodes if other.op == "parameter"]
+            whole = node.args["pure"] and alone.count(node.args["leaf"]) == 1
+            require(whole, f"{node.args['name']!r} shares memory with another tensor")
+        return Real(self.tape.leaf(value, index if trainable else -1, trainable), masked)
+
+    def _applied(self, node: Node, args: dict[str, Value]) -> Value:
+        base = node.base
+        require(base != "" and not node.op.endswith(".out"), f"{node.op} has no rule")
+        known = all(dtype in FLOATS or dtype in ("bool", "int64", "int32", "uint8") for dtype, _ in node.out)
+        require(known, f"{node.op} has results of dtype {node.out[0][0]}")
+        try:
+            if base in MOVES:
+                return self._moved(base, args)
+            exact = all(not isinstance(part, Real) for value in args.values() for part in _parts(value))
+            if exact and node.out[0][0] not in FLOATS:
+                return self._integers(base, args)
+            rule = _RULES.get(base)
+            require(rule is not None, f"{node.op} has no rule")
+            assert rule is not None
+            return rule(self, args)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            place = f" of {node.module!r}" if node.module else ""
+            raise NotProved(f"{base}{place} has arguments of another form ({type(error).__name__})") from error
+
+    # -- values -------------------------------------------------------------------------------------------------------
+
+    def real(self, value: Value, *, masked: bool = False) -> int:
+        """Return the step of a value: exact numbers become leaves."""
+        if isinstance(value, Real):
+            require(masked or value.masked is None, f"{self.node.base} of minus infinity")
+            return value.step
+        if isinstance(value, Exact):
+            step = self.tape.leaf(np.asarray(value.value, dtype=np.float64))
+            if value.owner is None:
+                return step
+            return self.tape.move((step,), self.tape.indices(step), value.owner)
+        number = float(value)
+        require(math.isfinite(number) and not isinstance(value, complex), "a literal is not finite")
+        return self.tape.leaf(np.array(number))
+
+    def _moved(self, base: str, args: dict[str, Value]) -> Value:
+        source = args["self"]
+        if base == "expand_as":
+            args = {**args, "other": self._shape(args["other"])}
+        for name, value in args.items():
+            require(name in ("self", "other") or not isinstance(value, Real | Exact), f"{base} by a tensor")
+        fill = args.get("value", 0.0) if base == "constant_pad_nd" else 0.0
+        shape = self._shape(source)
+        indices = np.arange(math.prod(shape)).reshape(shape)
+        result = moved(base, indices, args)
+        if isinstance(result, list):
+            return [self.gathered(source, part) for part in result]
+        return self.gathered(source, result, fill or 0.0)
+
+    def _shape(self, value: Value) -> tuple[int, ...]:
+        return self.tape.shape(value.step) if isinstance(value, Real) else tuple(np.shape(value.value))
+
+    def gathered(self, source: Value, index: Any, fill: float = 0.0) -> Value:
+        """Return entries of a value by flat indices, ``fill`` for -1."""
+        flat = index.reshape(-1)
+        if isinstance(source, Exact):
+            value = np.append(source.value.reshape(-1), np.asarray(fill, dtype=source.value.dtype))[flat]
+            owner = source.owner
+            if owner is not None:
+                owner = shared_with(np.append(owner, np.int32(-1))[flat], index.shape)
+            return Exact(value.reshape(index.shape), owner)
+        masked = None
+        if source.masked is not None:
+            masked = np.append(source.masked.reshape(-1), False)[flat].reshape(index.shape)
+        if fill == 0.0 or not (flat < 0).any():
+            return Real(self.tape.move((source.step,), index), masked)
+        if fill == -math.inf:
+            masked = (index < 0) if masked is None else masked | (index < 0)
+            return Real(self.tape.move((source.step,), index), masked)
+        constant = self.tape.leaf(np.array([fill]))
+        size = self.tape.steps[source.step].size
+        return Real(self.tape.move((source.step, constant), np.where(index < 0, size, index)), masked)
+
+    def _integers(self, base: str, args: dict[str, Value]) -> Value:
+        """Return the exact value of an operation on integers and booleans."""
+        function = _INTEGERS.get(base)
+        require(function is not None, f"{self.node.op} of integers has no rule")
+        assert function is not None
+        shape = self.node.out[0][1]
+        operands = [part for value in args.values() for part in _parts(value) if isinstance(part, Exact)]
+        owner = None
+        if any(part.owner is not None for part in operands):
+            require(base in _ENTRYWISE, f"{self.node.op} of integers of several samples has no rule")
+            samples = np.full(shape, -1, np.int32)
+            for part in operands:
+                if part.owner is not None:
+                    mine = np.broadcast_to(part.owner.reshape(part.value.shape), shape)
+                    require(bool(((samples < 0) | (samples == mine)).all()), "an operation joins two samples")
+                    samples = mine
+            owner = np.ascontiguousarray(samples).reshape(-1)
+        plain = {key: value.value if isinstance(value, Exact) else value for key, value in args.items()}
+        result = np.asarray(function(plain))
+        if result.dtype.kind == "f":
+            whole = bool((result == np.rint(result)).all())
+            require(whole and bool((np.abs(result) <= _MOST_INTEGER).all()), f"{base} gives no exact integers")
+        dtype = self.node.out[0][0]
+        cast = result.astype(bool if dtype == "bool" else np.int64)
+        require(dtype == "bool" or bool((np.abs(cast) <= _MOST_INTEGER).all()), f"{base} gives integers beyond 2^53")
+        return Exact(np.broadcast_to(cast, shape), owner)
+
+
+def _filled(value: Any, values: Sequence[Value]) -> Value:
+    if isinstance(value, Ref):
+        return values[value.node]
+    return [_filled(item, values) for item in value] if isinstance(value, tuple) else value
+
+
+def _parts(value: Value) -> list[Value]:
+    return value if isinstance(value, list) else [value]
+
+
+def _arange(args: Mapping[str, Any]) -> Any:
+    return np.arange(args.get("start", 0), args["end"], args.get("step", 1))
+
+
+_ENTRYWISE: dict[str, Callable[[Any], Any]] = {
+    "eq": lambda a: a["self"] == a["other"],
+    "ne": lambda a: a["self"] != a["other"],
+    "lt": lambda a: a["self"] < a["other"],
+    "le": lambda a: a["self"] <= a["other"],
+    "gt": lambda a: a["self"] > a["other"],
+    "ge": lambda a: a["self"] >= a["other"],
+    "logical_and": lambda a: np.logical_and(a["self"], a["other"]),
+    "logical_or": lambda a: np.logical_or(a["self"], a["other"]),
+    "logical_xor": lambda a: np.logical_xor(a["self"], a["other"]),
+    "logical_not": lambda a: np.logical_not(a["self"]),
+    "add": lambda a: a["self"] + a.get("alpha", 1) * a["other"],
+    "sub": lambda a: a["self"] - a.get("alpha", 1) * a["other"],
+    "rsub": lambda a: a["other"] - a.get("alpha", 1) * a["self"],
+    "mul": lambda a: np.multiply(a["self"], a["other"]),
+    "to": lambda a: a["self"],
+    "_to_copy": lambda a: a["self"],
+    "where": lambda a: np.where(a["condition"], a["self"], a["other"]),
+    "masked_fill": lambda a: np.where(a["mask"], a["value"], a["self"]),
+    "neg": lambda a: -a["self"],
+    "minimum": lambda a: np.minimum(a["self"], a["other"]),
+    "maximum": lambda a: np.maximum(a["self"], a["other"]),
+}
+_INTEGERS = _ENTRYWISE | {
+    "arange": _arange,
+    "zeros": lambda a: np.zeros(a["size"], np.int64),
+    "ones": lambda a: np.ones(a["size"], np.int64),
+    "full": lambda a: np.full(a["size"], a["fill_value"]),
+    "scalar_tensor": lambda a: np.array(a["s"]),
+    "bitwise_and": lambda a: np.bitwise_and(a["self"], a["other"]),
+    "bitwise_or": lambda a: np.bitwise_or(a["self"], a["other"]),
+    "bitwise_not": lambda a: np.invert(a["self"]),
+    "cumsum": lambda a: np.cumsum(a["self"], a["dim"]),
+}
+Rule = Callable[[Compiler, dict[str, Value]], Value]
+_RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register the rule of operators."""
+
+    def registered(function: Rule) -> Rule:
+        _RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return registered

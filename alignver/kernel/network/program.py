@@ -1,0 +1,48 @@
+"""The parameters of a graph as one vector, and the program of a graph for a batch of inputs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+import alignver.kernel.network.operations  # noqa: F401  # the rules of the operators
+from alignver.kernel.failure import require
+from alignver.kernel.network.compiler import Compiler, Parameters
+from alignver.kernel.network.graph import FLOATS, Graph
+from alignver.kernel.network.tape import Program
+
+__all__ = ["compiled", "unpacked"]
+
+_MOST_INTEGER = 2**53
+
+
+def unpacked(graph: Graph, theta: Any) -> Parameters:
+    """Return the values of the leaves of a graph from one vector that has them in the order of the nodes."""
+    values, place = {}, 0
+    for index, node in enumerate(graph.nodes):
+        if node.op in ("parameter", "constant"):
+            dtype, shape = node.out[0]
+            size = math.prod(shape)
+            part = theta[place : place + size].reshape(shape)
+            require(part.size == size, "theta has other entries than the graph")
+            if dtype not in FLOATS:
+                whole = bool((part == np.rint(part)).all()) and bool((np.abs(part) <= _MOST_INTEGER).all())
+                require(whole, "theta has fractions for integers")
+                part = part.astype(bool if dtype == "bool" else np.int64)
+            values[index] = part
+            place += size
+    require(place == theta.size, "theta has other entries than the graph")
+    return values
+
+
+def compiled(graph: Graph, parameters: Parameters, x: Any) -> Program:
+    """Return the program of a graph for a batch of inputs of its shape.
+
+    Raises
+    ------
+    NotProved
+        For operators and arguments that are not known; samples that are joined; undecided integers.
+    """
+    return Compiler(graph, parameters).compiled(x)
