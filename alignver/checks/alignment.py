@@ -24,14 +24,17 @@ from alignver.jacobians.jacobian_form import JacobianForm, gram_first, planned, 
 from alignver.jacobians.nonsmooth_points import find_nonsmooth_points
 from alignver.jacobians.operator import JacobianOperator
 from alignver.jacobians.prepare import PreparedAlignment, prepare_alignment
+from alignver.network.enclosures import EnclosedNetwork, NetworkProof, prove_alignment
 from alignver.network.functional import parameter_layout
 from alignver.network.inputs import dtype_name
 from alignver.network.preserve_state import preserve_state
-from alignver.results import CheckResult, Verdict
+from alignver.results import CheckResult, Rigor, Subject, Verdict, shown_down, shown_up
 
 __all__ = ["RankBound", "check_alignment", "row_rank_bound"]
 
 _LONG = 2e11  # operations: about ten seconds, for which a second Gram matrix is worth its time
+_ENCLOSED = 1000  # rows of J for which a proof in balls is tried
+_SECONDS = 10.0  # the largest estimated time of such a proof
 _STATEMENT = "Data-architecture alignment (Definition 2)"
 
 
@@ -167,6 +170,9 @@ def check_alignment(
         if failure:
             line = f"no {'proof' if certify else 'answer'} from the Gram matrix of the layer factors: {failure}"
             result = dataclasses.replace(result, evidence=(*result.evidence, line))
+    theorem: NetworkProof | str = ""
+    if certify and method == "auto" and engine is None and tolerance is None:
+        theorem = _about_the_network(prepared, result, bound)
     nonsmooth = find_nonsmooth_points(prepared.model, prepared.x, dtype)
     measured = {
         **result.measured,
@@ -183,15 +189,67 @@ def check_alignment(
     merged = (merge_sentence(prepared.duplicates),) if prepared.merged else ()
     limit = (bound.sentence,) if bound.sentence else ()
     points = () if nonsmooth is None else (nonsmooth.sentence(),)
-    return dataclasses.replace(
+    result = dataclasses.replace(
         result,
         name="alignment",
         code=result.code.replace("membership", "alignment", 1),
         statement=_STATEMENT,
-        evidence=(*merged, *limit, *result.evidence, _description(J), *points),
+        evidence=(*result.evidence, _description(J), *points),
         measured=measured,
         plan=dataclasses.asdict(plan),
-        cost={**result.cost, "seconds": time.perf_counter() - began},
+    )
+    if isinstance(theorem, NetworkProof):
+        result = _with_theorem(result, theorem)
+    lines = (f"nothing is proved of the network: {theorem}",) if isinstance(theorem, str) and theorem else ()
+    result = dataclasses.replace(result, evidence=(*lines, *merged, *limit, *result.evidence))
+    return dataclasses.replace(result, cost={**result.cost, "seconds": time.perf_counter() - began})
+
+
+def _about_the_network(prepared: PreparedAlignment, result: CheckResult, bound: RankBound) -> NetworkProof | str:
+    """Prove the alignment of the network itself, or say why it is not proved."""
+    N, d = len(prepared.y), parameter_layout(prepared.model).d
+    if bound.sentence and d >= N:
+        return "J has neither full row rank nor full column rank"
+    if N > _ENCLOSED:
+        return f"N = {N} is more than the {_ENCLOSED} rows for which balls are tried"
+    try:
+        network = EnclosedNetwork.of(prepared.model, prepared.x)
+    except InvalidInput as error:
+        return error.got
+    hard = not (result.verdict is Verdict.HOLDS and result.rigor is Rigor.PROOF)
+    return prove_alignment(network, prepared.y, prepared.m_y, seconds=_SECONDS, hard=hard)
+
+
+def _with_theorem(result: CheckResult, theorem: NetworkProof) -> CheckResult:
+    """Return a result about the network, in which that about the computed matrix is evidence."""
+    low, high = theorem.kappa
+    evidence = [f"in real arithmetic, with balls of {theorem.bits} bits"]
+    if theorem.verdict is Verdict.HOLDS:
+        beside = f"; {theorem.shuffled:.2e} for shuffled targets (median of 20)"
+        evidence.append(
+            f"kappa = min ||beta||, J beta = y, is between {shown_down(low, 4)} and {shown_up(high, 4)}{beside}"
+        )
+    evidence.append(f"of the computed matrix: {result.verdict}, {result.rigor.value.lower()}: {result.reason}")
+    matrix = {"verdict": result.verdict.value, "rigor": result.rigor.value, "reason": result.reason}
+    return dataclasses.replace(
+        result,
+        verdict=theorem.verdict,
+        rigor=Rigor.PROOF,
+        subject=Subject.NETWORK,
+        code="alignment-network-" + ("proved" if theorem.verdict is Verdict.HOLDS else "refuted"),
+        reason=theorem.reason,
+        evidence=(*evidence, *result.evidence),
+        next_steps=(),
+        witness=None if theorem.verdict is Verdict.HOLDS else {"kind": "independent columns", "bits": theorem.bits},
+        certificate=theorem.certificate,
+        bounds=(),
+        measured={
+            **result.measured,
+            "kappa": {"lower": low, "upper": high},
+            "kappa_shuffled": theorem.shuffled,
+            "network": {"bits": theorem.bits, "seconds": theorem.seconds},
+            "computed_matrix": matrix,
+        },
     )
 
 

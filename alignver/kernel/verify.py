@@ -15,17 +15,17 @@ from alignver.kernel import data, exploration, matrices, optimality
 from alignver.kernel.certificate import STATED, Certificate, Tampered, check_array, describe, load_certificate, record
 from alignver.kernel.failure import NotProved, Unsupported, require
 from alignver.kernel.floats import require_ieee
-from alignver.kernel.network.methods import METHODS as GRAPHS
+from alignver.kernel.network import methods as graphs
 from alignver.kernel.snapshot import Rows, frozen, real
 from alignver.results import CheckResult, Rigor, Subject, Verdict, plain
 
 __all__ = ["verify"]
 
-_ON_MATRICES = matrices.METHODS | optimality.METHODS | data.METHODS | GRAPHS
+_ON_MATRICES = matrices.METHODS | optimality.METHODS | data.METHODS | graphs.METHODS
 _NAMES: dict[str, tuple[str, ...]] = dict.fromkeys(("exploration", "exploration-gates", "no-exploration"), ("Z",))
 _NAMES |= {"membership": ("J", "y"), "non-membership": ("J", "y"), "rank": ("A",), "not-rank": ("A",)}
 _NAMES |= dict.fromkeys(("optimality", "suboptimality"), ("R", "W", "Y", "Z", "theta"))
-_NAMES |= {"distinct": ("X",), "consistent": ("X", "Y"), "conflicting": ("X", "Y")} | {name: () for name, _ in GRAPHS}
+_NAMES |= {"distinct": ("X",), "consistent": ("X", "Y"), "conflicting": ("X", "Y")} | graphs.INPUTS
 _LACKS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError, RecursionError)
 
 
@@ -152,7 +152,7 @@ def _result(certificate: Certificate | None, verdict: Verdict, reason: str, bega
     claim = "Certificate: " + ("the claim" if certificate is None else describe(certificate))
     rigor = Rigor.NUMERICAL if verdict is Verdict.UNDECIDED else Rigor.PROOF
     witness = {"kind": "not proved", "reason": reason} if verdict is Verdict.FAILS else None
-    subjects = {"digests": Subject.DATA} | {method: Subject.NETWORK for _, method in GRAPHS}
+    subjects = {"digests": Subject.DATA} | {method: Subject.NETWORK for _, method in graphs.METHODS}
     subject = subjects.get(certificate.method if certificate else "", Subject.COMPUTED_MATRIX)
     return CheckResult(
         "recheck", claim, verdict, rigor, reason, witness=witness, certificate=certificate,

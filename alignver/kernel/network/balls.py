@@ -20,7 +20,10 @@ from alignver.kernel.failure import NotProved, require
 from alignver.kernel.network.ball_functions import FUNCTIONS, Pair, positive, reciprocal
 from alignver.kernel.network.tape import Program, Step
 
-__all__ = ["Leaf", "State", "available", "gram", "joined", "precision", "shares", "values"]
+__all__ = [
+    "Leaf", "State", "available", "between", "columns", "gram", "inner", "inverse_times", "joined", "precision",
+    "shares", "squared_distance", "values",
+]  # fmt: skip
 
 arb: Any
 arb_mat: Any
@@ -459,3 +462,54 @@ def gram(leaves: Sequence[Leaf]) -> Any:
         total = part if total is None else total + part
     require(total is not None, "the outputs do not depend on a trainable parameter")
     return total
+
+
+def columns(leaves: Sequence[Leaf]) -> Any:
+    """Return J itself, with the outputs of all samples one after the other."""
+    parts = []
+    for leaf in leaves:
+        if leaf.rows is not None:
+            a, g = leaf.rows
+            leaf = Leaf(rows=(np.tile(a, (1, g.shape[1] // a.shape[1], 1)), g))
+        parts.append(_dense(leaf))
+    require(len(parts) > 0, "the outputs do not depend on a trainable parameter")
+    return np.concatenate(parts, axis=1)
+
+
+# -- what is proved of matrices of balls ------------------------------------------------------------------------------
+
+
+def inverse_times(M: Any, columns: Any) -> Any:
+    """Return the balls of M^-1 times columns of floats.
+
+    Raises
+    ------
+    NotProved
+        If M may contain a singular matrix.
+    """
+    try:
+        solution = _matrix(M).solve(_matrix(_balls(columns)), algorithm="precond")
+    except ZeroDivisionError:
+        raise NotProved("the Gram matrix may be singular in this precision") from None
+    return _array(solution.entries(), columns.shape)
+
+
+def inner(y: Any, x: Any) -> Any:
+    """Return the ball of an inner product of floats and balls."""
+    return sum((a * b for a, b in zip(_balls(y), x, strict=True)), arb(0))
+
+
+def between(square: Any, low: float, high: float) -> bool:
+    """Whether every number of a ball is between the squares of two floats."""
+    above = high == math.inf or bool(square <= arb(high) ** 2)
+    return bool(square >= arb(low) ** 2) and above
+
+
+def squared_distance(J: Any, y: Any) -> Any:
+    """Return the ball of the squared distance of y from the columns of J, which are proved to be independent.
+
+    It is the inverse of the last diagonal entry of the inverse of [J y]^T [J y].
+    """
+    whole = np.concatenate([J, _balls(y)[:, None]], axis=1)
+    K = _times(whole.T, whole)
+    return reciprocal(inverse_times(K, np.eye(len(K))[:, -1:])[-1, 0])[0]

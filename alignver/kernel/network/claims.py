@@ -8,5 +8,7 @@ CLAIMS = {
     "common-structure": "this network is linear in its parameters S wherever it is defined: f = J nu (Assumption 1)",
     "no-structure": "this network has no S with f = J nu for all theta (Assumption 1)",
     "analytic": "this network is real analytic in its parameters (Assumption 6)",
+    "network-alignment": "every y is in the column space of this network's Jacobian at theta and x (Definition 2)",
+    "network-misalignment": "y is not in the column space of this network's Jacobian at theta and x (Definition 2)",
 }
-"""Each is about the graph in the certificate, for every input of its shapes."""
+"""Each is about the graph in the certificate: for every input of its shapes, or at the given parameters and inputs."""

@@ -12,7 +12,7 @@ from alignver.kernel.network.analytic import Barrier, walk
 from alignver.kernel.network.degrees import UNKNOWN, ZERO, degrees, subset
 from alignver.kernel.network.graph import Graph, parse
 
-__all__ = ["METHODS", "described", "domain_gaps", "flat", "zero_excluded"]
+__all__ = ["INPUTS", "METHODS", "described", "domain_gaps", "flat", "zero_excluded"]
 
 _SHOWN = 6
 
@@ -75,8 +75,21 @@ def _analytic(certificate: Any, inputs: Any, run: Any) -> str:
     return f"{len(graph.nodes)} nodes: every operation on what depends on theta is analytic, for every theta"
 
 
+def _enclosed(certificate: Any, inputs: Any, run: Any) -> str:
+    """What is proved from enclosures of values and gradients."""
+    from alignver.kernel.network import alignment  # python-flint is loaded with it
+
+    return alignment.METHODS[certificate.claim, certificate.method](certificate, inputs)
+
+
 METHODS: dict[tuple[str, str], Callable[[Any, Any, Any], str]] = {
     ("common-structure", "degrees"): _common_structure,
     ("no-structure", "value at zero"): _no_structure,
     ("analytic", "operations"): _analytic,
+    ("network-alignment", "balls"): _enclosed,
+    ("network-misalignment", "balls"): _enclosed,
 }
+_ENCLOSED = dict.fromkeys(("network-alignment", "network-misalignment"), ("parameters", "x", "y"))
+INPUTS: dict[str, tuple[str, ...]] = {claim: _ENCLOSED.get(claim, ()) for claim, _ in METHODS}
+"""The inputs of each claim: none of those about all parameters; else the values of the leaves, one after the other, as
+one row, the inputs (n, k) as they enter the graph, and the targets (n m_y,)."""

@@ -1,0 +1,101 @@
+r"""Alignment of a network with its targets, in balls: the claims, and what proves them.
+
+The Gram matrix :math:`M = J J^\top` of the exact Jacobian is positive semidefinite. If its balls contain no singular
+matrix, it is positive definite, J has full row rank, and every target is in the column space of J. The smallest
+parameters that give y have the norm :math:`\kappa = (y^\top M^{-1} y)^{1/2}`. If instead :math:`[J\; y]^\top [J\; y]`
+contains no singular matrix, y is linearly independent of the columns of J, and is not in their span.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from alignver.kernel.failure import require
+from alignver.kernel.network import balls
+from alignver.kernel.network.graph import Graph, parse
+from alignver.kernel.network.program import compiled, unpacked
+
+__all__ = ["METHODS", "ends", "independent", "jacobian", "solved"]
+
+
+def jacobian(graph: Graph, theta: Any, x: Any) -> list[balls.Leaf]:
+    """Return the gradients of all outputs, output by output, in the precision of the context.
+
+    Parameters
+    ----------
+    graph : Graph
+    theta : (p,) float64
+        The values of the leaves.
+    x : (n, k) float64
+        Inputs, in batches of which the graph is evaluated; the last one is filled with copies of the last sample.
+    """
+    rows, *rest = next(node.out[0][1] for node in graph.nodes if node.op == "input")
+    require(len(x) >= 1 and rows >= 1 and x.shape[1] == math.prod(rest), "the inputs have another shape")
+    parameters, batches = unpacked(graph, theta), []
+    for start in range(0, len(x), rows):
+        batch = x[np.minimum(np.arange(start, start + rows), len(x) - 1)].reshape(rows, *rest)
+        program = compiled(graph, parameters, batch)
+        state = balls.values(program)
+        batches.append([balls.shares(program, state, column) for column in range(program.columns)])
+    return balls.joined(batches, len(x))
+
+
+def solved(leaves: list[balls.Leaf], targets: Any) -> tuple[Any, Any]:
+    r"""Return M and the balls of :math:`M^{-1} Y`, for columns of targets; M is then positive definite.
+
+    Raises
+    ------
+    NotProved
+        If the balls of M may contain a singular matrix.
+    """
+    M = balls.gram(leaves)
+    require(len(M) == len(targets), "the targets have another number of entries than the outputs")
+    return M, balls.inverse_times(M, targets)
+
+
+def independent(leaves: list[balls.Leaf], y: Any) -> Any:
+    """Return the ball of the squared distance of y from the columns of J, of which those not zero are independent."""
+    J = balls.columns(leaves)
+    J = J[:, [any(entry != 0 or not entry.is_exact() for entry in column) for column in J.T]]
+    require(len(J) == len(y), "the targets have another number of entries than the outputs")
+    require(J.shape[1] < len(y), "J has at least as many columns as rows, which are not zero")
+    return balls.squared_distance(J, y)
+
+
+def ends(square: Any) -> tuple[float, float]:
+    """Return floats below and above the root of a ball."""
+    low, high = float(square.lower()), float(square.upper())
+    outer = max(0.0, math.nextafter(math.sqrt(max(0.0, math.nextafter(low, -math.inf))), 0.0))
+    return outer, math.nextafter(math.sqrt(math.nextafter(high, math.inf)), math.inf)
+
+
+def _evaluated(certificate: Any, inputs: Any) -> list[balls.Leaf]:
+    return jacobian(parse(certificate.data["graph"]), inputs["parameters"][0], inputs["x"])
+
+
+def _aligned(certificate: Any, inputs: Any) -> str:
+    """The balls of M are invertible, and kappa is between the given numbers."""
+    bits, (low, high) = certificate.constants["bits"], certificate.constants["kappa"]
+    with balls.precision(bits):
+        _, solution = solved(_evaluated(certificate, inputs), inputs["y"][:, None])
+        square = balls.inner(inputs["y"], solution[:, 0])
+        require(all(type(end) is float for end in (low, high)), "kappa has ends that are no floats")
+        inside = low >= 0.0 and balls.between(square, low, high)
+    require(inside, "kappa is not proved to be between the given numbers")
+    return f"the Gram matrix of the network's Jacobian is positive definite, in balls of {bits} bits"
+
+
+def _misaligned(certificate: Any, inputs: Any) -> str:
+    """The columns of [J y] are linearly independent, and y is further away than stated."""
+    bits, least = certificate.constants["bits"], certificate.constants["distance"]
+    require(type(least) is float and least >= 0.0, "the distance is not a number")
+    with balls.precision(bits):
+        square = independent(_evaluated(certificate, inputs), inputs["y"])
+        require(balls.between(square, least, math.inf), "the distance is not proved")
+    return f"y and the columns of the network's Jacobian are linearly independent, in balls of {bits} bits"
+
+
+METHODS = {("network-alignment", "balls"): _aligned, ("network-misalignment", "balls"): _misaligned}

@@ -1,0 +1,242 @@
+r"""Theorems about a network at its parameters and inputs, from enclosures of its exact Jacobian.
+
+The network is the function of real arithmetic that its graph writes down, under the conventions of
+:doc:`the guide to networks as graphs </structure>`. The kernel computes enclosures of its values and gradients
+(:mod:`alignver.kernel.network.balls`); this module chooses the precision and says how much alignment there is:
+
+.. math:: \kappa = \min\{\|\beta\| : J \beta = y\}.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from alignver.kernel import Certificate, seal
+from alignver.kernel.failure import NotProved
+from alignver.kernel.network import alignment, balls
+from alignver.kernel.network.program import compiled, unpacked
+from alignver.kernel.network.tape import Program
+from alignver.network.trace import NetworkGraph, trace_model
+from alignver.results import Verdict, shown_down, shown_up
+
+__all__ = ["EnclosedNetwork", "NetworkProof", "prove_alignment"]
+
+_ROWS = 64  # samples in a batch of a graph
+_MASKED = -1.7976931348623157e308  # stands for minus infinity: parameters are finite numbers
+_BITS = (128, 384, 1024)
+_PERMUTATIONS = 20
+_ROUNDING = 2.0**-52  # of y: an exact fit that is rounded to float64 is at most 2^-53 ||y|| away
+_MAC, _ENTRY = 6e-8, 2.5e-5  # seconds for a multiplication in a matrix product, and for a function of an entry
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EnclosedNetwork:
+    """A traced network with its parameters and inputs as numbers.
+
+    Attributes
+    ----------
+    traced : NetworkGraph
+    parameters : (1, p) float64
+        The values of the leaves of the graph, one after the other.
+    x : (n, k) float64
+        The inputs as they enter the graph.
+    """
+
+    traced: NetworkGraph
+    parameters: Any
+    x: Any
+
+    @classmethod
+    def of(cls, model: nn.Module, x: torch.Tensor, rows: int | None = None) -> EnclosedNetwork:
+        """Trace a model for inputs.
+
+        Parameters
+        ----------
+        model : torch.nn.Module
+            In eval mode.
+        x : torch.Tensor
+            (n, ...).
+        rows : int, optional
+            The samples in a batch of the graph; by default at most 64.
+
+        Raises
+        ------
+        InvalidInput
+            As :func:`alignver.network.trace.trace_model`.
+
+        Examples
+        --------
+        >>> network = EnclosedNetwork.of(nn.Linear(2, 1), torch.ones(3, 2))
+        >>> network.parameters.shape, network.x.shape
+        ((1, 3), (3, 2))
+        """
+        n = len(x)
+        if rows is None:
+            rows = -(-n // -(-n // _ROWS))
+        padded = torch.cat([x, x[-1:].expand(max(0, rows - n), *x.shape[1:])])
+        traced = trace_model(model, padded, rows=rows)
+        values = [
+            traced.tensors[k] for k, node in enumerate(traced.graph.nodes) if node.op in ("parameter", "constant")
+        ]
+        flat = [np.zeros(0), *(value.detach().cpu().double().reshape(-1).numpy() for value in values)]
+        parameters = np.concatenate(flat)[None, :]
+        parameters[np.isneginf(parameters)] = _MASKED
+        return cls(traced, parameters, x.detach().cpu().double().reshape(n, -1).numpy())
+
+    @functools.cached_property
+    def program(self) -> Program:
+        """The program of the first batch.
+
+        Raises
+        ------
+        NotProved
+            For an operation without a rule.
+        """
+        rows, *rest = next(node.out[0][1] for node in self.traced.graph.nodes if node.op == "input")
+        batch = self.x[np.minimum(np.arange(rows), len(self.x) - 1)].reshape(rows, *rest)
+        return compiled(self.traced.graph, unpacked(self.traced.graph, self.parameters[0]), batch)
+
+    def seconds(self, bits: int) -> float:
+        """Estimate the time of a proof in balls."""
+        program, n = self.program, len(self.x)
+        m_y, share = program.columns, n / program.samples
+        products = entries = 0.0
+        for step in program.steps:
+            if step.kind == "affine":
+                G, R, k = step.args["rows"]
+                products += G * R * k * (step.shape[-1] * (1 + 2 * m_y))
+            elif step.kind == "matmul":
+                products += step.size * program.steps[step.of[0]].shape[-1] * (1 + 2 * m_y)
+            elif step.kind == "map":
+                entries += step.size
+            elif step.owner is not None:
+                entries += step.size * (1 + m_y) / 16
+        N = n * m_y
+        products = products * share + 2.0 * N**3 + N**2 * min(self.trainable, 2e4)
+        words = 1.0 + bits / 400
+        return words * (_MAC * products + _ENTRY * entries * share)
+
+    @property
+    def trainable(self) -> int:
+        """The number of parameters that can be trained."""
+        return sum(math.prod(node.out[0][1]) for node in self.traced.graph.nodes
+                   if node.op == "parameter" and node.args["trainable"])  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NetworkProof:
+    """What is proved of the alignment of a network.
+
+    Attributes
+    ----------
+    verdict : Verdict
+        HOLDS or FAILS.
+    reason : str
+    certificate : Certificate
+    bits : int
+        The precision.
+    kappa : (float, float)
+        An enclosure of kappa; infinite where y is outside of the column space.
+    shuffled : float
+        The median of kappa for 20 permutations of the targets, NaN if they were not computed.
+    seconds : float
+    """
+
+    verdict: Verdict
+    reason: str
+    certificate: Certificate
+    bits: int
+    kappa: tuple[float, float]
+    shuffled: float
+    seconds: float
+
+
+def prove_alignment(network: EnclosedNetwork, y: Any, m_y: int, *, seconds: float, hard: bool) -> NetworkProof | str:
+    """Prove that targets are in the column space of the Jacobian of a network, or that they are not.
+
+    Parameters
+    ----------
+    network : EnclosedNetwork
+    y : (n m_y,) float64
+        The targets, output by output.
+    m_y : int
+    seconds : float
+        The largest estimated time of a precision that is tried.
+    hard : bool
+        Begin with more bits.
+
+    Returns
+    -------
+    NetworkProof or str
+        Why nothing is proved.
+
+    Examples
+    --------
+    >>> network = EnclosedNetwork.of(nn.Linear(1, 1, bias=False), torch.tensor([[1.0], [2.0]]))
+    >>> prove_alignment(network, np.array([1.0, 3.0]), 1, seconds=1.0, hard=False).verdict
+    <Verdict.FAILS: 'FAILS'>
+    """
+    began = time.perf_counter()
+    wide = network.trainable >= len(y)
+    try:
+        if not balls.available():
+            return "balls need python-flint"
+        failure = ""
+        for bits in _BITS[1:] if hard else _BITS:
+            estimate = network.seconds(bits)
+            if time.perf_counter() - began + estimate > seconds:
+                return failure or f"balls would take about {estimate:.0f} s"
+            try:
+                return (_holds if wide else _fails)(network, np.asarray(y, dtype=np.float64), m_y, bits, began)
+            except NotProved as error:
+                failure = f"{error} ({bits} bits)"
+                if "precision" not in str(error) and "decided" not in str(error):
+                    return failure
+    except NotProved as error:
+        return str(error)
+    return failure
+
+
+def _holds(network: EnclosedNetwork, y: Any, m_y: int, bits: int, began: float) -> NetworkProof:
+    random = np.random.default_rng(0)
+    grid = y.reshape(m_y, -1)  # a permutation moves samples, with all of their targets
+    permuted = [grid[:, random.permutation(grid.shape[1])].reshape(-1) for _ in range(_PERMUTATIONS)]
+    targets = np.stack([y, *permuted], axis=1)
+    with balls.precision(bits):
+        leaves = alignment.jacobian(network.traced.graph, network.parameters[0], network.x)
+        _, solutions = alignment.solved(leaves, targets)
+        squares = [balls.inner(targets[:, k], solutions[:, k]) for k in range(targets.shape[1])]
+        low, high = alignment.ends(squares[0])
+        shuffled = statistics.median(math.sqrt(max(0.0, float(square.mid()))) for square in squares[1:])
+    reason = "J has full row rank, so every y is in its column space"
+    certificate = _sealed(network, y, "network-alignment", {"bits": bits, "kappa": [low, high]})
+    seconds = time.perf_counter() - began
+    return NetworkProof(Verdict.HOLDS, reason, certificate, bits, (low, high), shuffled, seconds)
+
+
+def _fails(network: EnclosedNetwork, y: Any, m_y: int, bits: int, began: float) -> NetworkProof | str:
+    with balls.precision(bits):
+        leaves = alignment.jacobian(network.traced.graph, network.parameters[0], network.x)
+        low, high = alignment.ends(alignment.independent(leaves, y))
+    size = float(np.linalg.norm(y))
+    reason = f"y is at least {shown_down(low)} away from the column space of J (||y|| = {size:.3g})"
+    certificate = _sealed(network, y, "network-misalignment", {"bits": bits, "distance": low})
+    seconds = time.perf_counter() - began
+    proof = NetworkProof(Verdict.FAILS, reason, certificate, bits, (math.inf, math.inf), math.nan, seconds)
+    if high <= _ROUNDING * size:
+        return f"y is outside of the column space of J, but only by {shown_up(high)}, less than its rounding"
+    return proof
+
+
+def _sealed(network: EnclosedNetwork, y: Any, claim: str, constants: dict[str, Any]) -> Certificate:
+    inputs = {"parameters": network.parameters, "x": network.x, "y": y}
+    return seal(claim, "balls", inputs, {"graph": network.traced.data}, constants)
