@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -125,6 +126,10 @@ def check_alignment(
     if refuted is not None:
         return dataclasses.replace(refuted, cost={"seconds": time.perf_counter() - began})
     bound = row_rank_bound(prepared.model, prepared.x, m_y)
+    theorem: NetworkProof | str = ""
+    if certify and method == "auto" and engine is None and tolerance is None:
+        theorem = _about_the_network(prepared, bound, dtype)
+        certify = not isinstance(theorem, NetworkProof)
     plan = planned(n, m_y, d, engine)
     J: JacobianForm
     result: CheckResult | None = None
@@ -170,9 +175,6 @@ def check_alignment(
         if failure:
             line = f"no {'proof' if certify else 'answer'} from the Gram matrix of the layer factors: {failure}"
             result = dataclasses.replace(result, evidence=(*result.evidence, line))
-    theorem: NetworkProof | str = ""
-    if certify and method == "auto" and engine is None and tolerance is None:
-        theorem = _about_the_network(prepared, result, bound)
     nonsmooth = find_nonsmooth_points(prepared.model, prepared.x, dtype)
     measured = {
         **result.measured,
@@ -205,7 +207,7 @@ def check_alignment(
     return dataclasses.replace(result, cost={**result.cost, "seconds": time.perf_counter() - began})
 
 
-def _about_the_network(prepared: PreparedAlignment, result: CheckResult, bound: RankBound) -> NetworkProof | str:
+def _about_the_network(prepared: PreparedAlignment, bound: RankBound, dtype: str | None) -> NetworkProof | str:
     """Prove the alignment of the network itself, or say why it is not proved."""
     N, d = len(prepared.y), parameter_layout(prepared.model).d
     if bound.sentence and d >= N:
@@ -216,8 +218,19 @@ def _about_the_network(prepared: PreparedAlignment, result: CheckResult, bound: 
         network = EnclosedNetwork.of(prepared.model, prepared.x)
     except InvalidInput as error:
         return error.got
-    hard = not (result.verdict is Verdict.HOLDS and result.rigor is Rigor.PROOF)
-    return prove_alignment(network, prepared.y, prepared.m_y, seconds=_SECONDS, hard=hard)
+    return prove_alignment(
+        network,
+        prepared.y,
+        prepared.m_y,
+        seconds=_SECONDS,
+        condition=lambda: _condition(gram(prepared.model, prepared.x, dtype=dtype)) if d >= N else 1.0,
+    )
+
+
+def _condition(M: torch.Tensor) -> float:
+    """Return the condition number of a Gram matrix, as far as float64 shows it."""
+    levels = np.linalg.eigvalsh(M.double().cpu().numpy())
+    return float(levels[-1] / levels[0]) if levels[0] > 0.0 else math.inf
 
 
 def _with_theorem(result: CheckResult, theorem: NetworkProof) -> CheckResult:

@@ -341,7 +341,7 @@ def builtin(
             results.append(problem.run(seed, device, dtype))
         if not session.json:
             _show(session, problem, results[-1], first=len(results) == 1)
-    agreed = [problem.expected is result.verdict for problem, result in zip(listed, results)]
+    agreed = [problem.agrees(result) for problem, result in zip(listed, results)]
     report = session.report(tuple(results), {}, problems=_expectations(listed, results))
     if session.json:
         session.write(report)
@@ -362,8 +362,8 @@ def _expectations(problems: list[Any], results: list[CheckResult]) -> list[dict[
             "description": problem.description,
             "source": problem.source,
             "expected": problem.expected.value,
-            "found": result.verdict.value,
-            "agrees": problem.expected is result.verdict,
+            "found": problem.found(result).value,
+            "agrees": problem.agrees(result),
         }
         for problem, result in zip(problems, results)
     ]
@@ -372,18 +372,19 @@ def _expectations(problems: list[Any], results: list[CheckResult]) -> list[dict[
 def _show(session: Session, problem: Any, result: CheckResult, *, first: bool) -> None:
     from rich.text import Text
 
-    agrees = problem.expected is result.verdict
+    agrees, found = problem.agrees(result), problem.found(result)
     if session.verbosity < 0:
         session.show(result)
         if not agrees:
-            say(f"{problem.name}: expected {problem.expected}, found {result.verdict}")
+            say(f"{problem.name}: expected {problem.expected}, found {found}")
         return
     named = problem.description.startswith(problem.name)
     title = Text(problem.description if named else f"{problem.name}: {problem.description}", style="cyan")
     title.stylize("bold", 0, len(problem.name))
     session.print(*([] if first else [Text()]), title)
-    outcome = "as found" if agrees else f"but found {result.verdict}"
-    session.show(result, (f"expected {problem.expected}, {outcome}: {problem.source}",))
+    outcome = "as found" if found is problem.expected else f"but found {found}"
+    words = f"the computed matrix: expected {problem.expected}, {outcome}: {problem.source}"
+    session.show(result, (words,))
 
 
 app = typer.Typer(name="check")

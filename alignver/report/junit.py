@@ -50,7 +50,7 @@ def document(report: Report) -> bytes:
         ET.SubElement(properties, "property", name=printable(name), value=printable(text))
     problems = problems_of(report)
     for k, result in enumerate(report.results):
-        suite.append(_case(result, problems.get(k, {}).get("expected")))
+        suite.append(_case(result, problems.get(k)))
     return _whole(suite)
 
 
@@ -65,7 +65,7 @@ def stopped(command: str, kind: str, message: str) -> bytes:
     return _whole(suite)
 
 
-def _case(result: CheckResult, expected: Any) -> ET.Element:
+def _case(result: CheckResult, problem: Any) -> ET.Element:
     seconds = result.cost.get("seconds", 0.0)
     case = ET.Element(
         "testcase",
@@ -75,9 +75,10 @@ def _case(result: CheckResult, expected: Any) -> ET.Element:
     )
     kind = _KINDS.get(result.verdict)
     message = result.reason
-    if expected in list(Verdict):
-        kind = None if result.verdict == expected else "failure"
-        message = f"expected {expected}, found {result.verdict}: {message}"
+    if problem is not None and problem.get("expected") in list(Verdict):
+        found = problem.get("found", result.verdict)
+        kind = None if problem.get("agrees", result.verdict == problem["expected"]) is True else "failure"
+        message = f"expected {problem['expected']}, found {found}: {message}"
     if kind is not None:
         named = f"{result.verdict} {result.rigor}"
         ET.SubElement(case, kind, type=named, message=printable(message)).text = str(result)

@@ -7,11 +7,8 @@ import types
 
 import pytest
 
+from alignver.experiments.builtin import Problem
 from alignver.results import CheckResult, Rigor, Subject, Verdict
-
-
-class Problem(types.SimpleNamespace):
-    pass
 
 
 def problem(name: str, expected: Verdict, verdict: Verdict) -> Problem:
@@ -20,7 +17,7 @@ def problem(name: str, expected: Verdict, verdict: Verdict) -> Problem:
         statement = f"Statement of {name} (Definition 2)"
         return CheckResult(name, statement, verdict, Rigor.NUMERICAL, f"seed {seed}, {device}, {dtype}", **about)
 
-    return Problem(name=name, description=f"what {name} is", expected=expected, source=f"words on {name}", run=run)
+    return Problem(name, f"what {name} is", expected, expected, f"words on {name}", run)
 
 
 @pytest.fixture
