@@ -21,13 +21,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from alignver.kernel.failure import require
 
-__all__ = ["SLACK", "convolution_norm", "gamma_up", "matrix_norm", "spectral"]
+__all__ = ["SLACK", "affine_norm", "gamma_up", "spectral", "symbol_norm", "windows"]
 
 SLACK = 1.0 + 2.0**-40
 """Factor for an expression of fewer than 4000 sums, products, quotients and roots of floats that are not negative."""
@@ -92,22 +93,55 @@ def spectral(K: Any, squarings: int = _SQUARINGS) -> Any:
     return np.ldexp(np.minimum(bound, length * SLACK), outer) + 2.0**-1000
 
 
-def _kept(kind: str, array: Any, details: tuple[Any, ...], compute: Any) -> float:
-    """Return a bound that was computed before from an array of the same content."""
-    key = hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=16, person=kind.encode())
-    key.update(repr((array.shape, details)).encode())
-    name = key.digest()
+def _remembered(arrays: Any, details: tuple[Any, ...], compute: Callable[[], float]) -> float:
+    """Return a bound, computed once for arrays of the same content: an array may change in place."""
+    digest = hashlib.blake2b(repr((details, *(array.shape for array in arrays))).encode(), digest_size=32)
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    name = digest.digest()
     if name not in _BOUNDS:
         _BOUNDS[name] = float(compute())
     return _BOUNDS[name]
 
 
-def matrix_norm(W: Any) -> float:
-    """Return an upper bound of the largest spectral norm in a stack of matrices."""
-    return _kept("matrices", W, (), lambda: spectral(W).max(initial=0.0))
+def windows(conv: Mapping[str, Any]) -> int:
+    """Return a bound of the number of windows of a convolution that hold one entry."""
+    sides = zip(conv["kernel"], conv["stride"], conv["dilation"], strict=True)
+    return math.prod(-(-k // (s // math.gcd(s, d))) for k, s, d in sides)
 
 
-def convolution_norm(weight: Any, groups: int) -> float:
+def affine_norm(W: Any, copies: int, conv: Mapping[str, Any] | None) -> float:
+    r"""Return an upper bound of the norm of x -> y, where rows of entries of x are multiplied by matrices.
+
+    In general :math:`\sqrt c \|W\|`. For a convolution the symbol is another bound; for a transposed one, so is the
+    first of its adjoint, which gathers windows of y for each channel of x.
+
+    Parameters
+    ----------
+    W : ndarray
+        Shape (groups, k, n); for a convolution k counts input channels of a group, then the kernel's entries.
+    copies : int
+        c, the largest number of entries of the rows that are one entry of x.
+    conv : mapping or None
+        ``kind`` ("conv" or "transposed"), ``kernel``, ``stride``, ``dilation``.
+    """
+    groups, length, width = W.shape
+
+    def bound() -> float:
+        plain = math.sqrt(copies) * float(spectral(W).max(initial=0.0)) * SLACK
+        if conv is None or math.prod(conv["kernel"]) == 1:
+            return plain
+        channels = length // math.prod(conv["kernel"])
+        if conv["kind"] == "transposed":
+            adjoint = float(spectral(W.reshape(groups, channels, -1)).max(initial=0.0))
+            plain = min(plain, math.sqrt(windows(conv)) * adjoint * SLACK)
+        return min(plain, symbol_norm(W.transpose(0, 2, 1).reshape(groups * width, channels, *conv["kernel"]), groups))
+
+    details = () if conv is None else tuple(conv[name] for name in ("kind", "kernel", "stride", "dilation"))
+    return _remembered([W], (copies, *map(str, details)), bound)
+
+
+def symbol_norm(weight: Any, groups: int) -> float:
     """Return an upper bound of the norm of a convolution with zero padding, or of its transpose, by its symbol.
 
     Parameters
@@ -119,31 +153,9 @@ def convolution_norm(weight: Any, groups: int) -> float:
 
     Examples
     --------
-    >>> 3.0 <= convolution_norm(np.ones((1, 1, 3)), 1) < 3.2
+    >>> 3.0 <= symbol_norm(np.ones((1, 1, 3)), 1) < 3.3
     True
     """
-    return _kept("symbol", weight, (groups,), lambda: _symbol_bound(weight, groups))
-
-
-def _twiddles(order: int) -> tuple[Any, Any]:
-    """Return the cosines and sines of 2 pi j / order, within 4u.
-
-    Angles are reduced to [0, pi/4] in integers: an angle errs by at most 2.4u of itself, hence by less than 1.9u, which
-    moves either function by at most 1.9u; the functions themselves err by 2u of at most 1.
-    """
-    cosines, sines = np.empty(order), np.empty(order)
-    for j in range(order):
-        octant, rest = divmod(8 * j, order)  # the angle is (octant + rest / order) pi / 4
-        angle = math.pi * (rest if octant % 2 == 0 else order - rest) / (4 * order)
-        c, s = math.cos(angle), math.sin(angle)
-        if octant % 4 in (1, 2):
-            c, s = s, c
-        cosines[j] = -c if octant in (2, 3, 4, 5) else c
-        sines[j] = -s if octant >= 4 else s
-    return cosines, sines
-
-
-def _symbol_bound(weight: Any, groups: int) -> float:
     rows, columns, *kernel = weight.shape
     radii = [(k - 1) / 2 for k in kernel]
     sides = [max(1, math.ceil(12 * r)) for r in radii]
@@ -167,3 +179,21 @@ def _symbol_bound(weight: Any, groups: int) -> float:
         largest = max(largest, float(spectral(symbol).max()))
     fall = math.prod(math.cos(math.pi * r / m) for r, m in zip(radii, sides))
     return (largest + float(error)) / fall * SLACK
+
+
+def _twiddles(order: int) -> tuple[Any, Any]:
+    """Return the cosines and sines of 2 pi j / order, within 4u.
+
+    Angles are reduced to [0, pi/4] in integers: an angle errs by at most 2.4u of itself, hence by less than 1.9u, which
+    moves either function by at most 1.9u; the functions themselves err by 2u of at most 1.
+    """
+    cosines, sines = np.empty(order), np.empty(order)
+    for j in range(order):
+        octant, rest = divmod(8 * j, order)  # the angle is (octant + rest / order) pi / 4
+        angle = math.pi * (rest if octant % 2 == 0 else order - rest) / (4 * order)
+        c, s = math.cos(angle), math.sin(angle)
+        if octant % 4 in (1, 2):
+            c, s = s, c
+        cosines[j] = -c if octant in (2, 3, 4, 5) else c
+        sines[j] = -s if octant >= 4 else s
+    return cosines, sines
