@@ -14,7 +14,7 @@ ON_DATA = [path for path in KERNEL if path.name == "data.py"]
 ON_NETWORKS = [path for path in KERNEL if path.parent.name == "network"]
 _ENCLOSING = ("tape", "movement", "compiler", "operations", "program", "ball_functions", "balls", "alignment")
 ENCLOSURES = [path for path in ON_NETWORKS if path.stem in _ENCLOSING]
-_NORMWISE = ("normwise", "radii", "row_functions", "elementwise", "operator_norms")
+_NORMWISE = ("normwise", "radii", "row_functions", "elementwise", "operator_norms", "norm_alignment")
 NORMWISE = [path for path in ON_NETWORKS if path.stem in _NORMWISE]
 WALKS = [path for path in ON_NETWORKS if path not in ENCLOSURES + NORMWISE]
 ON_MATRICES = [path for path in KERNEL if path not in ON_DATA + ON_NETWORKS]
@@ -23,7 +23,7 @@ MOST_LINES = {
     "`data.py` alone": (ON_DATA, 180),
     "`network/`, statements about a graph": (WALKS, 1000),
     "`network/`, enclosures of values and gradients": (ENCLOSURES, 1600),
-    "`network/`, enclosures of values and gradients in float64": (NORMWISE, 900),
+    "`network/`, enclosures of values and gradients in float64": (NORMWISE, 1000),
 }
 """Groups of files that are counted together, with their limits on lines of code."""
 TABLE = ROOT / "docs/_generated/trust.md"

@@ -34,7 +34,7 @@ from alignver.results import CheckResult, Rigor, Subject, Verdict, shown_down, s
 __all__ = ["RankBound", "check_alignment", "row_rank_bound"]
 
 _LONG = 2e11  # operations: about ten seconds, for which a second Gram matrix is worth its time
-_ENCLOSED = 1000  # rows of J for which a proof in balls is tried
+_ENCLOSED = 10000  # rows of J for which a proof about the network is tried
 _SECONDS = 10.0  # the largest estimated time of such a proof
 _STATEMENT = "Data-architecture alignment (Definition 2)"
 
@@ -210,10 +210,10 @@ def check_alignment(
 def _about_the_network(prepared: PreparedAlignment, bound: RankBound, dtype: str | None) -> NetworkProof | str:
     """Prove the alignment of the network itself, or say why it is not proved."""
     N, d = len(prepared.y), parameter_layout(prepared.model).d
-    if bound.sentence and d >= N:
+    if bound.value < min(N, d):
         return "J has neither full row rank nor full column rank"
     if N > _ENCLOSED:
-        return f"N = {N} is more than the {_ENCLOSED} rows for which balls are tried"
+        return f"N = {N} is more than the {_ENCLOSED} rows for which it is tried"
     try:
         network = EnclosedNetwork.of(prepared.model, prepared.x)
     except InvalidInput as error:
@@ -236,7 +236,7 @@ def _condition(M: torch.Tensor) -> float:
 def _with_theorem(result: CheckResult, theorem: NetworkProof) -> CheckResult:
     """Return a result about the network, in which that about the computed matrix is evidence."""
     low, high = theorem.kappa
-    evidence = [f"in real arithmetic, with balls of {theorem.bits} bits"]
+    evidence = [f"in real arithmetic, {theorem.how}"]
     if theorem.verdict is Verdict.HOLDS:
         beside = f"; {theorem.shuffled:.2e} for shuffled targets (median of 20)"
         evidence.append(
@@ -253,14 +253,14 @@ def _with_theorem(result: CheckResult, theorem: NetworkProof) -> CheckResult:
         reason=theorem.reason,
         evidence=(*evidence, *result.evidence),
         next_steps=(),
-        witness=None if theorem.verdict is Verdict.HOLDS else {"kind": "independent columns", "bits": theorem.bits},
+        witness=None if theorem.verdict is Verdict.HOLDS else {"kind": "independent columns"},
         certificate=theorem.certificate,
         bounds=(),
         measured={
             **result.measured,
             "kappa": {"lower": low, "upper": high},
             "kappa_shuffled": theorem.shuffled,
-            "network": {"bits": theorem.bits, "seconds": theorem.seconds},
+            "network": {"how": theorem.how, "seconds": theorem.seconds},
             "computed_matrix": matrix,
         },
     )

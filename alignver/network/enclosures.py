@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from alignver.kernel import Certificate, seal
-from alignver.kernel.failure import NotProved
-from alignver.kernel.network import alignment, balls
+from alignver.kernel import Certificate, exact, seal
+from alignver.kernel.failure import NotProved, Unsupported
+from alignver.kernel.floats import require_ieee
+from alignver.kernel.network import alignment, balls, norm_alignment
 from alignver.kernel.network.program import compiled, unpacked
 from alignver.kernel.network.tape import Program
 from alignver.network.trace import NetworkGraph, trace_model
@@ -34,6 +35,9 @@ __all__ = ["EnclosedNetwork", "NetworkProof", "prove_alignment"]
 _ROWS = 64  # samples in a batch of a graph
 _MASKED = -1.7976931348623157e308  # stands for minus infinity: parameters are finite numbers
 _BITS = (128, 384, 1024)
+_HOW = {"balls": "with balls of {bits} bits", "norms": "with norm-wise enclosures in float64"}
+_QUICK = 1.0  # seconds that balls may take before float64 is tried
+_MOST_CONDITION = 1e11  # condition number of J J^T up to which float64 can prove that it is definite
 _EASY = 1e12  # condition number of J J^T up to which 128 bits are tried
 _PERMUTATIONS = 20
 _ROUNDING = 2.0**-52  # of y: an exact fit that is rounded to float64 is at most 2^-53 ||y|| away
@@ -126,6 +130,15 @@ class EnclosedNetwork:
         return (1.0 + bits / 400) * (_MAC * products + _ENTRY * entries)
 
     @property
+    def seconds_in_floats(self) -> float:
+        """Estimate the time of a proof with norm-wise enclosures; infinite for a Jacobian that is not formed."""
+        N = len(self.x) * self.program.columns
+        if N * self.trainable > norm_alignment.MOST_ENTRIES:
+            return math.inf
+        work = 5.0 * N * N * min(N, self.trainable) + 2.0 * N * max(N, self.trainable) * min(N, self.trainable)
+        return self.seconds(53) / 40 + 1e-10 * work + 1e-8 * N * self.trainable
+
+    @property
     def trainable(self) -> int:
         """The number of parameters that can be trained."""
         return sum(math.prod(node.out[0][1]) for node in self.traced.graph.nodes
@@ -142,8 +155,8 @@ class NetworkProof:
         HOLDS or FAILS.
     reason : str
     certificate : Certificate
-    bits : int
-        The precision.
+    how : str
+        The arithmetic of the enclosures, in words.
     kappa : (float, float)
         An enclosure of kappa; infinite where y is outside of the column space.
     shuffled : float
@@ -154,7 +167,7 @@ class NetworkProof:
     verdict: Verdict
     reason: str
     certificate: Certificate
-    bits: int
+    how: str
     kappa: tuple[float, float]
     shuffled: float
     seconds: float
@@ -188,59 +201,112 @@ def prove_alignment(
     <Verdict.FAILS: 'FAILS'>
     """
     began = time.perf_counter()
-    wide = network.trainable >= len(y)
+    y, wide = np.asarray(y, dtype=np.float64), network.trainable >= len(y)
+    reasons: list[str] = []
     try:
-        if not balls.available():
-            return "balls need python-flint"
-        failure = ""
-        if network.seconds(_BITS[0]) > seconds:
-            return f"balls would take about {network.seconds(_BITS[0]):.0f} s"
-        for bits in _BITS if condition() <= _EASY else _BITS[1:]:
-            estimate = network.seconds(bits)
-            if time.perf_counter() - began + estimate > seconds:
-                return failure or f"balls would take about {estimate:.0f} s"
+        require_ieee(threaded=True)
+        in_balls = network.seconds(_BITS[0]) if balls.available() else math.inf
+        level = condition()
+        if in_balls > _QUICK and level <= _MOST_CONDITION and network.seconds_in_floats <= seconds:
             try:
-                return (_holds if wide else _fails)(network, np.asarray(y, dtype=np.float64), m_y, bits, began)
+                return _by_norms(network, y, m_y, wide, began)
             except NotProved as error:
-                failure = f"{error} ({bits} bits)"
+                reasons.append(f"in float64: {error}")
+        if in_balls > seconds:
+            words = f"would take about {in_balls:.0f} s" if balls.available() else "need python-flint"
+            return "; ".join((*reasons, f"balls {words}"))
+        for bits in _BITS if level <= _EASY else _BITS[1:]:
+            if time.perf_counter() - began + network.seconds(bits) > seconds:
+                reasons.append(f"balls of {bits} bits would take about {network.seconds(bits):.0f} s")
+                break
+            try:
+                return (_holds if wide else _fails)(network, y, m_y, bits, began)
+            except NotProved as error:
+                reasons.append(f"{error} ({bits} bits)")
                 if "precision" not in str(error) and "decided" not in str(error):
-                    return failure
-    except NotProved as error:
-        return str(error)
-    return failure
+                    break
+    except (NotProved, Unsupported) as error:
+        reasons.append(str(error))
+    return "; ".join(reasons)
+
+
+def _permuted(y: Any, m_y: int) -> Any:
+    """Return the targets, and permutations of samples with all of their targets, as columns."""
+    random, grid = np.random.default_rng(0), y.reshape(m_y, -1)
+    others = [grid[:, random.permutation(grid.shape[1])].reshape(-1) for _ in range(_PERMUTATIONS)]
+    return np.stack([y, *others], axis=1)
+
+
+def _by_norms(network: EnclosedNetwork, y: Any, m_y: int, wide: bool, began: float) -> NetworkProof | str:
+    J = norm_alignment.jacobian(network.traced.graph, network.parameters[0], network.x)
+    if not wide:
+        A = np.concatenate(J.blocks, axis=1)
+        shift = _goal(A.T @ A)
+        low = exact.rounded_down(norm_alignment.misaligned(J, y, shift))
+        return _outside(network, y, low, math.inf, {"shift": shift}, "norms", began)
+    M, scale, _ = norm_alignment.scaled_gram(J)
+    shift = _goal(M)
+    lower, upper, _ = norm_alignment.aligned(J, y, shift)
+    kappa = exact.rounded_down(exact.sqrt_down(lower)), exact.rounded_up(exact.sqrt_up(upper))
+    targets = _permuted(y, m_y) * scale[:, None]
+    squares = np.einsum("nk,nk->k", targets, np.linalg.solve(M, targets))
+    shuffled = math.sqrt(max(0.0, float(np.median(squares[1:]))))
+    return _inside(network, y, kappa, shuffled, {"shift": shift}, "norms", began)
+
+
+def _goal(M: Any) -> float:
+    """Return about half of the smallest eigenvalue of a Gram matrix."""
+    smallest = float(np.linalg.eigvalsh(M)[0])
+    if not smallest > 0.0:
+        raise NotProved("the Gram matrix is not definite in float64")
+    return smallest / 2.0
 
 
 def _holds(network: EnclosedNetwork, y: Any, m_y: int, bits: int, began: float) -> NetworkProof:
-    random = np.random.default_rng(0)
-    grid = y.reshape(m_y, -1)  # a permutation moves samples, with all of their targets
-    permuted = [grid[:, random.permutation(grid.shape[1])].reshape(-1) for _ in range(_PERMUTATIONS)]
-    targets = np.stack([y, *permuted], axis=1)
+    targets = _permuted(y, m_y)
     with balls.precision(bits):
         leaves = alignment.jacobian(network.traced.graph, network.parameters[0], network.x)
         _, solutions = alignment.solved(leaves, targets)
         squares = [balls.inner(targets[:, k], solutions[:, k]) for k in range(targets.shape[1])]
-        low, high = alignment.ends(squares[0])
+        kappa = alignment.ends(squares[0])
         shuffled = statistics.median(math.sqrt(max(0.0, float(square.mid()))) for square in squares[1:])
-    reason = "J has full row rank, so every y is in its column space"
-    certificate = _sealed(network, y, "network-alignment", {"bits": bits, "kappa": [low, high]})
-    seconds = time.perf_counter() - began
-    return NetworkProof(Verdict.HOLDS, reason, certificate, bits, (low, high), shuffled, seconds)
+    return _inside(network, y, kappa, shuffled, {"bits": bits}, "balls", began)
 
 
 def _fails(network: EnclosedNetwork, y: Any, m_y: int, bits: int, began: float) -> NetworkProof | str:
     with balls.precision(bits):
         leaves = alignment.jacobian(network.traced.graph, network.parameters[0], network.x)
         low, high = alignment.ends(alignment.independent(leaves, y))
+    return _outside(network, y, low, high, {"bits": bits}, "balls", began)
+
+
+def _inside(
+    network: EnclosedNetwork,
+    y: Any,
+    kappa: tuple[float, float],
+    shuffled: float,
+    constants: dict[str, Any],
+    method: str,
+    began: float,
+) -> NetworkProof:
+    reason = "J has full row rank, so every y is in its column space"
+    certificate = _sealed(network, y, "network-alignment", method, {**constants, "kappa": list(kappa)})
+    how = _HOW[method].format(**constants)
+    return NetworkProof(Verdict.HOLDS, reason, certificate, how, kappa, shuffled, time.perf_counter() - began)
+
+
+def _outside(
+    network: EnclosedNetwork, y: Any, low: float, high: float, constants: dict[str, Any], method: str, began: float
+) -> NetworkProof | str:
     size = float(np.linalg.norm(y))
-    reason = f"y is at least {shown_down(low)} away from the column space of J (||y|| = {size:.3g})"
-    certificate = _sealed(network, y, "network-misalignment", {"bits": bits, "distance": low})
-    seconds = time.perf_counter() - began
-    proof = NetworkProof(Verdict.FAILS, reason, certificate, bits, (math.inf, math.inf), math.nan, seconds)
     if high <= _ROUNDING * size:
         return f"y is outside of the column space of J, but only by {shown_up(high)}, less than its rounding"
-    return proof
+    reason = f"y is at least {shown_down(low)} away from the column space of J (||y|| = {size:.3g})"
+    certificate = _sealed(network, y, "network-misalignment", method, {**constants, "distance": low})
+    how, seconds = _HOW[method].format(**constants), time.perf_counter() - began
+    return NetworkProof(Verdict.FAILS, reason, certificate, how, (math.inf, math.inf), math.nan, seconds)
 
 
-def _sealed(network: EnclosedNetwork, y: Any, claim: str, constants: dict[str, Any]) -> Certificate:
+def _sealed(network: EnclosedNetwork, y: Any, claim: str, method: str, constants: dict[str, Any]) -> Certificate:
     inputs = {"parameters": network.parameters, "x": network.x, "y": y}
-    return seal(claim, "balls", inputs, {"graph": network.traced.data}, constants)
+    return seal(claim, method, inputs, {"graph": network.traced.data}, constants)

@@ -77,19 +77,19 @@ def _analytic(certificate: Any, inputs: Any, run: Any) -> str:
 
 def _enclosed(certificate: Any, inputs: Any, run: Any) -> str:
     """What is proved from enclosures of values and gradients."""
-    from alignver.kernel.network import alignment  # python-flint is loaded with it
+    from alignver.kernel.network import alignment, norm_alignment  # python-flint is loaded with them
 
-    return alignment.METHODS[certificate.claim, certificate.method](certificate, inputs)
+    methods = alignment.METHODS | norm_alignment.METHODS
+    return methods[certificate.claim, certificate.method](certificate, inputs)
 
 
+_ENCLOSED = dict.fromkeys(("network-alignment", "network-misalignment"), ("parameters", "x", "y"))
 METHODS: dict[tuple[str, str], Callable[[Any, Any, Any], str]] = {
     ("common-structure", "degrees"): _common_structure,
     ("no-structure", "value at zero"): _no_structure,
     ("analytic", "operations"): _analytic,
-    ("network-alignment", "balls"): _enclosed,
-    ("network-misalignment", "balls"): _enclosed,
+    **dict.fromkeys([(claim, method) for claim in _ENCLOSED for method in ("balls", "norms")], _enclosed),
 }
-_ENCLOSED = dict.fromkeys(("network-alignment", "network-misalignment"), ("parameters", "x", "y"))
 INPUTS: dict[str, tuple[str, ...]] = {claim: _ENCLOSED.get(claim, ()) for claim, _ in METHODS}
 """The inputs of each claim: none of those about all parameters; else the values of the leaves, one after the other, as
 one row, the inputs (n, k) as they enter the graph, and the targets (n m_y,)."""
