@@ -48,6 +48,8 @@ RUNS = {
     "gram": Run("gram.py", minutes=10),
     "engine": Run("engine.py", ("--quick",), 5),
     "engine-large": Run("engine.py", minutes=30, default=False),
+    "network": Run("network.py", ("small", "lenet", "passes"), 20),
+    "network-large": Run("network.py", ("trained", "random"), 30, default=False),
     "membership": Run("membership.py", minutes=10),
     "proof": Run("proof.py", minutes=10),
     "exploration": Run("exploration.py", ("rank", "gram"), 5),

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from alignver import require
 from alignver.checks.data import merge_sentence, refutation
 from alignver.checks.membership import membership_of
 from alignver.errors import InvalidInput
@@ -35,7 +36,6 @@ __all__ = ["RankBound", "check_alignment", "row_rank_bound"]
 
 _LONG = 2e11  # operations: about ten seconds, for which a second Gram matrix is worth its time
 _ENCLOSED = 10000  # rows of J for which a proof about the network is tried
-_SECONDS = 10.0  # the largest estimated time of such a proof
 _STATEMENT = "Data-architecture alignment (Definition 2)"
 
 
@@ -53,6 +53,7 @@ def check_alignment(
     dtype: str | None = "float64",
     chunk_size: int | None = None,
     engine: str | None = None,
+    budget_seconds: float = 10.0,
 ) -> CheckResult:
     """Check the data-architecture alignment condition of a model at its present theta.
 
@@ -79,11 +80,17 @@ def check_alignment(
         (LSMR, bounds only). With ``method="auto"`` the Gram matrix of the layers' factors is tried before them if it is
         cheaper, and always with ``"gram"``: if it shows full row rank, every target is reached. Otherwise an N x N
         matrix with the column space and the singular values of J follows, from the same factors or from a streamed QR.
+    budget_seconds : float
+        The estimated time, in seconds, that a proof about the network may take; 0 for the computed matrix alone.
 
     Returns
     -------
     CheckResult
-        Of :func:`~alignver.checks.membership.check_membership`, with a description of J. For samples with equal inputs
+        About the network where that is proved (subject ``network``): with ``method="auto"``, ``certify``, no engine and
+        no tolerance given, the exact Jacobian of the network is enclosed (:mod:`alignver.network.enclosures`). HOLDS
+        then comes with kappa, the norm of the smallest parameters beta with J beta = y, and the answer of the computed
+        matrix is in ``measured["computed_matrix"]``. Otherwise of
+        :func:`~alignver.checks.membership.check_membership`, with a description of J. For samples with equal inputs
         and different labels: FAILS with PROOF, about the data (:func:`~alignver.checks.data.check_data`), at any n.
         Samples that repeat others, input and label, are merged: the check is made for the distinct samples, and the
         answer is valid for all.
@@ -95,9 +102,10 @@ def check_alignment(
 
     Notes
     -----
-    Rigor: that of the membership check, about the matrix of derivatives as computed for the distinct samples. A proof
-    through the Gram matrix is about the matrix whose layer factors (inputs and backpropagated outputs) are the computed
-    floats, and about every matrix within the rank rule's tolerance of it (:mod:`alignver.jacobians.factored_proof`).
+    Rigor: PROOF about the network in real arithmetic, where it is enclosed. Otherwise that of the membership check,
+    about the matrix of derivatives as computed for the distinct samples. A proof through the Gram matrix is about the
+    matrix whose layer factors (inputs and backpropagated outputs) are the computed floats, and about every matrix
+    within the rank rule's tolerance of it (:mod:`alignver.jacobians.factored_proof`).
 
     Examples
     --------
@@ -111,6 +119,7 @@ def check_alignment(
     <Verdict.FAILS: 'FAILS'>
     """
     began = time.perf_counter()
+    budget_seconds = require.real("budget_seconds", budget_seconds, least=0.0)
     check = functools.partial(
         membership_of, method=method, rule=rule, tolerance=tolerance, residual_tolerance=residual_tolerance
     )
@@ -127,8 +136,8 @@ def check_alignment(
         return dataclasses.replace(refuted, cost={"seconds": time.perf_counter() - began})
     bound = row_rank_bound(prepared.model, prepared.x, m_y)
     theorem: NetworkProof | str = ""
-    if certify and method == "auto" and engine is None and tolerance is None:
-        theorem = _about_the_network(prepared, bound, dtype)
+    if certify and method == "auto" and engine is None and tolerance is None and budget_seconds > 0.0:
+        theorem = _about_the_network(prepared, bound, dtype, budget_seconds)
         certify = not isinstance(theorem, NetworkProof)
     plan = planned(n, m_y, d, engine)
     J: JacobianForm
@@ -207,7 +216,9 @@ def check_alignment(
     return dataclasses.replace(result, cost={**result.cost, "seconds": time.perf_counter() - began})
 
 
-def _about_the_network(prepared: PreparedAlignment, bound: RankBound, dtype: str | None) -> NetworkProof | str:
+def _about_the_network(
+    prepared: PreparedAlignment, bound: RankBound, dtype: str | None, seconds: float
+) -> NetworkProof | str:
     """Prove the alignment of the network itself, or say why it is not proved."""
     N, d = len(prepared.y), parameter_layout(prepared.model).d
     if bound.value < min(N, d):
@@ -222,7 +233,7 @@ def _about_the_network(prepared: PreparedAlignment, bound: RankBound, dtype: str
         network,
         prepared.y,
         prepared.m_y,
-        seconds=_SECONDS,
+        seconds=seconds,
         condition=lambda: _condition(gram(prepared.model, prepared.x, dtype=dtype)) if d >= N else 1.0,
     )
 
@@ -242,6 +253,9 @@ def _with_theorem(result: CheckResult, theorem: NetworkProof) -> CheckResult:
         evidence.append(
             f"kappa = min ||beta||, J beta = y, is between {shown_down(low, 4)} and {shown_up(high, 4)}{beside}"
         )
+    if theorem.reach:
+        listed = ", ".join(f"{shown_up(row.upper)} (||beta|| <= {row.budget:.0e})" for row in theorem.reach[:4])
+        evidence.append(f"the distance of y from J beta is at best, over ||y||: {listed}")
     evidence.append(f"of the computed matrix: {result.verdict}, {result.rigor.value.lower()}: {result.reason}")
     matrix = {"verdict": result.verdict.value, "rigor": result.rigor.value, "reason": result.reason}
     return dataclasses.replace(
@@ -260,6 +274,7 @@ def _with_theorem(result: CheckResult, theorem: NetworkProof) -> CheckResult:
             **result.measured,
             "kappa": {"lower": low, "upper": high},
             "kappa_shuffled": theorem.shuffled,
+            "reach": [dataclasses.asdict(row) for row in theorem.reach],
             "network": {"how": theorem.how, "seconds": theorem.seconds},
             "computed_matrix": matrix,
         },

@@ -27,6 +27,7 @@ from alignver.kernel.floats import require_ieee
 from alignver.kernel.network import alignment, balls, norm_alignment
 from alignver.kernel.network.program import compiled, unpacked
 from alignver.kernel.network.tape import Program
+from alignver.network.budget import Reach, reach
 from alignver.network.trace import NetworkGraph, trace_model
 from alignver.results import Verdict, shown_down, shown_up
 
@@ -39,6 +40,7 @@ _HOW = {"balls": "with balls of {bits} bits", "norms": "with norm-wise enclosure
 _QUICK = 1.0  # seconds that balls may take before float64 is tried
 _MOST_CONDITION = 1e11  # condition number of J J^T up to which float64 can prove that it is definite
 _EASY = 1e12  # condition number of J J^T up to which 128 bits are tried
+_REACHED = 150  # rows up to which rho is enclosed
 _PERMUTATIONS = 20
 _ROUNDING = 2.0**-52  # of y: an exact fit that is rounded to float64 is at most 2^-53 ||y|| away
 _MAC, _ENTRY = 3e-8, 1.2e-5  # seconds for a multiplication in a matrix product, and for a function of an entry
@@ -162,6 +164,8 @@ class NetworkProof:
     shuffled : float
         The median of kappa for 20 permutations of the targets, NaN if they were not computed.
     seconds : float
+    reach : tuple of Reach
+        How closely y is reached by parameters of norms that are powers of ten.
     """
 
     verdict: Verdict
@@ -171,6 +175,7 @@ class NetworkProof:
     kappa: tuple[float, float]
     shuffled: float
     seconds: float
+    reach: tuple[Reach, ...] = ()
 
 
 def prove_alignment(
@@ -266,11 +271,13 @@ def _holds(network: EnclosedNetwork, y: Any, m_y: int, bits: int, began: float) 
     targets = _permuted(y, m_y)
     with balls.precision(bits):
         leaves = alignment.jacobian(network.traced.graph, network.parameters[0], network.x)
-        _, solutions = alignment.solved(leaves, targets)
+        M, solutions = alignment.solved(leaves, targets)
         squares = [balls.inner(targets[:, k], solutions[:, k]) for k in range(targets.shape[1])]
         kappa = alignment.ends(squares[0])
         shuffled = statistics.median(math.sqrt(max(0.0, float(square.mid()))) for square in squares[1:])
-    return _inside(network, y, kappa, shuffled, {"bits": bits}, "balls", began)
+        reached = reach(M, y, kappa[1]) if len(y) <= _REACHED else ()
+    proof = _inside(network, y, kappa, shuffled, {"bits": bits}, "balls", began)
+    return dataclasses.replace(proof, reach=reached, seconds=time.perf_counter() - began)
 
 
 def _fails(network: EnclosedNetwork, y: Any, m_y: int, bits: int, began: float) -> NetworkProof | str:

@@ -21,8 +21,8 @@ from alignver.kernel.network.ball_functions import FUNCTIONS, Pair, positive, re
 from alignver.kernel.network.tape import Program, Step
 
 __all__ = [
-    "Leaf", "State", "available", "between", "columns", "gram", "inner", "inverse_times", "joined", "precision",
-    "shares", "squared_distance", "values",
+    "Leaf", "State", "available", "between", "bits", "columns", "dot", "exactly", "gram", "inner", "inverse_times",
+    "joined", "middle", "norm", "power", "precision", "product", "root", "shares", "squared_distance", "values",
 ]  # fmt: skip
 
 arb: Any
@@ -40,6 +40,16 @@ _MOST_BITS = 1 << 15
 def available() -> bool:
     """Whether python-flint is installed."""
     return arb is not None
+
+
+def bits() -> int:
+    """Return the precision of the context."""
+    return int(ctx.prec)
+
+
+def power(exponent: float) -> Any:
+    """Return about 2^exponent."""
+    return (arb(2) ** arb(exponent)).mid()
 
 
 def precision(bits: int) -> Any:
@@ -496,7 +506,27 @@ def inverse_times(M: Any, columns: Any) -> Any:
 
 def inner(y: Any, x: Any) -> Any:
     """Return the ball of an inner product of floats and balls."""
-    return sum((a * b for a, b in zip(_balls(y), x, strict=True)), arb(0))
+    return dot(_balls(y), x)
+
+
+def dot(x: Any, y: Any) -> Any:
+    """Return the ball of an inner product."""
+    return sum((a * b for a, b in zip(x, y, strict=True)), arb(0))
+
+
+def root(x: Any) -> Any:
+    """Return the ball of the root of a number that is not negative."""
+    return x.sqrt() if x > 0 else x.max(arb(0)).upper().sqrt().union(arb(0))
+
+
+def norm(x: Any) -> Any:
+    """Return the ball of a 2-norm."""
+    return root(dot(x, x))
+
+
+def middle(array: Any) -> Any:
+    """Return the centres of balls, as numbers without width."""
+    return _array((x.mid() for x in array.reshape(-1)), array.shape)
 
 
 def between(square: Any, low: float, high: float) -> bool:
@@ -513,3 +543,6 @@ def squared_distance(J: Any, y: Any) -> Any:
     whole = np.concatenate([J, _balls(y)[:, None]], axis=1)
     K = _times(whole.T, whole)
     return reciprocal(inverse_times(K, np.eye(len(K))[:, -1:])[-1, 0])[0]
+
+
+exactly, product = _balls, _times

@@ -1,0 +1,156 @@
+r"""How well targets can be reached with parameters of a limited norm.
+
+.. math:: \rho_b = \min\{\|J \beta - y\| : \|\beta\| \le b\} / \|y\|
+
+It is 1 at b = 0, convex and non-increasing, and 0 from kappa on; a change of J by delta changes it by at most
+:math:`\delta b / \|y\|`, and no tolerance enters. With :math:`G = J J^\top`, any vector a and :math:`\beta = J^\top a`,
+:math:`r = y - G a`, both sides are proved:
+
+.. math::
+    \rho_b \|y\| \le \|y - t\, G a\|, \quad t = \min(1, b / \|\beta\|), \qquad
+    \rho_b \|y\| \ge (r^\top y - b \|J^\top r\|) / \|r\|, \qquad \|J^\top r\|^2 = r^\top G r .
+
+The best a is that of Tikhonov's regularization, :math:`(G + \lambda I)^{-1} y` with :math:`\|\beta\| = b`. It is found
+in a Krylov space of G and y (Lanczos' method with full orthogonalization), in the precision of G; how well does not
+matter to the bounds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from alignver.kernel.network import balls
+
+__all__ = ["Reach", "reach"]
+
+_STEPS = 160  # dimension of the Krylov space
+_HALVINGS = 40
+_MOST = 12  # budgets
+
+
+@dataclasses.dataclass(frozen=True)
+class Reach:
+    """An enclosure of rho at a budget.
+
+    Attributes
+    ----------
+    budget : float
+        b, the largest norm of parameters.
+    lower, upper : float
+    """
+
+    budget: float
+    lower: float
+    upper: float
+
+
+def reach(M: Any, y: Any, kappa: float) -> tuple[Reach, ...]:
+    """Enclose rho at powers of ten from about kappa 10^-12, and at least 1, up to kappa.
+
+    Parameters
+    ----------
+    M : (N, N) balls
+        The Gram matrix of J, in the precision of the context.
+    y : (N,) float64
+    kappa : float
+        The norm that reaches y; infinite if none does.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from alignver.kernel.network import balls
+    >>> with balls.precision(100):
+    ...     half = reach(balls.exactly(np.diag([1.0, 4.0])), np.array([2.0, 0.0]), 2.0)[0]
+    >>> half.budget, half.lower <= 0.5 <= half.upper
+    (1.0, True)
+    """
+    if not np.any(y):
+        return ()
+    last = 8 if not math.isfinite(kappa) else max(0, math.ceil(math.log10(max(kappa, 1e-300))) - 1)
+    stride = max(1, -(-(last + 1) // _MOST))
+    Q, diagonal, beside = _krylov(M, y)
+    size = balls.norm(balls.exactly(y))
+    rows = []
+    for exponent in range(0, last + 1, stride):
+        b = 10.0**exponent
+        a = balls.product(Q, _tikhonov(diagonal, beside, size, b)[:, None])[:, 0]
+        rows.append(_enclosed(M, y, balls.middle(a), b, size))
+    return tuple(rows)
+
+
+def _krylov(M: Any, y: Any) -> tuple[Any, list[Any], list[Any]]:
+    """Return an orthonormal basis (N, k) of a Krylov space of M and y, and the tridiagonal matrix of M in it."""
+    q = balls.middle(balls.exactly(y))
+    q = balls.middle(q / balls.norm(q))
+    basis, diagonal, beside = [q], [], []
+    centre = balls.middle(M)
+    for _ in range(min(_STEPS, len(y))):
+        w = balls.middle(balls.product(centre, basis[-1][:, None])[:, 0])
+        diagonal.append(balls.dot(basis[-1], w).mid())
+        Q = np.stack(basis, axis=1)
+        for _ in range(2):
+            w = balls.middle(w - balls.product(Q, balls.product(Q.T, w[:, None]))[:, 0])
+        size = balls.norm(w).mid()
+        if len(basis) == min(_STEPS, len(y)) or not size > 0:
+            break
+        beside.append(size)
+        basis.append(balls.middle(w / size))
+    return np.stack(basis[: len(diagonal)], axis=1), diagonal, beside
+
+
+def _tikhonov(diagonal: Sequence[Any], beside: Sequence[Any], size: Any, b: float) -> Any:
+    """Return about (T + lambda I)^-1 |y| e_1 for the lambda with z^T T z = b^2, by bisection of its logarithm."""
+    top = float(max(abs(d) for d in diagonal)) or 1.0
+    low, high = math.log2(top) - 2.0 * balls.bits(), math.log2(top) + 60.0
+    z = None
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2.0
+        z = _tridiagonal(diagonal, beside, size, balls.power(middle))
+        if float(_energy(diagonal, beside, z)) > b * b:
+            low = middle
+        else:
+            high = middle
+    return _tridiagonal(diagonal, beside, size, balls.power(high))
+
+
+def _tridiagonal(diagonal: Sequence[Any], beside: Sequence[Any], size: Any, shift: Any) -> Any:
+    """Solve with a tridiagonal matrix plus a multiple of the identity, for a multiple of the first unit vector."""
+    n = len(diagonal)
+    pivots, rights = [(diagonal[0] + shift).mid()], [size.mid()]
+    for k in range(1, n):
+        factor = beside[k - 1] / pivots[-1]
+        pivots.append((diagonal[k] + shift - factor * beside[k - 1]).mid())
+        rights.append((-factor * rights[-1]).mid())
+    z = [rights[-1] / pivots[-1]]
+    for k in range(n - 2, -1, -1):
+        z.append(((rights[k] - beside[k] * z[-1]) / pivots[k]).mid())
+    result = np.empty(n, dtype=object)
+    result[:] = z[::-1]
+    return result
+
+
+def _energy(diagonal: Sequence[Any], beside: Sequence[Any], z: Any) -> Any:
+    total = sum(d * v * v for d, v in zip(diagonal, z, strict=True))
+    return (total + 2 * sum(s * p * q for s, p, q in zip(beside, z[:-1], z[1:], strict=False))).mid()
+
+
+def _enclosed(M: Any, y: Any, a: Any, b: float, size: Any) -> Reach:
+    """Return the two bounds that a vector a gives."""
+    target = balls.exactly(y)
+    image = balls.product(M, a[:, None])[:, 0]
+    needed = balls.root(balls.dot(a, image))
+    t = min(1.0, math.nextafter(b / float(needed.upper()), 0.0)) if float(needed.upper()) > 0.0 else 1.0
+    above = balls.norm(target - t * image) / size
+    r = balls.middle(target - image)
+    length = balls.norm(r)
+    below: Any = 0.0
+    if length > 0:
+        spread = balls.root(balls.dot(r, balls.product(M, r[:, None])[:, 0]))
+        below = float(((balls.dot(r, target) - b * spread) / (length * size)).lower())
+    lower = max(0.0, math.nextafter(float(below), -math.inf))
+    return Reach(b, lower, min(1.0, math.nextafter(float(above.upper()), math.inf)))
