@@ -56,6 +56,7 @@ NEARBY = {
     "optimality": ("test_bounds.py", "test_edges.py", "test_data.py", "tests/checks/test_optimality.py"),
     "snapshot": ("test_snapshot.py", "test_exploration.py", "test_data.py"),
     "verify": ("test_edges.py", "test_certificates.py", "test_exploration.py", "test_closure.py", "test_data.py"),
+    "normwise": ("test_normwise_rules.py", "test_operator_norms.py", "test_normwise.py"),
     "network": ("test_network.py", "property_tests/kernel/test_laws_of_graphs.py", "tests/checks/test_analytic.py"),
 }
 """The tests that are nearest to each file of the kernel."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from tests.mutants import Mutant
 from tests.mutations_kernel import HARMLESS_COMPARISONS, KERNEL
+from tests.mutations_normwise import NORMWISE
 from tests.mutations_producers import PRODUCERS
 
 __all__ = ["HARMLESS_COMPARISONS", "MUTATIONS"]
 
-MUTATIONS: list[Mutant] = [*KERNEL, *PRODUCERS]
+MUTATIONS: list[Mutant] = [*KERNEL, *NORMWISE, *PRODUCERS]
