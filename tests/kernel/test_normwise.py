@@ -13,6 +13,7 @@ from torch import nn
 from alignver.kernel.failure import NotProved
 from alignver.kernel.network import elementwise, normwise
 from alignver.kernel.network.program import compiled
+from alignver.kernel.network.radii import Rows
 from alignver.network.trace import trace_model
 from tests.kernel.tapes import Builder, checked
 
@@ -183,6 +184,28 @@ def test_forward_keeps_the_output_alone():
     np.testing.assert_array_equal(only.error, every[program.output].error)
     assert only.error.shape == (3,)
     assert every[program.steps[program.output].of[0]].error.shape in ((), (3,))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_gradients_in_factors_are_the_same(tied):
+    builder = Builder(np.random.default_rng(0), 3, 4)
+    W = builder.leaf(4, 4)
+    for _ in range(1 + tied):
+        builder.last = builder.tape.matmul(builder.last, builder.tape.permute(W, (1, 0)))
+        builder.apply("tanh")
+    builder.linear(2)
+    program = builder.program()
+    values = normwise.forward(program)
+    plain = normwise.gradients(program, values, [1, 0])
+    factors = normwise.gradients(program, values, [1, 0], factored=True)
+    assert plain.keys() == factors.keys()
+    kinds = {program.steps[k].shape: isinstance(g, Rows) for k, (g, _) in factors.items()}
+    assert kinds == {(4, 4): not tied, (4, 2): True, (2,): False}
+    for k, (g, radius) in factors.items():
+        np.testing.assert_array_equal(radius, plain[k][1])
+        dense = g.dense() if isinstance(g, Rows) else g
+        rows = plain[k][0].reshape(6, -1)
+        np.testing.assert_allclose(dense.reshape(6, -1) @ dense.reshape(6, -1).T, rows @ rows.T, rtol=1e-13)
 
 
 FLINT = {

@@ -17,6 +17,7 @@ the functions in :data:`~alignver.kernel.network.elementwise.PRIMITIVES`.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -26,7 +27,7 @@ import numpy as np
 from alignver.kernel.failure import require
 from alignver.kernel.network import row_functions
 from alignver.kernel.network.operator_norms import affine_norm, gamma_up, spectral, windows
-from alignver.kernel.network.radii import Enclosure, Entries, Run, U, lengths, rows_largest, up
+from alignver.kernel.network.radii import Enclosure, Entries, Rows, Run, U, lengths, rows_largest, up
 from alignver.kernel.network.row_functions import Back
 from alignver.kernel.network.tape import Program, Step
 
@@ -280,16 +281,18 @@ def _share(run: Run, i: int, step: Step, G: Any, size: Any, e: Any, copies: int)
     owner = np.zeros((groups, rows)) if step.owner is None else step.owner.reshape(step.shape)[:, :, 0]
     if rows % samples == 0 and bool((owner.reshape(groups, samples, each) == np.arange(samples)[:, None]).all()):
         A, G = A.reshape(groups, samples, each, -1), G.reshape(len(G), groups, samples, each, width)
-        value = A[..., 0, :, None] * G[..., 0, None, :] if each == 1 else np.matmul(np.swapaxes(A, -1, -2), G)
-        value = np.moveaxis(value, 1, 2)
-        if each > 1:
+        if each == 1:
+            product = Rows(A[:, :, 0], G[..., 0, :])
+            value = product if step.of[1] in run.factored else product.dense()
+        else:
+            value = np.moveaxis(np.matmul(np.swapaxes(A, -1, -2), G), 1, 2).reshape(len(G) * samples, -1)
             a_norm = np.minimum(a_norm, spectral(A, 1).max(0))
             g_norm = np.minimum(g_norm, spectral(G, 1).max(1))
     else:
         by_sample = [np.matmul(np.swapaxes(A * (owner == s)[..., None], -1, -2), G) for s in range(samples)]
-        value, each = np.stack(by_sample, axis=1), rows
+        value, each = np.stack(by_sample, axis=1).reshape(len(G) * samples, -1), rows
     error = g_norm * e_a + a_norm * e + e_a * e + gamma_up(each) * a_size * size
-    return value.reshape(len(G) * samples, -1), up(error).reshape(-1, 1)
+    return value, up(error).reshape(-1, 1)
 
 
 def _given(run: Run, i: int, step: Step) -> tuple[Any, Any]:
@@ -307,6 +310,9 @@ _BACKWARD: dict[str, Any] = row_functions.BACKWARD | {
 
 
 def _checked(step: Step, value: Any, error: Any) -> None:
+    if isinstance(value, Rows):
+        _checked(step, value.a, error)
+        value = value.g
     finite = bool(np.isfinite(value).all()) and bool(np.all(error <= _LARGEST))
     require(finite, f"{step.kind}: a value or a radius that is not finite")
 
@@ -349,7 +355,26 @@ def forward(program: Program, *, keep: bool = True) -> list[Enclosure]:
     return [values[i] for i in range(len(program.steps))] if keep else [values[program.output]]
 
 
-def gradients(program: Program, values: Sequence[Enclosure], outputs: Sequence[int]) -> dict[int, tuple[Any, Any]]:
+def _factorable(program: Program, needed: set[int]) -> set[int]:
+    """Return the steps with one user whose gradient is that of a trainable leaf, permuted: the leaf, and its moves."""
+    users = Counter(k for step in program.steps for k in step.of)
+    result = set[int]()
+    for i, step in enumerate(program.steps):
+        moved = step.kind == "move" and step.of[0] in result and step.owner is None and _permutes(program, step)
+        if users[i] == 1 and i in needed and (step.kind == "leaf" or moved):
+            result.add(i)
+    return result
+
+
+def _permutes(program: Program, step: Step) -> bool:
+    index = step.args["index"]
+    whole = len(step.of) == 1 and step.size == program.steps[step.of[0]].size
+    return whole and (index is None or bool((np.bincount(index + 1, minlength=step.size + 1)[1:] == 1).all()))
+
+
+def gradients(
+    program: Program, values: Sequence[Enclosure], outputs: Sequence[int], *, factored: bool = False
+) -> dict[int, tuple[Any, Any]]:
     r"""Enclose the gradients of some outputs of each sample with respect to the trainable leaves.
 
     Parameters
@@ -360,6 +385,9 @@ def gradients(program: Program, values: Sequence[Enclosure], outputs: Sequence[i
         The result of :func:`forward`.
     outputs : sequence of int
         J columns of the output, which has shape (samples, columns).
+    factored : bool
+        Return the gradients of a matrix that is used once, on one row of each sample, as
+        :class:`~alignver.kernel.network.radii.Rows`: up to a permutation of its entries.
 
     Returns
     -------
@@ -377,11 +405,14 @@ def gradients(program: Program, values: Sequence[Enclosure], outputs: Sequence[i
     for i, step in enumerate(steps):
         if step.args.get("trainable") or any(k in run.needed for k in step.of):
             run.needed.add(i)
+    run.factored = _factorable(program, run.needed) if factored else run.factored
     output = steps[program.output]
     require(output.owner is not None, "an output that does not depend on the sample")
     seed = np.zeros((len(outputs), samples, output.size // samples))
     seed[np.arange(len(outputs)), :, list(outputs)] = 1.0
-    pending = {program.output: (seed.reshape(len(outputs), -1), np.zeros((len(outputs), samples)))}
+    pending: dict[int, tuple[Any, Any]] = {
+        program.output: (seed.reshape(len(outputs), -1), np.zeros((len(outputs), samples)))
+    }
     result = {}
     with np.errstate(all="ignore"):
         for i in reversed(range(len(steps))):
@@ -393,7 +424,11 @@ def gradients(program: Program, values: Sequence[Enclosure], outputs: Sequence[i
                 pending[i] = np.zeros(shape), np.zeros((shape[0], run.entries(i).samples))
             g, e = pending.pop(i)
             if step.kind == "leaf":
-                result[i] = g.reshape(len(outputs), samples, *step.shape), e.reshape(len(outputs), samples)
+                value = g if isinstance(g, Rows) else g.reshape(len(outputs), samples, *step.shape)
+                result[i] = value, e.reshape(len(outputs), samples)
+                continue
+            if isinstance(g, Rows):  # the step is a permutation of a leaf
+                pending[step.of[0]] = g, e
                 continue
             for k, part, radius in _BACKWARD[step.kind](run, i, step, g, e):
                 if k not in run.needed:

@@ -41,6 +41,29 @@ class Enclosure:
     error: Any
 
 
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Gradients of matrices that every sample multiplies by one row: outer products, stacked over groups.
+
+    Attributes
+    ----------
+    a : (groups, samples, k) ndarray
+        The rows.
+    g : (outputs, groups, samples, n) ndarray
+        The gradients with respect to the rows' products.
+    """
+
+    a: Any
+    g: Any
+
+    def __len__(self) -> int:
+        return int(len(self.g) * self.a.shape[1])
+
+    def dense(self) -> Any:
+        """Return the gradients of each output and sample, (outputs samples, groups k n)."""
+        return np.moveaxis(self.a[..., :, None] * self.g[..., None, :], 1, 2).reshape(len(self), -1)
+
+
 def up(bound: Any) -> Any:
     """Round a computed bound upward."""
     return bound * SLACK + TINY
@@ -101,10 +124,15 @@ class Entries:
 
 
 class Run:
-    """A program with the values of its steps; ``needed`` are the steps whose gradients are asked for."""
+    """A program with the values of its steps.
+
+    ``needed`` are the steps whose gradients are asked for, ``factored`` those whose gradients may remain
+    :class:`Rows`.
+    """
 
     def __init__(self, program: Program, values: Any) -> None:
         self.program, self.values, self.needed = program, values, set[int]()
+        self.factored = set[int]()
         self._entries: dict[int, Entries] = {}
 
     def entries(self, i: int) -> Entries:
