@@ -103,6 +103,8 @@ def check_analytic(model: nn.Module, X: Any = None) -> CheckResult:
     rows = [dataclasses.asdict(row) for row in module_rows(traced)]
     shown = {"operations": len(graph.nodes), "shape": traced.shape, "modules": rows}
     inexact = _deviations(graph)
+    if not barriers and not traced.finite:
+        return _result(Verdict.UNDECIDED, "unproved", "not established: its outputs at X are not finite", began)
     if not barriers:
         certificate = seal("analytic", "operations", {}, {"graph": traced.data}, {})
         reason = f"every operation on the parameters is analytic ({len(graph.nodes)} nodes), for every theta"

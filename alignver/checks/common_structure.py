@@ -132,6 +132,8 @@ def _by_graph(evaluation: _Evaluation, X: Any, masks: Subset | None) -> tuple[Ch
         traced = trace_model(function.model, X)
     except InvalidInput as error:
         return None, (f"without a graph: {error.got}",)
+    if not traced.finite:
+        return None, ("without a proof: the outputs at X are not finite",)
     proof = prove_structure(traced, names)
     if proof is not None:
         terms = sum(function.theta[name].numel() for name in proof.names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -82,7 +83,11 @@ def fold(op: str, name: str, args: Mapping[str, Any], values: Mapping[int, torch
         return None
     if name in _INTEGER and any(values[k].is_floating_point() for k in refs):
         return None
-    result = apply(op, arguments)
+    result = apply(op, dict(arguments))
+    if name in _INTEGER and isinstance(result, torch.Tensor):  # without wraparound
+        wide = {key: part.long() if isinstance(part, torch.Tensor) else part for key, part in arguments.items()}
+        if not torch.equal(apply(op, wide).long(), result.long()):
+            return None
     return result if isinstance(result, torch.Tensor) and _is_exact(name, args, result, refs, values) else None
 
 
@@ -91,17 +96,30 @@ def _is_exact(
 ) -> bool:
     if result.numel() > _MOST or result.is_complex():
         return False
-    if name in ("to", "_to_copy", "copy") and refs:
-        before = values[refs[-1 if name == "copy" else 0]]
-        return before.dtype == torch.bool or bool((result.double() == before.double()).all())
     if name == "arange":
         whole = all(isinstance(args.get(key, 0), int) for key in ("start", "end", "step"))
         return whole and (not result.numel() or float(result.abs().max()) <= 2.0**11)
     if name == "fill" and isinstance(args.get("value"), Ref):
         return False
-    if name in ("fill", "full", "full_like", "scalar_tensor", "new_full", "masked_fill", "where", "constant_pad_nd"):
-        numbers = [part for part in args.values() if isinstance(part, float) and math.isfinite(part)]
-        return all(float(torch.tensor(part, dtype=result.dtype)) == part for part in numbers)
+    operands = [values[k] for k in refs if values[k].dtype != torch.bool]
+    if name in ("to", "_to_copy", "type_as"):
+        operands, common = operands[:1], result.dtype
+    else:
+        common = functools.reduce(torch.promote_types, (operand.dtype for operand in operands), torch.bool)
+    if any(not _survives(operand, common) for operand in operands):
+        return False
+    if name in ("copy", "slice_scatter", "select_scatter") and not _survives(values[refs[-1]], result.dtype):
+        return False
+    target = common if result.dtype == torch.bool and operands else result.dtype
+    entries = [args[key] for key in ("self", "other", "value", "fill_value", "s") if key in args]
+    numbers = [part for part in entries if isinstance(part, int | float) and math.isfinite(part)]
+    if any(float(torch.tensor(part, dtype=target)) != part for part in numbers):
+        return False
     if not result.is_floating_point() and result.numel() and result.dtype != torch.bool:
         return int(result.abs().max()) <= 2**53
     return True
+
+
+def _survives(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether a conversion keeps the values of a tensor."""
+    return tensor.dtype == dtype or bool((tensor.to(dtype).double() == tensor.double()).all())

@@ -13,7 +13,7 @@ from torch import nn
 from alignver.errors import InvalidInput, first_line, kind_of
 from alignver.network.constants import facts
 
-__all__ = ["Leaves", "copied", "refused"]
+__all__ = ["Leaves", "copied", "refused", "shares_memory"]
 
 Extent = tuple[str, int, int]
 
@@ -98,6 +98,11 @@ def copied(model: nn.Module) -> nn.Module:
         twin = copy.deepcopy(model, memo)
     except Exception as error:  # a user's class can raise anything
         raise refused(model, f"it cannot be copied: {first_line(error)}") from error
+    kinds = [[(name, type(module)) for name, module in net.named_modules()] for net in (model, twin)]
+    if kinds[0] != kinds[1]:
+        raise refused(model, "a copy of it has other modules")
+    if any(shares_memory(parameter, tuple(model.parameters())) for parameter in twin.parameters()):
+        raise refused(model, "a copy of it has the same parameters")
     parted = sorted(sorted(group) for group in _sharing(model) ^ _sharing(twin))
     if parted:
         raise refused(model, f"a copy does not share memory as the model does: {', '.join(parted[0][:4])}")
@@ -125,6 +130,11 @@ def _sharing(model: nn.Module) -> set[frozenset[str]]:
         groups[-1].append(name)
         end = max(end, stop)
     return {frozenset(group) for group in groups}
+
+
+def shares_memory(tensor: torch.Tensor, others: Sequence[torch.Tensor]) -> bool:
+    """Whether the memory of a tensor overlaps that of another one of several."""
+    return any(_overlap(_extent(tensor), _extent(other)) for other in others)
 
 
 def _arrays_in(value: Any, depth: int) -> Iterator[Any]:

@@ -21,19 +21,25 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx, nn
-from torch.overrides import TorchFunctionMode
 
 from alignver.errors import InvalidInput, first_line
 from alignver.kernel.network.degrees import is_random
-from alignver.kernel.network.graph import Graph, Node, Ref, encode, parse
-from alignver.network.constants import apply, facts, fold
+from alignver.kernel.network.graph import Graph, Ref, encode, parse
+from alignver.network.compare import (
+    ROWS,
+    evaluate,
+    hidden_derivatives,
+    numbers,
+    require_same,
+    require_same_in_batches,
+)
+from alignver.network.constants import facts, fold
 from alignver.network.inputs import as_inputs, dtype_name, without_fused_layers
 from alignver.network.leaves import Leaves, copied, refused
 
 __all__ = ["NetworkGraph", "trace_model"]
 
 _COMPARED = 32  # samples on which the model has to give the same in one batch and in batches of the trace
-_ROWS = 4  # samples of the trace: the graph is one for a batch of this many
 _DROPPED = {"device", "layout", "pin_memory", "memory_format", "generator", "non_blocking", "cudnn_enabled"}
 _SILENT = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size")
 _SEEDED = ("scaled_dot_product_attention", "gru", "lstm", "rnn_tanh", "rnn_relu", "dropout", "native_dropout",
@@ -63,6 +69,8 @@ class NetworkGraph:
         Where autograd's derivatives are not those of the function: detach, custom backward passes, hooks on gradients.
     tensors : mapping of int to torch.Tensor
         The values of the leaves, by the index of their node.
+    finite : bool
+        Whether the outputs at the model's theta are finite.
     """
 
     graph: Graph
@@ -72,6 +80,7 @@ class NetworkGraph:
     aliases: tuple[tuple[str, ...], ...]
     hidden: tuple[str, ...]
     tensors: Mapping[int, torch.Tensor]
+    finite: bool = True
 
     def evaluate(
         self, x: torch.Tensor, tensors: Mapping[int, torch.Tensor] | None = None, *, defined: bool = False
@@ -81,35 +90,10 @@ class NetworkGraph:
         With ``defined``, NaN or an infinity of finite operands without theta, or a divisor without theta that is 0,
         raises an exception.
         """
-        values: list[Any] = []
-        leaves = self.tensors if tensors is None else tensors
-        moving, moved = self.graph.moving(), set[int]()  # the domains of what depends on theta are the kernel's concern
-        for index, node in enumerate(self.graph.nodes):
-            if node.args.get("leaf") in moving or any(k in moved for k in node.refs()):
-                moved.add(index)
-            if node.op == "input":
-                values.append(x)
-            elif node.op in ("parameter", "constant"):
-                values.append(leaves[index].cpu())
-            elif node.op == "getitem":
-                values.append(values[node.args["self"].node][node.args["index"]])
-            else:
-                values.append(_apply(node, values))
-                divisor = node.args.get("other") if node.base in ("div", "divide", "true_divide") else None
-                if (
-                    defined
-                    and isinstance(divisor, Ref)
-                    and divisor.node not in moved
-                    and not values[divisor.node].all()
-                ):
-                    raise _Undefined(f"{node.base} of {node.module!r} divides by 0 at these inputs")
-                if defined and index not in moved and _loses_finiteness(node, values):
-                    raise _Undefined(f"{node.base or node.op} of {node.module!r} is not finite at these inputs")
-        output: torch.Tensor = values[self.graph.outputs[0]]
-        return output
+        return evaluate(self.graph, self.tensors if tensors is None else tensors, x, defined=defined)
 
 
-def trace_model(model: nn.Module, X: Any, *, rows: int = _ROWS) -> NetworkGraph:
+def trace_model(model: nn.Module, X: Any, *, rows: int = ROWS) -> NetworkGraph:
     """Return the graph of a model for a batch of inputs.
 
     Parameters
@@ -151,14 +135,15 @@ def trace_model(model: nn.Module, X: Any, *, rows: int = _ROWS) -> NetworkGraph:
             builder = _Builder(model, twin, program, x)
             builder.hidden += builder.without_gradients(exported)
             traced = builder.build()
-            hidden = (*traced.hidden, *_hidden_derivatives(model, twin, x))
+            hidden = (*traced.hidden, *hidden_derivatives(model, twin, x))
             if not any(is_random(node) for node in traced.graph.nodes):  # else no two runs agree
-                _require_same_in_batches(twin, more, min(rows, _ROWS))
+                require_same_in_batches(twin, more)
                 theta = [parameter.detach().clone() for parameter in twin.parameters()]
-                _require_same(traced, twin, x)
-                with torch.no_grad():
+                finite = require_same(traced.graph, traced.tensors, twin, x)
+                with torch.no_grad():  # the leaves have the memory of the copy
                     for parameter, value in zip(twin.parameters(), theta, strict=True):
                         parameter.copy_(value)
+                traced = dataclasses.replace(traced, finite=finite)
         except InvalidInput:
             raise
         except Exception as error:  # an operator in a form that is not expected, or the user's code
@@ -380,7 +365,7 @@ class _Builder:
         results = [value] if isinstance(value, torch.Tensor) else [part for part in value if part is not None]
         if name == "rms_norm" and "eps" not in args:
             args["eps"] = float(torch.finfo(results[0].dtype).eps)
-        large = (part for part in _numbers(args) if isinstance(part, int) and abs(part) > _MOST_INTEGER)
+        large = (part for part in numbers(args) if isinstance(part, int) and abs(part) > _MOST_INTEGER)
         if any(part != sys.maxsize for part in large):  # which stands for the end of an axis
             raise refused(self.twin, f"{name} in {module!r} has an integer beyond 2**53")
         if torch.Tag.nondeterministic_seeded in target.tags and name not in _SEEDED:
@@ -453,14 +438,6 @@ def _plain(value: Any) -> Any:
     return {"dtype": str(value)}
 
 
-def _numbers(value: Any) -> Iterator[Any]:
-    if isinstance(value, Mapping | tuple | list):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _numbers(item)
-    elif isinstance(value, int | float):
-        yield value
-
-
 def _referred(value: Any) -> Iterator[int]:
     if isinstance(value, Ref):
         yield value.node
@@ -478,123 +455,3 @@ def _renumbered(entry: Mapping[str, Any], places: Mapping[int, int]) -> dict[str
         return [moved(item) for item in value] if isinstance(value, tuple | list) else value
 
     return {**entry, "args": moved(entry["args"])}
-
-
-class _Undefined(Exception):
-    """An operation gives NaN or an infinity for finite operands."""
-
-
-def _loses_finiteness(node: Node, values: Sequence[Any]) -> bool:
-    """Whether the last of the values is not finite, although all that the node refers to is."""
-    operands = [values[k] for k in node.refs()]
-    return (
-        not _all_finite(values[-1:])
-        and _all_finite(operands)
-        and all(np.isfinite(part) for part in _numbers(node.args))
-    )
-
-
-def _all_finite(values: Sequence[Any]) -> bool:
-    tensors = [t for value in values for t in (value if isinstance(value, tuple | list) else [value])]
-    return all(bool(torch.isfinite(t).all()) for t in tensors if isinstance(t, torch.Tensor) and t.is_floating_point())
-
-
-def _apply(node: Node, values: Sequence[Any]) -> Any:
-    """Apply the operator of a node with torch."""
-
-    def filled(value: Any, kind: str) -> Any:
-        if isinstance(value, Ref):
-            return values[value.node]
-        if isinstance(value, tuple):
-            return [filled(item, "") for item in value]
-        return getattr(torch, value) if kind == "dtype" and isinstance(value, str) else value
-
-    arguments = {key: filled(value, key) for key, value in node.args.items()}
-    if node.op.startswith("aten."):
-        return apply(node.op, arguments)
-    space, name, overload = node.op.split(".")
-    return getattr(getattr(getattr(torch.ops, space), name), overload)(**arguments)
-
-
-def _require_same(traced: NetworkGraph, model: nn.Module, x: torch.Tensor) -> None:
-    """Compare the graph with the model at its theta and at a random one, to which the copy's parameters are moved."""
-    generator = torch.Generator().manual_seed(0)
-    for step in range(2):
-        if step:
-            with torch.no_grad():
-                for parameter in model.parameters():
-                    size = float(parameter.float().square().mean().sqrt()) if parameter.numel() else 0.0
-                    noise = torch.randn(parameter.shape, generator=generator) * (size or 0.1)
-                    parameter.add_(noise.to(parameter.dtype).to(parameter.device))
-        with torch.no_grad():
-            expected, actual = model(x.clone()), None
-            if isinstance(expected, torch.Tensor):
-                try:
-                    actual = traced.evaluate(x.cpu(), defined=not step)
-                except _Undefined as error:
-                    raise refused(model, str(error), "a model whose operations are defined at X") from error
-        if actual is None or expected.shape != actual.shape:
-            raise refused(model, "the model and its trace return different kinds of values")
-        a, b = actual.double(), expected.detach().cpu().double()
-        finite = torch.isfinite(a) & torch.isfinite(b)
-        limit = _slack(expected) * float(b[finite].abs().max()) if bool(finite.any()) else 0.0
-        if bool(((a - b)[finite].abs() > limit).any()) or bool((torch.isfinite(a) != torch.isfinite(b)).any()):
-            raise refused(model, "the model and its trace have different outputs")
-
-
-def _slack(outputs: torch.Tensor) -> float:
-    """Return the relative difference of two evaluations that rounding explains."""
-    return min(2.0**13 * float(torch.finfo(outputs.dtype).eps), 0.05) if outputs.is_floating_point() else 0.0
-
-
-def _require_same_in_batches(model: nn.Module, x: torch.Tensor, rows: int) -> None:
-    """Compare the outputs of one batch with those of batches of the trace: the function of a sample is to be one."""
-    if len(x) <= rows:
-        return
-    with torch.no_grad():
-        whole, parts = model(x.clone()), [model(part.clone()) for part in torch.split(x, rows)]
-    if not all(isinstance(part, torch.Tensor) and part.ndim for part in (whole, *parts)):
-        return  # which is refused below
-    apart = torch.cat(parts)
-    same = whole.shape == apart.shape
-    limit = _slack(whole) * float(whole.double().abs().max()) if same and whole.numel() else 0.0
-    if not same or not bool(((whole - apart).double().abs() <= limit).all()):
-        raise refused(model, f"its outputs differ between a batch of {len(x)} samples and batches of {rows}")
-
-
-class _Hooks(TorchFunctionMode):
-    """Notes hooks that the forward pass registers on gradients."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.registered = 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.register_hook:
-            self.registered += 1
-        return func(*args, **(kwargs or {}))
-
-
-def _hidden_derivatives(model: nn.Module, twin: nn.Module, x: torch.Tensor) -> list[str]:
-    """Return custom backward passes and hooks on gradients, from one run of the copy with gradients."""
-    hidden = []
-    for name, module in model.named_modules():
-        if module._backward_hooks or module._backward_pre_hooks:
-            hidden.append(f"a hook on the gradients of {name or type(module).__name__!r}")
-    for name, parameter in model.named_parameters():
-        if parameter._backward_hooks:
-            hidden.append(f"a hook on the gradient of {name!r}")
-    with torch.enable_grad(), _Hooks() as hooks:
-        output = twin(x.clone())
-    if hooks.registered:
-        hidden.append("a hook on a gradient, registered in forward")
-    stack = [output.grad_fn] if isinstance(output, torch.Tensor) and output.grad_fn is not None else []
-    seen = set(stack)
-    while stack:
-        step: Any = stack.pop()
-        if isinstance(step, torch.autograd.function.BackwardCFunction):
-            hidden.append(f"the custom backward of {type(step).__name__.removesuffix('Backward')}")
-        following = [part for part, _ in step.next_functions if part is not None and part not in seen]
-        seen.update(following)
-        stack += following
-    return hidden

@@ -110,6 +110,33 @@ FORGED = {
 }
 
 
+ONES = np.array([1, 0, 1])
+FORGED |= {
+    "one name of two leaves": certificate(
+        [W, parameter("w", 1), op("tanh.default", self=ref(0)), op("mul.Tensor", self=ref(2), other=ref(1))],
+        annotation=np.array([0, 1, 0, 1]),
+    ),
+    "no factor": certificate([W, INPUT, op("mul.Tensor", self=ref(0))], annotation=ONES),
+    "no summand": certificate([W, INPUT, op("add.Tensor", self=ref(0), alpha=1)], annotation=ONES),
+    "no terms": certificate([W, op("cat.default", tensors=[], dim=0)], annotation=np.array([1, ZERO])),
+    "a list in a list": certificate(
+        [W, op("cat.default", tensors=[[{"node": 0}]], dim=0), op("mul.Tensor", self=ref(0), other=ref(1))],
+        annotation=np.array([1, 0, 1]),
+    ),
+    "positions for values": certificate([W, op("where.default", condition=ref(0))], annotation=np.array([1, ZERO])),
+    "another dtype": certificate(
+        [W, op("_to_copy.default", self=ref(0), dtype={"dtype": "int64"})], annotation=np.array([1, 1])
+    ),
+    "written to memory": certificate(
+        [W, INPUT, op("mul.Tensor_out", self=ref(0), other=ref(1), out_=ref(0))], annotation=ONES
+    ),
+    "training by a number": certificate(
+        [W, INPUT, op("batch_norm.default", input=ref(1), weight=ref(0), training=1, eps=1e-5)], annotation=ONES
+    ),
+    "a leaf of a fraction": certificate([parameter("w", 0.5), INPUT, PRODUCT[2]], annotation=ONES),
+}
+
+
 @pytest.mark.parametrize("name", FORGED)
 @pytest.mark.parametrize("everywhere", [True, False])
 def test_forged_structures_are_refused(name, everywhere):
@@ -276,6 +303,105 @@ def test_analytic_claims(holds, nodes):
     if "shape" in nodes[-1]["args"]:
         nodes[-1]["args"].pop("shape")
     assert analytic(*nodes).verdict is (Verdict.HOLDS if holds else Verdict.FAILS)
+
+
+EXP = op("exp.default", self=ref(0))
+TWO = constant((1.0, 2.0))
+FORGED_DOMAINS = {
+    "another order of arguments": [
+        W,
+        constant((1.0, 1.0), dtype="int64"),
+        op("gather.default", dim=0, index=ref(1), self=ref(0)),
+        op("log.default", self=ref(2)),
+    ],
+    "weights before indices": [
+        W,
+        constant((1.0, 1.0), dtype="int64"),
+        op("embedding.default", indices=ref(1), weight=ref(0)),
+        op("log.default", self=ref(2)),
+    ],
+    "a factor that is not looked at": [
+        W,
+        constant((-1.0, 1.0)),
+        EXP,
+        op("dot.default", self=ref(2), tensor=ref(1), shape=()),
+        op("add.Tensor", self=ref(3), other=1.0, alpha=1, shape=()),
+        op("log.default", self=ref(4), shape=()),
+    ],
+    "a factor that is lacking": [W, EXP, op("mul.Tensor", self=ref(1)), op("log.default", self=ref(2))],
+    "padding without its value": [
+        W,
+        EXP,
+        op("constant_pad_nd.default", self=ref(1), pad=[1, 1], shape=(4,)),
+        op("log.default", self=ref(2), shape=(4,)),
+    ],
+    "accumulation by a number": [
+        W,
+        op("sigmoid.default", self=ref(0)),
+        constant((0.0, 0.0), dtype="int64"),
+        op("index_put.default", self=ref(1), indices=[{"node": 2}], values=ref(1), accumulate=1),
+        op("neg.default", self=ref(3)),
+        op("log1p.default", self=ref(4)),
+    ],
+    "training by a number": [
+        W,
+        TWO,
+        op("batch_norm.default", input=ref(0), running_mean=ref(1), running_var=ref(1), training=1, eps=1e-5),
+    ],
+    "an axis that is lacking": [
+        W,
+        constant((1.0, 1.0)),
+        op("softmax.int", self=ref(1)),
+        op("add.Tensor", self=ref(2), other=-0.5, alpha=1),
+        EXP,
+        op("mul.Tensor", self=ref(4), other=ref(3)),
+        op("log.default", self=ref(5)),
+    ],
+    "a cast to integers": [W, op("_to_copy.default", self=ref(0), dtype={"dtype": "int64"})],
+    "an infinite constant": [
+        W,
+        constant(({"float": "inf"}, {"float": "inf"})),
+        op("div.Tensor", self=ref(0), other=ref(1)),
+    ],
+    "clamped by a tensor": [
+        W,
+        constant((-1.0, -1.0)),
+        TWO,
+        op("clamp.Tensor", self=ref(1), min=ref(2)),
+        EXP,
+        op("mul.Tensor", self=ref(4), other=ref(3)),
+        op("neg.default", self=ref(5)),
+        op("log.default", self=ref(6)),
+    ],
+    "attention with an infinite scale": [
+        W,
+        op(
+            "scaled_dot_product_attention.default",
+            query=ref(0),
+            key=ref(0),
+            value=ref(0),
+            dropout_p=0.0,
+            scale={"float": "inf"},
+        ),
+    ],
+    "scores without theta, all masked": [
+        W,
+        constant(None, "all"),
+        op("softmax.int", self=ref(1), dim=-1),
+        op("mul.Tensor", self=ref(0), other=ref(2)),
+    ],
+    "memory beside a tensor": [
+        W,
+        parameter("v", 1, trainable=False, ends=[0.0, 1.0]),
+        op("as_strided.default", self=ref(1), size=[2], stride=[1], storage_offset=2),
+        op("relu.default", self=ref(2)),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", FORGED_DOMAINS)
+def test_forged_domains_are_refused(name):
+    assert analytic(*FORGED_DOMAINS[name]).verdict is Verdict.FAILS
 
 
 def test_random_coefficients_are_not_analytic():

@@ -182,11 +182,6 @@ class _Walker:
         """Return the range of an argument."""
         return self.value(name).range
 
-    @property
-    def main(self) -> str:
-        """The name of the first argument that is a node."""
-        return next((name for name in self.args if list(self.node.refs(name))), "")
-
     # Whether the node is analytic in what depends on theta.
 
     def require_analytic(self) -> None:
@@ -297,7 +292,7 @@ class _Walker:
         self._demand(self.args.get("use_input_stats", True) is True, "it uses statistics that are not of the sample")
 
     def _batch_norm(self) -> None:
-        self._demand(self.args.get("training") is not True, "it uses the statistics of the batch")
+        self._demand(not self.args.get("training"), "it uses the statistics of the batch")
         shifted = add(self.of("running_var"), number(float(self.args.get("eps", 0.0))))
         given = bool(list(self.node.refs("running_var")))
         self._demand(given and shifted.positive, "running_var + eps is not proved to be above 0")
@@ -306,7 +301,7 @@ class _Walker:
         p = self.args.get("ord", self.args.get("p", 2))
         finite = isinstance(p, int | float) and math.isfinite(p) and p != 0
         self._demand(self._of_entries(), "it is a norm of matrices", True)
-        self._demand(finite and self.of(self.main).nonzero, "it is a norm of what may be zero", True)
+        self._demand(finite and self.of(self.node.main).nonzero, "it is a norm of what may be zero", True)
 
     def _of_entries(self) -> bool:
         """Whether a norm is that of vectors: with an order, linalg_norm of a matrix is an operator norm."""
@@ -325,7 +320,7 @@ class _Walker:
         self._demand(smooth, "it has a kink, and its argument is not proved to stay on one side", True)
 
     def _softmax(self) -> None:
-        scores = self.value(self.main)
+        scores = self.value(self.node.main)
         last = self.args.get("dim") in (-1, len(self.node.out[0][1]) - 1)
         self._demand(not scores.masked or (scores.masked == "rows" and last), "a row may be masked wholly")
 
@@ -340,6 +335,7 @@ class _Walker:
                 self._demand(self._some(mask, "true"), "a row may be masked wholly")
             self._demand(value.masked in ("", "rows"), "a row may be masked wholly")
         self._demand(self.args.get("dropout_p") == 0.0, "it draws random numbers")
+        self._demand(not self.value("scale").masked, "its scale is not finite")
 
     def _some(self, ref: Any, kind: str) -> bool:
         """Whether every row along the last axis of a boolean constant has an entry that is true (or false)."""
@@ -355,7 +351,13 @@ class _Walker:
             return "any"  # memory without a value
         unused = ("self",) if base in ("copy", "fill") else ()
         state = {name: self.value(name).masked for name in args if name not in unused}
-        if not any(state.values()) or base in ("softmax", "_softmax", "scaled_dot_product_attention"):
+        if not any(state.values()):
+            return ""
+        if base in ("softmax", "_softmax", "scaled_dot_product_attention"):
+            try:
+                (self._attention if base == "scaled_dot_product_attention" else self._softmax)()
+            except _NotAnalytic:
+                return "any"
             return ""
         first = state.get("self", "")
         if base in ("where", "masked_fill"):
@@ -410,10 +412,10 @@ class _Walker:
             return self.of("value") if sure else hull([self.of("value"), number(0.0)])
         if base in ("gru", "lstm", "rnn_tanh"):
             return number(0.0) if self.of("params").is_zero and self.of("hx").is_zero else WHOLE
-        return self._function(self.of(self.main) if self.main else WHOLE)
+        return self._function(self.of(self.node.main) if self.node.main else WHOLE)
 
     def _linear(self) -> Range:
-        entries = self.of(self.main) if self.main else WHOLE
+        entries = self.of(self.node.main) if self.node.main else WHOLE
         if self.base in COPIES or self.base == "mean" or self.base.endswith("dropout"):
             return entries
         if self.base in ("neg", "negative"):
@@ -438,7 +440,7 @@ class _Walker:
                 a, b = b, a
             return add(a, scaled(b, float(alpha if base == "add" else -alpha)))
         parts = [self.of(name) for name in JOINS[base] if name in self.args]
-        added = base in ("scatter_add", "scatter_reduce", "index_add") or self.args.get("accumulate") is True
+        added = base in ("scatter_add", "scatter_reduce", "index_add") or bool(self.args.get("accumulate"))
         if added or (base == "lerp" and not 0.0 <= _number(self.args.get("weight"), -1.0) <= 1.0):
             return number(0.0) if all(item.is_zero for item in parts) else WHOLE
         return hull(parts)
@@ -468,6 +470,8 @@ class _Walker:
             equal = inner.is_zero if self.base == "rms_norm" else inner.low == inner.high
             equal = equal and self.args.get("use_input_stats", True) is True
             inner = number(0.0) if equal else WHOLE
+        if self.args.get("training"):
+            inner = WHOLE
         weighted = inner if self.args.get("weight") is None else multiply(inner, self.of("weight"))
         return weighted if self.args.get("bias") is None else add(weighted, self.of("bias"))
 
@@ -499,9 +503,10 @@ class _Walker:
         if base == "abs":
             return Range(0.0, math.inf, True) if x.nonzero else number(0.0) if x.is_zero else Range(0.0, math.inf)
         if base in ("clamp", "clamp_min"):
-            least = _number(args.get("min"), -math.inf)
-            most = _number(args.get("max"), math.inf)
-            return Range(max(x.low, least), max(x.high, least)) if most == math.inf else WHOLE
+            least = args.get("min")
+            if not isinstance(least, int | float) or not math.isfinite(least) or args.get("max") is not None:
+                return WHOLE
+            return Range(max(x.low, least), max(x.high, least))
         if base in ("gelu", "silu", "mish", "sin", "leaky_relu", "elu", "selu", "hardswish") and x.is_zero:
             return x
         if base in ("sin", "cos"):
@@ -525,7 +530,7 @@ class _Walker:
     def _shares(self, x: Range) -> Range:
         shape, dim = self.node.out[0][1], self.args.get("dim")
         length = shape[dim] if type(dim) is int and -len(shape) <= dim < len(shape) else 1
-        if self.value(self.main).masked:
+        if self.value(self.node.main).masked or type(dim) is not int:
             return Range(0.0, 1.0)
         return quotient(number(1.0), number(float(length))) if x.low == x.high else Range(0.0, 1.0, True, length >= 2)
 

@@ -136,7 +136,7 @@ def _degree(node: Node, known: list[tuple[int, ...]]) -> tuple[int, ...]:
     if base in ZEROS:
         return (ZERO,)
     if base in LINEAR or _is_inert(node):
-        main = next((name for name in args if list(node.refs(name))), "")
+        main = node.main
         return (of(main) if main and rest(main) else 0 if rest() else UNKNOWN,)
     if base in JOINS and selects(node):
         used = tuple(name for name in JOINS[base] if name in args)
@@ -163,7 +163,7 @@ def _degree(node: Node, known: list[tuple[int, ...]]) -> tuple[int, ...]:
         return (p if p in (UNKNOWN, ZERO) else int(args.get("exponent", 2)) * p,)
     if base in _NORMS:
         return _affine(0 if rest("weight", "bias") else UNKNOWN, of, args, len(node.out))
-    if base in _BATCH_NORMS and args.get("training") is not True:
+    if base in _BATCH_NORMS and not args.get("training"):
         centred = _joined([of("input"), of("running_mean")])
         fixed = rest("input", "running_mean", "weight", "bias")
         return _affine(centred if fixed else UNKNOWN, of, args, len(node.out))
@@ -189,7 +189,7 @@ def _of(value: Any, known: list[tuple[int, ...]]) -> int:
         return _joined(list(known[value.node]))
     if isinstance(value, bool | int | float):
         return ZERO if value == 0 else 0
-    return UNKNOWN if isinstance(value, str) else 0
+    return 0 if value is None else UNKNOWN
 
 
 def _joined(terms: Sequence[int]) -> int:

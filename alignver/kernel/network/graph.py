@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from alignver.kernel.failure import NotProved, require
+from alignver.kernel.network.operators import JOINS, PRODUCTS
 
 __all__ = ["FLOATS", "Graph", "Node", "Ref", "encode", "parse"]
 
@@ -60,8 +62,13 @@ class Node:
     def base(self) -> str:
         """The operator without namespace and overload, ``add``; empty for another namespace, or bits read anew."""
         parts = self.op.split(".")
-        known = parts[0] == "aten" and len(parts) == 3 and parts[2] != "out" and self.op not in _BITS
+        known = parts[0] == "aten" and len(parts) == 3 and not parts[2].endswith("out") and self.op not in _BITS
         return parts[1] if known else ""
+
+    @property
+    def main(self) -> str:
+        """The argument that a function of one tensor is applied to, whatever the order of the arguments; or empty."""
+        return next((name for name in ("self", "input", "weight") if list(self.refs(name))), "")
 
     def refs(self, *names: str) -> Iterator[int]:
         """Yield the nodes that the named arguments refer to, of all arguments without names."""
@@ -129,6 +136,8 @@ def parse(data: Any) -> Graph:
     require(isinstance(document, dict) and set(document) == {"nodes", "outputs"}, "the graph has other fields")
     require(bool(np.array_equal(encode(document), array)), "the graph has another serialization")
     nodes = tuple(_node(entry, index) for index, entry in enumerate(document["nodes"]))
+    names = [node.args["name"] for node in nodes if node.op == "parameter"]
+    require(len(set(names)) == len(names), "two leaves have one name")
     outputs = tuple(document["outputs"])
     sound = len(outputs) > 0 and all(type(k) is int and 0 <= k < len(nodes) for k in outputs)
     require(sound, "the outputs are not nodes of the graph")
@@ -146,10 +155,18 @@ def _node(entry: Any, index: int) -> Node:
     require(all(type(size) is int and size >= 0 for size in sizes), f"node {index} has a shape that is none")
     require(len(out) >= 1, f"node {index} has no result")
     node = Node(entry["op"], args, out, entry["module"])
+    given = {name for name, value in args.items() if value is not None and value != ()}
+    lacking = set(JOINS.get(node.base, PRODUCTS.get(node.base, ((), ""))[0])) - given
+    whole = not lacking or (node.base == "scatter" and lacking in ({"src"}, {"value"}))
+    require(whole, f"node {index} lacks {', '.join(sorted(lacking))}")
+    require(node.op in LEAVES or args.get("dtype") in (None, out[0][0]), f"node {index} has another dtype")
     if node.op in LEAVES:
         facts = {"parameter": {"name", "leaf", "trainable", "pure", "range"}, "input": set[str]()}
         facts["constant"] = {"name", "range", "masked", "rows"}
         require(set(args) == facts[node.op] and not list(node.refs()), f"leaf {index} has other facts")
+        require(type(args.get("leaf", 0)) is int, f"leaf {index} has an index that is no integer")
+        ends = args.get("range") or ()
+        require(all(math.isfinite(end) for end in ends), f"leaf {index} has a range that is not finite")
     return node
 
 

@@ -62,7 +62,8 @@ JOINS: dict[str, tuple[str, ...]] = {
 """Sums, selections and assemblies of the named arguments; the others are coefficients."""
 
 PRODUCTS: dict[str, tuple[tuple[str, ...], str]] = {
-    **dict.fromkeys(("mul", "multiply", "dot", "vdot"), (("self", "other"), "")),
+    **dict.fromkeys(("mul", "multiply", "vdot"), (("self", "other"), "")),
+    "dot": (("self", "tensor"), ""),
     **dict.fromkeys(("matmul", "inner", "kron"), (("self", "other"), "")),
     **dict.fromkeys(("mm", "bmm"), (("self", "mat2"), "")),
     "mv": (("self", "vec"), ""),
@@ -86,7 +87,11 @@ BAGS = words("embedding_bag _embedding_bag _embedding_bag_forward_only")
 """Sums (mode 0) or means (mode 1) of rows of a table; further results are integers."""
 
 ZEROS = words("zeros zeros_like new_zeros")
-EMPTY = words("empty empty_like new_empty empty_strided new_empty_strided empty_permuted resize")
+EMPTY = words("""
+    empty empty_like new_empty empty_strided new_empty_strided empty_permuted resize as_strided as_strided_copy
+    as_strided_scatter
+""")
+"""Memory without a value, or the memory of whatever lies beside a tensor."""
 
 RANDOM = ("rand", "normal", "bernoulli", "multinomial", "poisson", "binomial", "dropout", "uniform", "exponential",
           "cauchy", "geometric", "rrelu", "gumbel", "dirichlet", "gamma")  # fmt: skip
