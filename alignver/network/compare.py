@@ -14,11 +14,12 @@ from alignver.kernel.network.graph import Graph, Node, Ref
 from alignver.network.constants import apply
 from alignver.network.leaves import refused, shares_memory
 
-__all__ = ["ROWS", "evaluate", "hidden_derivatives", "numbers", "require_same", "require_same_in_batches"]
+__all__ = ["ROWS", "evaluate", "hidden_derivatives", "numbers", "numbers_in", "require_same", "require_same_in_batches"]
 
 ROWS = 4
 """Samples of the trace: the graph is one for a batch of this many."""
 
+Attribute = tuple[nn.Module, str]
 _DIVISORS = {"div": "other", "divide": "other", "true_divide": "other", "addcdiv": "tensor2"}
 _READS = (torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__float__, torch.Tensor.__int__,
           torch.Tensor.__bool__, torch.Tensor.__index__, torch.Tensor.__array__)  # fmt: skip
@@ -96,14 +97,22 @@ def _apply(node: Node, values: Sequence[Any]) -> Any:
     return getattr(getattr(getattr(torch.ops, space), name), overload)(**arguments)
 
 
-def require_same(graph: Graph, tensors: Mapping[int, torch.Tensor], model: nn.Module, x: torch.Tensor) -> bool:
+def require_same(
+    graph: Graph,
+    tensors: Mapping[int, torch.Tensor],
+    model: nn.Module,
+    x: torch.Tensor,
+    outputs: Any,
+    counts: Mapping[Attribute, float],
+) -> bool:
     """Compare the graph with the model at its theta and at a random one, to which the copy's parameters are moved.
 
-    Numbers that the forward pass changes, such as counts of its calls, are moved far away for the second comparison.
+    ``outputs`` are those at its theta, of a run with gradients; the other run is one without. Attributes of modules
+    that are numbers, and no longer those before the first run (``counts``), are moved far away for the other.
     Returns whether the outputs at the model's theta are finite.
     """
     generator = torch.Generator().manual_seed(0)
-    before, finite_outputs = _numbers_in(model), True
+    finite_outputs = True
     for step in range(2):
         if step:
             with torch.no_grad():
@@ -111,11 +120,11 @@ def require_same(graph: Graph, tensors: Mapping[int, torch.Tensor], model: nn.Mo
                     size = float(parameter.float().square().mean().sqrt()) if parameter.numel() else 0.0
                     noise = torch.randn(parameter.shape, generator=generator) * (size or 0.1)
                     parameter.add_(noise.to(parameter.dtype).to(parameter.device))
-            for (module, name), value in _numbers_in(model).items():
-                if before.get((module, name)) != value:
+            for (module, name), value in numbers_in(model).items():
+                if counts.get((module, name), value) != value:
                     vars(module)[name] = value + 1_000_003
         with torch.no_grad():
-            expected, actual = model(x.clone()), None
+            expected, actual = model(x.clone()) if step else outputs, None
             if isinstance(expected, torch.Tensor):
                 try:
                     actual = evaluate(graph, tensors, x.cpu(), defined=not step)
@@ -168,7 +177,7 @@ class _Calls(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _numbers_in(model: nn.Module) -> dict[tuple[nn.Module, str], Any]:
+def numbers_in(model: nn.Module) -> dict[Attribute, float]:
     """Return the attributes of all modules that are numbers."""
     return {
         (module, name): value
@@ -178,8 +187,8 @@ def _numbers_in(model: nn.Module) -> dict[tuple[nn.Module, str], Any]:
     }
 
 
-def hidden_derivatives(model: nn.Module, twin: nn.Module, x: torch.Tensor) -> list[str]:
-    """Return custom backward passes and hooks on gradients, from one run of the copy with gradients."""
+def hidden_derivatives(model: nn.Module, twin: nn.Module, x: torch.Tensor) -> tuple[list[str], Any]:
+    """Return custom backward passes and hooks on gradients, from one run of the copy, and its outputs."""
     hidden = []
     for name, module in model.named_modules():
         if module._backward_hooks or module._backward_pre_hooks:
@@ -189,8 +198,7 @@ def hidden_derivatives(model: nn.Module, twin: nn.Module, x: torch.Tensor) -> li
             hidden.append(f"a hook on the gradient of {name!r}")
     with torch.enable_grad(), _Calls() as calls:
         output = twin(x.clone())
-    reads = [tensor for tensor in calls.read if shares_memory(tensor, (*model.parameters(), *twin.parameters()))]
-    if reads:
+    if shares_memory(calls.read, (*model.parameters(), *twin.parameters())):
         raise refused(model, "its forward pass turns a parameter into a number of Python")
     if calls.hooks:
         hidden.append("a hook on a gradient, registered in forward")
@@ -203,4 +211,4 @@ def hidden_derivatives(model: nn.Module, twin: nn.Module, x: torch.Tensor) -> li
         following = [part for part, _ in step.next_functions if part is not None and part not in seen]
         seen.update(following)
         stack += following
-    return hidden
+    return hidden, output.detach() if isinstance(output, torch.Tensor) else output

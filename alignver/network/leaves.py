@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from alignver.network.constants import facts
 __all__ = ["Leaves", "copied", "refused", "shares_memory"]
 
 Extent = tuple[str, int, int]
+_FOREIGN = ""  # in place of the name of a buffer or a captured tensor
 
 
 class Leaves:
@@ -36,21 +38,20 @@ class Leaves:
             name: [_extent(tensor), _extent(originals[name])] for name, tensor in self.named.items()
         }
         buffers = [*twin.buffers(), *model.buffers(), *captured]
+        named = [(extent, name) for name, extents in self.extents.items() for extent in extents]
+        self.spans = _spans([*named, *((_extent(tensor), _FOREIGN) for tensor in buffers)])
         self.group = {name: index for index, name in enumerate(self.named)}
-        merged = True
-        while merged:  # by transitivity: each tensor in turn joins the groups that it overlaps
-            merged = False
-            for extents in [*self.extents.values(), *([_extent(tensor)] for tensor in buffers)]:
-                touched = {self.group[name] for name in self._touching(extents)}
-                if len(touched) > 1:
-                    merged = True
-                    self.group = {name: min(touched) if g in touched else g for name, g in self.group.items()}
+        for _, names in self.spans:
+            touched = {self.group[name] for name in names if name != _FOREIGN}
+            if len(touched) > 1:
+                self.group = {name: min(touched) if g in touched else g for name, g in self.group.items()}
         self.foreign: set[int] = set()  # groups with memory of a buffer or a captured tensor
-        for tensor in buffers:
-            self.foreign |= {self.group[name] for name in self._touching([_extent(tensor)])}
+        for _, names in self.spans:
+            if _FOREIGN in names:
+                self.foreign |= {self.group[name] for name in names if name != _FOREIGN}
 
-    def _touching(self, extents: Sequence[Extent]) -> list[str]:
-        return [name for name, mine in self.extents.items() if any(_overlap(a, b) for a in mine for b in extents)]
+    def _touching(self, extent: Extent) -> set[str]:
+        return _names_at(self.spans, extent) - {_FOREIGN}
 
     def _facts(self, name: str, group: int, trainable: bool) -> dict[str, Any]:
         members = [tensor for other, tensor in self.named.items() if self.group[other] == group]
@@ -66,7 +67,7 @@ class Leaves:
 
     def shared(self, name: str, tensor: torch.Tensor) -> dict[str, Any] | None:
         """Return the facts of a buffer or captured tensor on the memory of a parameter; None if it is on no such."""
-        touched = {self.group[other] for other in self._touching([_extent(tensor)])}
+        touched = {self.group[other] for other in self._touching(_extent(tensor))}
         return {**self._facts(name, min(touched), False), "range": None} if touched else None
 
     def aliases(self) -> tuple[tuple[str, ...], ...]:
@@ -101,7 +102,7 @@ def copied(model: nn.Module) -> nn.Module:
     kinds = [[(name, type(module)) for name, module in net.named_modules()] for net in (model, twin)]
     if kinds[0] != kinds[1]:
         raise refused(model, "a copy of it has other modules")
-    if any(shares_memory(parameter, tuple(model.parameters())) for parameter in twin.parameters()):
+    if shares_memory(tuple(twin.parameters()), tuple(model.parameters())):
         raise refused(model, "a copy of it has the same parameters")
     parted = sorted(sorted(group) for group in _sharing(model) ^ _sharing(twin))
     if parted:
@@ -121,20 +122,32 @@ def _sharing(model: nn.Module) -> set[frozenset[str]]:
     for name, tensor in tensors.items():
         if tensor.numel() and not tensor.data_ptr():
             raise refused(model, f"{name!r} has no address", "parameters and buffers in memory")
-    groups: list[list[str]] = []
-    place, end = "", 0
-    for (device, start, stop), name in sorted((_extent(tensor), name) for name, tensor in tensors.items()):
-        if device != place or start >= end:
-            groups.append([])
-            place, end = device, stop
-        groups[-1].append(name)
-        end = max(end, stop)
-    return {frozenset(group) for group in groups}
+    return {frozenset(names) for _, names in _spans([(_extent(tensor), name) for name, tensor in tensors.items()])}
 
 
-def shares_memory(tensor: torch.Tensor, others: Sequence[torch.Tensor]) -> bool:
-    """Whether the memory of a tensor overlaps that of another one of several."""
-    return any(_overlap(_extent(tensor), _extent(other)) for other in others)
+def _spans(items: Sequence[tuple[Extent, str]]) -> list[tuple[Extent, set[str]]]:
+    """Return the connected pieces of the memory of named tensors, in order, with the names in each."""
+    spans: list[tuple[Extent, set[str]]] = []
+    for (device, start, stop), name in sorted(items):
+        if spans and spans[-1][0][0] == device and start < spans[-1][0][2]:
+            (_, first, last), names = spans.pop()
+            spans.append(((device, first, max(last, stop)), names | {name}))
+        else:
+            spans.append(((device, start, stop), {name}))
+    return spans
+
+
+def _names_at(spans: Sequence[tuple[Extent, set[str]]], extent: Extent) -> set[str]:
+    device, start, stop = extent
+    first = bisect.bisect_right(spans, (device, start), key=lambda span: span[0][:2]) - 1
+    last = bisect.bisect_left(spans, (device, stop), key=lambda span: span[0][:2])
+    return {name for span, names in spans[max(first, 0) : last] if _overlap(span, extent) for name in names}
+
+
+def shares_memory(tensors: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:
+    """Whether the memory of one of the tensors overlaps that of one of the others."""
+    spans = _spans([(_extent(other), "") for other in others])
+    return any(_names_at(spans, _extent(tensor)) for tensor in tensors)
 
 
 def _arrays_in(value: Any, depth: int) -> Iterator[Any]:

@@ -30,6 +30,7 @@ from alignver.network.compare import (
     evaluate,
     hidden_derivatives,
     numbers,
+    numbers_in,
     require_same,
     require_same_in_batches,
 )
@@ -135,11 +136,13 @@ def trace_model(model: nn.Module, X: Any, *, rows: int = ROWS) -> NetworkGraph:
             builder = _Builder(model, twin, program, x)
             builder.hidden += builder.without_gradients(exported)
             traced = builder.build()
-            hidden = (*traced.hidden, *hidden_derivatives(model, twin, x))
+            counts = numbers_in(twin)
+            derivatives, outputs = hidden_derivatives(model, twin, x)
+            hidden = (*traced.hidden, *derivatives)
             if not any(is_random(node) for node in traced.graph.nodes):  # else no two runs agree
                 require_same_in_batches(twin, more)
                 theta = [parameter.detach().clone() for parameter in twin.parameters()]
-                finite = require_same(traced.graph, traced.tensors, twin, x)
+                finite = require_same(traced.graph, traced.tensors, twin, x, outputs, counts)
                 with torch.no_grad():  # the leaves have the memory of the copy
                     for parameter, value in zip(twin.parameters(), theta, strict=True):
                         parameter.copy_(value)
@@ -180,12 +183,21 @@ def _exported(model: nn.Module, x: torch.Tensor) -> tuple[Any, Any]:
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), torch.enable_grad():
         try:
             exported = torch.export.export(model, (x.clone(),), strict=False)
-            return exported, exported.run_decompositions({})
+            return exported, exported.run_decompositions({}) if _mutates(exported.graph_module) else exported
         except Exception as error:  # the user's code runs on fake tensors: it can raise anything
             with contextlib.suppress(Exception), _following(model, running):
                 torch.export.export(model, (x.clone(),), strict=False)
             place = f" in {running[-1]!r}" if running and running[-1] else ""
             raise refused(model, f"{type(error).__name__}{place}: {first_line(error)[:200]}") from error
+
+
+def _mutates(module: fx.GraphModule) -> bool:
+    """Whether a graph, or one inside it, has an operator that writes to memory."""
+    graphs = [part.graph for part in module.modules() if isinstance(part, fx.GraphModule)]
+    targets = [
+        node.target for graph in graphs for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload)
+    ]
+    return any(target._schema.is_mutable for target in targets)
 
 
 @contextlib.contextmanager

@@ -93,7 +93,7 @@ def is_random(node: Node) -> bool:
 
 
 def _is_inert(node: Node) -> bool:
-    return node.base.endswith("dropout") and node.args.get("train") is False
+    return node.base.endswith("dropout") and (node.args.get("train") is False or node.args.get("p") == 0.0)
 
 
 def selects(node: Node) -> bool:
