@@ -5,7 +5,7 @@ r"""Alignment at the current parameters of a model, evaluated repeatedly: the ch
 1. The Gram matrix :math:`M = J J^\top` from the factors of the layers. If its smallest eigenvalue exceeds its rounding
    error and the square of a hundred times the largest tolerance, J has full row rank and every target is in its column
    space. M is not used for any other conclusion: squaring loses half of the digits.
-2. If they are cheap: the singular values of J itself, from a matrix compressed layer by layer
+2. If they are cheap: the singular values of J itself, from M in twice the precision
    (:mod:`alignver.jacobians.compression`), from J or from its streamed QR.
 3. Otherwise: least squares with M as the preconditioner, with bounds of rho(tau) measured with products by J
    (:mod:`alignver.linalg.least_squares`); LSMR if M does not fit into memory. If they do not decide, step 2 follows for
@@ -166,8 +166,9 @@ class AlignmentEvaluator:
             return self._refuted()
         parts = None if self._layers is None else self._layers.factors()
         M: torch.Tensor | None
-        if parts is not None:
-            outputs, M = parts.outputs, parts.gram()
+        if parts is not None and self._layers is not None:
+            with _blas_threads(self._layers.flops):
+                outputs, M = parts.outputs, parts.gram()
         else:
             outputs = self._outputs()
             M = gram(self._model, self._x, dtype=self._dtype) if self._fits() else None
@@ -222,9 +223,9 @@ class AlignmentEvaluator:
     def _accurately(
         self, values: Matrix, M: Matrix | None, iterates: Sequence[Iterate], methods: list[str], parts: Factors | None
     ) -> AlignmentEvaluation:
-        """Answer by the singular values of J, or of the factor of its compressed form."""
+        """Answer by the singular values of J, or of a factor of M in twice the precision."""
         flops = self._plan.flops if parts is None or self._layers is None else self._layers.flops
-        with single_threaded_blas() if flops <= _ALONE else contextlib.nullcontext():
+        with _blas_threads(flops):
             if parts is not None:
                 matrix = parts.factor()
             else:
@@ -262,6 +263,10 @@ class AlignmentEvaluator:
         with self._bound() as (function, x), torch.no_grad():
             batches = torch.split(x, _BATCH)
             return torch.cat([function(function.theta, function.batch(b)).reshape(len(b), -1) for b in batches])
+
+
+def _blas_threads(flops: float) -> contextlib.AbstractContextManager[None]:
+    return single_threaded_blas() if flops <= _ALONE else contextlib.nullcontext()
 
 
 def full_rank(

@@ -63,7 +63,7 @@ class Plan:
     Attributes
     ----------
     engine : str
-        One of :data:`ENGINES`; "compressed" for columns made of the layers' factors, fewer than those of J.
+        One of :data:`ENGINES`; "compressed" for J J^T of the layers' factors in twice the precision.
     reason : str
         One sentence: the reason of the choice.
     peak_bytes : int
@@ -356,7 +356,7 @@ def represent_square(
     layers = CompressedJacobian.suits(model, x, dtype=dtype)
     if layers is not None and layers.flops < form.flops and layers.peak_bytes < available_memory():
         T = torch.from_numpy(layers.factor())
-        words = f"{layers.columns} columns of the layers' factors represent the {layers.d} of J"
+        words = f"J J^T of the layers' factors in twice the precision represents the {layers.d} columns of J"
         form = Plan("compressed", f"compressed: {_gb(layers.peak_bytes)}", layers.peak_bytes, layers.flops)
         J = JacobianForm(T, layers.n, layers.m_y, layers.d, layers.computed_in, words, "float64", certifiable=False)
         return J, form

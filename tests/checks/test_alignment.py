@@ -236,7 +236,7 @@ def test_nearly_equal_samples_are_decided_without_the_jacobian(certify, monkeypa
     assert result.measured["rank"] == expected.measured["rank"] == 470
     assert result.tolerance.value == pytest.approx(expected.tolerance.value, rel=1e-10)
     assert result.measured["residual"] == pytest.approx(expected.measured["residual"], rel=1e-6)
-    assert "columns of the layers' factors represent the" in result.measured["engine"]
+    assert "J J^T of the layers' factors in twice the precision represents the" in result.measured["engine"]
     assert result.plan["engine"] == "compressed"
 
 
