@@ -133,12 +133,20 @@ class EnclosedNetwork:
 
     @property
     def seconds_in_floats(self) -> float:
-        """Estimate the time of a proof with norm-wise enclosures; infinite for a Jacobian that is not formed."""
-        N = len(self.x) * self.program.columns
-        if N * self.trainable > norm_alignment.MOST_ENTRIES:
+        """Estimate the time of a proof with norm-wise enclosures; infinite for a Jacobian that is too large."""
+        n, N = len(self.x), len(self.x) * self.program.columns
+        wide, width = self.trainable >= N, self.trainable
+        entries = N * self.trainable
+        for step in self.program.steps if wide else ():
+            if step.kind == "affine" and step.args["rows"][1] == self.program.samples:  # in factors
+                (G, _, k), columns = step.args["rows"], step.shape[-1]
+                entries -= G * (N * k * columns - n * k - N * columns)
+                width -= G * (k * columns - k - columns)
+        if max(entries, N * N) > norm_alignment.MOST_ENTRIES:
             return math.inf
-        work = 5.0 * N * N * min(N, self.trainable) + 2.0 * N * max(N, self.trainable) * min(N, self.trainable)
-        return self.seconds(53) / 40 + 1e-10 * work + 1e-8 * N * self.trainable
+        order = min(N, self.trainable)
+        work = 10.0 * order**3 + 2.0 * N * (N * width if wide else self.trainable**2)
+        return self.seconds(53) / 40 + 2e-11 * work + 2e-8 * entries
 
     @property
     def trainable(self) -> int:
@@ -243,13 +251,13 @@ def _permuted(y: Any, m_y: int) -> Any:
 
 
 def _by_norms(network: EnclosedNetwork, y: Any, m_y: int, wide: bool, began: float) -> NetworkProof | str:
-    J = norm_alignment.jacobian(network.traced.graph, network.parameters[0], network.x)
+    J = norm_alignment.jacobian(network.traced.graph, network.parameters[0], network.x, factored=wide)
     if not wide:
-        A = np.concatenate(J.blocks, axis=1)
+        A = np.concatenate([block.dense() for block in J.blocks], axis=1)
         shift = _goal(A.T @ A)
         low = exact.rounded_down(norm_alignment.misaligned(J, y, shift))
         return _outside(network, y, low, math.inf, {"shift": shift}, "norms", began)
-    M, scale, _ = norm_alignment.scaled_gram(J)
+    M, scale, _, _ = norm_alignment.scaled_gram(J)
     shift = _goal(M)
     lower, upper, _ = norm_alignment.aligned(J, y, shift)
     kappa = exact.rounded_down(exact.sqrt_down(lower)), exact.rounded_up(exact.sqrt_up(upper))
