@@ -22,8 +22,8 @@ MOST_LINES = {
     "together, but for `data.py` and `network/`": (ON_MATRICES, 1500),
     "`data.py` alone": (ON_DATA, 180),
     "`network/`, statements about a graph": (WALKS, 1000),
-    "`network/`, enclosures of values and gradients": (ENCLOSURES, 1600),
-    "`network/`, enclosures of values and gradients in float64": (NORMWISE, 1000),
+    "`network/`, enclosures of values and gradients": (ENCLOSURES, 1900),
+    "`network/`, enclosures of values and gradients in float64": (NORMWISE, 1100),
 }
 """Groups of files that are counted together, with their limits on lines of code."""
 TABLE = ROOT / "docs/_generated/trust.md"
