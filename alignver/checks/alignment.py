@@ -32,7 +32,7 @@ from alignver.network.inputs import dtype_name
 from alignver.network.preserve_state import preserve_state
 from alignver.results import CheckResult, Rigor, Subject, Verdict, shown_down, shown_up
 
-__all__ = ["RankBound", "check_alignment", "row_rank_bound"]
+__all__ = ["RankBound", "check_alignment", "prove_about_network", "row_rank_bound"]
 
 _LONG = 2e11  # operations: about ten seconds, for which a second Gram matrix is worth its time
 _ENCLOSED = 10000  # rows of J for which a proof about the network is tried
@@ -137,7 +137,7 @@ def check_alignment(
     bound = row_rank_bound(prepared.model, prepared.x, m_y)
     theorem: NetworkProof | str = ""
     if certify and method == "auto" and engine is None and tolerance is None and budget_seconds > 0.0:
-        theorem = _about_the_network(prepared, bound, dtype, budget_seconds)
+        theorem = prove_about_network(prepared, dtype, seconds=budget_seconds, bound=bound)
         certify = not isinstance(theorem, NetworkProof)
     plan = planned(n, m_y, d, engine)
     J: JacobianForm
@@ -216,10 +216,30 @@ def check_alignment(
     return dataclasses.replace(result, cost={**result.cost, "seconds": time.perf_counter() - began})
 
 
-def _about_the_network(
-    prepared: PreparedAlignment, bound: RankBound, dtype: str | None, seconds: float
+def prove_about_network(
+    prepared: PreparedAlignment, dtype: str | None, *, seconds: float = 10.0, bound: RankBound | None = None
 ) -> NetworkProof | str:
-    """Prove the alignment of the network itself, or say why it is not proved."""
+    """Prove the alignment of the network itself, or say why it is not proved.
+
+    Parameters
+    ----------
+    prepared : PreparedAlignment
+    dtype : str or None
+        Of the float64 Gram matrix that suggests a precision.
+    seconds : float
+        The time that a proof may take, as estimated.
+    bound : RankBound, optional
+        The result of :func:`row_rank_bound`.
+
+    Examples
+    --------
+    >>> from alignver.jacobians.prepare import prepare_alignment
+    >>> prepared = prepare_alignment(nn.Linear(1, 1), [[1.0], [2.0]], [1.0, 5.0], "squared", "float64")
+    >>> prove_about_network(prepared, "float64").verdict
+    <Verdict.HOLDS: 'HOLDS'>
+    """
+    if bound is None:
+        bound = row_rank_bound(prepared.model, prepared.x, prepared.m_y)
     N, d = len(prepared.y), parameter_layout(prepared.model).d
     if bound.value < min(N, d):
         return "J has neither full row rank nor full column rank"

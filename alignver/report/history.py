@@ -60,6 +60,9 @@ class Record:
         Assumption 1 at this theta: ``verdict``, ``residual``.
     theorem_3 : mapping or None
         The bound: ``bound``, ``least_loss``, ``premises`` and the numbers in it.
+    network : mapping or None
+        What is proved of the network in real arithmetic, at the steps where it was asked: ``verdict`` (UNDECIDED if
+        nothing is proved), ``kappa`` (lower and upper bound), ``shuffled``, ``reason``.
     """
 
     step: int
@@ -76,9 +79,10 @@ class Record:
     change: Mapping[str, Any] | None = None
     structure: Mapping[str, Any] | None = None
     theorem_3: Mapping[str, Any] | None = None
+    network: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("rules", "change", "structure", "theorem_3"):
+        for name in ("rules", "change", "structure", "theorem_3", "network"):
             object.__setattr__(self, name, plain(getattr(self, name)))
 
     def verdict(self, rule: str) -> Verdict:
@@ -301,6 +305,10 @@ def _flat(record: Record) -> dict[str, Any]:
                 row[f"{rule}.tolerance"], row[f"{rule}.rank"] = answer.get("tolerance"), answer.get("rank")
                 low, high = answer.get("residual") or (None, None)
                 row[f"{rule}.residual_low"], row[f"{rule}.residual_high"] = low, high
+        elif field.name == "network":
+            part = value or {}
+            low, high = part.get("kappa") or (None, None)
+            row |= {"network.verdict": part.get("verdict"), "kappa_low": low, "kappa_high": high}
         elif field.name in ("change", "structure", "theorem_3"):
             part = value or {}
             if field.name == "change":

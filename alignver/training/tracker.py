@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from alignver import require
+from alignver.checks.alignment import prove_about_network
 from alignver.checks.alignment_evaluator import AlignmentEvaluation, AlignmentEvaluator
 from alignver.errors import InvalidInput, renamed
 from alignver.jacobians.gram import gram
@@ -164,6 +165,9 @@ class AlignmentTracker:
     theorem_3 : mapping, optional
         ``{"lipschitz": L, "rate": step size, "eta": 1.0}``: compute the bound of Theorem 3. It needs ``structure``, and
         is about gradient descent on X and Y with a constant step below 2 / L; these conditions are not verified.
+    network_at : sequence of int
+        Steps at which the alignment of the network itself is proved too, with kappa
+        (:func:`alignver.check_alignment`): ``record.network``.
     path : path, optional
         File of JSON lines, in an existing folder, to which every check is appended.
     resume : bool
@@ -224,12 +228,14 @@ class AlignmentTracker:
         start: Mapping[str, torch.Tensor] | None = None,
         structure: bool | Sequence[str] = False,
         theorem_3: Mapping[str, float] | None = None,
+        network_at: Sequence[int] = (),
         path: str | os.PathLike[str] | None = None,
         resume: bool = False,
     ) -> None:
         self.schedule = Schedule.of(every)
         _require(mode, change, rules)
         require.booleans(thorough=thorough, resume=resume)
+        self._network_at = {require.integer("network_at", step, least=0) for step in network_at}
         if residual_tolerance is not None:
             rank_rules.checked_tolerance(residual_tolerance, "residual_tolerance")
         self.model, self.loss, self._mode, self._dtype, self._change = model, loss, mode, dtype, change
@@ -338,6 +344,27 @@ class AlignmentTracker:
             "smallest": evaluation.smallest,
             "change": self._changed(evaluation),
             **self._conditions.read(evaluation, loss),
+            "network": self._network() if self.step in self._network_at else None,
+        }
+
+    def _network(self) -> dict[str, Any]:
+        """Prove what is true of the network at the current parameters."""
+        prepared = dataclasses.replace(self.evaluator.prepared, model=self.model, x=self._distinct)
+        modes = [(module, module.training) for module in self.model.modules()]
+        try:
+            for module, _ in modes:
+                module.training = False
+            proof = prove_about_network(prepared, self._dtype)
+        finally:
+            for module, training in modes:
+                module.training = training
+        if isinstance(proof, str):
+            return {"verdict": Verdict.UNDECIDED.value, "kappa": None, "shuffled": None, "reason": proof}
+        return {
+            "verdict": proof.verdict.value,
+            "kappa": proof.kappa,
+            "shuffled": proof.shuffled,
+            "reason": f"{proof.reason}, {proof.how}",
         }
 
     def _changed(self, evaluation: AlignmentEvaluation) -> dict[str, Any] | None:
