@@ -314,13 +314,18 @@ def _pairs(first: Factors, second: Factors, bias: bool) -> Iterator[Share]:
 def factors(parts: Sequence[Part]) -> Factors:
     """Return A and B of :func:`joined_factors`; in place of A, the rows of a table, (n, T)."""
     if isinstance(parts[0].use, Lookup):
-        return torch.cat([part.index for part in parts], 1), _joined([part.gradients for part in parts], 4)
+        return torch.cat([part.index for part in parts], 1), _positions([part.gradients for part in parts])
     return joined_factors(parts)
 
 
 def joined_factors(parts: Sequence[Part]) -> tuple[torch.Tensor, torch.Tensor]:
     """Concatenate the positions of all uses: A (n, g, a, T) and B (m, n, g, b, T)."""
-    return _joined([part.inputs for part in parts], 3), _joined([part.gradients for part in parts], 4)
+    return _positions([part.inputs for part in parts]), _positions([part.gradients for part in parts])
+
+
+def _positions(pieces: list[torch.Tensor]) -> torch.Tensor:
+    """Concatenate on the last axis; the result is stored with the last two axes swapped, a copy of whole vectors."""
+    return _joined([piece.transpose(-1, -2) for piece in pieces], -2).transpose(-1, -2)
 
 
 def _joined(pieces: list[torch.Tensor], axis: int) -> torch.Tensor:
