@@ -228,36 +228,33 @@ class Mixture:
     def __init__(self, part: Part, outputs: torch.Tensor, samples: torch.Tensor) -> None:
         self.part, self.samples = part, samples
         self.raw = torch.tensordot(outputs, part.raw, 1).unsqueeze(0)
-        if not isinstance(part.use, Scale):
-            self.B = part.canonical(self.raw) * samples[:, None, None, None]  # (1, n, g, b, T)
 
-    def subtract(self, name: str, gradient: torch.Tensor) -> torch.Tensor:
-        """Return ``gradient``, a gradient by the slot, minus the formula's value."""
+    def rows(self, name: str, shape: torch.Size) -> torch.Tensor:
+        """Return :func:`weighted_rows` of the formula's value of the gradient by a slot, without forming it."""
         part, use = self.part, self.part.use
-        if isinstance(use, Scale):
-            for slot, weighted in ((use.weight, True), (use.bias, False)):
-                if slot == name:
-                    formula = torch.tensordot(self.samples, part._folded(self.raw, weighted)[0], 1)
-                    gradient = gradient - formula.reshape(gradient.shape)
-            return gradient
+        total: torch.Tensor = self.raw.new_zeros(shape[0] if shape else 1)
         if use.bias == name:
-            gradient = gradient - torch.tensordot(self.samples, part.shifted(self.raw)[0], 1).view(gradient.shape)
+            shift = part._folded(self.raw, weighted=False) if isinstance(use, Scale) else part.shifted(self.raw)
+            total += weighted_rows(torch.tensordot(self.samples, shift[0], 1).reshape(shape))
         if use.weight != name:
-            return gradient
+            return total
+        if isinstance(use, Scale):
+            scale = part._folded(self.raw, weighted=True)[0]
+            return total.add_(weighted_rows(torch.tensordot(self.samples, scale, 1).reshape(shape)))
+        B = part.canonical(self.raw)[0]  # (n, g, b, T)
         if isinstance(use, Lookup):
-            # All samples as positions of one sample: their derivatives are summed.
-            index = part.index.reshape(1, -1)
-            return gradient - _scattered(index, _merged(self.B), 0, len(gradient))[0, 0]
-        if isinstance(use, Product):
-            A, B = (_merged(factor)[0, 0, 0] for factor in (part.inputs.unsqueeze(0), self.B))
-            first, second = (A, B) if use.transposed else (B, A)
-            return torch.addmm(gradient, first, second.T, alpha=-1.0)
-        # One sample after another: the gradients of all need not fit in memory.
-        sides = (part.inputs, self.B[0]) if part.transposed else (self.B[0], part.inputs)
-        rest = gradient.reshape(*sides[0].shape[1:3], -1).clone()
-        for left, right in zip(*sides):
-            rest.baddbmm_(left, right.transpose(1, 2), alpha=-1.0)
-        return rest.view(gradient.shape)
+            values = (comparison_weights(B.shape[2], B) @ B)[:, 0] * self.samples[:, None]
+            known = part.index >= 0
+            return total.index_add_(0, part.index[known], values[known])
+        left, right = (part.inputs, B) if part.transposed else (B, part.inputs)
+        weights = (comparison_weights(right.shape[2], right) @ right) * self.samples[:, None, None]  # (n, g, T)
+        return total.add_((left @ weights.unsqueeze(-1)).sum(0).flatten())
+
+
+def weighted_rows(gradient: torch.Tensor) -> torch.Tensor:
+    """Multiply the rows of a gradient by weights without a pattern: the sum of each row."""
+    rows = gradient.flatten(1) if gradient.ndim > 1 else gradient.reshape(-1, 1)
+    return torch.mv(rows, comparison_weights(rows.shape[1], rows))
 
 
 def _last(tensor: torch.Tensor, axis: int) -> torch.Tensor:
@@ -265,11 +262,6 @@ def _last(tensor: torch.Tensor, axis: int) -> torch.Tensor:
     if tensor.shape[axis] == 1:
         return tensor.squeeze(axis)
     return tensor.movedim(axis, -2).flatten(-2)
-
-
-def _merged(B: torch.Tensor) -> torch.Tensor:
-    """Merge samples into positions: (m, n, g, b, T) to (m, 1, g, b, nT)."""
-    return B.movedim(1, 3).flatten(3).unsqueeze(1)
 
 
 def by_rows(A: torch.Tensor, B: torch.Tensor, transposed: bool, start: int, stop: int) -> torch.Tensor:
@@ -441,7 +433,9 @@ def verify_against_backward(function: Functional, made: Block) -> frozenset[str]
     """Compare a block with an ordinary backward pass through the model, and return the slots that differ.
 
     With weights v_i w_j unrelated to the structure of any network, sum_ij v_i w_j grad f_j(x_i) is computed from the
-    parts and by autograd. Every sample, output and use enters; the tolerance is sqrt(eps) times the gradient's norm.
+    parts and by autograd. Both are compared by the sums of their rows with weights of the same kind, which takes no
+    product of matrices. Every sample, output, use and entry enters; the tolerance is sqrt(eps) times the gradient's
+    norm.
     """
     names = [name for name in function.layout.names if name in made.parts]
     if not names:
@@ -465,9 +459,9 @@ def verify_against_backward(function: Functional, made: Block) -> frozenset[str]
     noise = 1e3 * eps * max(sizes)
     wrong = set()
     for name, gradient, size in zip(names, gradients, sizes):
-        difference = torch.zeros_like(function.theta[name]) if gradient is None else gradient
+        difference = weighted_rows(torch.zeros_like(function.theta[name]) if gradient is None else gradient)
         for part in made.parts[name]:
-            difference = mixed[part].subtract(name, difference)
+            difference = difference - mixed[part].rows(name, function.theta[name].shape)
         if not float(torch.linalg.vector_norm(difference)) <= math.sqrt(eps) * size + noise:
             wrong.add(name)
     return frozenset(wrong)
