@@ -32,7 +32,9 @@ def jacobian(graph: Graph, theta: Any, x: Any) -> list[balls.Leaf]:
     x : (n, k) float64
         Inputs, in batches of which the graph is evaluated; the last one is filled with copies of the last sample.
     """
-    rows, *rest = next(node.out[0][1] for node in graph.nodes if node.op == "input")
+    shapes = [node.out[0][1] for node in graph.nodes if node.op == "input"]
+    require(len(shapes) == 1 and len(shapes[0]) >= 1, "the network does not have one input")
+    rows, *rest = shapes[0]
     require(len(x) >= 1 and rows >= 1 and x.shape[1] == math.prod(rest), "the inputs have another shape")
     parameters, batches = unpacked(graph, theta), []
     for start in range(0, len(x), rows):

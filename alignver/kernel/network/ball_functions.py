@@ -5,8 +5,10 @@ A derivative that is not decided, at a kink, is None.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 from alignver.kernel.failure import require
@@ -71,10 +73,12 @@ def _logsigmoid(x: Any) -> Pair:
 
 
 def _power(x: Any, exponent: float) -> Pair:
+    if exponent == 0.0:
+        return arb(1), arb(0)
     if exponent == int(exponent) and abs(exponent) <= 64:
         whole = int(exponent)
         require(whole >= 1 or 0 not in x, "a negative power of 0")
-        return x**whole, whole * x ** (whole - 1) if whole != 1 else arb(1)
+        return x**whole, whole * x ** (whole - 1)
     require(bool(x > 0), "a power of a number that is not positive")
     return x ** arb(exponent), arb(exponent) * x ** (arb(exponent) - 1)
 
@@ -96,8 +100,11 @@ def _pieces(x: Any, *pieces: tuple[float, Callable[[Any], Pair]]) -> Pair:
     return pieces[-1][1](x)
 
 
-def _constant(value: Any) -> Callable[[Any], Pair]:
-    return lambda x: (arb(value), arb(0))
+@functools.cache
+def _constant(value: float) -> Callable[[Any], Pair]:
+    """Return a constant function, whose value is one object: equal for certain, and with the same derivative."""
+    pair = (arb(value), arb(0))
+    return lambda x: pair
 
 
 def _line(slope: Any, shift: Any = 0) -> Callable[[Any], Pair]:
@@ -105,20 +112,27 @@ def _line(slope: Any, shift: Any = 0) -> Callable[[Any], Pair]:
 
 
 def _clamp(x: Any, low: float, high: float) -> Pair:
+    require(low <= high, "a clamp whose ends are not in their order")
     pieces = [(low, _constant(low))] if low > -math.inf else []
     pieces.append((high, _line(1)))
     return _pieces(x, *pieces, *([(math.inf, _constant(high))] if high < math.inf else []))
 
 
 def _elu(x: Any, alpha: float, scale: float, input_scale: float) -> Pair:
-    def below(x: Any) -> Pair:
-        e = (input_scale * x).exp()
-        return scale * alpha * (input_scale * x).expm1(), scale * alpha * input_scale * e
+    steep, outer = arb(input_scale), arb(scale) * arb(alpha)
 
-    if alpha * input_scale == 1.0 and 0 in x:  # continuously differentiable: both sides
+    def below(x: Any) -> Pair:
+        return outer * (steep * x).expm1(), outer * steep * (steep * x).exp()
+
+    if Fraction(alpha) * Fraction(input_scale) == 1 and 0 in x:  # continuously differentiable: both sides
         value, slope = below(x)
         return value.union(scale * x), slope.union(arb(scale))
     return _pieces(x, (0.0, below), (math.inf, _line(scale)))
+
+
+def _exponential(x: Any, base: float) -> Pair:
+    power = (x * arb(base).log()).exp()
+    return power, power * arb(base).log()
 
 
 def reciprocal(x: Any) -> Pair:
@@ -148,6 +162,12 @@ FUNCTIONS: dict[str, Callable[..., Pair]] = {
     "cos": lambda x: (x.cos(), -x.sin()),
     "sinh": lambda x: (x.sinh(), x.cosh()),
     "cosh": lambda x: (x.cosh(), x.sinh()),
+    "exponential": _exponential,
+    "logarithm": lambda x, base: (positive(x).log() / arb(base).log(), 1 / (x * arb(base).log())),
+    "tan": lambda x: (x.tan(), 1 + x.tan() ** 2),
+    "asinh": lambda x: (x.asinh(), 1 / (1 + x * x).sqrt()),
+    "erfc": lambda x: (x.erfc(), -2 * (-x * x).exp() / arb.pi().sqrt()),
+    "threshold": lambda x, end, value: _pieces(x, (end, _constant(value)), (math.inf, _line(1))),
     "erf": lambda x: (x.erf(), 2 * (-x * x).exp() / arb.pi().sqrt()),
     "atan": lambda x: (x.atan(), 1 / (1 + x * x)),
     "relu": lambda x: _pieces(x, (0.0, _constant(0)), (math.inf, _line(1))),
@@ -156,7 +176,7 @@ FUNCTIONS: dict[str, Callable[..., Pair]] = {
     "leaky_relu": lambda x, slope: _pieces(x, (0.0, _line(slope)), (math.inf, _line(1))),
     "abs": lambda x: _pieces(x, (0.0, _line(-1)), (math.inf, _line(1))),
     "hardsigmoid": lambda x: _pieces(
-        x, (-3.0, _constant(0)), (3.0, _line(arb(1) / 6, arb(1) / 2)), (math.inf, _constant(1))
+        x, (-3.0, _constant(0)), (3.0, lambda x: ((x + 3) / 6, arb(1) / 6)), (math.inf, _constant(1))
     ),
     "hardswish": lambda x: _pieces(
         x, (-3.0, _constant(0)), (3.0, lambda x: (x * (x + 3) / 6, (2 * x + 3) / 6)), (math.inf, _line(1))

@@ -34,7 +34,7 @@ except ImportError:  # balls are optional: without them their claims are refused
     arb = arb_mat = ctx = None
 
 State = dict[int, Any]
-_MOST_BITS = 1 << 15
+_MOST_BITS = 1 << 12
 
 
 def available() -> bool:
@@ -207,10 +207,16 @@ class Leaf:
         (groups, n, k) and (groups, n, m): the gradient of sample i is the outer product of the rows i of each group.
     dense : (n, size) or None
         The gradients themselves.
+    place : (groups k m,) int64 or None
+        The entry of the parameter that each entry of the outer products belongs to; in their order for None.
+    size : int
+        The number of entries of the parameter.
     """
 
     rows: tuple[Any, Any] | None = None
     dense: Any = None
+    place: Any = None
+    size: int = 0
 
 
 def shares(program: Program, state: State, column: int) -> dict[int, Leaf]:
@@ -220,10 +226,6 @@ def shares(program: Program, state: State, column: int) -> dict[int, Leaf]:
     seed = np.zeros(output.shape).reshape(B, -1)
     seed[:, column] = 1.0
     incoming: dict[int, list[Any]] = {program.output: [_balls(seed.reshape(output.shape))]}
-    uses = [0] * len(steps)
-    for step in steps:
-        for k in step.of:
-            uses[k] += 1
     leaves: dict[int, Leaf] = {}
     moving = _moving(program)
     for place in range(len(steps) - 1, -1, -1):
@@ -231,16 +233,15 @@ def shares(program: Program, state: State, column: int) -> dict[int, Leaf]:
         if not terms or place not in moving:
             continue
         if step.kind == "leaf":
-            leaves[step.args["leaf"]] = _summed(terms, step)
+            leaves[step.args["leaf"]] = _summed(terms, step.size, B)
             continue
-        if isinstance(terms[0], _Rows):
-            source = step.of[0]
-            if len(terms) == 1 and _is_permutation(step) and uses[source] == 1:
-                incoming.setdefault(source, []).append(terms[0])
-                continue
-        shared = step.owner is None
-        g = sum_of([term.dense(B).reshape(B, *step.shape) if isinstance(term, _Rows) else term for term in terms])
-        for source, part in _pulled(program, state, place, g, shared):
+        if all(isinstance(term, _Rows) for term in terms) and _is_injective(step):
+            incoming.setdefault(step.of[0], []).extend(term.moved(step.args["index"]) for term in terms)
+            continue
+        g = sum_of([
+            term.dense(B, step.size).reshape(B, *step.shape) if isinstance(term, _Rows) else term for term in terms
+        ])  # fmt: skip
+        for source, part in _pulled(program, state, place, g):
             if source in moving:
                 incoming.setdefault(source, []).append(part)
     return leaves
@@ -257,14 +258,24 @@ def _moving(program: Program) -> set[int]:
 
 @dataclasses.dataclass(eq=False)
 class _Rows:
-    """The gradient of a shared matrix (G, k, n) as rows of inputs and of output gradients, with their samples."""
+    """The gradient of a shared matrix (G, k, n) as rows of inputs and of output gradients, with their samples.
+
+    Its entries are the entries ``place`` of a shared array, all in their order for None.
+    """
 
     a: Any
     g: Any
     owner: Any
+    place: Any = None
 
-    def dense(self, B: int) -> Any:
-        """Return the gradients of each sample, (B, G k n)."""
+    def moved(self, index: Any) -> _Rows:
+        """Return the gradient of the array from which this one was gathered, each entry once."""
+        if index is None:
+            return self
+        return dataclasses.replace(self, place=index if self.place is None else index[self.place])
+
+    def dense(self, B: int, size: int) -> Any:
+        """Return the gradients of each sample in an array, (B, size)."""
         result = []
         for sample in range(B):
             parts = []
@@ -272,7 +283,12 @@ class _Rows:
                 mine = np.flatnonzero(owner == sample)
                 parts.append(_times(a[mine].T, g[mine]).reshape(-1))
             result.append(np.concatenate(parts))
-        return np.stack(result)
+        return _placed(np.stack(result), self.place, size)
+
+
+def _placed(dense: Any, place: Any, size: int) -> Any:
+    """Return rows whose entries are the given places of longer ones."""
+    return dense if place is None else _scattered(dense, place, size)
 
 
 def sum_of(terms: Sequence[Any]) -> Any:
@@ -283,23 +299,23 @@ def sum_of(terms: Sequence[Any]) -> Any:
     return total
 
 
-def _is_permutation(step: Step) -> bool:
+def _is_injective(step: Step) -> bool:
+    """Whether a step gathers entries of one source, none of them twice."""
     if step.kind != "move" or len(step.of) != 1:
         return False
     index = step.args["index"]
-    return index is None or bool((np.bincount(index[index >= 0], minlength=index.size) == 1).all())
+    return index is None or bool((index >= 0).all() and (np.bincount(index) <= 1).all())
 
 
-def _summed(terms: list[Any], step: Step) -> Leaf:
-    B = len(terms[0]) if not isinstance(terms[0], _Rows) else 0
-    if len(terms) == 1 and isinstance(terms[0], _Rows):
-        only = terms[0]
-        samples = int(only.owner.max()) + 1
-        if only.owner.shape[1] == samples and (only.owner == np.arange(samples)).all():
-            return Leaf(rows=(only.a, only.g))
-        return Leaf(dense=only.dense(samples))
-    B = max(int(term.owner.max()) + 1 if isinstance(term, _Rows) else len(term) for term in terms)
-    return Leaf(dense=sum_of([t.dense(B) if isinstance(t, _Rows) else t.reshape(B, -1) for t in terms]))
+def _one_row_each(owner: Any, B: int) -> bool:
+    return owner.shape[1] == B and bool((owner == np.arange(B)).all())
+
+
+def _summed(terms: list[Any], size: int, B: int) -> Leaf:
+    only = terms[0]
+    if len(terms) == 1 and isinstance(only, _Rows) and _one_row_each(only.owner, B):
+        return Leaf(rows=(only.a, only.g), place=only.place, size=size)
+    return Leaf(dense=sum_of([t.dense(B, size) if isinstance(t, _Rows) else t.reshape(B, -1) for t in terms]))
 
 
 def _scattered(g: Any, index: Any, size: int) -> Any:
@@ -315,7 +331,7 @@ def _scattered(g: Any, index: Any, size: int) -> Any:
     return result[..., :size]
 
 
-def _pulled(program: Program, state: State, place: int, g: Any, shared: bool) -> list[tuple[int, Any]]:
+def _pulled(program: Program, state: State, place: int, g: Any) -> list[tuple[int, Any]]:
     """Return the gradients that a step passes on to its sources.
 
     Those of shared arrays have the sample as an additional first axis.
@@ -439,7 +455,10 @@ def joined(batches: Sequence[list[dict[int, Leaf]]], n: int) -> list[Leaf]:
         if len(known) == len(batches) * len(columns) and all(part.rows is not None for part in known):
             a = np.concatenate([part.rows[0] for part in parts[0]], axis=1)[:, :n]  # type: ignore[union-attr,index]
             g = [np.concatenate([part.rows[1] for part in row], axis=1)[:, :n] for row in parts]  # type: ignore
-            result.append(Leaf(rows=(a, np.concatenate(g, axis=1))))
+            require(
+                all(np.array_equal(part.place, known[0].place) for part in known), "the gradients have other places"
+            )
+            result.append(dataclasses.replace(known[0], rows=(a, np.concatenate(g, axis=1))))
             continue
         zero = _balls(np.zeros_like(_dense(known[0]), dtype=np.float64))  # an output that does not depend on the leaf
         dense = [np.concatenate([zero if part is None else _dense(part) for part in row])[:n] for row in parts]
@@ -452,7 +471,7 @@ def _dense(leaf: Leaf) -> Any:
         return leaf.dense.reshape(len(leaf.dense), -1)
     a, g = leaf.rows
     grids = [(a[k][:, :, None] * g[k][:, None, :]).reshape(a.shape[1], -1) for k in range(len(a))]
-    return np.concatenate(grids, axis=1)
+    return _placed(np.concatenate(grids, axis=1), leaf.place, leaf.size)
 
 
 def gram(leaves: Sequence[Leaf]) -> Any:
@@ -480,7 +499,7 @@ def columns(leaves: Sequence[Leaf]) -> Any:
     for leaf in leaves:
         if leaf.rows is not None:
             a, g = leaf.rows
-            leaf = Leaf(rows=(np.tile(a, (1, g.shape[1] // a.shape[1], 1)), g))
+            leaf = dataclasses.replace(leaf, rows=(np.tile(a, (1, g.shape[1] // a.shape[1], 1)), g))
         parts.append(_dense(leaf))
     require(len(parts) > 0, "the outputs do not depend on a trainable parameter")
     return np.concatenate(parts, axis=1)

@@ -18,11 +18,18 @@ import numpy as np
 from alignver.kernel.failure import NotProved, require
 from alignver.kernel.network.graph import FLOATS, Graph, Node, Ref
 from alignver.kernel.network.movement import MOVES, moved
-from alignver.kernel.network.tape import Program, Tape, shared_with
+from alignver.kernel.network.operators import words
+from alignver.kernel.network.tape import Program, Tape, exact_float, require_size, shared_with
 
 __all__ = ["Compiler", "Exact", "Parameters", "Real", "Value", "rule"]
 
 _MOST_INTEGER = 2**53
+_INTEGERS_OF = {"bool": (0, 1), "uint8": (0, 2**8 - 1), "int32": (-(2**31), 2**31 - 1)}
+_CONVENTIONS = words("""
+    dtype keepdim padding_idx scale_grad_by_freq sparse momentum half_to_float path copy implicit
+    sparse_grad cudnn_enable
+""")
+"""Arguments that no rule has to read: dtypes and shapes, which are compared, derivatives of torch, conventions."""
 _MASKED = -1.7976931348623157e308
 """Stands for minus infinity in the stored values of a constant with such entries."""
 
@@ -48,6 +55,23 @@ Parameters = Mapping[int, Any]
 """The values of the leaves, float64 or exact integers, by the index of their node."""
 
 
+class _Arguments(dict[str, Value]):
+    """Arguments that know which of them were read."""
+
+    def __init__(self, values: Mapping[str, Value]) -> None:
+        super().__init__(values)
+        self.unread = set(values) - _CONVENTIONS
+
+    def __getitem__(self, name: str) -> Value:
+        self.unread.discard(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Value = None) -> Value:
+        """Return an argument, or a default."""
+        self.unread.discard(name)
+        return super().get(name, default)
+
+
 class Compiler:
     """Turns the nodes of a graph into steps, one after the other."""
 
@@ -70,13 +94,15 @@ class Compiler:
                 require(isinstance(several, list) and 0 <= place < len(several), "a result that has no rule")
                 result = several[place]
             else:
-                result = self._applied(node, {key: _filled(part, values) for key, part in node.args.items()})
+                args = _Arguments({key: _filled(part, values) for key, part in node.args.items()})
+                result = self._applied(node, args)
+                require(not args.unread, f"{node.op} has no rule with {', '.join(sorted(args.unread))}")
             self._require_shapes(node, result)
             values.append(result)
         require(len(self.graph.outputs) == 1, "the network has several outputs")
         output = values[self.graph.outputs[0]]
         require(isinstance(output, Real) and output.masked is None, "the output is not an array of real numbers")
-        return self.tape.program(output.step)
+        return self.tape.program(output.step, self.samples)
 
     def _require_shapes(self, node: Node, result: Value) -> None:
         results = result if isinstance(result, list) else [result]
@@ -84,6 +110,10 @@ class Compiler:
             mine = self.tape.shape(part.step) if isinstance(part, Real) else np.shape(part.value)
             floating = isinstance(part, Real)
             require(mine == shape and floating == (dtype in FLOATS), f"{node.op} gives another shape or dtype")
+            if isinstance(part, Exact) and dtype in _INTEGERS_OF and part.value.size:
+                low, high = _INTEGERS_OF[dtype]
+                inside = low <= int(part.value.min()) and int(part.value.max()) <= high
+                require(inside, f"{node.op} gives integers outside of {dtype}")
 
     def _input(self, x: Any) -> Value:
         dtype, shape = self.node.out[0]
@@ -92,8 +122,9 @@ class Compiler:
         owner = np.repeat(np.arange(shape[0], dtype=np.int32), math.prod(shape[1:]))
         if dtype in FLOATS:
             return Real(self.tape.append("input", (), shape, owner, value=np.asarray(x, dtype=np.float64)))
-        whole = bool((x == np.rint(x)).all()) and bool((np.abs(x) <= _MOST_INTEGER).all())
-        require(whole, "the inputs have fractions for integers")
+        limits = _INTEGERS_OF.get(dtype, (-_MOST_INTEGER, _MOST_INTEGER))
+        whole = bool((x == np.rint(x)).all()) and bool(((limits[0] <= x) & (x <= limits[1])).all())
+        require(whole, f"the inputs have numbers that are not of {dtype}")
         return Exact(x.astype(bool if dtype == "bool" else np.int64), owner)
 
     def _leaf(self, index: int) -> Value:
@@ -111,7 +142,7 @@ class Compiler:
             require(whole, f"{node.args['name']!r} shares memory with another tensor")
         return Real(self.tape.leaf(value, index if trainable else -1, trainable), masked)
 
-    def _applied(self, node: Node, args: dict[str, Value]) -> Value:
+    def _applied(self, node: Node, args: _Arguments) -> Value:
         base = node.base
         require(base != "" and not node.op.endswith(".out"), f"{node.op} has no rule")
         known = all(dtype in FLOATS or dtype in ("bool", "int64", "int32", "uint8") for dtype, _ in node.out)
@@ -120,13 +151,14 @@ class Compiler:
             if base in MOVES:
                 return self._moved(base, args)
             exact = all(not isinstance(part, Real) for value in args.values() for part in _parts(value))
-            if exact and node.out[0][0] not in FLOATS:
-                return self._integers(base, args)
+            if exact and (node.out[0][0] not in FLOATS or base in _CREATED):
+                result = self._integers(base, args)
+                return Real(self.real(result)) if node.out[0][0] in FLOATS else result
             rule = _RULES.get(base)
             require(rule is not None, f"{node.op} has no rule")
             assert rule is not None
             return rule(self, args)
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, StopIteration) as error:
             place = f" of {node.module!r}" if node.module else ""
             raise NotProved(f"{base}{place} has arguments of another form ({type(error).__name__})") from error
 
@@ -142,31 +174,35 @@ class Compiler:
             if value.owner is None:
                 return step
             return self.tape.move((step,), self.tape.indices(step), value.owner)
-        number = float(value)
-        require(math.isfinite(number) and not isinstance(value, complex), "a literal is not finite")
-        return self.tape.leaf(np.array(number))
+        return self.tape.leaf(np.array(exact_float(value)))
 
-    def _moved(self, base: str, args: dict[str, Value]) -> Value:
+    def _moved(self, base: str, args: _Arguments) -> Value:
         source = args["self"]
         if base == "expand_as":
-            args = {**args, "other": self._shape(args["other"])}
+            args = _Arguments({"self": source, "other": self.shape(args["other"])})
         for name, value in args.items():
             require(name in ("self", "other") or not isinstance(value, Real | Exact), f"{base} by a tensor")
-        fill = args.get("value", 0.0) if base == "constant_pad_nd" else 0.0
-        shape = self._shape(source)
+        fill = args.get("value") if base in ("constant_pad_nd", "pad") else 0.0
+        shape = self.shape(source)
+        require_size(self.node.out[0][1])
         indices = np.arange(math.prod(shape)).reshape(shape)
         result = moved(base, indices, args)
         if isinstance(result, list):
             return [self.gathered(source, part) for part in result]
-        return self.gathered(source, result, fill or 0.0)
+        require_size(result.shape)
+        return self.gathered(source, result, 0.0 if fill is None else fill)
 
-    def _shape(self, value: Value) -> tuple[int, ...]:
+    def shape(self, value: Value) -> tuple[int, ...]:
+        """Return the shape of a value; that of a number is empty."""
+        if isinstance(value, int | float):
+            return ()
         return self.tape.shape(value.step) if isinstance(value, Real) else tuple(np.shape(value.value))
 
     def gathered(self, source: Value, index: Any, fill: float = 0.0) -> Value:
         """Return entries of a value by flat indices, ``fill`` for -1."""
         flat = index.reshape(-1)
         if isinstance(source, Exact):
+            require(fill == int(fill), "a fraction among integers")
             value = np.append(source.value.reshape(-1), np.asarray(fill, dtype=source.value.dtype))[flat]
             owner = source.owner
             if owner is not None:
@@ -184,12 +220,13 @@ class Compiler:
         size = self.tape.steps[source.step].size
         return Real(self.tape.move((source.step, constant), np.where(index < 0, size, index)), masked)
 
-    def _integers(self, base: str, args: dict[str, Value]) -> Value:
+    def _integers(self, base: str, args: _Arguments) -> Value:
         """Return the exact value of an operation on integers and booleans."""
         function = _INTEGERS.get(base)
         require(function is not None, f"{self.node.op} of integers has no rule")
         assert function is not None
         shape = self.node.out[0][1]
+        require_size(shape)
         operands = [part for value in args.values() for part in _parts(value) if isinstance(part, Exact)]
         owner = None
         if any(part.owner is not None for part in operands):
@@ -201,15 +238,17 @@ class Compiler:
                     require(bool(((samples < 0) | (samples == mine)).all()), "an operation joins two samples")
                     samples = mine
             owner = np.ascontiguousarray(samples).reshape(-1)
-        plain = {key: value.value if isinstance(value, Exact) else value for key, value in args.items()}
+        plain = _Arguments({key: value.value if isinstance(value, Exact) else value for key, value in args.items()})
         result = np.asarray(function(plain))
+        args.unread &= plain.unread
         if result.dtype.kind == "f":
             whole = bool((result == np.rint(result)).all())
             require(whole and bool((np.abs(result) <= _MOST_INTEGER).all()), f"{base} gives no exact integers")
         dtype = self.node.out[0][0]
-        cast = result.astype(bool if dtype == "bool" else np.int64)
+        cast = result.astype(bool if dtype == "bool" and base in ("to", "_to_copy") else np.int64)
+        cast = cast.astype(bool) if dtype == "bool" else cast
         require(dtype == "bool" or bool((np.abs(cast) <= _MOST_INTEGER).all()), f"{base} gives integers beyond 2^53")
-        return Exact(np.broadcast_to(cast, shape), owner)
+        return Exact(cast, owner)
 
 
 def _filled(value: Any, values: Sequence[Value]) -> Value:
@@ -223,7 +262,14 @@ def _parts(value: Value) -> list[Value]:
 
 
 def _arange(args: Mapping[str, Any]) -> Any:
-    return np.arange(args.get("start", 0), args["end"], args.get("step", 1))
+    start, end, step = args.get("start", 0), args["end"], args.get("step", 1)
+    require_size((int((end - start) / step),))
+    return np.arange(start, end, step)
+
+
+def _full(args: Mapping[str, Any], value: Any) -> Any:
+    require_size(args["size"])
+    return np.full(args["size"], value)
 
 
 _ENTRYWISE: dict[str, Callable[[Any], Any]] = {
@@ -246,20 +292,21 @@ _ENTRYWISE: dict[str, Callable[[Any], Any]] = {
     "where": lambda a: np.where(a["condition"], a["self"], a["other"]),
     "masked_fill": lambda a: np.where(a["mask"], a["value"], a["self"]),
     "neg": lambda a: -a["self"],
+    "bitwise_and": lambda a: np.bitwise_and(a["self"], a["other"]),
+    "bitwise_or": lambda a: np.bitwise_or(a["self"], a["other"]),
+    "bitwise_not": lambda a: np.invert(a["self"]),
     "minimum": lambda a: np.minimum(a["self"], a["other"]),
     "maximum": lambda a: np.maximum(a["self"], a["other"]),
 }
 _INTEGERS = _ENTRYWISE | {
     "arange": _arange,
-    "zeros": lambda a: np.zeros(a["size"], np.int64),
-    "ones": lambda a: np.ones(a["size"], np.int64),
-    "full": lambda a: np.full(a["size"], a["fill_value"]),
+    "zeros": lambda a: _full(a, 0),
+    "ones": lambda a: _full(a, 1),
+    "full": lambda a: _full(a, a["fill_value"]),
     "scalar_tensor": lambda a: np.array(a["s"]),
-    "bitwise_and": lambda a: np.bitwise_and(a["self"], a["other"]),
-    "bitwise_or": lambda a: np.bitwise_or(a["self"], a["other"]),
-    "bitwise_not": lambda a: np.invert(a["self"]),
     "cumsum": lambda a: np.cumsum(a["self"], a["dim"]),
 }
+_CREATED = ("arange", "zeros", "ones")
 Rule = Callable[[Compiler, dict[str, Value]], Value]
 _RULES: dict[str, Rule] = {}
 

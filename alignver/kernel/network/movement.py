@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from alignver.kernel.failure import NotProved, require
+from alignver.kernel.network.tape import require_size
 
 __all__ = ["MOVES", "moved", "padded", "triple", "windows"]
 
@@ -39,9 +39,17 @@ def _expand(x: Any, args: Args) -> Any:
 
 def _slice(x: Any, args: Args) -> Any:
     dim, start, end, step = args.get("dim", 0), args.get("start"), args.get("end"), args.get("step", 1)
+    require(step >= 1, "a slice that goes backward")
     place = [slice(None)] * x.ndim
     place[dim] = slice(start, end, step)
     return x[tuple(place)]
+
+
+def _narrow(x: Any, args: Args) -> Any:
+    dim, start, length = args["dim"], args["start"], args["length"]
+    first = start + x.shape[dim] if start < 0 else start
+    require(0 <= first <= first + length <= x.shape[dim], "a slice outside of its axis")
+    return x.take(np.arange(first, first + length), dim)
 
 
 def _squeeze(x: Any, args: Args) -> Any:
@@ -79,6 +87,7 @@ def _roll(x: Any, args: Args) -> Any:
 
 def _repeat(x: Any, args: Args) -> Any:
     counts = args.get("repeats", args.get("dims"))
+    require_size((x.size, *counts))
     return np.tile(x.reshape((1,) * (len(counts) - x.ndim) + x.shape), counts)
 
 
@@ -115,12 +124,33 @@ def _movedim(x: Any, args: Args) -> Any:
 
 def _transpose(x: Any, args: Args) -> Any:
     first, second = args.get("dim0", args.get("axis0")), args.get("dim1", args.get("axis1"))
-    return x if x.ndim == 0 else x.swapaxes(first, second)
+    return x if x.ndim == 0 and {first, second} <= {0, -1} else x.swapaxes(first, second)
 
 
 def _reversed(x: Any, args: Args) -> Any:
     require(x.ndim <= 2, "a transposition of more than two axes")
     return x.T
+
+
+def _diag_embed(x: Any, args: Args) -> Any:
+    offset, size = args.get("offset", 0), x.shape[-1] + abs(args.get("offset", 0))
+    require_size((*x.shape[:-1], size, size))
+    result = np.full((*x.shape[:-1], size, size), -1, x.dtype)
+    place = np.arange(x.shape[-1])
+    result[..., place + max(0, -offset), place + max(0, offset)] = x
+    return np.moveaxis(result, (-2, -1), (args.get("dim1", -2), args.get("dim2", -1)))
+
+
+def _pad(x: Any, args: Args) -> Any:
+    modes = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+    return padded(x, args["pad"], modes[args.get("mode", "constant")])
+
+
+def _repeat_interleave(x: Any, args: Args) -> Any:
+    count, dim = args["repeats"], args.get("dim")
+    require(isinstance(count, int) and count >= 0, "a repetition of another form")
+    require_size((x.size, count))
+    return np.repeat(x, count, dim)
 
 
 def _triangle(keep: Callable[..., Any]) -> Callable[[Any, Args], Any]:
@@ -160,8 +190,8 @@ MOVES: dict[str, Callable[[Any, Args], Any]] = {
     "unsqueeze": _unsqueeze,
     "expand_as": lambda x, args: np.broadcast_to(x, args["other"]),
     "slice": _slice,
-    "narrow": lambda x, args: _slice(x, {**args, "end": args["start"] % x.shape[args["dim"]] + args["length"]}),
-    "select": lambda x, args: x.take(args["index"] % x.shape[args["dim"]], args["dim"]),
+    "narrow": _narrow,
+    "select": lambda x, args: x.take(args["index"], args["dim"]),
     "diagonal": lambda x, args: x.diagonal(args.get("offset", 0), args.get("dim1", 0), args.get("dim2", 1)),
     "unfold": _unfold,
     "chunk": _chunk,
@@ -172,6 +202,10 @@ MOVES: dict[str, Callable[[Any, Args], Any]] = {
     "pixel_unshuffle": _pixel_unshuffle,
     "tril": _triangle(np.tril),
     "triu": _triangle(np.triu),
+    "rot90": lambda x, args: np.rot90(x, args.get("k", 1), args.get("dims", (0, 1))),
+    "diag_embed": _diag_embed,
+    "repeat_interleave": _repeat_interleave,
+    "pad": _pad,
     "constant_pad_nd": lambda x, args: padded(x, args["pad"], "constant"),
 }
 """Of indices, -1 stands for an exact zero."""
@@ -181,7 +215,7 @@ def moved(base: str, indices: Any, args: Args) -> Any:
     """Return the indices that an operator makes of an array of indices; a list if it has several results."""
     try:
         return MOVES[base](indices, args)
-    except (ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         raise NotProved(f"{base} has arguments of another form ({type(error).__name__})") from None
 
 
@@ -192,12 +226,13 @@ def padded(x: Any, pad: Sequence[int], mode: str) -> Any:
     sides += [(pad[k], pad[k + 1]) for k in range(len(pad) - 2, -1, -2)]
     cut = tuple(slice(max(0, -low), size - max(0, -high)) for (low, high), size in zip(sides, x.shape, strict=True))
     widths = [(max(0, low), max(0, high)) for low, high in sides]
+    require_size([size + low + high for size, (low, high) in zip(x[cut].shape, widths, strict=True)])
     return np.pad(x[cut], widths, **({"constant_values": -1} if mode == "constant" else {"mode": mode}))
 
 
 def triple(value: Any, axes: int, default: Any = None) -> tuple[int, ...]:
     """Return an argument of a window, one number or one for each axis, as a tuple."""
-    value = default if value is None or value == () else value
+    value = default if value is None or value in ((), []) else value
     numbers = (value,) * axes if isinstance(value, int) else tuple(value)
     numbers = numbers * axes if len(numbers) == 1 else numbers
     require(len(numbers) == axes and all(isinstance(k, int) for k in numbers), "a window of other axes")
@@ -218,5 +253,6 @@ def windows(
     steps = [slice(None)] * lead + [slice(None, None, s) for s in stride] + [slice(None, None, d) for d in dilation]
     view = view[tuple(steps)]
     limit = [slice(None)] * lead + [slice(0, o) for o in out] if out is not None else []
-    require(math.prod(view.shape) < 2**31, "too many windows for one batch")
-    return view[tuple(limit)] if limit else view
+    view = view[tuple(limit)] if limit else view
+    require_size(view.shape)
+    return view

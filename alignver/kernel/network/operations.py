@@ -1,4 +1,4 @@
-"""The operators of torch that are known to the compiler, by family: each is one composition of primitive steps."""
+"""The rules of functions of entries, selections, matrix products and convolutions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import numpy as np
 from alignver.kernel.failure import require
 from alignver.kernel.network.compiler import Compiler, Exact, Real, Value, rule
 from alignver.kernel.network.movement import padded, triple, windows
+from alignver.kernel.network.tape import exact_float, require_size
 
-__all__: list[str] = []
+__all__ = ["plus", "scaled"]
 
 Args = dict[str, Any]
 
@@ -66,18 +67,23 @@ def _square(c: Compiler, args: Args) -> Value:
 
 @rule("pow")
 def _pow(c: Compiler, args: Args) -> Value:
-    step, exponent = c.real(args["self"]), args["exponent"]
+    base, exponent = args["self"], args["exponent"]
+    if isinstance(base, int | float) and isinstance(exponent, Real):
+        require(base > 0, "a power of a number that is not positive")
+        return Real(c.tape.map(c.real(exponent), "exponential", base=exact_float(base)))
+    step = c.real(base)
     require(isinstance(exponent, int | float), "a power with an exponent that is an array")
     if exponent == 2:
         return Real(c.tape.product(step, step))
     if exponent == 1:
         return Real(step)
-    return Real(c.tape.map(step, "pow", exponent=float(exponent)))
+    return Real(c.tape.map(step, "pow", exponent=exact_float(exponent)))
 
 
-@rule("addcmul")
+@rule("addcmul", "addcdiv")
 def _addcmul(c: Compiler, args: Args) -> Value:
-    term = c.tape.product(c.real(args["tensor1"]), c.real(args["tensor2"]))
+    join = c.tape.product if c.node.base == "addcmul" else c.tape.quotient
+    term = join(c.real(args["tensor1"]), c.real(args["tensor2"]))
     term = term if args.get("value", 1) == 1 else c.tape.scale(term, args["value"])
     return Real(c.tape.sum(c.real(args["self"]), term))
 
@@ -100,7 +106,8 @@ def _dropout(c: Compiler, args: Args) -> Value:
 # -- functions of entries ---------------------------------------------------------------------------------------------
 
 _PLAIN = ("sigmoid", "tanh", "silu", "mish", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "reciprocal", "sin",
-          "cos", "erf", "atan", "relu", "abs", "relu6", "hardsigmoid", "hardswish", "sinh", "cosh")  # fmt: skip
+          "cos", "erf", "atan", "relu", "abs", "relu6", "hardsigmoid", "hardswish", "sinh", "cosh", "tan", "asinh",
+          "erfc")  # fmt: skip
 
 
 @rule(*_PLAIN, "log_sigmoid", "absolute", "arctan")
@@ -109,10 +116,69 @@ def _map(c: Compiler, args: Args) -> Value:
     return Real(c.tape.map(c.real(args["self"]), fn))
 
 
+@rule("exp2", "log2", "log10")
+def _to_a_base(c: Compiler, args: Args) -> Value:
+    fn, base = "exponential" if c.node.base == "exp2" else "logarithm", 10.0 if c.node.base == "log10" else 2.0
+    return Real(c.tape.map(c.real(args["self"]), fn, base=base))
+
+
+@rule("threshold")
+def _threshold(c: Compiler, args: Args) -> Value:
+    end, value = exact_float(args["threshold"]), exact_float(args["value"])
+    return Real(c.tape.map(c.real(args["self"]), "threshold", end=end, value=value))
+
+
+@rule("selu", "celu")
+def _selu(c: Compiler, args: Args) -> Value:
+    numbers = {"alpha": 1.6732632423543772, "scale": 1.0507009873554805, "input_scale": 1.0}
+    if c.node.base == "celu":
+        alpha = exact_float(args.get("alpha", 1.0))
+        require(alpha > 0.0, "celu with an alpha that is not positive")
+        step = c.tape.map(c.tape.scale(c.real(args["self"]), 1.0, alpha), "elu", alpha=1.0, scale=1.0, input_scale=1.0)
+        return Real(c.tape.scale(step, alpha))
+    return Real(c.tape.map(c.real(args["self"]), "elu", **numbers))
+
+
+@rule("prelu", "_prelu_kernel")
+def _prelu(c: Compiler, args: Args) -> Value:
+    """relu(x) - a relu(-x), one a for all entries or for each of a channel."""
+    x, a = c.real(args["self"]), c.real(args["weight"])
+    ndim, count = len(c.tape.shape(x)), c.tape.steps[a].size
+    if c.node.base == "prelu":
+        require(count == 1 or (ndim >= 2 and count == c.tape.shape(x)[1]), "prelu of other channels")
+        a = c.tape.reshape(a, [1, count, *(1 for _ in range(ndim - 2))] if ndim >= 2 else [1] * ndim)
+    below = c.tape.product(c.tape.map(c.tape.scale(x, -1.0), "relu"), a)
+    return Real(c.tape.sum(c.tape.map(x, "relu"), below, signs=(1, -1)))
+
+
+@rule("glu")
+def _glu(c: Compiler, args: Args) -> Value:
+    step = c.real(args["self"])
+    first, second = (c.tape.move((step,), half) for half in np.split(c.tape.indices(step), 2, args.get("dim", -1)))
+    return Real(c.tape.product(first, c.tape.map(second, "sigmoid")))
+
+
+@rule("maximum", "minimum")
+def _maximum(c: Compiler, args: Args) -> Value:
+    sign = 1.0 if c.node.base == "maximum" else -1.0
+    a, b = (c.tape.scale(step, sign) for step in c.tape.together(c.real(args["self"]), c.real(args["other"])))
+    size = c.tape.steps[a].size
+    pairs = c.tape.move((a, b), np.arange(2 * size).reshape(2, size).T)
+    return Real(c.tape.scale(c.tape.reshape(c.tape.rows("max", pairs, keep=False), c.tape.shape(a)), sign))
+
+
+@rule("lerp")
+def _lerp(c: Compiler, args: Args) -> Value:
+    start, weight = c.real(args["self"]), args["weight"]
+    change = c.tape.sum(c.real(args["end"]), start, signs=(1, -1))
+    part = c.tape.scale(change, weight) if isinstance(weight, int | float) else c.tape.product(c.real(weight), change)
+    return Real(c.tape.sum(start, part))
+
+
 @rule("softplus")
 def _softplus(c: Compiler, args: Args) -> Value:
-    beta = float(args.get("beta", 1))
-    require(beta > 0.0 and math.isfinite(beta), "softplus with a beta that is not positive")
+    beta, _ = exact_float(args.get("beta", 1)), args.get("threshold")  # another threshold is no other function
+    require(beta > 0.0, "softplus with a beta that is not positive")
     return Real(c.tape.map(c.real(args["self"]), "softplus", beta=beta))
 
 
@@ -125,13 +191,13 @@ def _gelu(c: Compiler, args: Args) -> Value:
 
 @rule("elu")
 def _elu(c: Compiler, args: Args) -> Value:
-    numbers = {key: float(args.get(key, 1)) for key in ("alpha", "scale", "input_scale")}
+    numbers = {key: exact_float(args.get(key, 1)) for key in ("alpha", "scale", "input_scale")}
     return Real(c.tape.map(c.real(args["self"]), "elu", **numbers))
 
 
 @rule("leaky_relu")
 def _leaky_relu(c: Compiler, args: Args) -> Value:
-    return Real(c.tape.map(c.real(args["self"]), "leaky_relu", slope=float(args.get("negative_slope", 0.01))))
+    return Real(c.tape.map(c.real(args["self"]), "leaky_relu", slope=exact_float(args.get("negative_slope", 0.01))))
 
 
 @rule("clamp", "hardtanh", "clamp_min", "clamp_max")
@@ -139,7 +205,9 @@ def _clamp(c: Compiler, args: Args) -> Value:
     low, high = args.get("min", args.get("min_val")), args.get("max", args.get("max_val"))
     if c.node.base == "hardtanh":
         low, high = args.get("min_val", -1.0), args.get("max_val", 1.0)
-    ends = {"low": -math.inf if low is None else float(low), "high": math.inf if high is None else float(high)}
+    low, high = -math.inf if low is None else float(low), math.inf if high is None else float(high)
+    require(low <= high, "a clamp whose ends are not in their order")
+    ends = {"low": low, "high": high}
     return Real(c.tape.map(c.real(args["self"]), "clamp", **ends))
 
 
@@ -172,23 +240,51 @@ def _index_select(c: Compiler, args: Args) -> Value:
 def _index(c: Compiler, args: Args) -> Value:
     found = [(axis, part) for axis, part in enumerate(args["indices"]) if part is not None]
     require(len(found) == 1 and found[0][1].value.dtype.kind == "i", "an index by several tensors, or by booleans")
-    return _rows_of(c, args["self"], found[0][1], found[0][0])
+    return _rows_of(c, args["self"], found[0][1], found[0][0], negative=True)
 
 
-def _rows_of(c: Compiler, source: Real, index: Exact, dim: int) -> Value:
+def _rows_of(c: Compiler, source: Real, index: Exact, dim: int, *, negative: bool = False) -> Value:
     """Gather along one axis by known integers; the copies of a shared array belong to the samples of the integers."""
     require(isinstance(index, Exact) and index.value.dtype.kind == "i", "an index that is not of known integers")
     grid, (rows,) = c.tape.indices(source.step), (c.tape.shape(source.step)[dim],)
-    inside = bool(((index.value >= -rows) & (index.value < rows)).all())
+    inside = bool(((index.value >= (-rows if negative else 0)) & (index.value < rows)).all())
     require(inside and source.masked is None, "an index outside of its axis")
     taken = np.take(grid, index.value % rows, axis=dim)
-    if index.owner is None:
-        return c.gathered(source, taken)
-    require(c.tape.owner(source.step) is None, "an index of samples by samples")
     dim %= grid.ndim
     shape = (1,) * dim + index.value.shape + (1,) * (grid.ndim - dim - 1)
-    owner = np.ascontiguousarray(np.broadcast_to(index.owner.reshape(shape), taken.shape)).reshape(-1)
+    return _taken(c, source, taken, None if index.owner is None else index.owner.reshape(shape))
+
+
+def _taken(c: Compiler, source: Real, taken: Any, owner: Any) -> Value:
+    """Gather entries by integers that belong to the given samples (None: to all)."""
+    if owner is None:
+        return c.gathered(source, taken)
+    require(source.masked is None, f"{c.node.base} of minus infinity")
+    owner = np.ascontiguousarray(np.broadcast_to(owner, taken.shape)).reshape(-1)
+    mine = c.tape.owner(source.step)
+    require(mine is None or bool((mine[taken.reshape(-1)] == owner).all()), "an operation joins two samples")
     return Real(c.tape.move((source.step,), taken, owner))
+
+
+@rule("gather", "take_along_dim")
+def _gather(c: Compiler, args: Args) -> Value:
+    source, index, dim = args["self"], args["index"] if "index" in args else args["indices"], args["dim"]
+    require(isinstance(index, Exact) and index.value.dtype.kind == "i", "an index that is not of known integers")
+    grid = c.tape.indices(source.step)
+    require(c.node.base == "gather" or grid.shape == index.value.shape, "an index of another shape")
+    dim %= grid.ndim
+    grid = grid[tuple(slice(None) if axis == dim else slice(size) for axis, size in enumerate(index.value.shape))]
+    require(bool(((index.value >= 0) & (index.value < grid.shape[dim])).all()), "an index outside of its axis")
+    owner = None if index.owner is None else index.owner.reshape(index.value.shape)
+    return _taken(c, source, np.take_along_axis(grid, index.value, dim), owner)
+
+
+@rule("full", "scalar_tensor")
+def _full(c: Compiler, args: Args) -> Value:
+    value, shape = args["fill_value" if c.node.base == "full" else "s"], args.get("size", [])
+    require_size(shape)
+    masked = np.ones(shape, dtype=bool) if value == -math.inf else None
+    return Real(c.tape.leaf(np.full(shape, 0.0 if masked is not None else exact_float(value))), masked)
 
 
 @rule("masked_fill")
@@ -199,8 +295,10 @@ def _masked_fill(c: Compiler, args: Args) -> Value:
 @rule("where")
 def _where(c: Compiler, args: Args) -> Value:
     """Select by a known condition."""
-    condition, shape = args["condition"], c.node.out[0][1]
+    condition = args["condition"]
     require(isinstance(condition, Exact) and condition.value.dtype == bool, "a condition that is not known")
+    shape = np.broadcast_shapes(condition.value.shape, *(c.shape(args[name]) for name in ("self", "other")))
+    require_size(shape)
     mask = np.broadcast_to(condition.value, shape)
     sides: list[Any] = []
     masked = np.zeros(shape, dtype=bool)
@@ -234,11 +332,21 @@ def _where(c: Compiler, args: Args) -> Value:
 def _linear(c: Compiler, args: Args) -> Value:
     x, W = c.real(args["input"]), c.real(args["weight"])
     require(len(c.tape.shape(W)) == 2, "a linear map of another form")
-    return _plus(c, _matmul(c, x, c.tape.permute(W, (1, 0))), args.get("bias"))
+    return plus(c, _matmul(c, x, c.tape.permute(W, (1, 0))), args.get("bias"))
 
 
-def _plus(c: Compiler, step: int, bias: Value) -> Value:
+def plus(c: Compiler, step: int, bias: Value) -> Value:
+    """Add a bias, which may be None."""
     return Real(step if bias is None else c.tape.sum(step, c.real(bias)))
+
+
+def scaled(c: Compiler, step: int, weight: Value, bias: Value, shape: Sequence[int] | None = None) -> Value:
+    """Multiply by a weight and add a bias, each of which may be None; ``shape`` is theirs."""
+    for value, join in ((weight, c.tape.product), (bias, c.tape.sum)):
+        if value is not None:
+            own = c.real(value)
+            step = join(step, own if shape is None else c.tape.reshape(own, shape))
+    return Real(step)
 
 
 def _matmul(c: Compiler, a: int, b: int) -> int:
@@ -279,41 +387,67 @@ def _outer(c: Compiler, args: Args) -> Value:
     return Real(c.tape.product(c.tape.reshape(a, (c.tape.steps[a].size, 1)), b))
 
 
+@rule("bilinear")
+def _bilinear(c: Compiler, args: Args) -> Value:
+    a, b, W = (c.real(args[name]) for name in ("input1", "input2", "weight"))
+    out, first, second = c.tape.shape(W)
+    grid = c.tape.indices(W).transpose(1, 0, 2).reshape(first, out * second)
+    rows = _matmul(c, a, c.tape.move((W,), grid))
+    lead = c.tape.shape(b)[:-1]
+    terms = c.tape.product(c.tape.reshape(rows, (*lead, out, second)), c.tape.reshape(b, (*lead, 1, second)))
+    total = c.tape.rows("reduce", c.tape.reshape(terms, (math.prod(lead) * out, second)), keep=False)
+    return plus(c, c.tape.reshape(total, (*lead, out)), args.get("bias"))
+
+
 @rule("einsum")
 def _einsum(c: Compiler, args: Args) -> Value:
-    """Contract two operands, in which no letter occurs twice, as one matrix product."""
-    require(isinstance(args["equation"], str) and "." not in args["equation"], "einsum with an ellipsis")
+    """Contract the operands one after the other, each as one matrix product; no letter occurs twice in one of them."""
     left, arrow, out = args["equation"].replace(" ", "").partition("->")
-    terms = left.split(",")
-    require(bool(arrow) and len(terms) == len(args["tensors"]) == 2, "einsum of another form")
     steps = [c.real(part) for part in args["tensors"]]
+    terms = left.split(",")
+    require(bool(arrow) and len(terms) == len(steps) >= 1, "einsum of another form")
+    spare = [letter for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if letter not in left]
+    ranks = [len(c.tape.shape(step)) - len(term.replace("...", "")) for term, step in zip(terms, steps, strict=True)]
+    dots = max([0, *(rank for term, rank in zip(terms, ranks, strict=True) if "..." in term)])
+    terms = [term.replace("...", "".join(spare[dots - rank : dots])) for term, rank in zip(terms, ranks, strict=True)]
+    out = out.replace("...", "".join(spare[:dots]))
     sizes: dict[str, int] = {}
-    for term, step in zip([*terms, out], [*steps, None], strict=True):
-        require(len(set(term)) == len(term), "einsum with a letter twice")
-        if step is not None:
-            shape = c.tape.shape(step)
-            require(len(shape) == len(term), "einsum with other axes")
-            for letter, size in zip(term, shape, strict=True):
-                require(sizes.setdefault(letter, size) == size, "einsum with broadcast axes")
-    a, b = terms
-    batch = [k for k in out if k in a and k in b]
-    inner = [k for k in a if k in b and k not in out]
-    free_a, free_b = [k for k in out if k in a and k not in b], [k for k in out if k in b and k not in a]
-    require(
-        set(a) == {*batch, *inner, *free_a} and set(b) == {*batch, *inner, *free_b}, "einsum with sums of one operand"
-    )
+    for term, step in zip(terms, steps, strict=True):
+        require(len(set(term)) == len(term) == len(c.tape.shape(step)), "einsum with a letter twice, or other axes")
+        for letter, size in zip(term, c.tape.shape(step), strict=True):
+            require(sizes.setdefault(letter, size) == size, "einsum with broadcast axes")
+    require(len(set(out)) == len(out) and set(out) <= set(sizes), "einsum with another result")
+    term, step = terms[0], steps[0]
+    for k in range(1, len(terms)):
+        later = set(out).union(*terms[k + 1 :])
+        a, left_step = _kept(c, step, term, later | set(terms[k]))
+        b, right_step = _kept(c, steps[k], terms[k], later | set(term))
+        batch, inner = [x for x in a if x in b and x in later], [x for x in a if x in b and x not in later]
+        free_a, free_b = [x for x in a if x not in b], [x for x in b if x not in a]
+        one = _arranged(c, left_step, a, sizes, batch, free_a, inner)
+        product = c.tape.matmul(one, _arranged(c, right_step, b, sizes, batch, inner, free_b))
+        term = "".join([*batch, *free_a, *free_b])
+        step = c.tape.reshape(product, [sizes[x] for x in term])
+    term, step = _kept(c, step, term, set(out))
+    return Real(c.tape.permute(step, [term.index(x) for x in out]))
 
-    def arranged(step: int, term: str, *groups: Sequence[str]) -> int:
-        order = [term.index(k) for group in groups for k in group]
-        return c.tape.reshape(
-            c.tape.permute(step, order),
-            [*(sizes[k] for k in groups[0]), *(math.prod(sizes[k] for k in g) for g in groups[1:])],
-        )
 
-    product = c.tape.matmul(arranged(steps[0], a, batch, free_a, inner), arranged(steps[1], b, batch, inner, free_b))
-    order = [*batch, *free_a, *free_b]
-    whole = c.tape.reshape(product, [sizes[k] for k in order])
-    return Real(c.tape.permute(whole, [order.index(k) for k in out]))
+def _kept(c: Compiler, step: int, term: str, letters: set[str]) -> tuple[str, int]:
+    """Sum over the axes of all other letters."""
+    kept = "".join(x for x in term if x in letters)
+    if kept == term:
+        return term, step
+    order = [*(term.index(x) for x in kept), *(k for k, x in enumerate(term) if x not in letters)]
+    grid = c.tape.indices(step).transpose(order)
+    shape = grid.shape[: len(kept)]
+    rows = c.tape.move((step,), grid.reshape(math.prod(shape), -1))
+    return kept, c.tape.reshape(c.tape.rows("reduce", rows, keep=False), shape)
+
+
+def _arranged(c: Compiler, step: int, term: str, sizes: dict[str, int], *groups: Sequence[str]) -> int:
+    order = [term.index(x) for group in groups for x in group]
+    shape = [*(sizes[x] for x in groups[0]), *(math.prod(sizes[x] for x in g) for g in groups[1:])]
+    return c.tape.reshape(c.tape.permute(step, order), shape)
 
 
 @rule("conv1d", "conv2d", "conv3d", "convolution")
@@ -326,7 +460,7 @@ def _convolution(c: Compiler, args: Args) -> Value:
         return _transposed(c, args, x, W, triple(args.get("output_padding"), axes, 0))
     padding = args.get("padding", 0)
     if isinstance(padding, str):
-        require(padding in ("same", "valid") and set(stride) == {1}, "padding of another form")
+        require(padding == "valid" or (padding == "same" and set(stride) == {1}), "padding of another form")
         total = [d * (k - 1) if padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
         sides = [(t // 2, t - t // 2) for t in total]
     else:
@@ -335,7 +469,7 @@ def _convolution(c: Compiler, args: Args) -> Value:
     grid = padded(grid, [side for pair in reversed(sides) for side in pair], "constant")
     meta = {"kind": "conv", "stride": stride, "dilation": dilation}
     product = _correlated(c, x, W, windows(grid, kernel, stride, dilation), groups, meta)
-    return _scaled(c, product, None, args.get("bias"), (c.tape.shape(W)[0], *(1 for _ in kernel)))
+    return scaled(c, product, None, args.get("bias"), (c.tape.shape(W)[0], *(1 for _ in kernel)))
 
 
 def _with_samples(c: Compiler, x: int, axes: int) -> Any:
@@ -387,213 +521,4 @@ def _transposed(c: Compiler, args: Args, x: int, W: int, more: tuple[int, ...]) 
     meta = {"kind": "transposed", "stride": stride, "dilation": dilation}
     view = windows(spread, kernel, (1,) * axes, dilation)
     product = _correlated(c, x, swapped, view, groups, meta)
-    return _scaled(c, product, None, args.get("bias"), (groups * part, *(1 for _ in kernel)))
-
-
-# -- sums along axes and pooling --------------------------------------------------------------------------------------
-
-
-def _to_rows(c: Compiler, step: int, dims: Any) -> tuple[int, list[int], tuple[int, ...]]:
-    """Return a matrix with the given axes (all for None) along its rows, the other axes, and these axes' sizes."""
-    shape = c.tape.shape(step)
-    dims = range(len(shape)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
-    along = sorted(dim % len(shape) for dim in dims) if shape else []
-    rest = [axis for axis in range(len(shape)) if axis not in along]
-    sizes = tuple(shape[axis] for axis in along)
-    grid = c.tape.indices(step).transpose([*rest, *along]).reshape(-1, math.prod(sizes))
-    return c.tape.move((step,), grid), rest, sizes
-
-
-@rule("sum", "mean")
-def _sum(c: Compiler, args: Args) -> Value:
-    rows, _, sizes = _to_rows(c, c.real(args["self"]), args.get("dim"))
-    total = c.tape.rows("reduce", rows, keep=False)
-    if c.node.base == "mean":
-        total = c.tape.scale(total, 1.0, math.prod(sizes))
-    return Real(c.tape.reshape(total, c.node.out[0][1]))
-
-
-@rule("cumsum")
-def _cumsum(c: Compiler, args: Args) -> Value:
-    step, dim = c.real(args["self"]), args["dim"]
-    shape = c.tape.shape(step)
-    dim %= max(len(shape), 1)
-    length = shape[dim]
-    grid = np.moveaxis(c.tape.indices(step), dim, -1)
-    padding = np.where(np.tri(length, dtype=bool), grid[..., None, :], -1)
-    total = c.tape.rows("reduce", c.tape.move((step,), padding.reshape(-1, length)), keep=False)
-    whole = np.moveaxis(np.arange(math.prod(shape)).reshape(*grid.shape[:-1], length), -1, dim)
-    return Real(c.tape.move((total,), whole))
-
-
-@rule("avg_pool1d", "avg_pool2d", "avg_pool3d")
-def _avg_pool(c: Compiler, args: Args) -> Value:
-    step, axes, out = c.real(args["self"]), int(c.node.base[-2]), c.node.out[0][1]
-    kernel = triple(args["kernel_size"], axes)
-    stride, padding = triple(args.get("stride"), axes, kernel), triple(args.get("padding"), axes, 0)
-    sides = [p for p in reversed(padding) for _ in range(2)]
-    counted = int(bool(args.get("count_include_pad", True)))
-    ones = np.ones(c.tape.shape(step), dtype=np.int64)
-    ones = np.pad(ones, [(0, 0)] * (ones.ndim - axes) + [(p, p) for p in padding], constant_values=counted)
-    grid = windows(padded(c.tape.indices(step), sides, "constant"), kernel, stride, (1,) * axes, out[-axes:])
-    cells = windows(ones, kernel, stride, (1,) * axes, out[-axes:])
-    divisor = (cells > 0).reshape(*out, -1).sum(-1)
-    if args.get("divisor_override") is not None:
-        divisor = np.full_like(divisor, args["divisor_override"])
-    return _averaged(c, step, grid.reshape(math.prod(out), -1), divisor)
-
-
-def _averaged(c: Compiler, step: int, windows_: Any, divisor: Any) -> Value:
-    total = c.tape.rows("reduce", c.tape.move((step,), windows_), keep=False)
-    total = c.tape.reshape(total, c.node.out[0][1])
-    if divisor.size and (divisor == divisor.flat[0]).all():
-        return Real(c.tape.scale(total, 1.0, float(divisor.flat[0])))
-    return Real(c.tape.quotient(total, c.tape.leaf(divisor.astype(np.float64))))
-
-
-@rule(
-    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d"
-)
-def _adaptive_avg_pool(c: Compiler, args: Args) -> Value:
-    step, axes, out = c.real(args["self"]), int(c.node.base[-2]), c.node.out[0][1]
-    grid, divisor = c.tape.indices(step), np.ones(out[-axes:], dtype=np.int64)
-    lead = grid.ndim - axes
-    for k in range(axes):
-        size, outputs, axis = grid.shape[lead + k], out[lead + k], lead + k
-        starts = [i * size // outputs for i in range(outputs)]
-        lengths = [-((-(i + 1) * size) // outputs) - start for i, start in enumerate(starts)]
-        place = np.array(starts)[:, None] + np.arange(max(lengths))
-        inside = np.arange(max(lengths)) < np.array(lengths)[:, None]
-        grid = np.take(grid, np.minimum(place, size - 1), axis=axis)  # the window is the next axis
-        shaped = inside.reshape(inside.shape + (1,) * (grid.ndim - axis - 2))
-        grid = np.moveaxis(np.where(shaped, grid, -1), axis + 1, -1)
-        divisor = divisor * np.array(lengths).reshape([-1 if j == k else 1 for j in range(axes)])
-    return _averaged(c, step, grid.reshape(math.prod(out), -1), np.broadcast_to(divisor, out))
-
-
-@rule("max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices")
-def _max_pool(c: Compiler, args: Args) -> Value:
-    step, out = c.real(args["self"]), c.node.out[0][1]
-    axes = int(c.node.base[8])
-    kernel = triple(args["kernel_size"], axes)
-    stride, padding = triple(args.get("stride"), axes, kernel), triple(args.get("padding"), axes, 0)
-    sides = [p for p in reversed(padding) for _ in range(2)]
-    grid = padded(c.tape.indices(step), sides, "constant")
-    grid = windows(grid, kernel, stride, triple(args.get("dilation"), axes, 1), out[-axes:])
-    rows = grid.reshape(math.prod(out), -1)
-    best = rows.max(1, keepdims=True)
-    require(bool((best >= 0).all()), "a window of padding only")
-    rows = np.where(rows < 0, best, rows)  # an entry of the window once more
-    largest = c.tape.rows("max", c.tape.move((step,), rows), keep=False)
-    return (
-        [Real(c.tape.reshape(largest, out))] if c.node.base.endswith("indices") else Real(c.tape.reshape(largest, out))
-    )
-
-
-# -- softmax, norms, attention ----------------------------------------------------------------------------------------
-
-
-def _by_rows(c: Compiler, value: Real, dim: int, kind: str) -> Value:
-    """Apply softmax or log-softmax along an axis, without entries that are minus infinity."""
-    shape = c.tape.shape(value.step)
-    order = [axis for axis in range(len(shape)) if axis != dim % len(shape)] + [dim % len(shape)]
-    grid = c.tape.indices(value.step).transpose(order)
-    masked = None if value.masked is None else value.masked.transpose(order).reshape(-1, shape[dim])
-    if masked is not None:
-        require(not bool(masked.all(1).any()), "a softmax of entries that are all minus infinity")
-        require(kind == "softmax", "a log-softmax of minus infinity")
-    rows = c.tape.move((value.step,), grid.reshape(-1, shape[dim]))
-    result = c.tape.rows(kind, rows, keep=True, masked=masked)
-    whole = c.tape.indices(result).reshape(grid.shape).transpose(np.argsort(order))
-    return Real(c.tape.move((result,), whole))
-
-
-@rule("softmax", "_softmax", "log_softmax", "_log_softmax", "_safe_softmax")
-def _softmax(c: Compiler, args: Args) -> Value:
-    kind = "log_softmax" if "log" in c.node.base else "softmax"
-    return _by_rows(c, args["self"], args["dim"], kind)
-
-
-@rule("logsumexp")
-def _logsumexp(c: Compiler, args: Args) -> Value:
-    rows, _, _ = _to_rows(c, c.real(args["self"]), args["dim"])
-    return Real(c.tape.reshape(c.tape.rows("logsumexp", rows, keep=False), c.node.out[0][1]))
-
-
-def _normalized(c: Compiler, step: int, length: int, eps: float, center: bool) -> int:
-    """Normalize rows of the given length; the shape stays."""
-    require(eps >= 0.0 and math.isfinite(eps) and length > 0, "a norm with an eps that is not a number")
-    rows = c.tape.reshape(step, (c.tape.steps[step].size // length, length))
-    return c.tape.reshape(c.tape.rows("normalize", rows, keep=True, eps=float(eps), center=center), c.tape.shape(step))
-
-
-def _scaled(c: Compiler, step: int, weight: Value, bias: Value, shape: Sequence[int] | None = None) -> Value:
-    for value, join in ((weight, c.tape.product), (bias, c.tape.sum)):
-        if value is not None:
-            own = c.real(value)
-            step = join(step, own if shape is None else c.tape.reshape(own, shape))
-    return Real(step)
-
-
-@rule("layer_norm", "native_layer_norm", "rms_norm")
-def _layer_norm(c: Compiler, args: Args) -> Value:
-    length = math.prod(args["normalized_shape"])
-    step = _normalized(c, c.real(args["input"]), length, args.get("eps", 1e-5), c.node.base != "rms_norm")
-    result = _scaled(c, step, args.get("weight"), args.get("bias"))
-    return [result] if c.node.base.startswith("native") else result
-
-
-def _by_channel(c: Compiler, step: int) -> list[int]:
-    shape = c.tape.shape(step)
-    return [1, shape[1], *(1 for _ in shape[2:])]
-
-
-@rule("group_norm", "instance_norm")
-def _group_norm(c: Compiler, args: Args) -> Value:
-    x = c.real(args["input"])
-    _, C, *rest = c.tape.shape(x)
-    if c.node.base == "instance_norm":
-        require(args["use_input_stats"] is True, "an instance norm with stored statistics")
-    groups = args["num_groups"] if c.node.base == "group_norm" else C
-    step = _normalized(c, x, C // groups * math.prod(rest), args.get("eps", 1e-5), True)
-    return _scaled(c, step, args.get("weight"), args.get("bias"), _by_channel(c, x))
-
-
-@rule("batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm", "cudnn_batch_norm")
-def _batch_norm(c: Compiler, args: Args) -> Value:
-    """Eval mode: (x - mean) (w / sqrt(var + eps)) + b, with shared factors."""
-    x, shape = c.real(args["input"]), None
-    require(args.get("training", False) is False, "a batch norm that sees the batch")
-    shape = _by_channel(c, x)
-    variance = c.tape.sum(c.real(args["running_var"]), c.real(args["eps"]))
-    alpha = c.tape.map(variance, "rsqrt")
-    if args.get("weight") is not None:
-        alpha = c.tape.product(c.real(args["weight"]), alpha)
-    centred = c.tape.sum(x, c.tape.reshape(c.real(args["running_mean"]), shape), signs=(1, -1))
-    step = c.tape.product(centred, c.tape.reshape(alpha, shape))
-    result = _plus(c, step, None) if args.get("bias") is None else _scaled(c, step, None, args["bias"], shape)
-    return result if c.node.base == "batch_norm" else [result]
-
-
-@rule("scaled_dot_product_attention")
-def _attention(c: Compiler, args: Args) -> Value:
-    q, k, v = (c.real(args[name]) for name in ("query", "key", "value"))
-    require(args.get("dropout_p", 0.0) == 0.0 and not args.get("enable_gqa"), "attention of another form")
-    E, L, S = c.tape.shape(q)[-1], c.tape.shape(q)[-2], c.tape.shape(k)[-2]
-    scale = args.get("scale")
-    q = c.tape.scale(q, 1.0, E, True) if scale is None else c.tape.scale(q, scale)
-    axes = list(range(len(c.tape.shape(k))))
-    scores = Real(c.tape.matmul(q, c.tape.permute(k, [*axes[:-2], axes[-1], axes[-2]])))
-    shape = c.tape.shape(scores.step)
-    mask = args.get("attn_mask")
-    if args.get("is_causal"):
-        require(mask is None, "attention with two masks")
-        mask = Exact(np.tri(L, S, dtype=bool))
-    if isinstance(mask, Exact):
-        require(mask.value.dtype == bool, "an attention mask of integers")
-        scores = Real(scores.step, np.broadcast_to(~mask.value, shape))
-    elif mask is not None:
-        step = c.tape.sum(scores.step, c.real(mask, masked=True))
-        scores = Real(step, None if mask.masked is None else np.broadcast_to(mask.masked, shape))
-    weights = _by_rows(c, scores, len(shape) - 1, "softmax")
-    return Real(c.tape.matmul(weights.step, v))
+    return scaled(c, product, None, args.get("bias"), (groups * part, *(1 for _ in kernel)))

@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
-import alignver.kernel.network.operations  # noqa: F401  # the rules of the operators
+import alignver.kernel.network.normalization
+import alignver.kernel.network.operations
+import alignver.kernel.network.pooling
+import alignver.kernel.network.recurrent  # noqa: F401  # the rules of the operators
 from alignver.kernel.failure import require
 from alignver.kernel.network.compiler import Compiler, Parameters
 from alignver.kernel.network.graph import FLOATS, Graph

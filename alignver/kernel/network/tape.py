@@ -36,9 +36,11 @@ import numpy as np
 
 from alignver.kernel.failure import NotProved, require
 
-__all__ = ["Program", "Step", "Tape", "shared_with"]
+__all__ = ["Program", "Step", "Tape", "exact_float", "require_size", "shared_with"]
 
 _FEW = 6  # axes along which a shared operand may vary
+_MOST = 1 << 25
+"""Largest number of entries of an array."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,6 +87,18 @@ class Program:
         return self.steps[self.output].size // self.samples
 
 
+def require_size(shape: Sequence[int]) -> None:
+    """Refuse arrays that are too large, before anything is allocated for them."""
+    require(math.prod(shape) <= _MOST, f"an array of {math.prod(shape):.2e} entries")
+
+
+def exact_float(number: Any) -> float:
+    """Return a literal as the float that it is equal to."""
+    require(isinstance(number, int | float) and abs(number) <= 1.7976931348623157e308, "a literal is not finite")
+    require(float(number) == number, "a literal is not a float")
+    return float(number)
+
+
 def shared_with(owner: Any, shape: Sequence[int]) -> Any:
     """Return the sample of each entry where -1 stands for none yet: samples differ along one axis.
 
@@ -120,11 +134,13 @@ class Tape:
 
     def append(self, kind: str, of: Sequence[int], shape: Sequence[int], owner: Any, **args: Any) -> int:
         """Append a step."""
+        require_size(shape)
         self.steps.append(Step(kind, tuple(of), tuple(int(size) for size in shape), owner, args))
         return len(self.steps) - 1
 
     def leaf(self, value: Any, number: int = -1, trainable: bool = False) -> int:
         """Append an array of exact numbers."""
+        require(bool(np.isfinite(value).all()), "a constant is not finite")
         return self.append("leaf", (), np.shape(value), None, value=value, leaf=number, trainable=trainable)
 
     def move(self, sources: Sequence[int], index: Any, owner: Any = None) -> int:
@@ -163,6 +179,7 @@ class Tape:
     def together(self, *steps: int) -> list[int]:
         """Broadcast steps to one shape and one assignment to samples."""
         shape = np.broadcast_shapes(*(self.shape(step) for step in steps))
+        require_size(shape)
         grids = [np.broadcast_to(self.indices(step), shape) for step in steps]
         owners = [self.owner(step) for step in steps]
         samples = np.full(math.prod(shape), -1, np.int32)
@@ -198,8 +215,8 @@ class Tape:
 
     def scale(self, step: int, num: float, den: float = 1.0, root: bool = False) -> int:
         """Append a multiplication by num / den, or num / sqrt(den)."""
-        num, den = float(num), float(den)
-        require(math.isfinite(num) and math.isfinite(den) and den != 0.0, "a factor is not a number")
+        num, den = exact_float(num), exact_float(den)
+        require(den != 0.0, "a division by 0")
         require(den > 0.0 or not root, "a factor has a root of a negative number")
         return self.append("scale", (step,), self.shape(step), self.owner(step), factor=(num, den, root))
 
@@ -226,6 +243,8 @@ class Tape:
         (*lead_a, m, k), (*lead_b, other, n) = self.shape(a), self.shape(b)
         require(k == other, "a matrix product of other shapes")
         lead = np.broadcast_shapes(tuple(lead_a), tuple(lead_b))
+        require_size((*lead, m, k))
+        require_size((*lead, k, n))
         if self.owner(a) is not None and self.owner(b) is None:
             return self._times_shared(a, b, lead)
         if self.owner(a) is None and self.owner(b) is not None:
@@ -284,8 +303,8 @@ class Tape:
         flat = None if identity else index.reshape(-1).astype(np.int64)
         return self.append("affine", (x, W), (G, R, n), owner, index=flat, rows=(G, R, k), conv=conv)
 
-    def program(self, output: int) -> Program:
-        """Return the steps that an output needs, as a program.
+    def program(self, output: int, samples: int) -> Program:
+        """Return the steps that an output needs, as a program for a number of samples.
 
         Raises
         ------
@@ -294,6 +313,7 @@ class Tape:
         """
         shape = self.shape(output)
         require(len(shape) >= 1 and self.steps[output].size > 0, "the output has no samples")
+        require(shape[0] == samples, "the output does not have one row for each sample")
         owner = self.owner(output)
         rows = np.repeat(np.arange(shape[0], dtype=np.int32), math.prod(shape[1:]))
         require(owner is not None and bool((owner == rows).all()), "the output does not have one row for each sample")
