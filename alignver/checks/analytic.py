@@ -23,6 +23,7 @@ from alignver.kernel.network.analytic import walk
 from alignver.kernel.network.graph import Graph
 from alignver.kernel.network.methods import described
 from alignver.network.example_inputs import example_inputs
+from alignver.network.kinks import refute_analytic
 from alignver.network.preserve_state import preserve_state
 from alignver.network.summary import module_rows
 from alignver.network.trace import trace_model
@@ -52,8 +53,9 @@ def check_analytic(model: nn.Module, X: Any = None) -> CheckResult:
     Returns
     -------
     CheckResult
-        HOLDS is a PROOF about the network, with the graph as certificate. UNDECIDED: an operation is not proved to be
-        analytic, and is named with its module; or the model cannot be traced, and the reason is given.
+        HOLDS is a PROOF about the network, with the graph as certificate. FAILS is a PROOF too: a theta and a
+        direction in which the one-sided derivatives of an output differ, for every input. UNDECIDED: an operation is
+        not proved to be analytic, and is named with its module; or the model cannot be traced, and the reason is given.
 
     Raises
     ------
@@ -79,7 +81,7 @@ def check_analytic(model: nn.Module, X: Any = None) -> CheckResult:
     HOLDS PROOF
     >>> bent = check_analytic(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)))
     >>> print(bent.verdict, "-", bent.reason)
-    UNDECIDED - not proved: relu of '1': it has a kink, and its argument is not proved to stay on one side
+    FAILS - not analytic: relu of '1' has a kink, at which the outputs have two derivatives
     """
     began = time.perf_counter()
     require.instance("model", model, nn.Module, "a torch.nn.Module")
@@ -112,6 +114,19 @@ def check_analytic(model: nn.Module, X: Any = None) -> CheckResult:
         return _result(
             Verdict.HOLDS, "proved", reason, began, evidence=evidence, measured=shown, certificate=certificate
         )
+    refutation = refute_analytic(traced) if traced.finite else None
+    if refutation is not None:
+        certificate, kink = refutation
+        moved = str(certificate.constants["moved"])
+        node = graph.nodes[kink]
+        place = f"{node.base} of {node.module!r}" if node.module else node.base
+        reason = f"not analytic: {place} has a kink, at which the outputs have two derivatives"
+        return _result(
+            Verdict.FAILS, "kink", reason, began,
+            evidence=(f"for every input, along a line on which {moved} passes through 0",), measured=shown,
+            certificate=certificate, witness={"theta": certificate.constants["theta"], "moved": moved},
+            next_steps=("replace what is not analytic: softplus for ReLU, tanh for hardtanh",),
+        )  # fmt: skip
     words = [described(graph, barrier) for barrier in barriers]
     more = f"; and {len(words) - _SHOWN} more" if len(words) > _SHOWN else ""
     unclear = [
@@ -140,6 +155,6 @@ def _deviations(graph: Graph) -> tuple[str, ...]:
 def _result(verdict: Verdict, kind: str, reason: str, began: float, **fields: Any) -> CheckResult:
     return CheckResult(
         "analytic", "Real analytic in the parameters (Assumption 6)", verdict,
-        Rigor.PROOF if verdict is Verdict.HOLDS else Rigor.NUMERICAL, reason, subject=Subject.NETWORK,
+        Rigor.NUMERICAL if verdict is Verdict.UNDECIDED else Rigor.PROOF, reason, subject=Subject.NETWORK,
         code=f"analytic-{kind}", cost={"seconds": time.perf_counter() - began}, **fields,
     )  # fmt: skip

@@ -90,13 +90,7 @@ def test_modules_of_which_nothing_is_proved(module):
         lambda a, x: torch.linalg.norm(a.exp(), ord=1),
         lambda a, x: torch.linalg.norm(a.exp(), ord=-2),
         lambda a, x: torch.linalg.matrix_norm(a.exp(), ord=2),
-        lambda z, x: F.relu(z),
-        lambda z, x: torch.relu_(z),
-        lambda z, x: z.relu(),
-        lambda z, x: z.abs(),
-        lambda z, x: abs(z),
         lambda z, x: torch.sign(z) * z,
-        lambda z, x: z.clamp(min=0),
         lambda z, x: torch.maximum(z, x),
         lambda z, x: torch.where(z > 0, z, x),
         lambda z, x: z * (z > 0),
@@ -110,6 +104,22 @@ def test_modules_of_which_nothing_is_proved(module):
 )
 def test_functions_of_which_nothing_is_proved(function):
     assert check_analytic(Applied(function)).verdict is Verdict.UNDECIDED
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda z, x: F.relu(z),
+        lambda z, x: torch.relu_(z),
+        lambda z, x: z.relu(),
+        lambda z, x: z.abs(),
+        lambda z, x: abs(z),
+        lambda z, x: z.clamp(min=0),
+    ],
+)
+def test_functions_with_a_kink(function):
+    result = check_analytic(Applied(function))
+    assert (result.verdict, result.rigor, result.code) == (Verdict.FAILS, Rigor.PROOF, "analytic-kink")
 
 
 @pytest.mark.parametrize(

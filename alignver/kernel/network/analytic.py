@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from alignver.kernel.failure import require
@@ -31,7 +31,7 @@ from alignver.kernel.network.ranges import (
     scaled,
 )
 
-__all__ = ["Barrier", "Value", "walk"]
+__all__ = ["BATCH_NORMS", "NORMS", "THRESHOLD", "Barrier", "Value", "walk"]
 
 ENTIRE = words(
     """exp exp2 expm1 sin cos sinh cosh tanh atan arctan asinh arcsinh sigmoid mish log_sigmoid log_sigmoid_forward
@@ -46,8 +46,8 @@ _INSIDE = frozenset(("atanh", "arctanh", "asin", "arcsin", "acos", "arccos"))
 _OF_SOME = frozenset(("mean", "logsumexp", "logcumsumexp", "softmax", "_softmax", "log_softmax", "_log_softmax"))
 _VECTOR_NORMS = frozenset(("linalg_vector_norm", "norm", "frobenius_norm", "linalg_norm"))
 _KINKS = frozenset(("relu", "abs", "clamp", "clamp_min"))
-_BATCH_NORMS = frozenset(("batch_norm", "_native_batch_norm_legit_no_training"))
-_NORMS = frozenset(("layer_norm", "native_layer_norm", "group_norm", "native_group_norm", "instance_norm", "rms_norm"))
+BATCH_NORMS = frozenset(("batch_norm", "_native_batch_norm_legit_no_training"))
+NORMS = frozenset(("layer_norm", "native_layer_norm", "group_norm", "native_group_norm", "instance_norm", "rms_norm"))
 THRESHOLD = 20.0
 """Of torch's softplus: beyond it, its value is the argument; a lower one is another function."""
 
@@ -100,14 +100,15 @@ class _NotAnalytic(Exception):
         self.defined = defined
 
 
-def walk(graph: Graph, *, at_zero: bool = False) -> tuple[list[Value], list[Barrier]]:
+def walk(graph: Graph, *, at: Mapping[int, float] | None = None) -> tuple[list[Value], list[Barrier]]:
     """Return what holds of every node, and the nodes that are not proved analytic in the trainable parameters.
 
     Parameters
     ----------
     graph : Graph
-    at_zero : bool
-        Ranges at theta = 0 only, for every input. The barriers are then not those for every theta.
+    at : mapping of int to float, optional
+        Ranges at one theta, for every input: leaves with one number in all of their entries. The barriers are then not
+        those for every theta.
 
     Examples
     --------
@@ -125,7 +126,7 @@ def walk(graph: Graph, *, at_zero: bool = False) -> tuple[list[Value], list[Barr
     moving = graph.moving()
     for index, node in enumerate(graph.nodes):
         if node.op in ("parameter", "constant", "input"):
-            values.append(_leaf(node, moving, at_zero))
+            values.append(_leaf(node, moving, at or {}))
             continue
         depends = any(values[k].depends for k in node.refs())
         walker = _Walker(graph, node, values)
@@ -134,8 +135,9 @@ def walk(graph: Graph, *, at_zero: bool = False) -> tuple[list[Value], list[Barr
                 walker.require_analytic()
             except _NotAnalytic as fault:
                 barriers.append(Barrier(index, str(fault), fault.defined))
-                values.append(Value(True))
-                continue
+                if not fault.defined:
+                    values.append(Value(True))
+                    continue
         masked = walker.masked()
         values.append(Value(depends, WHOLE if masked else walker.range(), masked))
     for index in graph.outputs:
@@ -144,12 +146,12 @@ def walk(graph: Graph, *, at_zero: bool = False) -> tuple[list[Value], list[Barr
     return values, barriers
 
 
-def _leaf(node: Node, moving: set[int], at_zero: bool) -> Value:
+def _leaf(node: Node, moving: set[int], at: Mapping[int, float]) -> Value:
     if node.op == "input":
         return Value(False)
     if node.op == "parameter" and node.args["leaf"] in moving:
-        zero = at_zero and node.args["trainable"] is True and node.args["pure"] is True
-        return Value(True, number(0.0) if zero else WHOLE)
+        known = node.args["leaf"] in at and node.args["trainable"] is True and node.args["pure"] is True
+        return Value(True, number(at[node.args["leaf"]]) if known else WHOLE)
     ends = node.args["range"]
     unknown = node.op == "parameter" and ends is None  # of a fixed one: its entries are not all finite
     masked = "any" if unknown else node.args.get("masked") or ""
@@ -232,8 +234,8 @@ class _Walker:
             "log1p": lambda: self._demand(self.of("self").above(-1.0), "its argument is not proved to be above -1"),
             **dict.fromkeys(_POSITIVE, self._positive),
             **dict.fromkeys(_INSIDE, self._inside),
-            **dict.fromkeys(_NORMS, self._norm),
-            **dict.fromkeys(_BATCH_NORMS, self._batch_norm),
+            **dict.fromkeys(NORMS, self._norm),
+            **dict.fromkeys(BATCH_NORMS, self._batch_norm),
             **dict.fromkeys(_VECTOR_NORMS, self._vector_norm),
             **dict.fromkeys(_KINKS, self._kink),
         }
@@ -402,7 +404,7 @@ class _Walker:
             return number(0.0)
         if base in ("ones", "ones_like", "new_ones"):
             return number(1.0)
-        if base in _NORMS or base in _BATCH_NORMS:
+        if base in NORMS or base in BATCH_NORMS:
             return self._normed()
         if base == "pad":
             fill = [number(float(args.get("value") or 0.0))] if args.get("mode") == "constant" else []
@@ -463,7 +465,7 @@ class _Walker:
 
     def _normed(self) -> Range:
         inner = self.of("input")
-        if self.base in _BATCH_NORMS:
+        if self.base in BATCH_NORMS:
             spread = monotone("sqrt", add(self.of("running_var"), number(_number(self.args.get("eps"), 0.0))))
             inner = quotient(add(inner, ranges.negated(self.of("running_mean"))), spread)
         else:

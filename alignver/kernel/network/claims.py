@@ -7,6 +7,7 @@ __all__ = ["CLAIMS"]
 CLAIMS = {
     "common-structure": "this network is linear in its parameters S wherever it is defined: f = J nu (Assumption 1)",
     "no-structure": "this network has no S with f = J nu for all theta (Assumption 1)",
+    "not-analytic": "this network is not real analytic in its parameters (Assumption 6)",
     "analytic": "this network is real analytic in its parameters (Assumption 6)",
     "network-alignment": "every y is in the column space of this network's Jacobian at theta and x (Definition 2)",
     "network-misalignment": "y is not in the column space of this network's Jacobian at theta and x (Definition 2)",

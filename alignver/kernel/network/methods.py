@@ -11,6 +11,7 @@ from alignver.kernel.failure import require
 from alignver.kernel.network.analytic import Barrier, walk
 from alignver.kernel.network.degrees import UNKNOWN, ZERO, degrees, subset
 from alignver.kernel.network.graph import Graph, parse
+from alignver.kernel.network.kinks import bent_output
 
 __all__ = ["INPUTS", "METHODS", "described", "domain_gaps", "flat", "zero_excluded"]
 
@@ -36,7 +37,7 @@ def domain_gaps(graph: Graph) -> list[Barrier]:
 
 def zero_excluded(graph: Graph) -> int | None:
     """Return an output that is analytic in theta and not 0 at theta = 0, for every input; None if none is proved so."""
-    values = walk(graph, at_zero=True)[0]
+    values = walk(graph, at=dict.fromkeys(graph.moving(), 0.0))[0]
     nonzero = [k for k in graph.outputs if values[k].range.nonzero and not values[k].masked]
     analytic = bool(nonzero) and not walk(graph)[1]  # for every theta: at 0 alone a kink may look constant
     return nonzero[0] if analytic and 0 not in graph.nodes[nonzero[0]].out[0][1] else None
@@ -75,6 +76,20 @@ def _analytic(certificate: Any, inputs: Any, run: Any) -> str:
     return f"{len(graph.nodes)} nodes: every operation on what depends on theta is analytic, for every theta"
 
 
+def _not_analytic(certificate: Any, inputs: Any, run: Any) -> str:
+    """Along a line in theta the one-sided derivatives of an output differ."""
+    graph = parse(certificate.data["graph"])
+    theta, moved = certificate.constants["theta"], certificate.constants["moved"]
+    require(moved in theta and all(type(value) is float for value in theta.values()), "theta of another kind")
+    subset(graph, tuple(theta))
+    leaves = graph.leaves()
+    at = {leaves[name]: value for name, value in theta.items()}
+    require(all(at[leaves[name]] == value for name, value in theta.items()), "two values of one leaf")
+    require(not domain_gaps(graph), "it may be undefined for some theta")
+    require(bent_output(graph, at, leaves[moved]) is not None, "no output is proved to be bent along the line")
+    return f"{len(graph.nodes)} nodes: along a line in {moved} the one-sided derivatives of an output differ"
+
+
 def _enclosed(certificate: Any, inputs: Any, run: Any) -> str:
     """What is proved from enclosures of values and gradients."""
     from alignver.kernel.network import alignment, norm_alignment  # python-flint is loaded with them
@@ -88,6 +103,7 @@ METHODS: dict[tuple[str, str], Callable[[Any, Any, Any], str]] = {
     ("common-structure", "degrees"): _common_structure,
     ("no-structure", "value at zero"): _no_structure,
     ("analytic", "operations"): _analytic,
+    ("not-analytic", "one-sided derivatives"): _not_analytic,
     **dict.fromkeys([(claim, method) for claim in _ENCLOSED for method in ("balls", "norms")], _enclosed),
 }
 INPUTS: dict[str, tuple[str, ...]] = {claim: _ENCLOSED.get(claim, ()) for claim, _ in METHODS}

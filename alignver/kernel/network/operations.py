@@ -98,8 +98,8 @@ def _to(c: Compiler, args: Args) -> Value:
 
 @rule("dropout", "native_dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 def _dropout(c: Compiler, args: Args) -> Value:
-    off = args.get("train") is False or args.get("p") == 0
-    require(off, "dropout that draws random numbers")
+    trains, share = args.get("train"), args.get("p")
+    require(trains is False or share == 0, "dropout that draws random numbers")
     return args["input"]
 
 
