@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 import time
 from typing import Any
 
@@ -18,6 +19,7 @@ from alignver.checks.exploration_report import (
     Setting,
     check_gates,
     exploration_result,
+    network_result,
     peak_bytes,
     refute_by_columns,
     refute_by_rows,
@@ -28,13 +30,14 @@ from alignver.features.cluster import Cluster
 from alignver.features.rows import directions, open_rows, scan_rows
 from alignver.features.staircase import certify_staircase, find_staircase
 from alignver.features.threads import single_threaded_blas
+from alignver.kernel.failure import NotProved, Unsupported
 from alignver.kernel.floats import arithmetic_fault
 from alignver.linalg import rank_rules
 from alignver.progress import track
 from alignver.proof import Certificate
 from alignver.proof.duplicate_inputs import DuplicateInputs
 from alignver.proof.rounding import FloatArray, mul_down
-from alignver.results import CheckResult, Rigor, Subject, Verdict
+from alignver.results import CheckResult, Rigor, Subject, Verdict, shown_up
 from alignver.samples import fingerprints, open_samples
 from alignver.theory.exploitation import Exploitation
 
@@ -63,6 +66,8 @@ def check_safe_exploration(
     folder: str | os.PathLike[str] | None = None,
     client: Any = None,
     X: Any = None,
+    layer: str | None = None,
+    batch_size: int = 256,
 ) -> CheckResult:
     r"""Check whether some gates q of the given width make the feature matrix phi of full row rank.
 
@@ -77,7 +82,10 @@ def check_safe_exploration(
     ----------
     Z : (n, m) array, numpy.memmap, or iterable of row blocks
         The outputs of layer H - 2 with the constant 1 as last column. float32 input is not copied to float64 as a
-        whole. For a CuPy array or a CUDA tensor, ``gram`` factors on that GPU.
+        whole. For a CuPy array or a CUDA tensor, ``gram`` factors on that GPU. Or a torch module: its features at
+        ``X``, with the constant added, are enclosed with proved errors, and HOLDS with PROOF by the staircase is about
+        the network in real arithmetic. Where that is not proved, or ``q``, ``delta``, ``method="gram"`` or ``"dense"``
+        is given, the result is about the features as the module computes them, and says so.
     width : int, optional
         h. None: the smallest width that can be proved (or the columns of ``q``).
     q : (m, h) array, optional
@@ -101,14 +109,18 @@ def check_safe_exploration(
     seed : int
         Of the directions and of a sampled q.
     folder : path, optional
-        Where blocks of an iterable and tiles of the Cholesky factor are stored; tiles stay there, and a later call
-        continues from them.
+        Where blocks of an iterable, tiles of the Cholesky factor and the enclosed features of a model are stored;
+        tiles and enclosed features stay there, and a later call continues from them.
     client : dask.distributed.Client, optional
         Prove the staircase's blocks and compute the factor's tiles on its workers. ``gram`` then needs a ``folder``
         that all of them share with this process. ``dense`` runs in this process.
     X : array, Dataset or DataLoader, optional
         The inputs that Z was computed from, as :func:`~alignver.checks.data.check_data` takes them. If two of them are
-        equal, rank phi is below n for every theta, width and q.
+        equal, rank phi is below n for every theta, width and q. For a model, its inputs.
+    layer : str, optional
+        For a model: the submodule whose output is z without its constant; None is the output of the model.
+    batch_size : int
+        For a model: samples per forward pass where the module itself computes the features.
 
     Returns
     -------
@@ -120,7 +132,8 @@ def check_safe_exploration(
     ------
     InvalidInput
         NaN or Inf (the message names the row), no constant column, a width below 1, q or weights of the wrong shape,
-        unknown names, a client that is closed, workers that cannot read the file or folder.
+        unknown names, a client that is closed, workers that cannot read the file or folder; a model without ``X``, or
+        ``layer`` without a model.
 
     References
     ----------
@@ -138,6 +151,13 @@ def check_safe_exploration(
     'width 7 times 5 features is 35 columns, fewer than 40 samples'
     """
     began = time.perf_counter()
+    if _is_module(Z):
+        options = {"width": width, "q": q, "method": method, "rule": rule, "delta": delta, "certify": certify}
+        options |= {"delta_is_estimate": delta_is_estimate, "weights": weights, "tries": tries, "seed": seed}
+        result = _of_model(Z, X, layer, batch_size, folder, {**options, "client": client})
+        return dataclasses.replace(result, cost=_cost(began))
+    if layer is not None:
+        raise InvalidInput("layer", f"{layer!r} beside features", "a model in place of Z", "conflicting-arguments")
     require.one_of("method", method, METHODS)
     require.booleans(certify=certify, add_constant=add_constant, delta_is_estimate=delta_is_estimate)
     if method == "staircase" and q is not None:
@@ -172,6 +192,55 @@ def check_safe_exploration(
         evidence = (*result.evidence, f"numerical: {why}")
         result = dataclasses.replace(result, rigor=Rigor.NUMERICAL, certificate=None, evidence=evidence)
     return dataclasses.replace(result, cost=_cost(began))
+
+
+def _is_module(value: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.nn.Module)
+
+
+def _of_model(
+    model: Any, X: Any, layer: str | None, batch_size: int, folder: Any, options: dict[str, Any]
+) -> CheckResult:
+    """Check the features of a model: the exact ones if they can be enclosed, else those that the module computes."""
+    from alignver.network.enclosed_features import enclose_features, model_inputs
+    from alignver.network.feature_extraction import extract_features
+
+    if X is None:
+        raise InvalidInput("X", "no inputs", "the inputs of the model", "wrong-type")
+    x = model_inputs(model, X)
+    extract_features(model, x[:2], layer, batch_size=batch_size)  # a wrong layer is refused before anything is decided
+    refuted = equal_inputs(X)
+    if refuted is not None:
+        return refuted
+    reason = _why_not(options)
+    if not reason:
+        try:
+            enclosed = enclose_features(model, x, layer, folder=folder)
+        except (NotProved, Unsupported) as error:
+            reason = str(error)
+        except InvalidInput as error:
+            if error.argument == "folder":
+                raise
+            reason = error.got
+        else:
+            proved = check_safe_exploration(enclosed.Z, add_constant=True, **{**options, "delta": enclosed.delta})
+            if proved.verdict is Verdict.HOLDS and isinstance(proved.certificate, Certificate):
+                return network_result(proved, enclosed)
+            reason = f"its features are proved within {shown_up(enclosed.delta)} only ({proved.reason})"
+    folder = folder if options["method"] == "gram" or options["q"] is not None else None
+    features = extract_features(model, x, layer, batch_size=batch_size)
+    result = check_safe_exploration(features, add_constant=True, folder=folder, **options)
+    return dataclasses.replace(result, evidence=(f"nothing is proved of the network: {reason}", *result.evidence))
+
+
+def _why_not(options: dict[str, Any]) -> str:
+    """Return why the features of a model are not enclosed; empty if they are."""
+    if options["q"] is not None or options["method"] in ("gram", "dense"):
+        return "the errors of its features are proved for the staircase only"
+    if options["delta"] is not None:
+        return "delta was given"
+    return "" if options["certify"] else "no certificate was requested"
 
 
 def equal_inputs(X: Any, n: int | None = None) -> CheckResult | None:

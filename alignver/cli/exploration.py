@@ -18,6 +18,7 @@ from alignver.errors import InvalidInput
 
 __all__ = ["ExplorationMethod", "exploration"]
 
+_IN_NO_FILE = "its features are in no file: a re-check needs them, and --keep-features FILE.npy keeps them"
 _model = functools.partial(typer.Option, rich_help_panel="Features from a model")
 
 
@@ -74,7 +75,8 @@ def exploration(
         str | None,
         options.computation(
             metavar="DIR",
-            help="Keep the tiles of gram's factorization here; an interrupted run continues from them.",
+            help="Keep the tiles of gram's factorization, or the features of a model with their errors, here; an "
+            "interrupted run continues from them.",
             show_default="in memory",
         ),
     ] = None,
@@ -102,7 +104,7 @@ def exploration(
         str | None,
         _model(
             metavar="FILE.npy",
-            help="Keep the features here, batch by batch, for a re-check or if they exceed the memory.",
+            help="Keep the features that the module computes here, batch by batch, and check them as they are.",
             show_default="in memory",
         ),
     ] = None,
@@ -126,7 +128,8 @@ def exploration(
         gram = q is not None or method == ExplorationMethod.GRAM
         unused = {"--keep-features": keep_features, "--data": data, "--layer": layer, "--weights": weights}
         _require_used(model is not None, unused, "--model, whose features are checked")
-        _require_used(gram, {"--tiles": tiles}, "--method gram, or --q")
+        about_network = model is not None and not (gram or keep_features or estimate_delta or delta is not None)
+        _require_used(gram or about_network, {"--tiles": tiles}, "--method gram, or --q")
         if device != "cpu" and not gram and model is None:
             need = "cpu, but for a model, or the factorization of --method gram"
             raise InvalidInput("--device", device, need, code="conflicting-arguments")
@@ -141,6 +144,14 @@ def exploration(
             inputs = {**samples, **identity}
             if layer is None:
                 session.note("the features are the model's outputs: --layer NAME takes those of an inner layer")
+            if about_network:
+                with input_files.rename_argument(files), _client(scheduler) as client:
+                    options_of = session.arguments_of("width method rule certify tries seed batch_size layer")
+                    result = check_safe_exploration(net, X=samples["X"], folder=tiles, client=client, **options_of)
+                again = ["--model", model, "--data", str(data)]
+                again += [] if weights is None else ["--weights", weights]
+                again += [] if seed == 0 else ["--seed", str(seed)]
+                return session.finish(result, inputs=inputs, notes=_notes(session, result, data, again))
             with input_files.rename_argument(files):
                 # A wrong name of a layer is refused before anything is decided.
                 extract_features(net, samples["X"][:2], layer, batch_size=batch_size)
@@ -182,6 +193,17 @@ def exploration(
         if notes and place is None:
             notes += ("its features are in no file: a re-check needs them, and --keep-features FILE.npy keeps them",)
     return session.finish(result, inputs=inputs | _identity(result, z_file), notes=notes)
+
+
+def _notes(session: Session, result: Any, data: str | None, again: list[str]) -> tuple[str, ...]:
+    """Save the certificate of a result of a model, which may be about the network, the features or the inputs."""
+    about = set(getattr(result.certificate, "inputs", {}))
+    if about == {"parameters", "x"}:
+        return session.save_certificate(result, {}, again)
+    if about == {"X"}:
+        return session.save_certificate(result, {"X": f"{data}:X"})
+    notes = session.save_certificate(result, {})
+    return (*notes, _IN_NO_FILE) if notes else ()
 
 
 def _inputs(z_file: str | None, data: str | None, keep_features: str | None) -> dict[str, Any]:

@@ -79,8 +79,8 @@ def verify(
         str | None,
         _alignment(
             metavar="MODEL",
-            help="For a certificate of 'check alignment': the model, FILE.py:FUNCTION or package.module:FUNCTION. "
-            "The code is imported and run.",
+            help="For a certificate of 'check alignment', or about a model's features: the model, FILE.py:FUNCTION or "
+            "package.module:FUNCTION. The code is imported and run.",
         ),
     ] = None,
     data: Annotated[str | None, _alignment(metavar="FILE.npz", help="The samples: X and Y.")] = None,
@@ -96,7 +96,7 @@ def verify(
     """Check a certificate again.
 
     The checker imports none of the code that produces certificates. Give every input of the claim; for an alignment,
-    give the model, the data and the loss, from which the inputs are computed again.
+    give the model, the data and the loss, from which the inputs are computed again; features of a model need no loss.
 
     [bold]Examples[/bold]
 
@@ -115,8 +115,8 @@ def verify(
         if any(value is not None for value in (model, data, loss, weights)):
             if files:
                 raise InvalidInput("--input", "inputs beside --model", "one or the other", code="conflicting-arguments")
-            if model is None or data is None or loss is None:
-                option = "--model" if model is None else "--data" if data is None else "--loss"
+            option = "--model" if model is None else "--data" if data is None else "--loss" if loss is None else ""
+            if option and (option != "--loss" or not _about_features(certificate)):
                 need = "--model, --data and --loss together"
                 raise InvalidInput(option, "no value", need, code="conflicting-arguments")
             arrays, identity, notes, about_model = _alignment_inputs(session.options)
@@ -139,6 +139,16 @@ def _undecided(result: CheckResult, reason: str) -> CheckResult:
     )
 
 
+def _about_features(certificate: str) -> bool:
+    """Whether a certificate is about the features of a network, which have no loss."""
+    from alignver.kernel.certificate import Tampered, load_certificate
+
+    try:
+        return load_certificate(certificate).claim == "network-exploration"
+    except Tampered:
+        return False
+
+
 def _alignment_inputs(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...], bool]:
     """Compute the inputs of an alignment again from the options of the command.
 
@@ -150,9 +160,15 @@ def _alignment_inputs(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
         loaded = load_certificate(options["certificate"])
     except Tampered:
         return {}, {}, (), True  # the checker says what is wrong with it
-    model, data = options["model"], options["data"]
-    samples = input_files.read_npz(data, "--data", ("X", "Y"))
+    model, data, features = options["model"], options["data"], loaded.claim == "network-exploration"
+    samples = input_files.read_npz(data, "--data", ("X",) if features else ("X", "Y"))
     net, identity = model_io.load(model, options["weights"], device=options["device"], seed=options["seed"])
+    if features:
+        from alignver.network import enclosed_features
+
+        with input_files.rename_argument({"X": f"{data}:X", "model": model}):
+            arrays, notes = enclosed_features.inputs_again(loaded, net, samples["X"])
+        return arrays, {**samples, **identity}, notes, True
     from alignver.jacobians.prepare import inputs_again
 
     with input_files.rename_argument({"X": f"{data}:X", "Y": f"{data}:Y", "model": model}):

@@ -152,8 +152,8 @@ def _result(certificate: Certificate | None, verdict: Verdict, reason: str, bega
     claim = "Certificate: " + ("the claim" if certificate is None else describe(certificate))
     rigor = Rigor.NUMERICAL if verdict is Verdict.UNDECIDED else Rigor.PROOF
     witness = {"kind": "not proved", "reason": reason} if verdict is Verdict.FAILS else None
-    subjects = {"digests": Subject.DATA} | {method: Subject.NETWORK for _, method in graphs.METHODS}
-    subject = subjects.get(certificate.method if certificate else "", Subject.COMPUTED_MATRIX)
+    subjects = dict.fromkeys(graphs.INPUTS, Subject.NETWORK) | {claim: Subject.DATA for claim, _ in data.METHODS}
+    subject = subjects.get(certificate.claim if certificate else "", Subject.COMPUTED_MATRIX)
     return CheckResult(
         "recheck", claim, verdict, rigor, reason, witness=witness, certificate=certificate,
         cost={"seconds": time.perf_counter() - began}, subject=subject, code=f"recheck-{_KINDS[verdict]}",

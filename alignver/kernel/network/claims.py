@@ -11,5 +11,7 @@ CLAIMS = {
     "analytic": "this network is real analytic in its parameters (Assumption 6)",
     "network-alignment": "every y is in the column space of this network's Jacobian at theta and x (Definition 2)",
     "network-misalignment": "y is not in the column space of this network's Jacobian at theta and x (Definition 2)",
+    "network-exploration": "phi(q) of this network's features at theta and x has rank {rank} for the gates q of this "
+    "certificate (Assumption 4)",
 }
 """Each is about the graph in the certificate: for every input of its shapes, or at the given parameters and inputs."""

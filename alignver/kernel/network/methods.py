@@ -98,6 +98,13 @@ def _enclosed(certificate: Any, inputs: Any, run: Any) -> str:
     return methods[certificate.claim, certificate.method](certificate, inputs)
 
 
+def _explored(certificate: Any, inputs: Any, run: Any) -> str:
+    """What is proved from enclosures of features."""
+    from alignver.kernel.network import exploration
+
+    return exploration.METHODS[certificate.claim, certificate.method](certificate, inputs, run)
+
+
 _ENCLOSED = dict.fromkeys(("network-alignment", "network-misalignment"), ("parameters", "x", "y"))
 METHODS: dict[tuple[str, str], Callable[[Any, Any, Any], str]] = {
     ("common-structure", "degrees"): _common_structure,
@@ -105,7 +112,9 @@ METHODS: dict[tuple[str, str], Callable[[Any, Any, Any], str]] = {
     ("analytic", "operations"): _analytic,
     ("not-analytic", "one-sided derivatives"): _not_analytic,
     **dict.fromkeys([(claim, method) for claim in _ENCLOSED for method in ("balls", "norms")], _enclosed),
+    ("network-exploration", "staircase"): _explored,
 }
 INPUTS: dict[str, tuple[str, ...]] = {claim: _ENCLOSED.get(claim, ()) for claim, _ in METHODS}
+INPUTS["network-exploration"] = ("parameters", "x")
 """The inputs of each claim: none of those about all parameters; else the values of the leaves, one after the other, as
 one row, the inputs (n, k) as they enter the graph, and the targets (n m_y,)."""

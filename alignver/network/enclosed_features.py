@@ -1,0 +1,276 @@
+"""The features of a network with proved errors, batch by batch; a run that was interrupted continues from a folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import os
+import pathlib
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from alignver import atomic, require
+from alignver.errors import InvalidInput
+from alignver.features.threads import ordered, single_threaded_blas
+from alignver.kernel import Certificate, seal
+from alignver.kernel.floats import require_ieee
+from alignver.kernel.network.exploration import Features
+from alignver.kernel.network.graph import parse
+from alignver.network.enclosures import EnclosedNetwork
+from alignver.network.feature_extraction import extract_features
+from alignver.network.inputs import as_inputs
+from alignver.network.leaves import copied
+from alignver.progress import stage, track
+
+__all__ = ["EnclosedFeatures", "enclose_features", "feature_network", "inputs_again", "model_inputs"]
+
+_ROWS = 64  # samples in a batch of a graph, at most
+_ENTRIES = 2**14  # inputs in a batch: the program of a batch of images takes about 500 MB
+_COMPARED = 32  # samples whose features are computed by the module too
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EnclosedFeatures:
+    """Features that the kernel computed, and how far the exact ones may be.
+
+    Attributes
+    ----------
+    network : EnclosedNetwork
+        Its outputs are the features.
+    layer : str or None
+    Z : (n, m) float64
+    delta : float
+        A bound of the error of each row (2-norm), with some room for another machine.
+    apart : float
+        The largest distance of a row that the module computes, among the first ones.
+    resumed : int
+        The number of batches that were read from a folder.
+    seconds : float
+    """
+
+    network: EnclosedNetwork
+    layer: str | None
+    Z: Any
+    delta: float
+    apart: float
+    resumed: int
+    seconds: float
+
+    def certificate(self, of_rows: Certificate) -> Certificate:
+        """Return the certificate of a staircase for every matrix within delta, as one about the network."""
+        inputs = {"parameters": self.network.parameters, "x": self.network.x}
+        data = {**of_rows.data, "graph": self.network.traced.data}
+        constants = {**of_rows.constants, "layer": self.layer}
+        return seal("network-exploration", "staircase", inputs, data, constants)
+
+
+class _Layer(nn.Module):
+    """A model up to the output of one of its layers, a row for each sample."""
+
+    def __init__(self, model: nn.Module, layer: str | None) -> None:
+        super().__init__()
+        self.model, self.layer = model, layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outputs = []
+        module = self.model if self.layer is None else self.model.get_submodule(self.layer)
+        handle = module.register_forward_hook(lambda *call: outputs.append(call[2].clone()))
+        try:
+            self.model(x)
+        finally:
+            handle.remove()
+        (output,) = outputs
+        return output.reshape(len(output), -1)  # type: ignore[no-any-return]
+
+
+def model_inputs(model: nn.Module, X: Any) -> torch.Tensor:
+    """Return validated inputs on the device of a model.
+
+    Examples
+    --------
+    >>> model_inputs(nn.Linear(2, 1), [[0.0, 1.0]]).shape
+    torch.Size([1, 2])
+    """
+    return as_inputs(X, next((parameter.device for parameter in model.parameters()), torch.device("cpu")))
+
+
+def feature_network(model: nn.Module, X: Any, layer: str | None = None, *, rows: int | None = None) -> EnclosedNetwork:
+    """Trace a model up to the output of a layer.
+
+    Parameters
+    ----------
+    model, X, layer
+        As in :func:`~alignver.network.feature_extraction.extract_features`.
+    rows : int, optional
+        The samples in a batch of the graph; None chooses by the size of a sample.
+
+    Raises
+    ------
+    InvalidInput
+        The model cannot be copied or traced.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+    >>> feature_network(net, [[0.0, 1.0], [1.0, 0.0]], "1").program.columns
+    3
+    """
+    twin = copied(model).cpu().eval().requires_grad_(False)
+    x = model_inputs(model, X).detach().cpu()
+    dtype = next((parameter.dtype for parameter in twin.parameters()), None)
+    if dtype is not None and x.is_floating_point():
+        x = x.to(dtype)
+    if rows is None:
+        most = max(1, min(_ROWS, _ENTRIES // max(1, math.prod(x.shape[1:])), len(x)))
+        rows = -(-len(x) // -(-len(x) // most))
+    return EnclosedNetwork.of(_Layer(twin, layer).eval(), x, rows)
+
+
+def enclose_features(
+    model: nn.Module, X: Any, layer: str | None = None, *, folder: str | os.PathLike[str] | None = None
+) -> EnclosedFeatures:
+    r"""Compute the features of a model with proved errors: :math:`\|z_i - \hat z_i\|_2 \le \delta` in real arithmetic.
+
+    The rows are computed by the kernel's own evaluation in float64, on all cores, and not by the module.
+
+    Parameters
+    ----------
+    model, X, layer
+        As in :func:`~alignver.network.feature_extraction.extract_features`.
+    folder : path, optional
+        Where the rows of each batch are stored; a later call with the same network and inputs continues from them.
+
+    Returns
+    -------
+    EnclosedFeatures
+
+    Raises
+    ------
+    InvalidInput
+        The model cannot be copied or traced; the folder cannot be written.
+    NotProved
+        An operation has no rule, or is not decided within the errors.
+    Unsupported
+        The arithmetic is not the one that the bounds assume.
+
+    Notes
+    -----
+    Rigor: PROOF for rows that were computed by this call. Source: the rules of
+    :mod:`alignver.kernel.network.normwise`.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+    >>> enclosed = enclose_features(net, [[0.0, 1.0], [1.0, 0.0]], "1")
+    >>> enclosed.Z.shape, 0.0 < enclosed.delta < 1e-14
+    ((2, 3), True)
+    """
+    began = time.perf_counter()
+    require_ieee(threaded=True)
+    with stage("tracing the network"):
+        network = feature_network(model, X, layer)
+        features = Features(parse(network.traced.data), network.parameters[0], network.x)
+    place = None if folder is None else _place(folder, network)
+    Z, errors = np.empty((len(network.x), features.m)), np.empty(len(network.x))
+    missing, resumed = [], 0
+    for start in features.starts:
+        stored = None if place is None else _stored(place / f"{start}.npy", features.m + 1)
+        if stored is None:
+            missing.append(start)
+            continue
+        Z[start : start + len(stored)], errors[start : start + len(stored)] = stored[:, :-1], stored[:, -1]
+        resumed += 1
+
+    def keep(start: int, rows: Any, error: Any) -> None:
+        Z[start : start + len(rows)], errors[start : start + len(rows)] = rows, error
+        if place is not None:
+            _store(place / f"{start}.npy", np.column_stack([rows, error]))
+
+    if missing:
+        with stage("norms of the operators"), single_threaded_blas():  # once, for all batches
+            keep(missing[0], *features.enclose(missing[0]))
+        others = missing[1:]
+        results = ordered(features.enclose, ((start,) for start in others))
+        for start, (rows, error) in zip(track(others, "features with errors"), results, strict=True):
+            keep(start, rows, error)
+    computed = extract_features(model, model_inputs(model, X)[:_COMPARED], layer).astype(np.float64)
+    apart = float(np.linalg.norm(computed - Z[: len(computed)], axis=1).max())
+    delta = float(errors.max()) * (1.0 + 2.0**-10)
+    return EnclosedFeatures(network, layer, Z, delta, apart, resumed, time.perf_counter() - began)
+
+
+def inputs_again(certificate: Certificate, model: nn.Module, X: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Recompute the inputs of a certificate about the features of a network: trace the model, compare the graphs.
+
+    Returns
+    -------
+    inputs : dict of str to array
+        For :func:`alignver.recheck`.
+    notes : tuple of str
+        How the graph in the certificate relates to the model, in sentences.
+
+    Raises
+    ------
+    InvalidInput
+        The certificate is of another kind, or about another network.
+
+    Examples
+    --------
+    >>> import alignver
+    >>> net, X = nn.Sequential(nn.Linear(2, 3), nn.Tanh()), [[0.0, 1.0], [1.0, 0.0]]
+    >>> proved = alignver.check_safe_exploration(net, X=X)
+    >>> alignver.recheck(proved.certificate, **inputs_again(proved.certificate, net, X)[0]).verdict
+    <Verdict.HOLDS: 'HOLDS'>
+    """
+    need = "one that check_safe_exploration made for this model and these inputs, with the same version of torch"
+    try:
+        graph = parse(certificate.data["graph"])
+        rows = next(node.out[0][1][0] for node in graph.nodes if node.op == "input")
+    except Exception as error:  # a document that anyone may have written
+        raise InvalidInput("certificate", "no graph of a network", need) from error
+    layer = certificate.constants.get("layer")
+    if not 1 <= rows <= _ROWS or not (layer is None or isinstance(layer, str)):
+        raise InvalidInput("certificate", f"a graph for batches of {rows} samples", need)
+    network = feature_network(model, X, layer, rows=rows)
+    if not np.array_equal(network.traced.data, certificate.data["graph"]):
+        raise InvalidInput("certificate", "the graph of another network than this model's", need)
+    note = "the graph in the certificate is the one that this model is traced to"
+    return {"parameters": network.parameters, "x": network.x}, (note,)
+
+
+def _place(folder: str | os.PathLike[str], network: EnclosedNetwork) -> pathlib.Path:
+    """Return the folder of the batches of a network and its inputs."""
+    content = hashlib.sha256(f"{np.__version__}".encode())
+    for part in (network.traced.data, network.parameters, network.x):
+        content.update(np.ascontiguousarray(part).data.cast("B"))
+    place = require.path("folder", folder) / f"enclosed-{content.hexdigest()[:24]}"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        got = f"{place}, which cannot be made ({error.strerror})"
+        raise InvalidInput("folder", got, "a folder that can be written", "unwritable-file") from error
+    return place
+
+
+def _stored(file: pathlib.Path, columns: int) -> Any:
+    """Return the rows of a batch and their errors; None if they are not there, or not whole."""
+    try:
+        rows = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    whole = rows.ndim == 2 and rows.shape[1] == columns and rows.dtype == np.float64
+    return rows if whole and bool(np.isfinite(rows).all()) else None
+
+
+def _store(file: pathlib.Path, rows: Any) -> None:
+    try:
+        with atomic.writing(file, shared=True) as stream:
+            np.save(stream, rows)
+    except OSError as error:
+        got = f"{file}, which cannot be written ({error.strerror})"
+        raise InvalidInput("folder", got, "a folder with room for all features", "unwritable-file") from error

@@ -1,0 +1,229 @@
+"""Safe exploration of a network itself: features with proved errors, certificates, what falls back and says why."""
+
+from __future__ import annotations
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import alignver as av
+from alignver.errors import InvalidInput
+from alignver.kernel.network.exploration import Features
+from alignver.network.enclosed_features import enclose_features, inputs_again
+from alignver.results import Rigor, Subject, Verdict
+from tests.reseal import resealed
+
+
+def convolutional() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 6, 6)),
+        nn.Conv2d(1, 5, 3, padding=1),
+        nn.BatchNorm2d(5),
+        nn.Softplus(100),
+        nn.AvgPool2d(3),
+        nn.Flatten(),
+        nn.Linear(20, 3),
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(130, 36, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def proved(images):
+    return av.check_safe_exploration(convolutional(), X=images, layer="5")
+
+
+@pytest.fixture(scope="module")
+def inputs(proved, images):
+    return inputs_again(proved.certificate, convolutional(), images)[0]
+
+
+def test_the_proof_is_about_the_network(proved, inputs, tmp_path):
+    assert (proved.verdict, proved.rigor, proved.subject) == (Verdict.HOLDS, Rigor.PROOF, Subject.NETWORK)
+    assert proved.code == "exploration-network"
+    assert proved.measured["width"] == 7  # 130 / 21, rounded up
+    assert 0.0 < proved.measured["network"]["delta"] < 1e-12
+    assert proved.evidence[0].startswith("in real arithmetic")
+    proved.certificate.save(tmp_path / "proof")
+    again = av.recheck(tmp_path / "proof", **inputs)
+    assert (again.verdict, again.subject) == (Verdict.HOLDS, Subject.NETWORK), again.reason
+    assert "this network's features at theta and x has rank 130" in again.statement
+
+
+def test_the_errors_are_bounds():
+    """Against 60 digits, with weights of which float64 loses nearly all digits."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 5)).double()
+    with torch.no_grad():
+        net[2].weight[:, 1::2] = -net[2].weight[:, ::2] * 2.0**30 + 1e-3
+    X = torch.randn(70, 3, dtype=torch.float64)
+    enclosed = enclose_features(net, X)
+    with mpmath.workdps(60):
+        for i in range(len(X)):
+            x = mpmath.matrix(X[i].tolist())
+            hidden = mpmath.matrix(net[0].weight.tolist()) * x + mpmath.matrix(net[0].bias.tolist())
+            exact = mpmath.matrix(net[2].weight.tolist()) * hidden.apply(mpmath.tanh)
+            exact += mpmath.matrix(net[2].bias.tolist())
+            assert mpmath.norm(exact - mpmath.matrix(enclosed.Z[i].tolist())) <= enclosed.delta
+    assert enclosed.delta > 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: resealed(c, delta=c.constants["delta"] / 4), "errors of the features exceed delta"),
+        (lambda c: resealed(c, delta=0.0), "errors of the features exceed delta"),
+        (lambda c: resealed(c, delta=1.0), "separated"),
+        (lambda c: resealed(c, s_min=c.constants["s_min"] * 4), ""),
+        (lambda c: resealed(c, rank=131), ""),
+        (lambda c: resealed(c, width=8), ""),
+        (lambda c: resealed(c, add_constant=False), "constant of their own"),
+        (lambda c: resealed(c, {"floors": c.data["floors"] * 1.5}), "not proved"),
+        (lambda c: resealed(c, {"thresholds": c.data["thresholds"][::-1].copy()}), "descend"),
+        (lambda c: resealed(c, {"direction": np.ones(21)}), ""),
+        (lambda c: resealed(c, {"graph": np.frombuffer(b"{}", np.uint8)}), ""),
+        (lambda c: resealed(c, {"graph": other_graph()}), ""),
+    ],
+)
+def test_forged_certificates_are_refused(proved, inputs, change, words):
+    result = av.recheck(change(proved.certificate), **inputs)
+    assert result.verdict is Verdict.FAILS
+    assert words in result.reason
+
+
+def other_graph():
+    return av.check_safe_exploration(nn.Linear(36, 20).eval(), X=torch.randn(20, 36)).certificate.data["graph"]
+
+
+def test_other_inputs_are_refused(proved, inputs, images):
+    for name in ("parameters", "x"):
+        changed = {**inputs, name: np.nextafter(inputs[name], 9.0)}
+        assert "digests differ" in av.recheck(proved.certificate, **changed).reason
+    with pytest.raises(InvalidInput, match="inputs"):
+        av.recheck(proved.certificate, parameters=inputs["parameters"])
+    with pytest.raises(InvalidInput, match="graph of another network"):
+        inputs_again(proved.certificate, nn.Sequential(*list(convolutional())[:5], nn.Tanh()).eval(), images)
+    with pytest.raises(InvalidInput, match="no graph"):
+        inputs_again(av.check_rank(np.eye(2)).certificate, convolutional(), images)
+
+
+def test_integers_are_compiled_batch_by_batch():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(300, 9), nn.Flatten(), nn.Linear(18, 12), nn.GELU())
+    X = torch.arange(140).reshape(140, 1) + torch.tensor([[0, 150]])
+    result = av.check_safe_exploration(net, X=X)
+    assert (result.verdict, result.subject) == (Verdict.HOLDS, Subject.NETWORK), result.evidence
+    with torch.no_grad():
+        expected = net.double()(X).numpy()
+    enclosed = enclose_features(net, X)
+    np.testing.assert_allclose(enclosed.Z, expected, rtol=0, atol=1e-13)
+
+
+class Bessel(nn.Module):
+    def forward(self, x):
+        return torch.special.bessel_j0(x)
+
+
+class Rounded(nn.Module):
+    def forward(self, x):
+        return torch.floor(100 * x)
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x if float(x.detach().sum()) > 0 else -x
+
+
+@pytest.mark.parametrize("last", [Bessel(), Rounded(), Branching()])
+def test_what_cannot_be_enclosed_falls_back(last):
+    torch.manual_seed(0)
+    result = av.check_safe_exploration(nn.Sequential(nn.Linear(4, 6), last), X=torch.randn(20, 4))
+    assert result.subject is Subject.COMPUTED_MATRIX
+    assert result.evidence[0].startswith("nothing is proved of the network: ")
+    assert len(result.evidence[0]) > 45
+    assert result.certificate is None or "Z" in result.certificate.inputs
+
+
+def test_errors_that_are_too_large_fall_back():
+    """The features of float64 have full rank by their rounding errors alone."""
+    net = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Unflatten(1, (1, 1)), nn.Flatten()).double()
+    big = nn.Sequential(nn.Linear(3, 6).double(), nn.Tanh(), net[2])
+    with torch.no_grad():
+        big[0].weight[:] = torch.randn(6, 3, dtype=torch.float64) * 1e-3
+        big[0].weight[1:] = big[0].weight[:1] * (1 + 1e-16 * torch.arange(5, dtype=torch.float64)[:, None])
+    result = av.check_safe_exploration(big, X=torch.randn(14, 3, dtype=torch.float64), width=2)
+    assert result.subject is Subject.COMPUTED_MATRIX
+    assert "its features are proved within" in result.evidence[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"method": "gram"}, "for the staircase only"),
+        ({"delta": 1e-6}, "delta was given"),
+        ({"certify": False}, "no certificate was requested"),
+    ],
+)
+def test_what_is_not_asked_of_the_network(options, words, images):
+    result = av.check_safe_exploration(convolutional(), X=images, layer="5", **options)
+    assert result.verdict is Verdict.HOLDS
+    assert result.subject is Subject.COMPUTED_MATRIX
+    assert words in result.evidence[0]
+
+
+def test_an_interrupted_run_continues(images, tmp_path, monkeypatch):
+    compute, calls = Features.enclose, []
+
+    def limited(self, start):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(start)
+        return compute(self, start)
+
+    net = convolutional()
+    monkeypatch.setattr(Features, "enclose", limited)
+    with pytest.raises(KeyboardInterrupt):
+        av.check_safe_exploration(net, X=images, layer="5", folder=tmp_path)
+    (place,) = tmp_path.iterdir()
+    files = sorted(place.iterdir())
+    assert 1 <= len(files) <= 2
+    monkeypatch.setattr(Features, "enclose", compute)
+    result = av.check_safe_exploration(net, X=images, layer="5", folder=tmp_path)
+    assert (result.verdict, result.rigor, result.subject) == (Verdict.HOLDS, Rigor.NUMERICAL, Subject.NETWORK)
+    assert "no proof until the certificate is verified" in " ".join(result.evidence)
+    arrays = inputs_again(result.certificate, net, images)[0]
+    assert av.recheck(result.certificate, **arrays).verdict is Verdict.HOLDS
+    files[0].write_bytes(files[0].read_bytes()[:-8])
+    assert enclose_features(net, images, "5", folder=tmp_path).resumed == 2  # the damaged one is computed again
+    with torch.no_grad():
+        net[1].bias += 1.0
+    assert enclose_features(net, images, "5", folder=tmp_path).resumed == 0  # another network
+    with pytest.raises(InvalidInput, match="folder"):
+        av.check_safe_exploration(net, X=images, layer="5", folder="/proc/none")
+
+
+def test_bad_input(images):
+    with pytest.raises(InvalidInput, match="the inputs of the model"):
+        av.check_safe_exploration(convolutional())
+    with pytest.raises(InvalidInput, match="layer"):
+        av.check_safe_exploration(np.eye(3), layer="5")
+    with pytest.raises(InvalidInput, match="name of a submodule"):
+        av.check_safe_exploration(convolutional(), X=images, layer="nine")
+    equal = av.check_safe_exploration(convolutional(), X=images[[0, 1, 0]], layer="5")
+    assert (equal.verdict, equal.subject) == (Verdict.FAILS, Subject.DATA)
+
+
+def test_the_model_is_not_changed(images):
+    net = convolutional().train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    av.check_safe_exploration(net, X=images, layer="5")
+    assert net.training
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    assert not any(module._forward_hooks for module in net.modules())
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
