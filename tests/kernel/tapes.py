@@ -9,6 +9,7 @@ import numpy as np
 from flint import arb, ctx
 
 from alignver.kernel.network import normwise
+from alignver.kernel.network.radii import Run
 from alignver.kernel.network.tape import Program, Tape
 
 BITS = 500
@@ -83,39 +84,44 @@ def values(program: Program, changed: dict[int, Any] | None = None) -> list[Any]
     """Every step in 500 bits; ``changed`` replaces the values of leaves."""
     results: list[Any] = []
     for place, step in enumerate(program.steps):
-        of, args = [results[k] for k in step.of], step.args
-        if step.kind in ("input", "leaf"):
-            result = (changed or {}).get(place)
-            result = numbers(args["value"]) if result is None else result
-        elif step.kind == "move":
+        result = (changed or {}).get(place)
+        results.append(value(step, [results[k] for k in step.of]) if result is None else result.reshape(step.shape))
+    return results
+
+
+def value(step: Any, of: list[Any]) -> Any:
+    """A step in 500 bits, from its arguments."""
+    args = step.args
+    match step.kind:
+        case "input" | "leaf":
+            result = numbers(args["value"])
+        case "move":
             entries = [value for part in of for value in part.reshape(-1)]
             index = range(len(entries)) if args["index"] is None else args["index"]
             result = np.empty(step.size, dtype=object)
             result[:] = [arb(0) if k < 0 else entries[k] for k in index]
-        elif step.kind == "sum":
+        case "sum":
             result = sum(sign * part for sign, part in zip(args["signs"], of, strict=True))
-        elif step.kind == "scale":
+        case "scale":
             num, den, square = args["factor"]
             result = of[0] * (arb(num) / (root(den) if square else arb(den)))
-        elif step.kind == "product":
+        case "product":
             result = of[0] * of[1]
-        elif step.kind == "quotient":
+        case "quotient":
             result = of[0] / of[1]
-        elif step.kind == "matmul":
+        case "matmul":
             result = np.stack([a.dot(b) for a, b in zip(*of, strict=True)])
-        elif step.kind == "affine":
+        case "affine":
             flat = of[0].reshape(-1)
-            index = args["index"]
-            if index is not None:
-                flat = np.array([arb(0) if k < 0 else flat[k] for k in index], dtype=object)
+            if args["index"] is not None:
+                flat = np.array([arb(0) if k < 0 else flat[k] for k in args["index"]], dtype=object)
             result = np.stack([a.dot(w) for a, w in zip(flat.reshape(args["rows"]), of[1], strict=True)])
-        elif step.kind == "map":
+        case "map":
             parameters = {key: value for key, value in args.items() if key != "fn"}
-            result = each(lambda x, fn=FUNCTIONS[args["fn"]], p=parameters: fn(x, **p), of[0])
-        else:
+            result = each(lambda x: FUNCTIONS[args["fn"]](x, **parameters), of[0])
+        case _:
             result = rows(step, of[0])
-        results.append(result.reshape(step.shape))
-    return results
+    return result.reshape(step.shape)
 
 
 def rows(step: Any, x: Any) -> Any:
@@ -242,3 +248,111 @@ class Builder:
     def program(self) -> Program:
         self.flat()
         return self.tape.program(self.last)
+
+
+class Single:
+    """One step, whose arguments and whose gradients are within radii of other numbers than the computed ones."""
+
+    def __init__(self, program: Program, radius: float, rng: Any) -> None:
+        self.program, self.place, self.rng = program, program.output, rng
+        self.step = program.steps[self.place]
+        assert all(program.steps[k].kind in ("input", "leaf") for k in self.step.of)
+        exact = normwise.forward(program)
+        self.values, self.truth = list(exact), {}
+        for k in set(self.step.of):
+            errors = np.full(np.shape(exact[k].error), radius)
+            self.values[k] = normwise.Enclosure(exact[k].value, errors)
+            self.truth[k] = numbers(exact[k].value).reshape(-1) + self.moved(k, exact[k].value.size, radius)
+        self.run = Run(program, self.values)
+        self.run.needed = set(range(len(program.steps)))
+
+    def moved(self, k: int, size: int, radius: float) -> Any:
+        """A vector of the given length in each sample."""
+        owner = self.program.steps[k].owner
+        direction = self.direction(k, size)
+        for sample in range(1 if owner is None else self.program.samples):
+            mine = slice(None) if owner is None else owner == sample
+            direction[mine] *= radius * (1 - 1e-15) / max(np.linalg.norm(direction[mine]), 1e-300)
+        return numbers(direction)
+
+    def direction(self, k: int, size: int) -> Any:
+        """Where the step changes most, or at random, or one entry."""
+        choice = self.rng.integers(3)
+        if choice == 0:
+            return self.rng.normal(size=size)
+        if choice == 1:
+            return np.eye(size)[self.rng.integers(size)]
+        source = self.rng.choice(self.step.of) if k == self.place else k
+        jacobian = self.jacobian({j: numbers(self.values[j].value).reshape(-1) for j in self.step.of}, source)
+        floats = np.array([[float(entry.mid()) for entry in row] for row in jacobian])
+        owner = self.program.steps[source].owner
+        result, mine = np.zeros(size), self.program.steps[k].owner
+        for sample in range(self.program.samples):
+            rows = slice(None) if self.step.owner is None else self.step.owner == sample
+            block = floats[rows] if owner is None else floats[rows][:, owner == sample]
+            u, _, v = np.linalg.svd(block)
+            result[slice(None) if mine is None else mine == sample] = u[:, 0] if k == self.place else v[0]
+        return result
+
+    def jacobian(self, truth: dict[int, Any], k: int) -> Any:
+        """Central differences: shape (entries of the step, entries of the argument)."""
+        columns = []
+        for entry in range(truth[k].size):
+            sides = []
+            for sign in (1, -1):
+                moved = truth[k].copy()
+                moved[entry] = moved[entry] + sign * arb(2) ** STEP
+                sides.append(self.at({**truth, k: moved}))
+            columns.append((sides[0] - sides[1]) * arb(2) ** (-STEP - 1))
+        return np.stack(columns, axis=1)
+
+    def at(self, truth: dict[int, Any]) -> Any:
+        of = [truth[k].reshape(self.program.steps[k].shape) for k in self.step.of]
+        return value(self.step, of).reshape(-1)
+
+    def forward(self) -> float:
+        """The largest ratio of an error to its radius."""
+        computed, radius = normwise._FORWARD[self.step.kind](self.run, self.place, self.step)
+        self.values[self.place] = normwise.Enclosure(np.asarray(computed).reshape(self.step.shape), radius)
+        return self.compared(self.place, self.at(self.truth), np.asarray(computed).reshape(-1), np.atleast_1d(radius))
+
+    def compared(self, k: int, exact: Any, computed: Any, radius: Any) -> float:
+        owner = self.program.steps[k].owner
+        if owner is None:
+            return ratio(distance(exact, computed), float(radius.reshape(-1)[0]))
+        radius = np.broadcast_to(radius, (self.program.samples,))
+        return max(
+            ratio(distance(exact[owner == s], computed[owner == s]), float(radius[s]))
+            for s in range(self.program.samples)
+        )
+
+    def backward(self, radius: float) -> float:
+        """The same of the gradients of one output of each sample."""
+        shared = self.step.owner is None
+        samples = self.program.samples
+        g = self.rng.normal(size=(samples if shared else 1, self.step.size))
+        e = np.full((len(g), 1 if shared else samples), radius)
+        true = np.stack([numbers(row) + self.moved(self.place, self.step.size, radius) for row in g])
+        worst = 0.0
+        parts: dict[int, Any] = {}
+        for k, part, error in normwise._BACKWARD[self.step.kind](self.run, self.place, self.step, g, e):
+            before = parts.get(k, (0.0, 0.0))
+            parts[k] = before[0] + part, (before[1] + error) * (1 + 1e-15)
+        for k, (part, error) in parts.items():
+            jacobian = self.jacobian(self.truth, k)
+            if self.program.steps[k].owner is None:  # the gradients of each sample
+                apart = true
+                if not shared:
+                    apart = np.stack([np.where(self.step.owner == s, true[0], arb(0)) for s in range(samples)])
+                for row, computed, bound in zip(apart, part, error, strict=True):
+                    worst = max(worst, ratio(max(0.0, distance(row.dot(jacobian), computed) - 1e-50), float(bound[0])))
+            else:
+                worst = max(worst, self.compared(k, true[0].dot(jacobian), part[0], error[0]))
+        return worst
+
+
+def single(program: Program, radius: float, slope: float, rng: Any) -> tuple[float, float]:
+    """The largest ratios of the last step of a program, forward and backward."""
+    with ctx.workprec(BITS):
+        one = Single(program, radius, rng)
+        return one.forward(), one.backward(slope)

@@ -261,7 +261,7 @@ def _affine_back(run: Run, i: int, step: Step, g: Any, e: Any) -> Back:
             target, places, _ = _targets(run, step, 0)
             parts = [_collected(np.matmul(block, transposed).reshape(1, -1), target, places, copies) for block in G]
             result = np.concatenate(parts)
-        rounding = gamma_up(width + copies) * size * lengths(W.value.reshape(groups, -1)).max(initial=0.0)
+        rounding = gamma_up(width + copies - 1) * size * lengths(W.value.reshape(groups, -1)).max(initial=0.0)
         error = (
             math.sqrt(copies) * (rounding + (size + e) * W.error) + affine_norm(W.value, copies, step.args["conv"]) * e
         )
