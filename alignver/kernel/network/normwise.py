@@ -286,7 +286,8 @@ def _share(run: Run, i: int, step: Step, G: Any, size: Any, e: Any, copies: int)
             value = product if step.of[1] in run.factored else product.dense()
         else:
             value = np.moveaxis(np.matmul(np.swapaxes(A, -1, -2), G), 1, 2).reshape(len(G) * samples, -1)
-            a_norm = np.minimum(a_norm, spectral(A, 1).max(0))
+            if min(A.shape[-2:]) <= max(64, len(G) * width):  # else it takes longer than the product
+                a_norm = np.minimum(a_norm, spectral(A, 1).max(0))
             g_norm = np.minimum(g_norm, spectral(G, 1).max(1))
     else:
         by_sample = [np.matmul(np.swapaxes(A * (owner == s)[..., None], -1, -2), G) for s in range(samples)]
