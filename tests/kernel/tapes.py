@@ -247,7 +247,7 @@ class Builder:
 
     def program(self) -> Program:
         self.flat()
-        return self.tape.program(self.last)
+        return self.tape.program(self.last, self.samples)
 
 
 class Single:
