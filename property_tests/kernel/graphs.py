@@ -54,10 +54,14 @@ UNARY = [
     "dropout",
 ]
 BINARY = ["add", "sub", "mul", "div", "where", "linear", "addcmul", "batch_norm", "where_on"]
+RISING = ["tanh", "exp", "sigmoid", "relu", "abs", "softplus", "flip", "clamp_min", "leaky_relu", "sum_and_add", "mean",
+          "relu", "batch_norm", "layer_norm", "linear", "mul", "add", "sub", "linear", "add"]  # fmt: skip
+"""Of which bent outputs are made."""
+
 Leaves = dict[int, list[Any]]
 
 
-def graph(seed: int, size: int = 9) -> Graph:
+def graph(seed: int, size: int = 9, names: list[str] | None = None) -> Graph:
     """Return a random graph on entries of shape (2,): four leaves of parameters, one of them under two names."""
     draw = random.Random(seed)
     nodes: list[Node] = []
@@ -75,7 +79,7 @@ def graph(seed: int, size: int = 9) -> Graph:
     vectors = [k for k, node in enumerate(nodes) if node.out == (FLOAT,)]
     for _ in range(draw.randint(2, size)):
         recent = [*vectors[-4:], *draw.choices(vectors, k=3)]
-        for node in _nodes(draw, draw.choice(UNARY + BINARY * 3), recent, len(nodes)):
+        for node in _nodes(draw, draw.choice(names or UNARY + BINARY * 3), recent, len(nodes)):
             nodes.append(node)
         vectors.append(len(nodes) - 1)
     return _pruned(nodes)

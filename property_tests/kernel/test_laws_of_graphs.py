@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignver.kernel.network import analytic, degrees, methods
+from alignver.kernel.network import analytic, degrees, kinks, methods
 from alignver.kernel.network.graph import Graph
-from property_tests.kernel.graphs import graph, mp, values
+from property_tests.kernel.graphs import RISING, graph, mp, values
 
 TOTAL = 20000 if settings.default.max_examples >= 1000 else 2000
 BATCH = max(1, TOTAL // settings.default.max_examples)
@@ -126,6 +126,59 @@ def test_what_is_refuted_at_zero_is_not_zero_there(seed):
             assert all(t != 0 for t in f)
 
 
+def line(draw: random.Random):
+    """Return a theta of one number for each of some leaves, and the leaf that moves."""
+    theta = {leaf: draw.choice([0.0, 0.0, 1.0, 1.0, -1.0]) for leaf in (0, 1, 2, 4) if draw.random() < 0.9}
+    return theta, draw.choice([0, 1, 2, 4])
+
+
+def claims_bend(g: Graph, theta: dict[int, float], moved: int) -> bool:
+    return moved in theta and not methods.domain_gaps(g) and kinks.bent_output(g, theta, moved) is not None
+
+
+def is_straight(g: Graph, theta: dict[int, float], moved: int, draw: random.Random) -> bool:
+    """Whether an output has equal one-sided derivatives along the line, at random values of the other leaves."""
+    leaves, x = point(draw), [mp.mpf(draw.uniform(-2, 2)) for _ in range(2)]
+    leaves |= {leaf: [mp.mpf(value)] * len(leaves[leaf]) for leaf, value in theta.items()}
+    direction = {leaf: [mp.mpf(leaf == moved)] * len(entries) for leaf, entries in leaves.items()}
+    try:
+        f = values(g, leaves, x)
+        above, below = (values(g, moved_by(leaves, direction, step), x) for step in (TINY, -TINY))
+    except ArithmeticError:
+        return False
+    return any((p - t) - (t - q) < TINY * mp.mpf(10) ** -12 for p, q, t in zip(above, below, f))
+
+
+moved_by = moved
+
+
+@given(st.integers(0, 2**32))
+def test_bent_outputs_have_two_derivatives(seed):
+    draw = random.Random(seed)
+    for _ in range(BATCH):
+        g = graph(draw.getrandbits(32), 6, RISING)
+        for _ in range(4):
+            theta, leaf = line(draw)
+            if claims_bend(g, theta, leaf) and theta_free_is_defined(g):
+                assert not is_straight(g, theta, leaf, draw), (g, theta, leaf)
+
+
+def bend_fails(other: Graph, draw: random.Random) -> bool:
+    g = graph(draw.getrandbits(32), 6, RISING)
+    theta, leaf = line(draw)
+    return claims_bend(g, theta, leaf) and theta_free_is_defined(g) and is_straight(g, theta, leaf, draw)
+
+
+@pytest.mark.parametrize("wrong", ["a kink elsewhere", "products of any sign"])
+def test_a_wrong_rule_of_kinks_is_caught(wrong, monkeypatch):
+    assert not caught(bend_fails, 1000)
+    if wrong == "a kink elsewhere":
+        monkeypatch.setattr(kinks.Range, "is_zero", property(lambda self: self.low <= 0.0 <= self.high))
+    else:
+        monkeypatch.setattr(kinks.Range, "positive", property(lambda self: True))
+    assert caught(bend_fails, 10000)
+
+
 def caught(law, count: int = 4000) -> bool:
     """Whether the law fails for one of the first graphs."""
     draw = random.Random(5)
@@ -177,3 +230,5 @@ def test_many_graphs_are_proved():
     assert sum(any(proves_degrees(g, S) for S in SUBSETS) for g in graphs) >= 40
     assert sum(not analytic.walk(g)[1] for g in graphs) >= 80
     assert sum(methods.zero_excluded(g) is not None for g in graphs) >= 4
+    rising = [graph(draw.getrandbits(32), 6, RISING) for _ in range(400)]
+    assert sum(claims_bend(g, *line(draw)) for g in rising for _ in range(4)) >= 10
