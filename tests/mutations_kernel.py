@@ -44,11 +44,11 @@ KERNEL: list[Mutant] = [
         ('self._demand(isinstance(eps, float) and eps > 0.0, "its eps', 'self._demand(True, "its eps'),
         ("self._demand(given and shifted.positive,", "self._demand(given,"),
         ('smooth = inner.low >= 0.0 or inner.high <= 0.0', "smooth = True"),
-        ('self._demand(not divisor.depends or divisor.range.nonzero,', "self._demand(True,"),
+        ('self._demand(not checked or divisor.range.nonzero,', "self._demand(True,"),
         ('self._demand(self.of("self").positive, "its argument', 'self._demand(True, "its argument'),
         ('self._demand(not scores.masked or (scores.masked == "rows" and last),', "self._demand(True,"),
         ('return "any" if inner and first == "rows" else first', "return first"),
-        ('zero = at_zero and node.args["trainable"] is True and node.args["pure"] is True', "zero = at_zero"),
+        ('in at and node.args["trainable"] is True and node.args["pure"] is True', "in at"),
         ("if values[index].masked:", "if False:"),
     ),
     *_on_graphs(
