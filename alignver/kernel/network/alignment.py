@@ -80,6 +80,7 @@ def _evaluated(certificate: Any, inputs: Any) -> list[balls.Leaf]:
 
 def _aligned(certificate: Any, inputs: Any) -> str:
     """The balls of M are invertible, and kappa is between the given numbers."""
+    require(set(certificate.constants) == {"bits", "kappa"}, "other numbers are stated than are proved")
     bits, (low, high) = certificate.constants["bits"], certificate.constants["kappa"]
     with balls.precision(bits):
         _, solution = solved(_evaluated(certificate, inputs), inputs["y"][:, None])
@@ -92,6 +93,7 @@ def _aligned(certificate: Any, inputs: Any) -> str:
 
 def _misaligned(certificate: Any, inputs: Any) -> str:
     """The columns of [J y] are linearly independent, and y is further away than stated."""
+    require(set(certificate.constants) == {"bits", "distance"}, "other numbers are stated than are proved")
     bits, least = certificate.constants["bits"], certificate.constants["distance"]
     require(type(least) is float and least >= 0.0, "the distance is not a number")
     with balls.precision(bits):
