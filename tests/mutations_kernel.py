@@ -22,7 +22,63 @@ def _on_graphs(name: str, *changes: tuple[str, str]) -> list[Mutant]:
     return [Mutant(file, old, new, nearby("network")) for old, new in changes]
 
 
+_ENCLOSED = "property_tests/kernel/test_laws_of_enclosures.py"
+_NETWORKS = "tests/kernel/network/"
+
+
+def _enclosing(name: str, *changes: tuple[str, str, str]) -> list[Mutant]:
+    file = f"alignver/kernel/network/{name}.py"
+    return [Mutant(file, old, new, (test,)) for old, new, test in changes]
+
+
+_LAYERS = f"{_NETWORKS}test_architectures.py::test_layers_are_those_of_torch"
+_FORGED = f"{_NETWORKS}test_forgeries.py::test_forged_"
+
 KERNEL: list[Mutant] = [
+    *_enclosing(
+        "balls",
+        ("index if self.place is None else index[self.place]", "index", f"{_LAYERS}[tied, transposed by linear]"),
+        ("return dense if place is None else", "return dense if True else", f"{_LAYERS}[tied, transposed by linear]"),
+        ('require(entry.is_finite(), "an', 'require(True, "an', f"{_NETWORKS}test_architectures.py"),
+        ("require(all(slope is not None for", "require(True or all(slope is not None for", f"{_NETWORKS}test_architectures.py"),
+        ("g if sign > 0 else -g", "g", _ENCLOSED),
+        ("step.owner.astype(np.int64) * total + index", "index", _ENCLOSED),
+    ),
+    *_enclosing(
+        "tape",
+        ('(samples == mine)).all()), "an operation joins', '(samples >= -1)).all()), "an operation joins', f"{_NETWORKS}test_architectures.py"),
+        ("(grid == grid[:, :1]).all()", "(grid == grid).all()", f"{_NETWORKS}test_architectures.py"),
+        ("require(math.prod(shape) <= _MOST,", "require(True,", f"{_FORGED}graphs[a leaf of 10^12 numbers]"),
+        ("float(number) == number", "True", f"{_FORGED}arguments[an integer beyond floats]"),
+    ),
+    *_enclosing(
+        "compiler",
+        ("self.unread = set(values) - _CONVENTIONS", "self.unread = set[str]()", f"{_FORGED}graphs[an unknown argument]"),
+        ('require(whole, f"{node.args', 'require(True, f"{node.args', f"{_NETWORKS}test_architectures.py::test_two_parameters_on_one_storage_are_refused"),
+        ("floating == (dtype in FLOATS)", "True", f"{_FORGED}graphs[another dtype]"),
+    ),
+    *_enclosing(
+        "operations",
+        ("(-rows if negative else 0)", "-rows", f"{_NETWORKS}test_forgeries.py::test_forged_tokens"),
+        ("signs=(1, sign)", "signs=(1, 1)", _ENCLOSED),
+    ),
+    *_enclosing(
+        "normalization",
+        ("np.array_equal(mine, c.tape.owner(scores.step))", "True", f"{_NETWORKS}test_architectures.py::test_masks_of_other_samples_are_refused"),
+        ("args.get(\"eps\", 1e-5) if center else args[\"eps\"]", "args.get(\"eps\", 1e-5)", f"{_FORGED}arguments[no eps]"),
+    ),
+    *_enclosing(
+        "alignment",
+        ("low >= 0.0 and balls.between(square, low, high)", "True", f"{_FORGED}constants"),
+        ("type(least) is float and least >= 0.0", "True", f"{_FORGED}distance"),
+        ('require(balls.between(square, least, math.inf)', 'require(True', f"{_FORGED}distance"),
+    ),
+    *_enclosing(
+        "ball_functions",
+        ("outer * steep * (steep * x).exp()", "outer * (steep * x).expm1()", _ENCLOSED),
+        ("(-3.0, _constant(0)), (3.0, lambda x: ((x + 3) / 6,", "(-3.0, _constant(0)), (3.0, lambda x: ((x + 2) / 6,", _ENCLOSED),
+        ("e.log1p() / beta, 1 / (1 + e)", "e.log1p() / beta, e / (1 + e)", _ENCLOSED),
+    ),
     *_on_graphs(
         "degrees",
         ("if UNKNOWN in kinds or len(kinds) > 1:", "if UNKNOWN in kinds:"),

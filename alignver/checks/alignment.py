@@ -268,6 +268,8 @@ def _with_theorem(result: CheckResult, theorem: NetworkProof) -> CheckResult:
     """Return a result about the network, in which that about the computed matrix is evidence."""
     low, high = theorem.kappa
     evidence = [f"in real arithmetic, {theorem.how}"]
+    if theorem.hidden:
+        evidence.append(f"about the derivatives of the function; those of autograd differ: {'; '.join(theorem.hidden)}")
     if theorem.verdict is Verdict.HOLDS:
         beside = f"; {theorem.shuffled:.2e} for shuffled targets (median of 20)"
         evidence.append(

@@ -28,6 +28,7 @@ from alignver.kernel.network import alignment, balls, norm_alignment
 from alignver.kernel.network.program import compiled, unpacked
 from alignver.kernel.network.tape import Program
 from alignver.network.budget import Reach, reach
+from alignver.network.leaves import refused
 from alignver.network.trace import NetworkGraph, trace_model
 from alignver.results import Verdict, shown_down, shown_up
 
@@ -96,6 +97,8 @@ class EnclosedNetwork:
             traced.tensors[k] for k, node in enumerate(traced.graph.nodes) if node.op in ("parameter", "constant")
         ]
         flat = [np.zeros(0), *(value.detach().cpu().double().reshape(-1).numpy() for value in values)]
+        if any(bool((value == _MASKED).any()) and bool(np.isneginf(value).any()) for value in flat):
+            raise refused(model, "a constant has both minus infinity and the smallest float64")
         parameters = np.concatenate(flat)[None, :]
         parameters[np.isneginf(parameters)] = _MASKED
         return cls(traced, parameters, x.detach().cpu().double().reshape(n, -1).numpy())
@@ -174,6 +177,8 @@ class NetworkProof:
     seconds : float
     reach : tuple of Reach
         How closely y is reached by parameters of norms that are powers of ten.
+    hidden : tuple of str
+        Where autograd's derivatives are not those of the function, which this is about.
     """
 
     verdict: Verdict
@@ -184,6 +189,7 @@ class NetworkProof:
     shuffled: float
     seconds: float
     reach: tuple[Reach, ...] = ()
+    hidden: tuple[str, ...] = ()
 
 
 def prove_alignment(
@@ -307,7 +313,8 @@ def _inside(
     reason = "J has full row rank, so every y is in its column space"
     certificate = _sealed(network, y, "network-alignment", method, {**constants, "kappa": list(kappa)})
     how = _HOW[method].format(**constants)
-    return NetworkProof(Verdict.HOLDS, reason, certificate, how, kappa, shuffled, time.perf_counter() - began)
+    seconds, hidden = time.perf_counter() - began, network.traced.hidden
+    return NetworkProof(Verdict.HOLDS, reason, certificate, how, kappa, shuffled, seconds, hidden=hidden)
 
 
 def _outside(
@@ -319,7 +326,8 @@ def _outside(
     reason = f"y is at least {shown_down(low)} away from the column space of J (||y|| = {size:.3g})"
     certificate = _sealed(network, y, "network-misalignment", method, {**constants, "distance": low})
     how, seconds = _HOW[method].format(**constants), time.perf_counter() - began
-    return NetworkProof(Verdict.FAILS, reason, certificate, how, (math.inf, math.inf), math.nan, seconds)
+    infinite, hidden = (math.inf, math.inf), network.traced.hidden
+    return NetworkProof(Verdict.FAILS, reason, certificate, how, infinite, math.nan, seconds, hidden=hidden)
 
 
 def _sealed(network: EnclosedNetwork, y: Any, claim: str, method: str, constants: dict[str, Any]) -> Certificate:

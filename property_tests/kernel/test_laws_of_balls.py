@@ -177,11 +177,13 @@ def test_a_wrong_rule_is_noticed(name):
         del sys.modules[twin.__name__]
 
 
-OF_ENTRY = {"tanh": "tanh", "sigmoid": "sigmoid", "softplus": "softplus", "silu": "silu", "gelu": "gelu",
-            "mish": "mish", "sin": "sin", "cos": "cos", "atan": "atan", "erf": "erf", "selu": "elu",
-            "exp of tanh": "exp", "expm1 of tanh": "expm1", "log of sigmoid": "logsigmoid", "log1p": "log1p", "sqrt": "sqrt",
-            "rsqrt": "rsqrt", "reciprocal": "reciprocal", "cube": "pow", "asinh": "asinh", "hardswish": "hardswish",
-            "leaky_relu": "leaky_relu", "power of 3": "exponential"}  # fmt: skip
+OF_ENTRY = {
+    "tanh": "tanh", "sigmoid": "sigmoid", "softplus": "softplus", "silu": "silu", "gelu": "gelu",
+    "mish": "mish", "sin": "sin", "cos": "cos", "atan": "atan", "erf": "erf", "exp of tanh": "exp",
+    "expm1 of tanh": "expm1", "log of sigmoid": "logsigmoid", "log1p": "log1p", "sqrt": "sqrt",
+    "rsqrt": "rsqrt", "reciprocal": "reciprocal", "cube": "pow", "asinh": "asinh", "hardswish": "hardswish",
+    "leaky_relu": "leaky_relu", "power of 3": "exponential", "selu": "elu",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", OF_ENTRY)

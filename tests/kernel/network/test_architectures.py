@@ -180,13 +180,15 @@ def test_tokens():
 class Mask(nn.Module):
     """Attention that does not look at the tokens 0, and a mean over the others."""
 
-    def __init__(self):
+    def __init__(self, other=False):
         super().__init__()
+        self.other = other
         self.embed, self.W = nn.Embedding(5, 4), nn.Parameter(torch.randn(4, 4))
 
     def forward(self, tokens):
         x, seen = self.embed(tokens), tokens != 0
-        a = F.scaled_dot_product_attention(x @ self.W, x, x, attn_mask=seen[:, None, :])
+        mask = (seen.flip(0) if self.other else seen)[:, None, :]
+        a = F.scaled_dot_product_attention(x @ self.W, x, x, attn_mask=mask)
         a = a.masked_fill(~seen[:, :, None], 0.0)
         return a.sum(1)
 
@@ -194,6 +196,13 @@ class Mask(nn.Module):
 def test_masks_that_depend_on_the_sample():
     torch.manual_seed(0)
     compare(Mask(), torch.tensor([[1, 2, 0], [3, 0, 0], [4, 4, 1]]))
+
+
+def test_masks_of_other_samples_are_refused(monkeypatch):
+    monkeypatch.setattr("alignver.network.trace._require_same_in_batches", lambda *_: None)
+    network = network_of(Mask(other=True), torch.tensor([[1, 2, 0], [3, 0, 0], [4, 4, 1]]), 3)
+    with balls.precision(64), pytest.raises(NotProved, match="sample"):
+        leaves_of(network)
 
 
 JOINED = {

@@ -1,0 +1,127 @@
+"""Theorems about networks, end to end: what is true of the network, and not of its floats."""
+
+from __future__ import annotations
+
+import math
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import alignver as av
+from alignver.kernel import verify
+from alignver.network.enclosures import EnclosedNetwork, prove_alignment
+from alignver.results import Rigor, Subject, Verdict
+from tests.kernel.network.test_architectures import Tied
+
+mp = mpmath.mp.clone()
+mp.dps = 60
+
+
+class Shifted(nn.Module):
+    """Features x (or x^2) and (x + 2^40) - 2^40, which is x in real arithmetic and not in floats."""
+
+    def __init__(self, square):
+        super().__init__()
+        self.out, self.square = nn.Linear(2, 1, bias=False), square
+
+    def forward(self, x):
+        return self.out(torch.cat([x, ((x**2 if self.square else x) + 2.0**40) - 2.0**40], 1))
+
+
+def test_equal_features_are_not_told_apart_by_rounding():
+    result = av.check_alignment(Shifted(False), np.array([[0.3], [0.7]]), [1.0, 0.0], loss="squared")
+    assert not (result.verdict is Verdict.HOLDS and result.subject is Subject.NETWORK)
+
+
+def test_a_square_under_an_offset():
+    x = np.array([[0.25], [0.5], [1.0]])
+    result = av.check_alignment(Shifted(True), x, (x**2)[:, 0], loss="squared")
+    assert not (result.verdict is Verdict.FAILS and result.subject is Subject.NETWORK)
+    other = av.check_alignment(Shifted(True), x, [1.0, 0.0, 0.5], loss="squared")
+    assert (other.verdict, other.subject, other.rigor) == (Verdict.FAILS, Subject.NETWORK, Rigor.PROOF)
+
+
+def proved(model, x, y):
+    network = EnclosedNetwork.of(model.double().eval(), x.double())
+    found = prove_alignment(network, np.asarray(y, dtype=np.float64), 1, seconds=100.0, hard=False)
+    assert not isinstance(found, str), found
+    inputs = {"parameters": network.parameters, "x": network.x, "y": np.asarray(y, dtype=np.float64)}
+    assert verify(found.certificate, inputs).verdict is Verdict.HOLDS
+    return found
+
+
+def _cosh_features(x, shift):
+    """The derivatives of the outputs of 'logsumexp minus relu' for the biases 30 and 31, by their definition."""
+    h = [mp.mpf(float(x)) + b for b in shift]
+    f, d = [mp.log1p(mp.exp(-t)) for t in h], [-1 / (1 + mp.exp(t)) for t in h]
+    return [*f, d[0] * mp.mpf(float(x)), d[1] * mp.mpf(float(x)), *d]
+
+
+class Cancelling(nn.Module):
+    """softplus(h) - relu(h), which is 1e-13 for h = 30."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.out = nn.Linear(1, 2), nn.Linear(2, 1, bias=False)
+        with torch.no_grad():
+            self.inner.weight.fill_(1.0)
+            self.inner.bias.copy_(torch.tensor([30.0, 31.0]))
+            self.out.weight.fill_(1.0)
+
+    def forward(self, x):
+        h = self.inner(x)
+        return self.out(torch.logsumexp(torch.stack([h, torch.zeros_like(h)]), 0) - torch.relu(h))
+
+
+def test_kappa_is_that_of_60_digits():
+    x, y = torch.tensor([[0.1], [0.4], [0.8]], dtype=torch.float64), [1.0, -2.0, 0.5]
+    found = proved(Cancelling(), x, y)
+    J = mp.matrix([_cosh_features(value, (30, 31)) for value in x[:, 0]])
+    target = mp.matrix(y)
+    with mp.workdps(150):
+        kappa = mp.sqrt((target.T * mp.lu_solve(J * J.T, target))[0])
+    assert found.verdict is Verdict.HOLDS
+    assert found.kappa[0] <= kappa <= found.kappa[1]
+    assert found.kappa[1] - found.kappa[0] <= 1e-12 * found.kappa[1]
+
+
+def test_tied_weights_have_cross_terms():
+    torch.manual_seed(0)
+    model, x = Tied(lambda x, W: (torch.tanh(x @ W) @ W).sum(1), 2, 2), torch.randn(3, 2)
+    y = [1.0, 2.0, 3.0]
+    found = proved(model, x, y)
+    J = av.jacobian(model.double(), x.double()).numpy()
+    expected = np.sqrt(np.array(y) @ np.linalg.solve(J @ J.T, np.array(y)))
+    assert math.isclose(found.kappa[0], expected, rel_tol=1e-7)
+
+
+class Straight(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(2, 3), nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.b(torch.tanh(self.a(x)).detach())
+
+
+def test_other_derivatives_than_autograd_are_named():
+    torch.manual_seed(0)
+    result = av.check_alignment(Straight(), torch.randn(4, 2), torch.randn(4), loss="squared")
+    assert result.subject is Subject.NETWORK
+    assert any("detach" in line for line in result.evidence)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_sine_wave_is_aligned_and_hopeless(seed):
+    torch.manual_seed(seed)
+    layers = [nn.Linear(1, 300), nn.Softplus(100), nn.Linear(300, 300), nn.Softplus(100), nn.Linear(300, 1)]
+    for layer in layers[::2]:
+        nn.init.normal_(layer.weight, std=300**-0.5)
+    x = torch.rand(100, 1) * 2 - 1
+    result = av.check_alignment(nn.Sequential(*layers), x, torch.sin(8 * x[:, 0]), loss="squared")
+    assert (result.verdict, result.subject, result.rigor) == (Verdict.HOLDS, Subject.NETWORK, Rigor.PROOF)
+    assert 1e15 < result.measured["kappa"]["lower"] < 1e40
