@@ -15,7 +15,7 @@ ON_NETWORKS = [path for path in KERNEL if path.parent.name == "network"]
 _ENCLOSING = ("tape", "movement", "compiler", "operations", "pooling", "normalization", "recurrent", "program",
               "ball_functions", "balls", "alignment")  # fmt: skip
 ENCLOSURES = [path for path in ON_NETWORKS if path.stem in _ENCLOSING]
-_NORMWISE = ("normwise", "radii", "row_functions", "elementwise", "operator_norms", "norm_alignment")
+_NORMWISE = ("normwise", "radii", "row_functions", "elementwise", "operator_norms", "norm_alignment", "exploration")
 NORMWISE = [path for path in ON_NETWORKS if path.stem in _NORMWISE]
 WALKS = [path for path in ON_NETWORKS if path not in ENCLOSURES + NORMWISE]
 ON_MATRICES = [path for path in KERNEL if path not in ON_DATA + ON_NETWORKS]

@@ -6,6 +6,7 @@ The same proof gives rank n of the matrices of an exploitation phase (Lemma 5), 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import sys
 import time
@@ -19,7 +20,6 @@ from alignver.checks.exploration_report import (
     Setting,
     check_gates,
     exploration_result,
-    network_result,
     peak_bytes,
     refute_by_columns,
     refute_by_rows,
@@ -30,14 +30,13 @@ from alignver.features.cluster import Cluster
 from alignver.features.rows import directions, open_rows, scan_rows
 from alignver.features.staircase import certify_staircase, find_staircase
 from alignver.features.threads import single_threaded_blas
-from alignver.kernel.failure import NotProved, Unsupported
 from alignver.kernel.floats import arithmetic_fault
 from alignver.linalg import rank_rules
 from alignver.progress import track
 from alignver.proof import Certificate
 from alignver.proof.duplicate_inputs import DuplicateInputs
 from alignver.proof.rounding import FloatArray, mul_down
-from alignver.results import CheckResult, Rigor, Subject, Verdict, shown_up
+from alignver.results import CheckResult, Rigor, Subject, Verdict
 from alignver.samples import fingerprints, open_samples
 from alignver.theory.exploitation import Exploitation
 
@@ -154,7 +153,8 @@ def check_safe_exploration(
     if _is_module(Z):
         options = {"width": width, "q": q, "method": method, "rule": rule, "delta": delta, "certify": certify}
         options |= {"delta_is_estimate": delta_is_estimate, "weights": weights, "tries": tries, "seed": seed}
-        result = _of_model(Z, X, layer, batch_size, folder, {**options, "client": client})
+        of_models: Any = importlib.import_module("alignver.checks.network_exploration")  # which loads torch
+        result: CheckResult = of_models.check_features(Z, X, layer, batch_size, folder, {**options, "client": client})
         return dataclasses.replace(result, cost=_cost(began))
     if layer is not None:
         raise InvalidInput("layer", f"{layer!r} beside features", "a model in place of Z", "conflicting-arguments")
@@ -197,50 +197,6 @@ def check_safe_exploration(
 def _is_module(value: Any) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.nn.Module)
-
-
-def _of_model(
-    model: Any, X: Any, layer: str | None, batch_size: int, folder: Any, options: dict[str, Any]
-) -> CheckResult:
-    """Check the features of a model: the exact ones if they can be enclosed, else those that the module computes."""
-    from alignver.network.enclosed_features import enclose_features, model_inputs
-    from alignver.network.feature_extraction import extract_features
-
-    if X is None:
-        raise InvalidInput("X", "no inputs", "the inputs of the model", "wrong-type")
-    x = model_inputs(model, X)
-    extract_features(model, x[:2], layer, batch_size=batch_size)  # a wrong layer is refused before anything is decided
-    refuted = equal_inputs(X)
-    if refuted is not None:
-        return refuted
-    reason = _why_not(options)
-    if not reason:
-        try:
-            enclosed = enclose_features(model, x, layer, folder=folder)
-        except (NotProved, Unsupported) as error:
-            reason = str(error)
-        except InvalidInput as error:
-            if error.argument == "folder":
-                raise
-            reason = error.got
-        else:
-            proved = check_safe_exploration(enclosed.Z, add_constant=True, **{**options, "delta": enclosed.delta})
-            if proved.verdict is Verdict.HOLDS and isinstance(proved.certificate, Certificate):
-                return network_result(proved, enclosed)
-            reason = f"its features are proved within {shown_up(enclosed.delta)} only ({proved.reason})"
-    folder = folder if options["method"] == "gram" or options["q"] is not None else None
-    features = extract_features(model, x, layer, batch_size=batch_size)
-    result = check_safe_exploration(features, add_constant=True, folder=folder, **options)
-    return dataclasses.replace(result, evidence=(f"nothing is proved of the network: {reason}", *result.evidence))
-
-
-def _why_not(options: dict[str, Any]) -> str:
-    """Return why the features of a model are not enclosed; empty if they are."""
-    if options["q"] is not None or options["method"] in ("gram", "dense"):
-        return "the errors of its features are proved for the staircase only"
-    if options["delta"] is not None:
-        return "delta was given"
-    return "" if options["certify"] else "no certificate was requested"
 
 
 def equal_inputs(X: Any, n: int | None = None) -> CheckResult | None:

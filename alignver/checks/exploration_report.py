@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -28,17 +28,13 @@ from alignver.kernel.floats import arithmetic_fault
 from alignver.linalg import rank_rules
 from alignver.linalg.rank_rules import Scale
 from alignver.proof.rounding import FloatArray, add_up, mul_down, mul_up, sqrt_up
-from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict, shown_down, shown_up
-
-if TYPE_CHECKING:
-    from alignver.network.enclosed_features import EnclosedFeatures
+from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict, shown_down
 
 __all__ = [
     "Setting",
     "check_gates",
     "exploration_result",
     "forget_peak",
-    "network_result",
     "peak_bytes",
     "refute_by_columns",
     "refute_by_rows",
@@ -222,28 +218,6 @@ def staircase_result(setting: Setting, stairs: Staircase, certificate: Certifica
         },
         bounds=bounds,
         certificate=certificate,
-    )
-
-
-def network_result(result: CheckResult, enclosed: EnclosedFeatures) -> CheckResult:
-    """Return a result about a network from one about every Z within the proved errors of its features."""
-    assert isinstance(result.certificate, Certificate)
-    evidence = [
-        f"in real arithmetic: each row of the features is proved within {shown_up(enclosed.delta)}, by norm-wise "
-        "enclosures in float64",
-        f"the features of the module, as computed, are up to {shown_up(enclosed.apart)} away (the first rows)",
-    ]
-    if enclosed.resumed:
-        evidence.append(f"{enclosed.resumed} batches from the folder: no proof until the certificate is verified")
-    network = {"delta": enclosed.delta, "apart": enclosed.apart, "seconds": enclosed.seconds}
-    return dataclasses.replace(
-        result,
-        rigor=Rigor.NUMERICAL if enclosed.resumed else result.rigor,
-        subject=Subject.NETWORK,
-        code="exploration-network",
-        evidence=(*evidence, *result.evidence),
-        measured={**result.measured, "network": network},
-        certificate=enclosed.certificate(result.certificate),
     )
 
 

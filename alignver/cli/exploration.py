@@ -122,7 +122,9 @@ def exploration(
       alignver check exploration --model net.py:build --data train.npz --layer pool --keep-features Z.npy
       alignver check exploration Z.npy --method gram --tiles shared/tiles --scheduler tcp://host:8786
     """
-    with session.working():
+
+    def checked() -> tuple[Any, dict[str, Any], tuple[str, ...]]:
+        """Return the result, the inputs for the provenance, and notes."""
         from alignver.checks.exploration import check_safe_exploration, equal_inputs
 
         gram = q is not None or method == ExplorationMethod.GRAM
@@ -151,14 +153,13 @@ def exploration(
                 again = ["--model", model, "--data", str(data)]
                 again += [] if weights is None else ["--weights", weights]
                 again += [] if seed == 0 else ["--seed", str(seed)]
-                return session.finish(result, inputs=inputs, notes=_notes(session, result, data, again))
+                return result, inputs, _notes(session, result, data, again)
             with input_files.rename_argument(files):
                 # A wrong name of a layer is refused before anything is decided.
                 extract_features(net, samples["X"][:2], layer, batch_size=batch_size)
                 refuted = equal_inputs(samples["X"])
                 if refuted is not None:
-                    notes = session.save_certificate(refuted, {"X": f"{data}:X"})
-                    return session.finish(refuted, inputs=inputs, notes=notes)
+                    return refuted, inputs, session.save_certificate(refuted, {"X": f"{data}:X"})
                 if keep_features is None:
                     features = extract_features(net, samples["X"], layer, batch_size=batch_size)
                 else:
@@ -167,6 +168,7 @@ def exploration(
             features = input_files.read_matrix(z_file, "Z")
         else:
             raise InvalidInput("Z", "no features", "a file, or --model with --data")
+        radius = delta
         if estimate_delta:
             if model is None or delta is not None:
                 need = "--model without --delta"
@@ -174,14 +176,14 @@ def exploration(
                     "--estimate-delta", "no model, or --delta beside it", need, code="conflicting-arguments"
                 )
             with input_files.rename_argument(files):
-                delta = estimate_row_error(net, samples["X"], layer, seed=seed)
+                radius = estimate_row_error(net, samples["X"], layer, seed=seed)
         if gram and device != "cpu":
             features = input_files.to_backend(features, options.Backend.TORCH, device)
         with input_files.rename_argument(files), _client(scheduler) as client:
             result = check_safe_exploration(
                 features,
                 q=None if q is None else input_files.read_matrix(q, "q"),
-                delta=delta,
+                delta=radius,
                 delta_is_estimate=estimate_delta,
                 add_constant=add_constant or model is not None,
                 folder=tiles,
@@ -191,8 +193,12 @@ def exploration(
         place = z_file if z_file is not None else keep_features
         notes = session.save_certificate(result, {} if place is None else {"Z": place})
         if notes and place is None:
-            notes += ("its features are in no file: a re-check needs them, and --keep-features FILE.npy keeps them",)
-    return session.finish(result, inputs=inputs | _identity(result, z_file), notes=notes)
+            notes += (_IN_NO_FILE,)
+        return result, inputs | _identity(result, z_file), notes
+
+    with session.working():
+        result, inputs, notes = checked()
+    return session.finish(result, inputs=inputs, notes=notes)
 
 
 def _notes(session: Session, result: Any, data: str | None, again: list[str]) -> tuple[str, ...]:

@@ -130,11 +130,32 @@ def test_kept_features(here, folder):
     assert "re-check with: alignver verify about-kept --input Z=kept.npy" in run.out
     assert here("verify", "about-kept", "--input", "Z=kept.npy").code == 0
     assert np.load(folder / "kept.npy").shape == (30, 6)
-    run = here("check", "exploration", *model, "--certificate", "about-none")
+    gram = ["--method", "gram", "--certificate", "about-none"]
+    run = here("check", "exploration", *model, *gram)
     assert "a re-check needs them, and --keep-features FILE.npy keeps them" in run.out
     run = here("check", "exploration", *model, "--keep-features", "kept.npy")
     assert (run.code, run.out) == (2, "")
     assert "--keep-features: got kept.npy; needs a new file" in run.err
+
+
+def test_features_of_a_network(here, folder):
+    model = ["--model", "net.py:build", "--data", "data.npz"]
+    seeded = ["--layer", "1", "--seed", "3", "--tiles", "kept"]
+    run = here("check", "exploration", *model, *seeded, "--certificate", "network")
+    assert run.code == 0, run.err
+    assert "HOLDS  proof (network)" in run.out
+    assert "re-check with: alignver verify network --model net.py:build --data data.npz --seed 3" in run.out
+    again = here("verify", "network", *model, "--seed", "3")
+    assert again.code == 0, again.err
+    assert "the graph in the certificate is the one that this model is traced to" in again.out
+    other = here("verify", "network", *model)
+    assert (other.code, other.out) == (2, "")
+    assert "the graph of another network" in other.err
+    bare = here("verify", "network", "--model", "net.py:build")
+    assert "--data: got no value" in bare.err
+    assert "1 of its batches from the folder" in here("check", "exploration", *model, *seeded).out
+    run = here("check", "exploration", *model, "--layer", "1", "--keep-features", "F.npy", "--tiles", "kept")
+    assert (run.code, run.out) == (2, "")
 
 
 def test_refutation_is_verified(here, folder):
