@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from alignver.checks.exploration import check_safe_exploration, equal_inputs
 from alignver.errors import InvalidInput
 from alignver.kernel import Certificate
@@ -26,12 +28,15 @@ def check_features(
     if X is None:
         raise InvalidInput("X", "no inputs", "the inputs of the model", "wrong-type")
     x = model_inputs(model, X)
-    extract_features(model, x[:2], layer, batch_size=batch_size)  # a wrong layer is refused before anything is decided
+    # A wrong layer is refused before anything is decided.
+    m = extract_features(model, x[:2], layer, batch_size=batch_size).shape[1] + 1
     refuted = equal_inputs(X)
     if refuted is not None:
         return refuted
     reason = _why_not(options)
-    if not reason:
+    width = options["width"]
+    refutable = isinstance(width, int) and width * m < len(x)  # for the exact features as for all others
+    if not reason and not refutable:
         try:
             enclosed = enclose_features(model, x, layer, folder=folder)
         except (NotProved, Unsupported) as error:
@@ -43,11 +48,16 @@ def check_features(
         else:
             proved = check_safe_exploration(enclosed.Z, add_constant=True, **{**options, "delta": enclosed.delta})
             if proved.verdict is Verdict.HOLDS and isinstance(proved.certificate, Certificate):
-                return _about_the_network(proved, enclosed)
+                result = _about_the_network(proved, enclosed)
+                rounded = not np.array_equal(enclosed.network.x.reshape(x.shape), x.detach().cpu().double().numpy())
+                note = f"the inputs are rounded to the dtype of the parameters, {next(model.parameters()).dtype}"
+                return dataclasses.replace(result, evidence=(*result.evidence, note)) if rounded else result
             reason = f"its features are proved within {shown_up(enclosed.delta)} only ({proved.reason})"
     folder = folder if options["method"] == "gram" or options["q"] is not None else None
     features = extract_features(model, x, layer, batch_size=batch_size)
     result = check_safe_exploration(features, add_constant=True, folder=folder, **options)
+    if refutable:
+        return result
     return dataclasses.replace(result, evidence=(f"nothing is proved of the network: {reason}", *result.evidence))
 
 

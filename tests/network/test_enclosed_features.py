@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import mpmath
 import numpy as np
 import pytest
@@ -206,6 +208,27 @@ def test_an_interrupted_run_continues(images, tmp_path, monkeypatch):
     assert enclose_features(net, images, "5", folder=tmp_path).resumed == 0  # another network
     with pytest.raises(InvalidInput, match="folder"):
         av.check_safe_exploration(net, X=images, layer="5", folder="/proc/none")
+
+
+def test_too_few_columns_need_no_features(images, monkeypatch):
+    monkeypatch.setattr(Features, "enclose", None)
+    result = av.check_safe_exploration(convolutional(), X=images, layer="5", width=6)
+    assert (result.verdict, result.code) == (Verdict.FAILS, "exploration-count")
+    assert "nothing is proved" not in str(result)
+
+
+def test_rounded_inputs_are_named(images):
+    wide = np.random.default_rng(0).standard_normal((30, 36))
+    result = av.check_safe_exploration(convolutional(), X=wide, layer="5")
+    assert result.subject is Subject.NETWORK
+    assert "rounded to the dtype of the parameters, torch.float32" in result.evidence[-1]
+
+
+def test_a_graph_without_inputs_is_refused(proved, inputs):
+    document = json.loads(proved.certificate.data["graph"].tobytes())
+    nodes = [node for node in document["nodes"] if node["op"] in ("parameter", "constant")]
+    changed = np.frombuffer(json.dumps({**document, "nodes": nodes, "outputs": [0]}).encode(), np.uint8)
+    assert av.recheck(resealed(proved.certificate, {"graph": changed}), **inputs).verdict is Verdict.FAILS
 
 
 def test_bad_input(images):

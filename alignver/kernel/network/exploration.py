@@ -53,7 +53,9 @@ class Features:
     """
 
     def __init__(self, graph: Graph, parameters: Any, x: Any) -> None:
-        dtype, shape = next(node.out[0] for node in graph.nodes if node.op == "input")
+        inputs = [node.out[0] for node in graph.nodes if node.op == "input"]
+        require(len(inputs) == 1 and len(inputs[0][1]) >= 1, "a graph without inputs, or with several")
+        dtype, shape = inputs[0]
         self._shape, self._x, self._graph = shape, x, graph
         require(len(x) >= 1 and shape[0] >= 1 and x.shape[1] == math.prod(shape[1:]), "inputs of another shape")
         self._values = unpacked(graph, parameters)
@@ -88,6 +90,7 @@ def _staircase(certificate: Any, inputs: Any, run: Any) -> str:
     """The features are enclosed again, and the staircase is proved for every matrix within their errors."""
     constants, data = certificate.constants, certificate.data
     require(constants["add_constant"] is True, "the features of a network have no constant of their own")
+    require(all(type(constants[name]) is int for name in ("rank", "width")), "rank or width are not numbers")
     features = Features(parse(data["graph"]), inputs["parameters"][0], inputs["x"])
     Z, errors = np.empty((len(inputs["x"]), features.m)), []
     first = features.enclose(0)  # computes the norms of the operators, which are remembered
