@@ -24,7 +24,7 @@ MOST_LINES = {
     "`data.py` alone": (ON_DATA, 180),
     "`network/`, statements about a graph": (WALKS, 1000),
     "`network/`, enclosures of values and gradients": (ENCLOSURES, 2200),
-    "`network/`, enclosures of values and gradients in float64": (NORMWISE, 1100),
+    "`network/`, enclosures of values and gradients in float64": (NORMWISE, 1150),
 }
 """Groups of files that are counted together, with their limits on lines of code."""
 TABLE = ROOT / "docs/_generated/trust.md"
