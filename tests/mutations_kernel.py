@@ -24,18 +24,7 @@ def _on_graphs(name: str, *changes: tuple[str, str]) -> list[Mutant]:
 
 _OF_FEATURES = ("tests/network/test_enclosed_features.py",)
 
-KERNEL: list[Mutant] = [
-    *(
-        Mutant("alignver/kernel/network/exploration.py", old, new, _OF_FEATURES)
-        for old, new in (
-            ("self._same = dtype in FLOATS", "self._same = True"),
-            ("(start, start + rows), len(self._x) - 1)", "(rows), len(self._x) - 1)"),
-            ("output.error[:count]", "0.0 * output.error[:count]"),
-            ('require(constants["add_constant"] is True,', "require(True,"),
-            ("require(float(np.concatenate(errors).max()) <= delta,", "require(delta >= 0,"),
-            ("Rows(Z, True)", "Rows(np.zeros_like(Z), True)"),
-        )
-_ENCLOSED = "property_tests/kernel/test_laws_of_enclosures.py"
+_ENCLOSED = "property_tests/kernel/test_laws_of_balls.py"
 _NETWORKS = "tests/kernel/network/"
 
 
@@ -48,6 +37,17 @@ _LAYERS = f"{_NETWORKS}test_architectures.py::test_layers_are_those_of_torch"
 _FORGED = f"{_NETWORKS}test_forgeries.py::test_forged_"
 
 KERNEL: list[Mutant] = [
+    *(
+        Mutant("alignver/kernel/network/exploration.py", old, new, _OF_FEATURES)
+        for old, new in (
+            ("self._same = dtype in FLOATS", "self._same = True"),
+            ("(start, start + rows), len(self._x) - 1)", "(rows), len(self._x) - 1)"),
+            ("output.error[:count]", "0.0 * output.error[:count]"),
+            ('require(constants["add_constant"] is True,', "require(True,"),
+            ("require(float(np.concatenate(errors).max()) <= delta,", "require(delta >= 0,"),
+            ("Rows(Z, True)", "Rows(np.zeros_like(Z), True)"),
+        )
+    ),
     *_enclosing(
         "balls",
         ("index if self.place is None else index[self.place]", "index", f"{_LAYERS}[tied, transposed by linear]"),

@@ -10,13 +10,17 @@ from torch import nn
 from alignver.checks import alignment
 from alignver.checks.alignment import check_alignment, row_rank_bound
 from alignver.checks.membership import check_membership, membership_of
+from alignver.checks.recheck import recheck
 from alignver.errors import InvalidInput
 from alignver.jacobians import jacobian_form
 from alignver.jacobians.jacobian import jacobian
+from alignver.jacobians.prepare import inputs_again
+from alignver.network import enclosures
 from alignver.results import CheckResult, Rigor, Verdict
 from alignver.theory.losses import modified_targets
 from tests import zoo
 from tests.reference import fingerprint
+from tests.reseal import resealed
 
 
 def line(n: int = 6) -> np.ndarray:
@@ -27,6 +31,18 @@ def test_a_line_fits_lines_and_nothing_else():
     model, x = nn.Linear(1, 1), line()
     assert check_alignment(model, x, 3 * x - 1, loss="squared").verdict is Verdict.HOLDS
     assert check_alignment(model, x, x**2, loss="squared").verdict is Verdict.FAILS
+
+
+@pytest.mark.parametrize("method", ["balls", "norms"])
+def test_a_distance_of_the_network_is_checked_again(method, monkeypatch):
+    monkeypatch.setattr(enclosures, "_QUICK", 0.0 if method == "norms" else 1.0)
+    model, X, Y = nn.Linear(1, 1, bias=False), [[1.0], [2.0], [4.0]], [1.0, 3.0, -1.0]
+    result = check_alignment(model, X, Y, loss="squared")
+    assert (result.verdict, result.certificate.method) == (Verdict.FAILS, method)
+    inputs = inputs_again(result.certificate, model, X, Y, loss="squared")[0]
+    assert recheck(result.certificate, **inputs).verdict is Verdict.HOLDS
+    more = resealed(result.certificate, distance=result.certificate.constants["distance"] * 1.01)
+    assert recheck(more, **inputs).verdict is Verdict.FAILS
 
 
 def test_the_result_says_what_was_checked():
