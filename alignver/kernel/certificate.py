@@ -59,8 +59,7 @@ VERSIONS = (1, 2)
 LOSSES = ("squared", "binary_cross_entropy", "cross_entropy")
 """The losses of claims: ||q - y||^2, and the logistic and softmax cross-entropies with natural logarithms."""
 
-STATED = dict.fromkeys(("gram", "right inverse", "factored gram", "staircase"), "s_min")
-STATED |= dict.fromkeys(("residual", "balls", "norms"), "distance")
+STATED = dict.fromkeys(("gram", "right inverse", "factored gram", "staircase"), "s_min") | {"residual": "distance"}
 """The number that a claim may state in addition, for each method; if stated, it is checked. Other methods have none."""
 
 DTYPES = ("<f8", "<i8", "|u1")

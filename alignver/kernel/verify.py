@@ -109,8 +109,9 @@ def _checked(certificate: Certificate, inputs: Mapping[str, Any], threads: int, 
     require(on_rows is not None or on_matrices is not None, f"unknown claim or method: {str(key)[:80]}")
     in_ball = on_rows is None and certificate.method in matrices.IN_A_BALL
     require(in_ball or certificate.constants.get("ball") is None, f"{certificate.method!r} does not cover a ball")
-    unproved = {"s_min", "distance"} & ({*certificate.constants} - {STATED.get(certificate.method)})
-    require(not unproved or certificate.version == 1, f"{certificate.method!r} does not prove {sorted(unproved)}")
+    stated = {"s_min", "distance"} & set(certificate.constants) if certificate.version != 1 else set()
+    unproved = stated - {STATED.get(certificate.method), graphs.STATED.get(certificate.claim)}
+    require(not unproved, f"{certificate.method!r} does not prove {' and '.join(sorted(unproved))}")
     try:
         arrays = {} if on_matrices is None else _identified(certificate, inputs, track)
         for name, array in certificate.data.items():

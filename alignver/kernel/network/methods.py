@@ -13,7 +13,7 @@ from alignver.kernel.network.degrees import UNKNOWN, ZERO, degrees, subset
 from alignver.kernel.network.graph import Graph, parse
 from alignver.kernel.network.kinks import bent_output
 
-__all__ = ["INPUTS", "METHODS", "described", "domain_gaps", "flat", "zero_excluded"]
+__all__ = ["INPUTS", "METHODS", "STATED", "described", "domain_gaps", "flat", "zero_excluded"]
 
 _SHOWN = 6
 
@@ -114,6 +114,8 @@ METHODS: dict[tuple[str, str], Callable[[Any, Any, Any], str]] = {
     **dict.fromkeys([(claim, method) for claim in _ENCLOSED for method in ("balls", "norms")], _enclosed),
     ("network-exploration", "staircase"): _explored,
 }
+STATED = {"network-misalignment": "distance"}
+"""The number that a claim states in addition, and that its check proves."""
 INPUTS: dict[str, tuple[str, ...]] = {claim: _ENCLOSED.get(claim, ()) for claim, _ in METHODS}
 INPUTS["network-exploration"] = ("parameters", "x")
 """The inputs of each claim: none of those about all parameters; else the values of the leaves, one after the other, as
