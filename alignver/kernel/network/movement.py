@@ -75,6 +75,11 @@ def _chunk(x: Any, args: Args) -> list[Any]:
     return _split(x, {"dim": dim, "split_size": max(1, -(-x.shape[dim] // args["chunks"]))})
 
 
+def _tensor_split(x: Any, args: Args) -> list[Any]:
+    parts = args.get("sections", args.get("indices"))
+    return np.array_split(x, parts, axis=args.get("dim", 0))
+
+
 def _unbind(x: Any, args: Args) -> list[Any]:
     dim = args.get("dim", 0)
     return [x.take(k, dim) for k in range(x.shape[dim])]
@@ -196,6 +201,7 @@ MOVES: dict[str, Callable[[Any, Args], Any]] = {
     "unfold": _unfold,
     "chunk": _chunk,
     "unbind": _unbind,
+    "tensor_split": _tensor_split,
     "flip": lambda x, args: np.flip(x, args["dims"]),
     "roll": _roll,
     "pixel_shuffle": _pixel_shuffle,

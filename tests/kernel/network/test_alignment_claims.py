@@ -46,7 +46,7 @@ def test_a_square_under_an_offset():
 
 def proved(model, x, y):
     network = EnclosedNetwork.of(model.double().eval(), x.double())
-    found = prove_alignment(network, np.asarray(y, dtype=np.float64), 1, seconds=100.0, hard=False)
+    found = prove_alignment(network, np.asarray(y, dtype=np.float64), 1, seconds=100.0, condition=lambda: 1.0)
     assert not isinstance(found, str), found
     inputs = {"parameters": network.parameters, "x": network.x, "y": np.asarray(y, dtype=np.float64)}
     assert verify(found.certificate, inputs).verdict is Verdict.HOLDS
