@@ -62,7 +62,7 @@ def precision(bits: int) -> Any:
 # -- forward ----------------------------------------------------------------------------------------------------------
 
 
-def _balls(array: Any) -> Any:
+def exactly(array: Any) -> Any:
     """Return an array of floats as balls without width."""
     result = np.empty(np.size(array), dtype=object)
     result[:] = [arb(float(value)) for value in np.asarray(array, dtype=np.float64).reshape(-1)]
@@ -79,17 +79,17 @@ def _matrix(array: Any) -> Any:
     return arb_mat(*array.shape, array.reshape(-1).tolist())
 
 
-def _times(a: Any, b: Any) -> Any:
+def product(a: Any, b: Any) -> Any:
     """Return the product of two matrices of balls."""
     if 0 in a.shape or 0 in b.shape:
-        return _balls(np.zeros((a.shape[0], b.shape[1])))
+        return exactly(np.zeros((a.shape[0], b.shape[1])))
     return _array((_matrix(a) * _matrix(b)).entries(), (a.shape[0], b.shape[1]))
 
 
 def _gathered(sources: Sequence[Any], index: Any, shape: Sequence[int]) -> Any:
     if index is None:
         return sources[0].reshape(shape)
-    flat = np.concatenate([source.reshape(-1) for source in sources] + [_balls(np.zeros(1))])
+    flat = np.concatenate([source.reshape(-1) for source in sources] + [exactly(np.zeros(1))])
     return flat[index].reshape(shape)
 
 
@@ -115,7 +115,7 @@ def _value(step: Step, of: list[Any]) -> Any:
     args = step.args
     match step.kind:
         case "input" | "leaf":
-            return _balls(args["value"])
+            return exactly(args["value"])
         case "move":
             return _gathered(of, args["index"], step.shape)
         case "sum":
@@ -130,10 +130,10 @@ def _value(step: Step, of: list[Any]) -> Any:
         case "quotient":
             return of[0] * _each(of[1], reciprocal)[0]
         case "matmul":
-            return np.stack([_times(a, b) for a, b in zip(*of, strict=True)])
+            return np.stack([product(a, b) for a, b in zip(*of, strict=True)])
         case "affine":
             rows = _gathered(of[:1], args["index"], args["rows"])
-            return np.stack([_times(a, b) for a, b in zip(rows, of[1], strict=True)])
+            return np.stack([product(a, b) for a, b in zip(rows, of[1], strict=True)])
         case "map":
             parameters = {key: value for key, value in args.items() if key != "fn"}
             require(args["fn"] in FUNCTIONS, f"{args['fn']} has no rule in ball arithmetic")
@@ -186,7 +186,7 @@ def _exponentials(step: Step, rows: Any) -> Any:
 def _normal_rows(rows: Any, args: Mapping[str, Any]) -> tuple[Any, Any]:
     """Return normalized rows and their scales 1 / s."""
     count = rows.shape[1]
-    mean = np.stack([sum(row, arb(0)) / count for row in rows]) if args["center"] else _balls(np.zeros(len(rows)))
+    mean = np.stack([sum(row, arb(0)) / count for row in rows]) if args["center"] else exactly(np.zeros(len(rows)))
     centred = rows - mean[:, None]
     scales = _array(
         (1 / positive(sum((x * x for x in row), arb(0)) / count + args["eps"]).sqrt() for row in centred), (len(rows),)
@@ -225,7 +225,7 @@ def shares(program: Program, state: State, column: int) -> dict[int, Leaf]:
     output = steps[program.output]
     seed = np.zeros(output.shape).reshape(B, -1)
     seed[:, column] = 1.0
-    incoming: dict[int, list[Any]] = {program.output: [_balls(seed.reshape(output.shape))]}
+    incoming: dict[int, list[Any]] = {program.output: [exactly(seed.reshape(output.shape))]}
     leaves: dict[int, Leaf] = {}
     moving = _moving(program)
     for place in range(len(steps) - 1, -1, -1):
@@ -281,7 +281,7 @@ class _Rows:
             parts = []
             for a, g, owner in zip(self.a, self.g, self.owner, strict=True):
                 mine = np.flatnonzero(owner == sample)
-                parts.append(_times(a[mine].T, g[mine]).reshape(-1))
+                parts.append(product(a[mine].T, g[mine]).reshape(-1))
             result.append(np.concatenate(parts))
         return _placed(np.stack(result), self.place, size)
 
@@ -361,8 +361,8 @@ def _pulled(program: Program, state: State, place: int, g: Any) -> list[tuple[in
             a, b = state[of[0]], state[of[1]]
             sides: list[list[Any]] = [[], []]
             for part in g.reshape(-1, *step.shape):
-                sides[0].append(np.stack([_times(x, y.T) for x, y in zip(part, b, strict=True)]))
-                sides[1].append(np.stack([_times(x.T, y) for x, y in zip(a, part, strict=True)]))
+                sides[0].append(np.stack([product(x, y.T) for x, y in zip(part, b, strict=True)]))
+                sides[1].append(np.stack([product(x.T, y) for x, y in zip(a, part, strict=True)]))
             return [(k, np.stack(s).reshape(*lead, *s[0].shape)) for k, s in zip(of, sides, strict=True)]
         case "affine":
             return _pulled_affine(program, state, step, g, lead)
@@ -370,7 +370,7 @@ def _pulled(program: Program, state: State, place: int, g: Any) -> list[tuple[in
             rows = state[of[0]]
             best = [_largest(row)[1] for row in rows]
             require(min(best, default=0) >= 0, "a maximum is not decided")
-            spread = _balls(np.zeros((*lead, *rows.shape)))
+            spread = exactly(np.zeros((*lead, *rows.shape)))
             spread[..., np.arange(len(rows)), best] = g
             return [(of[0], spread)]
         case "softmax":
@@ -425,14 +425,14 @@ def _pulled_affine(program: Program, state: State, step: Step, g: Any, lead: Any
     rows = _gathered([state[x]], index, step.args["rows"])
     back = []
     for part in g.reshape(-1, *step.shape):
-        back.append(np.stack([_times(y, w.T) for y, w in zip(part, matrices, strict=True)]).reshape(-1))
+        back.append(np.stack([product(y, w.T) for y, w in zip(part, matrices, strict=True)]).reshape(-1))
     flat = np.stack(back).reshape(*lead, -1)
     if index is not None:
         flat = _scattered(flat, index, source.size)
     inner = flat.reshape(*lead, *source.shape)
     if step.owner is None:  # all is shared
         weights = [
-            np.stack([_times(a.T, y) for a, y in zip(rows, part, strict=True)]) for part in g.reshape(-1, *step.shape)
+            np.stack([product(a.T, y) for a, y in zip(rows, part, strict=True)]) for part in g.reshape(-1, *step.shape)
         ]
         return [(x, inner), (W, np.stack(weights).reshape(*lead, *matrices.shape))]
     if source.owner is None:
@@ -460,7 +460,7 @@ def joined(batches: Sequence[list[dict[int, Leaf]]], n: int) -> list[Leaf]:
             )
             result.append(dataclasses.replace(known[0], rows=(a, np.concatenate(g, axis=1))))
             continue
-        zero = _balls(np.zeros_like(_dense(known[0]), dtype=np.float64))  # an output that does not depend on the leaf
+        zero = exactly(np.zeros_like(_dense(known[0]), dtype=np.float64))  # an output that does not depend on the leaf
         dense = [np.concatenate([zero if part is None else _dense(part) for part in row])[:n] for row in parts]
         result.append(Leaf(dense=np.concatenate(dense)))
     return result
@@ -483,11 +483,11 @@ def gram(leaves: Sequence[Leaf]) -> Any:
             parts = []
             for inputs, outputs in zip(a, g, strict=True):
                 copies = outputs.shape[0] // inputs.shape[0]
-                parts.append(np.tile(_times(inputs, inputs.T), (copies, copies)) * _times(outputs, outputs.T))
+                parts.append(np.tile(product(inputs, inputs.T), (copies, copies)) * product(outputs, outputs.T))
             part = sum_of(parts)
         else:
             dense = leaf.dense.reshape(len(leaf.dense), -1)
-            part = _times(dense, dense.T)
+            part = product(dense, dense.T)
         total = part if total is None else total + part
     require(total is not None, "the outputs do not depend on a trainable parameter")
     return total
@@ -517,7 +517,7 @@ def inverse_times(M: Any, columns: Any) -> Any:
         If M may contain a singular matrix.
     """
     try:
-        solution = _matrix(M).solve(_matrix(_balls(columns)), algorithm="precond")
+        solution = _matrix(M).solve(_matrix(exactly(columns)), algorithm="precond")
     except ZeroDivisionError:
         raise NotProved("the Gram matrix may be singular in this precision") from None
     return _array(solution.entries(), columns.shape)
@@ -525,7 +525,7 @@ def inverse_times(M: Any, columns: Any) -> Any:
 
 def inner(y: Any, x: Any) -> Any:
     """Return the ball of an inner product of floats and balls."""
-    return dot(_balls(y), x)
+    return dot(exactly(y), x)
 
 
 def dot(x: Any, y: Any) -> Any:
@@ -559,9 +559,6 @@ def squared_distance(J: Any, y: Any) -> Any:
 
     It is the inverse of the last diagonal entry of the inverse of [J y]^T [J y].
     """
-    whole = np.concatenate([J, _balls(y)[:, None]], axis=1)
-    K = _times(whole.T, whole)
+    whole = np.concatenate([J, exactly(y)[:, None]], axis=1)
+    K = product(whole.T, whole)
     return reciprocal(inverse_times(K, np.eye(len(K))[:, -1:])[-1, 0])[0]
-
-
-exactly, product = _balls, _times
