@@ -245,6 +245,9 @@ def prove_about_network(
         return "J has neither full row rank nor full column rank"
     if N > _ENCLOSED:
         return f"N = {N} is more than the {_ENCLOSED} rows for which it is tried"
+    least = EnclosedNetwork.least_seconds(d, len(prepared.x), prepared.m_y)
+    if least > seconds:
+        return f"enclosures would take more than {least:.0f} s"
     try:
         network = EnclosedNetwork.of(prepared.model, prepared.x)
     except InvalidInput as error:

@@ -34,7 +34,7 @@ from alignver.results import Verdict, shown_down, shown_up
 
 __all__ = ["EnclosedNetwork", "NetworkProof", "prove_alignment"]
 
-_ROWS = 64  # samples in a batch of a graph
+_ROWS, _SMALL = 64, 1024  # samples in a batch of a graph, a quarter of them for inputs with more entries
 _MASKED = -1.7976931348623157e308  # stands for minus infinity: parameters are finite numbers
 _BITS = (128, 384, 1024)
 _HOW = {"balls": "with balls of {bits} bits", "norms": "with norm-wise enclosures in float64"}
@@ -75,7 +75,7 @@ class EnclosedNetwork:
         x : torch.Tensor
             (n, ...).
         rows : int, optional
-            The samples in a batch of the graph; by default at most 64.
+            The samples in a batch of the graph; by default at most 64, or 16 of large inputs.
 
         Raises
         ------
@@ -90,7 +90,8 @@ class EnclosedNetwork:
         """
         n = len(x)
         if rows is None:
-            rows = -(-n // -(-n // _ROWS))
+            most = _ROWS if math.prod(x.shape[1:]) <= _SMALL else _ROWS // 4
+            rows = -(-n // -(-n // most))
         padded = torch.cat([x, x[-1:].expand(max(0, rows - n), *x.shape[1:])])
         traced = trace_model(model, padded, rows=rows)
         values = [
@@ -133,6 +134,11 @@ class EnclosedNetwork:
             elif step.owner is not None:
                 entries += share * step.size * (1.0 if step.kind == "map" else (1 + m_y) / 16)
         return (1.0 + bits / 400) * (_MAC * products + _ENTRY * entries)
+
+    @staticmethod
+    def least_seconds(d: int, n: int, m_y: int) -> float:
+        """Bound the estimates from below before a model is traced: every parameter is used once for each sample."""
+        return _MAC / 40 * d * n * (1 + 2 * m_y)
 
     @property
     def seconds_in_floats(self) -> float:
@@ -225,8 +231,11 @@ def prove_alignment(
     try:
         require_ieee(threaded=True)
         in_balls = network.seconds(_BITS[0]) if balls.available() else math.inf
+        in_floats = network.seconds_in_floats
+        if min(in_balls, in_floats) > seconds:
+            return f"enclosures would take about {min(in_balls, in_floats):.0f} s"
         level = condition()
-        if in_balls > _QUICK and level <= _MOST_CONDITION and network.seconds_in_floats <= seconds:
+        if in_balls > _QUICK and level <= _MOST_CONDITION and in_floats <= seconds:
             try:
                 return _by_norms(network, y, m_y, wide, began)
             except NotProved as error:
