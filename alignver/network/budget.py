@@ -29,7 +29,7 @@ from alignver.kernel.network import balls
 __all__ = ["Reach", "reach"]
 
 _STEPS = 160  # dimension of the Krylov space
-_HALVINGS = 40
+_HALVINGS = 26  # of the logarithm of lambda
 _MOST = 12  # budgets
 
 

@@ -15,6 +15,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ _QUICK = 1.0  # seconds that balls may take before float64 is tried
 _MOST_CONDITION = 1e11  # condition number of J J^T up to which float64 can prove that it is definite
 _EASY = 1e12  # condition number of J J^T up to which 128 bits are tried
 _REACHED = 150  # rows up to which rho is enclosed
+_REPEATED = Fraction(1, 10**6)  # share of a bound in float64 that a re-check with other roundings may lose
 _PERMUTATIONS = 20
 _ROUNDING = 2.0**-52  # of y: an exact fit that is rounded to float64 is at most 2^-53 ||y|| away
 _MAC, _ENTRY = 3e-8, 1.2e-5  # seconds for a multiplication in a matrix product, and for a function of an entry
@@ -270,12 +272,13 @@ def _by_norms(network: EnclosedNetwork, y: Any, m_y: int, wide: bool, began: flo
     if not wide:
         A = np.concatenate([block.dense() for block in J.blocks], axis=1)
         shift = _goal(A.T @ A)
-        low = exact.rounded_down(norm_alignment.misaligned(J, y, shift))
+        low = exact.rounded_down(norm_alignment.misaligned(J, y, shift) * (1 - _REPEATED))
         return _outside(network, y, low, math.inf, {"shift": shift}, "norms", began)
     M, scale, _, _ = norm_alignment.scaled_gram(J)
     shift = _goal(M)
     lower, upper, _ = norm_alignment.aligned(J, y, shift)
-    kappa = exact.rounded_down(exact.sqrt_down(lower)), exact.rounded_up(exact.sqrt_up(upper))
+    spare = (upper - lower) / 2 + upper * _REPEATED  # another number of threads rounds differently
+    kappa = exact.rounded_down(exact.sqrt_down(lower - spare)), exact.rounded_up(exact.sqrt_up(upper + spare))
     targets = _permuted(y, m_y) * scale[:, None]
     squares = np.einsum("nk,nk->k", targets, np.linalg.solve(M, targets))
     shuffled = math.sqrt(max(0.0, float(np.median(squares[1:]))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import mpmath
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 
 import alignver as av
 from alignver.kernel import verify
+from alignver.kernel.network import norm_alignment
 from alignver.network.enclosures import EnclosedNetwork, prove_alignment
 from alignver.results import Rigor, Subject, Verdict
 from tests.kernel.network.test_architectures import Tied
@@ -125,3 +127,17 @@ def test_the_sine_wave_is_aligned_and_hopeless(seed):
     result = av.check_alignment(nn.Sequential(*layers), x, torch.sin(8 * x[:, 0]), loss="squared")
     assert (result.verdict, result.subject, result.rigor) == (Verdict.HOLDS, Subject.NETWORK, Rigor.PROOF)
     assert 1e15 < result.measured["kappa"]["lower"] < 1e40
+
+
+def test_bounds_in_float64_leave_room_for_other_roundings(monkeypatch):
+    """A re-check has another number of threads, and its own last digits."""
+    monkeypatch.setattr("alignver.network.enclosures._QUICK", 0.0)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)).double().eval()
+    network, y = EnclosedNetwork.of(model, torch.randn(6, 3).double()), np.arange(12.0)
+    proof = prove_alignment(network, y, 2, seconds=100.0, condition=lambda: 1.0)
+    low, high = proof.certificate.constants["kappa"]
+    J = norm_alignment.jacobian(network.traced.graph, network.parameters[0], network.x)
+    lower, upper, _ = norm_alignment.aligned(J, y, proof.certificate.constants["shift"])
+    assert proof.certificate.method == "norms"
+    assert low**2 < lower * (1 - Fraction(1, 2 * 10**6)) < upper * (1 + Fraction(1, 2 * 10**6)) < high**2
