@@ -55,7 +55,7 @@ def decided(name, model, x, y, loss, seconds):
 
 
 def train(model, x, y):
-    x, y = torch.from_numpy(x).float(), torch.from_numpy(y).float()[:, None]
+    x, y = torch.tensor(x).float(), torch.tensor(y).float()[:, None]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     for _ in range(STEPS):
         optimizer.zero_grad()
