@@ -372,17 +372,17 @@ def _expectations(problems: list[Any], results: list[CheckResult]) -> list[dict[
 def _show(session: Session, problem: Any, result: CheckResult, *, first: bool) -> None:
     from rich.text import Text
 
-    agrees, found = problem.agrees(result), problem.found(result)
+    agrees, verdict = problem.agrees(result), problem.found(result)
     if session.verbosity < 0:
         session.show(result)
         if not agrees:
-            say(f"{problem.name}: expected {problem.expected}, found {found}")
+            say(f"{problem.name}: expected {problem.expected}, found {verdict}")
         return
     named = problem.description.startswith(problem.name)
     title = Text(problem.description if named else f"{problem.name}: {problem.description}", style="cyan")
     title.stylize("bold", 0, len(problem.name))
     session.print(*([] if first else [Text()]), title)
-    outcome = "as found" if found is problem.expected else f"but found {found}"
+    outcome = "as found" if verdict is problem.expected else f"but found {verdict}"
     words = f"the computed matrix: expected {problem.expected}, {outcome}: {problem.source}"
     session.show(result, (words,))
 

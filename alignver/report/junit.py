@@ -76,9 +76,9 @@ def _case(result: CheckResult, problem: Any) -> ET.Element:
     kind = _KINDS.get(result.verdict)
     message = result.reason
     if problem is not None and problem.get("expected") in list(Verdict):
-        found = problem.get("found", result.verdict)
+        verdict = problem.get("found", result.verdict)
         kind = None if problem.get("agrees", result.verdict == problem["expected"]) is True else "failure"
-        message = f"expected {problem['expected']}, found {found}: {message}"
+        message = f"expected {problem['expected']}, found {verdict}: {message}"
     if kind is not None:
         named = f"{result.verdict} {result.rigor}"
         ET.SubElement(case, kind, type=named, message=printable(message)).text = str(result)

@@ -11,12 +11,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
 from alignver.kernel.failure import require
 from alignver.kernel.network import balls
 from alignver.kernel.network.graph import Graph, parse
-from alignver.kernel.network.program import compiled, unpacked
+from alignver.kernel.network.program import batches
 
 __all__ = ["METHODS", "ends", "independent", "jacobian", "solved"]
 
@@ -32,17 +30,11 @@ def jacobian(graph: Graph, theta: Any, x: Any) -> list[balls.Leaf]:
     x : (n, k) float64
         Inputs, in batches of which the graph is evaluated; the last one is filled with copies of the last sample.
     """
-    shapes = [node.out[0][1] for node in graph.nodes if node.op == "input"]
-    require(len(shapes) == 1 and len(shapes[0]) >= 1, "the network does not have one input")
-    rows, *rest = shapes[0]
-    require(len(x) >= 1 and rows >= 1 and x.shape[1] == math.prod(rest), "the inputs have another shape")
-    parameters, batches = unpacked(graph, theta), []
-    for start in range(0, len(x), rows):
-        batch = x[np.minimum(np.arange(start, start + rows), len(x) - 1)].reshape(rows, *rest)
-        program = compiled(graph, parameters, batch)
+    gradients = []
+    for program, _ in batches(graph, theta, x):
         state = balls.values(program)
-        batches.append([balls.shares(program, state, column) for column in range(program.columns)])
-    return balls.joined(batches, len(x))
+        gradients.append([balls.shares(program, state, column) for column in range(program.columns)])
+    return balls.joined(gradients, len(x))
 
 
 def solved(leaves: list[balls.Leaf], targets: Any) -> tuple[Any, Any]:

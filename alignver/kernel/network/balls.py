@@ -168,17 +168,17 @@ def _exponentials(step: Step, rows: Any) -> Any:
     masked = step.args.get("masked")
     result = np.empty(step.shape, dtype=object)
     for r, row in enumerate(rows):
-        kept = [k for k in range(len(row)) if masked is None or not masked[r, k]]
-        top = max((row[k] for k in kept), key=lambda x: float(x.mid())).mid()
-        powers = [(row[k] - top).exp() for k in kept]
+        valid = [k for k in range(len(row)) if masked is None or not masked[r, k]]
+        top = max((row[k] for k in valid), key=lambda x: float(x.mid())).mid()
+        powers = [(row[k] - top).exp() for k in valid]
         total = sum(powers, arb(0))
         if step.kind == "logsumexp":
             result[r] = top + total.log()
         elif step.kind == "log_softmax":
-            result[r, :] = [row[k] - top - total.log() for k in kept]
+            result[r, :] = [row[k] - top - total.log() for k in valid]
         else:
             result[r, :] = [arb(0)] * len(row)
-            for k, power in zip(kept, powers, strict=True):
+            for k, power in zip(valid, powers, strict=True):
                 result[r, k] = power / total
     return result
 

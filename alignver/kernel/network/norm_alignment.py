@@ -26,7 +26,7 @@ from alignver.kernel.failure import require
 from alignver.kernel.floats import definite_floor, gamma, lengths_up, norm_down, norm_up, product_error, spectral_up
 from alignver.kernel.network import normwise
 from alignver.kernel.network.graph import Graph, parse
-from alignver.kernel.network.program import compiled, unpacked
+from alignver.kernel.network.program import batches
 from alignver.kernel.network.radii import Rows
 
 __all__ = ["METHODS", "MOST_ENTRIES", "EnclosedJacobian", "aligned", "jacobian", "misaligned"]
@@ -132,15 +132,10 @@ def jacobian(graph: Graph, parameters: Any, x: Any, *, factored: bool = True) ->
     NotProved
         If an operation has no rule, a derivative is not decided, or the Jacobian is too large.
     """
-    rows, *rest = next(node.out[0][1] for node in graph.nodes if node.op == "input")
-    require(len(x) >= 1 and rows >= 1 and x.shape[1] == math.prod(rest), "the inputs have another shape")
-    values = unpacked(graph, parameters)
     parts: dict[int, list[Block]] = {}
     errors, entries = [], 0
-    for start in range(0, len(x), rows):
-        count = min(rows, len(x) - start)
-        batch = x[np.minimum(np.arange(start, start + rows), len(x) - 1)].reshape(rows, *rest)
-        program = compiled(graph, values, batch)
+    for program, count in batches(graph, parameters, x):
+        rows = program.samples
         columns = program.columns
         enclosed = normwise.gradients(program, normwise.forward(program), range(columns), factored=factored)
         squares: Any = 0.0

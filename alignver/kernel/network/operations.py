@@ -221,8 +221,8 @@ def _cat(c: Compiler, args: Args) -> Value:
     for step in steps:
         places.append(c.tape.indices(step) + start)
         start += c.tape.steps[step].size
-    kept = [grid for grid in places if grid.shape != (0,)]  # torch ignores empty vectors
-    joined = np.stack(places, axis=dim) if c.node.base == "stack" else np.concatenate(kept, axis=dim)
+    filled = [grid for grid in places if grid.shape != (0,)]  # torch ignores empty vectors
+    joined = np.stack(places, axis=dim) if c.node.base == "stack" else np.concatenate(filled, axis=dim)
     return Real(c.tape.move(steps, joined))
 
 
@@ -238,9 +238,9 @@ def _index_select(c: Compiler, args: Args) -> Value:
 
 @rule("index", "_unsafe_index")
 def _index(c: Compiler, args: Args) -> Value:
-    found = [(axis, part) for axis, part in enumerate(args["indices"]) if part is not None]
-    require(len(found) == 1 and found[0][1].value.dtype.kind == "i", "an index by several tensors, or by booleans")
-    return _rows_of(c, args["self"], found[0][1], found[0][0], negative=True)
+    indexed = [(axis, part) for axis, part in enumerate(args["indices"]) if part is not None]
+    require(len(indexed) == 1 and indexed[0][1].value.dtype.kind == "i", "an index by several tensors, or by booleans")
+    return _rows_of(c, args["self"], indexed[0][1], indexed[0][0], negative=True)
 
 
 def _rows_of(c: Compiler, source: Real, index: Exact, dim: int, *, negative: bool = False) -> Value:
@@ -344,8 +344,8 @@ def scaled(c: Compiler, step: int, weight: Value, bias: Value, shape: Sequence[i
     """Multiply by a weight and add a bias, each of which may be None; ``shape`` is theirs."""
     for value, join in ((weight, c.tape.product), (bias, c.tape.sum)):
         if value is not None:
-            own = c.real(value)
-            step = join(step, own if shape is None else c.tape.reshape(own, shape))
+            operand = c.real(value)
+            step = join(step, operand if shape is None else c.tape.reshape(operand, shape))
     return Real(step)
 
 
@@ -434,14 +434,14 @@ def _einsum(c: Compiler, args: Args) -> Value:
 
 def _kept(c: Compiler, step: int, term: str, letters: set[str]) -> tuple[str, int]:
     """Sum over the axes of all other letters."""
-    kept = "".join(x for x in term if x in letters)
-    if kept == term:
+    remaining = "".join(x for x in term if x in letters)
+    if remaining == term:
         return term, step
-    order = [*(term.index(x) for x in kept), *(k for k, x in enumerate(term) if x not in letters)]
+    order = [*(term.index(x) for x in remaining), *(k for k, x in enumerate(term) if x not in letters)]
     grid = c.tape.indices(step).transpose(order)
-    shape = grid.shape[: len(kept)]
+    shape = grid.shape[: len(remaining)]
     rows = c.tape.move((step,), grid.reshape(math.prod(shape), -1))
-    return kept, c.tape.reshape(c.tape.rows("reduce", rows, keep=False), shape)
+    return remaining, c.tape.reshape(c.tape.rows("reduce", rows, keep=False), shape)
 
 
 def _arranged(c: Compiler, step: int, term: str, sizes: dict[str, int], *groups: Sequence[str]) -> int:

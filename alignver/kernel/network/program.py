@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from alignver.kernel.network.compiler import Compiler, Parameters
 from alignver.kernel.network.graph import FLOATS, Graph
 from alignver.kernel.network.tape import Program
 
-__all__ = ["compiled", "unpacked"]
+__all__ = ["batches", "compiled", "unpacked"]
 
 _MOST_INTEGER = 2**53
 
@@ -49,3 +50,15 @@ def compiled(graph: Graph, parameters: Parameters, x: Any) -> Program:
         For operators and arguments that are not known; samples that are joined; undecided integers.
     """
     return Compiler(graph, parameters).compiled(x)
+
+
+def batches(graph: Graph, theta: Any, x: Any) -> Iterator[tuple[Program, int]]:
+    """Yield the program of each batch of inputs (n, k), and its samples: the last one is filled with copies."""
+    shapes = [node.out[0][1] for node in graph.nodes if node.op == "input"]
+    require(len(shapes) == 1 and len(shapes[0]) >= 1, "the network does not have one input")
+    rows, *rest = shapes[0]
+    require(len(x) >= 1 and rows >= 1 and x.shape[1] == math.prod(rest), "the inputs have another shape")
+    parameters = unpacked(graph, theta)
+    for start in range(0, len(x), rows):
+        places = np.minimum(np.arange(start, start + rows), len(x) - 1)
+        yield compiled(graph, parameters, x[places].reshape(rows, *rest)), min(rows, len(x) - start)

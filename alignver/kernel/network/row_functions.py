@@ -244,10 +244,10 @@ def _normalize_back(run: Run, i: int, step: Step, g: Any, e: Any) -> Back:
     bend = 1.1548 / math.sqrt(N) * rows_largest(run, step, length / (normal.lowest * normal.lowest))
     q = gamma_up(N + 6) + np.square(normal.delta / normal.least)
     majorant = size + size.sum(-1, keepdims=True) / N + np.abs(n) * ((np.abs(n) * size).sum(-1, keepdims=True) / N)
-    own = q * lengths(value) + 2.02 / math.sqrt(N) * normal.r * (length / normal.least)
-    own = 1.01 * (own + gamma_up(N + 5) * (lengths(majorant) / s))
+    rounding = q * lengths(value) + 2.02 / math.sqrt(N) * normal.r * (length / normal.least)
+    rounding = 1.01 * (rounding + gamma_up(N + 5) * (lengths(majorant) / s))
     low = TINY * (1.0 + (1.0 + math.sqrt(N)) * rows_largest(run, step, 1.0 / normal.least))
-    error = rows_largest(run, step, 1.0 / normal.lowest) * e + bend * x.error + rows_norm(run, step, own)
+    error = rows_largest(run, step, 1.0 / normal.lowest) * e + bend * x.error + rows_norm(run, step, rounding)
     yield step.of[0], value.reshape(len(g), -1), up(error + low)
 
 

@@ -271,13 +271,13 @@ class Tape:
 
     def _times_shared(self, x: int, W: int, lead: Sequence[int]) -> int:
         """Append rows times shared matrices: axes along which these differ are groups, the others are rows."""
-        m, (*own, k, n) = self.shape(x)[-2], self.shape(W)
-        own = [1] * (len(lead) - len(own)) + own
-        apart = [axis for axis, size in enumerate(own) if size > 1]
+        m, (*batch, k, n) = self.shape(x)[-2], self.shape(W)
+        batch = [1] * (len(lead) - len(batch)) + batch
+        apart = [axis for axis, size in enumerate(batch) if size > 1]
         rest = [axis for axis in range(len(lead)) if axis not in apart]
         require(len(apart) <= _FEW, "a matrix product with too many axes")
         grid = np.broadcast_to(self.indices(x), (*lead, m, k)).transpose(*apart, *rest, len(lead), len(lead) + 1)
-        G = math.prod(own)
+        G = math.prod(batch)
         product = self.affine(x, self.reshape(W, (G, k, n)), grid.reshape(G, -1, k))
         order = [*apart, *rest]
         sizes = [lead[axis] for axis in order]

@@ -48,11 +48,11 @@ def test_a_square_under_an_offset():
 
 def proved(model, x, y):
     network = EnclosedNetwork.of(model.double().eval(), x.double())
-    found = prove_alignment(network, np.asarray(y, dtype=np.float64), 1, seconds=100.0, condition=lambda: 1.0)
-    assert not isinstance(found, str), found
+    proof = prove_alignment(network, np.asarray(y, dtype=np.float64), 1, seconds=100.0, condition=lambda: 1.0)
+    assert not isinstance(proof, str), proof
     inputs = {"parameters": network.parameters, "x": network.x, "y": np.asarray(y, dtype=np.float64)}
-    assert verify(found.certificate, inputs).verdict is Verdict.HOLDS
-    return found
+    assert verify(proof.certificate, inputs).verdict is Verdict.HOLDS
+    return proof
 
 
 def _cosh_features(x, shift):
@@ -80,24 +80,24 @@ class Cancelling(nn.Module):
 
 def test_kappa_is_that_of_60_digits():
     x, y = torch.tensor([[0.1], [0.4], [0.8]], dtype=torch.float64), [1.0, -2.0, 0.5]
-    found = proved(Cancelling(), x, y)
+    result = proved(Cancelling(), x, y)
     J = mp.matrix([_cosh_features(value, (30, 31)) for value in x[:, 0]])
     target = mp.matrix(y)
     with mp.workdps(150):
         kappa = mp.sqrt((target.T * mp.lu_solve(J * J.T, target))[0])
-    assert found.verdict is Verdict.HOLDS
-    assert found.kappa[0] <= kappa <= found.kappa[1]
-    assert found.kappa[1] - found.kappa[0] <= 1e-12 * found.kappa[1]
+    assert result.verdict is Verdict.HOLDS
+    assert result.kappa[0] <= kappa <= result.kappa[1]
+    assert result.kappa[1] - result.kappa[0] <= 1e-12 * result.kappa[1]
 
 
 def test_tied_weights_have_cross_terms():
     torch.manual_seed(0)
     model, x = Tied(lambda x, W: (torch.tanh(x @ W) @ W).sum(1), 2, 2), torch.randn(3, 2)
     y = [1.0, 2.0, 3.0]
-    found = proved(model, x, y)
+    result = proved(model, x, y)
     J = av.jacobian(model.double(), x.double()).numpy()
     expected = np.sqrt(np.array(y) @ np.linalg.solve(J @ J.T, np.array(y)))
-    assert math.isclose(found.kappa[0], expected, rel_tol=1e-7)
+    assert math.isclose(result.kappa[0], expected, rel_tol=1e-7)
 
 
 class Straight(nn.Module):

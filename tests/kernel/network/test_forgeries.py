@@ -27,10 +27,10 @@ def proof(function=None, *shapes, n=3, x=None, y=None):
     x = torch.randn(n, 2) if x is None else x
     network = EnclosedNetwork.of(model.double().eval(), x.double() if x.is_floating_point() else x)
     y = np.arange(1.0, 1.0 + n) if y is None else y
-    found = prove_alignment(network, y, 1, seconds=100.0, condition=lambda: 1.0)
-    assert not isinstance(found, str), found
-    document = json.loads(found.certificate.data["graph"].tobytes().decode("ascii"))
-    return found.certificate, document, {"parameters": network.parameters, "x": network.x, "y": y}
+    proved = prove_alignment(network, y, 1, seconds=100.0, condition=lambda: 1.0)
+    assert not isinstance(proved, str), proved
+    document = json.loads(proved.certificate.data["graph"].tobytes().decode("ascii"))
+    return proved.certificate, document, {"parameters": network.parameters, "x": network.x, "y": y}
 
 
 def resealed(certificate, document=None, inputs=None, **constants):
@@ -225,9 +225,9 @@ def test_forged_tokens():
 def _tokens(model, tokens):
     network = EnclosedNetwork.of(model.double().eval(), tokens)
     y = np.arange(1.0, 1.0 + len(tokens))
-    found = prove_alignment(network, y, 1, seconds=100.0, condition=lambda: 1.0)
-    document = json.loads(found.certificate.data["graph"].tobytes().decode("ascii"))
-    return found.certificate, document, {"parameters": network.parameters, "x": network.x, "y": y}
+    proved = prove_alignment(network, y, 1, seconds=100.0, condition=lambda: 1.0)
+    document = json.loads(proved.certificate.data["graph"].tobytes().decode("ascii"))
+    return proved.certificate, document, {"parameters": network.parameters, "x": network.x, "y": y}
 
 
 def test_a_linear_network_is_not_proved_by_its_sizes():
@@ -235,3 +235,14 @@ def test_a_linear_network_is_not_proved_by_its_sizes():
     model = nn.Sequential(nn.Linear(2, 50, bias=False), nn.Linear(50, 50, bias=False), nn.Linear(50, 1, bias=False))
     result = av.check_alignment(model, torch.randn(20, 2), torch.randn(20), loss="squared")
     assert result.verdict is not Verdict.HOLDS
+
+
+@pytest.mark.parametrize("method", ["balls", "norms"])
+def test_a_graph_without_an_input(dense, method):
+    certificate, document, inputs = dense
+    forged = copy.deepcopy(document)
+    forged["nodes"] = [entry for entry in forged["nodes"] if entry["op"] == "parameter"][:1]
+    forged["outputs"] = [0]
+    constants = {"shift": 1.0, "kappa": [0.0, 1.0]} if method == "norms" else dict(certificate.constants)
+    sealed = seal(certificate.claim, method, inputs, {"graph": encode(forged)}, constants)
+    assert verify(sealed, inputs).verdict is Verdict.FAILS
