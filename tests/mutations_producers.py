@@ -257,8 +257,8 @@ _HARMLESS = [
     ),
     (
         "proof/residual.py",
-        "        mul_up(float(n), float(d + 2), OMEGA),\n",
-        "",
+        ", mul_up(float(n), float(d + 2), OMEGA)\n",
+        "\n",
         "gamma has u ||y|| to spare, and ||y|| is never counted below the root of OMEGA: that is above 2^-570",
     ),
     (
