@@ -52,6 +52,7 @@ def test_every_committed_result_answers_the_claims_that_the_item_makes_today(pat
         tuple(value for name, value in options if name == "dataset"),
         provenance["device"],
         reduced={"reduced": True, "full": False}.get(options[-1][0]) if options else None,
+        reading=dict(options).get("reading"),
     )
     item = load(provenance["command"].split()[1])
     run = [part["part"] for part in provenance["parts"]]

@@ -35,6 +35,15 @@ def reproduce(
     seeds: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Seeds 0 to N - 1.", show_default="the item's own number")
     ] = None,
+    reading: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="How to read what the paper leaves open about its fully-connected network; the item readings compares "
+            "them all.",
+            show_default="3-normal",
+        ),
+    ] = None,
     budget: Annotated[
         float | None,
         typer.Option(
@@ -76,7 +85,7 @@ def reproduce(
       alignver reproduce figure1a --out runs/figure1a --figure figure1a.png
       alignver reproduce table2 --dataset mnist --data-folder DIR --cache features
     """
-    session.command = _command(item, dataset, seeds, reduced)
+    session.command = _command(item, dataset, seeds, reading, reduced)
     with session.working():
         input_files.library("torch", "the experiments of the paper")
         from alignver.experiments.conduct import NAMES, Setting, conduct, load
@@ -87,7 +96,7 @@ def reproduce(
             experiment = load(item)
             ensure_writable("--figure", figure)
             _require_drawable(experiment, figure)
-            setting = Setting(seeds, tuple(dataset or ()), device, data_folder, cache, reduced)
+            setting = Setting(seeds, tuple(dataset or ()), device, data_folder, cache, reduced, reading)
             session.farewell = _farewell(out)
             outcome = conduct(experiment, setting, folder=out, budget=budget)
     if listing:
@@ -110,8 +119,11 @@ def reproduce(
     return exit_of(worst(result.verdict for result in outcome.results))
 
 
-def _command(item: str | None, datasets: list[str] | None, seeds: int | None, reduced: bool | None) -> str:
+def _command(
+    item: str | None, datasets: list[str] | None, seeds: int | None, reading: str | None, reduced: bool | None
+) -> str:
     words = ["reproduce", item, *(f"--dataset {name}" for name in datasets or ()), seeds and f"--seeds {seeds}"]
+    words.append(reading and f"--reading {reading}")
     words.append(None if reduced is None else "--reduced" if reduced else "--full")
     return " ".join(str(word) for word in words if word)
 

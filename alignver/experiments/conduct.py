@@ -71,6 +71,8 @@ class Setting:
         Folder of the image sets, and folder in which features are stored.
     reduced : bool or None
         Whether long experiments are made smaller, as their claims then state. None: unless the device is a GPU.
+    reading : str or None
+        Of the item's readings of what the paper leaves open; None: the first.
     """
 
     seeds: int | None = None
@@ -79,6 +81,7 @@ class Setting:
     data_folder: str | os.PathLike[str] | None = None
     cache: str | os.PathLike[str] | None = None
     reduced: bool | None = None
+    reading: str | None = None
 
     def __post_init__(self) -> None:
         if self.seeds is not None:
@@ -212,8 +215,8 @@ class Item:
     claims : callable of Setting to sequence of Claim
     draw : callable of Measured to a matplotlib figure or None
         None for an item that the paper shows as a table.
-    datasets : tuple of str
-        Choices of ``--dataset``; empty if there is nothing to choose.
+    datasets, readings : tuple of str
+        Choices of ``--dataset`` and ``--reading``; empty if there is nothing to choose.
     """
 
     name: str
@@ -224,6 +227,7 @@ class Item:
     claims: Callable[[Setting], Sequence[Claim]]
     draw: Callable[[Measured], Any] = lambda measured: None
     datasets: tuple[str, ...] = ()
+    readings: tuple[str, ...] = ()
 
     def judge(self, setting: Setting, measured: Measured) -> list[CheckResult]:
         """Return the paper's claims beside what was measured; UNDECIDED where parts are missing."""
@@ -268,11 +272,13 @@ def slug(text: str) -> str:
 
 _HOMES = {
     "figure1a": "fully_connected",
+    "figure1a-network": "network_alignment",
     "figure1bc": "lenet",
     "table1a": "fully_connected",
     "table1b": "lenet",
     "figure2": "sine_wave",
     "figure3": "sine_wave",
+    "readings": "readings",
     "table2": "table2",
     "table2-gates": "table2",
     "table3": "image_tables",
@@ -394,6 +400,9 @@ def conduct(
     if budget is not None and not budget >= 0:
         raise InvalidInput("budget", f"budget={budget!r}", "minutes, at least 0", "not-a-number")
     setting = setting if setting is not None else Setting()
+    if setting.reading is not None and setting.reading not in item.readings:
+        need = "one of " + ", ".join(item.readings) if item.readings else f"no reading: {item.name} has only one"
+        raise InvalidInput("reading", repr(setting.reading), need, "not-a-choice")
     parts = item.parts(setting)
     place = None if folder is None else _created(pathlib.Path(folder))
     stored = {part.key: _stored(place, item, part) for part in parts}

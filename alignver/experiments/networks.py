@@ -6,34 +6,86 @@ Every activation is the softplus with factor 100.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import nn
 
 from alignver import require
 
-__all__ = ["BIASES", "ResNet18", "fix_statistics", "fully_connected", "lenet", "resnet18"]
+__all__ = ["BIASES", "READINGS", "Reading", "ResNet18", "fix_statistics", "fully_connected", "lenet", "resnet18"]
 _BETA = 100.0  # the paper's varsigma
 
-BIASES = ("default", "zero", "none")
+BIASES = ("default", "normal", "zero", "none")
 """Values of the parameter ``biases`` of :func:`fully_connected`."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """One reading of "four layers and 300 neurons per hidden layer" (Appendix B.1).
+
+    Attributes
+    ----------
+    depth : int
+        The number of weight matrices: 4, or 3 if the input counts as a layer, as it does in the paper's list for LeNet.
+    biases : str
+        Of :data:`BIASES`.
+    last_bias : bool
+        Whether the last layer has one. In the common model structure of section 3.1 it has none.
+    """
+
+    depth: int
+    biases: str
+    last_bias: bool = True
+
+    def build(self, m_x: int, *, seed: int = 0) -> nn.Sequential:
+        """Return the network with one output, initialised by a seed."""
+        return fully_connected(m_x, depth=self.depth, seed=seed, biases=self.biases, last_bias=self.last_bias)
+
+    def __str__(self) -> str:
+        biases = {"default": "PyTorch's biases", "normal": "biases N(0, 1/300)", "zero": "zero biases"}
+        last = "" if self.last_bias or self.biases == "none" else ", none in the last layer"
+        return f"{self.depth} weight matrices, {biases.get(self.biases, 'no biases')}{last}"
+
+
+READINGS: Mapping[str, Reading] = MappingProxyType(
+    {
+        "3-normal": Reading(3, "normal", last_bias=False),
+        "3-normal-last": Reading(3, "normal"),
+        "3-default": Reading(3, "default"),
+        "3-zero": Reading(3, "zero"),
+        "3-none": Reading(3, "none"),
+        "4-default": Reading(4, "default"),
+    }
+)
+"""The readings that ``alignver reproduce --reading`` takes; the first one is the default of the experiments.
+
+A bias is a weight of the constant neuron, so the sentence "each entry of the weight matrices ... was initialized
+independently by the normal distribution" covers it in the first two. The item ``readings`` compares them all.
+"""
+
+
 def fully_connected(
-    m_x: int, width: int = 300, depth: int = 4, m_y: int = 1, *, seed: int = 0, biases: str = "default"
+    m_x: int,
+    width: int = 300,
+    depth: int = 4,
+    m_y: int = 1,
+    *,
+    seed: int = 0,
+    biases: str = "default",
+    last_bias: bool = True,
 ) -> nn.Sequential:
     """Build the fully-connected network of the paper: softplus layers with weights N(0, 1/width).
 
     "We used four layers and 300 neurons per hidden layer"; "each entry of the weight matrices in the fully-connected
     layers was initialized independently by the normal distribution with the standard deviation of 1/sqrt(m) with
-    m = 300 for all layers"; softplus ``ln(1 + exp(beta z)) / beta`` with beta = 100 (Appendix B.1). This is read as
-    ``depth`` = 4 weight matrices, that is depth - 1 hidden layers; if the input counted as a layer, as in the paper's
-    list for LeNet, it would be depth=3. The outputs are the values before any nonlinearity, as in Definition 2.
-
-    The paper does not mention biases. The default is PyTorch's initialisation (uniform within 1/sqrt(fan in)): the
-    paper sets "each entry of the weight matrices", so its biases are most likely those of the library.
+    m = 300 for all layers"; softplus ``ln(1 + exp(beta z)) / beta`` with beta = 100 (Appendix B.1). The default is
+    ``depth`` = 4 weight matrices, that is depth - 1 hidden layers, and PyTorch's biases, uniform within
+    1/sqrt(fan in); the paper states neither, and :data:`READINGS` has the alternatives. The outputs are the values
+    before any nonlinearity, as in Definition 2.
 
     Parameters
     ----------
@@ -44,7 +96,10 @@ def fully_connected(
     seed : int
         Seed of the initialisation; the global random state is not touched.
     biases : str
-        ``"default"`` (PyTorch's initialisation), ``"zero"`` (trainable, starting at 0) or ``"none"`` (no biases).
+        ``"default"`` (PyTorch's initialisation), ``"normal"`` (as the weights), ``"zero"`` (trainable, starting at 0)
+        or ``"none"`` (no biases).
+    last_bias : bool
+        False: the last layer has no bias.
 
     Returns
     -------
@@ -65,15 +120,19 @@ def fully_connected(
     for name, value in (("m_x", m_x), ("width", width), ("depth", depth), ("m_y", m_y)):
         require.integer(name, value, least=1)
     require.one_of("biases", biases, BIASES)
+    require.booleans(last_bias=last_bias)
     sizes = [m_x, *[width] * (depth - 1), m_y]
     layers: list[nn.Module] = []
     with _seeded(seed):
-        for fan_in, fan_out in itertools.pairwise(sizes):
+        for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
             if layers:
                 layers.append(nn.Softplus(beta=_BETA))
-            linear = nn.Linear(fan_in, fan_out, bias=biases != "none")
+            has_bias = biases != "none" and (last_bias or layer < depth - 1)
+            linear = nn.Linear(fan_in, fan_out, bias=has_bias)
             nn.init.normal_(linear.weight, std=width**-0.5)
-            if biases == "zero":
+            if has_bias and biases == "normal":
+                nn.init.normal_(linear.bias, std=width**-0.5)
+            elif has_bias and biases == "zero":
                 nn.init.zeros_(linear.bias)
             layers.append(linear)
     return nn.Sequential(*layers).eval()

@@ -16,7 +16,7 @@ from torch import nn
 from alignver.data import sine_wave
 from alignver.experiments.conduct import Answer, Claim, Item, Measured, Part, Setting, slug
 from alignver.experiments.image_runs import enter, quietly
-from alignver.experiments.networks import fully_connected
+from alignver.experiments.networks import READINGS
 from alignver.jacobians.gram import gram
 from alignver.jacobians.kernel_distance import RepresentationSnapshot
 from alignver.progress import track
@@ -42,6 +42,7 @@ _FITTED = 1e-4  # loss at which L-BFGS, with twenty iterations a step, stops
 
 def parts(setting: Setting) -> list[Part]:
     """Return a run for each seed and method, with the settings of Appendix B.2.1."""
+    reading = setting.reading or next(iter(READINGS))
     fixed = {
         "epochs": EPOCHS,
         "tau": TAU,
@@ -51,13 +52,13 @@ def parts(setting: Setting) -> list[Part]:
         "slope": _SLOPE,
         "samples": _SAMPLES,
         "L-BFGS stops at": _FITTED,
-        "network": "fully connected, 4 weight matrices, 300 wide, softplus 100",
+        "network": f"fully connected, {READINGS[reading]}, 300 wide, softplus 100",
     }
     return [
         Part(
             f"{method}, seed {seed}",
             {"method": method, **how, "seed": seed, **fixed},
-            functools.partial(run, method, seed),
+            functools.partial(run, method, seed, reading),
             family="sine-wave",
         )
         for method, how in METHODS.items()
@@ -65,7 +66,7 @@ def parts(setting: Setting) -> list[Part]:
     ]
 
 
-def run(method: str, seed: int, *, epochs: int = EPOCHS, tau: int = TAU) -> dict[str, Any]:
+def run(method: str, seed: int, reading: str, *, epochs: int = EPOCHS, tau: int = TAU) -> dict[str, Any]:
     r"""Train by full-batch gradient descent with momentum; one step an epoch.
 
     Returns
@@ -79,16 +80,16 @@ def run(method: str, seed: int, *, epochs: int = EPOCHS, tau: int = TAU) -> dict
     data = sine_wave(_SAMPLES, seed=seed)
     X, Y = torch.tensor(data.x, dtype=torch.float32), torch.tensor(data.y)
     if method == BASE:
-        return _Base(X, Y, seed).follow(epochs, method, seed)
-    return _Wrapped(X, Y, seed, tau, **METHODS[method]).follow(epochs, method, seed)
+        return _Base(X, Y, seed, reading).follow(epochs, method, seed)
+    return _Wrapped(X, Y, seed, reading, tau, **METHODS[method]).follow(epochs, method, seed)
 
 
 class _Base:
     """The base network under gradient descent."""
 
-    def __init__(self, X: torch.Tensor, Y: torch.Tensor, seed: int) -> None:
+    def __init__(self, X: torch.Tensor, Y: torch.Tensor, seed: int, reading: str) -> None:
         self.X, self.Y = X, Y
-        self.module: nn.Module = fully_connected(1, seed=seed)
+        self.module: nn.Module = READINGS[reading].build(1, seed=seed)
         self.optimizer = torch.optim.SGD(self.module.parameters(), lr=_RATE, momentum=_MOMENTUM)
         self.criterion = nn.BCEWithLogitsLoss()
 
@@ -140,9 +141,9 @@ class _Wrapped(_Base):
     """Algorithm 1 around the same network and optimiser."""
 
     def __init__(
-        self, X: torch.Tensor, Y: torch.Tensor, seed: int, tau: int, *, repair: str, exploitation: str
+        self, X: torch.Tensor, Y: torch.Tensor, seed: int, reading: str, tau: int, *, repair: str, exploitation: str
     ) -> None:
-        super().__init__(X, Y, seed)
+        super().__init__(X, Y, seed, reading)
         self.tau, self.solved = tau, False
         self.as_written, self.lbfgs = repair == "none", exploitation == "lbfgs"
         self.wrapper = EEWrapper(
@@ -294,6 +295,7 @@ FIGURE2 = Item(
     parts,
     _claims_of_figure2,
     _draw_errors,
+    readings=tuple(READINGS),
 )
 
 _LARGE = "the representation changes by much"
@@ -359,4 +361,5 @@ FIGURE3 = Item(
     parts,
     _claims_of_figure3,
     _draw_changes,
+    readings=tuple(READINGS),
 )

@@ -100,7 +100,12 @@ def test_a_damaged_part_is_refused_not_believed(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [({"seeds": 0}, "seeds"), ({"seeds": True}, "seeds"), ({"datasets": ("prime",)}, "even, odd")],
+    [
+        ({"seeds": 0}, "seeds"),
+        ({"seeds": True}, "seeds"),
+        ({"datasets": ("prime",)}, "even, odd"),
+        ({"reading": "3-normal"}, "squares has only one"),
+    ],
 )
 def test_bad_settings(arguments, words):
     with pytest.raises(InvalidInput, match=words):
@@ -132,7 +137,7 @@ def test_every_claim_has_an_id_of_its_own_that_a_code_can_hold():
     ids = []
     for name in NAMES:
         item = load(name)
-        device = "cpu" if name.startswith(("figure", "table1", "table2")) and name != "figure4" else "cuda"
+        device = "cuda" if "ResNet-18" in item.title and not name.startswith("table2") else "cpu"
         setting = Setting(device=device, datasets=item.datasets)
         ids += [result.code for result in item.judge(setting, {})]
     assert len(set(ids)) == len(ids) > 80

@@ -88,6 +88,45 @@ def test_table_1a(factor, verdict):
     assert verdicts(item, Setting(), measured) == [verdict, verdict]
 
 
+# Figure 1(a) about the network, and the readings
+
+
+def network(recipe):
+    moons = recipe["dataset"] == "two moons"
+    kappa = [{"lower": k, "upper": k} for k in ((20.0, 19.0) if moons else (4e20, 3e20))]
+    about = {"verdict": ["HOLDS"] * 2, "subject": ["NETWORK"] * 2, "rigor": ["PROOF"] * 2, "kappa": kappa}
+    rule = ["HOLDS", "UNDECIDED"] if moons else ["FAILS"] * 2
+    return {"steps": [0, 1], "error": [0.5] * 2, "press float32": rule, "shuffled": [1e7, None], "reach": [], **about}
+
+
+def test_figure_1a_about_the_network():
+    item = load("figure1a-network")
+    measured = measured_by(item, Setting(), network)
+    moons, sine, contrast = item.judge(Setting(), measured)
+    assert [result.verdict for result in (moons, sine, contrast)] == [HOLDS, FAILS, HOLDS]
+    assert "in it at 6, outside at 0 of 6 steps (proved)" in sine.reason
+    assert sine.measured["ours"]["by press in float32"] == "FAILS at 6 of 6 steps"
+    assert "HOLDS at 3, UNDECIDED at 3" in moons.evidence[0]
+    assert contrast.measured["ours"] == {"decades": 19}  # 3e20 over 20, rounded down
+    measured["two moons, seed 1"]["kappa"][1] = {"lower": 1e12, "upper": 1e12}
+    assert verdicts(item, Setting(), measured) == [HOLDS, FAILS, FAILS]
+    measured["two moons, seed 1"]["subject"][1] = "COMPUTED_MATRIX"  # not a proof about the network
+    assert verdicts(item, Setting(), measured) == [FAILS, FAILS, FAILS]
+
+
+def test_readings():
+    item = load("readings")
+    change = {"two moons": 1.4e11, "sine wave": 3.7e9}
+    error = {"base": 0.3, "wrapper as written": 0.0}
+    measured = measured_by(item, Setting(seeds=2), lambda recipe: {"change": dict(change), "error": dict(error)})
+    assert set(verdicts(item, Setting(seeds=2), measured)) == {HOLDS}
+    measured["3-none, seed 1"]["error"]["base"] = 0.0
+    measured["3-zero, seed 0"]["change"]["sine wave"] = 1e5
+    measured["3-zero, seed 1"]["change"]["sine wave"] = 1e6
+    wrong = [result.code for result in item.judge(Setting(seeds=2), measured) if result.verdict is FAILS]
+    assert wrong == ["readings-3-zero-table1a", "readings-3-none-figure2"]
+
+
 # Figure 1(b), 1(c), Table 1(b)
 
 

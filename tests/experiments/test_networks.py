@@ -12,7 +12,7 @@ from alignver.checks.alignment import check_alignment
 from alignver.data import sine_wave, two_moons
 from alignver.errors import InvalidInput
 from alignver.experiments.builtin import problems
-from alignver.experiments.networks import BIASES, fully_connected, lenet
+from alignver.experiments.networks import BIASES, READINGS, fully_connected, lenet
 from alignver.results import Verdict
 
 
@@ -51,6 +51,17 @@ def test_biases():
     assert fully_connected(2, width=5, biases="none")[0].bias is None
     assert not fully_connected(2, width=5, biases="zero")[0].bias.detach().any()
     assert fully_connected(2, width=5)[0].bias.detach().any()
+    drawn = fully_connected(2, width=900, depth=2, biases="normal")[0].bias.detach()
+    assert float(drawn.std()) == pytest.approx(1 / 30, rel=0.1)
+
+
+@pytest.mark.parametrize("name", READINGS)
+def test_readings(name):
+    linear = [layer for layer in READINGS[name].build(2, seed=1) if isinstance(layer, nn.Linear)]
+    assert len(linear) == int(name[0])
+    assert str(READINGS[name]).startswith(f"{name[0]} weight matrices, ")
+    assert (linear[-1].bias is None) == (name in ("3-normal", "3-none"))
+    assert (linear[0].bias is None) == (name == "3-none")
 
 
 @pytest.mark.parametrize(
@@ -59,7 +70,7 @@ def test_biases():
         (lambda: fully_connected(0), "m_x=0"),
         (lambda: fully_connected(2, width=2.5), "width=2.5"),
         (lambda: fully_connected(2, depth=True), "depth=True"),
-        (lambda: fully_connected(2, biases="some"), "biases='some'.*'default', 'zero', 'none'"),
+        (lambda: fully_connected(2, biases="some"), "biases='some'.*'default', 'normal', 'zero', 'none'"),
         (lambda: fully_connected(2, seed=-1), "seed=-1"),
         (lambda: fully_connected(2, seed=None), "seed=None"),
         (lambda: lenet(side=8), "side=8; needs an integer of at least 9"),

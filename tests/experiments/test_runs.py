@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from alignver import InvalidInput
-from alignver.experiments import fully_connected, image_runs, lenet, sine_wave
+from alignver.experiments import fully_connected, image_runs, lenet, network_alignment, readings, sine_wave
 from alignver.experiments.conduct import Setting, conduct, load
 from alignver.experiments.image_runs import STANDARD, WRAPPER, Effort, ImageRun, train
 from alignver.experiments.image_sets import split
@@ -17,13 +17,28 @@ TINY = Effort(4, 1, 4, 64, paper=200)
 
 
 def test_fully_connected():
-    first = fully_connected.run("sine wave", 0, epochs=2)
+    first = fully_connected.run("sine wave", 0, "3-normal", epochs=2)
     assert len(first["loss"]) == len(first["error"]) == len(first["steps"]) == 3
     assert first["change"][0] == [0, 0.0]
     assert first["change"][-1][1] > 0.0
     assert set(first["looks"]) == {"press float64", "golub float64", "press float32", "golub float32"}
     assert first["looks"]["press float64"]["verdict"] == ["FAILS"] * 3  # as in Figure 1(a)
-    assert fully_connected.run("sine wave", 0, epochs=2, change=False)["loss"] == first["loss"]
+    assert fully_connected.run("sine wave", 0, "3-normal", epochs=2, change=False)["loss"] == first["loss"]
+
+
+def test_the_network_itself_along_training():
+    outcome = network_alignment.run("two moons", 0, "3-normal", steps=(0, 2))
+    assert len(outcome["error"]) == 3
+    assert outcome["verdict"] == ["HOLDS"] * 2
+    assert outcome["subject"] == ["NETWORK"] * 2
+    assert all(low["upper"] < 1e3 < high for low, high in zip(outcome["kappa"], outcome["shuffled"]))
+
+
+def test_readings():
+    outcome = readings.run("3-none", 0, epochs=2, long=20, tau=10)
+    assert set(outcome["change"]) == {"two moons", "sine wave"}
+    assert min(outcome["change"].values()) > 0.0
+    assert all(0.0 <= error <= 1.0 for error in outcome["error"].values())
 
 
 def test_lenet(monkeypatch):
@@ -43,7 +58,7 @@ def test_lenet(monkeypatch):
 @pytest.mark.parametrize("method", sine_wave.METHODS)
 def test_sine_wave(method, monkeypatch):
     monkeypatch.setattr(sine_wave, "_CHANGE", 20)
-    outcome = sine_wave.run(method, 0, epochs=40, tau=30)
+    outcome = sine_wave.run(method, 0, "4-default", epochs=40, tau=30)
     assert outcome["steps"] == [0, 10, 20, 30, 40]
     assert all(math.isfinite(loss) for loss in outcome["loss"])
     steps = [step for step, _ in outcome["change"]]
