@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CONSTRAINTS := constraints.txt
 
-.PHONY: help check test test-slow mutants lint format docs bench gpu-carry gpu-dry clean
+.PHONY: help check test test-slow mutants lint format docs bench reproduce-fast gpu-carry gpu-dry clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -58,6 +58,9 @@ docs: $(VENV)/.dev ## the documentation, into docs/_build/html
 bench: $(VENV)/.test ## the benchmarks behind docs/performance.md (ARGS="gram cli": only these)
 	$(PIP) install -q -c $(CONSTRAINTS) --no-deps nngeometry torchjd
 	$(BIN)/python benchmarks/collect.py $(ARGS)
+
+reproduce-fast: $(VENV)/.test ## make the committed results again that take under ten minutes, and compare
+	$(BIN)/python benchmarks/reproduce_fast.py
 
 # A machine with a GPU may have no network: Python 3.12 on x86-64, torch and CuPy, and none of these. MNIST is taken from
 # the folder ALIGNVER_DATA; the Semeion digits are in the package.

@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from alignver.experiments.conduct import load
+
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE / "results"
 TABLES = HERE / "_generated" / "reproduction.md"
@@ -59,9 +61,18 @@ def _origin(path: pathlib.Path, provenance: Mapping[str, Any]) -> list[str]:
     return [
         f"`alignver {provenance['command']}` produced {{download}}`{path.name} <results/{path.name}>`: {runs}, "
         f"{_minutes(provenance['work_seconds'])} of work on {' and '.join(machines)}; {' and '.join(versions)}, "
-        f"Python {provenance['versions']['python']}.",
+        f"Python {provenance['versions']['python']}." + STALE * stale(provenance),
         "",
     ]
+
+
+STALE = " The code of the experiment has changed since."
+
+
+def stale(provenance: Mapping[str, Any]) -> bool:
+    """Whether a part was made by other code than today's."""
+    now = load(provenance["command"].split()[1]).code_digest()
+    return any(part.get("code") != now for part in provenance["parts"])
 
 
 def _words(machine: Mapping[str, Any]) -> str:

@@ -64,6 +64,20 @@ def test_every_committed_result_answers_the_claims_that_the_item_makes_today(pat
     assert [result.measured["paper"] for result in made] == [plain(result.measured["paper"]) for result in today]
 
 
+def test_results_of_earlier_code_are_marked(tmp_path, capsys):
+    tables = importlib.util.spec_from_file_location("tables", RESULTS[0].parents[1] / "reproduction_tables.py")
+    module = importlib.util.module_from_spec(tables)
+    tables.loader.exec_module(module)
+    module.TABLES = tmp_path / "page.md"
+    module.write()
+    page = module.TABLES.read_text()
+    provenances = [json.loads(path.read_text())["provenance"] for path in RESULTS]
+    old = [provenance["command"] for provenance in provenances if module.stale(provenance)]
+    assert page.count(module.STALE) == len(old)
+    with capsys.disabled():
+        print("\nmade by earlier code:", ", ".join(old) or "none")
+
+
 def committed(name: str) -> Report:
     return Report.from_json(next(path for path in RESULTS if path.stem == name).read_text())
 

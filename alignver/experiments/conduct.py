@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import importlib
+import inspect
 import json
 import os
 import pathlib
@@ -29,6 +31,7 @@ import torch
 from alignver import atomic, require
 from alignver._version import __version__
 from alignver.errors import InvalidInput, reading
+from alignver.experiments.code_digest import code_digest
 from alignver.progress import track
 from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict, plain
 
@@ -233,6 +236,13 @@ class Item:
         """Return the paper's claims beside what was measured; UNDECIDED where parts are missing."""
         return [compared(self, claim, measured) for claim in self.claims(setting)]
 
+    def code_digest(self) -> str:
+        """Return the digest of the code that runs the parts."""
+        function: Any = self.parts
+        while isinstance(function, functools.partial):
+            function = function.func
+        return code_digest(pathlib.Path(inspect.getfile(function)))
+
 
 def compared(item: Item, claim: Claim, measured: Measured) -> CheckResult:
     """Return a claim of the paper beside our measurement as one result.
@@ -338,6 +348,7 @@ def machine(device: str = "cpu") -> dict[str, str | int]:
 
 
 _ORIGIN = ("part", "seconds", "versions", "machine")
+_LATER = ("code",)  # absent from the parts of early versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -355,7 +366,8 @@ class Outcome:
     seconds : float
         Time spent on the parts, including those of earlier runs.
     made : tuple of dict
-        Where each part comes from: ``part``, ``seconds``, ``versions``, ``machine``.
+        Where each part comes from: ``part``, ``seconds``, ``versions``, ``machine``, and ``code``, the digest of the
+        experiment's code.
     """
 
     results: tuple[CheckResult, ...]
@@ -421,7 +433,7 @@ def conduct(
         measured=measured,
         missing=tuple(part.key for part in parts if part.key not in records),
         seconds=sum(record["seconds"] for record in records.values()),
-        made=tuple({key: record[key] for key in _ORIGIN} for record in records.values()),
+        made=tuple({key: record[key] for key in (*_ORIGIN, *_LATER) if key in record} for record in records.values()),
     )
 
 
@@ -433,6 +445,7 @@ def _run(place: pathlib.Path | None, item: Item, part: Part, device: str) -> dic
         "part": part.key,
         "recipe": plain(part.recipe),
         "versions": {"alignver": __version__, "torch": torch.__version__},
+        "code": item.code_digest(),
         "machine": machine(device),
         "seconds": round(time.perf_counter() - began, 3),
         "data": data,
