@@ -289,6 +289,7 @@ _HOMES = {
     "figure2": "sine_wave",
     "figure3": "sine_wave",
     "readings": "readings",
+    "kappa": "kappa",
     "table2": "table2",
     "table2-gates": "table2",
     "table3": "image_tables",

@@ -114,6 +114,27 @@ def test_figure_1a_about_the_network():
     assert verdicts(item, Setting(), measured) == [FAILS, FAILS, FAILS]
 
 
+def kappa(recipe):
+    value = {"lower": 1.0, "upper": 2.0}
+    shuffled = 2.1 if recipe["dataset"] == "random" else 3.0
+    fitted = {"true": 20, "shuffled": 30}
+    return {"verdict": "HOLDS", "subject": "NETWORK", "kappa": value, "shuffled": shuffled, "fitted": fitted}
+
+
+def test_kappa():
+    item = load("kappa")
+    measured = measured_by(item, Setting(), kappa)
+    results = item.judge(Setting(), measured)
+    assert [result.verdict for result in results] == [HOLDS] * 3
+    assert results[0].reason == "shuffled over true: 1.50 to 1.50; alignment of the network is proved in 15 of 15 runs"
+    assert results[1].measured["ours"]["width 10"] == "true 20; shuffled 30"
+    measured["semeion, width 10, seed 0"]["fitted"] = {"true": None, "shuffled": 30}
+    measured["random, width 30, seed 1"]["shuffled"] = 4.0
+    assert verdicts(item, Setting(), measured) == [HOLDS, FAILS, FAILS]
+    measured["semeion, width 30, seed 0"]["kappa"] = None
+    assert verdicts(item, Setting(), measured) == [FAILS, FAILS, FAILS]
+
+
 def test_readings():
     item = load("readings")
     change = {"two moons": 1.4e11, "sine wave": 3.7e9}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from alignver import InvalidInput
-from alignver.experiments import fully_connected, image_runs, lenet, network_alignment, readings, sine_wave
+from alignver.experiments import fully_connected, image_runs, kappa, lenet, network_alignment, readings, sine_wave
 from alignver.experiments.conduct import Setting, conduct, load
 from alignver.experiments.image_runs import STANDARD, WRAPPER, Effort, ImageRun, train
 from alignver.experiments.image_sets import split
@@ -39,6 +39,15 @@ def test_readings():
     assert set(outcome["change"]) == {"two moons", "sine wave"}
     assert min(outcome["change"].values()) > 0.0
     assert all(0.0 <= error <= 1.0 for error in outcome["error"].values())
+
+
+def test_kappa(monkeypatch):
+    monkeypatch.setattr(kappa, "_SAMPLES", 40)
+    outcome = kappa.run("semeion", 30, 0, steps=40)
+    assert (outcome["verdict"], outcome["subject"]) == ("HOLDS", "NETWORK")
+    assert outcome["kappa"]["lower"] <= outcome["kappa"]["upper"] < outcome["shuffled"]
+    assert 0 < outcome["fitted"]["true"] < 40
+    assert kappa.run("random", 10, 0, steps=1)["fitted"] == {"true": None, "shuffled": None}
 
 
 def test_lenet(monkeypatch):
