@@ -7,6 +7,7 @@ that they are; a bool is not a number.
 
 from __future__ import annotations
 
+import difflib
 import math
 import numbers
 import os
@@ -17,7 +18,7 @@ from typing import Any
 
 from alignver.errors import InvalidInput, kind_of
 
-__all__ = ["CODES", "boolean", "booleans", "instance", "integer", "names", "one_of", "path", "real"]
+__all__ = ["CODES", "boolean", "booleans", "instance", "integer", "names", "one_of", "path", "real", "similar"]
 
 CODES = {
     "invalid-value": "a value that the call cannot use; the message gives the reason",
@@ -107,9 +108,22 @@ def one_of(argument: str, value: Any, choices: Iterable[Any], *, need: str | Non
     """
     choices = list(choices)
     if not any(type(value) is type(choice) and value == choice for choice in choices):
-        listed = "one of " + ", ".join(map(repr, choices))
+        listed = "one of " + ", ".join(map(repr, choices)) + similar(value, choices)
         raise InvalidInput(argument, f"{argument}={value!r}", need or listed, code="not-a-choice")
     return value
+
+
+def similar(value: Any, choices: Iterable[Any]) -> str:
+    """Return the end of a sentence that names the most similar choice; empty if none is similar.
+
+    Examples
+    --------
+    >>> similar("goulb", ["press", "golub"]), similar("svd", ["press", "golub"])
+    ("; did you mean 'golub'?", '')
+    """
+    names = [choice for choice in choices if isinstance(choice, str)]
+    near = difflib.get_close_matches(value, names, n=1) if isinstance(value, str) else []
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def boolean(argument: str, value: Any) -> bool:

@@ -249,7 +249,8 @@ class CheckResult:
     subject : Subject
         What the answer is about.
     code : str
-        A stable name of the kind of answer, for programs: ``"data-conflict"``. ``docs/verdicts.md`` lists them.
+        A stable name of the kind of answer, for programs: ``"data-conflict"``. ``alignver explain`` has their
+        meanings.
     next_steps : tuple of str
         Suggestions, in this order.
     evidence : tuple of str

@@ -56,6 +56,7 @@ suppress_warnings = ["config.cache"]  # sphinx-gallery's configuration holds a f
 def setup(app: Any) -> None:
     """Generate the parts that come from committed results, from the commands and from code on the pages."""
     import architecture_pictures
+    import codes_tables
     import command_line_tables
     import data_tables
     import performance_tables
@@ -63,6 +64,6 @@ def setup(app: Any) -> None:
     import reproduction_tables
     import trust_tables
 
-    made = [architecture_pictures, command_line_tables, data_tables, performance_tables, report_pictures]
-    for page in (*made, reproduction_tables, trust_tables):
+    made = [architecture_pictures, codes_tables, command_line_tables, data_tables, performance_tables]
+    for page in (*made, report_pictures, reproduction_tables, trust_tables):
         app.connect("builder-inited", page.write)

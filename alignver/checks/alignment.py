@@ -19,6 +19,7 @@ from torch import nn
 from alignver import require
 from alignver.checks.data import merge_sentence, refutation
 from alignver.checks.membership import membership_of
+from alignver.checks.next_steps import alignment_steps
 from alignver.errors import InvalidInput
 from alignver.jacobians.factored_proof import prove_by_factors
 from alignver.jacobians.gram import gram
@@ -211,9 +212,14 @@ def check_alignment(
     )
     if isinstance(theorem, NetworkProof):
         result = _with_theorem(result, theorem)
-    lines = (f"nothing is proved of the network: {theorem}",) if isinstance(theorem, str) and theorem else ()
-    result = dataclasses.replace(result, evidence=(*lines, *merged, *limit, *result.evidence))
-    return dataclasses.replace(result, cost={**result.cost, "seconds": time.perf_counter() - began})
+    unproved = theorem if isinstance(theorem, str) else ""
+    lines = (f"nothing is proved of the network: {unproved}",) if unproved else ()
+    return dataclasses.replace(
+        result,
+        evidence=(*lines, *merged, *limit, *result.evidence),
+        next_steps=alignment_steps(result, n * m_y, d, bound.sentence, in_time="would take" not in unproved),
+        cost={**result.cost, "seconds": time.perf_counter() - began},
+    )
 
 
 def prove_about_network(
@@ -291,7 +297,6 @@ def _with_theorem(result: CheckResult, theorem: NetworkProof) -> CheckResult:
         code="alignment-network-" + ("proved" if theorem.verdict is Verdict.HOLDS else "refuted"),
         reason=theorem.reason,
         evidence=(*evidence, *result.evidence),
-        next_steps=(),
         witness=None if theorem.verdict is Verdict.HOLDS else {"kind": "independent columns"},
         certificate=theorem.certificate,
         bounds=(),

@@ -92,21 +92,25 @@ def check_analytic(model: nn.Module, X: Any = None) -> CheckResult:
     faults = [(name, fault) for name, module in model.named_modules() if (fault := train_mode_fault(module))]
     if faults:
         modes = "; ".join(f"{name or type(model).__name__!r} is {fault}" for name, fault in faults[:_SHOWN])
-        return _result(Verdict.UNDECIDED, "untraced", f"not established: {modes}", began, next_steps=("model.eval()",))
+        return _result(
+            Verdict.UNDECIDED, "untraced", f"not established: {modes}", began, next_steps=("call model.eval()",)
+        )
     with preserve_state(model):
         try:
             traced = trace_model(model, example_inputs(model) if X is None else X)
         except InvalidInput as error:
             if error.argument == "X":
                 raise
-            return _result(Verdict.UNDECIDED, "untraced", f"not established: {error.got}", began)
+            steps = (*(("give inputs of the right shape: X=",) if X is None else ()), f"a model that is {error.need}")
+            return _result(Verdict.UNDECIDED, "untraced", f"not established: {error.got}", began, next_steps=steps)
     graph = traced.graph
     barriers = walk(graph)[1]
     rows = [dataclasses.asdict(row) for row in module_rows(traced)]
     shown = {"operations": len(graph.nodes), "shape": traced.shape, "modules": rows}
     inexact = _deviations(graph)
     if not barriers and not traced.finite:
-        return _result(Verdict.UNDECIDED, "unproved", "not established: its outputs at X are not finite", began)
+        reason, steps = "not established: its outputs at X are not finite", ("inputs X for which they are",)
+        return _result(Verdict.UNDECIDED, "unproved", reason, began, next_steps=steps)
     if not barriers:
         certificate = seal("analytic", "operations", {}, {"graph": traced.data}, {})
         reason = f"every operation on the parameters is analytic ({len(graph.nodes)} nodes), for every theta"

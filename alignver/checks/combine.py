@@ -323,10 +323,7 @@ def combine(
         reason = decision.reason
         evidence = (f"proved for {about}; method: {decision.step}", *evidence)
         if numerical is not None and {numerical.verdict, decision.verdict} == {Verdict.HOLDS, Verdict.FAILS}:
-            evidence += (
-                f"the two differ because the proof takes every digit of {subject} as exact; if the entries carry "
-                "rounding errors, give the dtype of their computation with computed_in=",
-            )
+            evidence += (f"the two differ because the proof takes every digit of {subject} as exact",)
     else:
         reason = f"nothing was proved for {about}: {decision.reason}"
         evidence += decision.tried

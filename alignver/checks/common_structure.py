@@ -168,7 +168,7 @@ def _by_graph(evaluation: _Evaluation, X: Any, masks: Subset | None) -> tuple[Ch
         return _result(
             Verdict.UNDECIDED, "not-autograd", f"not proved ({reason}), and autograd cannot decide it",
             evidence=(*memory, *_on_autograd(traced.hidden)), measured={**shared, "S": None},
-            next_steps=("name the parameters: S=",) if names is None else (),
+            next_steps=("a forward method without detached values, or parameters that share no memory",),
         ), ()  # fmt: skip
     return None, (f"the graph proves no S: {reason}" if names is None else f"not proved by the graph: {reason}",)
 
@@ -412,7 +412,10 @@ def _undecided(evaluation: _Evaluation, weights: Indicator) -> CheckResult:
         rigor=Rigor.NUMERICAL,
         subject=Subject.NETWORK,
         code="structure-not-found",
-        next_steps=("if you know the parameters, name them: S=",),
+        next_steps=(
+            "if you know the parameters, name them: S=",
+            "end the network with a linear layer whose parameters are all trainable",
+        ),
         reason="no union of whole parameter tensors gives f = J nu; single entries are not searched in a model of this "
         "size",
         evidence=(f"least-squares weights on the tensors leave a relative residual of {weights.residual:.1e}",),

@@ -36,7 +36,21 @@ _KINDS = {Verdict.HOLDS: "kept", Verdict.FAILS: "violated", Verdict.UNDECIDED: "
 def _result(name: str, statement: str, verdict: Verdict, reason: str, **more: Any) -> CheckResult:
     code = f"{name.replace('_', '-')}-{_KINDS[verdict]}"
     about: dict[str, Any] = {"rigor": Rigor.NUMERICAL, "subject": Subject.NETWORK, "code": code, **more}
+    about["next_steps"] = _next_steps(name, verdict, reason)
     return CheckResult(name=name, statement=statement, verdict=verdict, reason=reason, **about)
+
+
+def _next_steps(name: str, verdict: Verdict, reason: str) -> tuple[str, ...]:
+    if verdict is Verdict.HOLDS:
+        return ()
+    if verdict is Verdict.FAILS:
+        return ("compare record, method and constants with those of the run", "a smaller step, at most 1 / L-hat")
+    if name == "theorem_3":
+        return ("record gradient descent with one step size below 2 / L, and test alignment at its steps",)
+    rank = ("prove rank n first: EEWrapper.fit(..., prove=True), or rank_n=True where you have a proof",)
+    solver = "sgd" if name == "theorem_5_ii" else "gd"
+    record = (f"EEWrapper(record=True, exploit_optimizer={solver!r}) makes a record with every premise but the ranks",)
+    return rank if "rank n" in reason else record
 
 
 def check_theorem_3(

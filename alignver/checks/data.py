@@ -130,6 +130,7 @@ def check_data(
             verdict=Verdict.UNDECIDED,
             rigor=Rigor.NUMERICAL,
             code="data-arithmetic",
+            next_steps=("torch.set_flush_denormal(False), or a fresh process: proofs need IEEE 754 arithmetic",),
             reason=f"nothing is proved here: {fault}",
             **common,
         )
@@ -149,6 +150,7 @@ def check_data(
         return CheckResult(
             verdict=Verdict.FAILS,
             code="data-equal-inputs",
+            next_steps=("drop the samples that repeat another, or give Y: equal targets do not conflict",),
             reason=f"samples {i} and {j} have equal inputs: every model gives them the same output",
             witness={"kind": "equal inputs", "samples": (i, j), "targets": None},
             **common,

@@ -54,7 +54,7 @@ _DENSE_QUICK = 200_000_000
 
 _EPS = 2.0**-52
 _REMEDIES = {
-    "count": "widen the last hidden layer, or give it more features",
+    "count": "widen the last hidden layer to {least} units or more, or give it more features",
     "equal rows": "drop the samples that repeat another, or use a layer that tells them apart",
     "columns": "use a layer whose features are not constant and do not repeat each other",
     "rank of Z": "use a layer whose features depend less on each other",
@@ -218,6 +218,7 @@ def staircase_result(setting: Setting, stairs: Staircase, certificate: Certifica
         },
         bounds=bounds,
         certificate=certificate,
+        next_steps=(() if minimal or setting.width is None else ("width=None searches for the smallest width",)),
     )
 
 
@@ -235,7 +236,7 @@ def _refutation_result(setting: Setting, refuted: Refutation | None) -> CheckRes
         verdict=Verdict.FAILS,
         rigor=Rigor.PROOF,
         code=f"exploration-{kind.replace(' ', '-')}",
-        next_steps=(_REMEDIES[kind],),
+        next_steps=(_REMEDIES[kind].format(least=-(-setting.rows.n // setting.rows.m)),),
         reason=refuted.reason,
         evidence=(*evidence, *setting.remarks()),
         measured=setting.measured(),
@@ -372,14 +373,14 @@ def _check_by_svd(setting: Setting, q: FloatArray, origin: str, sampled: bool) -
     verdict, reason = deciding.verdict, f"phi has {deciding.reason}"
     if sampled and verdict is Verdict.FAILS:
         verdict = Verdict.UNDECIDED
-        reason += "; that refutes the sampled gates only: try another seed, or method='staircase'"
+        reason += "; that refutes the sampled gates only"
     by_rule = ", ".join(f"{rule} gives rank {ranks[rule].measured['rank']}" for rule in _NAMED)
     levels = {key: deciding.measured[key] for key in ("rank", "smallest_level", "largest_singular_value", "rules")}
     return exploration_result(
         verdict=verdict,
         rigor=Rigor.NUMERICAL,
         code=f"exploration-{deciding.code}",
-        next_steps=deciding.next_steps,
+        next_steps=("for a proof: method='gram' for these gates, method='staircase' for its own",),
         reason=reason,
         evidence=(_size_line(setting, width), origin, f"{by_rule} of {rows.n}", *setting.remarks()),
         measured={**setting.measured(), "method": "dense", **levels},

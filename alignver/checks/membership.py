@@ -17,6 +17,7 @@ from alignver import require
 from alignver.arrays import EPS, Entries, as_matrix, as_vector, is_operator, like, same_place
 from alignver.checks.combine import KINDS, ToleranceInterval, combine, floor, search_proof
 from alignver.checks.combine import residual_tolerance as default_residual_tolerance
+from alignver.checks.next_steps import membership_steps
 from alignver.errors import InvalidInput
 from alignver.linalg import rank_rules
 from alignver.linalg.least_squares import least_squares, preconditioned_iterates, residual_interval
@@ -183,7 +184,8 @@ def membership_of(
     if search.needs_numerics:
         numerical = _numerically(matrix, target, method, rule, tolerance, limit, columns)
     result = combine(search, numerical, subject="J", name="membership", statement=STATEMENT)
-    return dataclasses.replace(result, cost={"seconds": time.perf_counter() - began})
+    steps = membership_steps(result, int(matrix.array.shape[0]), columns)
+    return dataclasses.replace(result, next_steps=steps, cost={"seconds": time.perf_counter() - began})
 
 
 def _require_fit(y: Entries, rows: int) -> None:
@@ -293,7 +295,6 @@ def _numerically(
         rigor=Rigor.NUMERICAL,
         subject=Subject.COMPUTED_MATRIX,
         code="membership-methods-disagree" if disagreeing else f"membership-{KINDS[verdict]}",
-        next_steps=_NEXT_STEPS if verdict is Verdict.UNDECIDED else (),
         reason=_reason(verdict, disagreeing, leading, lead, measured, tau.value),
         evidence=_evidence(verdict, measured, tau.value, tau.rule, band.floor * unit, answers, method == "auto"),
         measured=measured,
@@ -302,9 +303,6 @@ def _numerically(
         else (),
         tolerance=tau,
     )
-
-
-_NEXT_STEPS = ("give a tolerance and a residual tolerance that you can justify: tolerance=, residual_tolerance=",)
 
 
 def _curve(profile: RangeProfile, band: ToleranceInterval, unit: float) -> dict[str, Any] | None:
@@ -330,10 +328,7 @@ def _reason(
         return f"y is in the column space up to a residual of {lead.residual:.1e} ||y||; {where}"
     if verdict is Verdict.FAILS:
         return f"y is not in the column space: its residual is {lead.residual:.1e} ||y||; {where}"
-    return (
-        f"residual {lead.residual:.1e} ||y||, {where}; the verdict changes within a factor of ten of the tolerances: "
-        "give a tolerance and a residual tolerance that you can justify"
-    )
+    return f"residual {lead.residual:.1e} ||y||, {where}; the verdict changes within a factor of ten of the tolerances"
 
 
 def _evidence(
@@ -429,14 +424,13 @@ def _operator_membership(
     iterate = min(iterates, key=lambda iterate: iterate.residual_bounds(band.tolerance.value)[1])
     residual = iterate.residual / size if size else 0.0
     tau = band.tolerance
-    return CheckResult(
+    result = CheckResult(
         name="membership",
         statement=STATEMENT,
         verdict=verdict,
         rigor=Rigor.NUMERICAL,
         subject=Subject.COMPUTED_MATRIX,
         code=f"membership-operator-{KINDS[verdict]}",
-        next_steps=("give a larger tolerance, or the matrix itself",) if verdict is Verdict.UNDECIDED else (),
         reason=_operator_reason(verdict, residual, iterate.iterations, "LSMR" if gram is None else "least squares"),
         evidence=(
             f"J is an operator, {rows} x {columns}; tolerance {tau.value:.1e} by the rule {tau.rule}",
@@ -460,6 +454,7 @@ def _operator_membership(
         tolerance=tau,
         cost={"seconds": time.perf_counter() - began},
     )
+    return dataclasses.replace(result, next_steps=membership_steps(result, rows, columns))
 
 
 def _relative(interval: tuple[float, float], size: float) -> tuple[float, float]:
@@ -491,4 +486,4 @@ def _operator_reason(verdict: Verdict, residual: float, iterations: int, solver:
         return f"y is in the column space: {solution}"
     if verdict is Verdict.FAILS:
         return f"y is not in the column space: {solution}, and its residual is orthogonal to the range"
-    return f"{solution}, which does not decide at this tolerance; give a larger tolerance, or the matrix itself"
+    return f"{solution}, which does not decide at this tolerance"

@@ -33,6 +33,12 @@ _MOST = 6000
 
 _KINDS = {Verdict.HOLDS: "estimate-below", Verdict.FAILS: "estimate-above", Verdict.UNDECIDED: "not-decided"}
 
+_TRAIN = (
+    "continue the exploitation with the solver 'newton', the fastest if it fits into memory",
+    "or with more epochs of the present solver, or a larger tolerance",
+)
+_RANK = "rank n of every A_j closes the question: distinct inputs, a wider last hidden layer, or rank=True for large n"
+
 _result = functools.partial(
     CheckResult, name="optimality", statement="Global optimality (Theorems 4 and 5)", subject=Subject.COMPUTED_MATRIX
 )
@@ -272,9 +278,7 @@ def _fails(
         reason=f"the training loss exceeds its infimum by more than {shown_down(lead)} (tolerance: {tolerance:.3g}); "
         + how,
         code="optimality-rank-n" if better is None else "optimality-better-weights",
-        next_steps=(
-            "continue the training: the solver 'newton' of exploitation is the fastest if it fits into memory",
-        ),
+        next_steps=_TRAIN,
         measured={**_numbers(problem, loss, tight, ranks), "gap_lower": lead},
         bounds=(Bound("L(theta) - inf L", lead, "<=", tolerance),),
         witness=witness,
@@ -309,6 +313,11 @@ def _measured(
         rigor=Rigor.NUMERICAL,
         reason=f"the training loss exceeds its infimum{over} by {compared} (tolerance: {tolerance:.3g})",
         code=f"optimality-{_KINDS[verdict]}",
+        next_steps=()
+        if verdict is Verdict.HOLDS
+        else (_RANK,)
+        if high + noise <= tolerance
+        else (*_TRAIN, *((_RANK,) if over else ())),
         evidence=(f"the infimum lies between {least.lower:.6g} ({names[least.how]}) and {least.upper:.6g}", *remarks),
         measured={
             "loss": problem.loss.name,

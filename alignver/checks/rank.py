@@ -11,6 +11,7 @@ import numpy as np
 from alignver import require
 from alignver.arrays import Entries, as_matrix, is_operator
 from alignver.checks.combine import KINDS, ToleranceInterval, combine, floor, search_proof
+from alignver.checks.next_steps import rank_steps
 from alignver.errors import InvalidInput
 from alignver.linalg import rank_rules
 from alignver.linalg.norms import extreme_scale, largest_singular_value, row_sum_norm
@@ -107,7 +108,7 @@ def check_rank(
     )
     numerical = _numerically(matrix, claimed, method, rule, tolerance) if search.needs_numerics else None
     result = combine(search, numerical, subject="A", name="rank", statement=_statement(claimed, full))
-    return dataclasses.replace(result, cost={"seconds": time.perf_counter() - began})
+    return dataclasses.replace(result, next_steps=rank_steps(result), cost={"seconds": time.perf_counter() - began})
 
 
 def _statement(claimed: int, full: int) -> str:
@@ -146,7 +147,6 @@ def _numerically(A: Entries, claimed: int, method: str, rule: str, given: float 
         rigor=Rigor.NUMERICAL,
         subject=Subject.COMPUTED_MATRIX,
         code="rank-methods-disagree" if opposed else f"rank-{KINDS[verdict]}",
-        next_steps=("give a tolerance that you can justify: tolerance=",) if verdict is Verdict.UNDECIDED else (),
         reason=_reason(verdict, opposed, counted, claimed, (least, most), tau.value * unit),
         evidence=(
             f"A is {rows} x {columns}, computed in {A.dtype}; tolerance by the rule {tau.rule}",
@@ -191,7 +191,7 @@ def _reason(verdict: Verdict, opposed: bool, counted: int, claimed: int, ends: t
         return f"svd and qr contradict each other at tolerance {tau:.1e}; neither verdict is reliable"
     rank = f"rank {counted} at tolerance {tau:.1e}"
     if verdict is Verdict.UNDECIDED:
-        return f"{rank}, but {ends[0]} at ten times it and {ends[1]} at a tenth: give a tolerance that you can justify"
+        return f"{rank}, but {ends[0]} at ten times it and {ends[1]} at a tenth"
     if ends[0] == ends[1]:
         return f"{rank}, the same at ten times the tolerance and at a tenth"
     return f"{rank}, between {ends[0]} and {ends[1]} nearby"

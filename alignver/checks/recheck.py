@@ -24,6 +24,11 @@ __all__ = ["recheck"]
 
 _OTHER_INPUT = "is not the input that this certificate is about"  # the kernel's words
 _NOT_REFUTED = "the claim is not refuted: these are other inputs than those that were proved, so nothing was checked"
+_NEXT_STEPS = {
+    Verdict.HOLDS: (),
+    Verdict.FAILS: ("make the certificate again with the check that wrote it",),
+    Verdict.UNDECIDED: ("torch.set_flush_denormal(False), or a fresh process: proofs need IEEE 754 arithmetic",),
+}
 _SAME_INPUTS = (
     "give the inputs of the certificate, bit for bit",
     "for inputs that a model computes: the same device, dtype and versions, since others round differently",
@@ -84,8 +89,9 @@ def recheck(certificate: Certificate | str | Path, **inputs: Any) -> CheckResult
     finally:
         if rows is not None:
             rows.close()
-    other = result.verdict is Verdict.FAILS and _OTHER_INPUT in result.reason
-    return dataclasses.replace(result, evidence=(_NOT_REFUTED,), next_steps=_SAME_INPUTS) if other else result
+    if result.verdict is Verdict.FAILS and _OTHER_INPUT in result.reason:
+        return dataclasses.replace(result, evidence=(_NOT_REFUTED,), next_steps=_SAME_INPUTS)
+    return dataclasses.replace(result, next_steps=_NEXT_STEPS[result.verdict])
 
 
 def _samples(certificate: Certificate | str | Path, X: Any, Y: Any) -> dict[str, Any]:

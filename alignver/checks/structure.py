@@ -22,6 +22,11 @@ __all__ = ["STATEMENT", "Indicator", "check_structure", "indicator"]
 STATEMENT = "Common model structure (Assumption 1)"
 _AFTER = 64  # operations that a term passes through after it was multiplied by its parameter
 _KINDS = {Verdict.HOLDS: "sampled", Verdict.FAILS: "residual", Verdict.UNDECIDED: "rounding"}
+_NEXT_STEPS = {
+    Verdict.HOLDS: ("for a proof: a forward method that can be traced, without control flow on values",),
+    Verdict.FAILS: ("leave S out, and it is searched for", "or end the network with a linear layer, and name it: S="),
+    Verdict.UNDECIDED: ("compute in float64: dtype='float64'", "or give a tolerance that you can justify: tolerance="),
+}
 
 
 def check_structure(
@@ -132,6 +137,7 @@ def check_structure(
         rigor=rigor,
         subject=Subject.NETWORK,
         code=f"structure-{_KINDS[verdict]}",
+        next_steps=_NEXT_STEPS[verdict],
         reason=reason,
         evidence=(f"tolerance {limit.value:.1e}: {limit.formula}",),
         measured={

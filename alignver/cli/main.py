@@ -44,6 +44,7 @@ app.command("train")(train.train)
 app.command("reproduce")(reproduce.reproduce)
 app.command("verify")(verify.verify)
 app.command("report")(verify.report)
+app.command("explain")(show.explain)
 
 
 def _version(requested: bool) -> None:

@@ -1,4 +1,4 @@
-"""``alignver show model``: a model as the graph that the checks of its structure read."""
+"""``alignver show model``: the graph that the checks of its structure read. ``alignver explain``: what a code means."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from alignver.cli.exits import Exit
 from alignver.cli.options import Weights
 from alignver.cli.session import Session, command
 
-__all__ = ["app"]
+__all__ = ["app", "explain"]
 
 app = typer.Typer(help="Show a model as a graph of operators.", no_args_is_help=True)
 
@@ -67,3 +67,32 @@ def model(
 
 
 app.command("model")(model)
+
+
+@command("explain", "verbose")
+def explain(
+    session: Session,
+    code: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="CODE",
+            help="The code of a result or of an error, as --json shows it.",
+            show_default="list all codes",
+        ),
+    ] = None,
+) -> Exit:
+    """Say what a code of a result means, why it comes, what to do, and show an example.
+
+    [bold]Examples[/bold]
+
+      alignver explain
+      alignver explain data-conflict
+    """
+    from alignver import codes
+
+    if code is not None:
+        typer.echo(f"{code}: {codes.explain(code)}")
+        return Exit.HOLDS
+    for kind in (*codes.answers(), *codes.refusals()):
+        typer.echo(f"{', '.join(kind.codes)}\n    {kind.meaning}")
+    return Exit.HOLDS

@@ -244,6 +244,12 @@ class Item:
         return code_digest(pathlib.Path(inspect.getfile(function)))
 
 
+_NEXT_STEP = {
+    Verdict.FAILS: "compare the settings and seeds of the report with those of the paper; more seeds narrow the error",
+    Verdict.UNDECIDED: "run the missing parts: alignver reproduce {}",
+}
+
+
 def compared(item: Item, claim: Claim, measured: Measured) -> CheckResult:
     """Return a claim of the paper beside our measurement as one result.
 
@@ -261,6 +267,7 @@ def compared(item: Item, claim: Claim, measured: Measured) -> CheckResult:
         rigor=Rigor.NUMERICAL,
         subject=Subject.NETWORK,
         code=f"{item.name}-{claim.id}",
+        next_steps=() if answer.verdict is Verdict.HOLDS else (_NEXT_STEP[answer.verdict].format(item.name),),
         reason=answer.reason,
         evidence=tuple(answer.evidence),
         measured={"paper": claim.paper, "ours": answer.ours},

@@ -42,3 +42,23 @@ def test_inputs_of_another_shape(net, capsys, tmp_path):
     code, out, err = shown(capsys, net, "--data", f"{tmp_path}/data.npz")
     assert (code, out) == (2, "")
     assert "cannot be traced" in err
+
+
+def explained(capsys, *words: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main.run(["explain", *words])
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+def test_a_code_is_explained(capsys):
+    code, out, _ = explained(capsys, "data-conflict")
+    assert code == 0
+    assert out.startswith("data-conflict: two equal inputs have different targets")
+    assert "av.check_data([[0.0], [0.0]], [0, 1])" in out
+    code, out, _ = explained(capsys)
+    assert code == 0
+    assert len(out.splitlines()) > 100
+    code, out, err = explained(capsys, "data-conflit")
+    assert (code, out) == (2, "")
+    assert "did you mean 'data-conflict'?" in err
