@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from alignver.checks.data import check_data
     from alignver.checks.exploration import check_safe_exploration
     from alignver.checks.membership import check_membership
+    from alignver.checks.model import check_model
     from alignver.checks.optimality import check_optimality
     from alignver.checks.rank import check_rank
     from alignver.checks.recheck import recheck
@@ -69,6 +70,7 @@ _HOMES = {
     "check_convergence": "alignver.checks.convergence",
     "check_data": "alignver.checks.data",
     "check_membership": "alignver.checks.membership",
+    "check_model": "alignver.checks.model",
     "check_optimality": "alignver.checks.optimality",
     "check_rank": "alignver.checks.rank",
     "check_safe_exploration": "alignver.checks.exploration",
@@ -109,6 +111,7 @@ __all__ = [
     "check_convergence",
     "check_data",
     "check_membership",
+    "check_model",
     "check_optimality",
     "check_rank",
     "check_safe_exploration",

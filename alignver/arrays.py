@@ -19,6 +19,7 @@ import numpy as np
 
 from alignver import require
 from alignver.errors import InvalidInput, kind_of
+from alignver.limits import most_memory
 
 __all__ = [
     "EPS",
@@ -293,7 +294,7 @@ def digest(array: Array) -> str:
 
 
 def available_memory() -> int:
-    """Return the bytes of available main memory, within the limit of the control group."""
+    """Return the bytes of available main memory, within the limits of the control group and of the call."""
     available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
@@ -306,4 +307,5 @@ def available_memory() -> int:
         available = min(available, max(0, limit - int((group / "memory.current").read_text())))
     except (OSError, ValueError):
         pass  # no limit
-    return available
+    limit_of_call = most_memory()
+    return available if limit_of_call is None else min(available, limit_of_call)

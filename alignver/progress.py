@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import Protocol, TypeVar
+
+from alignver.limits import require_time
 
 __all__ = ["Listener", "listening", "stage", "track"]
 
@@ -43,7 +46,12 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 def track(steps: Iterable[T], label: str) -> Iterator[T]:
-    """Iterate over ``steps`` and report each one as it is finished.
+    """Iterate over ``steps`` and report each one as it is finished; stop at the limit of the call's time.
+
+    Raises
+    ------
+    OutOfTime
+        Before a step, if the time of :func:`alignver.limits.time_limit` is over.
 
     Examples
     --------
@@ -51,21 +59,24 @@ def track(steps: Iterable[T], label: str) -> Iterator[T]:
     [1, 2, 3]
     """
     listener = _listener.get()
-    if listener is None:
-        yield from steps
-        return
-    handle = listener.start(label, len(steps) if isinstance(steps, Sized) else None)
+    total = len(steps) if isinstance(steps, Sized) else None
+    handle = None if listener is None else listener.start(label, total)
+    began = time.monotonic()
     try:
-        for step in steps:
+        for done, step in enumerate(steps):
+            require_time(label, done, total, time.monotonic() - began)
             yield step
-            listener.advance(handle)
+            if listener is not None:
+                listener.advance(handle)
     finally:
-        listener.finish(handle)
+        if listener is not None:
+            listener.finish(handle)
 
 
 @contextlib.contextmanager
 def stage(label: str) -> Iterator[None]:
     """Report a computation without steps, such as an SVD, by its beginning and its end."""
+    require_time(label)
     listener = _listener.get()
     if listener is None:
         yield

@@ -400,7 +400,7 @@ class VerificationFailed(Exception):
         super().__init__(str(result))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Report:
     """Results with their provenance: versions, device, dtype, TF32 state, seed, content hashes of inputs, wall time."""
 
@@ -418,6 +418,27 @@ class Report:
 
     def __str__(self) -> str:
         return "\n\n".join(str(result) for result in self.results)
+
+    def __repr__(self) -> str:
+        """Return one line."""
+        return f"<Report {', '.join(f'{result.name}: {result.verdict}' for result in self.results)}>"
+
+    def _repr_html_(self) -> str:
+        """Return the report for a notebook."""
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+    def __getitem__(self, name: str) -> CheckResult:
+        """Return the first result of this name.
+
+        Raises
+        ------
+        KeyError
+            There is none.
+        """
+        for result in self.results:
+            if result.name == name:
+                return result
+        raise KeyError(f"{name!r}: the report has {', '.join(result.name for result in self.results)}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready data of schema version :data:`SCHEMA_VERSION`."""

@@ -27,19 +27,31 @@ from alignver.jacobians.jacobian_form import JacobianForm, gram_first, planned, 
 from alignver.jacobians.nonsmooth_points import find_nonsmooth_points
 from alignver.jacobians.operator import JacobianOperator
 from alignver.jacobians.prepare import PreparedAlignment, prepare_alignment
+from alignver.limits import OutOfTime, limited, out_of_time, remaining
 from alignver.network.enclosures import EnclosedNetwork, NetworkProof, prove_alignment
 from alignver.network.functional import parameter_layout
 from alignver.network.inputs import dtype_name
 from alignver.network.preserve_state import preserve_state
 from alignver.results import CheckResult, Rigor, Subject, Verdict, shown_down, shown_up
 
-__all__ = ["RankBound", "check_alignment", "prove_about_network", "row_rank_bound"]
+__all__ = [
+    "STATEMENT",
+    "RankBound",
+    "check_alignment",
+    "decide_alignment",
+    "prove_about_network",
+    "row_rank_bound",
+    "traced_network",
+]
 
 _LONG = 2e11  # operations: about ten seconds, for which a second Gram matrix is worth its time
+_PATIENCE = 10.0  # estimated seconds of a proof about the network that is tried without a limit
 _ENCLOSED = 10000  # rows of J for which a proof about the network is tried
-_STATEMENT = "Data-architecture alignment (Definition 2)"
+STATEMENT = "Data-architecture alignment (Definition 2)"
+_MEMBERSHIP = functools.partial(membership_of, method="auto", rule="golub", tolerance=None, residual_tolerance=None)
 
 
+@limited("alignment", STATEMENT, Subject.NETWORK)
 def check_alignment(
     model: nn.Module,
     X: Any,
@@ -54,7 +66,9 @@ def check_alignment(
     dtype: str | None = "float64",
     chunk_size: int | None = None,
     engine: str | None = None,
-    budget_seconds: float = 10.0,
+    budget_seconds: float | None = None,
+    max_seconds: float | None = None,
+    max_memory: int | None = None,
 ) -> CheckResult:
     """Check the data-architecture alignment condition of a model at its present theta.
 
@@ -81,8 +95,11 @@ def check_alignment(
         (LSMR, bounds only). With ``method="auto"`` the Gram matrix of the layers' factors is tried before them if it is
         cheaper, and always with ``"gram"``: if it shows full row rank, every target is reached. Otherwise an N x N
         matrix with the column space and the singular values of J follows, from the same factors or from a streamed QR.
-    budget_seconds : float
-        The estimated time, in seconds, that a proof about the network may take; 0 for the computed matrix alone.
+    budget_seconds : float, optional
+        The estimated time that a proof about the network may take: by default ``max_seconds``, or 10 s without that
+        limit; 0 for the computed matrix alone.
+    max_seconds, max_memory : float and int, optional
+        Limits: UNDECIDED when the time is over, at the next step of a long loop; the memory, in bytes, to plan with.
 
     Returns
     -------
@@ -120,7 +137,8 @@ def check_alignment(
     <Verdict.FAILS: 'FAILS'>
     """
     began = time.perf_counter()
-    budget_seconds = require.real("budget_seconds", budget_seconds, least=0.0)
+    if budget_seconds is not None:
+        budget_seconds = require.real("budget_seconds", budget_seconds, least=0.0)
     check = functools.partial(
         membership_of, method=method, rule=rule, tolerance=tolerance, residual_tolerance=residual_tolerance
     )
@@ -130,21 +148,105 @@ def check_alignment(
         need = "method='auto' and certify=True: the Gram matrix gives proofs only"
         raise InvalidInput("engine", got, need, "conflicting-arguments")
     prepared = prepare_alignment(model, X, Y, loss, dtype)
-    n, m_y, d = len(prepared.x), prepared.m_y, parameter_layout(prepared.model).d
+    result = decide_alignment(
+        prepared,
+        check,
+        loss=loss,
+        rule=rule,
+        certify=certify,
+        tolerance=tolerance,
+        dtype=dtype,
+        chunk_size=chunk_size,
+        engine=engine,
+        prove=method == "auto",
+        budget_seconds=budget_seconds,
+    )
+    return dataclasses.replace(result, cost={**result.cost, "seconds": time.perf_counter() - began})
+
+
+def decide_alignment(
+    prepared: PreparedAlignment,
+    check: Callable[..., CheckResult] = _MEMBERSHIP,
+    *,
+    loss: str,
+    rule: str = "golub",
+    certify: bool = True,
+    tolerance: float | None = None,
+    dtype: str | None = "float64",
+    chunk_size: int | None = None,
+    engine: str | None = None,
+    prove: bool = True,
+    budget_seconds: float | None = None,
+    network: EnclosedNetwork | str | None = None,
+) -> CheckResult:
+    """Decide the alignment of a prepared model and its data; the arguments are those of :func:`check_alignment`.
+
+    Parameters
+    ----------
+    check : callable
+        :func:`~alignver.checks.membership.membership_of` with the options of its numerical part.
+    prove : bool
+        Whether the method allows a proof.
+    network : EnclosedNetwork or str, optional
+        The traced model, or why it cannot be traced; traced here by default.
+    """
+    began = time.perf_counter()
+    m_y, d = prepared.m_y, parameter_layout(prepared.model).d
     sizes = {"n": prepared.duplicates.n, "m_y": m_y, "d": d, "loss": loss}
-    refuted = refutation(prepared.duplicates, loss, name="alignment", statement=_STATEMENT, measured=sizes)
+    refuted = refutation(prepared.duplicates, loss, name="alignment", statement=STATEMENT, measured=sizes)
     if refuted is not None:
-        return dataclasses.replace(refuted, cost={"seconds": time.perf_counter() - began})
+        return refuted
     bound = row_rank_bound(prepared.model, prepared.x, m_y)
     theorem: NetworkProof | str = ""
-    if certify and method == "auto" and engine is None and tolerance is None and budget_seconds > 0.0:
-        theorem = prove_about_network(prepared, dtype, seconds=budget_seconds, bound=bound)
+    seconds = _proof_seconds(budget_seconds)
+    if certify and prove and engine is None and tolerance is None and seconds > 0.0:
+        theorem = prove_about_network(prepared, dtype, seconds=seconds, bound=bound, network=network)
         certify = not isinstance(theorem, NetworkProof)
+    try:
+        result = _of_computed_matrix(
+            prepared, check, bound, rule=rule, certify=certify, tolerance=tolerance, dtype=dtype,
+            chunk_size=chunk_size, engine=engine, prove=prove, sizes=sizes,
+        )  # fmt: skip
+    except OutOfTime as error:
+        if not isinstance(theorem, NetworkProof):
+            raise
+        spent = time.perf_counter() - began
+        result = out_of_time(error, "alignment", STATEMENT, Subject.COMPUTED_MATRIX, spent)
+    if isinstance(theorem, NetworkProof):
+        result = _with_theorem(result, theorem)
+    unproved = theorem if isinstance(theorem, str) else ""
+    lines = (f"nothing is proved of the network: {unproved}",) if unproved else ()
+    merged = (merge_sentence(prepared.duplicates),) if prepared.merged else ()
+    limit = (bound.sentence,) if bound.sentence else ()
+    in_time = "would take" not in unproved
+    return dataclasses.replace(
+        result,
+        evidence=(*lines, *merged, *limit, *result.evidence),
+        next_steps=alignment_steps(result, len(prepared.x) * m_y, d, bound.sentence, in_time=in_time),
+    )
+
+
+def _of_computed_matrix(
+    prepared: PreparedAlignment,
+    check: Callable[..., CheckResult],
+    bound: RankBound,
+    *,
+    rule: str,
+    certify: bool,
+    tolerance: float | None,
+    dtype: str | None,
+    chunk_size: int | None,
+    engine: str | None,
+    prove: bool,
+    sizes: dict[str, Any],
+) -> CheckResult:
+    """Decide from the Jacobian as it is computed, in the form that fits."""
+    n, m_y, d = len(prepared.x), prepared.m_y, parameter_layout(prepared.model).d
     plan = planned(n, m_y, d, engine)
     J: JacobianForm
     result: CheckResult | None = None
     failure = ""
-    large = method == "auto" and engine is None and gram_first(n, m_y, d, plan)
+    large = prove and engine is None and gram_first(n, m_y, d, plan)
     if engine == "gram" or large:
         if bound.sentence:
             failure = f"rank J <= {bound.value}"
@@ -198,32 +300,25 @@ def check_alignment(
         "rank_upper": bound.value,
         **({} if nonsmooth is None else {"kinks": nonsmooth.summary()}),
     }
-    merged = (merge_sentence(prepared.duplicates),) if prepared.merged else ()
-    limit = (bound.sentence,) if bound.sentence else ()
     points = () if nonsmooth is None else (nonsmooth.sentence(),)
-    result = dataclasses.replace(
+    return dataclasses.replace(
         result,
         name="alignment",
         code=result.code.replace("membership", "alignment", 1),
-        statement=_STATEMENT,
+        statement=STATEMENT,
         evidence=(*result.evidence, _description(J), *points),
         measured=measured,
         plan=dataclasses.asdict(plan),
     )
-    if isinstance(theorem, NetworkProof):
-        result = _with_theorem(result, theorem)
-    unproved = theorem if isinstance(theorem, str) else ""
-    lines = (f"nothing is proved of the network: {unproved}",) if unproved else ()
-    return dataclasses.replace(
-        result,
-        evidence=(*lines, *merged, *limit, *result.evidence),
-        next_steps=alignment_steps(result, n * m_y, d, bound.sentence, in_time="would take" not in unproved),
-        cost={**result.cost, "seconds": time.perf_counter() - began},
-    )
 
 
 def prove_about_network(
-    prepared: PreparedAlignment, dtype: str | None, *, seconds: float = 10.0, bound: RankBound | None = None
+    prepared: PreparedAlignment,
+    dtype: str | None,
+    *,
+    seconds: float = 10.0,
+    bound: RankBound | None = None,
+    network: EnclosedNetwork | str | None = None,
 ) -> NetworkProof | str:
     """Prove the alignment of the network itself, or say why it is not proved.
 
@@ -236,6 +331,8 @@ def prove_about_network(
         The time that a proof may take, as estimated.
     bound : RankBound, optional
         The result of :func:`row_rank_bound`.
+    network : EnclosedNetwork or str, optional
+        The traced model, or why it cannot be traced; traced here by default.
 
     Examples
     --------
@@ -254,10 +351,9 @@ def prove_about_network(
     least = EnclosedNetwork.least_seconds(d, len(prepared.x), prepared.m_y)
     if least > seconds:
         return f"enclosures would take more than {least:.0f} s"
-    try:
-        network = EnclosedNetwork.of(prepared.model, prepared.x)
-    except InvalidInput as error:
-        return error.got
+    network = traced_network(prepared) if network is None else network
+    if isinstance(network, str):
+        return network
     return prove_alignment(
         network,
         prepared.y,
@@ -265,6 +361,20 @@ def prove_about_network(
         seconds=seconds,
         condition=lambda: _condition(gram(prepared.model, prepared.x, dtype=dtype)) if d >= N else 1.0,
     )
+
+
+def _proof_seconds(budget: float | None) -> float:
+    """Return the estimated time that a proof about the network may take, within the limit of the call."""
+    left = remaining()
+    return min(left, budget) if budget is not None else left if math.isfinite(left) else _PATIENCE
+
+
+def traced_network(prepared: PreparedAlignment) -> EnclosedNetwork | str:
+    """Trace the model of an alignment check, or say why it cannot be traced."""
+    try:
+        return EnclosedNetwork.of(prepared.model, prepared.x)
+    except InvalidInput as error:
+        return error.got
 
 
 def _condition(M: torch.Tensor) -> float:

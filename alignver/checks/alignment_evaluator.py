@@ -47,6 +47,7 @@ from alignver.network.functional import Functional, parameter_layout
 from alignver.network.inputs import dtype_name, full_precision
 from alignver.network.preserve_state import preserve_state
 from alignver.network.validate_model import probe
+from alignver.progress import track
 
 __all__ = ["ROWS", "AlignmentEvaluation", "AlignmentEvaluator", "by_bounds", "by_singular_values", "full_rank"]
 
@@ -248,21 +249,27 @@ class AlignmentEvaluator:
     def _scale(self, spectral: float) -> Scale:
         return Scale(self.N, self.d, spectral, None, self._eps, self._eps)
 
-    @contextlib.contextmanager
-    def _bound(self) -> Iterator[tuple[Functional, torch.Tensor]]:
-        with preserve_state(self._model):
-            function, x = bind(self._model, self._x, self._dtype, include_frozen=False)
-            with full_precision(function.device, function.dtype):
-                yield function, x
-
     def _dtype_of_outputs(self) -> str:
-        with self._bound() as (function, x):
+        with _bound(self._model, self._x, self._dtype) as (function, x):
             return dtype_name(probe(function, x).computed_in)
 
     def _outputs(self) -> torch.Tensor:
-        with self._bound() as (function, x), torch.no_grad():
-            batches = torch.split(x, _BATCH)
-            return torch.cat([function(function.theta, function.batch(b)).reshape(len(b), -1) for b in batches])
+        return outputs_of(self._model, self._x, self._dtype)
+
+
+@contextlib.contextmanager
+def _bound(model: torch.nn.Module, x: torch.Tensor, dtype: str | None) -> Iterator[tuple[Functional, torch.Tensor]]:
+    with preserve_state(model):
+        function, x = bind(model, x, dtype, include_frozen=False)
+        with full_precision(function.device, function.dtype):
+            yield function, x
+
+
+def outputs_of(model: torch.nn.Module, x: torch.Tensor, dtype: str | None) -> torch.Tensor:
+    """Return the outputs of a model, (n, m_y), computed in a dtype."""
+    with _bound(model, x, dtype) as (function, x), torch.no_grad():
+        batches = track(torch.split(x, _BATCH), "outputs")
+        return torch.cat([function(function.theta, function.batch(b)).reshape(len(b), -1) for b in batches])
 
 
 def _blas_threads(flops: float) -> contextlib.AbstractContextManager[None]:

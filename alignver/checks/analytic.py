@@ -26,11 +26,11 @@ from alignver.network.example_inputs import example_inputs
 from alignver.network.kinks import refute_analytic
 from alignver.network.preserve_state import preserve_state
 from alignver.network.summary import module_rows
-from alignver.network.trace import trace_model
+from alignver.network.trace import NetworkGraph, trace_model
 from alignver.network.validate_model import train_mode_fault
 from alignver.results import CheckResult, Rigor, Subject, Verdict
 
-__all__ = ["check_analytic"]
+__all__ = ["analytic_by_graph", "check_analytic"]
 
 _SHOWN = 6  # operations that a sentence names
 
@@ -102,7 +102,14 @@ def check_analytic(model: nn.Module, X: Any = None) -> CheckResult:
             if error.argument == "X":
                 raise
             steps = (*(("give inputs of the right shape: X=",) if X is None else ()), f"a model that is {error.need}")
-            return _result(Verdict.UNDECIDED, "untraced", f"not established: {error.got}", began, next_steps=steps)
+            return dataclasses.replace(analytic_by_graph(error.got, began), next_steps=steps)
+    return analytic_by_graph(traced, began)
+
+
+def analytic_by_graph(traced: NetworkGraph | str, began: float) -> CheckResult:
+    """Decide for a graph, or give the reason why there is none; ``began`` is the time of the start."""
+    if isinstance(traced, str):
+        return _result(Verdict.UNDECIDED, "untraced", f"not established: {traced}", began)
     graph = traced.graph
     barriers = walk(graph)[1]
     rows = [dataclasses.asdict(row) for row in module_rows(traced)]

@@ -25,11 +25,11 @@ from alignver.network.functional import Functional
 from alignver.network.inputs import dtype_name
 from alignver.network.preserve_state import preserve_state
 from alignver.network.summary import module_rows
-from alignver.network.trace import trace_model
+from alignver.network.trace import NetworkGraph, trace_model
 from alignver.network.validate_model import probe, validate_model
 from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict
 
-__all__ = ["check_common_structure", "structure_here"]
+__all__ = ["by_graph", "check_common_structure", "structure_here"]
 
 _SPREADS = (0.5, 1.0, 2.0, 1.0)  # distances of the random thetas from theta, in root mean squares of each slot
 _SIGNS = 4  # products with random signs that estimate the size of the terms
@@ -111,7 +111,12 @@ def check_common_structure(
         rank_rules.checked_tolerance(tolerance, "tolerance")
     with _evaluation(model, X, dtype, seed) as evaluation:
         masks = None if S is None else _masks(evaluation, S)
-        proved, why = _by_graph(evaluation, X, masks)
+        sizes = {"parameters": evaluation.function.layout.d, "n": len(evaluation.x), "m_y": evaluation.m_y}
+        try:
+            traced: NetworkGraph | str = trace_model(evaluation.function.model, X)
+        except InvalidInput as error:
+            traced = error.got
+        proved, why = by_graph(traced, None if masks is None else tuple(masks), sizes)
         if proved is None:
             result = _search(evaluation, tolerance) if masks is None else _confirm(evaluation, masks, tolerance)
             result = dataclasses.replace(result, evidence=(*result.evidence, *why))
@@ -123,26 +128,34 @@ def check_common_structure(
     return dataclasses.replace(result, evidence=(*result.evidence, *more), cost=seconds)
 
 
-def _by_graph(evaluation: _Evaluation, X: Any, masks: Subset | None) -> tuple[CheckResult | None, tuple[str, ...]]:
-    """Return what the graph of the model proves, or None and sentences on why it does not."""
-    function = evaluation.function
-    names = None if masks is None else tuple(masks)
-    shared = {"parameters": function.layout.d, "n": len(evaluation.x), "m_y": evaluation.m_y}
-    try:
-        traced = trace_model(function.model, X)
-    except InvalidInput as error:
-        return None, (f"without a graph: {error.got}",)
+def by_graph(
+    traced: NetworkGraph | str, names: Sequence[str] | None, shared: Mapping[str, Any]
+) -> tuple[CheckResult | None, tuple[str, ...]]:
+    """Return what the graph of a model proves, or None and sentences on why it does not.
+
+    Parameters
+    ----------
+    traced : NetworkGraph or str
+        The graph, or why there is none.
+    names : sequence of str, optional
+        S.
+    shared : mapping
+        For ``measured``: at least ``parameters``, their number.
+    """
+    if isinstance(traced, str):
+        return None, (f"without a graph: {traced}",)
     if not traced.finite:
         return None, ("without a proof: the outputs at X are not finite",)
     proof = prove_structure(traced, names)
     if proof is not None:
-        terms = sum(function.theta[name].numel() for name in proof.names)
+        leaves = {node.args["name"]: node.out[0][1] for node in traced.graph.nodes if node.op == "parameter"}
+        terms = sum(math.prod(leaves[name]) for name in proof.names)
         rows = [dataclasses.asdict(row) for row in module_rows(traced, proof.names)]
         where = "theta" if not proof.gaps else "theta at which it is defined"
         return _result(
             Verdict.HOLDS, "proved", f"f is linear in {_list(proof.names)} for every {where}: f = J nu",
             evidence=(
-                f"S: {_list(proof.names)} ({terms} of {function.layout.d} parameters)",
+                f"S: {_list(proof.names)} ({terms} of {shared['parameters']} parameters)",
                 f"by the degrees of {len(traced.graph.nodes)} nodes, for every batch of shape {traced.shape}",
                 *(f"may be undefined for some theta: {gap}" for gap in proof.gaps[:_FEW]),
                 *_on_autograd(traced.hidden),

@@ -17,6 +17,7 @@ import numpy as np
 from alignver import require
 from alignver.arrays import accelerator, as_matrix, as_vector, host
 from alignver.checks.exploration_report import (
+    STATEMENT,
     Setting,
     check_gates,
     exploration_result,
@@ -31,6 +32,7 @@ from alignver.features.rows import directions, open_rows, scan_rows
 from alignver.features.staircase import certify_staircase, find_staircase
 from alignver.features.threads import single_threaded_blas
 from alignver.kernel.floats import arithmetic_fault
+from alignver.limits import limited
 from alignver.linalg import rank_rules
 from alignver.progress import track
 from alignver.proof import Certificate
@@ -47,6 +49,7 @@ _MOST = 10**7  # units or directions: each takes memory, here and in a certifica
 _ROOM = 0.25  # a check scales rows by other powers of two, within a factor of two of these
 
 
+@limited("exploration", STATEMENT)
 @np.errstate(all="ignore")
 def check_safe_exploration(
     Z: Any,
@@ -67,6 +70,8 @@ def check_safe_exploration(
     X: Any = None,
     layer: str | None = None,
     batch_size: int = 256,
+    max_seconds: float | None = None,
+    max_memory: int | None = None,
 ) -> CheckResult:
     r"""Check whether some gates q of the given width make the feature matrix phi of full row rank.
 
@@ -120,6 +125,8 @@ def check_safe_exploration(
         For a model: the submodule whose output is z without its constant; None is the output of the model.
     batch_size : int
         For a model: samples per forward pass where the module itself computes the features.
+    max_seconds, max_memory : float and int, optional
+        Limits: UNDECIDED when the time is over, at the next step of a long loop; the memory, in bytes, to plan with.
 
     Returns
     -------

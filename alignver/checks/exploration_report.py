@@ -31,6 +31,7 @@ from alignver.proof.rounding import FloatArray, add_up, mul_down, mul_up, sqrt_u
 from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict, shown_down
 
 __all__ = [
+    "STATEMENT",
     "Setting",
     "check_gates",
     "exploration_result",
@@ -41,8 +42,9 @@ __all__ = [
     "staircase_result",
 ]
 
+STATEMENT = "Safe exploration (Assumption 4)"
 exploration_result = functools.partial(
-    CheckResult, name="exploration", statement="Safe exploration (Assumption 4)", subject=Subject.COMPUTED_MATRIX
+    CheckResult, name="exploration", statement=STATEMENT, subject=Subject.COMPUTED_MATRIX
 )
 """Make a result of the check."""
 

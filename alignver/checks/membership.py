@@ -19,6 +19,7 @@ from alignver.checks.combine import KINDS, ToleranceInterval, combine, floor, se
 from alignver.checks.combine import residual_tolerance as default_residual_tolerance
 from alignver.checks.next_steps import membership_steps
 from alignver.errors import InvalidInput
+from alignver.limits import limited
 from alignver.linalg import rank_rules
 from alignver.linalg.least_squares import least_squares, preconditioned_iterates, residual_interval
 from alignver.linalg.lsmr import Iterate, lsmr
@@ -41,6 +42,7 @@ _MARGIN = 1e3  # clearly: at all tolerances from the interval's lower end / 1000
 _AROUND = 1e4  # how far beyond the tolerances of the verdict the curve of rho(tau) extends
 
 
+@limited("membership", STATEMENT)
 def check_membership(
     J: Any,
     y: Any,
@@ -52,6 +54,8 @@ def check_membership(
     residual_tolerance: float | None = None,
     computed_in: str | None = None,
     ball: Ball | None = None,
+    max_seconds: float | None = None,
+    max_memory: int | None = None,
 ) -> CheckResult:
     """Check whether y lies in the column space of J.
 
@@ -87,6 +91,8 @@ def check_membership(
         to cover every matrix within the tolerance.
     ball : alignver.Ball, optional
         The statement is about every matrix in it: HOLDS means for all of them, FAILS for none of them.
+    max_seconds, max_memory : float and int, optional
+        Limits: UNDECIDED when the time is over, at the next step of a long loop; the memory, in bytes, to plan with.
 
     Returns
     -------

@@ -17,6 +17,7 @@ from alignver.errors import InvalidInput
 from alignver.kernel import seal
 from alignver.kernel.exact import equal
 from alignver.kernel.floats import arithmetic_fault
+from alignver.limits import limited
 from alignver.proof.duplicate_inputs import DuplicateInputs
 from alignver.proof.rounding import FloatArray, add_up, mul_up, sub_down
 from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict, shown_down, shown_up
@@ -39,11 +40,11 @@ _TRAIN = (
 )
 _RANK = "rank n of every A_j closes the question: distinct inputs, a wider last hidden layer, or rank=True for large n"
 
-_result = functools.partial(
-    CheckResult, name="optimality", statement="Global optimality (Theorems 4 and 5)", subject=Subject.COMPUTED_MATRIX
-)
+_STATEMENT = "Global optimality (Theorems 4 and 5)"
+_result = functools.partial(CheckResult, name="optimality", statement=_STATEMENT, subject=Subject.COMPUTED_MATRIX)
 
 
+@limited("optimality", _STATEMENT)
 @np.errstate(all="ignore")
 def check_optimality(
     model: Exploitation,
@@ -55,6 +56,8 @@ def check_optimality(
     certify: bool = True,
     rank: bool | None = None,
     X: Any = None,
+    max_seconds: float | None = None,
+    max_memory: int | None = None,
 ) -> CheckResult:
     r"""Check whether the training loss is within ``tolerance`` of its global infimum.
 
@@ -86,6 +89,8 @@ def check_optimality(
         The inputs of the network, as :func:`~alignver.checks.data.check_data` takes them. Equal inputs with different
         targets keep the loss of every model above a bound, and the gap is measured from this bound. That alone does
         not give FAILS: the loss may be as small as such data allow.
+    max_seconds, max_memory : float and int, optional
+        Limits: UNDECIDED when the time is over, at the next step of a long loop; the memory, in bytes, to plan with.
 
     Returns
     -------

@@ -13,6 +13,7 @@ from alignver.arrays import Entries, as_matrix, is_operator
 from alignver.checks.combine import KINDS, ToleranceInterval, combine, floor, search_proof
 from alignver.checks.next_steps import rank_steps
 from alignver.errors import InvalidInput
+from alignver.limits import limited
 from alignver.linalg import rank_rules
 from alignver.linalg.norms import extreme_scale, largest_singular_value, row_sum_norm
 from alignver.linalg.pivoted_qr import qr_profile
@@ -28,6 +29,7 @@ __all__ = ["check_rank"]
 METHODS = ("auto", "svd", "qr", "exact")
 
 
+@limited("rank", "Rank of a matrix")
 @np.errstate(all="ignore")
 def check_rank(
     A: Any,
@@ -39,6 +41,8 @@ def check_rank(
     tolerance: float | None = None,
     computed_in: str | None = None,
     ball: Ball | None = None,
+    max_seconds: float | None = None,
+    max_memory: int | None = None,
 ) -> CheckResult:
     """Check whether A has the claimed rank: full rank min(N, d) unless ``rank`` is given.
 
@@ -58,6 +62,8 @@ def check_rank(
         proof in rational arithmetic, whatever its cost.
     rule, certify, tolerance, computed_in, ball
         As in :func:`~alignver.checks.membership.check_membership`.
+    max_seconds, max_memory : float and int, optional
+        Limits: UNDECIDED when the time is over, at the next step of a long loop; the memory, in bytes, to plan with.
 
     Returns
     -------

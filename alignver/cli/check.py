@@ -18,7 +18,7 @@ from alignver.cli.session import Session, command, given, signed
 from alignver.errors import InvalidInput
 from alignver.results import CheckResult
 
-__all__ = ["Cast", "Engine", "alignment", "app", "builtin", "data", "membership", "rank", "structure"]
+__all__ = ["Cast", "Engine", "alignment", "app", "builtin", "data", "membership", "model", "rank", "structure"]
 
 _REPORT = "html junit json quiet verbose"
 _CERTIFIED = f"certificate {_REPORT}"
@@ -153,17 +153,68 @@ def alignment(
         with input_files.rename_argument({"X": f"{data}:X", "Y": f"{data}:Y", "model": model}):
             decisive = "loss method rule certify tolerance residual_tolerance dtype chunk_size engine"
             result = check_alignment(net, samples["X"], samples["Y"], **session.arguments_of(decisive))
-        again = ["--model", model, "--data", data, "--loss", loss]
-        for option, value, default in (
-            ("--weights", weights, None),
-            ("--seed", seed, 0),
-            ("--device", device, "cpu"),
-            ("--dtype", dtype, "float64"),
-            ("--chunk-size", chunk_size, None),
-        ):
-            again += [] if value == default else [option, str(value)]
+        named = {"--weights": (weights, None), "--seed": (seed, 0), "--device": (device, "cpu")}
+        named |= {"--dtype": (dtype, "float64"), "--chunk-size": (chunk_size, None)}
+        again = _of_samples(model, data, loss, named)
         notes = session.save_certificate(result, {}, again)
     return session.finish(result, inputs={**samples, **identity}, notes=notes)
+
+
+def _of_samples(model: str, data: str, loss: str, values: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """Return the options of ``alignver verify`` for a model on samples; each option with its value and its default."""
+    again = ["--model", model, "--data", data, "--loss", loss]
+    for option, (value, default) in values.items():
+        again += [] if value == default else [option, str(value)]
+    return again
+
+
+@command("check model", _CERTIFIED, provenance="device dtype seed")
+def model(
+    session: Session,
+    model: Model,
+    data: Annotated[str, typer.Option(metavar="FILE.npz", help="The samples: a .npz file with X and Y.")],
+    loss: Annotated[Loss, options.LOSS],
+    weights: Weights = None,
+    layer: Annotated[
+        str | None,
+        decision(
+            metavar="NAME",
+            help="The layer whose output is z (Assumption 4).",
+            show_default="the one that the last two linear layers follow",
+        ),
+    ] = None,
+    gap: Annotated[
+        float, decision(metavar="EPS", help="The loss counts as optimal up to this distance from the least one.")
+    ] = 1e-3,
+    device: options.Device = "cpu",
+    dtype: ModelDtype = JacobianDtype.FLOAT64,
+    seed: options.Seed = 0,
+    max_seconds: options.MaxSeconds = 30.0,
+    max_memory: options.MaxMemory = None,
+) -> Exit:
+    """Ask everything that can be asked of a model and its data.
+
+    The data, the structure of the network, the loss, alignment (Definition 2) and safe exploration (Assumption 4),
+    within a limit of time. The exit code is that of alignment; -v shows every answer in full. MODEL is your own Python
+    code, which is imported and run.
+
+    [bold]Examples[/bold]
+
+      alignver check model net.py:build --data train.npz --loss cross_entropy
+      alignver check model net.py:build --data train.npz --loss squared --max-seconds 300 --html report.html
+    """
+    with session.working():
+        samples = input_files.read_npz(data, "--data", ("X", "Y"))
+        net, identity = model_io.load(model, weights, device=device, seed=seed)
+        from alignver.checks.model import check_model
+
+        with input_files.rename_argument({"X": f"{data}:X", "Y": f"{data}:Y", "model": model}):
+            limits = session.arguments_of("loss layer gap dtype max_seconds max_memory")
+            overview, *parts = check_model(net, samples["X"], samples["Y"], **limits).results
+        named = {"--weights": (weights, None), "--seed": (seed, 0), "--device": (device, "cpu")}
+        again = _of_samples(model, data, loss, {**named, "--dtype": (dtype, "float64")})
+        notes = session.save_certificate(overview, {}, again)
+    return session.finish(overview, inputs={**samples, **identity}, notes=notes, parts=tuple(parts))
 
 
 @command("check structure", _REPORT, provenance="device dtype seed", aliases={"S": "--subset"})
@@ -403,5 +454,5 @@ def _check(*, context: typer.Context, **values: Any) -> int:
 _check.__doc__ = builtin.__doc__
 _context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
 app.callback(invoke_without_command=True)(signed(_check, [_context, *inspect.signature(builtin).parameters.values()]))
-for _command in (membership, rank, exploration, alignment, structure, data):
+for _command in (model, membership, rank, exploration, alignment, structure, data):
     app.command(_command.__name__)(_command)

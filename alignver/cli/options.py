@@ -25,6 +25,8 @@ __all__ = [
     "Json",
     "Junit",
     "Loss",
+    "MaxMemory",
+    "MaxSeconds",
     "Method",
     "MethodOption",
     "Model",
@@ -139,6 +141,13 @@ ChunkSize = Annotated[
         show_default="as many as keep the memory small",
     ),
 ]
+MaxSeconds = Annotated[
+    float | None,
+    computation(
+        metavar="S", help="Stop after about this many seconds; the answer is then what is known, or undecided."
+    ),
+]
+MaxMemory = Annotated[int | None, computation(min=1, metavar="BYTES", help="The memory to plan with.")]
 ModelDtype = Annotated[
     JacobianDtype, computation(help="Precision of the Jacobian: float64 widens the model exactly, same keeps its own.")
 ]

@@ -249,12 +249,22 @@ class Session:
                 stack.enter_context(display if display is not None else shown(sys.stderr, label or self.command))
             yield
 
-    def finish(self, result: CheckResult, *, inputs: Mapping[str, Any], notes: tuple[str, ...] = ()) -> Exit:
-        """Write the report of one result, with ``notes`` as its last lines, and return the exit code."""
+    def finish(
+        self,
+        result: CheckResult,
+        *,
+        inputs: Mapping[str, Any],
+        notes: tuple[str, ...] = (),
+        parts: tuple[CheckResult, ...] = (),
+    ) -> Exit:
+        """Write the report of one result, with ``notes`` as its last lines, and return the exit code.
+
+        ``parts`` are the results that it summarizes; a terminal shows them if the session is verbose.
+        """
         report = None
         if self.json or self.html is not None or self.junit is not None:
-            report = self.report((result,), inputs)
-        self.present((result,), report, inputs, notes)
+            report = self.report((result, *parts), inputs)
+        self.present((result, *(parts if self.verbose else ())), report, inputs, notes)
         if report is not None:
             self.keep(report, {name: value for name, value in inputs.items() if not isinstance(value, Mapping)})
         if self.unwritten is not None:

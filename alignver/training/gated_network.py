@@ -12,8 +12,8 @@ from torch import nn
 
 from alignver import require
 from alignver.errors import InvalidInput, kind_of
+from alignver.network.output_layers import Call, OutputLayers, find_output_layers
 from alignver.network.preserve_state import eval_mode
-from alignver.training.output_layers import Call, OutputLayers, find_output_layers
 
 __all__ = ["GatedHead", "GatedNetwork", "Tap", "gate_slope", "gated", "modify"]
 
@@ -226,7 +226,7 @@ def modify(
         Not changed. It has to have parameters.
     x : torch.Tensor
         A few inputs, to find the order in which the layers run
-        (:func:`alignver.training.output_layers.find_output_layers`).
+        (:func:`alignver.network.output_layers.find_output_layers`).
     outputs : int
         m_y, the number of columns of the targets.
     width : int, optional

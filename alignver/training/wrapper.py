@@ -12,6 +12,7 @@ from torch import nn
 
 from alignver import require
 from alignver.errors import InvalidInput, kind_of
+from alignver.network.output_layers import find_output_layers
 from alignver.theory.exploitation import objective
 from alignver.theory.losses import LOSSES
 from alignver.training.exploitation import (
@@ -26,7 +27,6 @@ from alignver.training.exploitation import (
 from alignver.training.gated_network import GatedNetwork, gate_slope, gated
 from alignver.training.guarantee import MODES, Guarantee
 from alignver.training.loop import as_count, as_tau, batches, denormals, planned, smallest_batch
-from alignver.training.output_layers import find_output_layers
 from alignver.training.phase_transition import enter, initial_values, perturb, require_independent_samples
 from alignver.training.solvers import (
     Factory,

@@ -10,8 +10,8 @@ from torch import nn
 
 from alignver.errors import InvalidInput
 from alignver.experiments.networks import resnet18
+from alignver.network.output_layers import find_output_layers
 from alignver.training.gated_network import modify
-from alignver.training.output_layers import find_output_layers
 from tests.training import nets
 
 X3 = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))

@@ -51,6 +51,9 @@ class OutputLayers:
         Class names of the modules that run between two layers.
     after : bool
         Whether an operation without parameters follows the last layer.
+    features : str or None
+        The module that runs once and whose output the first of the layers reads; empty if that layer reads the inputs
+        of the model, None if there is no such module.
     """
 
     body: nn.Module
@@ -59,6 +62,7 @@ class OutputLayers:
     layers: tuple[Call, ...]
     between: tuple[str, ...]
     after: bool
+    features: str | None = None
 
     @property
     def outputs(self) -> int | None:
@@ -108,6 +112,7 @@ def find_output_layers(model: nn.Module, x: torch.Tensor, layers: tuple[str, ...
         tuple(last),
         tuple(type(call.module).__name__ for call in between if _is_leaf(call.module)),
         bool(last) and not _is_output(last[-1], out),
+        _features(calls, last[0], x) if last else None,
     )
 
 
@@ -164,6 +169,17 @@ def _is_output(call: Call, out: torch.Tensor) -> bool:
     if not isinstance(returned, torch.Tensor) or returned.numel() != out.numel():
         return False
     return returned.data_ptr() == out.data_ptr() and out._version == call.version
+
+
+def _features(calls: list[Call], first: Call, x: torch.Tensor) -> str | None:
+    """Return the module whose output a layer reads, unchanged; empty for the inputs of the model."""
+    if first.input is None:
+        return None
+    for call in calls[: _position(calls, first)]:
+        if _is_output(call, first.input) and sum(other.module is call.module for other in calls) == 1:
+            return call.name
+    same = first.input.shape == x.shape and first.input.data_ptr() == x.data_ptr()
+    return "" if same else None
 
 
 def _has_parameters(module: nn.Module) -> bool:

@@ -1,0 +1,334 @@
+"""Everything that can be asked of a model and its data, in one report: cheap questions first, within a limit of time.
+
+The model is validated and traced once; every question gets the same graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import nn
+
+from alignver import require
+from alignver.checks import alignment, data, exploration_report, structure
+from alignver.checks.alignment_evaluator import outputs_of
+from alignver.checks.analytic import analytic_by_graph
+from alignver.checks.common_structure import by_graph, check_common_structure
+from alignver.checks.exploration import check_safe_exploration
+from alignver.errors import InvalidInput
+from alignver.jacobians.prepare import PreparedAlignment, prepare_alignment
+from alignver.limits import OutOfTime, memory_limit, out_of_time, remaining, time_limit
+from alignver.network.enclosures import EnclosedNetwork
+from alignver.network.functional import parameter_layout
+from alignver.network.output_layers import find_output_layers
+from alignver.network.preserve_state import preserve_state
+from alignver.network.summary import module_rows
+from alignver.network.trace import NetworkGraph
+from alignver.progress import stage
+from alignver.results import Bound, CheckResult, Report, Rigor, Subject, Verdict, shown_down, shown_up
+from alignver.theory.losses import sample_loss
+
+__all__ = ["check_model"]
+
+_STATEMENT = "Model and data"
+_OPTIMALITY = "Global optimality (Theorems 4 and 5)"
+_ANALYTIC = "Real analytic in the parameters (Assumption 6)"
+_SHARE = 0.5  # of the time that is left: for alignment, before safe exploration
+_WORDS = {
+    Verdict.HOLDS: "the model can represent these targets at its parameters",
+    Verdict.FAILS: "the model cannot represent these targets at its parameters",
+    Verdict.UNDECIDED: "it is not decided whether the model can represent these targets at its parameters",
+}
+_CODES = {Verdict.HOLDS: "aligned", Verdict.FAILS: "not-aligned", Verdict.UNDECIDED: "not-decided"}
+_LAYERS = 8  # layers that a sentence lists
+
+
+def check_model(
+    model: nn.Module,
+    X: Any,
+    Y: Any,
+    *,
+    loss: str,
+    layer: str | None = None,
+    gap: float = 1e-3,
+    dtype: str | None = "float64",
+    max_seconds: float | None = 30.0,
+    max_memory: int | None = None,
+) -> Report:
+    """Ask everything that can be asked of a model and its data: one report with an overview and an answer per question.
+
+    The questions, in this order: are the data consistent (:func:`~alignver.checks.data.check_data`)? do some parameters
+    enter linearly (:func:`~alignver.checks.common_structure.check_common_structure`)? is the model analytic in its
+    parameters (:func:`~alignver.checks.analytic.check_analytic`)? how far is the loss from the least one? can the model
+    represent the targets at its parameters (:func:`~alignver.checks.alignment.check_alignment`)? is the last hidden
+    layer wide enough (:func:`~alignver.checks.exploration.check_safe_exploration`)?
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Its outputs are the values before the last nonlinearity (logits). It is not changed.
+    X, Y, loss
+        As in :func:`~alignver.checks.alignment.check_alignment`.
+    layer : str, optional
+        The submodule whose output is z (Assumption 4); by default that which the last two linear layers follow.
+    gap : float
+        The training loss counts as optimal if it exceeds the least one by at most this.
+    dtype : str, optional
+        As in :func:`alignver.jacobians.jacobian.jacobian`.
+    max_seconds : float, optional
+        Limit of the whole call. Questions without an answer by then are UNDECIDED.
+    max_memory : int, optional
+        The memory, in bytes, to plan with.
+
+    Returns
+    -------
+    Report
+        ``report["model"]`` is the overview: the verdict of alignment, a sentence for each question, and what to try, in
+        order. The other results follow under their names: ``report["data"]``, ``"structure"``, ``"analytic"``,
+        ``"optimality"``, ``"alignment"``, ``"exploration"``.
+
+    Raises
+    ------
+    InvalidInput
+        For a model, inputs or targets without a verdict, as :func:`~alignver.checks.alignment.check_alignment`. A
+        question that cannot be asked of the model is UNDECIDED, with the reason.
+
+    Notes
+    -----
+    Rigor and subject are those of each question; of the overview, those of alignment.
+
+    References
+    ----------
+    Kawaguchi, Zhang, Deng (2022), Definition 2, Assumptions 1, 4 and 6.
+
+    Examples
+    --------
+    >>> import torch
+    >>> _ = torch.manual_seed(0)
+    >>> X, Y = torch.randn(12, 3), torch.arange(12) % 2
+    >>> net = nn.Sequential(nn.Linear(3, 16), nn.Softplus(), nn.Linear(16, 2))
+    >>> report = check_model(net, X, Y, loss="cross_entropy")
+    >>> [(result.name, str(result.verdict)) for result in report.results[:4]]
+    [('model', 'HOLDS'), ('data', 'HOLDS'), ('structure', 'HOLDS'), ('analytic', 'HOLDS')]
+    >>> report["model"].reason
+    'the model can represent these targets at its parameters: proved of the network, with kappa at most 908.3'
+    """
+    began = time.perf_counter()
+    gap = require.real("gap", gap, above=0.0)
+    with time_limit(max_seconds), memory_limit(max_memory):
+        pass  # they are validated
+    prepared = prepare_alignment(model, X, Y, loss, dtype)
+    left = None if max_seconds is None else max(max_seconds - (time.perf_counter() - began), 1e-9)
+    with time_limit(left), memory_limit(max_memory):
+        questions = _Questions(prepared, X, loss, layer, gap, dtype)
+        results = questions.answers()
+    overview = _overview(questions, results, time.perf_counter() - began)
+    return Report((overview, *results))
+
+
+@dataclasses.dataclass(eq=False)
+class _Questions:
+    """A prepared model with its graph, and the questions about it in order."""
+
+    prepared: PreparedAlignment
+    X: Any
+    loss: str
+    layer: str | None
+    gap: float
+    dtype: str | None
+
+    def __post_init__(self) -> None:
+        self.d = parameter_layout(self.prepared.model).d
+        self.bound = alignment.row_rank_bound(self.prepared.model, self.prepared.x, self.prepared.m_y)
+        self.refuted = self.prepared.duplicates.conflicts.count > 0
+
+    @functools.cached_property
+    def network(self) -> EnclosedNetwork | str:
+        """The model as a graph with its numbers, or why there is none."""
+        with preserve_state(self.prepared.model), stage("tracing the network"):
+            return alignment.traced_network(self.prepared)
+
+    @property
+    def traced(self) -> NetworkGraph | str:
+        """The graph, or why there is none."""
+        return self.network if isinstance(self.network, str) else self.network.traced
+
+    @property
+    def rows(self) -> int:
+        """N, the rows of the Jacobian."""
+        return len(self.prepared.y)
+
+    def answers(self) -> list[CheckResult]:
+        """Return the answers, cheap questions first."""
+        ask = self._answer
+        results = [
+            ask("data", data.STATEMENT, Subject.DATA, self._data),
+            ask("structure", structure.STATEMENT, Subject.NETWORK, self._structure),
+            ask("analytic", _ANALYTIC, Subject.NETWORK, self._analytic),
+            ask("optimality", _OPTIMALITY, Subject.NETWORK, self._optimality),
+        ]
+        share = _SHARE * remaining()
+        with time_limit(share) if 0.0 < share < math.inf else contextlib.nullcontext():
+            results.append(ask("alignment", alignment.STATEMENT, Subject.NETWORK, self._alignment))
+        return [*results, ask("exploration", exploration_report.STATEMENT, Subject.NETWORK, self._exploration)]
+
+    def _answer(self, name: str, statement: str, subject: Subject, question: Callable[[], CheckResult]) -> CheckResult:
+        """Return the answer to a question; UNDECIDED if it cannot be asked, or if the time is over."""
+        began = time.perf_counter()
+        try:
+            result = question()
+        except OutOfTime as error:
+            return out_of_time(error, name, statement, subject, time.perf_counter() - began)
+        except InvalidInput as error:
+            result = CheckResult(
+                name=name,
+                statement=statement,
+                verdict=Verdict.UNDECIDED,
+                rigor=Rigor.NUMERICAL,
+                subject=subject,
+                code=f"{name}-refused",
+                reason=f"the question cannot be asked: {error.argument}: got {error.got}",
+                next_steps=(f"{error.argument}: {error.need}",),
+            )
+        return dataclasses.replace(result, cost={**result.cost, "seconds": time.perf_counter() - began})
+
+    def _data(self) -> CheckResult:
+        return data.check_data(self.X, self.prepared.given, loss=self.loss)
+
+    def _structure(self) -> CheckResult:
+        prepared = self.prepared
+        shared = {"parameters": self.d, "n": len(prepared.x), "m_y": prepared.m_y}
+        decided = by_graph(self.traced, None, shared)[0]
+        if decided is not None:
+            return decided
+        return check_common_structure(prepared.model, prepared.x, dtype=self.dtype)
+
+    def _analytic(self) -> CheckResult:
+        return analytic_by_graph(self.traced, time.perf_counter())
+
+    def _optimality(self) -> CheckResult:
+        """Compare the loss, as computed, with a lower bound for every model."""
+        prepared, loss = self.prepared, sample_loss(self.loss, self.prepared.m_y)
+        q = prepared.of_all(outputs_of(prepared.model, prepared.x, self.dtype).double().cpu().numpy())
+        if not math.isfinite(float(q.sum())):
+            raise InvalidInput("model", "outputs that are NaN or Inf", "finite outputs at finite theta", "not-finite")
+        value = math.fsum(loss.values(q, loss.targets(prepared.given, len(q), prepared.m_y)).tolist()) / len(q)
+        least = prepared.duplicates.least_loss(self.loss)[0]
+        excess = max(0.0, value - least)
+        noise = 1e-12 * max(1.0, value)
+        optimal = excess + noise <= self.gap
+        about = "of every model" if least else "of some functions of the outputs"
+        return CheckResult(
+            name="optimality",
+            statement=_OPTIMALITY,
+            verdict=Verdict.HOLDS if optimal else Verdict.UNDECIDED,
+            rigor=Rigor.NUMERICAL,
+            subject=Subject.NETWORK,
+            code="optimality-estimate-below" if optimal else "optimality-not-decided",
+            reason=f"the training loss is {value:.4g}, at most {shown_up(excess + noise, 4)} above its infimum "
+            f"(tolerance: {self.gap:.3g})",
+            evidence=(f"no loss is below {shown_down(least, 4)}, the infimum {about}",),
+            measured={"loss": self.loss, "loss_value": value, "infimum_lower": least, "excess_upper": excess + noise},
+            bounds=(Bound("L(theta) - inf L", excess + noise, "<=", self.gap),),
+            next_steps=() if optimal else (f"train on: the loss is {value:.4g}, that of a perfect fit {least:.4g}",),
+        )
+
+    def _alignment(self) -> CheckResult:
+        return alignment.decide_alignment(self.prepared, loss=self.loss, dtype=self.dtype, network=self.network)
+
+    def _exploration(self) -> CheckResult:
+        """Check the features that the last hidden layer reads."""
+        model, x = self.prepared.model, self.prepared.x
+        layer, width, words = self.layer, None, f"z: the output of {self.layer!r} and the constant 1"
+        if layer is None:
+            sample = x[:2].to(next(model.parameters()).dtype) if x.is_floating_point() else x[:2]
+            with preserve_state(model):
+                ending = find_output_layers(model, sample)
+            if not ending.layers or ending.features is None:
+                got = f"{type(model).__name__}, whose last hidden layer reads no output of a module that runs once"
+                raise InvalidInput(
+                    "model", got, "layer=, the name of the module whose output is z", "unsupported-model"
+                )
+            first = ending.layers[0]
+            width = int(first.module.out_features) if len(ending.layers) == 2 else None
+            layer = ending.features
+            hidden = f"{first.name!r}, which has {width} units" if width else f"a hidden layer before {first.name!r}"
+            words = f"z: {f'the output of {layer!r}' if layer else 'the input of the model'} and the constant 1, for "
+            words += hidden
+        if layer:
+            result = check_safe_exploration(model, X=x, layer=layer, width=width)
+        else:
+            rows = x.detach().cpu().reshape(len(x), -1).numpy()
+            result = check_safe_exploration(rows, add_constant=True, X=x, width=width)
+        return dataclasses.replace(result, evidence=(words, *result.evidence))
+
+
+def _overview(questions: _Questions, results: list[CheckResult], seconds: float) -> CheckResult:
+    """Return the result that summarizes the others; verdict, rigor, subject and proof are those of alignment."""
+    answers = {result.name: result for result in results}
+    decisive = answers["alignment"]
+    proved = f"proved of the {decisive.subject.words}" if decisive.rigor is Rigor.PROOF else "numerically"
+    reason = f"{_WORDS[decisive.verdict]}: {proved}"
+    if decisive.verdict is Verdict.HOLDS and "kappa" in decisive.measured:
+        reason += f", with kappa at most {shown_up(decisive.measured['kappa']['upper'], 4)}"
+    if questions.refuted and decisive.verdict is Verdict.FAILS:
+        reason = f"no model can represent these targets: {decisive.reason}"
+    elif decisive.verdict is Verdict.FAILS:
+        reason = f"{reason}; {decisive.reason}"
+    elif decisive.verdict is Verdict.UNDECIDED:
+        reason = f"{_WORDS[decisive.verdict]}: {decisive.reason}"
+    lines = [f"{result.statement}: {result.answer}: {result.reason}" for result in results]
+    checks = {r.name: {"verdict": r.verdict, "rigor": r.rigor, "subject": r.subject, "code": r.code} for r in results}
+    kappa = {"kappa": decisive.measured["kappa"]} if "kappa" in decisive.measured else {}
+    return CheckResult(
+        name="model",
+        statement=_STATEMENT,
+        verdict=decisive.verdict,
+        rigor=decisive.rigor,
+        subject=decisive.subject,
+        code=f"model-{_CODES[decisive.verdict]}",
+        reason=reason,
+        evidence=(_sizes(questions), *lines),
+        next_steps=tuple(_next_steps(questions, answers)),
+        measured={
+            "n": questions.prepared.duplicates.n,
+            "m_y": questions.prepared.m_y,
+            "d": questions.d,
+            "rank_upper": questions.bound.value,
+            **kappa,
+            "checks": checks,
+        },
+        witness=decisive.witness,
+        certificate=decisive.certificate,
+        cost={"seconds": seconds},
+    )
+
+
+def _sizes(questions: _Questions) -> str:
+    """State N, d and the layers."""
+    prepared = questions.prepared
+    sentence = f"sizes: {len(prepared.x)} distinct samples, {prepared.m_y} output{'s' * (prepared.m_y > 1)}: J has "
+    sentence += f"{questions.rows} rows and {questions.d} columns, one for each parameter"
+    if "network" not in vars(questions) or isinstance(questions.traced, str):  # out of time, or without a graph
+        return sentence
+    rows = [row for row in module_rows(questions.traced) if row.parameters and row.shape]
+    listed = ", ".join(f"{row.module or 'the model'} ({row.shape[-1]})" for row in rows[:_LAYERS])
+    return f"{sentence}; layers and their outputs: {listed}" + ", ..." * (len(rows) > _LAYERS)
+
+
+def _next_steps(questions: _Questions, answers: dict[str, CheckResult]) -> Iterator[str]:
+    """Yield what to try, in order, with numbers."""
+    lacking = questions.rows - questions.bound.value
+    if questions.refuted:
+        yield from answers["data"].next_steps
+    elif lacking > 0:
+        yield f"{questions.bound.sentence}; every target needs rank {questions.rows}, which is {lacking} more"
+    for name in ("alignment", "structure", "analytic", "exploration", "optimality"):
+        if not (name == "alignment" and questions.refuted):
+            yield from (f"{name}: {step}" for step in answers[name].next_steps)

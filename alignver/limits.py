@@ -1,0 +1,163 @@
+"""Limits of a call: seconds and bytes, and its plan, which is told before anything that takes more than a few seconds.
+
+A check with ``max_seconds`` stops at the next step of a long loop and answers UNDECIDED. ``max_memory`` is the memory
+that a call plans with. Plans go to the logger ``alignver``, and to the display of progress.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec
+
+from alignver import require
+from alignver.results import CheckResult, Rigor, Subject, Verdict
+
+__all__ = [
+    "OutOfTime",
+    "limited",
+    "memory_limit",
+    "most_memory",
+    "out_of_time",
+    "remaining",
+    "require_time",
+    "time_limit",
+]
+
+P = ParamSpec("P")
+logger = logging.getLogger("alignver")
+_end: contextvars.ContextVar[float] = contextvars.ContextVar("alignver_end", default=math.inf)
+_memory: contextvars.ContextVar[int | None] = contextvars.ContextVar("alignver_memory", default=None)
+
+
+class OutOfTime(BaseException):
+    """The time of a call is over. Not an ``Exception``: no handler of a model's errors may catch it."""
+
+    def __init__(self, label: str, done: int = 0, total: int | None = None, seconds: float = 0.0) -> None:
+        super().__init__(label)
+        self.label, self.done, self.total, self.seconds = label, done, total, seconds
+
+    @property
+    def place(self) -> str:
+        """Where the call stopped."""
+        return f"{self.label!r}" if self.total is None else f"{self.label!r}, {self.done} of {self.total}"
+
+    @property
+    def left(self) -> float | None:
+        """About how many seconds the loop would have taken to its end; None if that is not known."""
+        if self.total is None or not self.done:
+            return None
+        return self.seconds / self.done * (self.total - self.done)
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """Stop long loops inside the block after ``seconds``; a limit around the block stays in force.
+
+    Examples
+    --------
+    >>> with time_limit(60.0):
+    ...     0.0 < remaining() <= 60.0
+    True
+    """
+    end = math.inf if seconds is None else time.monotonic() + require.real("max_seconds", seconds, above=0.0)
+    token = _end.set(min(end, _end.get()))
+    try:
+        yield
+    finally:
+        _end.reset(token)
+
+
+def remaining() -> float:
+    """Return the seconds that are left; infinite without a limit."""
+    return _end.get() - time.monotonic()
+
+
+def require_time(label: str, done: int = 0, total: int | None = None, seconds: float = 0.0) -> None:
+    """Raise :class:`OutOfTime` if the time is over."""
+    if remaining() <= 0.0:
+        raise OutOfTime(label, done, total, seconds)
+
+
+@contextlib.contextmanager
+def memory_limit(size: int | None) -> Iterator[None]:
+    """Plan with at most ``size`` bytes inside the block.
+
+    Examples
+    --------
+    >>> from alignver.arrays import available_memory
+    >>> with memory_limit(1000):
+    ...     available_memory()
+    1000
+    """
+    known = _memory.get()
+    if size is not None:
+        size = require.integer("max_memory", size, least=1, need="a positive number of bytes")
+        known = size if known is None else min(known, size)
+    token = _memory.set(known)
+    try:
+        yield
+    finally:
+        _memory.reset(token)
+
+
+def most_memory() -> int | None:
+    """Return the bytes of :func:`memory_limit`, or None."""
+    return _memory.get()
+
+
+def limited(
+    name: str, statement: str, subject: Subject = Subject.COMPUTED_MATRIX
+) -> Callable[[Callable[P, CheckResult]], Callable[P, CheckResult]]:
+    """Give a check the limits ``max_seconds`` and ``max_memory``, which are keywords of its signature.
+
+    Parameters
+    ----------
+    name, statement, subject
+        Of the result that is UNDECIDED since the time was over.
+    """
+
+    def decorate(function: Callable[P, CheckResult]) -> Callable[P, CheckResult]:
+        @functools.wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> CheckResult:
+            seconds, memory = (kwargs.get(key) for key in ("max_seconds", "max_memory"))
+            if seconds is None and memory is None:
+                return function(*args, **kwargs)
+            began = time.perf_counter()
+            try:
+                with time_limit(seconds), memory_limit(memory):  # type: ignore[arg-type]  # they validate
+                    return function(*args, **kwargs)
+            except OutOfTime as error:
+                if seconds is None:  # the limit of a call around this one
+                    raise
+                spent = time.perf_counter() - began
+                return out_of_time(error, name, statement, subject, spent)
+
+        return run
+
+    return decorate
+
+
+def out_of_time(error: OutOfTime, name: str, statement: str, subject: Subject, spent: float) -> CheckResult:
+    """Return the UNDECIDED result of a check that stopped at its limit."""
+    left = error.left
+    need = f"max_seconds={math.ceil(1.2 * (spent + left))} or more" if left is not None else "a larger max_seconds"
+    more = f"; the rest of it would take about {left:.0f} s" if left is not None else ""
+    measured: dict[str, Any] = {"stopped": {"label": error.label, "done": error.done, "total": error.total}}
+    return CheckResult(
+        name=name,
+        statement=statement,
+        verdict=Verdict.UNDECIDED,
+        rigor=Rigor.NUMERICAL,
+        subject=subject,
+        code=f"{name}-out-of-time",
+        reason=f"stopped after {spent:.1f} s, the limit, in {error.place}{more}",
+        next_steps=(need,),
+        measured=measured,
+        cost={"seconds": spent},
+    )

@@ -1,0 +1,65 @@
+"""Limits of seconds and bytes: a check stops at a step of a long loop, and says where it was."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+
+import numpy as np
+import pytest
+
+import alignver as av
+from alignver.arrays import available_memory
+from alignver.limits import OutOfTime, memory_limit, remaining, time_limit
+from alignver.progress import stage, track
+
+
+def test_a_loop_stops_at_its_limit_and_tells_how_far_it_is():
+    with pytest.raises(OutOfTime) as caught, time_limit(0.2):
+        [time.sleep(0.05) for _ in track(range(100), "steps")]
+    assert caught.value.place.startswith("'steps', ")
+    assert 3 <= caught.value.done <= 5
+    assert caught.value.left == pytest.approx(0.05 * (100 - caught.value.done), rel=0.3)
+    assert remaining() == math.inf
+
+
+def test_an_outer_limit_stays_in_force():
+    with time_limit(0.01), time_limit(100.0):
+        time.sleep(0.02)
+        with pytest.raises(OutOfTime), stage("svd"):
+            raise AssertionError
+
+
+def test_no_handler_of_errors_catches_it():
+    with pytest.raises(OutOfTime), time_limit(1e-9), contextlib.suppress(Exception):
+        list(track([1], "steps"))
+
+
+@pytest.mark.parametrize("check", ["rank", "membership", "exploration"])
+def test_a_check_of_a_matrix_is_undecided_at_its_limit(check, monkeypatch):
+    A = np.random.default_rng(0).standard_normal((30, 40))
+    calls = {
+        "rank": lambda: av.check_rank(A, certify=False, max_seconds=1e-9),
+        "membership": lambda: av.check_membership(A, A[:, 0], certify=False, max_seconds=1e-9),
+        "exploration": lambda: av.check_safe_exploration(A, add_constant=True, max_seconds=1e-9),
+    }
+    result = calls[check]()
+    assert (result.verdict, result.rigor, result.code) == ("UNDECIDED", "NUMERICAL", f"{check}-out-of-time")
+    assert "the limit, in" in result.reason
+    assert "max_seconds" in result.next_steps[0]
+
+
+def test_the_memory_to_plan_with():
+    free = available_memory()
+    with memory_limit(1000), memory_limit(10**6):
+        assert available_memory() == 1000
+    assert available_memory() > 1000 or free <= 1000
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_seconds": 0}, {"max_seconds": math.nan}, {"max_seconds": "1"}, {"max_memory": -1}]
+)
+def test_other_limits_are_refused(options):
+    with pytest.raises(av.InvalidInput, match=next(iter(options))):
+        av.check_rank(np.eye(2), **options)
