@@ -90,23 +90,23 @@ _CHANGES: dict[str, dict[str, list[str | float]]] = {
     },
     "proof/factored_gram.py": {
         "return a + b + 1, 1": ["return (a + b + 1) // 2, 1"],
-        "return a + b + T + _WIDTH + 1, max(T, groups)": [
+        "return a + b + T + WIDTH + 1, max(T, groups)": [
             "return a + b + T + 1, max(T, groups)",
-            "return a + b + T + _WIDTH + 1, 1",
+            "return a + b + T + WIDTH + 1, 1",
         ],
         "(1.0 + (T + 8) * 2.0 * U) + T * OMEGA": ["(1.0 + (T + 8) * U) + T * OMEGA", "(1.0 + (T + 8) * 2.0 * U)"],
         "for _, additions in counts) + 4": ["for _, additions in counts)"],
         "float(terms) ** 4, OMEGA, 2.0**802": ["float(terms) ** 4, OMEGA, 2.0**801"],
-        "mul_up(#float(N), float(columns), OMEGA, _FAR)": [0.5],
+        "lost = mul_up(#float(N), float(sum(": [0.5],
         "error = add_up(mul_up(#gamma(terms), trace, 1.0 + 2.0**-10), tiny)": [0.5, 0.01],
         "error = add_up(mul_up(gamma(terms), trace, 1.0 + 2.0**-10), tiny)": [
             "error = add_up(mul_up(gamma(terms), trace), tiny)"
         ],
         "margin = #safety_margin(": [0.5, 0.01],
-        "mul_up(#gamma(terms), 1.0 + 2.0**-10) *": [0.5],
-        "sub_down(sqrt_down(shift), lost)": ["sqrt_down(shift)"],
+        "relative, largest = mul_up(#gamma(terms), 1.0 + 2.0**-10)": [0.5],
+        "sub_down(sqrt_down(shift), gram.moved)": ["sqrt_down(shift)"],
         "not floor > mul_up(#scale_up(delta, top)": [0.5],
-        "mul_up(#gamma(T + 3), norm_up": [0.5, 0.01],
+        "mul_up(#gamma(T + 3), norm_up(size))": [0.5, 0.01],
     },
     "proof/exact.py": {
         "width = 0.5 * math.log2": ["width = 0.25 * math.log2"],
@@ -156,8 +156,8 @@ _CHANGES: dict[str, dict[str, list[str | float]]] = {
             "margin = add_up(mul_up(2.0, add_up(gram.error, backward)), mul_up(16.0 * U, trace))",
         ],
         "margin = #add_up(mul_up(2.0, add_up(gram.error, backward)), mul_up(32.0 * U, trace))": [0.01],
-        "moved = add_up(#gram.moved, mul_up(_LIBRARY, sqrt_up(trace)))": [0.5],
-        "moved = add_up(gram.moved, mul_up(_LIBRARY, sqrt_up(trace)))": ["moved = gram.moved"],
+        "moved = add_up(#gram.moved, gram.slack)": [0.5],
+        "moved = add_up(gram.moved, gram.slack)": ["moved = gram.moved"],
         "sub_down(sqrt_down(shift), moved)": ["sqrt_down(shift)"],
         "total = add_up(margin, shift)": ["total = shift"],
     },

@@ -1,7 +1,8 @@
 r"""Positive definiteness of a large Gram matrix, by a verified Cholesky factorization by tile columns.
 
-The factorization is left-looking: a tile column is assembled from Z and T, reduced by the finished ones, factored and
-stored. One triangle is stored; the Gram matrix is not.
+The matrix comes in tiles, from the features and gates of a last hidden layer or from the layer factors of a Jacobian
+(:mod:`alignver.proof.gram_tiles`). The factorization is left-looking: a tile column is assembled from the factors,
+reduced by the finished ones, factored and stored. One triangle is stored; the Gram matrix is not.
 
 The bound. Let b be the tile size, K the number of tile columns. Entry (i, j) of the factor results from the products
 l_ik l_jk. Those of one finished tile column are multiplied and summed, in any order, with at most b roundings each; the
@@ -21,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -30,11 +31,12 @@ from alignver.arrays import Array, host
 from alignver.errors import InvalidInput
 from alignver.features import tiles
 from alignver.features.cluster import Cluster
-from alignver.features.products import Hadamard, ScaledGram
 from alignver.features.threads import ordered, single_threaded_blas
 from alignver.features.tiles import Column, FolderStore, Store, factor_diagonal, open_store, solve_piece
 from alignver.kernel.floats import arithmetic_fault
 from alignver.progress import track
+from alignver.proof.factored_gram import FactoredRank, Layer, in_ball, scaled_layers
+from alignver.proof.gram_tiles import FactoredGram, ScaledGram
 from alignver.proof.rounding import (
     OMEGA,
     FloatArray,
@@ -44,16 +46,15 @@ from alignver.proof.rounding import (
     gamma,
     mul_up,
     scale_down,
+    scale_up,
     sqrt_down,
-    sqrt_up,
     sub_down,
 )
 
-__all__ = ["Definite", "factor_tiles", "make_with_threads", "prove_definite", "tiled_shift"]
+__all__ = ["Definite", "factor_tiles", "make_with_threads", "prove_definite", "row_rank_by_tiles", "tiled_shift"]
 
 TILE = 1024
 _ROOM = 0.8  # the share of the proved bound that is claimed
-_LIBRARY = 2.0**-38  # the relative error of a gate in a re-check that relies on a library's exponential
 
 Maker: TypeAlias = Callable[[Column], Array | int]
 """Computes a tile column, or returns the row of its diagonal tile where the factorization breaks down."""
@@ -66,11 +67,11 @@ class Definite:
     Attributes
     ----------
     proved : bool
-        phi has full row rank, for the exact gates and every Z within the ball.
+        The matrix J has full row rank, for every perturbation within ``moved`` and the radius.
     s_min : float
-        Verified lower bound of s_min(phi).
+        Verified lower bound of s_min(J).
     scaled_s_min : float
-        The same for D phi, rows scaled by powers of two to norms near 1.
+        The same for D J, rows scaled by powers of two.
     margin, shift : float
         Subtracted from the diagonal: the margin for rounding, and the shift.
     reason : str
@@ -107,21 +108,24 @@ def tiled_shift(n: int, tile: int, trace: float, largest: float) -> float:
 def prove_definite(
     gram: ScaledGram,
     *,
+    radius: float = 0.0,
     tile: int = TILE,
     folder: str | os.PathLike[str] | None = None,
     place: Array | None = None,
     cluster: Cluster | None = None,
 ) -> Definite:
-    r"""Prove that phi has full row rank, from its scaled Gram matrix.
+    r"""Prove that the rows of J are independent, from the Gram matrix of the scaled rows D J.
 
     The factorization of the computed matrix minus (margin + t) I runs to completion, with a margin of twice the
-    rounding of assembly and factorization: so :math:`s_{\min}(D \hat\phi) > \sqrt t` for the computed gate values, and
-    :math:`s_{\min}(D \phi) > \sqrt t - \|D (\phi - \hat\phi)\|` for the exact ones. t is the margin or four times
-    the square of that difference, whichever is larger.
+    rounding of assembly and factorization: so :math:`s_{\min}(D \hat J) > \sqrt t` for the matrix of the computed
+    factors, and :math:`s_{\min}(D J) > \sqrt t - \|D (J - \hat J)\|` for the exact one. t is the margin, or four times
+    the square of that difference and the radius, whichever is larger.
 
     Parameters
     ----------
     gram : ScaledGram
+    radius : float
+        The bound of s_min(D J) that is needed: the radius of a ball around D J in which every matrix has full row rank.
     tile : int
         The number of columns that are factored at a time.
     folder : path, optional
@@ -145,13 +149,13 @@ def prove_definite(
     >>> prove_definite(scaled_gram(Z, source.standard_normal((5, 12)))).proved
     True
     """
-    n = gram.Z.shape[0]
+    n = gram.order
     trace, largest = mul_up(gram.trace, 1.0 + 2.0**-10), mul_up(gram.largest, 1.0 + 2.0**-10)
     backward = tiled_shift(n, tile, trace, largest)
     # Slightly more than twice the theorem's bound: an independent re-check by another bound needs some of the room.
     margin = add_up(mul_up(2.0, add_up(gram.error, backward)), mul_up(32.0 * U, trace))
-    moved = add_up(gram.moved, mul_up(_LIBRARY, sqrt_up(trace)))
-    shift = max(margin, mul_up(4.0, moved, moved))
+    moved = add_up(gram.moved, gram.slack)
+    shift = max(margin, mul_up(4.0, add_up(moved, radius), add_up(moved, radius)))
     total = add_up(margin, shift)
 
     def unproved(reason: str) -> Definite:
@@ -160,13 +164,13 @@ def prove_definite(
     fault = arithmetic_fault()
     if fault:
         return unproved(fault)
-    if not total < 0.5:
-        return unproved(f"rounding alone may change the Gram matrix by {margin:.1e} times its scale")
+    if not total < 0.5 * gram.largest:
+        return unproved(f"rounding alone may change the Gram matrix by {margin / gram.largest:.1e} times its scale")
     fault = "" if place is None else tiles.unsupported_arithmetic(place, min(tile, n))
     if fault:
         return unproved(fault)
     key: dict[str, Any] = {"matrix": gram.digest(), "order": n, "tile": tile, "shift": total.hex(), "format": 1}
-    matrix: Hadamard = gram
+    matrix: FactoredGram = gram
     make: Maker | None = None
     with single_threaded_blas(), np.errstate(all="ignore"):
         if cluster is None:
@@ -182,21 +186,69 @@ def prove_definite(
         taken = store.finished
         row = factor_tiles(matrix, total, tile, store, make)
     if row is not None:
-        return unproved(
-            f"phi phi^T is not safely definite: a shift of {total:.1e} times its scale breaks Cholesky at row {row}"
-        )
-    # A re-check by other bounds allows for an error of the library's exponential, and finds a little less.
+        return unproved(f"the Gram matrix is not safely definite: a shift of {total:.1e} breaks Cholesky at row {row}")
+    # A re-check by other bounds finds a little less.
     smallest = _ROOM * sub_down(sqrt_down(shift), moved)
     s_min = scale_down(smallest, -int(gram.exponents.max()))
-    return Definite(smallest > 0.0, s_min, max(0.0, smallest), margin, shift, taken=taken)
+    return Definite(smallest > radius, s_min, max(0.0, smallest), margin, shift, taken=taken)
 
 
-def factor_tiles(gram: Hadamard, total: float, tile: int, store: Store, make: Maker | None = None) -> int | None:
+def row_rank_by_tiles(
+    layers: Sequence[Layer],
+    radius: Callable[[float], float],
+    *,
+    tile: int = TILE,
+    folder: str | os.PathLike[str] | None = None,
+    place: Array | None = None,
+    cluster: Cluster | None = None,
+) -> FactoredRank:
+    r"""Prove that every matrix in a ball around the one that the factors of the layers define has full row rank.
+
+    As :func:`~alignver.proof.factored_gram.row_rank_by_factors`, with the same bounds, by one factorization in tile
+    columns: N^2 / 2 numbers of memory, or of the folder, in place of a few N^2. The bound of s_min is not the largest
+    possible one: at least 1.6 times the radius of the ball.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+    radius : callable
+        Maps an upper bound of the Frobenius norm of the matrix to the radius of the ball (spectral norm).
+    tile, folder, place, cluster
+        As in :func:`prove_definite`.
+
+    Returns
+    -------
+    FactoredRank
+        ``proved`` is a PROOF, unless tile columns of another process were ``taken``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> layer = Layer("w", rng.standard_normal((5, 1, 4)), rng.standard_normal((2, 5, 1, 3)))
+    >>> row_rank_by_tiles([layer], lambda size: 1e-12 * size, tile=4).proved
+    True
+    """
+    gram = scaled_layers(layers)
+    if isinstance(gram, str):
+        return FactoredRank(False, 0.0, gram)
+    with single_threaded_blas(), np.errstate(all="ignore"):
+        size = gram.size(gram.diagonal())
+    delta = radius(size)
+    scaled = mul_up(scale_up(delta, int(gram.exponents.max())), 1.0 + 2.0**-10)
+    definite = prove_definite(gram, radius=scaled, tile=tile, folder=folder, place=place, cluster=cluster)
+    if not definite.proved:
+        return FactoredRank(False, definite.s_min, definite.reason)
+    proved = in_ball(gram, definite.scaled_s_min, definite.shift, definite.margin, size, delta)
+    return dataclasses.replace(proved, taken=definite.taken)
+
+
+def factor_tiles(gram: FactoredGram, total: float, tile: int, store: Store, make: Maker | None = None) -> int | None:
     """Factor the computed Gram matrix minus ``total`` I into ``store``; return None, or the row of the breakdown."""
     make = make or make_with_threads
-    for j in track(range(-(-int(gram.Z.shape[0]) // tile)), "Cholesky"):
+    for j in track(range(-(-gram.order // tile)), "Cholesky"):
         if j < store.finished:
-            _require_factor(store[j], int(gram.Z.shape[0]) - j * tile, tile)
+            _require_factor(store[j], gram.order - j * tile, tile)
             continue
         column = make(Column(gram, total, tile, j, store))
         if isinstance(column, int):

@@ -30,7 +30,6 @@ import numpy.typing as npt
 from alignver._version import __version__
 from alignver.errors import InvalidInput, MissingDependency, first_line, kind_of
 from alignver.features.block_prover import Block, prove_block
-from alignver.features.products import Hadamard
 from alignver.features.rows import Location, Rows, digest_rows, open_rows
 from alignver.features.threads import single_threaded_blas
 from alignver.features.tiles import (
@@ -43,6 +42,7 @@ from alignver.features.tiles import (
     solve_piece,
 )
 from alignver.kernel.floats import arithmetic_fault
+from alignver.proof.gram_tiles import FactoredGram
 from alignver.proof.rounding import FloatArray
 
 __all__ = [
@@ -56,8 +56,6 @@ __all__ = [
     "reduce_rows",
     "solve_rows",
 ]
-
-FEATURES, GATES = "features.npy", "gates.npy"
 
 _NEED = f"a connected dask.distributed.Client, its scheduler and workers with alignver {__version__} installed"
 _ADDRESS = "the address of a running Dask scheduler, tcp://host:8786 for example"
@@ -107,6 +105,8 @@ class Job:
     folder : str
     digest : str
         The digest of the matrix.
+    names : tuple of str
+        The names of the factors of the matrix, which are files of the folder.
     hashes : tuple of str
         The hashes of the finished tile columns.
     total, tile : float, int
@@ -117,6 +117,7 @@ class Job:
 
     folder: str
     digest: str
+    names: tuple[str, ...]
     hashes: tuple[str, ...]
     total: float
     tile: int
@@ -179,7 +180,7 @@ class _Folder:
     def __init__(self, job: Job) -> None:
         self._path = Path(job.folder)
         self._columns: list[tuple[str, FloatArray]] = []
-        self.gram = Hadamard(self._mapped(FEATURES), self._mapped(GATES))
+        self.gram = FactoredGram.of({name: self._mapped(f"{name}.npy") for name in job.names})
         if self.gram.digest() != job.digest:
             raise self._not_shared("with another matrix")
 
@@ -208,7 +209,7 @@ class _Folder:
         return InvalidInput("folder", got, need, "unreadable-file")
 
 
-def _open_folder(job: Job) -> tuple[Hadamard, MemoryStore]:
+def _open_folder(job: Job) -> tuple[FactoredGram, MemoryStore]:
     with _lock:
         folder = _folders.get((job.folder, job.digest))
         if folder is None:
@@ -324,14 +325,14 @@ class Cluster:
 
         return prove
 
-    def maker(self, gram: Hadamard, store: FolderStore) -> Callable[[Column], FloatArray | int]:
+    def maker(self, gram: FactoredGram, store: FolderStore) -> Callable[[Column], FloatArray | int]:
         """Return a function that computes tile columns on the workers, which read the folder of the store."""
-        store.publish(FEATURES, gram.Z)
-        store.publish(GATES, gram.T)
-        folder, digest = os.path.abspath(store.folder), gram.digest()
+        for name, array in gram.arrays.items():
+            store.publish(f"{name}.npy", array)
+        folder, digest, names = os.path.abspath(store.folder), gram.digest(), tuple(gram.arrays)
 
         def make(column: Column) -> FloatArray | int:
-            job = Job(folder, digest, store.hashes, column.total, column.tile)
+            job = Job(folder, digest, names, store.hashes, column.total, column.tile)
             first, *below = column.pieces()
             size = max(1, -(-len(below) // (_SHARES * self._threads())))
             shares = [below[k : k + size] for k in range(0, len(below), size)]

@@ -6,23 +6,19 @@ O(n (m + h)) memory. Its Gram matrix is (S S^T) o (Z Z^T), computed tile by tile
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import math
 
 import numpy as np
-import numpy.typing as npt
 
-from alignver.arrays import Array, like, namespace
+from alignver.arrays import Array, namespace
 from alignver.errors import InvalidInput
+from alignver.proof.gram_tiles import ScaledGram
 from alignver.proof.rounding import OMEGA, FloatArray, add_up, gamma, mul_up, sqrt_up, square_sums_up, sum_up
 
 __all__ = [
     "GATE_ERROR",
     "GATE_UNDERFLOW",
-    "Hadamard",
     "Phi",
-    "ScaledGram",
     "dense_phi",
     "gate_matrix",
     "gate_matrix_error",
@@ -52,6 +48,7 @@ _LOG2E = 1.4426950408889634
 _LN2_HIGH = float.fromhex("0x1.62e42feep-1")
 _LN2_LOW = float.fromhex("0x1.a39ef35793c76p-33")
 _COEFFICIENTS = [1.0 / math.factorial(k) for k in range(14, -1, -1)]
+_LIBRARY = 2.0**-38  # the relative error of a gate in a re-check that relies on a library's exponential
 _EXPONENTS = 390  # of norms of rows and gates: products of four stay in range, here and in a re-check
 
 
@@ -210,72 +207,16 @@ def gram(Z: Array, S: Array, weights: Array | None = None) -> Array:
     return (T @ T.T) * (Z @ Z.T)
 
 
-@dataclasses.dataclass(frozen=True)
-class Hadamard:
-    """The matrix (T T^T) o (Z Z^T), tile by tile.
-
-    Attributes
-    ----------
-    Z : (n, m) float64
-    T : (n, h) float64
-        Arrays of any namespace.
-    """
-
-    Z: Array
-    T: Array
-
-    def tile(self, rows: slice, columns: slice) -> Array:
-        """Return a computed tile; the Z part is the last factor."""
-        block = self.T[rows, :] @ self.T[columns, :].T
-        block *= self.Z[rows, :] @ self.Z[columns, :].T
-        return block
-
-    def digest(self) -> str:
-        """Return a digest of the matrix, which identifies its stored tiles."""
-        content = hashlib.sha256(f"{self.Z.shape} {self.T.shape}".encode())
-        for array in (self.Z, self.T):
-            content.update(np.ascontiguousarray(array).data.cast("B"))
-        return content.hexdigest()
-
-    def at(self, place: Array) -> Hadamard:
-        """Return the matrix in the namespace and on the device of ``place``."""
-        return Hadamard(like(self.Z, place), like(self.T, place))
-
-
-@dataclasses.dataclass(frozen=True)
-class ScaledGram(Hadamard):
-    r"""The Gram matrix of D phi, D = diag(2^e) such that its diagonal lies near 1, with bounds of its errors.
-
-    Attributes
-    ----------
-    Z : (n, m) float64
-    T : (n, h) float64
-        D S diag(w).
-    exponents : (n,) int64
-        e.
-    trace, largest : float
-        Upper bounds of the trace and of the largest diagonal entry of (T T^T) o (Z Z^T).
-    error : float
-        Upper bound of the spectral norm of the rounding errors of the tiles: :math:`\gamma_{m+h+1} \mathrm{tr}` and
-        underflow. Entrywise :math:`|fl(T T^\top) \circ fl(Z Z^\top) - \ldots|_{ij} \le \gamma_{m+h+1} \|t_i\| \|t_j\|
-        \|z_i\| \|z_j\|` (Higham 2002, eq. (3.5) and Lemma 3.3, Cauchy and Schwarz): a rank-one matrix whose norm is
-        its trace.
-    moved : float
-        Upper bound of ||D (phi - phi^)||_F: phi^ has the computed gate values T, phi the exact ones, for all Z within
-        delta.
-    """
-
-    exponents: npt.NDArray[np.int64]
-    trace: float
-    largest: float
-    error: float
-    moved: float
-
-
 def scaled_gram(
     Z: FloatArray, q: FloatArray, weights: FloatArray | None = None, delta: float = 0.0
 ) -> ScaledGram | str:
-    """Return the Gram matrix of phi(q) with scaled rows, or the reason why it has no bounds.
+    r"""Return the Gram matrix of phi(q) with scaled rows, or the reason why it has no bounds.
+
+    It is :math:`(T T^\top) \circ (Z Z^\top)`, T = D S diag(w), its diagonal near 1. The error of its tiles is at most
+    :math:`\gamma_{m+h+1} \mathrm{tr}` and underflow: entrywise :math:`|fl(T T^\top) \circ fl(Z Z^\top) - \ldots|_{ij}
+    \le \gamma_{m+h+1} \|t_i\| \|t_j\| \|z_i\| \|z_j\|` (Higham 2002, eq. (3.5) and Lemma 3.3, Cauchy and Schwarz), a
+    rank-one matrix whose norm is its trace. ``moved`` bounds :math:`\|D (\phi - \hat\phi)\|_F`: phi^ has the computed
+    gate values T, phi the exact ones, for all Z within delta.
 
     Parameters
     ----------
@@ -320,4 +261,7 @@ def scaled_gram(
     tiny = mul_up(
         GATE_UNDERFLOW, 2.0**401, heaviest, float(n), float(T.shape[1]), add_up(1.0, sqrt_up(float(squares.max())))
     )
-    return ScaledGram(Z, T, exponents, trace, largest, error, add_up(moved, tiny))
+    # A re-check by other bounds allows for an error of the library's exponential, and finds a little less.
+    slack = mul_up(_LIBRARY, sqrt_up(mul_up(trace, 1.0 + 2.0**-10)))
+    pair = Z[:, None, :], T[:, None, :]
+    return ScaledGram((pair,), exponents, trace, largest, error, add_up(moved, tiny), slack)

@@ -1,7 +1,7 @@
 r"""Tile columns of a large Cholesky factor: how one is made, where it is stored, and which arithmetic may make it.
 
-Threads, a GPU and a cluster all call the same functions. A piece of the column is assembled from rows of Z and T and
-reduced by the finished columns; the diagonal tile is factored; every piece below it is solved with the factor. The
+Threads, a GPU and a cluster all call the same functions. A piece of the column is assembled from factors of its rows
+and reduced by the finished columns; the diagonal tile is factored; every piece below it is solved with the factor. The
 bound of :mod:`alignver.features.cholesky` counts the roundings of exactly these steps.
 
 On NumPy arrays BLAS does the triangular solve. On other arrays it is written out below: the solves of GPU libraries
@@ -36,7 +36,7 @@ from scipy.linalg import blas, lapack
 from alignver import atomic
 from alignver.arrays import Array, host, like, namespace
 from alignver.errors import InvalidInput
-from alignver.features.products import Hadamard
+from alignver.proof.gram_tiles import FactoredGram
 from alignver.proof.rounding import OMEGA, FloatArray, U
 
 __all__ = [
@@ -240,7 +240,7 @@ class Column:
 
     Attributes
     ----------
-    gram : Hadamard
+    gram : FactoredGram
     total : float
         Subtracted from the diagonal.
     tile, index : int
@@ -249,7 +249,7 @@ class Column:
         The finished tile columns, each from its diagonal tile down.
     """
 
-    gram: Hadamard
+    gram: FactoredGram
     total: float
     tile: int
     index: int
@@ -268,7 +268,7 @@ class Column:
     @property
     def end(self) -> int:
         """The end of the column: the order of the matrix."""
-        return int(self.gram.Z.shape[0])
+        return self.gram.order
 
     def pieces(self, rows: int = CHUNK) -> list[slice]:
         """Return the diagonal tile's rows, then those below, ``rows`` at a time."""

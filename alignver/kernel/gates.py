@@ -7,6 +7,7 @@ authors of the library state; tests compare it with exact arithmetic.
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from alignver.kernel.exact import floats, power, sqrt_down
 from alignver.kernel.failure import require
 from alignver.kernel.floats import OMEGA, Run, U, definite_floor, gamma, lengths_up, norm_up
+from alignver.kernel.matrices import factored_tile
 
 __all__ = ["LIBRARY", "gate_floor", "logistic"]
 
@@ -77,12 +79,7 @@ def gate_floor(
     moved += n * h * heaviest * longest * power(_RANGE - 1019)
     size = units**2
     noise = gamma(m + h + 1) * size + n * n * (m + h + 1) * power(2 * _RANGE - 1020)
-
-    def tile(rows: slice, columns: slice) -> Any:
-        part = T[rows] @ T[columns].T
-        part *= Z[rows] @ Z[columns].T
-        return part
-
+    tile = partial(factored_tile, [(Z[:, None], T[:, None])])
     top = power(int(exponents.max()))
     smallest = sqrt_down(definite_floor(tile, n, size + noise, noise, (claimed * top + moved) ** 2, run)) - moved
     bound: Fraction = smallest / top

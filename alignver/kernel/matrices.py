@@ -3,13 +3,15 @@ r"""Claims about a matrix, or about every matrix in a ball around it: rank, memb
 The claim ``factored-membership`` is about a Jacobian J that is given by layer factors: every matrix in a ball around it
 has full row rank, so every target is in its column space. Layer s has inputs A (n, T, a) and output gradients B
 (m, n, T, b); its columns of J are :math:`\sum_t b_{jit} a_{it}^\top` in row i m + j, sample by sample. With one
-position its contribution to :math:`J J^\top` is computed from the factors, with several its columns are formed.
+position its contribution to :math:`J J^\top` is computed from the factors, with several its columns are formed, tile by
+tile.
 """
 
 from __future__ import annotations
 
 import math
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,7 +47,7 @@ from alignver.kernel.floats import (
     spectral_up,
 )
 
-__all__ = ["METHODS", "ball_radius"]
+__all__ = ["METHODS", "ball_radius", "factored_tile"]
 
 
 def _full_rank(certificate: Certificate, inputs: Inputs, run: Run) -> str:
@@ -338,21 +340,23 @@ def _full_row_rank(certificate: Certificate, inputs: Inputs, run: Run) -> str:
     sources = {**certificate.data, **inputs}
     names = {f"{letter}{k}" for k in range(len(layers)) for letter in "AB"}
     require(set(inputs) in ({"y"}, {"y", *names}), "the inputs are neither all factors nor none")
-    gram = np.zeros((n * m, n * m))
+    factors: list[tuple[Any, Any]] = []
     size, lost, most, additions, columns, terms = Fraction(0), Fraction(0), 0, 0, 0, 0
     for k, layer in enumerate(layers):
         A, B = _factors(sources, k, layer, n, m)
-        B = B * scale[:, :, None, None]
+        B = np.ascontiguousarray((B * scale[:, :, None, None]).transpose(1, 0, 2, 3))
         require(all(float(np.abs(x).max()) < _FAR for x in (A, B)), f"the factors of layer {k} are too large")
         T, a, b = A.shape[1], A.shape[2], B.shape[3]
         # T + 1 more roundings: the products of lengths, and their sum.
-        share = norm_up(np.einsum("it,jit->ij", lengths_up(A), lengths_up(B))) / (1 - gamma(T + 1)) + n * m * T * OMEGA
+        share = norm_up(np.einsum("it,ijt->ij", lengths_up(A), lengths_up(B))) / (1 - gamma(T + 1)) + n * m * T * OMEGA
         size += share**2
         if T > 1:
             # The bound of the size covers that formed columns may be longer than the exact ones.
             lost += gamma(T) * share
-        roundings, added = _add(gram, A, B)
-        most, additions = max(most, roundings + 2 * T), additions + added
+        group = max(1, _WIDTH // b)  # inputs of which the columns are formed at once
+        most = max(most, (a + b + 1 if T == 1 else min(group, a) * b) + 2 * T)
+        additions += 1 if T == 1 else -(-a // group)
+        factors.append((A, B.reshape(n * m, T, b)))
         columns, terms = columns + a * b, terms + (a + b) * T * T
         lost += n * m * a * b * T * OMEGA * power(400)  # underflow in the scaling of B, times A
     require(columns >= n * m, "there are fewer columns than rows")
@@ -362,7 +366,7 @@ def _full_row_rank(certificate: Certificate, inputs: Inputs, run: Run) -> str:
     radius, claimed = number(constants["ball"], "value"), number(constants, "s_min")
     require(constants["ball"]["kind"] == "norm", "an unknown kind of ball")
     target = (max(radius, claimed) * top + lost) ** 2
-    eigenvalue = definite_floor(lambda r, c: gram[r, c].copy(), n * m, size + noise, noise, target, run)
+    eigenvalue = definite_floor(partial(factored_tile, factors), n * m, size + noise, noise, target, run)
     floor = (sqrt_down(eigenvalue) - lost) / top
     require(floor > radius, "s_min is not proved to exceed the radius of the ball")
     require(floor >= claimed, "s_min is not proved to be as large as claimed")
@@ -379,23 +383,20 @@ def _factors(sources: Inputs, k: int, layer: Any, n: int, m: int) -> tuple[Any, 
     return A.reshape(n, T, -1), B.reshape(m, n, T, -1)
 
 
-def _add(gram: Any, A: Any, B: Any) -> tuple[int, int]:
-    """Add the contribution of a layer; return the most roundings of a product within it, and the additions of it."""
-    m, n, T, b = B.shape
-    a = A.shape[2]
-    if T == 1:
-        rows = np.ascontiguousarray(B[:, :, 0].transpose(1, 0, 2)).reshape(n * m, b)
-        inner = A[:, 0] @ A[:, 0].T
-        for i in range(n):
-            block = slice(i * m, (i + 1) * m)
-            gram[block] += (rows[block] @ rows.T) * np.repeat(inner[i], m)[None, :]
-        return a + b + 1, 1
-    step = max(1, _WIDTH // b)
-    starts = range(0, a, step)
-    for start in starts:
-        part = (B.transpose(1, 0, 3, 2) @ A[:, None, :, start : start + step]).reshape(n * m, -1)
-        gram += part @ part.T
-    return min(step, a) * b, len(starts)
+def factored_tile(factors: list[tuple[Any, Any]], rows: slice, columns: slice) -> Any:
+    """Return entries of the Gram matrix of the rows with factors A (n, T, a) and B (n m, T, b), sample by sample."""
+    gram = np.zeros((rows.stop - rows.start, columns.stop - columns.start))
+    for A, B in factors:
+        i, k = (np.arange(side.start, side.stop) // (len(B) // len(A)) for side in (rows, columns))
+        if B.shape[1] == 1:
+            inner = A[i[0] : i[-1] + 1, 0] @ A[k[0] : k[-1] + 1, 0].T
+            gram += (B[rows, 0] @ B[columns, 0].T) * inner[i - i[0]][:, k - k[0]]
+            continue
+        step = max(1, _WIDTH // B.shape[2])
+        for part in (A[:, :, start : start + step] for start in range(0, A.shape[2], step)):
+            left, right = (B[side].transpose(0, 2, 1) @ part[of] for side, of in ((rows, i), (columns, k)))
+            gram += left.reshape(len(i), -1) @ right.reshape(len(k), -1).T
+    return gram
 
 
 _OF_RANK = {"gram": _full_rank, "right inverse": _full_rank, "minor": _minor, "null space": _null_space}

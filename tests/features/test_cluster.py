@@ -213,7 +213,7 @@ def test_folder_that_workers_do_not_share(client, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InvalidInput, match="folder: got no folder beside a client"):
         check_safe_exploration(Z, method="gram", client=client)
-    with pytest.raises(InvalidInput, match=r"folder: got /proc/self/cwd/tiles, which a worker on .* sees without feat"):
+    with pytest.raises(InvalidInput, match=r"folder: got /proc/self/cwd/tiles, which a worker on .* sees without A0"):
         check_safe_exploration(Z, method="gram", folder="/proc/self/cwd/tiles", client=client)
     np.save("Z.npy", Z)
     with pytest.raises(InvalidInput, match=r"Z: got /proc/self/cwd/Z.npy, which a worker on .* cannot read"):
@@ -221,7 +221,7 @@ def test_folder_that_workers_do_not_share(client, tmp_path, monkeypatch):
 
 
 def job(folder, store, gram):
-    return cluster.Job(str(folder), gram.digest(), store.hashes, 1e-9, 16)
+    return cluster.Job(str(folder), gram.digest(), ("A0", "B0"), store.hashes, 1e-9, 16)
 
 
 class Mixed:
@@ -261,12 +261,12 @@ def test_workers_verify_the_hashes_of_files(tmp_path):
     Z, q = features(70, 9), np.random.default_rng(0).standard_normal((9, 16))
     gram = scaled_gram(Z, q)
     store = FolderStore(tmp_path, {})
-    store.publish(cluster.FEATURES, gram.Z)
-    store.publish(cluster.GATES, gram.T)
+    for name, array in gram.arrays.items():
+        store.publish(f"{name}.npy", array)
     assert cholesky.factor_tiles(gram, 1e-9, 16, store) is None
     good = job(tmp_path, store, gram)
     piece = [slice(64, 70)]
-    early = cluster.Job(good.folder, good.digest, good.hashes[:4], 1e-9, 16)
+    early = cluster.Job(good.folder, good.digest, good.names, good.hashes[:4], 1e-9, 16)
     np.testing.assert_array_equal(cluster.factor_tile(cluster.reduce_rows(early, piece)), np.tril(store[4]))
     content = bytearray((tmp_path / "column_00002.npy").read_bytes())
     content[-3] ^= 1
@@ -274,7 +274,7 @@ def test_workers_verify_the_hashes_of_files(tmp_path):
     cluster._folders.clear()
     with pytest.raises(InvalidInput, match="with another column_00002"):
         cluster.reduce_rows(early, piece)
-    store.publish(cluster.GATES, 2 * gram.T)
+    store.publish("B0.npy", 2 * gram.arrays["B0"])
     cluster._folders.clear()
     with pytest.raises(InvalidInput, match="with another matrix"):
         cluster.reduce_rows(early, piece)

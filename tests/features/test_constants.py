@@ -15,7 +15,6 @@ from alignver.features.cholesky import prove_definite, tiled_shift
 from alignver.features.products import (
     GATE_ERROR,
     GATE_UNDERFLOW,
-    ScaledGram,
     dense_phi,
     gate_matrix_error,
     logistic,
@@ -25,6 +24,7 @@ from alignver.features.rows import directions, open_rows, scan_rows
 from alignver.features.staircase import Staircase, _exponent, _halvings, find_staircase
 from alignver.features.tiles import _lowered
 from alignver.proof.cholesky import row_rank_by_gram
+from alignver.proof.gram_tiles import ScaledGram
 from alignver.proof.right_inverse import row_rank_by_inverse
 from tests.exact import OMEGA, U, gamma, pinned, pinned_below, root, square
 from tests.matrices import with_singular_values
@@ -96,13 +96,18 @@ def test_error_bound_of_gates_is_sharp() -> None:
 # The Gram matrix of phi
 
 
+def features_and_gates(scaled: ScaledGram) -> tuple[np.ndarray, np.ndarray]:
+    ((Z, T),) = scaled.factors
+    return Z[:, 0], T[:, 0]
+
+
 def expected(
     scaled: ScaledGram, q: np.ndarray, w: np.ndarray | None, delta: float
 ) -> tuple[Fraction, Fraction, Fraction]:
     """Return the trace, the rounding error and the error of the gates."""
-    n, m = scaled.Z.shape
-    h = scaled.T.shape[1]
-    rows, gates = [square(z) for z in scaled.Z], [square(t) for t in scaled.T]
+    Z, T = features_and_gates(scaled)
+    (n, m), h = Z.shape, T.shape[1]
+    rows, gates = [square(z) for z in Z], [square(t) for t in T]
     trace = sum((a * b for a, b in zip(rows, gates, strict=True)), Fraction(0))
     error = gamma(m + h + 2) * trace + n * (m + h + 4) * OMEGA * 2**450 * (1 + max(rows))
     gate = root(max(square(column) for column in q.T))
@@ -148,7 +153,9 @@ def test_errors_of_a_gram_matrix_of_phi(name: str) -> None:
     assert isinstance(scaled, ScaledGram), scaled
     trace, error, moved = expected(scaled, q, w, delta)
     pinned(scaled.trace, trace, 2.0**-42)
-    pinned(scaled.largest, max(square(z) * square(t) for z, t in zip(scaled.Z, scaled.T, strict=True)), 2.0**-42)
+    pinned(
+        scaled.largest, max(square(z) * square(t) for z, t in zip(*features_and_gates(scaled), strict=True)), 2.0**-42
+    )
     pinned(scaled.error, error, 2.0**-42)
     pinned(scaled.moved, moved, 2.0**-40)
 
@@ -156,7 +163,7 @@ def test_errors_of_a_gram_matrix_of_phi(name: str) -> None:
 def test_error_bound_of_a_gram_matrix_is_sharp() -> None:
     closest = 0.0
     for z, t in np.random.default_rng(0).uniform(1.0, 1.1, (3000, 2)):
-        scaled = ScaledGram(np.array([[z]]), np.array([[t]]), np.zeros(1, dtype=np.int64), 0.0, 0.0, 0.0, 0.0)
+        scaled = ScaledGram(((np.array([[[z]]]), np.array([[[t]]])),), np.zeros(1, dtype=np.int64), 0.0, 0.0, 0.0, 0.0)
         exact = Fraction(z) ** 2 * Fraction(t) ** 2
         wrong = abs(Fraction(float(scaled.tile(slice(0, 1), slice(0, 1))[0, 0])) - exact)
         assert wrong <= gamma(3) * exact
@@ -182,7 +189,9 @@ def test_shift_of_a_tiled_factorization(n: int, tile: int) -> None:
 def two(e: float, error: float = 0.0, moved: float = 0.0, exponent: int = 0) -> ScaledGram:
     """Return (1, 1; 1, 1 + e^2), with the given errors."""
     Z, T = np.array([[1.0, 0.0], [1.0, e]]), np.ones((2, 1))
-    return ScaledGram(Z, T, np.array([exponent, exponent - 3]), 2.0 + e * e, 1.0 + e * e, error, moved)
+    slack = 2.0**-38 * np.sqrt((2.0 + e * e) * (1 + 2.0**-10))
+    pair = Z[:, None], T[:, None]
+    return ScaledGram((pair,), np.array([exponent, exponent - 3]), 2.0 + e * e, 1.0 + e * e, error, moved, slack)
 
 
 @pytest.mark.parametrize(("error", "moved"), [(0.0, 0.0), (2.0**-46, 0.0), (2.0**-40, 2.0**-18), (0.0, 2.0**-10)])

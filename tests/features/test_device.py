@@ -90,7 +90,9 @@ def test_check_runs_on_the_device_of_the_features(backend, monkeypatch):
     there = backend(Z)
     used = []
     make = tiles.make_on_device
-    monkeypatch.setattr(tiles, "make_on_device", lambda column: used.append(type(column.gram.Z)) or make(column))
+    monkeypatch.setattr(
+        tiles, "make_on_device", lambda column: used.append(type(column.gram.factors[0][0])) or make(column)
+    )
     if accelerator(there) is None:  # stands for a GPU
         monkeypatch.setattr(exploration, "accelerator", lambda value: value[:0, :])
     result = check_safe_exploration(there, method="gram")

@@ -46,9 +46,10 @@ def always(value: Any) -> Any:
     return lambda *arguments, **options: value
 
 
-def lifted_tile(self: Any, model: slice, columns: slice) -> Any:
-    block = (self.T[model] @ self.T[columns].T) * (self.Z[model] @ self.Z[columns].T)
-    if model == columns:
+def lifted_tile(self: Any, rows: slice, columns: slice) -> Any:
+    Z, T = (factor[:, 0] for factor in self.factors[0])
+    block = (T[rows] @ T[columns].T) * (Z[rows] @ Z[columns].T)
+    if rows == columns:
         block.flat[:: block.shape[1] + 1] += 2.0**-10
     return block
 
@@ -108,7 +109,7 @@ FREE = cholesky.FullRank(True, 1.0, "", exponents=np.zeros(3, np.int64))
 CASES: dict[str, tuple[list[tuple[str, Any]], Any]] = {
     # Gram matrices of phi: tiles, shifts, gates.
     "tiles": (
-        [(f"{products.__name__}.Hadamard.tile", lifted_tile), *NO_REFUTATION],
+        [("alignver.proof.gram_tiles.FactoredGram.tile", lifted_tile), *NO_REFUTATION],
         exploration(q=GATES, method="gram"),
     ),
     "a factorization that ends": (

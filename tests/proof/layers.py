@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -47,10 +47,14 @@ def exceeds(rows: Exact, s: Fraction) -> bool:
 
 
 def claim(
-    layers: Sequence[Layer], radius: float = 0.0, *, stored: bool = True
+    layers: Sequence[Layer],
+    radius: float = 0.0,
+    *,
+    stored: bool = True,
+    prove: Callable[[Sequence[Layer], Callable[[float], float]], FactoredRank] = row_rank_by_factors,
 ) -> tuple[FactoredRank, Certificate | None, dict[str, np.ndarray]]:
     """A proof, its certificate as a check of alignment writes it, and the inputs that go with that."""
-    proof = row_rank_by_factors(layers, lambda size: radius)
+    proof = prove(layers, lambda size: radius)
     m, n = layers[0].gradients.shape[:2]
     arrays = {}
     for k, layer in enumerate(layers):

@@ -14,7 +14,7 @@ from alignver.proof import cholesky
 from alignver.proof.cholesky import factor_shifted
 from alignver.proof.decision import Ball
 from alignver.proof.exact import integer_column, mantissas, to_integers
-from alignver.proof.factored_gram import FactoredRank, Layer, row_rank_by_factors
+from alignver.proof.factored_gram import FactoredRank, Layer, row_lengths, row_rank_by_factors
 from tests.exact import OMEGA, U, gamma, pinned, pinned_below, root, square
 
 u = 2.0**-53
@@ -108,7 +108,8 @@ def test_constants_of_a_proof_through_factors(name: str, monkeypatch: pytest.Mon
     assert any(ok and Fraction(taken) >= margin + shift for taken, ok, _ in seen)
     top = Fraction(2) ** int(proof.exponents.max())
     pinned_below(computed["s_min"], (root(shift) - lost) / top, 2.0**-45)
-    diagonal = [Fraction(float(x)) for x in seen[0][2].diagonal()]
+    m, n = layers[0].gradients.shape[:2]  # the matrix has its rows sample by sample
+    diagonal = [Fraction(float(x)) for x in seen[0][2].diagonal().reshape(n, m).T.ravel()]
     squares = [
         sum(p * p for p in row) for row in zip(*(lengths(each, proof.exponents) for each in layers), strict=True)
     ]
@@ -132,10 +133,10 @@ def formed(layer: Layer) -> np.ndarray:
 
 def test_lengths_of_rows() -> None:
     for T in (1, 3, 1000):
-        one = Layer("w", np.tile([3.0, 4.0], (1, T, 1)), np.tile([5.0, 12.0], (1, 1, T, 1)))
-        pinned(float(one.lengths()[0, 0]), 65 * T * (1 + (T + 8) * 2 * U), 2.0**-49)
-        none = Layer("w", np.zeros((1, T, 1)), np.zeros((1, 1, T, 1)))
-        pinned(float(none.lengths()[0, 0]), 2 * T * OMEGA, 2.0**-39)
+        one = row_lengths(np.tile([3.0, 4.0], (1, T, 1)), np.tile([5.0, 12.0], (1, T, 1)))
+        pinned(float(one[0]), 65 * T * (1 + (T + 8) * 2 * U), 2.0**-49)
+        none = row_lengths(np.zeros((1, T, 1)), np.zeros((1, T, 1)))
+        pinned(float(none[0]), 2 * T * OMEGA, 2.0**-39)
 
 
 @pytest.mark.parametrize("name", ["vectors", "positions", "uneven"])
