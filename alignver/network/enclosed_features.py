@@ -30,7 +30,7 @@ from alignver.progress import stage, track
 __all__ = ["EnclosedFeatures", "enclose_features", "feature_network", "inputs_again", "model_inputs"]
 
 _ROWS = 64  # samples in a batch of a graph, at most
-_ENTRIES = 2**14  # inputs in a batch: the program of a batch of images takes about 500 MB
+_ENTRIES = 2**13  # inputs in a batch: larger batches of images do not stay in the caches
 _COMPARED = 32  # samples whose features are computed by the module too
 
 

@@ -186,6 +186,55 @@ def test_forward_keeps_the_output_alone():
     assert every[program.steps[program.output].of[0]].error.shape in ((), (3,))
 
 
+@pytest.mark.parametrize(("name", "by_channels"), [("convolution", 2), ("groups and dilation", 1), ("transposed", 2)])
+def test_convolutions_by_channels_are_those_of_the_rows(name, by_channels):
+    torch.manual_seed(0)
+    make, inputs = MODULES[name]
+    program = as_program(make(), inputs())
+    values = normwise.forward(program)
+    steps = [step for step in program.steps if step.kind == "affine" and step.args["positions"] is not None]
+    assert len(steps) == by_channels
+    for step in steps:
+        x, W = (values[k].value for k in step.of)
+        gathered = np.append(x, 0.0)[step.args["index"]].reshape(step.args["rows"])
+        np.testing.assert_allclose(normwise._by_channels(step, x, W), gathered @ W, rtol=0, atol=1e-14)
+
+
+def test_an_index_that_differs_between_channels_or_samples_has_no_positions():
+    shape, index = (2, 2, 3), np.array([0, 1, 3, 4, -1, 2, -1, 5]).reshape(1, 2, 4)
+    whole = np.concatenate([index, np.where(index < 0, -1, index + 6)], axis=1)
+    for place, changed in ((None, 0), ((0, 0, 0), 2), ((0, 3, 3), 9), ((0, 1, 0), 1), ((0, 2, 1), -1)):
+        builder = Builder(np.random.default_rng(0), 2, 1)
+        x = builder.tape.append("input", (), shape, np.repeat(np.arange(2, dtype=np.int32), 6), value=np.ones(shape))
+        rows = whole.copy()
+        if place is not None:
+            rows[place] = changed
+        meta = {"kind": "conv", "kernel": (2,), "stride": (1,), "dilation": (1,), "rows": np.repeat([0, 1], 2)}
+        step = builder.tape.affine(x, builder.leaf(1, 4, 3), rows, meta)
+        positions = builder.tape.steps[step].args["positions"]
+        assert (positions is None) == (place is not None)
+        if place is None:
+            np.testing.assert_array_equal(positions, [[0, 1], [-1, 2]])
+
+
+@pytest.mark.parametrize("name", ["convolution", "batch norm", "shared factors", "attention"])
+def test_what_the_inputs_do_not_change_is_evaluated_once(name, monkeypatch):
+    torch.manual_seed(0)
+    make, inputs = MODULES[name]
+    program = as_program(make(), inputs())
+    fixed = normwise.constants(program)
+    (plain,) = normwise.forward(program, keep=False)
+    for _ in range(2):
+        (again,) = normwise.forward(program, keep=False, fixed=fixed)
+        np.testing.assert_array_equal(plain.value, again.value)
+        np.testing.assert_array_equal(plain.error, again.error)
+        monkeypatch.setattr(normwise, "affine_norm", None)  # was computed before
+    kinds = {program.steps[i].kind for i in fixed.values}
+    assert "leaf" in kinds
+    assert "input" not in kinds
+    assert program.output not in fixed.values
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_gradients_in_factors_are_the_same(tied):
     builder = Builder(np.random.default_rng(0), 3, 4)

@@ -57,8 +57,13 @@ def _sigmoid(t: Any) -> tuple[Any, Any]:
 
 def _softplus_value(x: Any, beta: float) -> tuple[Any, Any]:
     """Return the value and its error: t log1p(e^-t) <= 1/e for the rounding of t, and log1p(e^-t) <= ln 2."""
-    y = np.maximum(x, 0.0) + np.log1p(np.exp(-beta * np.abs(x))) / beta
-    return y, _relative(y, 1.0) + 4.6 * U / beta
+    y = np.abs(x)
+    np.log1p(np.exp(np.multiply(y, -beta, out=y), out=y), out=y)
+    np.divide(y, beta, out=y)
+    y += np.maximum(x, 0.0)
+    error = y * U
+    error += 4.6 * U / beta + SMALL
+    return y, error
 
 
 def _softplus(x: Any, e: Any, args: Mapping[str, Any], slope: bool) -> tuple[Any, ...]:

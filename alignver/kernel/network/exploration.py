@@ -63,6 +63,7 @@ class Features:
         # A program depends on the values of integers, but not on those of real inputs.
         self._same = dtype in FLOATS
         self._first = compiled(graph, self._values, self._batch(0))
+        self._fixed = normwise.constants(self._first) if self._same else None
         self.m = self._first.columns
 
     def _batch(self, start: int) -> Any:
@@ -82,7 +83,7 @@ class Features:
         """Return the features of a batch, and bounds of the 2-norms of the errors of its rows."""
         require_ieee()  # in this thread
         count = min(self._shape[0], len(self._x) - start)
-        (output,) = normwise.forward(self._program(start), keep=False)
+        (output,) = normwise.forward(self._program(start), keep=False, fixed=self._fixed)
         return output.value.reshape(len(output.value), -1)[:count], output.error[:count]
 
 

@@ -27,11 +27,11 @@ import numpy as np
 from alignver.kernel.failure import require
 from alignver.kernel.network import row_functions
 from alignver.kernel.network.operator_norms import affine_norm, gamma_up, spectral, windows
-from alignver.kernel.network.radii import Enclosure, Entries, Rows, Run, U, lengths, rows_largest, up
+from alignver.kernel.network.radii import Constants, Enclosure, Entries, Rows, Run, U, lengths, rows_largest, up
 from alignver.kernel.network.row_functions import Back
 from alignver.kernel.network.tape import Program, Step
 
-__all__ = ["Enclosure", "forward", "gradients"]
+__all__ = ["Constants", "Enclosure", "constants", "forward", "gradients"]
 
 _LARGEST = 2.0**70
 _ROWS = 2**20  # entries of a gathered matrix that are held at a time
@@ -227,24 +227,46 @@ def _copies(step: Step) -> int:
     return int(np.bincount(index + 1)[1:].max(initial=0))
 
 
-def _affine(run: Run, i: int, step: Step) -> tuple[Any, Any]:
-    x, W = run.arguments(step)
-    groups, length, _ = W.value.shape
+def _by_channels(step: Step, x: Any, W: Any) -> Any:
+    """Return the product of a convolution: for each place in the kernel, that of all channels at once."""
+    positions, (samples, channels) = step.args["positions"], x.shape[:2]
+    cells, taps = positions.shape
+    padded = np.zeros((samples, math.prod(x.shape[2:]) + 1, channels))  # the index -1 stands for the last row
+    padded[:, :-1] = x.reshape(samples, channels, -1).swapaxes(1, 2)
+    kernel = W.reshape(channels, taps, -1)
+    value = np.zeros((samples * cells, kernel.shape[-1]))
+    for tap in range(taps):
+        rows = padded.take(positions[:, tap], axis=1, mode="wrap")
+        value += np.matmul(rows.reshape(samples * cells, channels), kernel[:, tap])
+    return value.reshape(step.shape)
+
+
+def _gathered_product(step: Step, x: Any, W: Any) -> Any:
+    groups, length, _ = W.shape
     rows, index = step.shape[1], step.args["index"]
     value = np.empty(step.shape)
     together, height = max(1, _ROWS // (rows * length + 1)), max(1, _ROWS // (length + 1))
-    flat = None if index is None else _extended([x.value])
-    table = x.value.reshape(groups, rows, length) if index is None else index.reshape(groups, rows, length)
+    flat = None if index is None else _extended([x])
+    table = x.reshape(groups, rows, length) if index is None else index.reshape(groups, rows, length)
     for first in range(0, groups, together):
         for top in range(0, rows, height):
             part = slice(first, first + together), slice(top, top + height)
             gathered = table[part] if flat is None else flat.take(table[part], mode="wrap")
-            np.matmul(gathered, W.value[part[0]], out=value[part])
-    copies = _copies(step)
-    size = math.sqrt(copies) * run.norms(step)[0]
-    error = gamma_up(length) * size * lengths(W.value.reshape(groups, -1)).max(initial=0.0)
+            np.matmul(gathered, W[part[0]], out=value[part])
+    return value
+
+
+def _affine(run: Run, i: int, step: Step) -> tuple[Any, Any]:
+    x, W = run.arguments(step)
+    groups, length, _ = W.value.shape
+    product = _gathered_product if step.args["positions"] is None else _by_channels
+    value, copies = product(step, x.value, W.value), _copies(step)
+    size = math.sqrt(copies) * run.entries(step.of[0]).norm(x.value.reshape(-1))
+    largest = run.constants.bound(i, "length", lambda: lengths(W.value.reshape(groups, -1)).max(initial=0.0))
+    error = gamma_up(length) * size * largest
     if x.error.any():
-        error = error + affine_norm(W.value, copies, step.args["conv"]) * x.error
+        norm = run.constants.bound(i, "norm", lambda: affine_norm(W.value, copies, step.args["conv"]))
+        error = error + norm * x.error
     error = error + (size + math.sqrt(copies) * x.error) * W.error
     return value, up(error)
 
@@ -318,7 +340,39 @@ def _checked(step: Step, value: Any, error: Any) -> None:
     require(finite, f"{step.kind}: a value or a radius that is not finite")
 
 
-def forward(program: Program, *, keep: bool = True) -> list[Enclosure]:
+def constants(program: Program) -> Constants:
+    """Evaluate the steps of a program that depend on its leaves alone, for all batches of inputs.
+
+    Raises
+    ------
+    NotProved
+        As :func:`forward`.
+    """
+    steps, fixed = program.steps, set[int]()
+    for i, step in enumerate(steps):
+        if step.kind != "input" and fixed.issuperset(step.of):
+            fixed.add(i)
+    needed = {k for i, step in enumerate(steps) if i not in fixed for k in step.of} | {program.output}
+    values: dict[int, Enclosure] = {}
+    run = Run(program, values)
+    with np.errstate(all="ignore"):
+        for i in sorted(fixed):
+            values[i] = _evaluated(run, i)
+    return Constants({i: values[i] if i in needed else None for i in fixed}, {})
+
+
+def _evaluated(run: Run, i: int) -> Enclosure:
+    step = run.program.steps[i]
+    require(step.kind in _FORWARD, f"no rule for {step.kind}")
+    value, error = _FORWARD[step.kind](run, i, step)
+    value = np.ascontiguousarray(value, dtype=np.float64).reshape(step.shape)
+    shape = () if step.owner is None else (run.program.samples,)
+    error = np.broadcast_to(error, shape) if shape else np.reshape(error, ())
+    _checked(step, value, error)
+    return Enclosure(value, error)
+
+
+def forward(program: Program, *, keep: bool = True, fixed: Constants | None = None) -> list[Enclosure]:
     r"""Evaluate a program, and bound :math:`\|v_i - \hat v_i\|_2` for each step v and each sample i.
 
     Parameters
@@ -327,6 +381,8 @@ def forward(program: Program, *, keep: bool = True) -> list[Enclosure]:
         Steps in the order of their evaluation.
     keep : bool
         Return the enclosures of all steps, which :func:`gradients` needs; otherwise that of the output alone.
+    fixed : Constants, optional
+        Those of this program, or of one that differs in its inputs alone; not together with ``keep``.
 
     Returns
     -------
@@ -339,17 +395,15 @@ def forward(program: Program, *, keep: bool = True) -> list[Enclosure]:
         If a step has no rule, is undefined somewhere in the enclosure of its arguments, or is not finite.
     """
     values: dict[int, Enclosure] = {}
-    run = Run(program, values)
+    run = Run(program, values, fixed)
     last = {k: i for i, step in enumerate(program.steps) for k in step.of}
     with np.errstate(all="ignore"):
         for i, step in enumerate(program.steps):
-            require(step.kind in _FORWARD, f"no rule for {step.kind}")
-            value, error = _FORWARD[step.kind](run, i, step)
-            value = np.ascontiguousarray(value, dtype=np.float64).reshape(step.shape)
-            shape = () if step.owner is None else (program.samples,)
-            error = np.broadcast_to(error, shape) if shape else np.reshape(error, ())
-            _checked(step, value, error)
-            values[i] = Enclosure(value, error)
+            if i in run.constants.values:
+                known = run.constants.values[i]
+                values.update({} if known is None else {i: known})
+                continue
+            values[i] = _evaluated(run, i)
             for k in set(step.of) if not keep else ():
                 if last[k] == i and k != program.output:
                     del values[k]

@@ -7,6 +7,7 @@ what gradual underflow takes from the values of a step, :math:`\sqrt N k\,2^{-10
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,18 +17,8 @@ from alignver.kernel.failure import require
 from alignver.kernel.network.operator_norms import SLACK, gamma_up
 from alignver.kernel.network.tape import Program, Step
 
-__all__ = [
-    "TINY",
-    "Enclosure",
-    "Entries",
-    "Run",
-    "U",
-    "lengths",
-    "row_owner",
-    "rows_largest",
-    "rows_norm",
-    "up",
-]  # fmt: skip
+__all__ = ["TINY", "Constants", "Enclosure", "Entries", "Rows", "Run", "U", "lengths", "row_owner", "rows_largest",
+           "rows_norm", "up"]  # fmt: skip
 
 U = 2.0**-53
 TINY = 2.0**-1000
@@ -39,6 +30,28 @@ class Enclosure:
 
     value: Any
     error: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Constants:
+    """What does not depend on the inputs of a program.
+
+    Attributes
+    ----------
+    values : dict of int to Enclosure or None
+        The steps that depend on leaves alone; None where no other step needs the value.
+    bounds : dict
+        Bounds of the matrices of a step, by the step and a name.
+    """
+
+    values: dict[int, Enclosure | None]
+    bounds: dict[tuple[int, str], float]
+
+    def bound(self, i: int, name: str, compute: Callable[[], Any]) -> float:
+        """Return a bound, computed once."""
+        if (i, name) not in self.bounds:
+            self.bounds[i, name] = float(compute())
+        return self.bounds[i, name]
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,8 +143,9 @@ class Run:
     :class:`Rows`.
     """
 
-    def __init__(self, program: Program, values: Any) -> None:
+    def __init__(self, program: Program, values: Any, constants: Constants | None = None) -> None:
         self.program, self.values, self.needed = program, values, set[int]()
+        self.constants = Constants({}, {}) if constants is None else constants
         self.factored = set[int]()
         self._entries: dict[int, Entries] = {}
 

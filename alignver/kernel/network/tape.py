@@ -15,7 +15,8 @@ kind             value, of the steps in ``of``
 ``product``      a b, entry by entry
 ``quotient``     a / b, entry by entry
 ``matmul``       (G, m, k) times (G, k, n)
-``affine``       rows (G, R, k) gathered from x by ``args["index"]`` (all for None), times W (G, k, n), which is shared
+``affine``       rows (G, R, k) gathered from x by ``args["index"]`` (all for None), times W (G, k, n), which is shared;
+                 ``args["positions"]`` (cells, taps) says the same of every sample and channel, unless it is None
 ``map``          ``args["fn"]`` of every entry
 ``reduce``       (R, k) to (R,): sums
 ``max``          (R, k) to (R,): maxima
@@ -116,6 +117,22 @@ def shared_with(owner: Any, shape: Sequence[int]) -> Any:
         if (line >= 0).all() and ((grid < 0) | (grid == along)).all():
             return np.ascontiguousarray(np.broadcast_to(along, grid.shape)).reshape(-1).astype(np.int32)
     raise NotProved("an operation joins samples, or constants with samples that no axis separates")
+
+
+def _positions(index: Any, shape: Sequence[int]) -> Any:
+    """Return where the windows of a convolution are in one channel, (cells, taps), if all channels have the same.
+
+    None unless index, of shape (samples cells, channels taps), is made of these for x of shape (samples, channels,
+    *sides).
+    """
+    samples, channels, side = shape[0], shape[1], math.prod(shape[2:])
+    if 0 in (samples, channels, side) or index.shape[0] % samples or index.shape[1] % channels:
+        return None
+    grid = index.reshape(samples, index.shape[0] // samples, channels, index.shape[1] // channels)
+    first = np.ascontiguousarray(grid[0, :, 0])
+    start = (np.arange(samples)[:, None] * channels + np.arange(channels)) * side
+    same = np.array_equal(grid, np.where(first[:, None] < 0, -1, first[:, None] + start[:, None, :, None]))
+    return first if same and first.max(initial=-1) < side else None
 
 
 class Tape:
@@ -301,7 +318,9 @@ class Tape:
         size = self.steps[x].size
         identity = index.size == size and np.array_equal(index.reshape(-1), np.arange(size))
         flat = None if identity else index.reshape(-1).astype(np.int64)
-        return self.append("affine", (x, W), (G, R, n), owner, index=flat, rows=(G, R, k), conv=conv)
+        positions = None if conv is None or identity or G > 1 else _positions(index[0], self.shape(x))
+        rows = {"index": flat, "positions": positions, "rows": (G, R, k)}
+        return self.append("affine", (x, W), (G, R, n), owner, **rows, conv=conv)
 
     def program(self, output: int, samples: int) -> Program:
         """Return the steps that an output needs, as a program for a number of samples.
