@@ -299,6 +299,7 @@ _HOMES = {
     "kappa": "kappa",
     "table2": "table2",
     "table2-gates": "table2",
+    "table2-network": "table2",
     "table3": "image_tables",
     "table4": "image_tables",
     "figure4": "image_tables",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from alignver.errors import InvalidInput
 from alignver.experiments import table2
 from alignver.experiments.conduct import Setting, conduct
 from alignver.experiments.networks import resnet18
-from alignver.results import Verdict
+from alignver.results import Subject, Verdict
 
 
 @pytest.fixture
@@ -39,6 +41,29 @@ def test_the_papers_row_beside_ours(small, tmp_path):
     assert set(paper) <= set(ours)
     assert paper["seconds"] is None
     assert "Small, seed 0" in result.reason
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_the_row_of_the_network(small, tmp_path, twice):
+    if twice:  # the features are read from the cache: the certificate proves them again
+        table2._measure_network("semeion", 0, Setting(cache=tmp_path))
+    (result,) = conduct(table2.TABLE2_NETWORK, Setting(cache=tmp_path)).results
+    assert (result.verdict, result.subject) == (Verdict.HOLDS, Subject.NETWORK)
+    paper, ours = result.measured["paper"], result.measured["ours"]
+    assert (paper["n"], paper["m_{H-1}"], paper["m_H"]) == (40, 17, 5)
+    assert (ours["subject"], ours["rigor"], ours["re-check"]) == ("NETWORK", "PROOF", "HOLDS")
+    assert 0.0 < ours["features delta"] < 1e-6
+    assert ours["m_H"] == ours["limit"] == 3
+    assert set(paper) <= set(ours)
+    assert "in real arithmetic" in result.reason
+
+
+def test_equal_images_refute_the_row_of_the_network(small, monkeypatch):
+    x = np.repeat(small.x[:1], 40, axis=0)
+    monkeypatch.setitem(table2.PAPER, "semeion", table2.Row(40, 17, 5, lambda folder: dataclasses.replace(small, x=x)))
+    (result,) = conduct(table2.TABLE2_NETWORK).results
+    assert result.verdict is Verdict.FAILS
+    assert "FAILS with PROOF" in result.reason
 
 
 def test_features_are_kept_by_content(small, tmp_path):
