@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,10 +18,12 @@ import torch
 from torch import nn
 
 from alignver import require
+from alignver.arrays import available_memory
 from alignver.checks.data import merge_sentence, refutation
 from alignver.checks.membership import membership_of
 from alignver.checks.next_steps import alignment_steps
 from alignver.errors import InvalidInput
+from alignver.features.cluster import Cluster
 from alignver.jacobians.factored_proof import prove_by_factors
 from alignver.jacobians.gram import gram
 from alignver.jacobians.jacobian_form import JacobianForm, gram_first, planned, represent, represent_square
@@ -69,6 +72,8 @@ def check_alignment(
     budget_seconds: float | None = None,
     max_seconds: float | None = None,
     max_memory: int | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    client: Any = None,
 ) -> CheckResult:
     """Check the data-architecture alignment condition of a model at its present theta.
 
@@ -99,7 +104,14 @@ def check_alignment(
         The estimated time that a proof about the network may take: by default ``max_seconds``, or 10 s without that
         limit; 0 for the computed matrix alone.
     max_seconds, max_memory : float and int, optional
-        Limits: UNDECIDED when the time is over, at the next step of a long loop; the memory, in bytes, to plan with.
+        Limits: UNDECIDED when the time is over, at the next step of a long loop; the memory, in bytes, to plan with. A
+        Gram matrix of N rows that does not fit is factored in tiles, which need 4 N^2 bytes and the layers' factors.
+    folder : path, optional
+        Prove through the Gram matrix, and store the tiles of its factorization there, with less in memory; an
+        interrupted run continues from them. The verdict of such a run is NUMERICAL, since the origin of stored tiles is
+        unknown, until its certificate is verified.
+    client : dask.distributed.Client, optional
+        Compute the tiles on the workers of a cluster, which share ``folder`` with this process.
 
     Returns
     -------
@@ -143,6 +155,12 @@ def check_alignment(
         membership_of, method=method, rule=rule, tolerance=tolerance, residual_tolerance=residual_tolerance
     )
     check(np.ones((1, 1)), np.ones(1), certify=certify)  # refuses an invalid option before the long computation
+    cluster = None if client is None else Cluster(client)
+    if folder is not None or client is not None:
+        if engine not in (None, "gram"):
+            need = "engine='gram', whose tiles are stored"
+            raise InvalidInput("folder", f"a folder or a client with engine={engine!r}", need, "conflicting-arguments")
+        engine = "gram"
     if engine == "gram" and (method != "auto" or not certify):
         got = f"engine='gram' with method={method!r}, certify={certify}"
         need = "method='auto' and certify=True: the Gram matrix gives proofs only"
@@ -160,6 +178,8 @@ def check_alignment(
         engine=engine,
         prove=method == "auto",
         budget_seconds=budget_seconds,
+        folder=folder,
+        cluster=cluster,
     )
     return dataclasses.replace(result, cost={**result.cost, "seconds": time.perf_counter() - began})
 
@@ -178,6 +198,8 @@ def decide_alignment(
     prove: bool = True,
     budget_seconds: float | None = None,
     network: EnclosedNetwork | str | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    cluster: Cluster | None = None,
 ) -> CheckResult:
     """Decide the alignment of a prepared model and its data; the arguments are those of :func:`check_alignment`.
 
@@ -189,6 +211,8 @@ def decide_alignment(
         Whether the method allows a proof.
     network : EnclosedNetwork or str, optional
         The traced model, or why it cannot be traced; traced here by default.
+    folder, cluster
+        Where the tiles of the Gram matrix's factorization are stored, and computed.
     """
     began = time.perf_counter()
     m_y, d = prepared.m_y, parameter_layout(prepared.model).d
@@ -205,7 +229,7 @@ def decide_alignment(
     try:
         result = _of_computed_matrix(
             prepared, check, bound, rule=rule, certify=certify, tolerance=tolerance, dtype=dtype,
-            chunk_size=chunk_size, engine=engine, prove=prove, sizes=sizes,
+            chunk_size=chunk_size, engine=engine, prove=prove, sizes=sizes, folder=folder, cluster=cluster,
         )  # fmt: skip
     except OutOfTime as error:
         if not isinstance(theorem, NetworkProof):
@@ -239,6 +263,8 @@ def _of_computed_matrix(
     engine: str | None,
     prove: bool,
     sizes: dict[str, Any],
+    folder: str | os.PathLike[str] | None,
+    cluster: Cluster | None,
 ) -> CheckResult:
     """Decide from the Jacobian as it is computed, in the form that fits."""
     n, m_y, d = len(prepared.x), prepared.m_y, parameter_layout(prepared.model).d
@@ -262,11 +288,14 @@ def _of_computed_matrix(
                 plan=plan,
                 required=engine == "gram",
                 certify=certify,
+                folder=folder,
+                cluster=cluster,
             )
             result, failure = attempt.result, attempt.reason
             words = f"gram: from layer factors, without forming J; fallback: {plan.engine}"
             J = JacobianForm(None, n, m_y, d, attempt.computed_in, words, attempt.dtype)
-    if result is None and large and not bound.sentence and plan.flops > _LONG:
+    long = large and not bound.sentence and plan.flops > _LONG
+    if result is None and long and 8 * 3 * (n * m_y) ** 2 <= available_memory():
         decided = _by_least_squares(prepared, check, dtype, chunk_size)
         if decided is not None:
             J, result = decided

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from alignver.arrays import EPS
+from alignver.arrays import EPS, accelerator, available_memory
+from alignver.features.cholesky import row_rank_by_tiles
+from alignver.features.cluster import Cluster
 from alignver.jacobians.contractions import joined_factors
 from alignver.jacobians.gram import GramianComputation
 from alignver.jacobians.gram_planning import positions, shape, uniform
@@ -35,7 +38,9 @@ from alignver.proof.factored_gram import FactoredRank, Layer, row_rank_by_factor
 from alignver.results import CheckResult, Rigor, Subject, Tolerance, Verdict, shown_down
 
 __all__ = ["Attempt", "LayerFactors", "arrays_of", "layer_factors", "prove_by_factors"]
-BUDGET = 1 << 29  # default limit on the bytes of factors in float64
+BUDGET = 1 << 29  # bytes of factors in float64 that are always permitted
+_BLOCK = 1 << 30  # bytes of one pass; it does not depend on free memory, so that a second run has the same digits
+_TILED = 8192  # rows from which on one factorization in tiles is faster than several of a whole matrix
 STORED = 1 << 26  # largest factors, in bytes, that a certificate holds; of larger ones it holds the digests
 _PROBES = 8  # products that estimate the norm of columns without factors
 STEP = "gram of layer factors"
@@ -70,7 +75,12 @@ class LayerFactors:
 
 
 def layer_factors(
-    model: nn.Module, X: Any, *, dtype: str | None = "float64", chunk_size: int | None = None, budget: int = BUDGET
+    model: nn.Module,
+    X: Any,
+    *,
+    dtype: str | None = "float64",
+    chunk_size: int | None = None,
+    budget: int | None = None,
 ) -> LayerFactors:
     """Return the factors of the columns of linear layers and convolutions; the smallest factors that fit in a budget.
 
@@ -78,8 +88,9 @@ def layer_factors(
     ----------
     model, X, dtype, chunk_size
         As in :func:`alignver.jacobians.gram.gram`; the factors are converted to float64, which is exact.
-    budget : int
-        Largest number of bytes of the factors.
+    budget : int, optional
+        Largest number of bytes of the factors; by default an eighth of those of a triangle of the Gram matrix, and at
+        least 512 MiB.
 
     Returns
     -------
@@ -99,8 +110,8 @@ def layer_factors(
     """
     with GramianComputation.open(model, X, dtype=dtype, chunk_size=chunk_size) as computation:
         x, layout, m_y = computation.x, computation.function.layout, computation.m_y
-        size = computation.plan({}).samples
-        slots = _slots_within(computation, budget)
+        size = computation.plan({}, room=max(_BLOCK, 64 * layout.d)).samples
+        slots = _slots_within(computation, max(BUDGET, (len(x) * m_y) ** 2 // 2) if budget is None else budget)
         blocks, wrong = [], set[str]()
         for start in range(0, len(x), size) if slots else ():
             made, disagreeing = computation.block(x[start : start + size], range(m_y), slots)
@@ -198,17 +209,24 @@ def prove_by_factors(
     plan: Plan,
     required: bool,
     certify: bool = True,
+    memory: int | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    cluster: Cluster | None = None,
 ) -> Attempt:
     """Try to prove that the Jacobian has full row rank from the factors of its layers.
 
     ``plan`` is the engine that comes next; a proof that would take longer is tried only if ``required`` is set. Without
     ``certify`` the same computation makes a numerical answer: at every tolerance up to ten times the rule's.
+
+    The Gram matrix is factored in memory, with the largest provable bound of s_min, or in tiles
+    (:func:`~alignver.features.cholesky.row_rank_by_tiles`): if it is large, does not fit in ``memory`` bytes, or its
+    tiles belong in ``folder`` or are computed on ``cluster``; on the model's GPU if it is on one.
     """
     factors = layer_factors(model, x, dtype=dtype, chunk_size=chunk_size)
     if not factors.layers:
         return Attempt(None, "no layer has factors that fit")
     flops = sum(layer.flops for layer in factors.layers)
-    if flops > plan.flops and not required:
+    if flops > plan.flops and plan.engine != "matrix-free" and not required:
         reason = f"the layers' factors would take {flops:.0e} operations, {plan.engine} {plan.flops:.0e}"
         return Attempt(None, reason)
     compute = dtype_name(resolve_dtype(model, dtype))
@@ -221,7 +239,12 @@ def prove_by_factors(
         limit.append(rank_rules.tolerance(rule, scale, tolerance))
         return min(limit[-1].value * (1.0 if certify else FACTOR), 1.7e308)
 
-    proof = row_rank_by_factors(factors.layers, radius)
+    N = factors.n * factors.m_y
+    room = available_memory() if memory is None else memory
+    if folder is not None or cluster is not None or N > _TILED or room < 8 * 5 * N * N:
+        proof = row_rank_by_tiles(factors.layers, radius, folder=folder, place=accelerator(x), cluster=cluster)
+    else:
+        proof = row_rank_by_factors(factors.layers, radius)
     if not proof.proved:
         return Attempt(None, proof.reason)
     result = _proved(factors, proof, y, limit[-1]) if certify else _numerical(factors, proof, limit[-1])
@@ -320,6 +343,10 @@ def _proved(factors: LayerFactors, proof: FactoredRank, y: Matrix, limit: Tolera
     ]
     where = "in the certificate" if stored else "recomputed from the model: the certificate has their digests only"
     evidence.append(f"{len(factors.layers)} layers, {size / 1e6:.1f} MB of factors, {where}")
+    # The origin of tiles that were read from a folder is unknown. The certificate does not use them.
+    if proof.taken:
+        stored = f"{proof.taken} tile columns of the factorization come from the folder"
+        evidence.append(f"{stored}: no proof until the certificate is verified")
     measured = {
         **_sizes(factors),
         "proof": {
@@ -336,7 +363,7 @@ def _proved(factors: LayerFactors, proof: FactoredRank, y: Matrix, limit: Tolera
         name="membership",
         statement=_STATEMENT,
         verdict=Verdict.HOLDS,
-        rigor=Rigor.PROOF,
+        rigor=Rigor.NUMERICAL if proof.taken else Rigor.PROOF,
         subject=Subject.COMPUTED_MATRIX,
         code="membership-factored-gram",
         reason=f"J has full row rank throughout the ball (s_min >= {shown_down(proof.s_min)} at the centre): "

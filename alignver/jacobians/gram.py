@@ -222,11 +222,15 @@ class GramianComputation:
                     require_own_values(function, "state")
             yield cls(function, x, x2, probed.m_y, probed.computed_in, probed.plain, chunk, memory)
 
-    def plan(self, refused: dict[str, str]) -> GramPlan:
-        """Find the structure and choose the formulas; ``refused`` slots get none."""
+    def plan(self, refused: dict[str, str], *, room: int | None = None) -> GramPlan:
+        """Find the structure and choose the formulas; ``refused`` slots get none.
+
+        ``room``, in bytes, is for blocks of factors that are used without the matrix.
+        """
         n, n2 = len(self.x), None if self.x2 is None else len(self.x2)
         rows, columns = n * self.m_y, (n if n2 is None else n2) * self.m_y
-        require_memory(rows * columns, self.function, f"a Gram matrix of {rows} x {columns},", "a matrix")
+        if room is None:
+            require_memory(rows * columns, self.function, f"a Gram matrix of {rows} x {columns},", "a matrix")
         if not refused:
             source = self.x if n2 is None or n >= n2 else self.x2
             assert source is not None
@@ -239,6 +243,7 @@ class GramianComputation:
                 self.scan = OutputScan(1, (), (), frozenset())
         memory = _available(self.function) // 2 if self.memory is None else self.memory
         result = rows * columns * torch.finfo(self.function.dtype).bits // 8
+        memory = memory if room is None else result + room
         slots = plan_slots(self.function, self.scan, n, n2, self.m_y, refused, max(0, memory - result) // 2)
         return with_blocks(self.function, self.scan, slots, n, n2, self.m_y, self.chunk_size, memory)
 

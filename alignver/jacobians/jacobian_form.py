@@ -94,9 +94,9 @@ def plan(
 
     - ``dense``: J, N d numbers; then QR and SVD. It supports every check and every proof.
     - ``streamed`` (for d > N): R of J^T = Q R, 4 N^2 numbers and a block of columns. As accurate as dense.
-    - ``gram``: J J^T from the layers' factors, 5 N^2 numbers and the factors. It may prove that every target is
+    - ``gram``: J J^T from the layers' factors, N^2 / 2 numbers and the factors. It may prove that every target is
       reached, but cannot refute that: squaring loses half of the digits. So the next engine still follows it; if it is
-      cheaper than that engine, it is tried first (:func:`gram_first`).
+      cheaper than that engine, or gives more, it is tried first (:func:`gram_first`).
     - ``matrix-free``: LSMR on products with J, about eight vectors. It gives bounds; the verdict is UNDECIDED if they
       do not decide.
 
@@ -161,8 +161,8 @@ def gram_first(n: int, m_y: int, d: int, form: Plan, *, memory: int | None = Non
     """Whether a proof through the Gram matrix is worthwhile before the engine of ``form`` starts.
 
     It is if it is possible (d >= N), fits in memory, and that engine takes more than about a second, and more
-    than the factorizations of the Gram matrix, N^3 each. The cost of the products of the layers' factors depends on
-    their structure, which is known later.
+    than the factorizations of the Gram matrix, N^3 each, or gives bounds only. The cost of the products of the layers'
+    factors depends on their structure, which is known later.
 
     Examples
     --------
@@ -172,9 +172,10 @@ def gram_first(n: int, m_y: int, d: int, form: Plan, *, memory: int | None = Non
     False
     """
     N = n * m_y
-    peak, _ = _cost("gram", N, d, "float64", BLOCK_BYTES)
+    peak, flops = _cost("gram", N, d, "float64", BLOCK_BYTES)
     room = available_memory() if memory is None else memory
-    return d >= N and peak <= room and form.flops > max(_ONE_SECOND, 8.0 * float(N) ** 3)
+    slower = form.flops > max(_ONE_SECOND, 8.0 * float(N) ** 3)
+    return d >= N and peak <= room and (slower or (form.engine == "matrix-free" and flops <= _MOST_FLOPS))
 
 
 def _cost(engine: str, N: int, d: int, dtype: str, block_bytes: int) -> tuple[int, float]:
@@ -194,9 +195,9 @@ def _cost(engine: str, N: int, d: int, dtype: str, block_bytes: int) -> tuple[in
         # d / N stacks of N rows on R, each a QR of 2 N x N, 2 (2 N) N^2 - 2 N^3 / 3
         return 8 * 4 * N**2 + max(block_bytes, item * N**2), math.ceil(d / N) * (10.0 / 3.0) * N**3 + svd
     if engine == "gram":
-        # at most N^2 products of rows (fewer with structure), then Cholesky a few times: the matrix, a share of a
-        # layer, the factor and its workspace
-        return 8 * 5 * N**2 + _FACTORS, 2.0 * N**2 * d + N**3
+        # at most N^2 products of rows (fewer with structure), then Cholesky: in tiles, if the whole matrix, a share of
+        # a layer, the factor and its workspace do not fit
+        return 4 * N**2 + 8 * 4096 * N + max(_FACTORS, N**2), 2.0 * N**2 * d + N**3
     return 8 * 8 * (N + d), 2.0 * _LSMR * 4.0 * float(N) * float(d)
 
 
@@ -327,7 +328,7 @@ def count_outputs(model: nn.Module, x: torch.Tensor, dtype: str | None) -> int:
         return probed.m_y
 
 
-def planned(n: int, m_y: int, d: int, engine: str | None) -> Plan:
+def planned(n: int, m_y: int, d: int, engine: str | None, memory: int | None = None) -> Plan:
     """Choose the form: the requested one, else the first that fits; in place of "gram", the engine that follows it.
 
     Raises
@@ -335,8 +336,8 @@ def planned(n: int, m_y: int, d: int, engine: str | None) -> Plan:
     InvalidInput
         The engine is unknown.
     """
-    form = plan(n, m_y, d, engine=None if engine == "gram" else engine)
-    return plan(n, m_y, d, engine="matrix-free") if form.engine == "gram" else form
+    form = plan(n, m_y, d, engine=None if engine == "gram" else engine, memory=memory)
+    return plan(n, m_y, d, engine="matrix-free", memory=memory) if form.engine == "gram" else form
 
 
 def represent_square(

@@ -262,7 +262,7 @@ def test_a_deficient_jacobian_is_decided_by_least_squares_with_the_gram_matrix(m
     body = (nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 30), nn.Tanh(), nn.Linear(30, 4))
     model, x, y = nn.Sequential(*body, *tail).double(), torch.randn(9, 6).double(), torch.arange(9) % 4
     by_factorization = check_alignment(model, x, y, loss="cross_entropy", certify=False)
-    monkeypatch.setattr(alignment, "gram_first", lambda *_: True)
+    monkeypatch.setattr(alignment, "gram_first", lambda *_, **__: True)
     monkeypatch.setattr(alignment, "_LONG", 0.0)
     result = check_alignment(model, x, y, loss="cross_entropy", certify=False)
     assert result.verdict == by_factorization.verdict == ("FAILS" if tail else "HOLDS")
@@ -278,7 +278,7 @@ def test_what_least_squares_leaves_open_the_factorization_decides(monkeypatch):
     x, y = torch.randn(9, 6).double(), torch.arange(9) % 4
     x[1] = x[0] + 1e-9
     expected = check_alignment(model, x, y, loss="cross_entropy", certify=False)
-    monkeypatch.setattr(alignment, "gram_first", lambda *_: True)
+    monkeypatch.setattr(alignment, "gram_first", lambda *_, **__: True)
     monkeypatch.setattr(alignment, "_LONG", 0.0)
     result = check_alignment(model, x, y, loss="cross_entropy", certify=False)
     assert (result.verdict, result.measured["rank"]) == (expected.verdict, expected.measured["rank"])

@@ -220,7 +220,7 @@ def test_a_radius_beyond_the_smallest_singular_value_is_refused():
 
 def test_the_gram_matrix_is_tried_unasked_where_it_is_cheaper(monkeypatch):
     model, x, Y = narrow()
-    monkeypatch.setattr("alignver.checks.alignment.gram_first", lambda *sizes: True)
+    monkeypatch.setattr("alignver.checks.alignment.gram_first", lambda *sizes, **options: True)
     result = check_alignment(model, x, Y, loss="squared", budget_seconds=0.0)
     assert result.certificate.claim == "factored-membership"
     for options in ({"certify": False}, {"method": "svd"}, {"engine": "dense"}):
