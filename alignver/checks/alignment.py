@@ -227,7 +227,9 @@ def decide_alignment(
         theorem = prove_about_network(prepared, dtype, seconds=seconds, bound=bound, network=network)
         certify = not isinstance(theorem, NetworkProof)
     try:
-        result = _of_computed_matrix(
+        if prepared.refusal is not None and not isinstance(theorem, NetworkProof):
+            raise prepared.refusal
+        result = _not_computed(prepared, sizes) if prepared.refusal is not None else _of_computed_matrix(
             prepared, check, bound, rule=rule, certify=certify, tolerance=tolerance, dtype=dtype,
             chunk_size=chunk_size, engine=engine, prove=prove, sizes=sizes, folder=folder, cluster=cluster,
         )  # fmt: skip
@@ -245,7 +247,7 @@ def decide_alignment(
     in_time = "would take" not in unproved
     return dataclasses.replace(
         result,
-        evidence=(*lines, *merged, *limit, *result.evidence),
+        evidence=(*prepared.notes, *lines, *merged, *limit, *result.evidence),
         next_steps=alignment_steps(result, len(prepared.x) * m_y, d, bound.sentence, in_time=in_time),
     )
 
@@ -383,12 +385,13 @@ def prove_about_network(
     network = traced_network(prepared) if network is None else network
     if isinstance(network, str):
         return network
+    comparable = d >= N and prepared.refusal is None
     return prove_alignment(
         network,
         prepared.y,
         prepared.m_y,
         seconds=seconds,
-        condition=lambda: _condition(gram(prepared.model, prepared.x, dtype=dtype)) if d >= N else 1.0,
+        condition=lambda: _condition(gram(prepared.model, prepared.x, dtype=dtype)) if comparable else 1.0,
     )
 
 
@@ -447,6 +450,21 @@ def _with_theorem(result: CheckResult, theorem: NetworkProof) -> CheckResult:
             "network": {"how": theorem.how, "seconds": theorem.seconds},
             "computed_matrix": matrix,
         },
+    )
+
+
+def _not_computed(prepared: PreparedAlignment, sizes: dict[str, Any]) -> CheckResult:
+    """Return the answer about a Jacobian that torch computes wrongly: the graph alone gives the derivatives."""
+    assert prepared.refusal is not None
+    return CheckResult(
+        "alignment",
+        STATEMENT,
+        Verdict.UNDECIDED,
+        Rigor.NUMERICAL,
+        f"not computed: {prepared.refusal.got}",
+        measured={**sizes, "distinct": len(prepared.x), "conflicts": prepared.duplicates.conflicts.plain()},
+        subject=Subject.COMPUTED_MATRIX,
+        code="alignment-network-proved",
     )
 
 

@@ -32,7 +32,7 @@ from alignver.errors import InvalidInput
 from alignver.features.threads import single_threaded_blas
 from alignver.jacobians.compression import CompressedJacobian, Factors
 from alignver.jacobians.gram import gram
-from alignver.jacobians.jacobian import bind
+from alignver.jacobians.jacobian import bound_copy
 from alignver.jacobians.jacobian_form import Plan, available_memory, plan, represent
 from alignver.jacobians.operator import JacobianOperator
 from alignver.jacobians.prepare import PreparedAlignment
@@ -45,7 +45,6 @@ from alignver.linalg.rank_rules import Scale
 from alignver.linalg.svd import svd_profile
 from alignver.network.functional import Functional, parameter_layout
 from alignver.network.inputs import dtype_name, full_precision
-from alignver.network.preserve_state import preserve_state
 from alignver.network.validate_model import probe
 from alignver.progress import track
 
@@ -259,10 +258,8 @@ class AlignmentEvaluator:
 
 @contextlib.contextmanager
 def _bound(model: torch.nn.Module, x: torch.Tensor, dtype: str | None) -> Iterator[tuple[Functional, torch.Tensor]]:
-    with preserve_state(model):
-        function, x = bind(model, x, dtype, include_frozen=False)
-        with full_precision(function.device, function.dtype):
-            yield function, x
+    with bound_copy(model, x, dtype) as (function, x), full_precision(function.device, function.dtype):
+        yield function, x
 
 
 def outputs_of(model: torch.nn.Module, x: torch.Tensor, dtype: str | None) -> torch.Tensor:

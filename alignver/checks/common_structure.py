@@ -17,13 +17,12 @@ from torch import nn
 from alignver import require
 from alignver.checks.structure import STATEMENT, Indicator, check_structure, indicator
 from alignver.errors import InvalidInput
-from alignver.jacobians.jacobian import bind
+from alignver.jacobians.jacobian import bound_copy
 from alignver.jacobians.operator import differentiable, push, push_twice
 from alignver.linalg import rank_rules
 from alignver.network.degrees import mismatch, prove_structure, refute_structure
 from alignver.network.functional import Functional
 from alignver.network.inputs import dtype_name
-from alignver.network.preserve_state import preserve_state
 from alignver.network.summary import module_rows
 from alignver.network.trace import NetworkGraph, trace_model
 from alignver.network.validate_model import probe, validate_model
@@ -113,7 +112,7 @@ def check_common_structure(
         masks = None if S is None else _masks(evaluation, S)
         sizes = {"parameters": evaluation.function.layout.d, "n": len(evaluation.x), "m_y": evaluation.m_y}
         try:
-            traced: NetworkGraph | str = trace_model(evaluation.function.model, X)
+            traced: NetworkGraph | str = trace_model(evaluation.function.source, X)
         except InvalidInput as error:
             traced = error.got
         proved, why = by_graph(traced, None if masks is None else tuple(masks), sizes)
@@ -263,11 +262,9 @@ class _Evaluation:
 @contextlib.contextmanager
 def _evaluation(model: nn.Module, X: Any, dtype: str | None, seed: int) -> Iterator[_Evaluation]:
     model = validate_model(model)
-    with preserve_state(model):
-        function, x = bind(model, X, dtype, include_frozen=False)
-        with differentiable(function):
-            probed = probe(function, x)
-            yield _Evaluation(function, x, probed.m_y, dtype_name(probed.computed_in), seed)
+    with bound_copy(model, X, dtype) as (function, x), differentiable(function):
+        probed = probe(function, x, strict=False)  # the graph may decide; if not, it says what autograd hides
+        yield _Evaluation(probed.function, x, probed.m_y, dtype_name(probed.computed_in), seed)
 
 
 def _confirm(evaluation: _Evaluation, S: Subset, tolerance: float | None) -> CheckResult:

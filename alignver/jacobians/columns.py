@@ -24,11 +24,10 @@ from torch import nn
 from alignver.arrays import Array
 from alignver.errors import InvalidInput
 from alignver.jacobians import layer_gradients
-from alignver.jacobians.jacobian import Block, bind, checked_chunk, require_finite, sample_rows
+from alignver.jacobians.jacobian import Block, bound_copy, checked_chunk, require_finite, sample_rows
 from alignver.jacobians.operator import differentiable, pull
 from alignver.network.functional import Functional, ParameterLayout, Theta
 from alignver.network.inputs import DispatchMode, dtype_name
-from alignver.network.preserve_state import preserve_state
 from alignver.network.validate_model import probe, validate_model
 
 __all__ = ["BLOCK_BYTES", "ColumnBlock", "JacobianColumns", "Piece", "of_pieces", "packed"]
@@ -103,7 +102,10 @@ def of_pieces(function: Functional, pieces: list[Piece]) -> Functional:
     parameters = tuple(layout.parameters[k] for k, _, _ in pieces)
     whole = {name: value.detach() for name, value in function.theta.items()}
     part = ParameterLayout(names, parameters, sizes, layout.fixed, layout.aliases)
-    return _Cut(function.model, part, theta, function.held, function.dtype, function.places, whole, ranges)
+    return _Cut(
+        function.model, function.source, part, theta, function.held, function.dtype, function.places,
+        function.versions, whole, ranges, graded=function.graded, doubled=function.doubled,
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -167,14 +169,13 @@ class JacobianColumns:
         if block_bytes is not None and (isinstance(block_bytes, bool) or not int(block_bytes) == block_bytes > 0):
             need = "a positive number of bytes, or None"
             raise InvalidInput("block_bytes", f"block_bytes={block_bytes!r}", need, code="not-an-integer")
-        with preserve_state(model):
-            function, x = bind(model, X, dtype, include_frozen=include_frozen)
-            with differentiable(function):
-                probed = probe(function, x)
-                recorded = _recorded(function, x[:2], probed.m_y)
-                allocated = _AllocatedBytes()
-                with torch.no_grad(), allocated:
-                    function(function.theta, function.batch(x[:1]))
+        with bound_copy(model, X, dtype, include_frozen=include_frozen) as (function, x), differentiable(function):
+            probed = probe(function, x)
+            function = probed.function
+            recorded = _recorded(function, x[:2], probed.m_y)
+            allocated = _AllocatedBytes()
+            with torch.no_grad(), allocated:
+                function(function.theta, function.batch(x[:1]))
         self._function, self._x = function, x.clone()
         self.n, self.m_y = len(x), probed.m_y
         self.layout: ParameterLayout = function.layout
@@ -302,7 +303,7 @@ class JacobianColumns:
         modules = _modules({name: self._factored[name] for name in names})
         for start in range(0, self.n, self._chunk):
             part = self._x[start : start + self._chunk]
-            with preserve_state(self._function.model), differentiable(self._function):
+            with self._function.undisturbed(), differentiable(self._function):
                 weights = self._weights[start : start + self._chunk]
                 captured = layer_gradients.capture(self._function, part, modules, self.m_y, weights, names)
             self.samples_run += len(part)
@@ -354,7 +355,7 @@ class JacobianColumns:
                 sums = [torch.einsum("ij,ijk->k", weights, piece.to(weights.dtype)) for piece in block]
                 return self._agree(sums, torch.split(pull(function, part, weights), list(function.layout.sizes)))
 
-            with preserve_state(function.model), differentiable(function):
+            with function.undisturbed(), differentiable(function):
                 block, self._slow = sample_rows(function, part, self.m_y, self._slow, agrees)
             self.samples_run += len(part)
             for offset, width, columns in zip(function.layout.offsets, function.layout.sizes, block):

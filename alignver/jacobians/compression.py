@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from alignver.arrays import EPS
 from alignver.errors import InvalidInput
 from alignver.jacobians import layer_gradients
 from alignver.jacobians.jacobian import bind, probed_copy
@@ -141,7 +142,8 @@ class CompressedJacobian:
 
     def __init__(self, model: nn.Module, X: Any, *, dtype: str | None = "float64") -> None:
         self._model, self._dtype = validate_model(model), dtype
-        with probed_copy(model, X, dtype) as (function, x, probed):
+        # Without a copy: the layers of one call are those of the next.
+        with probed_copy(model, X, dtype, separate=False) as (function, x, probed):
             self._function, self._x = function, x
             self._layers = _layers(function, x, probed.m_y)
         self.n, self.m_y, self.d = len(self._x), probed.m_y, function.layout.d
@@ -208,16 +210,16 @@ class CompressedJacobian:
                     weights = weights.reshape(self.m_y, self.n).T
                     against = weights, names
                 captured = layer_gradients.capture(function, self._x, modules, self.m_y, *against)
-        factors = []
+        factors, eps = [], EPS[self.computed_in]
         for layer, name, bias in self._layers:
             (use,) = captured.uses[layer] or (None,)
             assert use is not None
             A, B = use.inputs, use.derivatives  # (n, k), (n, m_y, l)
             if verify:
                 mixed = torch.einsum("ij,ijl->il", weights, B)
-                _require_equal(name, captured.gradients.get(name), mixed.T @ A)
+                _require_equal(name, captured.gradients.get(name), mixed.T @ A, eps)
                 if bias is not None:
-                    _require_equal(bias, captured.gradients.get(bias), mixed.sum(0))
+                    _require_equal(bias, captured.gradients.get(bias), mixed.sum(0), eps)
             B = B.transpose(0, 1).reshape(self.n * self.m_y, -1)
             factors.append((A.double(), B.double(), bias is not None))
         self._calls += 1
@@ -227,7 +229,7 @@ class CompressedJacobian:
         """Return the model as a function of its present parameters, in the memory of the previous call if they fit."""
         free = tuple(name for name, p in self._model.named_parameters() if p.requires_grad)
         if free != self._function.layout.names or not self._function.refresh():
-            self._function = bind(self._model, self._x, self._dtype, include_frozen=False)[0]
+            self._function = bind(self._model, self._x, self._dtype, include_frozen=False, separate=False)[0]
         return self._function
 
 
@@ -273,10 +275,10 @@ def _unsupported(got: str, need: str) -> InvalidInput:
     return InvalidInput("model", got, need, code="unsupported-model")
 
 
-def _require_equal(name: str, gradient: torch.Tensor | None, formula: torch.Tensor) -> None:
+def _require_equal(name: str, gradient: torch.Tensor | None, formula: torch.Tensor, eps: float) -> None:
     if gradient is None:
         return
-    eps, flat = torch.finfo(gradient.dtype).eps, formula.reshape(-1)
+    flat = formula.reshape(-1)
     size = max(float(gradient.norm()), float(flat.norm()))
     # Two sums of n m_y l products in different orders: eps times the square root of their number, with a margin.
     if float((gradient - flat).norm()) > 1e3 * eps**0.75 * size:

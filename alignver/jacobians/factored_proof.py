@@ -345,8 +345,10 @@ def _proved(factors: LayerFactors, proof: FactoredRank, y: Matrix, limit: Tolera
     evidence.append(f"{len(factors.layers)} layers, {size / 1e6:.1f} MB of factors, {where}")
     # The origin of tiles that were read from a folder is unknown. The certificate does not use them.
     if proof.taken:
-        stored = f"{proof.taken} tile columns of the factorization come from the folder"
-        evidence.append(f"{stored}: no proof until the certificate is verified")
+        evidence.append(
+            f"{proof.taken} tile columns of the factorization come from the folder: no proof until the certificate is "
+            "verified"
+        )
     measured = {
         **_sizes(factors),
         "proof": {

@@ -29,7 +29,6 @@ from alignver.network.functional import (
     require_same_dtype,
 )
 from alignver.network.inputs import as_inputs, dtype_name, full_precision, resolve_dtype
-from alignver.network.preserve_state import preserve_state
 from alignver.network.validate_model import Probed, probe, validate_model
 from alignver.progress import track
 
@@ -37,6 +36,7 @@ __all__ = [
     "Block",
     "Differentiated",
     "bind",
+    "bound_copy",
     "checked_chunk",
     "differentiate",
     "fill",
@@ -118,9 +118,12 @@ def _agrees_on_first(function: Functional, x: torch.Tensor, m_y: int, block: Blo
     gradients = torch.autograd.grad(
         (out * weights).sum(), list(theta.values()), allow_unused=True, materialize_grads=True
     )
+    eps = torch.finfo(out.dtype).eps
+    # Gradients that are zero in exact arithmetic (a shift before a softmax) are rounding errors of the largest.
+    floor = 1e3 * eps * max(float(gradient.norm()) for gradient in gradients)
     for part, gradient in zip(block, gradients):
         combined = weights.to(part.dtype) @ part[0]
-        allowed = math.sqrt(torch.finfo(out.dtype).eps) * max(float(gradient.norm()), float(part[0].abs().max()))
+        allowed = math.sqrt(eps) * max(float(gradient.norm()), float(part[0].abs().max())) + floor
         if float((gradient.reshape(-1) - combined).norm()) > allowed:
             return False
     return True
@@ -257,20 +260,38 @@ def differentiate(
 
 @contextlib.contextmanager
 def probed_copy(
-    model: nn.Module, X: Any, dtype: str | None, *, include_frozen: bool = False
+    model: nn.Module,
+    X: Any,
+    dtype: str | None,
+    *,
+    include_frozen: bool = False,
+    separate: bool = True,
+    strict: bool = True,
 ) -> Iterator[tuple[Functional, torch.Tensor, Probed]]:
     """Bind a validated model to its inputs and probe it; compute in the requested dtype until the model is restored."""
-    with preserve_state(model):
-        function, x = bind(model, X, dtype, include_frozen=include_frozen)
-        with full_precision(function.device, function.dtype):
-            yield function, x, probe(function, x)
+    options = {"include_frozen": include_frozen, "separate": separate}
+    with bound_copy(model, X, dtype, **options) as (function, x), full_precision(function.device, function.dtype):
+        probed = probe(function, x, strict=strict)
+        yield probed.function, x, probed
 
 
-def bind(model: nn.Module, X: Any, dtype: str | None, *, include_frozen: bool) -> tuple[Functional, torch.Tensor]:
+@contextlib.contextmanager
+def bound_copy(
+    model: nn.Module, X: Any, dtype: str | None, *, include_frozen: bool = False, separate: bool = True
+) -> Iterator[tuple[Functional, torch.Tensor]]:
+    """Bind a validated model to its inputs until the modules that run are restored."""
+    function, x = bind(model, X, dtype, include_frozen=include_frozen, separate=separate)
+    with function.undisturbed():
+        yield function, x
+
+
+def bind(
+    model: nn.Module, X: Any, dtype: str | None, *, include_frozen: bool, separate: bool = True
+) -> tuple[Functional, torch.Tensor]:
     """Bind a model to copies of its parameters in the requested dtype; return it with its inputs on its device."""
     compute = resolve_dtype(model, dtype)
     with torch.inference_mode(False):  # autograd can work with these copies even if the caller is in inference mode
-        function = functional(model, compute, include_frozen=include_frozen)
+        function = functional(model, compute, include_frozen=include_frozen, separate=separate)
         x = as_inputs(X, function.device)
     require_same_dtype(x, compute)
     return function, x

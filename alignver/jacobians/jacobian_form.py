@@ -30,7 +30,7 @@ from alignver.jacobians.operator import JacobianOperator
 from alignver.linalg.qr_reduction import streamed_r
 from alignver.network.functional import parameter_layout
 from alignver.network.inputs import dtype_name
-from alignver.network.validate_model import probes, validate_model
+from alignver.network.validate_model import Probed, probes, validate_model
 
 __all__ = [
     "ENGINES",
@@ -38,10 +38,10 @@ __all__ = [
     "Plan",
     "Streamed",
     "available_memory",
-    "count_outputs",
     "gram_first",
     "plan",
     "planned",
+    "probed_outputs",
     "represent",
     "represent_square",
     "streamed_qr",
@@ -321,11 +321,11 @@ class JacobianForm:
     certifiable: bool = True
 
 
-def count_outputs(model: nn.Module, x: torch.Tensor, dtype: str | None) -> int:
-    """Validate a model and its inputs, and return m_y from a few evaluations."""
+def probed_outputs(model: nn.Module, x: torch.Tensor, dtype: str | None) -> Probed:
+    """Validate a model and its inputs, and return the result of a few evaluations, with a refusal of derivatives."""
     validate_model(model)
-    with probed_copy(model, probes(x), dtype) as (_, _, probed):
-        return probed.m_y
+    with probed_copy(model, probes(x), dtype, strict=False) as (_, _, probed):
+        return probed
 
 
 def planned(n: int, m_y: int, d: int, engine: str | None, memory: int | None = None) -> Plan:

@@ -14,10 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from alignver import require
 from alignver.errors import InvalidInput, first_line
-from alignver.jacobians.jacobian import bind, checked_chunk
+from alignver.jacobians.jacobian import bound_copy, checked_chunk
 from alignver.network.functional import Functional, at_state, comparison_weights, require_state
 from alignver.network.inputs import dtype_name, full_precision
-from alignver.network.preserve_state import preserve_state
 from alignver.network.validate_model import probe, recomputes, require_own_values, validate_model
 
 __all__ = ["JacobianOperator", "differentiable", "pull", "push"]
@@ -101,11 +100,10 @@ class JacobianOperator:
         model = validate_model(model, include_frozen=include_frozen)
         values = {} if state is None else require_state(model, state)
         self._size = checked_chunk(chunk_size) or _SAMPLES
-        with preserve_state(model):
-            function, x = bind(model, X, dtype, include_frozen=include_frozen)
-            with differentiable(function):
-                probed = probe(function, x)
-                self._again = recomputes(function, x[:1])
+        with bound_copy(model, X, dtype, include_frozen=include_frozen) as (function, x), differentiable(function):
+            probed = probe(function, x)
+            function = probed.function
+            self._again = recomputes(function, x[:1])
         self._function, self._x = at_state(function, values), x.clone()
         if self._again:
             require_own_values(self._function, "state")
@@ -175,13 +173,13 @@ class JacobianOperator:
 
     @contextlib.contextmanager
     def _working(self) -> Iterator[None]:
-        model = self._function.model
+        model = self._function.source
         if [module.training for module in model.modules()] != self._modes:
             need = "the mode at construction, or a new JacobianOperator"
             raise InvalidInput("model", "a model whose train or eval mode has changed", need)
         if self._again:
             require_own_values(self._function, "model")
-        with preserve_state(model), differentiable(self._function):
+        with self._function.undisturbed(), differentiable(self._function):
             yield
 
     def _require_vector(self, vector: Any, name: str, length: int) -> None:

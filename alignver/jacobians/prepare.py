@@ -20,7 +20,7 @@ from alignver import require
 from alignver.arrays import EPS, host
 from alignver.errors import InvalidInput, first_line
 from alignver.jacobians.factored_proof import LayerFactors, arrays_of, layer_factors
-from alignver.jacobians.jacobian_form import count_outputs, plan, represent
+from alignver.jacobians.jacobian_form import plan, probed_outputs, represent
 from alignver.kernel import Certificate
 from alignver.kernel.failure import NotProved
 from alignver.kernel.network.graph import parse
@@ -63,6 +63,10 @@ class PreparedAlignment:
         (n, m_y), the modified targets Y_l of the samples in ``x``.
     duplicates : DuplicateInputs
         The equal samples.
+    notes : tuple of str
+        What the reader has to know of the derivatives.
+    refusal : InvalidInput or None
+        Why torch's derivatives are not those of the model: the Jacobian then cannot be computed.
     """
 
     model: nn.Module
@@ -71,6 +75,8 @@ class PreparedAlignment:
     given: Any
     targets: Matrix
     duplicates: DuplicateInputs
+    notes: tuple[str, ...] = ()
+    refusal: InvalidInput | None = None
 
     @property
     def y(self) -> Matrix:
@@ -105,13 +111,14 @@ def prepare_alignment(model: Any, X: Any, Y: Any, loss: str, dtype: str | None) 
     model = validate_model(model)
     x = as_inputs(X, next(model.parameters()).device)
     given = as_targets(Y, len(x))
-    m_y = count_outputs(model, x, dtype)
+    probed = probed_outputs(model, x, dtype)
+    m_y = probed.m_y
     targets = modified_targets(given, loss, len(x), m_y)
     duplicates = duplicates_of(model, x, given, dtype)
     if duplicates.distinct < len(x) and not duplicates.conflicts.count:
         rows = duplicates.representatives
         x, targets = x[torch.from_numpy(rows).to(x.device)], targets[rows]
-    return PreparedAlignment(model, x, m_y, given, targets, duplicates)
+    return PreparedAlignment(model, x, m_y, given, targets, duplicates, probed.notes, probed.refusal)
 
 
 def duplicates_of(model: nn.Module, x: torch.Tensor, given: Any, dtype: str | None) -> DuplicateInputs:

@@ -1,25 +1,31 @@
 """A model as a function of its parameters: (theta, x) -> f(x, theta), without a change to the module.
 
 :class:`ParameterLayout` lists the physical parameters (slots) of a model and so the columns of the Jacobian;
-:class:`Functional` binds the model to copies of its parameters and buffers; :func:`as_module` turns a function of a
-dict of tensors into a module.
+:class:`Functional` binds a copy of the modules to copies of their parameters and buffers, so that another thread may
+train the model meanwhile; :func:`as_module` turns a function of a dict of tensors into a module.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Mapping
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.func import functional_call
 
 from alignver import require
 from alignver.errors import InvalidInput, kind_of
-from alignver.network.inputs import dtype_name, without_fused_layers
+from alignver.network.inputs import FunctionDerivatives, dtype_name, without_fused_layers
+from alignver.network.preserve_state import preserve_state
 
 __all__ = [
     "Functional",
@@ -133,7 +139,10 @@ class Functional:
     Attributes
     ----------
     model : torch.nn.Module
-        It runs, but does not change: during a call each of its tensors is replaced by one of those below.
+        It runs: during a call each of its tensors is replaced by one of those below. A copy of the modules, whose
+        parameters and buffers are the model's own; the model itself if it cannot be copied.
+    source : torch.nn.Module
+        The caller's model.
     layout : ParameterLayout
         The columns of the Jacobian.
     theta : mapping of str to torch.Tensor
@@ -144,23 +153,60 @@ class Functional:
         The dtype of computation.
     places : mapping of str to str
         Each attribute that holds a tensor, by qualified name, with the first name of that tensor.
+    versions : mapping of str to int
+        The counters of writes to the caller's parameters and buffers when they were copied.
+    graded : bool
+        Gradients are enabled in every pass: without them the model is another function.
+    doubled : bool
+        A batch of one runs as a batch of two equal samples: for models that torch differentiates wrongly otherwise.
     """
 
     model: nn.Module
+    source: nn.Module
     layout: ParameterLayout
     theta: Theta
     held: Theta
     dtype: torch.dtype
     places: Mapping[str, str]
+    versions: Mapping[str, int]
+    graded: bool = dataclasses.field(default=False, kw_only=True)
+    doubled: bool = dataclasses.field(default=False, kw_only=True)
 
     def __call__(self, theta: Theta, x: torch.Tensor) -> torch.Tensor:
         """Run the model at ``theta`` on a batch of inputs, without validation of the output."""
         values = {**self.held, **theta}
         tensors = {place: values[name] for place, name in self.places.items()}
+        twice = self.doubled and len(x) == 1
         # With tie_weights=True torch swaps a module with two names twice, and restores the wrong tensors.
-        with without_fused_layers(self.model):
-            out: torch.Tensor = functional_call(self.model, tensors, (x,), tie_weights=False)
-        return out
+        with self.evaluated():
+            inputs = torch.cat([x, x]) if twice else x
+            out: torch.Tensor = functional_call(self.model, tensors, (inputs,), tie_weights=False)
+        if not isinstance(out, torch.Tensor) or not out.is_floating_point():
+            return out
+        out = out.to(self.dtype)[:1] if twice else out.to(self.dtype)  # a forward may end in x.float()
+        return out if torch.is_grad_enabled() else out.detach()
+
+    @contextlib.contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """Run the function whose derivatives are computed, which some modules replace by another without gradients."""
+        grad = torch.enable_grad() if self.graded else contextlib.nullcontext()
+        with without_fused_layers(self.model), FunctionDerivatives(), grad:
+            yield
+
+    @contextlib.contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Restore the state of the modules that run at the end of the block; one thread at a time without a copy."""
+        if self.model is not self.source:
+            with preserve_state(self.model, tensors=False):
+                yield
+            return
+        with _lock_of(self.model), preserve_state(self.model):
+            yield
+
+    @property
+    def changed(self) -> bool:
+        """Whether the caller's parameters or buffers were written to since they were copied."""
+        return _versions(self.source) != self.versions
 
     def batch(self, x: torch.Tensor) -> torch.Tensor:
         """Copy a batch of inputs in the dtype of computation: a forward pass may write to its input."""
@@ -175,10 +221,10 @@ class Functional:
     def refresh(self) -> bool:
         """Copy the module's present values into the bound tensors; False if the module no longer has those tensors."""
         layout = self.layout
-        present: dict[str, torch.Tensor] = {**layout.fixed, **dict(self.model.named_buffers())}
+        present: dict[str, torch.Tensor] = {**layout.fixed, **dict(self.source.named_buffers())}
         present.update(zip(layout.names, layout.parameters))
         bound = {**self.theta, **self.held}
-        now = {id(p) for p in self.model.parameters()}
+        now = {id(p) for p in self.source.parameters()}
         if now != {id(p) for p in (*layout.parameters, *layout.fixed.values())} or set(present) != set(bound):
             return False
         if any(present[name].shape != value.shape for name, value in bound.items()):
@@ -194,8 +240,67 @@ class Functional:
         return next(iter(self.theta.values())).device
 
 
-def functional(model: nn.Module, dtype: torch.dtype, *, include_frozen: bool = False) -> Functional:
-    """Bind a model to copies of its parameters and buffers in ``dtype``.
+_LOCKS: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
+_GUARD = threading.Lock()
+_TRAINERS = ("trainer", "_trainer", "_fabric")  # which refer to loaders, loggers and files
+
+
+def _lock_of(model: nn.Module) -> Any:
+    """Return the lock of a model whose modules run themselves, for checks in several threads."""
+    with _GUARD:
+        return _LOCKS.setdefault(model, threading.RLock())
+
+
+def _separate(model: nn.Module) -> nn.Module:
+    """Return a copy of the modules with the same parameters, buffers and arrays; the model if it cannot be copied."""
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        memo[id(tensor)] = tensor
+    for module in model.modules():
+        for name, value in vars(module).items():
+            for part in _data_in([value], 0):
+                memo.setdefault(id(part), _own(part))
+            if name in _TRAINERS:
+                memo[id(value)] = value
+    try:
+        twin = copy.deepcopy(model, memo)
+        kinds = [[(name, type(module)) for name, module in net.named_modules()] for net in (model, twin)]
+        shared = [[id(tensor) for tensor in (*net.parameters(), *net.buffers())] for net in (model, twin)]
+        if twin is model or kinds[0] != kinds[1] or shared[0] != shared[1]:
+            return model
+        for module in twin.modules():  # hooks on gradients are no part of the function
+            module._backward_hooks.clear()
+            module._backward_pre_hooks.clear()
+        return twin
+    except Exception:  # a class of the user can raise anything; the model itself then runs, under a lock
+        return model
+
+
+def _own(value: Any) -> Any:
+    """Return a copy of a small tensor: a forward pass may write to a tensor that is no buffer."""
+    if isinstance(value, torch.Tensor) and value.nbytes <= 1 << 26 and not value.is_meta:
+        return value.detach().clone()
+    return value
+
+
+def _data_in(value: Any, depth: int) -> Iterator[Any]:
+    """Yield tensors and arrays in attributes: results of earlier passes cannot be copied, data sets need not be."""
+    if isinstance(value, torch.Tensor | np.ndarray):
+        if not isinstance(value, nn.Parameter):
+            yield value
+    elif isinstance(value, dict | list | tuple | set) and depth < 4:
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _data_in(item, depth + 1)
+
+
+def _versions(model: nn.Module) -> dict[str, int]:
+    return {name: t._version for name, t in (*model.named_parameters(), *model.named_buffers()) if not t.is_inference()}
+
+
+def functional(
+    model: nn.Module, dtype: torch.dtype, *, include_frozen: bool = False, separate: bool = True
+) -> Functional:
+    """Bind a copy of the modules to copies of the parameters and buffers in ``dtype``; the model without ``separate``.
 
     Examples
     --------
@@ -208,10 +313,12 @@ def functional(model: nn.Module, dtype: torch.dtype, *, include_frozen: bool = F
     torch.float32
     """
     layout = parameter_layout(model, include_frozen=include_frozen)
+    versions = _versions(model)
     theta = {name: _copy(value, dtype) for name, value in zip(layout.names, layout.parameters)}
     held = {name: _copy(value, dtype) for name, value in layout.fixed.items()}
     held.update({name: _copy(value, dtype) for name, value in model.named_buffers()})
-    return Functional(model, layout, theta, held, dtype, _places(model))
+    twin = _separate(model) if separate else model
+    return Functional(twin, model, layout, theta, held, dtype, _places(model), versions)
 
 
 def require_state(model: nn.Module, state: Mapping[str, torch.Tensor], argument: str = "state") -> Theta:

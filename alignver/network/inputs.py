@@ -7,17 +7,20 @@ requests; :class:`RoundingObserver` detects narrower dtypes inside a forward pas
 from __future__ import annotations
 
 import contextlib
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.hooks import RemovableHandle
 
 from alignver.arrays import EPS
 from alignver.errors import InvalidInput, first_line, kind_of
@@ -25,12 +28,14 @@ from alignver.samples import is_stream
 
 __all__ = [
     "DispatchMode",
+    "FunctionDerivatives",
     "RoundingObserver",
     "as_inputs",
     "as_targets",
     "dtype_name",
     "failing_module",
     "full_precision",
+    "has_attention",
     "module_name",
     "refused_inputs",
     "resolve_dtype",
@@ -100,20 +105,31 @@ def without_fused_layers(model: nn.Module) -> Iterator[None]:
 
     Recurrent layers: in eval mode cuDNN has no backward pass for them. Weight normalisation: the kernel for float64 has
     the accuracy of float32 (a relative error of 1e-8 on an H200 with torch 2.11), and torch.func knows no batching rule
-    for its derivative.
+    for its derivative. Transformer layers: without gradients, torch runs another function on padded sequences.
     """
     cudnn: Any = torch.backends.cudnn
-    before = cudnn.enabled
+    mha: Any = torch.backends.mha
+    before, fused = cudnn.enabled, mha.get_fastpath_enabled()
     with contextlib.ExitStack() as stack:
         try:
             if any(isinstance(module, nn.RNNBase) for module in model.modules()):
                 cudnn.enabled = False
+            if fused and has_attention(model):
+                mha.set_fastpath_enabled(False)
             on_cpu = next(model.parameters()).device.type == "cpu"
             if not on_cpu and any(_normalises_weights(module) for module in model.modules()):
                 stack.enter_context(_WeightNormByDefinition())
             yield
         finally:
             cudnn.enabled = before
+            if fused:
+                mha.set_fastpath_enabled(True)
+
+
+def has_attention(model: nn.Module) -> bool:
+    """Whether a model has modules that torch runs in another way without gradients."""
+    kinds = nn.MultiheadAttention | nn.TransformerEncoder | nn.TransformerEncoderLayer
+    return any(isinstance(module, kinds) for module in model.modules())
 
 
 def _normalises_weights(module: nn.Module) -> bool:
@@ -132,6 +148,40 @@ class _WeightNormByDefinition(TorchFunctionMode):
         if func is not torch._weight_norm:
             return func(*args, **(kwargs or {}))
         return _weight_norm(*args, **(kwargs or {}))
+
+
+class FunctionDerivatives(TorchFunctionMode):
+    """Differentiate the function that a forward pass computes.
+
+    Options that change gradients only have no effect: ``scale_grad_by_freq`` and ``sparse`` of lookups in a table, and
+    hooks on the gradients of intermediate results.
+
+    Examples
+    --------
+    >>> import torch
+    >>> table, x = torch.ones(2, 1, requires_grad=True), torch.tensor([0, 0])
+    >>> with FunctionDerivatives():
+    ...     rows = torch.nn.functional.embedding(x, table, scale_grad_by_freq=True)
+    >>> torch.autograd.grad(rows.sum(), table)[0].tolist()
+    [[2.0], [0.0]]
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a function of torch."""
+        kwargs = kwargs or {}
+        if func in _LOOKUPS:
+            return func(**{**dict(zip(_LOOKUPS[func], args)), **kwargs, "scale_grad_by_freq": False, "sparse": False})
+        if func is torch.Tensor.register_hook and not args[0].is_leaf:
+            return RemovableHandle(OrderedDict())
+        return func(*args, **kwargs)
+
+
+_OPTIONS = ("max_norm", "norm_type", "scale_grad_by_freq")
+_LOOKUPS: dict[Any, tuple[str, ...]] = {
+    F.embedding: ("input", "weight", "padding_idx", *_OPTIONS, "sparse"),
+    F.embedding_bag: ("input", "weight", "offsets", *_OPTIONS, "mode", "sparse", "per_sample_weights",
+                      "include_last_offset", "padding_idx"),
+}  # fmt: skip
 
 
 class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it unannotated

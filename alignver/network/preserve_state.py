@@ -17,7 +17,9 @@ _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @contextlib.contextmanager
-def preserve_state(model: nn.Module, scratch: dict[Any, torch.Tensor] | None = None) -> Iterator[None]:
+def preserve_state(
+    model: nn.Module, scratch: dict[Any, torch.Tensor] | None = None, *, tensors: bool = True
+) -> Iterator[None]:
     """Restore a model and torch's random state at the end of the block.
 
     Restored are the identity of every Parameter, buffer and submodule; the bytes of parameters, buffers and gradients;
@@ -34,6 +36,9 @@ def preserve_state(model: nn.Module, scratch: dict[Any, torch.Tensor] | None = N
         The model to guard.
     scratch : dict, optional
         Memory for the copies, reused by the caller between calls: allocation costs more than the copy.
+    tensors : bool
+        Whether the model may be written to: False for a copy of the modules that runs on other tensors. What another
+        thread writes to its parameters meanwhile stays.
 
     Raises
     ------
@@ -51,7 +56,7 @@ def preserve_state(model: nn.Module, scratch: dict[Any, torch.Tensor] | None = N
         ...
     AssertionError: alignver changed the model (now put back): training mode of Linear
     """
-    before = _Snapshot(model, {} if scratch is None else scratch)
+    before = _Snapshot(model, {} if scratch is None else scratch, tensors)
     try:
         yield
     except BaseException:
@@ -65,13 +70,13 @@ def preserve_state(model: nn.Module, scratch: dict[Any, torch.Tensor] | None = N
 class _Snapshot:
     """The state of a model that a check may not change."""
 
-    def __init__(self, model: nn.Module, scratch: dict[Any, torch.Tensor]) -> None:
+    def __init__(self, model: nn.Module, scratch: dict[Any, torch.Tensor], bytewise: bool) -> None:
         self.random = torch.get_rng_state()
         self.random_cuda = torch.cuda.get_rng_state_all() if _cuda_in_use() else []
         self.modules = [_Module(name or type(model).__name__, module) for name, module in model.named_modules()]
         tensors: dict[int, _Tensor] = {}
         for kind, pairs in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
-            for name, tensor in pairs:
+            for name, tensor in pairs if bytewise else ():
                 tensors.setdefault(id(tensor), _Tensor(f"{kind} {name}", tensor, scratch))
         self.tensors = list(tensors.values())
 
@@ -79,7 +84,8 @@ class _Snapshot:
         """Restore everything; return a description of each change."""
         changes = [change for module in self.modules for change in module.put_back()]
         changes += [change for tensor in self.tensors for change in tensor.put_back()]
-        torch.set_rng_state(self.random)
+        if not torch.equal(torch.get_rng_state(), self.random):  # else another thread may be drawing numbers
+            torch.set_rng_state(self.random)
         if self.random_cuda:
             torch.cuda.set_rng_state_all(self.random_cuda)
         return changes

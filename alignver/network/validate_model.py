@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn.modules import module as global_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -24,6 +25,7 @@ from torch.utils import _pytree as pytree
 
 from alignver import require
 from alignver.errors import InvalidInput, first_line, kind_of
+from alignver.network.arbitration import arbitrate, refused_backward
 from alignver.network.convolution import Convolutions
 from alignver.network.functional import Functional, comparison_weights
 from alignver.network.inputs import (
@@ -31,9 +33,9 @@ from alignver.network.inputs import (
     RoundingObserver,
     dtype_name,
     failing_module,
+    has_attention,
     module_name,
     refused_inputs,
-    without_fused_layers,
 )
 
 __all__ = [
@@ -269,13 +271,22 @@ class Probed:
         Number of outputs.
     computed_in : torch.dtype
         The coarsest dtype that a forward pass rounds to.
+    function : Functional
+        The function to differentiate: batches of one or passes without gradients may need another form.
     plain : bool
         Whether the modules prove that the model is a chain of linear layers and elementwise functions.
+    notes : tuple of str
+        What the reader of a report has to know of these derivatives.
+    refusal : InvalidInput or None
+        Why torch's derivatives are not those of the model; only with ``arbitrated=False`` of :func:`probe`.
     """
 
     m_y: int
     computed_in: torch.dtype
+    function: Functional
     plain: bool = False
+    notes: tuple[str, ...] = ()
+    refusal: InvalidInput | None = None
 
 
 def probes(x: torch.Tensor) -> torch.Tensor:
@@ -284,13 +295,15 @@ def probes(x: torch.Tensor) -> torch.Tensor:
     return x[torch.linspace(0, count - 1, min(count, _PROBES), dtype=torch.float64).round().long().to(x.device)]
 
 
-def probe(function: Functional, x: torch.Tensor) -> Probed:
+def probe(function: Functional, x: torch.Tensor, *, strict: bool = True) -> Probed:
     """Evaluate a model on up to eight samples, and refuse it unless each output row depends on its sample and theta.
 
-    The samples are evaluated as one batch, twice; then the first sample alone, and the others in reverse order. A
-    coupling that these batches do not reveal would have to be independent of the number of samples, of their order and
-    of the first of them. If the modules rule a coupling out
-    (:func:`~alignver.network.validate_model.is_sample_independent`), one batch suffices.
+    The samples are evaluated as one batch, twice; then each alone, and all but the first in reverse order. A coupling
+    that these batches do not reveal would have to be independent of the number of samples and of their order. If the
+    modules rule a coupling out (:func:`~alignver.network.validate_model.is_sample_independent`), one batch suffices.
+    Then torch's derivatives are compared with each other and with differences
+    (:func:`alignver.network.arbitration.arbitrate`); without ``strict``, a model whose derivatives are wrong is
+    returned with the refusal.
 
     Raises
     ------
@@ -303,16 +316,16 @@ def probe(function: Functional, x: torch.Tensor) -> Probed:
     x = probes(x)
     if is_sample_independent(function.model, x):
         with torch.no_grad():
-            return Probed(int(_rows(function, x).shape[1]), function.dtype, plain=True)
+            return Probed(int(_rows(function, x).shape[1]), function.dtype, function, plain=True)
     with torch.no_grad(), RoundingObserver(function.dtype) as observer:
         batch = _rows(function, x)
     versions = {name: t._version for name, t in {**function.theta, **function.held}.items()}
     with torch.no_grad():
         again = _rows(function, x)
-        apart = _rows(function, x[:1], expect=batch.shape[1])
-        if len(x) > 1:
-            others = _rows(function, x[1:].flip(0), expect=batch.shape[1] if len(x) == 2 else None)
-            apart = torch.cat([apart, others.flip(0)])
+        apart = torch.cat([_rows(function, part, expect=batch.shape[1]) for part in torch.split(x, 1)])
+        turned = batch
+        if len(x) > 2:
+            turned = torch.cat([batch[:1], _rows(function, x[1:].flip(0)).flip(0)])
     for name, tensor in {**function.theta, **function.held}.items():
         if tensor._version != versions[name]:
             got = f"{model}, whose forward writes to {name!r} in place"
@@ -320,12 +333,63 @@ def probe(function: Functional, x: torch.Tensor) -> Probed:
     if _differ(batch, again, observer.coarsest):
         got = f"{model}, whose outputs differ between two evaluations"
         raise _unsupported(got, "a deterministic forward: model.eval()")
-    if _differ(batch, apart, observer.coarsest):
+    if _differ(batch, apart, observer.coarsest) or _differ(batch, turned, observer.coarsest):
         got = f"{model}, whose output for a sample depends on the others in its batch"
-        raise _unsupported(got, "outputs that depend on their own sample (no batch statistics): model.eval()")
+        need = "outputs that depend on their own sample (no batch statistics): model.eval()"
+        if not any(module.training for module in function.source.modules()):
+            need = "outputs that depend on their own sample: no batch statistics, and loops and solvers with a fixed "
+            need += "number of steps"
+        raise _unsupported(got, need)
+    function, notes = _with_gradients(function, x, batch, observer.coarsest)
     _require_same_gradient(function, x)
     _require_widened_gradient(function, x[:1])
-    return Probed(int(batch.shape[1]), observer.coarsest)
+    arbitrated = arbitrate(function, x, observer.coarsest)
+    if strict and arbitrated.refusal is not None:
+        raise arbitrated.refusal
+    notes = (*notes, *arbitrated.notes)
+    m_y = int(batch.shape[1])
+    return Probed(m_y, observer.coarsest, arbitrated.function, notes=notes, refusal=arbitrated.refusal)
+
+
+def _with_gradients(
+    function: Functional, x: torch.Tensor, batch: torch.Tensor, computed_in: torch.dtype
+) -> tuple[Functional, tuple[str, ...]]:
+    """Compare the outputs with those of a pass with gradients, and of the model as it runs under no_grad.
+
+    Raises
+    ------
+    InvalidInput
+        The model is another function in the dtype of computation than in its own.
+    """
+    model = type(function.source).__name__
+    with torch.enable_grad():
+        graded = _rows(function, x).detach()
+    differ = _differ(batch, graded, computed_in)
+    native = next(function.source.parameters()).dtype
+    theta = {n: v.detach().to(native) for n, v in function.theta.items()}
+    held = {n: v.to(native) if v.is_floating_point() else v for n, v in function.held.items()}
+    narrow = dataclasses.replace(function, theta=theta, held=held, dtype=native)
+    tensors = {place: {**held, **theta}[name] for place, name in function.places.items()}
+    try:
+        with torch.no_grad():
+            plain = bare = narrow(theta, narrow.batch(x)).reshape(len(x), -1)
+            if has_attention(function.model):
+                bare = functional_call(function.model, tensors, (narrow.batch(x),), tie_weights=False)
+                bare = bare.reshape(len(x), -1).to(plain.dtype)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception:  # a model that runs in float64 only, where there is nothing to compare
+        return (dataclasses.replace(function, graded=True) if differ else function), ()
+    finite = bool(torch.isfinite(plain).all())
+    if finite and native != function.dtype and _differ(batch, plain.to(batch.dtype), native, power=0.25):
+        got = f"{model}, whose outputs in {dtype_name(function.dtype)} are not those in {dtype_name(native)}, rounded"
+        raise _unsupported(got, f"dtype='same', which checks the model in its own {dtype_name(native)}")
+    notes: tuple[str, ...] = ()
+    if differ or (finite and _differ(plain, bare, native)):
+        notes = (
+            f"{model} is another function under torch.no_grad(): this is about the one that gradients are computed of",
+        )
+    return (dataclasses.replace(function, graded=True) if differ else function), notes
 
 
 def _rows(function: Functional, x: torch.Tensor, expect: int | None = None) -> torch.Tensor:
@@ -363,12 +427,12 @@ def _rows(function: Functional, x: torch.Tensor, expect: int | None = None) -> t
     return out.reshape(len(x), -1)
 
 
-def _differ(first: torch.Tensor, second: torch.Tensor, dtype: torch.dtype) -> bool:
+def _differ(first: torch.Tensor, second: torch.Tensor, dtype: torch.dtype, power: float = 0.5) -> bool:
     """Whether two evaluations differ by more than rounding explains: sqrt(eps) times the largest output."""
     if first.shape != second.shape:
         return True
     size = float(first.abs().max())
-    return float((first - second).abs().max()) > math.sqrt(torch.finfo(dtype).eps) * size
+    return float((first - second).abs().max()) > math.pow(torch.finfo(dtype).eps, power) * size
 
 
 def _require_same_gradient(function: Functional, x: torch.Tensor) -> None:
@@ -386,17 +450,19 @@ def _require_same_gradient(function: Functional, x: torch.Tensor) -> None:
     theta = {name: value.detach().to(native).requires_grad_() for name, value in function.theta.items()}
     held = {n: v.to(native) if v.is_floating_point() else v for n, v in function.held.items()}
     narrow = dataclasses.replace(function, theta=theta, held=held, dtype=native)
-    before = _versions(model)
+    before = {name: id(tensor) for name, tensor in _named(model)}
     try:
-        with without_fused_layers(model):
+        with function.evaluated(), _Writes(model):
             direct = model(narrow.batch(x))
-    except Exception:
+    except InvalidInput:
+        raise
+    except Exception as error:
         if native == function.dtype:
-            raise
+            raise refused_inputs(model, x, error) from error
         return  # the model runs in float64 only: there is nothing to compare with
-    for name, version in _versions(model).items():
-        if before.get(name) != version:
-            raise _unsupported(f"{name_of_model}, whose forward writes to {name!r}", "eval mode: model.eval()")
+    for name, tensor in _named(model):
+        if before.get(name) != id(tensor):
+            raise _written(model, name)
     with Convolutions():
         bound = narrow(theta, narrow.batch(x))
     if not bound.requires_grad:
@@ -407,10 +473,19 @@ def _require_same_gradient(function: Functional, x: torch.Tensor) -> None:
     if not parameters or not direct.requires_grad:
         return
     weights = comparison_weights(direct.numel(), direct).reshape(direct.shape)
-    expected, through_copies = (
-        torch.autograd.grad((out * weights).sum(), leaves, allow_unused=True, materialize_grads=True)
-        for out, leaves in ((direct, list(parameters.values())), (bound, [theta[n] for n in parameters]))
-    )
+    try:
+        expected, through_copies = (
+            torch.autograd.grad((out * weights).sum(), leaves, allow_unused=True, materialize_grads=True)
+            for out, leaves in ((direct, list(parameters.values())), (bound, [theta[n] for n in parameters]))
+        )
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # a backward pass of the user, or a checkpoint, can raise anything
+        if function.changed:
+            return
+        raise refused_backward(model, error) from error
+    if function.changed:
+        return  # another thread trains the model: the two passes saw other parameters
     for name, reference, gradient in zip(parameters, expected, through_copies):
         if _norm(reference - gradient) > math.sqrt(torch.finfo(native).eps) * _norm(reference):
             got = f"{name_of_model}, whose forward accesses {name!r} other than through the module's attributes"
@@ -445,7 +520,33 @@ def _norm(tensor: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
 
 
-def _versions(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Return identity and version of every parameter and buffer, which an in-place write changes."""
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return {name: (id(tensor), tensor._version) for name, tensor in named}
+def _named(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """Return parameters and buffers by all of their names."""
+    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+
+
+def _written(model: nn.Module, name: str) -> InvalidInput:
+    return _unsupported(f"{type(model).__name__}, whose forward writes to {name!r}", "eval mode: model.eval()")
+
+
+class _Writes(DispatchMode):
+    """Refuse an operation on the memory of the model's own parameters and buffers before it writes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.memory = {t.untyped_storage().data_ptr(): name for name, t in _named(model) if t.numel()}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Inspect the operands that are written to, and run the operation."""
+        kwargs = kwargs or {}
+        for position, operand in enumerate(func._schema.arguments if func._schema.is_mutable else ()):
+            if operand.alias_info is None or not operand.alias_info.is_write:
+                continue
+            value = args[position] if position < len(args) else kwargs.get(operand.name)
+            for tensor in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and tensor.numel():
+                    name = self.memory.get(tensor.untyped_storage().data_ptr())
+                    if name is not None:
+                        raise _written(self.model, name)
+        return func(*args, **kwargs)

@@ -1,0 +1,267 @@
+r"""Which derivative of a model is right: torch's passes are compared with each other and with a difference.
+
+For a random direction v of the parameters and weights u of the outputs, the adjoint identity says
+
+.. math:: \langle J^\top u, v \rangle = \langle u, J v \rangle, \qquad
+          J v \approx \frac{f(\theta + h v) - f(\theta - h v)}{2 h} .
+
+The left side is one backward pass, the right side two evaluations of the function itself. Custom backward passes,
+``detach`` and straight-through estimators make them differ. The gradient of a sample alone is compared with that of the
+sample in a batch of two: torch 2.13 differentiates some operations wrongly for a batch of one. Where the two differ,
+the difference decides. Forward mode and vmap are compared with a backward pass where they are used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from alignver.errors import InvalidInput, first_line
+from alignver.network.convolution import Convolutions
+from alignver.network.functional import Functional, Theta, comparison_weights
+from alignver.network.inputs import failing_module, module_name
+
+__all__ = ["Arbitrated", "arbitrate"]
+
+_LEAST = 1e-3  # relative difference of a derivative and a difference along a direction that is an error
+_NAMED = 64  # parameters that are examined one by one for a message
+_NEED = "a forward whose gradient is its derivative: no detach, custom backward or straight-through estimator"
+_CHECKPOINTS = "torch.utils.checkpoint with use_reentrant=False"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Arbitrated:
+    """The function whose passes give its derivatives.
+
+    Attributes
+    ----------
+    function : Functional
+    notes : tuple of str
+        What was decided, in sentences; empty where all passes agree.
+    refusal : InvalidInput or None
+        Why no pass of torch gives the derivatives.
+    """
+
+    function: Functional
+    notes: tuple[str, ...] = ()
+    refusal: InvalidInput | None = None
+
+
+def arbitrate(function: Functional, x: torch.Tensor, computed_in: torch.dtype) -> Arbitrated:
+    """Compare backward passes of a model with differences of its outputs, on the samples in ``x``.
+
+    Parameters
+    ----------
+    function : Functional
+    x : torch.Tensor
+        A few samples that the model takes.
+    computed_in : torch.dtype
+        The coarsest dtype that a forward pass rounds to, on which the step h depends.
+
+    Raises
+    ------
+    InvalidInput
+        A backward pass raises an exception.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from alignver.network.functional import functional
+    >>> f = functional(nn.Sequential(nn.Linear(2, 3), nn.GELU(), nn.Linear(3, 1)), torch.float64)
+    >>> arbitrate(f, torch.ones(4, 2), torch.float64).refusal is None
+    True
+    """
+    return _Arbitration(function, x, computed_in).decide()
+
+
+class _Padding(TorchFunctionMode):
+    """Notes the rows of tables that lookups exclude from their gradients: they are no part of theta."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[tuple[torch.Tensor, int]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a function of torch."""
+        kwargs = kwargs or {}
+        if func is F.embedding:
+            table = args[1] if len(args) > 1 else kwargs.get("weight")
+            index = args[2] if len(args) > 2 else kwargs.get("padding_idx")
+            if isinstance(table, torch.Tensor) and index is not None:
+                self.rows.append((table, int(index)))
+        return func(*args, **kwargs)
+
+
+class _Arbitration:
+    """The comparisons on some samples, with one direction and one set of weights."""
+
+    def __init__(self, function: Functional, x: torch.Tensor, computed_in: torch.dtype) -> None:
+        self.function, self.x = function, x
+        self.eps = float(torch.finfo(computed_in).eps)
+        self.h = self.eps ** (1 / 3)
+        self.padding: dict[str, set[int]] = {}
+
+    def decide(self) -> Arbitrated:
+        """Compare the gradient of all samples, then those of single ones."""
+        gradients, outputs, graph = self._gradients(self.function, self.x)
+        direction = self._direction(gradients)
+        weights = self._weights(outputs)
+        if self._wrong(gradients, self.x, direction, weights):
+            return Arbitrated(self.function, refusal=self._refusal(gradients, direction, weights, graph))
+        for row in dict.fromkeys((0, len(self.x) - 1)):
+            alone, again = self.x[row : row + 1], self.x[(row + 1) % len(self.x)][None]
+            single = self._gradients(self.function, alone)[0]
+            pair = self._gradients(self.function, torch.cat([alone, again]), rows=1)[0]
+            if self._agree(single, pair):
+                continue
+            u = weights[:1]
+            if self._wrong(pair, alone, direction, u):
+                return Arbitrated(self.function, refusal=self._refusal(pair, direction, weights, graph))
+            if not self._wrong(single, alone, direction, u):
+                return Arbitrated(self.function)  # kinks: both are derivatives
+            differing = [name for name, g in pair.items() if not _close(single[name], g, self.eps)]
+            note = "torch's backward pass is wrong for a batch of one sample (by differences of the outputs; for "
+            note += f"{differing[0] if differing else 'theta'!r}): samples are differentiated in batches of two or more"
+            return Arbitrated(dataclasses.replace(self.function, doubled=True), (note,))
+        return Arbitrated(self.function)
+
+    def _weights(self, outputs: torch.Tensor) -> torch.Tensor:
+        return comparison_weights(outputs.numel(), outputs).reshape(outputs.shape)
+
+    def _gradients(
+        self, function: Functional, x: torch.Tensor, rows: int | None = None
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor, Any]:
+        """Return J^T u by one backward pass for the first ``rows`` samples, the outputs, and their graph."""
+        theta = function.leaves()
+        names = {id(value): name for name, value in theta.items()}
+        try:
+            with _Padding() as padding, Convolutions():
+                out = function(theta, function.batch(x)).reshape(len(x), -1)[:rows]
+            gradients = torch.autograd.grad(
+                out, list(theta.values()), self._weights(out.detach()), allow_unused=True, materialize_grads=True
+            )
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # a backward pass of the user, or a checkpoint, can raise anything
+            raise refused_backward(function.model, error) from error
+        for table, index in padding.rows:
+            if id(table) in names:
+                self.padding.setdefault(names[id(table)], set()).add(index % len(table))
+        return dict(zip(theta, (g.detach() for g in gradients))), out.detach(), out.grad_fn
+
+    def _direction(self, gradients: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return noise of the size of each parameter, less for those that would dominate the products."""
+        generator = torch.Generator().manual_seed(0)
+        sizes = {name: _size(value) or 0.1 for name, value in self.function.theta.items()}
+        shares = sorted(share for name, g in gradients.items() if (share := sizes[name] * _norm(g)) > 0.0)
+        middle = shares[len(shares) // 2] if shares else 1.0
+        direction = {}
+        for name, value in self.function.theta.items():
+            noise = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
+            share = sizes[name] * _norm(gradients[name])
+            direction[name] = noise * (sizes[name] * min(1.0, middle / share if share else 1.0))
+            for index in self.padding.get(name, ()):
+                direction[name][index] = 0.0
+        return direction
+
+    def _difference(self, x: torch.Tensor, direction: Theta, h: float) -> tuple[torch.Tensor, float]:
+        """Return J v by a central difference, and the largest output."""
+        ends = []
+        with torch.no_grad(), Convolutions():
+            for sign in (h, -h):
+                theta = {name: value + sign * direction[name] for name, value in self.function.theta.items()}
+                ends.append(self.function(theta, self.function.batch(x)).reshape(len(x), -1).double())
+        return (ends[0] - ends[1]) / (2.0 * h), float(ends[0].abs().max())
+
+    def _wrong(
+        self, gradients: Mapping[str, torch.Tensor], x: torch.Tensor, direction: Theta, weights: torch.Tensor
+    ) -> bool:
+        """Whether J^T u contradicts differences that agree with each other at two steps."""
+        terms = [gradients[name].double() * direction[name].double() for name in gradients]
+        product = float(sum(term.sum() for term in terms))
+        if not math.isfinite(product):
+            return False  # which the caller refuses, with the sample and the parameter
+        spread = math.sqrt(float(sum(term.square().sum() for term in terms)))
+        seen: list[float] = []
+        for h in (self.h, self.h / 4.0):
+            Jv, largest = self._difference(x, direction, h)
+            value = float((weights.double() * Jv).sum())
+            noise = 16.0 * self.eps / h * largest * float(weights.norm())
+            scale = max(spread, abs(product), float(weights.norm() * Jv.norm()) / math.sqrt(weights.numel()))
+            limit = max(_LEAST, 30.0 * self.h) * scale + noise
+            if not math.isfinite(value) or abs(value - product) <= limit:
+                return False
+            seen.append(value)
+        return abs(seen[0] - seen[1]) <= 0.1 * abs(seen[0] - product)  # else a jump or a kink is between the ends
+
+    def _agree(self, first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:
+        """Whether two gradients are equal up to rounding, which leaves those that are zero at that of the largest."""
+        floor = 1e3 * self.eps * max(_norm(g) for g in second.values())
+        return all(_close(first[name], g, self.eps, floor) for name, g in second.items())
+
+    def _refusal(
+        self, gradients: Mapping[str, torch.Tensor], direction: Theta, weights: torch.Tensor, graph: Any
+    ) -> InvalidInput:
+        """Name the parameter whose derivative is wrong, and what in the graph may be the reason."""
+        name, culprit, need = "", "", _NEED
+        for candidate in list(gradients)[:_NAMED]:
+            part = {n: v if n == candidate else torch.zeros_like(v) for n, v in direction.items()}
+            if self._wrong(gradients, self.x[: len(weights)], part, weights[: len(self.x)]):
+                name = candidate
+                break
+        steps = _custom_steps(graph)
+        if steps:
+            culprit = f": the custom backward of {', '.join(steps[:3])}"
+            need = _CHECKPOINTS if "CheckpointFunction" in steps else need
+        model = type(self.function.source).__name__
+        got = f"{model}, whose backward pass is not the derivative of its outputs"
+        got += (f" by {name!r}" if name else "") + f" (by differences of the outputs){culprit}"
+        return InvalidInput("model", got, need, code="unsupported-model")
+
+
+def refused_backward(model: nn.Module, error: Exception) -> InvalidInput:
+    """Return the exception for a backward pass that raises one, with a remedy.
+
+    Examples
+    --------
+    >>> print(refused_backward(nn.Linear(1, 1), RuntimeError("checkpoint: use_reentrant=True")).need)
+    torch.utils.checkpoint with use_reentrant=False
+    """
+    words = first_line(error)
+    need = "a model that torch.autograd.grad differentiates"
+    if "use_reentrant" in str(error) or "checkpoint" in str(error).lower():
+        need = _CHECKPOINTS
+    got = f"{module_name(*failing_module(model, error))}, whose backward pass raised {type(error).__name__}: {words}"
+    return InvalidInput("model", got, need, code="unsupported-model")
+
+
+def _custom_steps(graph: Any) -> list[str]:
+    """Return the names of the user's functions in a graph of autograd."""
+    stack, seen, names = [graph] if graph is not None else [], {graph}, []
+    while stack:
+        step = stack.pop()
+        if isinstance(step, torch.autograd.function.BackwardCFunction):
+            names.append(type(step).__name__.removesuffix("Backward"))
+        following = [part for part, _ in step.next_functions if part is not None and part not in seen]
+        seen.update(following)
+        stack += following
+    return [name for name in dict.fromkeys(names) if not name.startswith("_Convolution")]
+
+
+def _close(first: torch.Tensor, second: torch.Tensor, eps: float, floor: float = 0.0) -> bool:
+    return _norm(first - second) <= math.sqrt(eps) * _norm(second) + floor
+
+
+def _norm(tensor: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+
+
+def _size(tensor: torch.Tensor) -> float:
+    return _norm(tensor) / math.sqrt(max(1, tensor.numel()))
