@@ -149,6 +149,7 @@ class AlignmentEvaluator:
         self._plan: Plan = plan(self.n, self.m_y, self.d)
         size = float(np.linalg.norm(prepared.y))
         self.target: Matrix = prepared.y / size if size else prepared.y
+        self._deficient = False  # the last evaluation needed the Gram matrix in twice the precision
 
     def forms_gram(self) -> bool:
         """Whether evaluations form M, given the memory that is currently free."""
@@ -168,7 +169,7 @@ class AlignmentEvaluator:
         M: torch.Tensor | None
         if parts is not None and self._layers is not None:
             with _blas_threads(self._layers.flops):
-                outputs, M = parts.outputs, parts.gram()
+                outputs, M = parts.outputs, parts.gram(precise=self._deficient)
         else:
             outputs = self._outputs()
             M = gram(self._model, self._x, dtype=self._dtype) if self._fits() else None
@@ -180,6 +181,7 @@ class AlignmentEvaluator:
         if M is not None and self.d >= self.N:
             methods.append("Gram matrix")
             full = full_rank(M, self._scale, self.rules, terms=None if parts is None else parts.terms)
+            self._deficient = full is None
             if full is not None:
                 answers, spectral, smallest = full
                 return AlignmentEvaluation(values, answers, spectral, smallest, _host(M), None, (), tuple(methods))
@@ -309,6 +311,8 @@ def full_rank(
     rounding = ((known.columns if terms is None else terms) + N) * float(torch.finfo(M.dtype).eps) * trace
     smallest: float | None = None
     if N <= _EIGENVALUES:
+        if not _definite(M, 2.0 * rounding):  # ten times faster than the eigenvalues
+            return None
         eigenvalues = torch.linalg.eigvalsh(M)
         largest, least = float(eigenvalues[-1]), float(eigenvalues[0])
     else:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +22,7 @@ from torch import nn
 
 from alignver.arrays import EPS
 from alignver.errors import InvalidInput
+from alignver.features.threads import ordered
 from alignver.jacobians import layer_gradients
 from alignver.jacobians.jacobian import bind, probed_copy
 from alignver.linalg import double_double
@@ -64,8 +64,11 @@ class Factors:
         """
         return len(self.layers) + max(A.shape[1] + B.shape[1] + 2 for A, B, _ in self.layers)
 
-    def gram(self) -> torch.Tensor:
-        """Return J J^T (N, N): the sum over layers of (A A^T) o (B B^T)."""
+    def gram(self, *, precise: bool = False) -> torch.Tensor:
+        """Return J J^T (N, N): the sum over layers of (A A^T) o (B B^T), or :attr:`precise_gram` rounded."""
+        if precise:
+            (high, _), exponent = self.precise_gram
+            return torch.from_numpy(high * 4.0**exponent)
         (n, copies), N = self.outputs.shape, self.outputs.numel()
         M = np.zeros((copies, n, copies, n))
         for inputs, derivatives, bias in self.layers:
@@ -75,8 +78,9 @@ class Factors:
             M += outer
         return torch.from_numpy(M.reshape(N, N))
 
-    def factor(self) -> Matrix:
-        """Return T (N x N), float64, with the column space and the singular values of J.
+    @functools.cached_property
+    def precise_gram(self) -> tuple[double_double.DoubleDouble, int]:
+        """J J^T in twice the precision over 4^e, and e.
 
         Raises
         ------
@@ -88,8 +92,18 @@ class Factors:
         top = max(sum(pair) for pair in exponents)
         # Powers of two: exact, and no product underflows.
         scaled = [(A * 2.0**-a, B * 2.0 ** (a - top)) for (A, B), (a, _) in zip(sides, exponents)]
-        M = functools.reduce(double_double.add, itertools.starmap(_share, scaled))
-        return double_double.factor(M) * 2.0**top
+        return functools.reduce(double_double.add, ordered(_share, scaled)), top
+
+    def factor(self) -> Matrix:
+        """Return T (N x N), float64, with the column space and the singular values of J.
+
+        Raises
+        ------
+        InvalidInput
+            A derivative is NaN or Inf.
+        """
+        M, exponent = self.precise_gram
+        return double_double.factor(M) * 2.0**exponent
 
 
 def _share(A: Matrix, B: Matrix) -> double_double.DoubleDouble:

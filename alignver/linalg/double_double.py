@@ -16,11 +16,12 @@ smaller than the largest entries of their rows by :math:`2^{-2w}`, and so are th
 
 .. math:: V^\top M V = D C D, \qquad T = V D L, \qquad L L^\top = C, \qquad T T^\top = M
 
-with a correlation matrix C whose rounding to float64 changes every singular value of D L by a *relative* amount of
-about :math:`N \varepsilon / \lambda_{\min}(C)` at most (Demmel & Veselic 1992, Theorem 2.14, for one-sided Jacobi; the
-same holds here). If C is ill conditioned, the left singular vectors of D L refine V. A row of :math:`V^\top J` at the
-level of the rounding errors of V, about eps s_1, is mostly a combination of the others; what remains of it after
-elimination is as small as the error of M allows.
+with a correlation matrix C, rounded to float64. V is accurate to :math:`p \varepsilon s_1^2` for a modest p, so the
+entries of C - I are at most :math:`p \varepsilon s_1^2 / (D_i D_j)`: rows of D in descending order, C has a leading
+block with eigenvalues above :data:`_CLEAR` that includes all rows with :math:`D_i \ge \sqrt{2 p \varepsilon} s_1`, and
+the Cholesky factor of this block is accurate. What elimination leaves of the other rows, S, has errors of about
+:math:`\varepsilon D_i D_j` over :data:`_CLEAR`, that is of :math:`(\varepsilon s_1)^2`, so its square root from an
+eigendecomposition is accurate to the order of eps s_1, to which J itself is known.
 """
 
 from __future__ import annotations
@@ -37,11 +38,7 @@ FloatArray = npt.NDArray[np.float64]
 DoubleDouble = tuple[FloatArray, FloatArray]
 """The unevaluated sum of a matrix and a correction, each entry of which is at most half a unit in the last place."""
 
-_EPS = 2.0**-52
-_SWEEPS = 8
-# With 1/cond(C) above this times N eps the relative change of a singular value stays below 1e-6: more digits than a
-# tolerance that varies by a factor of ten requires.
-_CONDITIONED = 1e6
+_CLEAR = 2.0**-5  # least eigenvalue of the block of C that is factored by Cholesky
 
 
 def gram(A: FloatArray) -> DoubleDouble:
@@ -102,30 +99,26 @@ def factor(M: DoubleDouble) -> FloatArray:
     high, low = M
     N = len(high)
     V: FloatArray = np.linalg.eigh(high)[1]
-    for _ in range(_SWEEPS):
-        rotated = _rotated(high, low, V)
-        norms = np.sqrt(np.maximum(rotated.diagonal(), 0.0))
-        # Rows below a few eps s_1 come last: V, in float64, mixes them with the others.
-        order = np.argsort(-norms, kind="stable")
-        count = int(np.count_nonzero(norms > 2.0 * _EPS * N**0.25 * norms.max()))
-        if count == 0:
-            return np.zeros((N, N))
-        V, norms, rotated = V[:, order], norms[order], rotated[np.ix_(order, order)]
-        scale = np.where(norms > 0.0, norms, 1.0)
-        C = rotated / scale[:, None] / scale
-        clear, info = lapack.dpotrf(C[:count, :count], lower=1)
-        L = np.eye(N)
-        if info == 0 and lapack.dpocon(clear, 1.0, uplo="L")[0] >= _CONDITIONED * N * _EPS:
-            rest = solve_triangular(clear, C[:count, count:], lower=True, check_finite=False).T
-            lengths = np.linalg.norm(rest, axis=1)
-            L[:count, :count] = clear
-            L[count:, :count] = rest / np.maximum(lengths, 1.0)[:, None]
-            L[range(count, N), range(count, N)] = np.sqrt(np.maximum(1.0 - lengths**2, 0.0))
-            break
-        values, vectors = np.linalg.eigh(C[:count, :count])
-        L[:count, :count] = vectors * np.sqrt(np.maximum(values, 0.0))
-        V = V @ np.linalg.svd(norms[:, None] * L)[0]
-    T: FloatArray = V @ (norms[:, None] * L)
+    rotated = _rotated(high, low, V)
+    norms = np.sqrt(np.maximum(rotated.diagonal(), 0.0))
+    order = np.argsort(-norms, kind="stable")
+    V, norms, rotated = V[:, order], norms[order], rotated[np.ix_(order, order)]
+    if norms[0] == 0.0:
+        return np.zeros((N, N))
+    scale = np.where(norms > 0.0, norms, 1.0)
+    C = rotated / scale[:, None] / scale
+    failed = int(lapack.dpotrf(C - _CLEAR * np.eye(N), lower=1)[1])  # the first row that is not clear of the others
+    count = failed - 1 if failed else N
+    L = np.zeros((N, N))  # D L
+    clear = lapack.dpotrf(C[:count, :count], lower=1)[0]
+    L[:count, :count] = norms[:count, None] * clear
+    if count < N and norms[count] > 0.0:
+        rest = solve_triangular(clear, C[:count, count:], lower=True, check_finite=False).T
+        small = norms[count:, None] / norms[count]
+        values, vectors = np.linalg.eigh(small * (C[count:, count:] - rest @ rest.T) * small.T)
+        L[count:, :count] = norms[count:, None] * rest
+        L[count:, count:] = norms[count] * vectors * np.sqrt(np.maximum(values, 0.0))
+    T: FloatArray = V @ L
     return T
 
 

@@ -137,8 +137,11 @@ def test_the_gram_matrix_is_off_by_no_more_than_its_terms_allow(m_y, bias):
     for A, B, ones in factors.layers:
         a, b = (np.vectorize(Fraction, otypes=[object])(part.numpy()) for part in (A, B))
         exact = exact + np.kron(np.ones((m_y, m_y), dtype=int), a @ a.T + int(ones)) * (b @ b.T)
-    computed = np.vectorize(Fraction, otypes=[object])(factors.gram().numpy())
+    computed, rounded = (
+        np.vectorize(Fraction, otypes=[object])(factors.gram(precise=p).numpy()) for p in (False, True)
+    )
     unit = Fraction(1, 2**53)
+    assert np.all(np.abs(rounded - exact) <= np.abs(exact) * unit * (1 + Fraction(1, 2**20)))
     gamma = factors.terms * unit / (1 - factors.terms * unit)
     scale = np.sqrt(np.diagonal(exact).astype(float))
     off = np.abs(computed - exact).astype(float) / np.outer(scale, scale)

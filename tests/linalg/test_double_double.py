@@ -93,12 +93,16 @@ def test_the_plain_gram_matrix_would_not_do():
     assert np.max(np.abs(s - squared)) > 1e4 * EPS * s[0]
 
 
-def test_sweeps(monkeypatch):
-    """One sweep for ten decades of J, far below what M in float64 resolves; two or three for any matrix."""
-    sweeps = []
-    inner = double_double._rotated
-    monkeypatch.setattr(double_double, "_rotated", lambda *parts: sweeps.append(1) or inner(*parts))
-    for decades, most in ((10.0, 1), (30.0, 3)):
-        sweeps.clear()
-        factor(gram(graded(40, 900, decades)))
-        assert len(sweeps) <= most, decades
+@pytest.mark.parametrize("decades", [10.0, 16.0, 30.0])
+def test_split(monkeypatch, decades):
+    """The rows that are left to an eigendecomposition are below the square root of eps, at most by a modest factor."""
+    left = []
+    inner = np.linalg.eigh
+    monkeypatch.setattr(np.linalg, "eigh", lambda A: left.append(len(A)) or inner(A))
+    W = graded(100, 900, decades)
+    T = factor(gram(W))
+    whole, rest = left
+    s = np.linalg.svd(W, compute_uv=False)
+    assert whole == 100
+    assert 0 < rest <= np.count_nonzero(s < 16 * np.sqrt(EPS) * s[0])
+    assert np.max(np.abs(s - np.linalg.svd(T, compute_uv=False))) <= 160 * EPS * s[0]
