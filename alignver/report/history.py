@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 import json
 import os
 import pathlib
@@ -18,7 +19,7 @@ from alignver import atomic, require
 from alignver.errors import InvalidInput, MissingDependency, printable
 from alignver.results import Verdict, decode, encode, plain
 
-__all__ = ["FORMAT", "History", "HistoryFile", "Record"]
+__all__ = ["FORMAT", "History", "HistoryFile", "Record", "require_same_config"]
 
 FORMAT = 1
 """Version of the file's format; it changes when readers have to change."""
@@ -63,6 +64,8 @@ class Record:
     network : mapping or None
         What is proved of the network in real arithmetic, at the steps where it was asked: ``verdict`` (UNDECIDED if
         nothing is proved), ``kappa`` (lower and upper bound), ``shuffled``, ``reason``.
+    run : int
+        The number of the training that the tracker watches: 0, and 1 more for each one that begins anew.
     """
 
     step: int
@@ -80,6 +83,7 @@ class Record:
     structure: Mapping[str, Any] | None = None
     theorem_3: Mapping[str, Any] | None = None
     network: Mapping[str, Any] | None = None
+    run: int = 0
 
     def __post_init__(self) -> None:
         for name in ("rules", "change", "structure", "theorem_3", "network"):
@@ -106,7 +110,7 @@ class Record:
 
 
 class History(Sequence[Record]):
-    """The records of a run in the order of its steps.
+    """The records of a run in the order of its steps; of several runs, one after the other.
 
     Examples
     --------
@@ -151,18 +155,22 @@ class History(Sequence[Record]):
     def q(self) -> dict[str, tuple[int, int]]:
         """Return Q_T for each rule (equation (7)): the FAILS, and the FAILS and UNDECIDED, among the checks made.
 
-        With a check at every step these are bounds of the paper's count. With fewer they count checks, not steps.
+        With a check at every step these are bounds of the paper's count. With fewer they count checks, not steps. If
+        the tracker watched several trainings, the last one counts.
         """
         return {rule: (low[-1], high[-1]) for rule, (low, high) in self.q_curve().items()}
 
     def q_curve(self) -> dict[str, tuple[list[int], list[int]]]:
         """Return for each rule both bounds of Q_T after every check: :func:`alignver.report.plots.training_and_q`."""
-        curves = {}
-        for rule in self.rules:
-            verdicts = [record.rules[rule]["verdict"] for record in self._records]
-            fails = np.array([verdict == "FAILS" for verdict in verdicts])
-            undecided = np.array([verdict == "UNDECIDED" for verdict in verdicts])
-            curves[rule] = (np.cumsum(fails).tolist(), np.cumsum(fails | undecided).tolist())
+        curves: dict[str, tuple[list[int], list[int]]] = {rule: ([], []) for rule in self.rules}
+        for _, group in itertools.groupby(self._records, lambda record: record.run):
+            records = list(group)
+            for rule, (low, high) in curves.items():
+                verdicts = [record.rules[rule]["verdict"] for record in records]
+                fails = np.array([verdict == "FAILS" for verdict in verdicts])
+                undecided = np.array([verdict == "UNDECIDED" for verdict in verdicts])
+                low += np.cumsum(fails).tolist()
+                high += np.cumsum(fails | undecided).tolist()
         return curves
 
     def columns(self) -> dict[str, list[Any]]:
@@ -226,7 +234,7 @@ class HistoryFile:
                 need = "a new file, or resume=True to continue it"
                 raise InvalidInput("path", f"{self.path}, which exists", need, "conflicting-arguments")
             history, end = self.parse(self.path)
-            _same(history.config, self.history.config, self.path)
+            require_same_config(history.config, self.history.config, self.path)
             self.history = history
             os.truncate(self.path, end)
             return
@@ -338,7 +346,7 @@ def _library(name: str) -> Any:
         raise MissingDependency(name, f"History.to_{name}", "frames") from error
 
 
-def _same(there: Mapping[str, Any], here: Mapping[str, Any], path: pathlib.Path) -> None:
+def require_same_config(there: Mapping[str, Any], here: Mapping[str, Any], path: pathlib.Path) -> None:
     """Raise if the configuration of the file differs from that of this run."""
     differing = [name for name in {**there, **here} if there.get(name) != here.get(name)]
     if differing:

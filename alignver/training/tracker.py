@@ -23,14 +23,14 @@ from torch import nn
 from alignver import require
 from alignver.checks.alignment import prove_about_network
 from alignver.checks.alignment_evaluator import AlignmentEvaluation, AlignmentEvaluator
-from alignver.errors import InvalidInput, renamed
+from alignver.errors import InvalidInput, first_line, renamed
 from alignver.jacobians.gram import gram
 from alignver.jacobians.kernel_distance import METHODS, RepresentationSnapshot, squared_distance
 from alignver.jacobians.prepare import PreparedAlignment, prepare_alignment
 from alignver.linalg import rank_rules
 from alignver.network.inputs import as_inputs
-from alignver.report.history import History, HistoryFile, Record
-from alignver.results import Verdict
+from alignver.report.history import History, HistoryFile, Record, require_same_config
+from alignver.results import Verdict, plain
 from alignver.theory.losses import sample_loss
 from alignver.training.theorem3_conditions import Theorem3Conditions
 
@@ -172,6 +172,9 @@ class AlignmentTracker:
         File of JSON lines, in an existing folder, to which every check is appended.
     resume : bool
         Continue an existing file.
+    step, epoch : int
+        Steps and epochs that were done before, for a training that is resumed. Without ``start``, theta^0 is not known
+        then, and the change of the representation is not measured.
 
     Attributes
     ----------
@@ -189,7 +192,7 @@ class AlignmentTracker:
     Notes
     -----
     Rigor: NUMERICAL, see :mod:`alignver.checks.alignment_evaluator`. A check that cannot be made (NaN parameters of
-    a run that diverged) is recorded as UNDECIDED, with the reason; the training continues.
+    a run that diverged, no memory, any error) is recorded as UNDECIDED, with the reason; the training continues.
 
     Source: Kawaguchi, Zhang, Deng (2022), Section 2.2 and equation (7).
 
@@ -231,6 +234,8 @@ class AlignmentTracker:
         network_at: Sequence[int] = (),
         path: str | os.PathLike[str] | None = None,
         resume: bool = False,
+        step: int = 0,
+        epoch: int = 0,
     ) -> None:
         self.schedule = Schedule.of(every)
         _require(mode, change, rules)
@@ -238,23 +243,20 @@ class AlignmentTracker:
         self._network_at = {require.integer("network_at", step, least=0) for step in network_at}
         if residual_tolerance is not None:
             rank_rules.checked_tolerance(residual_tolerance, "residual_tolerance")
-        self.model, self.loss, self._mode, self._dtype, self._change = model, loss, mode, dtype, change
-        with self._preserved():
-            prepared = prepare_alignment(model, X, Y, loss, dtype)
-            self.model = prepared.model
-            self.x = as_inputs(X, prepared.x.device).clone()
-            prepared = dataclasses.replace(prepared, x=prepared.x.clone() if prepared.merged else self.x)
-            self._distinct = prepared.x
-            self.evaluator = AlignmentEvaluator(
-                prepared, rules=rules, dtype=dtype, limit=residual_tolerance, thorough=thorough
-            )
-            self._counts = np.sqrt(np.bincount(prepared.duplicates.position)) if prepared.merged else None
-            self._conditions = Theorem3Conditions.of(prepared, structure, theorem_3, loss)
-        self._sample_loss = sample_loss(loss, prepared.m_y)
-        self._y = self._sample_loss.targets(prepared.given, len(self.x), prepared.m_y)
-        self.clock, self.step, self.epoch = Clock(), -1, 0
+        before = require.integer("step", step, least=0), require.integer("epoch", epoch, least=0)
+        self.loss, self._mode, self._dtype, self._change = loss, mode, dtype, change
+        self._options: dict[str, Any] = {
+            "rules": rules,
+            "dtype": dtype,
+            "limit": residual_tolerance,
+            "thorough": thorough,
+        }
+        self._premises = structure, theorem_3
+        config = self._watch(model, X, Y)
+        self._given = self.evaluator.prepared.given
+        self.clock, self.step, self.epoch = Clock(), before[0] - 1, before[1]
+        self._run, self._first = 0, True
         self._start: Any = None
-        config = self._config(prepared)
         if resume and path is None:
             raise InvalidInput(
                 "resume", "resume=True without path", "path=, the file to continue", "conflicting-arguments"
@@ -262,9 +264,75 @@ class AlignmentTracker:
         self._file = None if path is None else HistoryFile(path, config, resume=resume)
         self.history = History((), config) if self._file is None else self._file.history
         if len(self.history):
-            self.step, self.epoch = self.history[-1].step, self.history[-1].epoch
-            self._conditions.replay(self.history)
-        self._begin(start)
+            last = self.history[-1]
+            self._run, self._first = last.run, False
+            self.step, self.epoch = (last.step, last.epoch) if not before[0] else (self.step, self.epoch)
+            self._conditions.replay([record for record in self.history if record.run == self._run])
+        self._begin(start, known=before[0] == 0 and not len(self.history))
+
+    def restart(self, model: nn.Module, *, step: int = 0, epoch: int = 0) -> None:
+        """Watch another training: of another model, or of the same one anew; its records follow in the history.
+
+        theta^0 is the present theta of the model, unless ``step`` says that the training is resumed.
+
+        Parameters
+        ----------
+        model : torch.nn.Module
+            With the outputs of the first one.
+        step, epoch : int
+            Steps and epochs that were done before.
+
+        Raises
+        ------
+        InvalidInput
+            As for a new tracker; with a file, a model of another class or size.
+        """
+        before = require.integer("step", step, least=0), require.integer("epoch", epoch, least=0)
+        config = self._watch(model, self.x, self._given)
+        if self._file is not None:
+            require_same_config(self.history.config, plain(config), self._file.path)
+        elif plain(config) != self.history.config:
+            self.history = History((), config)
+        self.clock, self.step, self.epoch = Clock(), before[0] - 1, before[1]
+        self._run, self._first, self._start = self._run + 1, True, None
+        self._begin(None, known=before[0] == 0)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the first theta of the run was checked."""
+        return not self._first
+
+    def replace_model(self, model: nn.Module) -> None:
+        """Watch another object that continues the same run: a model that the trainer rebuilt.
+
+        The change of the representation is measured from theta^0 as before, or no longer if that needs the old model.
+        """
+        self._watch(model, self.x, self._given)
+        self._conditions.replay([record for record in self.history if record.run == self._run])
+        if isinstance(self._start, RepresentationSnapshot):
+            self._start = None
+
+    def watches(self, model: nn.Module) -> bool:
+        """Whether the parameters of a model are those that the tracker watches."""
+        watched = {id(parameter) for parameter in self.model.parameters()}
+        return model is self.model or {id(parameter) for parameter in model.parameters()} == watched
+
+    def _watch(self, model: nn.Module, X: Any, Y: Any) -> dict[str, Any]:
+        """Prepare the checks of a model; return the settings that determine the records."""
+        structure, theorem_3 = self._premises
+        self.model = model
+        with self._preserved():
+            prepared = prepare_alignment(model, X, Y, self.loss, self._dtype)
+            self.model = prepared.model
+            self.x = as_inputs(X, prepared.x.device).clone()
+            prepared = dataclasses.replace(prepared, x=prepared.x.clone() if prepared.merged else self.x)
+            self._distinct = prepared.x
+            self.evaluator = AlignmentEvaluator(prepared, **self._options)
+            self._counts = np.sqrt(np.bincount(prepared.duplicates.position)) if prepared.merged else None
+            self._conditions = Theorem3Conditions.of(prepared, structure, theorem_3, self.loss)
+        self._sample_loss = sample_loss(self.loss, prepared.m_y)
+        self._y = self._sample_loss.targets(prepared.given, len(self.x), prepared.m_y)
+        return self._config(prepared)
 
     def update(self, step: int | None = None) -> Record | None:
         """Count a step, and make a check if one is due: theta^0 at the first call, theta^t at call t + 1.
@@ -287,8 +355,7 @@ class AlignmentTracker:
         self.clock.start()
         step = self.step + 1 if step is None else require.integer("step", step, least=0)
         last, self.step = self.step, step
-        first = not len(self.history)
-        return self.check() if first or self.schedule.due_at_step(last, self.step, self.clock) else None
+        return self.check() if self._first or self.schedule.due_at_step(last, self.step, self.clock) else None
 
     def end_epoch(self) -> Record | None:
         """Count an epoch, and make a check if one is due; the step count does not change."""
@@ -300,7 +367,7 @@ class AlignmentTracker:
         """Make a check now; a second call at the same step returns the record of the first."""
         self.clock.start()
         self.step = max(self.step, 0)
-        if len(self.history) and self.history[-1].step == self.step:
+        if not self._first and self.history[-1].step == self.step:
             last: Record = self.history[-1]
             return last
         if self.x.device.type == "cuda":
@@ -309,6 +376,7 @@ class AlignmentTracker:
         with self._preserved():
             record = self._record(began, training)
         (self._file or self.history).append(record)
+        self._first = False
         self.clock.spent(time.perf_counter() - began)
         return record
 
@@ -322,10 +390,18 @@ class AlignmentTracker:
             self._file.sync()
 
     def _record(self, began: float, training: float) -> Record:
-        fields: dict[str, Any] = {"step": self.step, "epoch": self.epoch, "training_seconds": training}
+        fields: dict[str, Any] = {
+            "step": self.step,
+            "epoch": self.epoch,
+            "training_seconds": training,
+            "run": self._run,
+        }
         try:
             fields |= self._fields(self.evaluator.evaluate())
-        except InvalidInput as error:  # a run that diverged: the training continues
+        except Exception as caught:  # a run that diverged, no memory, a model that changed: the training continues
+            error = (
+                str(caught) if isinstance(caught, InvalidInput) else f"{type(caught).__name__}: {first_line(caught)}"
+            )
             unknown = dict.fromkeys(("tolerance", "residual", "rank", "near"))
             answer = {"verdict": Verdict.UNDECIDED.value, **unknown}
             fields |= {"rules": {rule: dict(answer) for rule in self.evaluator.rules}, "reason": f"no check: {error}"}
@@ -382,10 +458,12 @@ class AlignmentTracker:
         value = squared_distance(self._of_all(torch.from_numpy(M)), self._start)
         return {"value": value, "interval": (value, value), "confidence": 1.0, "rigor": "NUMERICAL"}
 
-    def _begin(self, start: Mapping[str, torch.Tensor] | None) -> None:
-        """Store theta^0 in the form from which changes are measured: as the matrix M where the checks compute it."""
-        resumed = len(self.history) > 0
-        if self._change == "off" or (resumed and start is None):
+    def _begin(self, start: Mapping[str, torch.Tensor] | None, *, known: bool) -> None:
+        """Store theta^0 in the form from which changes are measured: as the matrix M where the checks compute it.
+
+        ``known``: whether theta^0 is the present theta, if no ``start`` is given.
+        """
+        if self._change == "off" or (not known and start is None):
             return
         with renamed({"state": "start"}), self._preserved():
             if self._change != "probes" and self.evaluator.forms_gram():

@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import alignver.training.callbacks as callbacks
-from alignver.errors import MissingDependency
+from alignver.checks.alignment_evaluator import AlignmentEvaluator
+from alignver.errors import InvalidInput, MissingDependency
 from alignver.report.history import History
 from alignver.training.tracker import AlignmentTracker
 
@@ -92,6 +93,128 @@ def test_a_hook_leaves_the_training_alone():
     assert same(*nets)
 
 
+def steps_of(net, optimizer, count):
+    x, y = data()
+    for _ in range(count):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        yield
+
+
+def runs(tracker):
+    return [(record.run, record.step, record.epoch) for record in tracker.history]
+
+
+def plain(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 10), nn.Tanh(), nn.Linear(10, 2))
+
+
+def watch(deferred, net, count, step=0, epoch=0):
+    deferred.begin(net, step, epoch)
+    for done, _ in enumerate(steps_of(net, torch.optim.SGD(net.parameters(), lr=0.5), count), step + 1):
+        deferred.step(done, net)
+    deferred.end_epoch()
+    deferred.end()
+
+
+def test_a_second_training_is_watched_anew():
+    x, y = data()
+    deferred = callbacks.Deferred(x, y, loss="cross_entropy", every=2)
+    one, two = plain(), plain(1)
+    watch(deferred, one, 4)
+    watch(deferred, two, 3)
+    tracker = deferred.tracker
+    assert runs(tracker) == [(0, 0, 0), (0, 2, 0), (0, 4, 0), (1, 0, 0), (1, 2, 0), (1, 3, 1)]
+    assert tracker.model is two
+    loss = float(nn.functional.cross_entropy(two(x), y).detach())
+    assert tracker.history[-1].loss == pytest.approx(loss, rel=1e-6)
+    first = tracker.history[3]
+    assert first.change["value"] == pytest.approx(0.0, abs=1e-18)  # theta^0 is that of the second model
+    assert tracker.q()["golub"] == tuple(sum(r.rules["golub"]["verdict"] in v for r in tracker.history[3:]) for v in (
+        ("FAILS",), ("FAILS", "UNDECIDED")
+    ))  # fmt: skip
+    watch(deferred, two, 2)  # the same model from step 0
+    assert runs(tracker)[-2:] == [(2, 0, 0), (2, 2, 0)]
+
+
+def test_a_training_that_goes_on_is_one_run():
+    deferred = callbacks.Deferred(*data(), loss="cross_entropy", every=1)
+    net = plain()
+    watch(deferred, net, 2)
+    watch(deferred, net, 1, step=2, epoch=1)
+    assert runs(deferred.tracker) == [(0, 0, 0), (0, 1, 0), (0, 2, 0), (0, 3, 1)]
+
+
+def test_a_resumed_training_has_its_own_counts_and_no_theta_0():
+    deferred = callbacks.Deferred(*data(), loss="cross_entropy", every="2 epochs")
+    net = plain()
+    watch(deferred, net, 3, step=12, epoch=4)
+    assert runs(deferred.tracker)[0] == (0, 12, 4)
+    watch(deferred, net, 3, step=15, epoch=5)
+    assert runs(deferred.tracker)[-1] == (0, 18, 6)
+    assert all(record.change is None for record in deferred.tracker.history)
+
+
+def test_a_model_that_is_rebuilt_during_a_training_is_watched_from_then_on():
+    x, y = data()
+    deferred = callbacks.Deferred(x, y, loss="cross_entropy", every=1)
+    net = plain()
+    deferred.begin(net)
+    rebuilt = plain(2)
+    deferred.step(1, rebuilt)
+    assert runs(deferred.tracker) == [(0, 0, 0), (0, 1, 0)]
+    loss = float(nn.functional.cross_entropy(rebuilt(x), y).detach())
+    assert deferred.tracker.history[-1].loss == pytest.approx(loss, rel=1e-6)
+
+
+def test_other_sizes_begin_another_history_and_are_refused_by_a_file(tmp_path):
+    x, y = data()
+    wider = nn.Sequential(nn.Linear(3, 12), nn.Tanh(), nn.Linear(12, 2))
+    deferred = callbacks.Deferred(x, y, loss="cross_entropy", every=1)
+    watch(deferred, plain(), 1)
+    watch(deferred, wider, 1)
+    assert runs(deferred.tracker)[0] == (1, 0, 0)
+    assert deferred.tracker.history.config["d"] == 3 * 12 + 12 + 24 + 2
+    filed = callbacks.Deferred(x, y, loss="cross_entropy", every=1, path=tmp_path / "h.jsonl")
+    watch(filed, plain(), 1)
+    watch(filed, plain(1), 1)
+    assert History.read(tmp_path / "h.jsonl") == filed.tracker.history
+    with pytest.raises(InvalidInput, match=r"h\.jsonl, of another configuration: d 62 there, 74 here"):
+        filed.begin(wider)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), AssertionError(), KeyError("x"), MemoryError()])
+def test_an_error_inside_an_evaluation_is_recorded_and_the_training_goes_on(error, monkeypatch):
+    x, y = data()
+    net = plain()
+    tracker = AlignmentTracker(net, x, y, loss="cross_entropy", every=1)
+
+    def fails(self):
+        raise error
+
+    with callbacks.optimizer_hook(torch.optim.SGD(net.parameters(), lr=0.1), tracker):
+        monkeypatch.setattr(AlignmentEvaluator, "evaluate", fails)
+        tracker.update()
+        monkeypatch.undo()
+    tracker.update()
+    verdicts = [record.rules["golub"]["verdict"] for record in tracker.history]
+    assert verdicts[1] == "UNDECIDED"
+    assert verdicts[2] != "UNDECIDED"
+    assert tracker.history[1].reason.startswith(f"no check: {type(error).__name__}")
+
+
+def test_a_second_block_of_a_hook_goes_on_with_the_count():
+    net = plain()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    tracker = AlignmentTracker(net, *data(), loss="cross_entropy", every=1)
+    for count in (2, 1):
+        with callbacks.optimizer_hook(optimizer, tracker):
+            list(steps_of(net, optimizer, count))
+    assert [step for step, _ in seen(tracker)] == [0, 1, 2, 3]
+
+
 @pytest.mark.slow  # importing it takes seconds
 def test_lightning(tmp_path):
     lightning = pytest.importorskip("lightning.pytorch")
@@ -107,14 +230,16 @@ def test_lightning(tmp_path):
         def configure_optimizers(self):
             return torch.optim.SGD(self.net.parameters(), lr=0.1, momentum=0.9)
 
-    def train(*watching, **options):
+    made = []
+
+    def train(*watching, max_epochs=EPOCHS, checkpoint=None, **options):
         module = Module()
         loader = DataLoader(TensorDataset(*data()), batch_size=BATCH, shuffle=True)
         torch.manual_seed(7)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Lightning's advice on loaders and logging
             trainer = lightning.Trainer(
-                max_epochs=EPOCHS,
+                max_epochs=max_epochs,
                 callbacks=list(watching),
                 accelerator="cpu",
                 logger=False,
@@ -124,7 +249,8 @@ def test_lightning(tmp_path):
                 default_root_dir=tmp_path,
                 **options,
             )
-            trainer.fit(module, loader)
+            trainer.fit(module, loader, ckpt_path=checkpoint)
+        made.append((trainer, module))
         return module
 
     every = {"select": lambda module: module.net, **OPTIONS}
@@ -135,6 +261,12 @@ def test_lightning(tmp_path):
     assert [step for step, _ in seen(by_step.tracker)] == [0, 2, 4, 6]
     assert seen(by_epoch.tracker) == [(0, 0), (3, 1), (6, 2)]
     assert History.read(tmp_path / "h.jsonl") == by_step.tracker.history
+    train(by_epoch)  # another module
+    assert seen(by_epoch.tracker) == [(0, 0), (3, 1), (6, 2)] * 2
+    made[-1][0].save_checkpoint(tmp_path / "c.ckpt")
+    resumed = callbacks.LightningCallback(*data(), every=1, **every)
+    train(resumed, max_epochs=EPOCHS + 1, checkpoint=tmp_path / "c.ckpt")
+    assert seen(resumed.tracker) == [(6, 2), (7, 2), (8, 2), (9, 2)]
     accumulated = callbacks.LightningCallback(*data(), every=1, **every)
     train(accumulated, accumulate_grad_batches=3)
     assert [step for step, _ in seen(accumulated.tracker)] == [0, 1, 2]

@@ -46,6 +46,9 @@ def __dir__() -> list[str]:
 class Deferred:
     """A tracker that is created when training begins, since only then the model is on its device.
 
+    A second training, of another model or of the same one from another step, is watched anew: its records follow in
+    the history, with the next number of a run. A model that is rebuilt during a training is watched from then on.
+
     Parameters
     ----------
     X, Y, loss, every, **options
@@ -57,7 +60,7 @@ class Deferred:
     Attributes
     ----------
     tracker : AlignmentTracker or None
-        None until training begins. Training that is resumed continues with the same tracker.
+        None until training begins.
     """
 
     def __init__(
@@ -73,19 +76,39 @@ class Deferred:
         self.X, self.Y, self.loss, self.every, self.select, self.options = X, Y, loss, every, select, options
         self.tracker: AlignmentTracker | None = None
 
-    def begin(self, model: Any) -> None:
-        """Create the tracker and check theta^0, at the first call."""
+    def begin(self, model: Any, step: int = 0, epoch: int = 0) -> None:
+        """Create the tracker, or begin another run of it, and check the first theta.
+
+        Parameters
+        ----------
+        model : object
+            The framework's model.
+        step, epoch : int
+            Steps and epochs that were done before, if the training is resumed.
+        """
+        module = self._module(model)
         if self.tracker is None:
-            module = model if self.select is None else self.select(model)
             device = next(module.parameters()).device
             X = self.X.to(device) if isinstance(self.X, torch.Tensor) else self.X
-            self.tracker = AlignmentTracker(module, X, self.Y, loss=self.loss, every=self.every, **self.options)
-            self.tracker.update()
+            options: dict[str, Any] = {**self.options, "step": step, "epoch": epoch}
+            self.tracker = AlignmentTracker(module, X, self.Y, loss=self.loss, every=self.every, **options)
+        elif self.tracker.watches(module) and step == self.tracker.step:
+            return  # the same training goes on
+        else:
+            self.tracker.restart(module, step=step, epoch=epoch)
+        self.tracker.update(step)
 
-    def step(self, step: int | None = None) -> None:
+    def step(self, step: int | None = None, model: Any = None) -> None:
         """Count an optimiser step; a ``step`` that was counted before is ignored."""
-        if self.tracker is not None and (step is None or step > self.tracker.step):
-            self.tracker.update(step)
+        if self.tracker is None or (step is not None and step <= self.tracker.step):
+            return
+        if model is not None and not self.tracker.watches(self._module(model)):
+            self.tracker.replace_model(self._module(model))
+        self.tracker.update(step)
+
+    def _module(self, model: Any) -> nn.Module:
+        module: nn.Module = model if self.select is None else self.select(model)
+        return module
 
     def end_epoch(self) -> None:
         """Count an epoch."""
@@ -102,6 +125,8 @@ class Deferred:
 @contextlib.contextmanager
 def optimizer_hook(optimizer: torch.optim.Optimizer, tracker: AlignmentTracker) -> Iterator[AlignmentTracker]:
     """Check theta^0 on entry, count each ``optimizer.step()`` in the block, and check the last theta on exit.
+
+    A second block with the same tracker goes on with the count.
 
     Parameters
     ----------
@@ -125,7 +150,10 @@ def optimizer_hook(optimizer: torch.optim.Optimizer, tracker: AlignmentTracker) 
     >>> [record.step for record in tracker.history]
     [0, 2, 3]
     """
-    tracker.update()
+    if tracker.begun:
+        tracker.check()
+    else:
+        tracker.update()
 
     def count(*_: object) -> None:
         tracker.update()

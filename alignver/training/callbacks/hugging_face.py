@@ -67,11 +67,11 @@ class TrainerCallback(Deferred, transformers.TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check theta^0."""
-        self.begin(kwargs["model"])
+        self.begin(kwargs["model"], int(state.global_step), int((state.epoch or 0) + 1e-6))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count a step."""
-        self.step(int(state.global_step))
+        self.step(int(state.global_step), kwargs.get("model"))
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count an epoch."""

@@ -33,11 +33,11 @@ class LightningCallback(Deferred, Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check theta^0."""
-        self.begin(pl_module)
+        self.begin(pl_module, int(trainer.global_step), int(trainer.current_epoch))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count a step, if there was one."""
-        self.step(int(trainer.global_step))
+        self.step(int(trainer.global_step), pl_module)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Count an epoch."""

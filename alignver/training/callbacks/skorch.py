@@ -58,12 +58,13 @@ class SkorchCallback(skorch.callbacks.Callback):
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         """Check theta^0."""
-        self.deferred_.begin(net.module_)
+        batches = (row.get("train_batch_count", 0) for row in net.history)
+        self.deferred_.begin(net.module_, sum(batches), len(net.history))
 
     def on_batch_end(self, net: Any, batch: Any = None, training: bool = False, **kwargs: Any) -> None:
         """Count a training step; validation batches are not counted."""
         if training:
-            self.deferred_.step()
+            self.deferred_.step(model=net.module_)
 
     def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
         """Count an epoch."""
