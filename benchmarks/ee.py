@@ -68,9 +68,9 @@ def sine(seed: int, repair: str) -> dict[str, Any]:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # warnings about ranks: the table shows the ranks
-        wrapper.fit((X, Y), TAU + 1, flush_denormals=True)
+        wrapper.fit((X, Y), TAU + 1, batch_size="all", flush_denormals=True)
     while wrapper.epochs < EPOCHS and wrapper.history[-1]["loss"] > 0.5 * TOLERANCE:
-        wrapper.fit((X, Y), min(EPOCHS, wrapper.epochs + 10), flush_denormals=True)
+        wrapper.fit((X, Y), min(EPOCHS, wrapper.epochs + 10), batch_size="all", flush_denormals=True)
     found = wrapper.guarantee
     assert found is not None
     result = wrapper.check(X, data.y, tolerance=TOLERANCE)

@@ -46,7 +46,7 @@ def main() -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the guarantee below reports the loss of rank n
-        wrapper.fit((X, Y), EPOCHS, flush_denormals=True, on_epoch=look)
+        wrapper.fit((X, Y), EPOCHS, batch_size="all", flush_denormals=True, on_epoch=look)
 
     print("\nat tau:")
     for sentence in wrapper.guarantee.sentences:

@@ -34,7 +34,8 @@ __all__ = ["train"]
 _run = functools.partial(typer.Option, rich_help_panel="Run")
 _phases = functools.partial(typer.Option, rich_help_panel="The two phases")
 _exploration = functools.partial(typer.Option, rich_help_panel="Exploration")
-_SOURCES = ("model", "data", "weights")
+_SOURCES = ("model", "data", "weights", "test")
+_LATER = {"exploit_batch_size": None}  # settings that runs of earlier versions do not have, and what they did
 _NOT_SETTINGS = {*_SOURCES, "context", "out", "resume", "checkpoint_every"}
 
 
@@ -46,6 +47,15 @@ def _tau(text: str | float) -> float:
         with contextlib.suppress(ValueError):
             return kind(text)
     raise typer.BadParameter(f"{text!r} is not a number")
+
+
+def _size(text: str | int) -> int | str:
+    """Read a number of samples, or "all"; a default is not changed."""
+    if isinstance(text, int) or text == "all":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"{text!r} is not a positive integer, nor 'all'")
+    return int(text)
 
 
 # What happens to gates whose rank is not proved.
@@ -76,6 +86,14 @@ def train(
     loss: Annotated[Loss | None, options.LOSS] = None,
     epochs: Annotated[int | None, typer.Option(min=2, metavar="N", help="Epochs of both phases together.")] = None,
     weights: Weights = None,
+    test: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.npz",
+            help="Samples that are not trained on; the table then has their error.",
+            show_default="none",
+        ),
+    ] = None,
     out: Annotated[
         str | None,
         _run(
@@ -140,7 +158,17 @@ def train(
     momentum: Annotated[float | None, _exploration(metavar="M", help="Momentum of sgd.", show_default="0.9")] = None,
     weight_decay: Annotated[float, _exploration(metavar="D")] = 0.0,
     batch_size: Annotated[
-        int | None, computation(min=1, metavar="N", help="Samples in a step.", show_default="all")
+        str,
+        computation(metavar="N", parser=_size, help="Samples in a step: a number, or all; an epoch passes over all."),
+    ] = "128",
+    exploit_batch_size: Annotated[
+        str | None,
+        computation(
+            metavar="N",
+            parser=_size,
+            help="The same for the exploitation phase.",
+            show_default="all for newton, lbfgs, accelerated and gd, else --batch-size",
+        ),
     ] = None,
     flush_denormals: Annotated[
         bool,
@@ -184,6 +212,7 @@ class _Run:
     wrapper: EEWrapper
     X: Any
     Y: Any
+    test: tuple[Any, Any] | None
     settings: Mapping[str, Any]
     inputs: Mapping[str, Any]
 
@@ -207,11 +236,11 @@ def _new_run(session: Session, stack: contextlib.ExitStack) -> _Run:
         if session.options["out"] is not None:
             vacant(session.options["out"])
         settings = _completed(settings)
-        wrapper, X, Y, identity, inputs = _prepared(sources, settings)
+        wrapper, samples, identity, inputs = _prepared(sources, settings)
         place, every = session.options["out"] or _free_name(), session.options["checkpoint_every"]
         folder = RunFolder.create(place, identity, every=every, sources=sources, environment=model_io.environment())
     stack.callback(folder.close)
-    return _Run(folder, wrapper, X, Y, settings, inputs)
+    return _Run(folder, wrapper, *samples, settings, inputs)
 
 
 def _resumed_run(session: Session, explicit: set[str], stack: contextlib.ExitStack) -> _Run | RunFolder:
@@ -225,7 +254,7 @@ def _resumed_run(session: Session, explicit: set[str], stack: contextlib.ExitSta
     with input_files.rename_options({"folder": "--resume"}):
         folder = RunFolder.open(session.options["resume"], every=session.options["checkpoint_every"])
         stack.callback(folder.close)
-        recorded = folder.config["settings"]
+        recorded = {**_LATER, **folder.config["settings"]}
         if not {"sources", "environment"} <= set(folder.config) or not set(settings) <= set(recorded):
             raise InvalidInput("--resume", f"{folder.path}, begun by something else", "a run of 'alignver train'")
         folder.require({**recorded, **{name: value for name, value in settings.items() if name in explicit}})
@@ -234,12 +263,12 @@ def _resumed_run(session: Session, explicit: set[str], stack: contextlib.ExitSta
         finished = folder.report is not None
         if finished and not explicit & set(_SOURCES):
             return folder
-        sources = {name: sources[name] or folder.config["sources"][name] for name in _SOURCES}
-        wrapper, X, Y, identity, inputs = _prepared(sources, settings)
+        sources = {name: sources[name] or folder.config["sources"].get(name) for name in _SOURCES}
+        wrapper, samples, identity, inputs = _prepared(sources, settings)
         folder.require(identity)
     for change in _changes(folder.config["environment"], model_io.environment()):
         session.note(f"{change}: the run may not go on bit for bit")
-    return folder if finished else _Run(folder, wrapper, X, Y, settings, inputs)
+    return folder if finished else _Run(folder, wrapper, *samples, settings, inputs)
 
 
 def _completed(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -258,8 +287,8 @@ def _completed(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _prepared(
     sources: Mapping[str, str | None], settings: Mapping[str, Any]
-) -> tuple[EEWrapper, Any, Any, dict[str, Any], dict[str, Any]]:
-    """Return the wrapper, X, Y, what decides the run, and what identifies its inputs in a report."""
+) -> tuple[EEWrapper, tuple[Any, Any, Any], dict[str, Any], dict[str, Any]]:
+    """Return the wrapper; X, Y and the test samples; what decides the run; and what identifies its inputs."""
     from alignver.report.provenance import inputs_of
     from alignver.training.loop import planned, tau_epoch
     from alignver.training.wrapper import EEWrapper
@@ -280,11 +309,16 @@ def _prepared(
             **{name: settings[name] for name in same_names},
         )
         wrapper.prepare(samples["X"], samples["Y"])
-        planned(wrapper, len(samples["X"]), settings["epochs"], settings["batch_size"])
-    inputs = {**identity, **inputs_of(samples)}
+        planned(
+            wrapper, len(samples["X"]), *(settings[name] for name in ("epochs", "batch_size", "exploit_batch_size"))
+        )
+    tests = None if sources["test"] is None else input_files.read_npz(sources["test"], "--test", ("X", "Y"))
+    held_out = inputs_of({} if tests is None else {f"{name}_test": array for name, array in tests.items()})
+    inputs = {**identity, **inputs_of(samples), **held_out}
     hashes = {name: {"sha256": identity[name]["sha256"]} if name in identity else None for name in ("model", "weights")}
     run = {"function": model.rpartition(":")[2], "code": hashes["model"], "weights": hashes["weights"]}
-    return wrapper, samples["X"], samples["Y"], {**settings, **run, "X": inputs["X"], "Y": inputs["Y"]}, inputs
+    arrays = samples["X"], samples["Y"], None if tests is None else (tests["X"], tests["Y"])
+    return wrapper, arrays, {**settings, **run, "X": inputs["X"], "Y": inputs["Y"], **held_out}, inputs
 
 
 def _data_sentences(run: _Run) -> tuple[str, ...]:
@@ -300,13 +334,13 @@ def _data_sentences(run: _Run) -> tuple[str, ...]:
 
 def _train(session: Session, run: _Run) -> Exit:
     from alignver.report.progress import EpochTable
-    from alignver.training.loop import tau_epoch
+    from alignver.training.loop import advice, tau_epoch
 
     folder, wrapper, settings, data = run.folder, run.wrapper, run.settings, (run.X, run.Y)
     epochs, size, prove = settings["epochs"], settings["batch_size"], settings["prove"]
     tau = tau_epoch(settings["tau"], epochs)
     table = EpochTable(sys.stderr, epochs)
-    batched = size is not None and size < len(run.X)
+    batched = size not in (None, "all") and size < len(run.X)
 
     def note(message: str) -> None:
         if not session.quiet:
@@ -336,8 +370,15 @@ def _train(session: Session, run: _Run) -> Exit:
             for sentence in (*wrapper.module.changes, *_data_sentences(run)):
                 note(sentence)
         flush = settings["flush_denormals"]
-        folder.fit(wrapper, data, epochs, batch_size=size, prove=prove, flush_denormals=flush, on_epoch=epoch)
-        result = wrapper.check(run.X, run.Y, tolerance=settings["tolerance"], certify=prove is not False, rank=prove)
+        folder.fit(
+            wrapper, data, epochs, batch_size=size, exploit_batch_size=settings["exploit_batch_size"], test=run.test,
+            prove=prove, flush_denormals=flush, on_epoch=epoch,
+        )  # fmt: skip
+        tolerance = settings["tolerance"]
+        result = wrapper.check(run.X, run.Y, tolerance=tolerance, certify=prove is not False, rank=prove)
+        gap = folder.history[-1]["gap"]
+        if result.verdict != "HOLDS" and gap > tolerance:
+            result = dataclasses.replace(result, next_steps=advice(wrapper.history, gap, tolerance, wrapper.exploiting))
         training = {"epochs": epochs, "tau": tau, "last": folder.history[-1], "at_tau": folder.guarantee}
         report = session.report((result,), run.inputs, training=training)
         folder.finish(wrapper, data, report)
@@ -372,8 +413,9 @@ def _draw(session: Session, folder: RunFolder, tau: int) -> None:
 
     history = folder.history
     epochs, losses, gaps, errors = ([record[key] for record in history] for key in ("epoch", "loss", "gap", "error"))
+    tests = [record["test_error"] for record in history] if history[-1].get("test_error") is not None else None
     try:
-        figure = plots.training(epochs, losses, gaps, None if errors[-1] is None else errors, tau=tau)
+        figure = plots.training(epochs, losses, gaps, None if errors[-1] is None else errors, tau=tau, test_error=tests)
     except MissingDependency as missing:
         session.note(f"no training.png: {missing}")
         return

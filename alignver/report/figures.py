@@ -216,14 +216,19 @@ def _images(shape: Sequence[int]) -> bool:
 
 
 def _training(source: Source, prefix: str) -> Iterator[Picture]:
-    columns = {key: [number(line.get(key)) for line in source.history] for key in ("epoch", "loss", "gap", "error")}
+    columns = {
+        key: [number(line.get(key)) for line in source.history]
+        for key in ("epoch", "loss", "gap", "error", "test_error")
+    }
     known = {key: values for key, values in columns.items() if any(math.isfinite(value) for value in values)}
     if not {"epoch", "loss"} <= known.keys():
         return
     figure = plots.training(
-        columns["epoch"], columns["loss"], known.get("gap", columns["loss"]), known.get("error"), tau=source.tau
-    )
-    last = [f"{name} {columns[name][-1]:.3g}" for name in ("loss", "gap", "error") if name in known]
+        columns["epoch"], columns["loss"], known.get("gap", columns["loss"]), known.get("error"), tau=source.tau,
+        test_error=known.get("test_error"),
+    )  # fmt: skip
+    names = ("loss", "gap", "error", "test_error")
+    last = [f"{name.replace('_', ' ')} {columns[name][-1]:.3g}" for name in names if name in known]
     words = f"Curves over {len(source.history)} epochs. At the end: {', '.join(last)}."
     caption = "Training: loss, bound of the optimality gap, error"
     caption += "" if source.tau is None else f"; at τ = {source.tau:g}, exploration ends"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -396,14 +397,18 @@ def training(
     error: Sequence[float] | None = None,
     *,
     tau: float | None = None,
+    test_error: Sequence[float] | None = None,
 ) -> Any:
-    """Draw a training run: the loss, the bound of the gap where it differs, and the error if there is one.
+    """Draw a training run: loss and bound of the gap on a logarithmic axis, and the errors if there are any.
+
+    Values of 0 are drawn at the smallest positive value.
 
     Parameters
     ----------
     epochs, loss, gap, error : sequences of one length
     tau : float, optional
         The last epoch of exploration: a vertical line.
+    test_error : sequence of float, optional
 
     Returns
     -------
@@ -413,17 +418,19 @@ def training(
     --------
     >>> figure = training([1, 2], [0.7, 0.1], [0.7, 0.1], [0.5, 0.0], tau=1)
     >>> [ax.get_ylabel() for ax in figure.axes]
-    ['loss, bound of the gap', 'training error']
+    ['loss, bound of the gap', 'error']
     """
-    same = list(loss) == list(gap)
-    lines = {"loss": loss} if same else {"loss": loss, "bound of the gap": gap}
+    least = min((value for value in (*loss, *gap) if value > 0.0), default=1.0)
+    drawn = [[max(value, least) for value in values] for values in (loss, gap)]
+    same = all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(*drawn))  # the bound is the loss, rounded up
+    lines = {"loss": drawn[0]} if same else dict(zip(("loss", "bound of the gap"), drawn))
     figure, axes = panels(1 if error is None else 2)
     top = curves(epochs, lines, x_label="epoch", y_label="loss, bound of the gap" if same else "", ax=axes[0])
-    if not any(value <= 0.0 for values in lines.values() for value in values):
-        top.set_yscale("log")
+    top.set_yscale("log")
     _marked(top, tau)
     if error is not None:
-        bottom = curves(epochs, {"error": error}, x_label="epoch", y_label="training error", ax=axes[1])
+        errors = {"training": error} if test_error is None else {"training": error, "test": test_error}
+        bottom = curves(epochs, errors, x_label="epoch", y_label="error", ax=axes[1])
         _marked(bottom, tau)
     return figure
 

@@ -22,6 +22,7 @@ from rich.text import Text
 from alignver.errors import printable
 from alignver.progress import listening
 from alignver.report import text
+from alignver.results import shown_up
 
 __all__ = ["PATIENCE", "Display", "EpochTable", "bars", "shown", "step_of_rows"]
 PATIENCE = 2.0
@@ -143,7 +144,6 @@ SILENCE = 30.0
 """Seconds after which a row is written without a terminal, at any epoch."""
 
 _ROWS = 12
-_HEAD = f"{'epoch':>7}  {'phase':<12}  {'loss':>10}  {'error':>7}  {'gap bound':>10}  rank"
 
 
 def step_of_rows(epochs: int) -> int:
@@ -172,6 +172,7 @@ class EpochTable:
 
     def __init__(self, file: IO[str], epochs: int) -> None:
         self._console, self._epochs = text.console(file), epochs
+        self._head = ""
         self._step, self._phase, self._headed, self._written = step_of_rows(epochs), "", False, time.monotonic()
         self._bars = bars(self._console)
         self._bar = self._bars.add_task("epochs", total=epochs)
@@ -205,7 +206,7 @@ class EpochTable:
         Parameters
         ----------
         record : mapping
-            epoch, phase, loss, error (or None), gap.
+            epoch, phase, loss, error (or None), gap; test_error (or None) if there are test samples.
         rank : str
             Text of the last column.
         last_of_phase : bool
@@ -215,6 +216,7 @@ class EpochTable:
         """
         epoch, phase = int(record["epoch"]), str(record["phase"])
         row = _row(record, rank, "~" if estimated else "")
+        self._head = _head(record)
         self._bars.update(self._bar, completed=epoch, description=phase)
         self._present = row
         silent = self._live is None and time.monotonic() - self._written > SILENCE
@@ -244,15 +246,26 @@ class EpochTable:
         self._present = Text()
         if not self._headed:
             self._headed = True
-            text.put(self._console, Text(_HEAD, style="dim"))
+            text.put(self._console, Text(self._head, style="dim"))
         text.put(self._console, row)
 
 
+def _head(record: Mapping[str, Any]) -> str:
+    test = f"{'test':>7}  " if "test_error" in record else ""
+    return f"{'epoch':>7}  {'phase':<12}  {'loss':>10}  {'error':>7}  {test}{'gap bound':>10}  rank"
+
+
 def _row(record: Mapping[str, Any], rank: str, mark: str) -> Text:
-    error = record["error"]
-    wrong = "-" if error is None else f"{mark}{100.0 * error:.1f} %"
-    row = f"{record['epoch']:>7}  {record['phase']:<12}  {mark + _number(record['loss']):>10}  {wrong:>7}  "
-    return Text(f"{row}{mark + _number(record['gap']):>10}  {rank}", no_wrap=True, overflow="ellipsis")
+    row = f"{record['epoch']:>7}  {record['phase']:<12}  {mark + _number(record['loss']):>10}  "
+    row += f"{_percent(record['error'], mark):>7}  "
+    if "test_error" in record:
+        row += f"{_percent(record['test_error'], ''):>7}  "
+    gap = shown_up(record["gap"] + 0.0, 4)  # -0.0 + 0.0 is 0.0
+    return Text(f"{row}{mark + gap:>10}  {rank}", no_wrap=True, overflow="ellipsis")
+
+
+def _percent(error: float | None, mark: str) -> str:
+    return "-" if error is None else f"{mark}{100.0 * error:.1f} %"
 
 
 def _number(value: float) -> str:

@@ -28,7 +28,7 @@ from alignver.theory.exploitation import objective
 from alignver.theory.losses import sample_loss
 from alignver.training import checkpoint
 from alignver.training.exploitation import wide
-from alignver.training.loop import tau_epoch
+from alignver.training.loop import gap_bound, tau_epoch
 from alignver.training.wrapper import EEWrapper
 
 __all__ = ["RunFolder", "vacant"]
@@ -55,7 +55,7 @@ class RunFolder:
     ========================  =========================================================================================
     ``config.json``           the settings, with the checksums of data and code
     ``history.jsonl``         a line for each epoch: epoch, phase, steps, loss, error, gap (the loss minus a lower bound
-                              of its infimum)
+                              of its infimum, rounded up); with test samples test_loss and test_error
     ``checkpoint.pt``         the last good state; ``checkpoint-tau.pt``: the last state of exploration
     ``guarantee.json``        the guarantee at the beginning of exploitation
     ``model.safetensors``     the weights at the end
@@ -103,7 +103,7 @@ class RunFolder:
         self.every = require.integer("every", every, least=1)
         self.history: list[dict[str, Any]] = []
         self.saved_epochs = 0
-        self._infimum, self._tau, self._epochs = 0.0, 0, 0
+        self._infimum, self._loss, self._tau, self._epochs = 0.0, "", 0, 0
         self._wrapper: EEWrapper | None = None
         self._lock = os.open(self.path, os.O_RDONLY)
         try:
@@ -220,6 +220,7 @@ class RunFolder:
         wrapper.prepare(X, Y)
         n, m_y = len(X), len(wrapper.module.head.hidden)
         loss = sample_loss(wrapper.loss, m_y)
+        self._loss = wrapper.loss
         self._infimum = math.fsum(loss.infima(loss.targets(as_targets(Y, n), n, m_y)).tolist()) / n
         last = self.path / "checkpoint.pt"
         if last.exists():
@@ -305,7 +306,7 @@ class RunFolder:
         return line
 
     def _line(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        return {**_finite(record), "gap": record["loss"] - self._infimum}
+        return {**_finite(record), "gap": gap_bound(record["loss"], self._infimum, self._loss)}
 
     def _append(self, line: str) -> None:
         file = self.path / "history.jsonl"

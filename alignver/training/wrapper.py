@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from alignver import require
-from alignver.errors import InvalidInput, kind_of
+from alignver.errors import InvalidInput, kind_of, renamed
 from alignver.network.output_layers import find_output_layers
 from alignver.theory.exploitation import objective
 from alignver.theory.losses import LOSSES
@@ -26,7 +26,7 @@ from alignver.training.exploitation import (
 )
 from alignver.training.gated_network import GatedNetwork, gate_slope, gated
 from alignver.training.guarantee import MODES, Guarantee
-from alignver.training.loop import as_count, as_tau, batches, denormals, planned, smallest_batch
+from alignver.training.loop import BATCH, as_count, as_tau, batches, denormals, planned, smallest_batch
 from alignver.training.phase_transition import enter, initial_values, perturb, require_independent_samples
 from alignver.training.solvers import (
     Factory,
@@ -50,12 +50,13 @@ def _sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
 
 
-def _pair(data: Any) -> tuple[Any, Any]:
+def _pair(
+    data: Any, argument: str = "data", need: str = "all training samples, whose features exploitation keeps"
+) -> tuple[Any, Any]:
     sequence = isinstance(data, tuple | list)
     if not sequence or len(data) != 2:
         got = kind_of(data) + (f" of {len(data)}" if sequence else "")
-        need = "(X, Y) with all training samples, whose features exploitation keeps"
-        raise InvalidInput("data", got, need, code="wrong-type")
+        raise InvalidInput(argument, got, f"(X, Y) with {need}", code="wrong-type")
     return data[0], data[1]
 
 
@@ -110,8 +111,9 @@ class EEWrapper(TrainedNetwork):
         Ranks, constants and repairs; None before tau.
     history : list of dict
         A record for each epoch of :meth:`fit`: ``epoch``, ``phase``, ``steps`` up to its end, ``loss`` and ``error``
-        (NaN for the squared loss). In exploitation with cached features they are those of all samples after the
-        epoch; otherwise they are means over its batches, each evaluated before its step.
+        (NaN for the squared loss), and with test samples ``test_loss`` and ``test_error``. In exploitation with cached
+        features they are those of all samples after the epoch, the loss in float64; otherwise they are means over its
+        batches, each evaluated before its step.
 
     Raises
     ------
@@ -291,7 +293,9 @@ class EEWrapper(TrainedNetwork):
         data: tuple[Any, Any],
         epochs: int,
         *,
-        batch_size: int | None = None,
+        batch_size: int | str | None = BATCH,
+        exploit_batch_size: int | str | None = None,
+        test: tuple[Any, Any] | None = None,
         augment: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | None = None,
         prove: bool | None = None,
         flush_denormals: bool = False,
@@ -305,10 +309,15 @@ class EEWrapper(TrainedNetwork):
             All training samples.
         epochs : int
             Last epoch of the run; tau lies before it.
-        batch_size : int, optional
-            None: all samples at once. Batches go through all samples in a new order in each epoch (a single remaining
-            sample joins the last batch), except that those of the solver "sgd" are drawn independently: Theorem 5 (ii)
-            needs unbiased gradients.
+        batch_size : int or "all"
+            Samples of a step; None is "all". Batches go through all samples in a new order in each epoch (a single
+            remaining sample joins the last batch), except that those of the solver "sgd" are drawn independently:
+            Theorem 5 (ii) needs unbiased gradients.
+        exploit_batch_size : int or "all", optional
+            The same for exploitation. None: all samples for a solver that needs them ("newton", "lbfgs", "accelerated",
+            "gd"), else ``batch_size``.
+        test : (X, Y), optional
+            Samples that are not trained on: the records then have ``test_loss`` and ``test_error``.
         augment : callable, optional
             From a batch and a generator to a batch; features are then computed anew in every epoch of exploitation.
         prove : bool, optional
@@ -330,18 +339,24 @@ class EEWrapper(TrainedNetwork):
             if function is not None and not callable(function):
                 raise InvalidInput(name, kind_of(function), "a function", code="wrong-type")
         X, Y = _pair(data)
-        last, size = planned(self, len(X), epochs, batch_size)
+        last, *sizes = planned(self, len(X), epochs, batch_size, exploit_batch_size)
+        held_out = None if test is None else _pair(test, "test", "samples that are not trained on")
         self.prepare(X, Y)
         inputs, targets = self._inputs(X), as_tensor(Y)
+        if held_out is not None:
+            with renamed({"X": "test", "Y": "test"}):  # refuses what does not fit before the training
+                self._targets(held_out[1], len(self._inputs(held_out[0])))
         while self.epochs < epochs:
             if self.phase == EXPLORING and self.epochs >= last:
-                smallest = smallest_batch(len(inputs), size)
+                smallest = smallest_batch(len(inputs), sizes[1])
                 self.enter_exploitation(inputs, targets, cache=augment is None, prove=prove, batch_size=smallest)
             with denormals(flush=flush_denormals):
-                means = self._epoch(inputs, targets, size, augment)
+                means = self._epoch(inputs, targets, sizes[self.phase == EXPLOITING], augment)
             self.epochs += 1
             record: dict[str, Any] = {"epoch": self.epochs, "phase": self.phase, "steps": self.steps}
             record |= self.evaluate() if self._uses_cache(augment) else means
+            if held_out is not None:
+                record |= {f"test_{name}": value for name, value in self.evaluate(*held_out).items()}
             self._require_finite(record)
             self.history.append(record)
             if on_epoch is not None:

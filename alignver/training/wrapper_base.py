@@ -115,14 +115,21 @@ class TrainedNetwork:
             raise InvalidInput(argument, "a wrapper whose model is not modified yet", "fit, a step, or prepare(X, Y)")
 
     @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
-        """Return loss and error of all samples, from cached features."""
-        if self._cached is None or self._cached_targets is None:
+    def evaluate(self, X: Any = None, Y: Any = None) -> dict[str, float]:
+        """Return loss and error of samples; without them, those of all training samples, from cached features.
+
+        The loss is computed in float64 from the outputs: a small cross-entropy is 0 in float32.
+        """
+        if X is not None:
+            outputs = self.outputs(X)
+            targets = self._targets(Y, len(outputs))
+        elif self._cached is None or self._cached_targets is None:
             raise InvalidInput("evaluate", "no cached features", "a call in exploitation, without augmentation")
-        outputs = self._cached.outputs()
-        error = error_rate(self.loss, outputs, self._cached_targets)
-        loss = float(mean_loss(self.loss, outputs, self._cached_targets))
-        return {"loss": loss, "error": math.nan if error is None else error}
+        else:
+            outputs, targets = self._cached.outputs(), self._cached_targets
+        error = error_rate(self.loss, outputs, targets)
+        loss = float(mean_loss(self.loss, outputs.double(), targets.double()))
+        return {"loss": loss + 0.0, "error": math.nan if error is None else error}  # torch returns -0.0 as well
 
     @property
     def cached(self) -> bool:

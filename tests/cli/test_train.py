@@ -16,7 +16,7 @@ import pytest
 
 from alignver.report import source
 from tests.cli.conftest import COMMAND, TIMEOUT, Outcome, environment
-from tests.cli.trained import EPOCHS, NET, RUN, TAU, one_thread, written
+from tests.cli.trained import EPOCHS, NET, QUICK, RUN, TAU, one_thread, written
 
 # Ends the process as kill -9 does, at the worst moment: the checkpoint is written and not yet in its place.
 KILLED = """
@@ -234,6 +234,29 @@ def test_another_version_is_said_and_a_folder_of_a_script_refused(here, files, w
     assert "a run of 'alignver train'" in run.err
 
 
+def test_a_run_of_an_earlier_version_goes_on(here, files, whole):
+    """It had no batch size of its own for exploitation."""
+    copied(files, "earlier")
+    config = json.loads((files / "earlier" / "config.json").read_text())
+    del config["settings"]["exploit_batch_size"]
+    (files / "earlier" / "config.json").write_text(json.dumps(config))
+    assert here("train", "--resume", "earlier").code == 0
+    same_run(files / whole.place, files / "earlier")
+
+
+def test_test_samples_have_a_column_and_the_gap_gets_advice(here, files):
+    run = here("train", *QUICK, "--epochs", "4", "--test", "other.npz", "--batch-size", "10", "--out", "tested")
+    header = next(line for line in run.err.splitlines() if line.split()[:1] == ["epoch"])
+    assert header.split() == ["epoch", "phase", "loss", "error", "test", "gap", "bound", "rank"]
+    lines = [json.loads(line) for line in (files / "tested/history.jsonl").read_text().splitlines()]
+    assert all(0.0 <= line["test_error"] <= 1.0 < line["test_loss"] + 1.0 for line in lines)
+    assert [line["steps"] for line in lines] == [4, 8, 12, 16]
+    assert run.code == 1
+    assert "next: the gap bound is" in run.out
+    assert "--exploit-optimizer newton" in run.out
+    assert "more epochs" in run.out
+
+
 def test_an_end_that_was_lost_is_made_again(here, files, whole):
     copied(files, "lost")
     (files / "lost" / "model.safetensors").unlink()
@@ -258,7 +281,12 @@ def test_an_end_that_was_lost_is_made_again(here, files, whole):
         ([*RUN, "--lr", "nan"], ["--lr"]),
         ([*RUN, "--optimizer", "adam", "--momentum", "0.5"], ["--momentum", "adam"]),
         ([*RUN, "--exploit-optimizer", "sgdd"], ["--exploit-optimizer", "sgdd"]),
-        ([*RUN, "--exploit-optimizer", "lbfgs"], ["--exploit-optimizer", "batches of 10 of 40"]),
+        (
+            [*RUN, "--exploit-optimizer", "lbfgs", "--exploit-batch-size", "9"],
+            ["--exploit-optimizer", "batches of 9 of 40"],
+        ),
+        ([*RUN, "--batch-size", "few"], ["--batch-size", "'few' is not a positive integer, nor 'all'"]),
+        ([*RUN, "--test", "gone.npz"], ["--test", "gone.npz", "no such file"]),
         ([*RUN, "--layer", "nowhere"], ["--layer", "nowhere"]),
         ([*RUN, "--loss", "squaredd"], ["--loss"]),
         ([*RUN, "--tolerance", "0"], ["--tolerance"]),

@@ -38,13 +38,33 @@ def test_rows_are_those_of_round_epochs_and_of_the_turn():
 def test_cells():
     stream = io.StringIO()
     table = EpochTable(stream, 4)
-    table.epoch(record(1, loss=0.123456, gap=0.1, error=0.5), "-", estimated=True)
-    table.epoch(record(2, loss=1e-7, gap=1e-7, error=None), "n = 5, proved")
+    table.epoch(record(1, loss=0.123456, gap=0.12341, error=0.5), "-", estimated=True)
+    table.epoch(record(2, loss=1e-7, gap=1.00001e-7, error=None), "n = 5, proved")
     table.epoch(record(3, loss=-0.0, gap=-0.0, error=0.0), "-", last_of_phase=True)
     first, second, third = rows(stream)
     assert third == ["3", "exploration", "0", "0.0", "%", "0", "-"]
-    assert first == ["1", "exploration", "~0.1235", "~50.0", "%", "~0.1000", "-"]
-    assert second == ["2", "exploration", "1.00e-07", "-", "1.00e-07", "n", "=", "5,", "proved"]
+    assert first == ["1", "exploration", "~0.1235", "~50.0", "%", "~0.1235", "-"]
+    assert second == ["2", "exploration", "1.00e-07", "-", "1.001e-07", "n", "=", "5,", "proved"]
+
+
+def test_a_column_for_test_errors():
+    stream = io.StringIO()
+    table = EpochTable(stream, 2)
+    table.epoch(record(1, test_error=0.5), "-")
+    table.epoch(record(2, test_error=None), "-")
+    assert stream.getvalue().splitlines()[0].split() == [
+        "epoch",
+        "phase",
+        "loss",
+        "error",
+        "test",
+        "gap",
+        "bound",
+        "rank",
+    ]
+    first, second = rows(stream)
+    assert first[3:7] == ["25.0", "%", "50.0", "%"]
+    assert second[3:6] == ["25.0", "%", "-"]
 
 
 def test_a_long_silence_is_broken(monkeypatch):

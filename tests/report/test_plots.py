@@ -134,7 +134,11 @@ def test_a_run_shows_loss_gap_and_error():
     assert (top.get_yscale(), bottom.get_yscale()) == ("log", "linear")
     assert bottom.lines[0].get_ydata().tolist() == [0.5, 0.0]
     assert len(plots.training([1, 2], [0.7, 0.0], [0.7, 0.0]).axes) == 1
-    assert plots.training([1, 2], [0.7, 0.0], [0.7, 0.0]).axes[0].get_yscale() == "linear"
+    clipped = plots.training([1, 2, 3], [0.7, 1e-9, 0.0], [0.7, 1e-9, -0.0]).axes[0]
+    assert clipped.get_yscale() == "log"
+    assert clipped.lines[0].get_ydata().tolist() == [0.7, 1e-9, 1e-9]
+    both = plots.training([1, 2], [0.7, 0.2], [0.7, 0.2], [0.5, 0.0], test_error=[0.5, 0.25]).axes[1]
+    assert [line.get_label() for line in both.lines] == ["training", "test"]
 
 
 def test_a_spectrum_counts_the_rank_at_each_tolerance():

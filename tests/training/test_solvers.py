@@ -22,12 +22,21 @@ from tests.training import nets
 HOLDS, UNDECIDED = Verdict.HOLDS, Verdict.UNDECIDED
 
 
-def run(solver, epochs=30, loss="binary_cross_entropy", m_y=1, batch_size=None, dtype=torch.float64, **options):
+def run(
+    solver,
+    epochs=30,
+    loss="binary_cross_entropy",
+    m_y=1,
+    batch_size="all",
+    dtype=torch.float64,
+    exploit_batch_size=None,
+    **options,
+):
     X, Y = nets.data(loss, m_y=m_y)
     wrapper = EEWrapper(
         nets.plain(m_y, dtype), loss=loss, tau=4, epsilon=0.1, seed=3, exploit_optimizer=solver, record=True, **options
     )
-    return wrapper.fit((X, Y), epochs, batch_size=batch_size), Y
+    return wrapper.fit((X, Y), epochs, batch_size=batch_size, exploit_batch_size=exploit_batch_size), Y
 
 
 @pytest.mark.parametrize("solver", sorted(SOLVERS))
@@ -131,7 +140,7 @@ def test_a_step_above_the_limit_is_lowered_with_a_warning_and_one_made_later_war
 def test_full_batch_solvers_refuse_batches():
     for solver in sorted(FULL_BATCH):
         with pytest.raises(InvalidInput, match=f"exploit_optimizer: got '{solver}' with batches of 5 of 30"):
-            run(solver, batch_size=5)
+            run(solver, exploit_batch_size=5)
     with pytest.raises(InvalidInput, match="exploit_optimizer: got exploit_optimizer='rprop'"):
         run("rprop")
     (X, Y), wrapper = nets.data(), EEWrapper(nets.plain(), loss="squared", exploit_optimizer="newton")
