@@ -113,6 +113,25 @@ def test_what_is_committed_of_the_data_sets_agrees_with_itself_and_with_the_page
     assert hundred["loss_lower"] > 2.49532e-4
 
 
+def test_the_page_of_findings_agrees_with_the_results():
+    page = " ".join((DATA_SETS.parents[2] / "findings.md").read_text().split())
+    moons, sine, contrast = committed("figure1a-network").results
+    for result in (moons, sine):
+        assert result.measured["ours"]["y is"] == "in it at 24, outside at 0 of 24 steps (proved)"
+    assert sine.measured["ours"]["by press in float32"] == "FAILS at 24 of 24 steps"
+    assert contrast.measured["ours"]["decades at step 0"] == 19
+    assert "at least 19 decades before training" in page
+    assert sine.measured["ours"]["kappa"].startswith("6.8e+05 to")
+    assert "down to $7 \\cdot 10^5$" in page
+    answers = {result.code.removeprefix("kappa-"): result for result in committed("kappa").results}
+    ratios = [answers[f"{name}-kappa"].reason.split(";")[0] for name in ("semeion", "mnist", "random")]
+    assert ratios == [f"shuffled over true: {span}" for span in ("1.22 to 2.02", "1.32 to 1.65", "0.95 to 1.02")]
+    assert "by a factor of 1.2 to 2.0, in all 30 runs" in page
+    steps = [answers[f"{name}-steps"].reason for name in ("semeion", "mnist")]
+    assert steps == ["so in 15 of 15 runs", "so in 12 of 15 runs"]
+    assert "27 of the 30 runs" in page
+
+
 def test_the_tables_of_the_data_sets_round_to_the_safe_side():
     tables = importlib.util.spec_from_file_location("data_tables", DATA_SETS.parents[2] / "data_tables.py")
     module = importlib.util.module_from_spec(tables)

@@ -107,8 +107,11 @@ def test_figure_1a_about_the_network():
     assert "in it at 6, outside at 0 of 6 steps (proved)" in sine.reason
     assert sine.measured["ours"]["by press in float32"] == "FAILS at 6 of 6 steps"
     assert "HOLDS at 3, UNDECIDED at 3" in moons.evidence[0]
-    assert contrast.measured["ours"] == {"decades": 19}  # 3e20 over 20, rounded down
+    # At step 0 4e20 over 20, at all steps 3e20 over 20, rounded down.
+    assert contrast.measured["ours"] == {"decades at step 0": 19, "decades at all steps": 19}
     measured["two moons, seed 1"]["kappa"][1] = {"lower": 1e12, "upper": 1e12}
+    assert item.judge(Setting(), measured)[2].measured["ours"]["decades at all steps"] == 8
+    measured["two moons, seed 1"]["kappa"][0] = {"lower": 1e12, "upper": 1e12}
     assert verdicts(item, Setting(), measured) == [HOLDS, FAILS, FAILS]
     measured["two moons, seed 1"]["subject"][1] = "COMPUTED_MATRIX"  # not a proof about the network
     assert verdicts(item, Setting(), measured) == [FAILS, FAILS, FAILS]
