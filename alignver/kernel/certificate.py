@@ -161,7 +161,7 @@ def describe(certificate: Certificate) -> str:
     constants = certificate.constants if isinstance(certificate.constants, Mapping) else {}
     claim = certificate.claim if isinstance(certificate.claim, str) else ""
     template = CLAIMS.get(claim, "?")
-    rank, gap, bound = constants.get("rank"), constants.get("gap"), shown_up if claim == "optimality" else shown_down
+    rank, gap, bound = constants.get("rank"), constants.get("gap"), shown_down if "sub" in claim else shown_up
     if claim == "optimality" and "X" in certificate.inputs:
         template = template.replace("parameters of any layer have", "function of a row of X has")
     if claim == "exploration-gates" and "weights" in certificate.data:

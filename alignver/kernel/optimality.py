@@ -25,7 +25,7 @@ from alignver.kernel.floats import Run, U, gamma
 from alignver.kernel.gates import LIBRARY, gate_floor, logistic
 from alignver.results import shown_down, shown_up
 
-__all__ = ["METHODS", "loss_interval"]
+__all__ = ["METHODS", "loss_interval", "outputs"]
 
 ROOM, FINE = 1.0 + 2.0**-30, 1.0 + 2.0**-45
 _U, _LIBRARY = float(U), float(LIBRARY)
@@ -35,7 +35,7 @@ _TINY = 2.0**-1000
 def _optimal(certificate: Certificate, inputs: Inputs, run: Run) -> str:
     """The loss exceeds 0, or the bound for every function of the rows of X, by at most the gap."""
     gap, loss, errors = _constants(certificate)
-    _, upper, wrong = loss_interval(inputs, inputs["theta"], loss)
+    _, upper, wrong = loss_interval(*outputs(inputs, inputs["theta"]), inputs["Y"], loss)
     floor = floor_of(inputs, loss) if "X" in inputs else Fraction(0)
     require(upper - floor <= gap, f"the loss is only known to be at most {shown_up(rounded_up(upper), 6)}")
     cost = f" above what the data cost, {shown_down(float(floor), 6)} or more" if floor else ", and never below 0"
@@ -50,11 +50,12 @@ def _suboptimal(certificate: Certificate, inputs: Inputs, run: Run) -> str:
     """The loss exceeds that of better weights, or an infimum of 0, by more than the gap."""
     gap, loss, errors = _constants(certificate)
     require(errors is None, "a claim of this kind is not about training errors")
-    lower, _, _ = loss_interval(inputs, inputs["theta"], loss)
+    lower, _, _ = loss_interval(*outputs(inputs, inputs["theta"]), inputs["Y"], loss)
     better, upper = certificate.data.get("better"), Fraction(0)
     ranks = _ranks(certificate, inputs, run, required=better is None)
     if better is not None:
-        upper = loss_interval(inputs, floats(better, inputs["theta"].shape, "better weights"), loss)[1]
+        theta = floats(better, inputs["theta"].shape, "better weights")
+        upper = loss_interval(*outputs(inputs, theta), inputs["Y"], loss)[1]
     require(lower - upper > gap, "the loss is not proved to exceed the smaller one by more than the gap")
     shown = shown_down(float(gap), 6)
     if better is None:
@@ -95,16 +96,23 @@ def _sizes(inputs: Inputs) -> tuple[int, int, int]:
     return m_y, h, m
 
 
-def loss_interval(inputs: Inputs, theta: Any, loss: str) -> tuple[Fraction, Fraction, int | None]:
-    """Return bounds of the exact mean loss at ``theta``, and the number of samples that may be in a wrong class.
+def loss_interval(f: Any, radius: Any, Y: Any, loss: str) -> tuple[Fraction, Fraction, int | None]:
+    """Return bounds of the mean loss, and the number of samples that may be in a wrong class.
+
+    Parameters
+    ----------
+    f, radius : (n, m_y) float64
+        Outputs, and how far the exact ones may be from them, entry by entry.
+    Y : (n, m_y) float64
+        Targets: 0 and 1 for the cross-entropies.
+    loss : str
+        One of :data:`~alignver.kernel.certificate.LOSSES`.
 
     Raises
     ------
     NotProved
-        If shapes do not match, the loss is not defined for the targets, or numbers are out of range.
+        If the loss is not defined for the targets, or numbers are out of range.
     """
-    f, radius = _outputs(inputs, theta)
-    Y = inputs["Y"]
     n, m_y = Y.shape
     wrong: int | None = None
     if loss == "squared":
@@ -157,8 +165,8 @@ def _softmax(f: Any, radius: Any, label: Any) -> tuple[Any, Any, int]:
     return bounds[0] * (1.0 + 4.0 * _U) + _TINY, bounds[1] * (1.0 - 4.0 * _U) - _TINY, wrong
 
 
-def _outputs(inputs: Inputs, theta: Any) -> tuple[Any, Any]:
-    r"""Return the outputs and a bound of the error of each, (n, m_y).
+def outputs(inputs: Inputs, theta: Any) -> tuple[Any, Any]:
+    r"""Return the outputs at ``theta`` and a bound of the error of each, (n, m_y).
 
     The error of the argument of a gate is at most :math:`e = \gamma_m |z|^\top |r| + m\,\omega \le 1/10`, and the slope
     :math:`s (1 - s) \le e^{-|x|}` within e of it is at most e^e times that at the computed argument:

@@ -28,7 +28,7 @@ from alignver.kernel.exact import (
     sqrt_up,
 )  # fmt: skip
 from alignver.kernel.failure import NotProved
-from alignver.kernel.optimality import loss_interval
+from alignver.kernel.optimality import loss_interval, outputs
 from alignver.results import Verdict
 
 U, OMEGA = Fraction(1, 2**53), Fraction(1, 2**1022)
@@ -299,7 +299,7 @@ def test_losses_are_enclosed_and_the_enclosure_is_its_formula(loss):
         else:
             Y = rng.integers(0, 2, (n, m_y)).astype(float)
         inputs = {"Z": Z, "Y": Y, "R": R.reshape(-1, h), "W": W, "theta": theta}
-        lower, upper, wrong = loss_interval(inputs, theta, loss)
+        lower, upper, wrong = loss_interval(*outputs(inputs, theta), inputs["Y"], loss)
         with mpmath.workdps(50):
             mp = mpmath.mpf
             total, mistakes = mp(0), 0
@@ -336,7 +336,7 @@ def test_the_radius_of_an_output_is_its_formula():
         "Z": np.array([[z, 1.0]]), "Y": np.zeros((1, 1)), "R": np.array([[r], [0.0]]), "W": np.array([[w]]),
         "theta": np.array([[t, 0.0]]),
     }  # fmt: skip
-    lower, upper, _ = loss_interval(inputs, inputs["theta"], "squared")
+    lower, upper, _ = loss_interval(*outputs(inputs, inputs["theta"]), inputs["Y"], "squared")
     x = z * r
     s = 1 / (1 + math.exp(-x))
     e = float(g(2)) * x + 2 * 2.0**-1000
@@ -348,12 +348,12 @@ def test_the_radius_of_an_output_is_its_formula():
     assert float(upper - lower) == pytest.approx(4 * middle * radius, rel=0.05)
     # A gate that is far from saturated, of a steep argument: the first term of what a gate is off by decides.
     inputs["R"] = np.array([[2.0**30], [-(2.0**29) - 0.25]])
-    lower, upper, _ = loss_interval(inputs, inputs["theta"], "squared")
+    lower, upper, _ = loss_interval(*outputs(inputs, inputs["theta"]), inputs["Y"], "squared")
     e = float(g(2)) * (z * 2.0**30 + 2.0**29 + 0.25)
     s = 1 / (1 + math.exp(0.25))
     radius = z * 1.2 * e * math.exp(-0.25) * w * t
     assert float(upper - lower) == pytest.approx(4 * z * s * w * t * radius, rel=0.05)
-    lower, upper, _ = loss_interval(inputs, inputs["theta"], "binary_cross_entropy")
+    lower, upper, _ = loss_interval(*outputs(inputs, inputs["theta"]), inputs["Y"], "binary_cross_entropy")
     steepness = 1 / (1 + math.exp(-z * s * w * t))
     assert float(upper - lower) == pytest.approx(2 * steepness * radius, rel=0.05)
 
@@ -364,7 +364,7 @@ def test_sums_in_outputs_round_as_often_as_is_charged(monkeypatch):
     for h, m in ((1, 2), (5, 3)):
         Z, theta = np.full((1, m), 1.0), np.full((1, h * m), 2.0)
         inputs = {"Z": Z, "Y": np.zeros((1, 1)), "R": np.zeros((m, h)), "W": np.full((1, h), 4.0), "theta": theta}
-        f, radius = optimality._outputs(inputs, theta)
+        f, radius = optimality.outputs(inputs, theta)
         assert f[0, 0] == h * m * 4
         assert near(Fraction(radius[0, 0]), g(h + m + 3) * h * m * 4, power(-9))
         assert radius[0, 0] >= g(h + m + 3) * h * m * 4
@@ -385,7 +385,9 @@ def test_leads_of_classes_are_off_by_both_outputs():
 
 def test_the_library_is_charged_in_losses_of_two_classes():
     inputs = {"Z": np.ones((1, 1)), "Y": np.zeros((1, 1)), "R": np.zeros((1, 1)), "W": np.ones((1, 1))}
-    lower, upper, wrong = loss_interval({**inputs, "theta": np.zeros((1, 1))}, np.zeros((1, 1)), "binary_cross_entropy")
+    lower, upper, wrong = loss_interval(
+        *outputs({**inputs, "theta": np.zeros((1, 1))}, np.zeros((1, 1))), inputs["Y"], "binary_cross_entropy"
+    )
     for computed, sign in ((upper, 1), (lower, -1)):
         assert float(computed) / math.log(2) - 1 == pytest.approx(sign * 4 * 2.0**-40, rel=1e-3)
     assert wrong == 1
@@ -397,7 +399,7 @@ def test_softmax_sums_of_many_classes():
         "Z": np.ones((1, 1)), "Y": np.eye(classes)[:1], "R": np.zeros((classes, 1)), "W": np.full((classes, 1), 2.0),
         "theta": np.linspace(-1.0, 1.0, classes)[:, None],
     }  # fmt: skip
-    lower, upper, _ = loss_interval(inputs, inputs["theta"], "cross_entropy")
+    lower, upper, _ = loss_interval(*outputs(inputs, inputs["theta"]), inputs["Y"], "cross_entropy")
     with mpmath.workdps(30):
         f = [mpmath.mpf(v) for v in inputs["theta"][:, 0].tolist()]
         exact = mpmath.log(sum(mpmath.exp(v - f[0]) for v in f))

@@ -105,6 +105,14 @@ def _explored(certificate: Any, inputs: Any, run: Any) -> str:
     return exploration.METHODS[certificate.claim, certificate.method](certificate, inputs, run)
 
 
+def _minimized(certificate: Any, inputs: Any, run: Any) -> str:
+    """What is proved from enclosures of outputs."""
+    from alignver.kernel.network import optimality
+
+    return optimality.METHODS[certificate.claim, certificate.method](certificate, inputs, run)
+
+
+_LOSSES = dict.fromkeys(("network-optimality", "network-suboptimality"), ("parameters", "x", "Y"))
 _ENCLOSED = dict.fromkeys(("network-alignment", "network-misalignment"), ("parameters", "x", "y"))
 METHODS: dict[tuple[str, str], Callable[[Any, Any, Any], str]] = {
     ("common-structure", "degrees"): _common_structure,
@@ -113,10 +121,11 @@ METHODS: dict[tuple[str, str], Callable[[Any, Any, Any], str]] = {
     ("not-analytic", "one-sided derivatives"): _not_analytic,
     **dict.fromkeys([(claim, method) for claim in _ENCLOSED for method in ("balls", "norms")], _enclosed),
     ("network-exploration", "staircase"): _explored,
+    **dict.fromkeys([(claim, method) for claim in _LOSSES for method in ("balls", "norms")], _minimized),
 }
 STATED = {"network-misalignment": "distance"}
 """The number that a claim states in addition, and that its check proves."""
-INPUTS: dict[str, tuple[str, ...]] = {claim: _ENCLOSED.get(claim, ()) for claim, _ in METHODS}
+INPUTS: dict[str, tuple[str, ...]] = {claim: (_ENCLOSED | _LOSSES).get(claim, ()) for claim, _ in METHODS}
 INPUTS["network-exploration"] = ("parameters", "x")
 """The inputs of each claim: none of those about all parameters; else the values of the leaves, one after the other, as
-one row, the inputs (n, k) as they enter the graph, and the targets (n m_y,)."""
+one row, the inputs (n, k) as they enter the graph, and the targets (n m_y,), of a loss (n, m_y)."""
