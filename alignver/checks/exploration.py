@@ -157,7 +157,7 @@ def check_safe_exploration(
     'width 7 times 5 features is 35 columns, fewer than 40 samples'
     """
     began = time.perf_counter()
-    if _is_module(Z):
+    if is_module(Z):
         options = {"width": width, "q": q, "method": method, "rule": rule, "delta": delta, "certify": certify}
         options |= {"delta_is_estimate": delta_is_estimate, "weights": weights, "tries": tries, "seed": seed}
         of_models: Any = importlib.import_module("alignver.checks.network_exploration")  # which loads torch
@@ -201,7 +201,8 @@ def check_safe_exploration(
     return dataclasses.replace(result, cost=_cost(began))
 
 
-def _is_module(value: Any) -> bool:
+def is_module(value: Any) -> bool:
+    """Whether a value is a torch module, without importing torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.nn.Module)
 

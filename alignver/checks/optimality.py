@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import time
 from typing import Any
 
@@ -11,13 +12,13 @@ import numpy as np
 
 from alignver import require
 from alignver.checks.data import bound_sentence, conflict_sentence
-from alignver.checks.exploration import Ranks, prove_ranks
+from alignver.checks.exploration import Ranks, is_module, prove_ranks
 from alignver.checks.exploration_report import peak_bytes
 from alignver.errors import InvalidInput
 from alignver.kernel import seal
 from alignver.kernel.exact import equal
 from alignver.kernel.floats import arithmetic_fault
-from alignver.limits import limited
+from alignver.limits import limited, remaining
 from alignver.proof.duplicate_inputs import DuplicateInputs
 from alignver.proof.rounding import FloatArray, add_up, mul_up, sub_down
 from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict, shown_down, shown_up
@@ -47,15 +48,16 @@ _result = functools.partial(CheckResult, name="optimality", statement=_STATEMENT
 @limited("optimality", _STATEMENT)
 @np.errstate(all="ignore")
 def check_optimality(
-    model: Exploitation,
-    weights: Any,
-    Y: Any,
+    model: Any,
+    weights: Any = None,
+    Y: Any = None,
     *,
     loss: str | SampleLoss,
     tolerance: float,
     certify: bool = True,
     rank: bool | None = None,
     X: Any = None,
+    budget_seconds: float = 30.0,
     max_seconds: float | None = None,
     max_memory: int | None = None,
 ) -> CheckResult:
@@ -66,29 +68,42 @@ def check_optimality(
 
     for the three losses, whose infima are 0; with equality if every :math:`A_j = \phi(R^{(j)})
     (\mathrm{diag}(W_{j*}) \otimes I)` has rank n. So a bound of the loss, rounded outward, proves HOLDS, over the
-    parameters of all layers. The ranks are proved in addition (Lemma 5): they show that the bound is sharp. FAILS is
-    proved by better weights, or by the ranks and a lower bound of the loss.
+    parameters of all layers.
+
+    A torch module is checked as a whole, from its inputs: the outputs are enclosed in real arithmetic, at the floats of
+    its parameters (:mod:`alignver.network.enclosed_loss`), and the proof is about the network. FAILS is proved by
+    better parameters.
+
+    An :class:`~alignver.theory.exploitation.Exploitation` is checked from its stored features, and the proof is about
+    these matrices. The ranks are proved in addition (Lemma 5): they show that the bound is sharp. FAILS is proved by
+    better weights, or by the ranks and a lower bound of the loss.
 
     Parameters
     ----------
-    model : Exploitation
-        Proofs are about the exact model: real arithmetic, the logistic gate, the floats of ``model.inputs``.
+    model : torch.nn.Module or Exploitation
+        Of a module, in eval mode. Proofs about an Exploitation are about real arithmetic, the logistic gate, the floats
+        of ``model.inputs``.
     weights : (m_y, h, m) array
+        Of an Exploitation.
     Y : targets
         As :func:`~alignver.theory.losses.modified_targets` takes them.
     loss : {"squared", "binary_cross_entropy", "cross_entropy"} or SampleLoss
-        A SampleLoss gets NUMERICAL verdicts.
+        A SampleLoss gets NUMERICAL verdicts, and is for an Exploitation only.
     tolerance : float
         Positive.
     certify : bool
         False: no certificate, and the verdict is NUMERICAL.
     rank : bool, optional
-        Whether to prove rank n of every A_j. None: if n is at most 6000. It costs a Cholesky factorization of order n
-        for each output.
+        Whether to prove rank n of every A_j of an Exploitation. None: if n is at most 6000. It costs a Cholesky
+        factorization of order n for each output.
     X : array, Dataset or DataLoader, optional
-        The inputs of the network, as :func:`~alignver.checks.data.check_data` takes them. Equal inputs with different
-        targets keep the loss of every model above a bound, and the gap is measured from this bound. That alone does
-        not give FAILS: the loss may be as small as such data allow.
+        The inputs. A module needs them, as an array or a tensor. With an Exploitation, the inputs of its features, as
+        :func:`~alignver.checks.data.check_data` takes them. Equal inputs with different targets keep the loss of every
+        model above a bound, and the gap is measured from this bound. That alone does not give FAILS: the loss may be as
+        small as such data allow.
+    budget_seconds : float
+        The estimated time that the enclosures of a module's outputs may take; beyond it, and where the module cannot be
+        traced, the verdict is about its loss as it runs, and NUMERICAL.
     max_seconds, max_memory : float and int, optional
         Limits: UNDECIDED when the time is over, at the next step of a long loop; the memory, in bytes, to plan with.
 
@@ -97,8 +112,9 @@ def check_optimality(
     CheckResult
         HOLDS with PROOF and a certificate; for the cross-entropies also how many training errors there can be. FAILS
         with PROOF, witness and certificate; NUMERICAL by the dual bound of :func:`~alignver.theory.infimum.infimum`.
-        UNDECIDED if that bound only shows that no weights are better with these gates and features; the reason says
-        so.
+        UNDECIDED if that bound only shows that no weights are better with these gates and features (the restricted
+        problem); the reason says so. ``subject`` is ``network`` for a module and ``computed matrix`` for an
+        Exploitation; ``measured["loss_as_run"]`` is the loss of the module as it runs in its dtype.
 
     Raises
     ------
@@ -120,7 +136,16 @@ def check_optimality(
     began = time.perf_counter()
     require.booleans(certify=certify, rank=False if rank is None else rank)
     tolerance = require.real("tolerance", tolerance, above=0)
-    require.instance("model", model, Exploitation, "an Exploitation")
+    seconds = min(require.real("budget_seconds", budget_seconds, least=0), remaining())
+    if is_module(model):
+        if weights is not None:
+            raise InvalidInput("weights", "weights beside a module", "an Exploitation", "conflicting-arguments")
+        of_models: Any = importlib.import_module("alignver.checks.network_optimality")  # which loads torch
+        result: CheckResult = of_models.check_network(
+            model, X, Y, loss=loss, tolerance=tolerance, certify=certify, seconds=seconds
+        )
+        return dataclasses.replace(result, cost={"seconds": time.perf_counter() - began, **peak_bytes()})
+    require.instance("model", model, Exploitation, "a torch module or an Exploitation")
     theta = model.weights(weights)
     problem = objective(model, Y, loss)
     problem = dataclasses.replace(
@@ -307,16 +332,18 @@ def _measured(
     else:
         verdict, compared = Verdict.UNDECIDED, f"between {max(low, 0.0):.3g} and {high:.3g}"
     names = {"samples": "the mean of the samples' infima", "dual": "Fenchel duality", "data": "the data"}
-    over = " over the weights of the last hidden layer" if least.how == "dual" else ""
-    if over:
+    restricted = "the infimum of the restricted problem, over the weights of the last hidden layer,"
+    least_words = restricted if least.how == "dual" else "its infimum"
+    if least.how == "dual":
         remarks = (
-            "without rank n, other layers may allow a smaller loss: the infimum is over the weights of this phase",
+            "without rank n, other layers may allow a smaller loss: the infimum of the restricted problem is over the "
+            "weights of this phase",
             *remarks,
         )
     return _result(
         verdict=verdict,
         rigor=Rigor.NUMERICAL,
-        reason=f"the training loss exceeds its infimum{over} by {compared} (tolerance: {tolerance:.3g})",
+        reason=f"the training loss exceeds {least_words} by {compared} (tolerance: {tolerance:.3g})",
         code=f"optimality-{_KINDS[verdict]}",
         next_steps=()
         if verdict is Verdict.HOLDS

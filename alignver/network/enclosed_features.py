@@ -27,7 +27,15 @@ from alignver.network.inputs import as_inputs
 from alignver.network.leaves import copied
 from alignver.progress import stage, track
 
-__all__ = ["EnclosedFeatures", "enclose_features", "feature_network", "inputs_again", "model_inputs"]
+__all__ = [
+    "EnclosedFeatures",
+    "batch_rows",
+    "enclose_features",
+    "feature_network",
+    "inputs_again",
+    "model_inputs",
+    "network_inputs",
+]
 
 _ROWS = 64  # samples in a batch of a graph, at most
 _ENTRIES = 2**13  # inputs in a batch: larger batches of images do not stay in the caches
@@ -120,15 +128,29 @@ def feature_network(model: nn.Module, X: Any, layer: str | None = None, *, rows:
     >>> feature_network(net, [[0.0, 1.0], [1.0, 0.0]], "1").program.columns
     3
     """
-    twin = copied(model).cpu().eval().requires_grad_(False)
+    twin, x = network_inputs(model, X)
+    twin.requires_grad_(False)
+    return EnclosedNetwork.of(_Layer(twin, layer).eval(), x, batch_rows(x) if rows is None else rows)
+
+
+def network_inputs(model: nn.Module, X: Any) -> tuple[nn.Module, torch.Tensor]:
+    """Return a copy of a model on the CPU, in eval mode, and the inputs in its dtype, as they enter the graph.
+
+    Raises
+    ------
+    InvalidInput
+        The model cannot be copied; inputs that are not valid.
+    """
+    twin = copied(model).cpu().eval()
     x = model_inputs(model, X).detach().cpu()
     dtype = next((parameter.dtype for parameter in twin.parameters()), None)
-    if dtype is not None and x.is_floating_point():
-        x = x.to(dtype)
-    if rows is None:
-        most = max(1, min(_ROWS, _ENTRIES // max(1, math.prod(x.shape[1:])), len(x)))
-        rows = -(-len(x) // -(-len(x) // most))
-    return EnclosedNetwork.of(_Layer(twin, layer).eval(), x, rows)
+    return twin, x.to(dtype) if dtype is not None and x.is_floating_point() else x
+
+
+def batch_rows(x: torch.Tensor) -> int:
+    """Return the samples in a batch of a graph whose outputs are enclosed without gradients."""
+    most = max(1, min(_ROWS, _ENTRIES // max(1, math.prod(x.shape[1:])), len(x)))
+    return -(-len(x) // -(-len(x) // most))
 
 
 def enclose_features(

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 
 from alignver.checks.convergence import check_convergence
+from alignver.checks.network_optimality import dtype_of, loss_as_run, outputs_as_run, with_proof
 from alignver.checks.optimality import check_optimality
 from alignver.errors import InvalidInput
+from alignver.network.enclosed_loss import OptimalityProof, prove_optimality
 from alignver.network.inputs import as_inputs, as_targets, taken
 from alignver.network.preserve_state import eval_mode
 from alignver.results import CheckResult
-from alignver.theory.exploitation import Exploitation
+from alignver.theory.exploitation import Exploitation, objective
+from alignver.theory.infimum import better_weights
 from alignver.theory.record import TrainingRecord
 from alignver.training.exploitation import CachedProblem, as_model, as_training_targets, error_rate, mean_loss, wide
 from alignver.training.gated_network import GatedNetwork
@@ -36,31 +44,60 @@ class TrainedNetwork:
     phase: str = EXPLORING
     guarantee: Guarantee | None = None
     recorder: Recorder | None = None
+    certificate_inputs: Mapping[str, Any] = MappingProxyType({})
+    """What the certificate of the last :meth:`check` is about, if it is about the network."""
     _recording: bool = False
     _cached: CachedProblem | None = None
     _cached_targets: torch.Tensor | None = None
     _error: float | None = None
 
     def check(
-        self, X: Any, Y: Any, *, tolerance: float = 0.01, certify: bool = True, rank: bool | None = None
+        self,
+        X: Any,
+        Y: Any,
+        *,
+        tolerance: float = 0.01,
+        certify: bool = True,
+        rank: bool | None = None,
+        budget_seconds: float = 30.0,
     ) -> CheckResult:
         """Check how far the training loss is from its global infimum.
 
-        The arguments are those of :func:`~alignver.check_optimality`.
+        The arguments are those of :func:`~alignver.check_optimality`. The answer is about the network at its present
+        parameters, evaluated from X in real arithmetic, if its outputs are enclosed within ``budget_seconds``;
+        otherwise about the features as they were computed, and the result says so.
         """
         if self.phase != EXPLOITING:
             raise InvalidInput("check", f"a call in the phase of {self.phase}", "a run that has reached tau")
-        model = self.exploitation(X)
-        return check_optimality(
+        model, inputs, weights = self.exploitation(X), self._inputs(X), wide(self.module.head.hidden)
+        problem = objective(model, as_targets(Y, model.n), self.loss)
+        stored = check_optimality(
             model,
-            wide(self.module.head.hidden),
+            weights,
             as_targets(Y, model.n),
             loss=self.loss,
             tolerance=tolerance,
             certify=certify,
             rank=rank,
-            X=self._inputs(X),
+            X=inputs,
         )
+        if not certify:
+            return stored
+        began, targets = time.perf_counter(), np.array(problem.targets)
+        as_run = loss_as_run(outputs_as_run(self.module, inputs), targets, self.loss)
+        proof = prove_optimality(
+            self.module,
+            inputs,
+            targets,
+            self.loss,
+            tolerance=tolerance,
+            seconds=budget_seconds,
+            better=lambda: {"head.hidden": better_weights(problem, weights)},
+        )
+        self.certificate_inputs = proof.inputs if isinstance(proof, OptimalityProof) else {}
+        result = with_proof(stored, proof, tolerance, as_run, dtype_of(self.module))
+        elapsed = time.perf_counter() - began
+        return dataclasses.replace(result, cost={**stored.cost, "seconds": stored.cost["seconds"] + elapsed})
 
     def exploitation(self, X: Any) -> Exploitation:
         """Return the model of the exploitation phase on arrays, as :meth:`check` uses it."""

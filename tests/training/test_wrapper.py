@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 import alignver as av
+from alignver.checks.optimality import check_optimality
 from alignver.errors import InvalidInput
-from alignver.results import Rigor, Verdict
+from alignver.results import Rigor, Subject, Verdict
 from alignver.training import checkpoint
 from alignver.training.gated_network import modify
 from alignver.training.loop import batches, smallest_batch
@@ -184,12 +185,55 @@ def test_check_proves_the_gap_and_certifies_it():
         result.measured["loss_lower"], rel=1e-4
     )  # torch's digits are few
     assert trained.check(X, Y.numpy(), tolerance=1e-9, certify=False).rigor is Rigor.NUMERICAL
-    from alignver.theory.exploitation import objective
-    from alignver.training.exploitation import as_model, wide
+    assert result.subject is Subject.NETWORK
+    assert result.measured["loss_lower"] <= result.measured["loss_upper"] <= result.measured["gap_upper"]
+    as_run = loss_of("binary_cross_entropy", trained.outputs(X).double(), Y)
+    assert result.measured["loss_as_run"] == pytest.approx(as_run, rel=1e-9)
+    assert result.measured["rank_n"] is True
+    assert set(trained.certificate_inputs) == {"parameters", "x", "Y"}
+    assert av.recheck(result.certificate, **trained.certificate_inputs).verdict is Verdict.HOLDS
 
-    model = as_model(trained.module, trained._cached.Z)
-    inputs = model.inputs(wide(trained.module.head.hidden), objective(model, Y.numpy(), trained.loss).targets)
-    assert av.recheck(result.certificate, **inputs).verdict is Verdict.HOLDS
+
+def test_a_gap_of_the_network_is_not_that_of_the_stored_features():
+    """In float32, features and products are rounded: the network has another loss than its features, and as it runs."""
+    X, Y = nets.data(dtype=torch.float32)
+    trained = wrapper(model=nets.plain(dtype=torch.float32), exploit_optimizer="newton").fit((X, Y), 25)
+    result = trained.check(X, Y, tolerance=1.0)
+    stored = check_optimality(
+        trained.exploitation(X),
+        trained.module.head.hidden.detach().numpy(),
+        Y.numpy(),
+        loss=trained.loss,
+        tolerance=1.0,
+    )
+    assert stored.subject is Subject.COMPUTED_MATRIX
+    wide = copy.deepcopy(trained.module).double()
+    exact = loss_of("binary_cross_entropy", wide(X.double()).detach(), Y)
+    assert result.measured["loss_lower"] == pytest.approx(exact, rel=1e-6, abs=0.0)
+    assert stored.measured["loss_lower"] != pytest.approx(exact, rel=1e-9, abs=0.0)
+    assert result.measured["stored_features"]["verdict"] == "HOLDS"
+
+
+def test_a_loss_above_the_tolerance_is_refuted_for_the_network():
+    X, Y = nets.data()
+    trained = wrapper(exploit_optimizer="newton").fit((X, Y), 25)
+    with torch.no_grad():
+        trained.module.head.hidden.mul_(0.0)
+    result = trained.check(X, Y, tolerance=0.1)
+    assert (result.verdict, result.rigor, result.subject) == (Verdict.FAILS, Rigor.PROOF, Subject.NETWORK)
+    assert result.code == "optimality-network-above"
+    assert 0.1 < result.measured["gap_lower"] <= math.log(2.0)
+    assert av.recheck(result.certificate, **trained.certificate_inputs).verdict is Verdict.HOLDS
+
+
+def test_what_is_not_enclosed_is_about_the_stored_features():
+    X, Y = nets.data()
+    trained = wrapper(exploit_optimizer="newton").fit((X, Y), 25)
+    result = trained.check(X, Y, tolerance=1e-3, budget_seconds=0.0)
+    assert (result.verdict, result.rigor, result.subject) == (Verdict.HOLDS, Rigor.PROOF, Subject.COMPUTED_MATRIX)
+    assert "nothing is proved of the network: enclosures would take about" in result.evidence[0]
+    assert trained.certificate_inputs == {}
+    assert "theta" in result.certificate.inputs
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
