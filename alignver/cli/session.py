@@ -468,9 +468,10 @@ def _recheck_command(target: str, again: Sequence[str]) -> str:
     return shlex.join(("alignver", "verify", target, *again))
 
 
-def recheck_hint(target: str, again: Sequence[str]) -> str:
-    """Return the line of the report about a saved certificate, with the options that check it again."""
-    return f"certificate {target} ({file_size(Path(target))}); re-check with: {_recheck_command(target, again)}"
+def recheck_hint(target: str, again: Sequence[str] = (), *, run: str | None = None) -> str:
+    """Return the line of the report about a saved certificate, with the command that checks it, or its run, again."""
+    command = _recheck_command(target if run is None else run, again)
+    return f"certificate {target} ({file_size(Path(target))}); re-check with: {command}"
 
 
 def _claim(result: CheckResult) -> str:

@@ -402,7 +402,7 @@ def _notes(folder: RunFolder) -> Iterator[str]:
     for sentence in folder.guarantee["sentences"]:
         yield f"at tau: {sentence}"
     if (place / "certificate").is_dir():
-        yield recheck_hint(str(place / "certificate"), ["--input", str(place / "inputs.npz")])
+        yield recheck_hint(str(place / "certificate"), run=str(place))
     names = ("history.jsonl", "checkpoint.pt", "model.safetensors", "report.json", "training.png")
     yield f"run folder {place}: {', '.join(name for name in names if (place / name).exists())}"
 

@@ -66,7 +66,9 @@ def report(
 @command("verify", "html junit json quiet verbose", aliases={"certificate": "CERT"})
 def verify(
     session: Session,
-    certificate: Annotated[str, typer.Argument(metavar="CERT", help="The folder that --certificate wrote.")],
+    certificate: Annotated[
+        str, typer.Argument(metavar="CERT", help="The folder that --certificate wrote; or a run folder.")
+    ],
     inputs: Annotated[
         list[str] | None,
         typer.Option(
@@ -83,7 +85,10 @@ def verify(
             "package.module:FUNCTION. The code is imported and run.",
         ),
     ] = None,
-    data: Annotated[str | None, _alignment(metavar="FILE.npz", help="The samples: X and Y.")] = None,
+    data: Annotated[
+        str | None,
+        _alignment(metavar="FILE.npz", help="The samples: X and Y; for a run folder, in place of those that it names."),
+    ] = None,
     loss: Annotated[
         Loss | None, _alignment(metavar="LOSS", help="squared, binary_cross_entropy or cross_entropy.")
     ] = None,
@@ -97,12 +102,13 @@ def verify(
 
     The checker imports none of the code that produces certificates. Give every input of the claim; for an alignment,
     give the model, the data and the loss, from which the inputs are computed again; features of a model need no loss.
+    A run folder names its data and has the model: it needs nothing else.
 
     [bold]Examples[/bold]
 
       alignver verify proof --input J=J.npy --input y=y.npy
       alignver verify proof --input A=data.npz:A --json
-      alignver verify run-1/certificate --input run-1/inputs.npz
+      alignver verify run-1
       alignver verify proof --model net.py:build --data train.npz --loss cross_entropy
     """
     with session.working():
@@ -112,7 +118,14 @@ def verify(
         notes: tuple[str, ...] = ()
         about_model = True
         identity: dict[str, Any] = {}
-        if any(value is not None for value in (model, data, loss, weights)):
+        target = Path(certificate)
+        if (target / "config.json").is_file():
+            if files or any(value is not None for value in (model, loss, weights)):
+                got, need = "other options beside a run folder", "the run folder alone, or with --data"
+                raise InvalidInput("CERT", got, need, code="conflicting-arguments")
+            arrays, notes = _of_a_run(target, data)
+            certificate = str(target / "certificate")
+        elif any(value is not None for value in (model, data, loss, weights)):
             if files:
                 raise InvalidInput("--input", "inputs beside --model", "one or the other", code="conflicting-arguments")
             option = "--model" if model is None else "--data" if data is None else "--loss" if loss is None else ""
@@ -129,6 +142,22 @@ def verify(
         if not about_model and result.verdict is Verdict.HOLDS:
             result = _undecided(result, notes[0])
     return session.finish(result, inputs={**arrays, **identity})
+
+
+def _of_a_run(folder: Path, data: str | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the inputs of a run's certificate, and from which files they are read."""
+    from alignver.kernel.certificate import Tampered
+    from alignver.training.run_folder import certificate_inputs
+
+    def samples(source: str) -> tuple[Any, Any]:
+        arrays = input_files.read_npz(data or source, "--data", ("X", "Y"))
+        return arrays["X"], arrays["Y"]
+
+    try:
+        arrays, notes = certificate_inputs(folder, samples)
+    except Tampered:
+        return {}, ()  # the checker says what is wrong with it
+    return arrays, notes if data is None else (*notes, f"--data {data} is read in place of the data of the run")
 
 
 def _undecided(result: CheckResult, reason: str) -> CheckResult:

@@ -16,11 +16,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_model
+from safetensors.torch import load_file, save_model
 
 from alignver import atomic, require
 from alignver.errors import InvalidInput, reading
+from alignver.kernel import load_certificate
+from alignver.kernel.network.graph import Graph, parse
 from alignver.network.inputs import as_targets
 from alignver.results import Report, plain
 from alignver.samples import as_numbers
@@ -31,10 +34,11 @@ from alignver.training.exploitation import wide
 from alignver.training.loop import gap_bound, tau_epoch
 from alignver.training.wrapper import EEWrapper
 
-__all__ = ["RunFolder", "vacant"]
+__all__ = ["RunFolder", "certificate_inputs", "vacant"]
 
 _FORMAT = 1
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}  # a file system without locks: the run is not refused
+_MOST_COPIED = 1 << 28  # bytes of inputs that are written beside a certificate
 _NEED = "a new folder, or an empty one"
 
 
@@ -59,7 +63,8 @@ class RunFolder:
     ``checkpoint.pt``         the last good state; ``checkpoint-tau.pt``: the last state of exploration
     ``guarantee.json``        the guarantee at the beginning of exploitation
     ``model.safetensors``     the weights at the end
-    ``certificate/``          of the gap at the end, if it is proved; ``inputs.npz``: the arrays that it is about
+    ``certificate/``          of the gap at the end, if it is proved; ``inputs.npz``: the arrays that it is about, for
+                              the network its parameters, inputs and targets
     ``report.json``           the result; if it exists, the run is finished
     ========================  =========================================================================================
 
@@ -280,9 +285,12 @@ class RunFolder:
             save = getattr(certificate, "save", None)
             if save is None:
                 continue
-            inputs = _inputs(wrapper, *data)
-            if "X" in getattr(certificate, "inputs", ()):
+            names = getattr(certificate, "inputs", ())
+            inputs = dict(wrapper.certificate_inputs) if "parameters" in names else _inputs(wrapper, *data)
+            if "X" in names:
                 inputs["X"] = as_numbers(data[0], "X")
+            if "x" in inputs and inputs["x"].nbytes > _MOST_COPIED and "sources" in self.config:
+                del inputs["x"]  # the data are where the run read them
             with self._whole("inputs.npz") as part, part.open("wb") as stream:
                 np.savez(stream, **inputs)
             try:
@@ -329,6 +337,80 @@ class RunFolder:
                 yield part
         except (OSError, SafetensorError) as error:
             raise _unwritable(self.path / name, error) from error
+
+
+def certificate_inputs(
+    path: str | os.PathLike[str], data: Callable[[str], tuple[Any, Any]] | None = None
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return what the certificate of a run is about, from the model and the data that the run folder names.
+
+    Parameters
+    ----------
+    path : path
+        The folder of a finished run.
+    data : callable, optional
+        Reads X and Y from the name of the data in ``config.json``. None, and for a run that names no data: the inputs
+        and targets in ``inputs.npz``.
+
+    Returns
+    -------
+    inputs : dict of str to array
+        For :func:`alignver.recheck`, which compares their digests with those in the certificate.
+    notes : tuple of str
+        From which file each is read.
+
+    Raises
+    ------
+    InvalidInput
+        A folder without a certificate, or files that cannot be read.
+    """
+    place = pathlib.Path(path)
+    need = "the folder of a finished run whose gap is proved"
+    with reading("folder", f"{place}, whose files cannot be read", need):
+        certificate = load_certificate(place / "certificate")
+        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        with np.load(place / "inputs.npz", allow_pickle=False) as archive:
+            inputs = dict(archive)
+        state = load_file(place / "model.safetensors")
+    if "parameters" not in certificate.inputs:
+        return inputs, (f"all inputs are read from {place / 'inputs.npz'}",)
+    with reading("folder", f"{place / 'certificate'} without the graph of a network", need):
+        graph = parse(certificate.data["graph"])
+        inputs["parameters"], others = _saved(graph, inputs["parameters"], state)
+    notes = [f"the parameters are read from {place / 'model.safetensors'}"]
+    if others:
+        notes.append(f"constants of the graph from {place / 'inputs.npz'}: {', '.join(others)}")
+    source = config.get("sources", {}).get("data")
+    if data is None or source is None:
+        return inputs, (*notes, f"x and Y are read from {place / 'inputs.npz'}")
+    X, Y = data(source)
+    x = torch.as_tensor(X)
+    kind = next(node.out[0][0] for node in graph.nodes if node.op == "input")
+    x = x.to(getattr(torch, kind)) if x.is_floating_point() else x
+    n, m_y = len(x), certificate.inputs["Y"]["shape"][1]
+    targets = sample_loss(certificate.constants["loss"], m_y).targets(as_targets(Y, n), n, m_y)
+    inputs |= {"x": x.double().reshape(n, -1).numpy(), "Y": targets}
+    return inputs, (*notes, f"x and Y are read from {source}, X as {kind}")
+
+
+def _saved(graph: Graph, parameters: Any, state: Mapping[str, torch.Tensor]) -> tuple[Any, tuple[str, ...]]:
+    """Return the leaves of a graph with the saved values, and the names of constants that are not saved.
+
+    The trace computes what depends on constants alone: a saved buffer may have another name, or dtype, there.
+    """
+    result, place, others = parameters.copy(), 0, []
+    saved = {name: tensor.double().reshape(-1).numpy() for name, tensor in state.items()}
+    for node in graph.nodes:
+        if node.op not in ("parameter", "constant"):
+            continue
+        part = slice(place, place := place + math.prod(node.out[0][1]))
+        values = result[0, part]
+        name = node.args["name"]
+        if name in saved and saved[name].shape == values.shape:
+            result[0, part] = saved[name]
+        elif not any(np.array_equal(array, values) for array in saved.values()):
+            others.append(name)
+    return result, tuple(others)
 
 
 def _inputs(wrapper: EEWrapper, X: Any, Y: Any) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def test_the_gap_is_that_of_the_parameters_as_they_are(dtype):
     assert f"as it runs, in {str(dtype)[6:]}" in str(result)
     assert CheckResult.from_dict(result.to_dict()).verdict is Verdict.HOLDS
     targets = Y[:, None]
-    inputs, notes = inputs_again(result.certificate, net, X, targets)
+    inputs, _ = inputs_again(result.certificate, net, X, targets)
     assert av.recheck(result.certificate, **inputs).verdict is Verdict.HOLDS
 
 

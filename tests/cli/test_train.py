@@ -131,14 +131,35 @@ def test_the_command_of_the_report_verifies_the_certificate(here, whole):
 def test_verify_sees_another_input(here, files, whole, tmp_path):
     with np.load(files / whole.place / "inputs.npz") as archive:
         inputs = dict(archive)
-    np.savez(tmp_path / "inputs.npz", **{**inputs, "W": inputs["W"] * 2})
+    np.savez(tmp_path / "inputs.npz", **{**inputs, "parameters": inputs["parameters"] * 2})
     run = here("verify", f"{whole.place}/certificate", "--input", str(tmp_path / "inputs.npz"))
     assert run.code == 1
     assert "digests differ" in run.out
-    twice = ["--input", f"{whole.place}/inputs.npz", "--input", f"Z={whole.place}/inputs.npz:Z"]
+    twice = ["--input", f"{whole.place}/inputs.npz", "--input", f"x={whole.place}/inputs.npz:x"]
     run = here("verify", f"{whole.place}/certificate", *twice)
     assert (run.code, run.out) == (2, "")
-    assert "Z twice" in run.err
+    assert "x twice" in run.err
+
+
+def test_a_run_folder_names_what_its_certificate_is_about(here, files, whole):
+    run = here("verify", whole.place)
+    assert run.code == 0, run.err
+    assert "HOLDS  proof (network)" in run.out.splitlines()[0]
+    assert "the parameters are read from whole/model.safetensors" in run.out
+    assert "x and Y are read from train.npz" in run.out
+    run = here("verify", whole.place, "--data", "other.npz")
+    assert run.code == 1
+    assert "Y is not the input that this certificate is about" in run.out
+    assert "--data other.npz is read in place of the data of the run" in run.out
+    run = here("verify", whole.place, "--input", f"{whole.place}/inputs.npz")
+    assert (run.code, run.out) == (2, "")
+    assert "other options beside a run folder" in run.err
+    copied(files, "damaged")
+    (files / "damaged" / "model.safetensors").write_bytes(b"no tensors")
+    run = here("verify", "damaged")
+    assert (run.code, run.out) == (2, "")
+    assert "damaged" in run.err
+    assert "cannot be read" in run.err
 
 
 def test_a_finished_run_is_told_as_json_too(here, files, whole):

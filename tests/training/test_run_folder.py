@@ -10,11 +10,12 @@ import resource
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_model
 from torch import nn
 
 import alignver as av
 from alignver.results import Report
-from alignver.training.run_folder import RunFolder, vacant
+from alignver.training.run_folder import RunFolder, certificate_inputs, vacant
 from alignver.training.wrapper import EEWrapper
 
 EPOCHS, TAU = 8, 4
@@ -255,13 +256,42 @@ def test_what_is_kept_at_the_end_checks_again(tmp_path, data):
         inputs = dict(archive)
     certificate = av.load_certificate(place / "certificate")
     assert av.recheck(certificate, **inputs).verdict is av.Verdict.HOLDS
-    inputs["theta"] = inputs["theta"] + 1e-3
+    inputs["parameters"] = inputs["parameters"] + 1e-3
     assert av.recheck(certificate, **inputs).verdict is av.Verdict.FAILS
     from safetensors.torch import load_model
 
     fresh = wrapper()
     load_model(fresh.prepare(*data), place / "model.safetensors")
     assert torch.equal(fresh.outputs(data[0]), trained.outputs(data[0]))
+
+
+def test_the_certificate_is_about_the_saved_model_and_the_named_data(tmp_path, data):
+    place = tmp_path / "run"
+    trained = wrapper(exploit_optimizer="lbfgs")
+    with RunFolder.create(place, SETTINGS, sources={"data": "train.npz"}) as folder:
+        folder.fit(trained, data, EPOCHS)
+        folder.finish(trained, data, Report((trained.check(*data),)))
+    sources = []
+
+    def read(source):
+        sources.append(source)
+        return tuple(part.numpy() for part in data)
+
+    inputs, notes = certificate_inputs(place, read)
+    assert sources == ["train.npz"]
+    assert "parameters are read from" in notes[0]
+    assert notes[-1] == "x and Y are read from train.npz, X as float32"
+    assert av.recheck(place / "certificate", **inputs).verdict is av.Verdict.HOLDS
+    assert av.recheck(place / "certificate", **certificate_inputs(place)[0]).verdict is av.Verdict.HOLDS
+    flipped = certificate_inputs(place, lambda source: (data[0].flip(0).numpy(), data[1].numpy()))[0]
+    assert "x is not the input" in av.recheck(place / "certificate", **flipped).reason
+    with torch.no_grad():
+        trained.module.head.output.add_(1e-3)
+    save_model(trained.module, str(place / "model.safetensors"))
+    other, _ = certificate_inputs(place, read)
+    assert "parameters is not the input" in av.recheck(place / "certificate", **other).reason
+    with pytest.raises(av.InvalidInput, match="without certificate"):
+        certificate_inputs(tmp_path)
 
 
 @pytest.mark.parametrize("every", [0, True, 1.5])
