@@ -73,34 +73,35 @@ def reach(M: Any, y: Any, kappa: float) -> tuple[Reach, ...]:
         return ()
     last = 8 if not math.isfinite(kappa) else max(0, math.ceil(math.log10(max(kappa, 1e-300))) - 1)
     stride = max(1, -(-(last + 1) // _MOST))
-    Q, diagonal, beside = _krylov(M, y)
-    size = balls.norm(balls.exactly(y))
+    Q, diagonal, beside = _krylov(balls.matrix(balls.middle(M)), y)
+    size, G = balls.norm(balls.exactly(y)), balls.matrix(M)
     rows = []
     for exponent in range(0, last + 1, stride):
         b = 10.0**exponent
         a = balls.product(Q, _tikhonov(diagonal, beside, size, b)[:, None])[:, 0]
-        rows.append(_enclosed(M, y, balls.middle(a), b, size))
+        rows.append(_enclosed(G, y, balls.middle(a), b, size))
     return tuple(rows)
 
 
-def _krylov(M: Any, y: Any) -> tuple[Any, list[Any], list[Any]]:
-    """Return an orthonormal basis (N, k) of a Krylov space of M and y, and the tridiagonal matrix of M in it."""
+def _krylov(centre: Any, y: Any) -> tuple[Any, list[Any], list[Any]]:
+    """Return an orthonormal basis (N, k) of a Krylov space of a matrix and y, and the tridiagonal matrix in it."""
+    most, n = min(_STEPS, len(y)), len(y)
     q = balls.middle(balls.exactly(y))
     q = balls.middle(q / balls.norm(q))
-    basis, diagonal, beside = [q], [], []
-    centre = balls.middle(M)
-    for _ in range(min(_STEPS, len(y))):
-        w = balls.middle(balls.product(centre, basis[-1][:, None])[:, 0])
-        diagonal.append(balls.dot(basis[-1], w).mid())
-        Q = np.stack(basis, axis=1)
+    rows, diagonal, beside = balls.matrix(balls.exactly(np.zeros((most, n)))), [], []
+    for k in range(most):
+        for j in range(n):
+            rows[k, j] = q[j]
+        w = balls.middle(balls.product(centre, q[:, None])[:, 0])
+        diagonal.append(balls.dot(q, w).mid())
         for _ in range(2):
-            w = balls.middle(w - balls.product(Q, balls.product(Q.T, w[:, None]))[:, 0])
+            w = balls.middle(w - balls.product(rows.transpose(), balls.product(rows, w[:, None]))[:, 0])
         size = balls.norm(w).mid()
-        if len(basis) == min(_STEPS, len(y)) or not size > 0:
+        if k + 1 == most or not size > 0:
             break
         beside.append(size)
-        basis.append(balls.middle(w / size))
-    return np.stack(basis[: len(diagonal)], axis=1), diagonal, beside
+        q = balls.middle(w / size)
+    return balls.matrix(np.array(rows.entries(), dtype=object).reshape(most, n)[: len(diagonal)].T), diagonal, beside
 
 
 def _tikhonov(diagonal: Sequence[Any], beside: Sequence[Any], size: Any, b: float) -> Any:

@@ -22,7 +22,8 @@ from alignver.kernel.network.tape import Program, Step
 
 __all__ = [
     "Leaf", "State", "available", "between", "bits", "columns", "dot", "exactly", "gram", "inner", "inverse_times",
-    "joined", "middle", "norm", "power", "precision", "product", "root", "shares", "squared_distance", "values",
+    "joined", "matrix", "middle", "norm", "power", "precision", "product", "root", "shares", "squared_distance",
+    "values",
 ]  # fmt: skip
 
 arb: Any
@@ -75,15 +76,18 @@ def _array(entries: Iterable[Any], shape: Sequence[int]) -> Any:
     return result.reshape(tuple(shape))
 
 
-def _matrix(array: Any) -> Any:
+def matrix(array: Any) -> Any:
+    """Return a matrix of balls as :func:`product` needs it, for several products."""
     return arb_mat(*array.shape, array.reshape(-1).tolist())
 
 
 def product(a: Any, b: Any) -> Any:
-    """Return the product of two matrices of balls."""
-    if 0 in a.shape or 0 in b.shape:
-        return exactly(np.zeros((a.shape[0], b.shape[1])))
-    return _array((_matrix(a) * _matrix(b)).entries(), (a.shape[0], b.shape[1]))
+    """Return the product of two matrices of balls; the first may be one of :func:`matrix`."""
+    if not isinstance(a, arb_mat):
+        if 0 in a.shape or 0 in b.shape:
+            return exactly(np.zeros((a.shape[0], b.shape[1])))
+        a = matrix(a)
+    return _array((a * matrix(b)).entries(), (a.nrows(), b.shape[1]))
 
 
 def _gathered(sources: Sequence[Any], index: Any, shape: Sequence[int]) -> Any:
@@ -517,7 +521,7 @@ def inverse_times(M: Any, columns: Any) -> Any:
         If M may contain a singular matrix.
     """
     try:
-        solution = _matrix(M).solve(_matrix(exactly(columns)), algorithm="precond")
+        solution = matrix(M).solve(matrix(exactly(columns)), algorithm="precond")
     except ZeroDivisionError:
         raise NotProved("the Gram matrix may be singular in this precision") from None
     return _array(solution.entries(), columns.shape)
