@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from alignver.results import Bound, CheckResult, Report, Rigor, Subject, Tolerance, Verdict, VerificationFailed
     from alignver.theory.exploitation import Exploitation
     from alignver.theory.record import TrainingRecord
+    from alignver.training.saved_network import load
     from alignver.training.tracker import AlignmentTracker
     from alignver.training.wrapper import EEWrapper
 
@@ -76,6 +77,7 @@ _HOMES = {
     "check_safe_exploration": "alignver.checks.exploration",
     "gram": "alignver.jacobians.gram",
     "jacobian": "alignver.jacobians.jacobian",
+    "load": "alignver.training.saved_network",
     "load_certificate": "alignver.kernel",
     "recheck": "alignver.checks.recheck",
     "representation_change": "alignver.jacobians.kernel_distance",
@@ -117,6 +119,7 @@ __all__ = [
     "check_safe_exploration",
     "gram",
     "jacobian",
+    "load",
     "load_certificate",
     "recheck",
     "representation_change",

@@ -141,7 +141,8 @@ def prepared(tmp_path, monkeypatch) -> Path:
 def test_console_examples_run(page, prepared, capsys):
     """In the order of the page; what needs a GPU, a cluster or many minutes is left to the parser."""
     elsewhere = re.compile(
-        r"--device cuda|tcp://|reproduce (?!--list)|^alignver check$|^alignver train|^alignver report (?!rank)"
+        r"--device cuda|tcp://|reproduce (?!--list)"
+        r"|^alignver check$|^alignver (?:train|predict)|^alignver report (?!rank)"
     )
     for home, line in examples():
         plain = line.partition(" #")[0].strip()

@@ -349,7 +349,7 @@ def _measured(
         if verdict is Verdict.HOLDS
         else (_RANK,)
         if high + noise <= tolerance
-        else (*_TRAIN, *((_RANK,) if over else ())),
+        else (*_TRAIN, *((_RANK,) if least.how == "dual" else ())),
         evidence=(f"the infimum lies between {least.lower:.6g} ({names[least.how]}) and {least.upper:.6g}", *remarks),
         measured={
             "loss": problem.loss.name,

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from alignver.cli import check, reproduce, show, train, verify
+from alignver.cli import check, predict, reproduce, show, train, verify
 from alignver.cli.exits import Exit, explain, say
 from alignver.errors import InvalidInput
 
@@ -41,6 +41,7 @@ app = typer.Typer(
 app.add_typer(check.app)
 app.add_typer(show.app, name="show")
 app.command("train")(train.train)
+app.command("predict")(predict.predict)
 app.command("reproduce")(reproduce.reproduce)
 app.command("verify")(verify.verify)
 app.command("report")(verify.report)

@@ -265,9 +265,10 @@ def gated(ending: OutputLayers, *, outputs: int, width: int | None = None, slope
     width = _width(ending, width)
     features = layers[0].module.in_features if layers else ending.out.reshape(len(ending.out), -1).shape[1]
     head = GatedHead(features, width, outputs, slope).to(device=ending.out.device, dtype=ending.out.dtype)
+    before = _size(ending.body)
     if not layers:
         change = f"two fully connected layers added after the model: {width} gated units for each of {outputs} outputs"
-        return GatedNetwork(ending.body, None, head, (change,))
+        return GatedNetwork(ending.body, None, head, (change, _counted(before, before + _size(head))))
     changes = _copy_weights(head, ending) if len(layers) == 2 else _added(head, layers[0])
     tap = Tap(layers[0].module.out_features)
     body = _replaced(ending.body, layers[0].module, tap)
@@ -279,9 +280,21 @@ def gated(ending: OutputLayers, *, outputs: int, width: int | None = None, slope
             changes.append(f"{call.name} shared its weights with another layer and does so no more")
     if ending.after:
         changes.append(f"what follows {layers[-1].name} is left out")
+    changes.append(_counted(before, _size(body) + _size(head)))
     network = GatedNetwork(body, tap, head, tuple(changes))
     _require_same_features(network, ending)
     return network
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _counted(before: int, after: int) -> str:
+    """Say how many parameters the modified model has, beside the model as it was given."""
+    more = after - before
+    compared = f"{abs(more)} {'more' if more > 0 else 'fewer'} than" if more else "as many as"
+    return f"{after} parameters, {compared} before"
 
 
 def _width(ending: OutputLayers, width: int | None) -> int:

@@ -24,7 +24,7 @@ from alignver import atomic, require
 from alignver.errors import InvalidInput, reading
 from alignver.kernel import load_certificate
 from alignver.kernel.network.graph import Graph, parse
-from alignver.network.inputs import as_targets
+from alignver.network.inputs import as_targets, dtype_name
 from alignver.results import Report, plain
 from alignver.samples import as_numbers
 from alignver.theory.exploitation import objective
@@ -174,7 +174,12 @@ class RunFolder:
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, every: int = 1) -> RunFolder:
         """Open the folder of a run; raises :class:`InvalidInput` if it holds no run."""
-        place = pathlib.Path(path)
+        return cls(path, cls.config_of(path), every=every)
+
+    @staticmethod
+    def config_of(path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Return the ``config.json`` of a run; raises :class:`InvalidInput` if the folder holds none."""
+        place = require.path("folder", path)
         need = "the folder of a run"
         try:
             config = json.loads((place / "config.json").read_text(encoding="utf-8"))
@@ -187,7 +192,7 @@ class RunFolder:
         if not isinstance(config, dict) or config.get("format") != _FORMAT or "settings" not in config:
             got = f"{place / 'config.json'} of another format"
             raise InvalidInput("folder", got, f"format {_FORMAT}", "unreadable-file")
-        return cls(place, config, every=every)
+        return config
 
     def require(self, settings: Mapping[str, Any]) -> None:
         """Raise if the settings are not those of the run; the message names the differences."""
@@ -279,7 +284,7 @@ class RunFolder:
         """Write weights, certificate with its inputs, and report, in this order: the report marks a finished run."""
         wrapper.require_prepared("wrapper")
         with self._whole("model.safetensors") as part:
-            save_model(wrapper.module, str(part))
+            save_model(wrapper.module, str(part), metadata={"alignver": json.dumps(_described(wrapper, data[0]))})
             part.chmod((self.path / "config.json").stat().st_mode)  # safetensors restricts it to the owner
         for certificate in (result.certificate for result in report.results):
             save = getattr(certificate, "save", None)
@@ -337,6 +342,21 @@ class RunFolder:
                 yield part
         except (OSError, SafetensorError) as error:
             raise _unwritable(self.path / name, error) from error
+
+
+def _described(wrapper: EEWrapper, X: Any) -> dict[str, Any]:
+    """Return what builds the network from the model again: for :func:`alignver.training.saved_network.load`."""
+    x = wrapper._inputs(X[:2])
+    head = wrapper.module.head
+    return {
+        "loss": wrapper.loss,
+        "outputs": len(head.hidden),
+        "width": wrapper.width,
+        "slope": head.slope,
+        "layers": wrapper.layers,
+        "shape": list(x.shape[1:]),
+        "dtype": dtype_name(x.dtype),
+    }
 
 
 def certificate_inputs(

@@ -107,8 +107,11 @@ def test_what_was_changed_is_said():
     words = modify(model, X3, outputs=2, slope=7.0).changes
     assert "0 and 3 became gated units, 4 for each of 2 outputs, with the same weights" in words[0]
     assert "gates of slope 7 replace Softplus and Dropout between them" in words[0]
-    assert words[1:] == ("the bias of 3 was dropped: equation (16) has none",)
-    assert modify(nets.Tied(), X3, outputs=4).changes[-1].startswith("c shared its weights with another layer")
+    assert words[1:] == (
+        "the bias of 3 was dropped: equation (16) has none",
+        "40 parameters, 14 more than before",  # 2 (4 x 4) + 2 x 4 in place of 16 + 10
+    )
+    assert modify(nets.Tied(), X3, outputs=4).changes[-2].startswith("c shared its weights with another layer")
 
 
 def test_resnet_18_gets_a_hidden_layer_before_its_last():
@@ -136,7 +139,7 @@ def test_layers_by_name():
     assert found(model) == []
     network = modify(model, X3, outputs=2, layers=("2", "4"))
     assert torch.allclose(network(X3), by_hand(model, X3, model[2], model[4], 1.0, model[:2]), atol=1e-6)
-    assert network.changes[-1] == "what follows 4 is left out"
+    assert network.changes[-2] == "what follows 4 is left out"
     one = modify(model, X3, outputs=2, width=7, layers=("4",))
     assert one.head.hidden.shape == (2, 7, 6)
     skip = modify(nets.Skip(), X3, outputs=2, layers=("b", "c"))  # named explicitly: the skip is lost

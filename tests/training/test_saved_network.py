@@ -1,0 +1,178 @@
+"""The network of a finished run: it predicts as at the end of training, in another process, from files alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import alignver as av
+from alignver.errors import InvalidInput
+from alignver.training.run_folder import RunFolder
+from tests.training import nets
+
+LOSSES = [("squared", 2), ("binary_cross_entropy", 1), ("binary_cross_entropy", 2), ("cross_entropy", 3)]
+
+
+def finished(place, loss="cross_entropy", m_y=3, model=None, X=None, **options):
+    inputs, Y = nets.data(loss, m_y=m_y)
+    X = inputs if X is None else X
+    trained = av.EEWrapper(
+        nets.plain(m_y) if model is None else model,
+        loss=loss,
+        tau=2,
+        epsilon=0.1,
+        exploit_optimizer="newton",
+        **options,
+    )
+    with RunFolder.create(place, {}) as folder:
+        folder.fit(trained, (X, Y), 12, prove=False)
+        folder.finish(trained, (X, Y), av.Report((trained.check(X, Y, rank=False),)))
+    return trained, X, Y
+
+
+@pytest.mark.parametrize(("loss", "m_y"), LOSSES)
+def test_it_predicts_as_the_trained_network(tmp_path, loss, m_y):
+    trained, X, Y = finished(tmp_path / "run", loss, m_y)
+    network = av.load(tmp_path / "run", model=lambda: nets.plain(m_y, seed=5))
+    assert not network.training
+    assert torch.equal(network.outputs(X.numpy()), trained.outputs(X))
+    assert torch.equal(network(X), trained.module.eval()(X))
+    labels = network.predict(X)
+    if loss == "squared":
+        assert torch.equal(labels, network.outputs(X))
+        with pytest.raises(InvalidInput, match="predict_proba"):
+            network.predict_proba(X)
+        return
+    share = network.predict_proba(X)
+    assert bool(((share >= 0.0) & (share <= 1.0)).all())
+    if loss == "cross_entropy":
+        assert torch.equal(labels, share.argmax(1))
+        assert torch.allclose(share.sum(1), torch.ones(len(X), dtype=share.dtype))
+    else:
+        assert torch.equal(labels.reshape(len(X), -1), (share > 0.5).long())
+    wrong = (labels.reshape(len(X), -1) != Y.reshape(len(X), -1)).any(1).double().mean()
+    assert network.evaluate(X, Y)["error"] == pytest.approx(float(wrong))
+
+
+def test_its_certificate_is_checked_again_and_a_new_one_is_made(tmp_path):
+    _, X, Y = finished(tmp_path / "run")
+    network = av.load(tmp_path / "run", model=nets.plain(3))
+    assert network.recheck().verdict == "HOLDS"
+    assert network.check(X, Y, tolerance=0.5, rank=False).verdict == "HOLDS"
+    assert network.report.results[0].name == "optimality"
+    with np.load(tmp_path / "run/inputs.npz") as arrays:
+        changed = {**arrays, "theta": arrays["theta"] * 2}
+    np.savez(tmp_path / "run/inputs.npz", **changed)
+    assert network.recheck().verdict == "FAILS"
+
+
+@pytest.mark.parametrize("model", ["plain", "noisy", "convolutional"])
+def test_it_is_exported_with_a_free_batch_size(tmp_path, model):
+    X = torch.randn(30, 1, 8, 8) if model == "convolutional" else None
+    options = {"width": 8} if model == "convolutional" else {}
+    build = {"plain": lambda: nets.plain(3), "noisy": lambda: nets.noisy(3), "convolutional": nets.convolutional}[model]
+    _, X, _ = finished(tmp_path / "run", model=build(), X=X, **options)
+    network = av.load(tmp_path / "run", model=build)
+    assert network.export(tmp_path / "net.pt2") == tmp_path / "net.pt2"
+    program = torch.export.load(tmp_path / "net.pt2").module()
+    for count in (1, 7, 30):
+        assert torch.allclose(program(X[:count]), network(X[:count]), rtol=1e-5)
+    with pytest.raises(InvalidInput, match=r"path: got .*net\.pkl"):
+        network.export(tmp_path / "net.pkl")
+
+
+def test_an_export_to_onnx_runs_elsewhere(tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    _, X, _ = finished(tmp_path / "run", model=nets.plain(3, torch.float32))
+    network = av.load(tmp_path / "run", model=nets.plain(3))
+    session = runtime.InferenceSession(str(network.export(tmp_path / "net.onnx")))
+    (outputs,) = session.run(None, {session.get_inputs()[0].name: X[:7].float().numpy()})
+    assert np.allclose(outputs, network(X[:7].float()).detach().numpy(), atol=1e-4)
+
+
+def test_without_onnx_the_extra_is_named(tmp_path, monkeypatch):
+    finished(tmp_path / "run")
+    network = av.load(tmp_path / "run", model=nets.plain(3))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(av.MissingDependency, match=r"alignver\[onnx\]"):
+        network.export(tmp_path / "net.onnx")
+
+
+def test_what_cannot_be_loaded_says_why(tmp_path):
+    finished(tmp_path / "run")
+    cases = {
+        "a run that names no code": {},
+        "weights of other shapes": {"model": nets.plain(3, width=11)},
+        "needs as many outputs as targets": {"model": nets.plain(2)},
+        "got 'model'; needs": {"model": "model"},
+    }
+    for words, options in cases.items():
+        with pytest.raises(InvalidInput) as caught:
+            av.load(tmp_path / "run", **options)
+        assert caught.value.argument == "model", words
+    with pytest.raises(InvalidInput, match=r"without config\.json"):
+        av.load(tmp_path / "nowhere", model=nets.plain(3))
+    (tmp_path / "run/model.safetensors").write_bytes(b"broken")
+    with pytest.raises(InvalidInput, match="which cannot be read"):
+        av.load(tmp_path / "run", model=nets.plain(3))
+    (tmp_path / "run/model.safetensors").unlink()
+    with pytest.raises(InvalidInput, match="a run that is not finished; needs the end of it: alignver train --resume"):
+        av.load(tmp_path / "run", model=nets.plain(3))
+
+
+NET = """
+from torch import nn
+from neighbour import width
+def build():
+    return nn.Sequential(nn.Linear(3, 10), nn.Tanh(), nn.Linear(10, width), nn.Tanh(), nn.Linear(width, 1))
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    place = tmp_path_factory.mktemp("predict")
+    (place / "net.py").write_text(NET)
+    (place / "neighbour.py").write_text("width = 12\n")
+    X, Y = nets.data(dtype=torch.float32)
+    np.savez(place / "train.npz", X=X.numpy(), Y=Y.numpy())
+    np.save(place / "X.npy", X.numpy())
+    arguments = "net.py:build --data train.npz --loss binary_cross_entropy --epochs 12 --tau 2 --out run --no-prove -q"
+    done = alignver(place, "train", *arguments.split(), "--exploit-optimizer", "newton")
+    assert (place / "run/report.json").exists(), done.stderr
+    return place
+
+
+def alignver(place, *arguments):
+    command = [sys.executable, "-m", "alignver", *arguments]
+    return subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+
+
+def test_the_command_line_predicts(run, monkeypatch):
+    labels = alignver(run, "predict", "run", "--data", "train.npz")
+    assert labels.returncode == 0, labels.stderr
+    assert set(labels.stdout.split()) == {"0", "1"}
+    assert "30 samples: loss" in labels.stderr
+    done = alignver(run, "predict", "run", "--data", "X.npy", "--proba", "--out", "share.npy")
+    assert (done.returncode, done.stdout) == (0, "")
+    share = np.load(run / "share.npy")
+    assert share.shape == (30, 1)
+    assert [int(label) for label in labels.stdout.split()] == (share[:, 0] > 0.5).tolist()
+    monkeypatch.chdir(run)
+    assert np.array_equal(av.load("run").predict_proba(np.load("X.npy")).numpy(), share)
+
+
+def test_code_that_has_changed_is_refused(run, monkeypatch):
+    monkeypatch.chdir(run)
+    (run / "net.py").write_text(NET + "# another line\n")
+    with pytest.raises(InvalidInput, match=r"net\.py, which has changed since the run"):
+        av.load("run")
+    (run / "net.py").unlink()
+    with pytest.raises(InvalidInput, match=r"net\.py:build, which cannot be built \(No such file"):
+        av.load("run")
+    refused = alignver(run, "predict", "run", "--data", "X.npy")
+    assert (refused.returncode, refused.stdout) == (2, "")
