@@ -25,6 +25,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 import xml.etree.ElementTree
@@ -38,14 +39,18 @@ from ee import digits, wrapped
 from exploration import dgemm, synthetic
 from gpu_agreement import agreement
 from gpu_run import ROOT, Run, Skipped, Stopped, clean, places, require_plain_arithmetic
+from torch import nn
 
 import alignver as av
 from alignver.checks import exploration
+from alignver.checks.exploration_report import forget_peak, peak_bytes
 from alignver.experiments.conduct import Setting, conduct
 from alignver.experiments.image_runs import Effort, ImageRun
 from alignver.experiments.image_sets import split
 from alignver.experiments.image_tables import TABLE3, runs_of
 from alignver.experiments.networks import fix_statistics, resnet18
+from alignver.jacobians import factored_proof
+from alignver.jacobians.prepare import inputs_again
 from alignver.network.feature_extraction import extract_features
 from alignver.network.inputs import full_precision
 
@@ -305,8 +310,76 @@ def mnist(run: Run) -> None:
 
 
 def jacobian(run: Run) -> None:
-    """Compute the Gram matrix of a Jacobian with N = 50000 rows, in tiles."""
-    raise Skipped("a verified Cholesky factorization of a Jacobian's Gram matrix in tiles is not there yet")
+    """Prove that a Jacobian with up to 50000 rows has full row rank, by tiles of its Gram matrix on the device."""
+    require_plain_arithmetic(run)
+    rate = _rate(run)
+    run.note("float64 products, Gflop/s", rate)
+    X, Y, name = _mnist_images(run)
+    run.note("images", name)
+    width = run.size(16, 1000)
+    torch.manual_seed(0)
+    layers = (nn.Linear(X.shape[1], width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 10))
+    model = nn.Sequential(*layers).double().to(run.device)
+    run.note("d", sum(p.numel() for p in model.parameters()))
+    for n in run.size((12, 20), (1000, 5000)):
+        forget(run)
+        check = functools.partial(av.check_alignment, model, X[:n], Y[:n], loss="cross_entropy", engine="gram")
+        forget_peak()
+        seconds, result = run.timed(check)
+        operations = (10 * n) ** 3 / 3 + sum(
+            (10.0 * n) ** 2 * (layer.out_features + (layer.in_features + 1) / 100) for layer in layers[::2]
+        )
+        proof = result.measured.get("proof", {})
+        run.note(
+            f"N = {10 * n}",
+            {
+                "verdict": result.verdict.value,
+                "rigor": result.rigor.value,
+                "reason": result.reason,
+                "evidence": result.evidence,
+                "s_min_lower": proof.get("s_min_lower"),
+                "radius": proof.get("radius"),
+                "seconds": seconds,
+                "floor_seconds": operations / 1e9 / rate,
+                "gflops": operations / 1e9 / seconds,
+                "peak_gib": peak(run),
+                "peak_of_the_host_gib": peak_bytes().get("peak_bytes", 0) / 2**30,
+            },
+        )
+        if result.certificate is None or run.left < 2 * seconds:
+            continue
+        before = time.perf_counter()
+        inputs, notes, covered = inputs_again(result.certificate, model, X[:n], Y[:n], loss="cross_entropy")
+        run.note(f"N = {10 * n}, factors again", {"seconds": time.perf_counter() - before, "notes": notes})
+        if n > run.size(12, 1000):
+            continue  # minutes of the host
+        before = time.perf_counter()
+        again = av.recheck(result.certificate, **inputs)
+        run.note(
+            f"N = {10 * n}, re-check on the host",
+            {"verdict": again.verdict.value, "covered": covered, "seconds": time.perf_counter() - before},
+        )
+    proofs = [value for key, value in run.document["results"].items() if re.fullmatch(r"N = \d+", key)]
+    if any((value["verdict"], value["rigor"]) != ("HOLDS", "PROOF") for value in proofs):
+        raise RuntimeError("a proof was refused")
+
+
+def _mnist_images(run: Run) -> tuple[torch.Tensor, torch.Tensor, str]:
+    """Return images as rows, with their labels: of MNIST, or synthetic ones."""
+    n = run.size(20, 5000)
+    try:
+        folder = run.data_folder()
+    except Skipped:
+        folder = None
+    if folder is None or run.dry:
+        images = synthetic(n, run.size(40, 784)).astype(np.float64)
+        labels, name = torch.arange(n) % 10, "synthetic"
+    else:
+        data = np.load(folder / "mnist.npz")
+        images, labels, name = data["x_train"][:n].reshape(n, -1).astype(np.float64), data["y_train"][:n], "MNIST"
+        labels = torch.from_numpy(labels.astype(np.int64))
+    images = (images - images.mean()) / images.std()
+    return torch.tensor(images, device=run.device), labels.to(run.device), name
 
 
 STEPS: dict[str, Callable[[Run], None]] = {
@@ -334,6 +407,7 @@ def perform(run: Run) -> int:
 def _stand_in() -> None:
     """Factor tensors that are not NumPy arrays on their own device, like those of a GPU."""
     exploration.accelerator = lambda value: None if isinstance(value, np.ndarray) else value[:0, :]
+    factored_proof.accelerator, factored_proof._TILED = exploration.accelerator, 0
 
 
 def _stopped(*_: Any) -> None:
