@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from alignver.jacobians.kernel_distance import RepresentationChange, RepresentationSnapshot, representation_change
     from alignver.jacobians.operator import JacobianOperator
     from alignver.kernel import Certificate, load_certificate
+    from alignver.network.adapt import adapted
     from alignver.network.trace import NetworkGraph, trace_model
     from alignver.proof import Ball
     from alignver.report.history import History
@@ -65,6 +66,7 @@ _HOMES = {
     "TrainingRecord": "alignver.theory.record",
     "Verdict": "alignver.results",
     "VerificationFailed": "alignver.results",
+    "adapted": "alignver.network.adapt",
     "check_alignment": "alignver.checks.alignment",
     "check_analytic": "alignver.checks.analytic",
     "check_common_structure": "alignver.checks.common_structure",
@@ -107,6 +109,7 @@ __all__ = [
     "Verdict",
     "VerificationFailed",
     "__version__",
+    "adapted",
     "check_alignment",
     "check_analytic",
     "check_common_structure",

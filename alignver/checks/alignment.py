@@ -10,7 +10,7 @@ import functools
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -58,9 +58,9 @@ _MEMBERSHIP = functools.partial(membership_of, method="auto", rule="golub", tole
 def check_alignment(
     model: nn.Module,
     X: Any,
-    Y: Any,
+    Y: Any = None,
     *,
-    loss: str,
+    loss: Any,
     method: str = "auto",
     rule: str = "golub",
     certify: bool = True,
@@ -74,6 +74,8 @@ def check_alignment(
     max_memory: int | None = None,
     folder: str | os.PathLike[str] | None = None,
     client: Any = None,
+    select: str | int | Callable[[Any], Any] | None = None,
+    forward_args: Mapping[str, Any] | None = None,
 ) -> CheckResult:
     """Check the data-architecture alignment condition of a model at its present theta.
 
@@ -84,12 +86,14 @@ def check_alignment(
     ----------
     model : torch.nn.Module
         Its outputs are the values before the last nonlinearity (logits). It is not changed.
-    X : torch.Tensor or numpy.ndarray
-        Inputs, one sample per row: (n, ...).
-    Y : torch.Tensor, numpy.ndarray or list
-        Targets, in a form that the loss accepts.
-    loss : str
-        ``"squared"``, ``"binary_cross_entropy"`` or ``"cross_entropy"``.
+    X : array, tuple or dict of arrays, Dataset or DataLoader
+        Inputs, one sample per row: (n, ...); several inputs by position or name
+        (:func:`alignver.network.adapt.adapted`).
+    Y : torch.Tensor, numpy.ndarray or list, optional
+        Targets, in a form that the loss accepts; by default those in X.
+    loss : str or torch loss
+        ``"squared"``, ``"binary_cross_entropy"`` or ``"cross_entropy"``, an alias (``"mse"``, ``"bce"``, ``"ce"``), or
+        a loss of ``torch.nn``.
     method, rule, certify, tolerance, residual_tolerance
         As in :func:`alignver.checks.membership.check_membership`.
     dtype, chunk_size
@@ -112,6 +116,10 @@ def check_alignment(
         unknown, until its certificate is verified.
     client : dask.distributed.Client, optional
         Compute the tiles on the workers of a cluster, which share ``folder`` with this process.
+    select : str, int or callable, optional
+        The output of a model that returns several: a key, field or position, or a function of what it returns.
+    forward_args : mapping, optional
+        Further keyword arguments of the forward pass, the same for all samples.
 
     Returns
     -------
@@ -165,11 +173,10 @@ def check_alignment(
         got = f"engine='gram' with method={method!r}, certify={certify}"
         need = "method='auto' and certify=True: the Gram matrix gives proofs only"
         raise InvalidInput("engine", got, need, "conflicting-arguments")
-    prepared = prepare_alignment(model, X, Y, loss, dtype)
+    prepared = prepare_alignment(model, X, Y, loss, dtype, select=select, forward_args=forward_args)
     result = decide_alignment(
         prepared,
         check,
-        loss=loss,
         rule=rule,
         certify=certify,
         tolerance=tolerance,
@@ -188,7 +195,6 @@ def decide_alignment(
     prepared: PreparedAlignment,
     check: Callable[..., CheckResult] = _MEMBERSHIP,
     *,
-    loss: str,
     rule: str = "golub",
     certify: bool = True,
     tolerance: float | None = None,
@@ -215,7 +221,7 @@ def decide_alignment(
         Where the tiles of the Gram matrix's factorization are stored, and computed.
     """
     began = time.perf_counter()
-    m_y, d = prepared.m_y, parameter_layout(prepared.model).d
+    loss, m_y, d = prepared.loss, prepared.m_y, parameter_layout(prepared.model).d
     sizes = {"n": prepared.duplicates.n, "m_y": m_y, "d": d, "loss": loss}
     refuted = refutation(prepared.duplicates, loss, name="alignment", statement=STATEMENT, measured=sizes)
     if refuted is not None:

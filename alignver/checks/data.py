@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from alignver import require
 from alignver.errors import InvalidInput
-from alignver.kernel.certificate import LOSSES
 from alignver.kernel.floats import arithmetic_fault
 from alignver.proof.duplicate_inputs import LISTED, DuplicateInputs
 from alignver.results import CheckResult, Rigor, Subject, Verdict, shown_down
 from alignver.samples import Fingerprints, fingerprints, open_samples
+from alignver.theory.losses import loss_name
 
 __all__ = ["bound_sentence", "check_data", "conflict_sentence", "merge_sentence", "refutation"]
 
@@ -96,7 +95,7 @@ def check_data(
     """
     began = time.perf_counter()
     if loss is not None:
-        require.one_of("loss", loss, LOSSES)
+        loss = loss_name(loss)
     if Y_test is not None and X_test is None:
         need = "both, or a Dataset as X_test"
         raise InvalidInput("Y_test", "targets without X_test", need, "conflicting-arguments")

@@ -240,7 +240,7 @@ class _Questions:
         )
 
     def _alignment(self) -> CheckResult:
-        return alignment.decide_alignment(self.prepared, loss=self.loss, dtype=self.dtype, network=self.network)
+        return alignment.decide_alignment(self.prepared, dtype=self.dtype, network=self.network)
 
     def _exploration(self) -> CheckResult:
         """Check the features that the last hidden layer reads."""

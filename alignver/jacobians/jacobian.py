@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.func import jacfwd, jacrev, vmap
 
 from alignver import require
 from alignver.errors import InvalidInput, first_line
+from alignver.network.adapt import adapted
 from alignver.network.functional import (
     Functional,
     ParameterLayout,
@@ -162,6 +163,8 @@ def jacobian(
     chunk_size: int | None = None,
     dtype: str | None = "float64",
     include_frozen: bool = False,
+    select: Any = None,
+    forward_args: Mapping[str, Any] | None = None,
 ) -> torch.Tensor:
     """Return the Jacobian of vec(f_X(theta)) with respect to theta, whose column space Definition 2 refers to.
 
@@ -174,8 +177,9 @@ def jacobian(
     model : torch.nn.Module
         Deterministic, with one row of outputs for each sample: (n,) or (n, m_y). It is not changed: Parameter objects,
         values, buffers, mode, gradients, hooks and the random state stay the same.
-    X : torch.Tensor or numpy.ndarray
-        Inputs, one sample per row: (n, ...). Integers stay integers (embeddings).
+    X : array, tuple or dict of arrays, Dataset or DataLoader
+        Inputs, one sample per row: (n, ...). Integers stay integers (embeddings). Several inputs by position or name
+        (:func:`alignver.network.adapt.adapted`).
     chunk_size : int, optional
         Samples differentiated at once; by default temporaries take about 256 MB.
     dtype : str, optional
@@ -183,6 +187,8 @@ def jacobian(
         ``"same"``: the model's own dtype.
     include_frozen : bool
         Differentiate with respect to parameters with ``requires_grad=False`` too.
+    select, forward_args
+        The output of a model that returns several, and further arguments of its forward pass.
 
     Returns
     -------
@@ -210,10 +216,20 @@ def jacobian(
             [0., 0., 1., 2.],
             [0., 0., 3., 4.]], dtype=torch.float64)
     """
+    model = validate_model(model, include_frozen=include_frozen)
+    model, X, _ = adapted(model, X, select=select, forward_args=forward_args)
     return differentiate(model, X, chunk_size=chunk_size, dtype=dtype, include_frozen=include_frozen).matrix
 
 
-def outputs(model: nn.Module, X: Any, *, chunk_size: int | None = None, dtype: str | None = "float64") -> torch.Tensor:
+def outputs(
+    model: nn.Module,
+    X: Any,
+    *,
+    chunk_size: int | None = None,
+    dtype: str | None = "float64",
+    select: Any = None,
+    forward_args: Mapping[str, Any] | None = None,
+) -> torch.Tensor:
     """Return the output matrix f_X(theta) of a model.
 
     ``f_X(theta)_ij = f(x_i, theta)_j`` (paper, Section 2.1.2). Arguments, exceptions and rigor are those of
@@ -231,6 +247,7 @@ def outputs(model: nn.Module, X: Any, *, chunk_size: int | None = None, dtype: s
     torch.Size([4, 1])
     """
     model = validate_model(model, include_frozen=True)
+    model, X, _ = adapted(model, X, select=select, forward_args=forward_args)
     size = checked_chunk(chunk_size) or _OUTPUT_CHUNK
     with probed_copy(model, X, dtype, include_frozen=True) as (function, x, probed):
         with torch.no_grad():
@@ -290,6 +307,7 @@ def bind(
 ) -> tuple[Functional, torch.Tensor]:
     """Bind a model to copies of its parameters in the requested dtype; return it with its inputs on its device."""
     compute = resolve_dtype(model, dtype)
+    model, X, _ = adapted(model, X)
     with torch.inference_mode(False):  # autograd can work with these copies even if the caller is in inference mode
         function = functional(model, compute, include_frozen=include_frozen, separate=separate)
         x = as_inputs(X, function.device)

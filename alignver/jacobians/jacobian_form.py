@@ -25,7 +25,7 @@ from alignver import require
 from alignver.arrays import EPS, available_memory
 from alignver.jacobians.columns import BLOCK_BYTES, JacobianColumns
 from alignver.jacobians.compression import CompressedJacobian
-from alignver.jacobians.jacobian import differentiate, probed_copy
+from alignver.jacobians.jacobian import bound_copy, differentiate, probed_copy
 from alignver.jacobians.operator import JacobianOperator
 from alignver.linalg.qr_reduction import streamed_r
 from alignver.network.functional import parameter_layout
@@ -39,6 +39,7 @@ __all__ = [
     "Streamed",
     "available_memory",
     "gram_first",
+    "last_nonlinearity",
     "plan",
     "planned",
     "probed_outputs",
@@ -53,6 +54,9 @@ _TEMPORARIES = 1 << 28  # bytes of the chunks of a dense Jacobian
 _MOST_FLOPS = 1e16  # a day at 10^11 operations per second, as a large CPU or a small GPU performs in float64
 _ONE_SECOND = 2e10  # operations: about a second of dense linear algebra on a CPU
 _FACTORS = 1 << 29  # bytes of layer factors beside the Gram matrix
+_LAST = {"Softmax": "softmax", "LogSoftmax": "log-softmax", "Sigmoid": "sigmoid", "LogSigmoid": "log-sigmoid"}
+_REARRANGED = ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Squeeze1", "Unsqueeze", "Slice", "Select", "ToCopy",
+               "Clone", "Alias", "Transpose", "T", "Permute")  # fmt: skip
 _LSMR = 200  # products with J and its transpose: a typical number of iterations, not a bound
 
 
@@ -326,6 +330,26 @@ def probed_outputs(model: nn.Module, x: torch.Tensor, dtype: str | None) -> Prob
     validate_model(model)
     with probed_copy(model, probes(x), dtype, strict=False) as (_, _, probed):
         return probed
+
+
+def last_nonlinearity(model: nn.Module, x: torch.Tensor, dtype: str | None) -> str:
+    """Return the softmax, log-softmax or sigmoid whose values the outputs of a model are; empty if there is none.
+
+    Examples
+    --------
+    >>> last_nonlinearity(nn.Sequential(nn.Linear(2, 2), nn.Softmax(-1)), torch.ones(1, 2), "float64")
+    'softmax'
+    """
+    with bound_copy(model, x, dtype) as (function, inputs), torch.enable_grad():
+        step = function(function.leaves(), function.batch(inputs)).grad_fn
+    while step is not None:
+        name = step.name().removesuffix("0").removesuffix("Backward").lstrip("_")
+        if name in _LAST:
+            return _LAST[name]
+        if name not in _REARRANGED:
+            return ""
+        step = step.next_functions[0][0]
+    return ""
 
 
 def planned(n: int, m_y: int, d: int, engine: str | None, memory: int | None = None) -> Plan:

@@ -16,14 +16,14 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from alignver import require
 from alignver.arrays import EPS, host
 from alignver.errors import InvalidInput, first_line
 from alignver.jacobians.factored_proof import LayerFactors, arrays_of, layer_factors
-from alignver.jacobians.jacobian_form import plan, probed_outputs, represent
+from alignver.jacobians.jacobian_form import last_nonlinearity, plan, probed_outputs, represent
 from alignver.kernel import Certificate
 from alignver.kernel.failure import NotProved
 from alignver.kernel.network.graph import parse
+from alignver.network.adapt import adapted
 from alignver.network.enclosures import EnclosedNetwork
 from alignver.network.functional import parameter_layout
 from alignver.network.inputs import as_inputs, as_targets, dtype_name, resolve_dtype
@@ -31,7 +31,7 @@ from alignver.network.validate_model import validate_model
 from alignver.proof.duplicate_inputs import DuplicateInputs
 from alignver.results import shown_down, shown_up
 from alignver.samples import fingerprints, open_samples
-from alignver.theory.losses import LOSSES, modified_targets
+from alignver.theory.losses import loss_name, modified_targets
 
 __all__ = ["PreparedAlignment", "duplicates_of", "inputs_again", "prepare_alignment"]
 Matrix = npt.NDArray[np.float64]
@@ -57,12 +57,16 @@ class PreparedAlignment:
         (n, ...), on the model's device: the distinct inputs, or all inputs if there is a conflict.
     m_y : int
         Number of outputs.
+    loss : str
+        The name of the loss.
     given : object
         The caller's targets of all samples, as an array.
     targets : numpy.ndarray
         (n, m_y), the modified targets Y_l of the samples in ``x``.
     duplicates : DuplicateInputs
         The equal samples.
+    inputs : torch.Tensor
+        All inputs.
     notes : tuple of str
         What the reader has to know of the derivatives.
     refusal : InvalidInput or None
@@ -72,9 +76,11 @@ class PreparedAlignment:
     model: nn.Module
     x: torch.Tensor
     m_y: int
+    loss: str
     given: Any
     targets: Matrix
     duplicates: DuplicateInputs
+    inputs: torch.Tensor
     notes: tuple[str, ...] = ()
     refusal: InvalidInput | None = None
 
@@ -93,13 +99,24 @@ class PreparedAlignment:
         return rows[self.duplicates.position] if self.merged else rows
 
 
-def prepare_alignment(model: Any, X: Any, Y: Any, loss: str, dtype: str | None) -> PreparedAlignment:
+def prepare_alignment(
+    model: Any,
+    X: Any,
+    Y: Any,
+    loss: Any,
+    dtype: str | None,
+    *,
+    select: Any = None,
+    forward_args: Mapping[str, Any] | None = None,
+) -> PreparedAlignment:
     """Validate a model, inputs and targets; compute the modified targets and find equal samples.
+
+    ``select`` and ``forward_args`` are those of :func:`alignver.network.adapt.adapted`.
 
     Raises
     ------
     InvalidInput
-        The model, the inputs or the targets cannot be checked; the loss is unknown.
+        The model, the inputs or the targets cannot be checked; the loss is unknown; the outputs are no logits of it.
 
     Examples
     --------
@@ -107,18 +124,33 @@ def prepare_alignment(model: Any, X: Any, Y: Any, loss: str, dtype: str | None) 
     >>> prepared.y.tolist(), prepared.duplicates.distinct
     ([1.0, 3.0], 2)
     """
-    require.one_of("loss", loss, LOSSES)
-    model = validate_model(model)
+    loss = loss_name(loss)
+    model, X, Y = adapted(validate_model(model), X, Y, select=select, forward_args=forward_args)
     x = as_inputs(X, next(model.parameters()).device)
     given = as_targets(Y, len(x))
     probed = probed_outputs(model, x, dtype)
     m_y = probed.m_y
+    if loss != "squared":
+        _require_logits(model, x, m_y, loss, dtype)
     targets = modified_targets(given, loss, len(x), m_y)
     duplicates = duplicates_of(model, x, given, dtype)
+    every = x
     if duplicates.distinct < len(x) and not duplicates.conflicts.count:
         rows = duplicates.representatives
         x, targets = x[torch.from_numpy(rows).to(x.device)], targets[rows]
-    return PreparedAlignment(model, x, m_y, given, targets, duplicates, probed.notes, probed.refusal)
+    return PreparedAlignment(model, x, m_y, loss, given, targets, duplicates, every, probed.notes, probed.refusal)
+
+
+def _require_logits(model: nn.Module, x: torch.Tensor, m_y: int, loss: str, dtype: str | None) -> None:
+    """Refuse outputs that are not the values before the last nonlinearity, which the loss contains."""
+    if m_y == 1 and loss == "cross_entropy":
+        got = "'cross_entropy' of one output, whose softmax is 1 at every theta"
+        raise InvalidInput("loss", got, "loss='binary_cross_entropy', or an output for each class")
+    last = last_nonlinearity(model, x[:2], dtype)
+    if last:
+        got = f"{type(model).__name__}, whose outputs are those of a {last}, which {loss!r} contains"
+        need = "logits: the model without its last nonlinearity (of a Sequential, model[:-1])"
+        raise InvalidInput("model", got, need, code="unsupported-model")
 
 
 def duplicates_of(model: nn.Module, x: torch.Tensor, given: Any, dtype: str | None) -> DuplicateInputs:

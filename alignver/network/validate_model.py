@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 
 from alignver import require
 from alignver.errors import InvalidInput, first_line, kind_of
+from alignver.network.adapt import arguments_of, names_of
 from alignver.network.arbitration import arbitrate, refused_backward
 from alignver.network.convolution import Convolutions
 from alignver.network.functional import Functional, comparison_weights
@@ -397,8 +398,8 @@ def _rows(function: Functional, x: torch.Tensor, expect: int | None = None) -> t
     model = type(function.model).__name__
     try:
         with Convolutions():
-            out = function(function.theta, function.batch(x))
-    except torch.cuda.OutOfMemoryError:
+            out: Any = function(function.theta, function.batch(x))
+    except (InvalidInput, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:
         refused = refused_inputs(function.model, x, error)
@@ -406,13 +407,20 @@ def _rows(function: Functional, x: torch.Tensor, expect: int | None = None) -> t
             raise refused from error
         native = next(function.model.parameters()).dtype
         need = refused.need
-        if expect is not None:
+        if isinstance(error, TypeError) and "argument" in str(error):
+            need = f"the arguments of its forward pass: {', '.join(arguments_of(function.source))}"
+        elif expect is not None:
             need = "a forward that accepts a single sample as well as a batch"
         elif native != function.dtype:
             need += f" in {dtype_name(function.dtype)}, or dtype='same' to compute in its own {dtype_name(native)}"
         raise InvalidInput("X", refused.got, need) from error
     if not isinstance(out, torch.Tensor):
-        raise _unsupported(f"{model}, which returns {kind_of(out)}", "a forward that returns one tensor")
+        names = names_of(out)
+        need = "a forward that returns one tensor"
+        if names:
+            need += f": model, X, Y = alignver.adapted(model, X, Y, select={names[-1]!r})"
+            need += f" or another of {', '.join(map(repr, names))}" if len(names) > 1 else ""
+        raise _unsupported(f"{model}, which returns {kind_of(out)}", need)
     if not out.is_floating_point():
         raise _unsupported(f"{model} with outputs of {dtype_name(out.dtype)}", "floating-point outputs")
     if expect is not None and out.numel() == expect:
@@ -420,7 +428,7 @@ def _rows(function: Functional, x: torch.Tensor, expect: int | None = None) -> t
     if out.ndim not in (1, 2) or len(out) != len(x) or out.numel() == 0:
         remedy = f"({len(x)},) or ({len(x)}, m_y), one row for each sample"
         if out.ndim > 2 and len(out) == len(x):
-            remedy += ": flatten them, out.flatten(1)"
+            remedy += ": flatten them: out.flatten(1)"
         raise _unsupported(f"{model} with outputs of shape {tuple(out.shape)} for {len(x)} samples", remedy)
     if not bool(torch.isfinite(out).all()):
         raise InvalidInput("model", f"{model} with NaN or Inf outputs", "finite outputs", code="not-finite")

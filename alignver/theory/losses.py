@@ -18,12 +18,65 @@ from alignver.errors import InvalidInput, kind_of
 from alignver.features.products import logistic
 from alignver.proof.rounding import FloatArray
 
-__all__ = ["LOSSES", "LogisticLoss", "SampleLoss", "SoftmaxLoss", "SquaredLoss", "modified_targets", "sample_loss"]
+__all__ = [
+    "LOSSES",
+    "LogisticLoss",
+    "SampleLoss",
+    "SoftmaxLoss",
+    "SquaredLoss",
+    "loss_name",
+    "modified_targets",
+    "sample_loss",
+]
 
 LOSSES = ("squared", "binary_cross_entropy", "cross_entropy")
 """The losses whose modified targets the paper defines (Section 2.1.2)."""
 
 Targets = npt.NDArray[np.float64]
+
+_ALIASES = {
+    "squared": ("mse", "mse_loss", "mseloss", "l2", "squared_error", "mean_squared_error"),
+    "binary_cross_entropy": ("bce", "bce_with_logits", "bcewithlogitsloss", "binary_cross_entropy_with_logits",
+                             "logistic", "log_loss", "binary_crossentropy"),
+    "cross_entropy": ("ce", "crossentropyloss", "crossentropy", "softmax", "categorical_crossentropy",
+                      "sparse_categorical_crossentropy"),
+}  # fmt: skip
+_OF_PROBABILITIES = {
+    "BCELoss": "torch.nn.BCEWithLogitsLoss, of a model without its sigmoid",
+    "NLLLoss": "torch.nn.CrossEntropyLoss, of a model without its log-softmax",
+    "binary_cross_entropy": "loss='binary_cross_entropy', of a model without its sigmoid",
+    "nll_loss": "loss='cross_entropy', of a model without its log-softmax",
+}
+_CHANGES = {"weight": None, "pos_weight": None, "label_smoothing": 0.0}
+
+
+def loss_name(loss: Any, *, need: str | None = None) -> str:
+    """Return the name in :data:`LOSSES` of a loss: a name, an alias, or a loss of ``torch.nn``, its class or function.
+
+    Raises
+    ------
+    InvalidInput
+        An unknown loss; one of probabilities instead of logits; one with weights or smoothed labels.
+
+    Examples
+    --------
+    >>> loss_name("mse"), loss_name("CrossEntropyLoss")
+    ('squared', 'cross_entropy')
+    """
+    name = loss
+    if not isinstance(loss, str) and (type(loss).__module__.startswith("torch.") or callable(loss)):
+        kind = type(loss).__name__
+        name = loss.__name__ if isinstance(loss, type) or kind == "function" else kind
+        if name in _OF_PROBABILITIES:
+            raise InvalidInput("loss", f"{name}, a loss of probabilities", _OF_PROBABILITIES[name])
+        for option, plain in _CHANGES.items():
+            if getattr(loss, option, plain) is not plain and getattr(loss, option) != plain:
+                raise InvalidInput("loss", f"{name} with {option}", f"{name} without {option}")
+    if isinstance(name, str):
+        for canonical, others in _ALIASES.items():
+            if name == canonical or name.lower() in others:
+                return canonical
+    return str(require.one_of("loss", loss, LOSSES, need=need))
 
 
 def modified_targets(Y: Any, loss: str, n: int, m_y: int) -> Targets:
@@ -36,12 +89,12 @@ def modified_targets(Y: Any, loss: str, n: int, m_y: int) -> Targets:
     ----------
     Y : array or nested list
         ``"squared"``: real numbers of shape (n, m_y), or (n,) when m_y = 1.
-        ``"cross_entropy"``: integer labels 0..m_y-1 of shape (n,), or one-hot rows of shape (n, m_y).
+        ``"cross_entropy"``: labels 0..m_y-1 of shape (n,) or (n, 1), or one-hot rows of shape (n, m_y).
         ``"binary_cross_entropy"``: {0, 1} of shape (n, m_y); a row may contain several ones.
         With m_y = 1 both cross-entropies accept {0, 1} of shape (n,) or (n, 1).
-        bool, integers and floats are accepted as {0, 1}; labels must be integers.
+        bool, integers and floats are accepted as {0, 1}; labels may be whole floats, or bool for two classes.
     loss : str
-        One of :data:`LOSSES`.
+        One of :data:`LOSSES`, or what :func:`loss_name` accepts.
     n, m_y : int
         Number of samples and of outputs of the model.
 
@@ -71,8 +124,10 @@ def modified_targets(Y: Any, loss: str, n: int, m_y: int) -> Targets:
         ...
     alignver.errors.InvalidInput: Y: got Y=-1 at 0; needs 0 or 1: (Y + 1) / 2 makes that from targets -1 and 1
     """
-    require.one_of("loss", loss, LOSSES)
+    loss = loss_name(loss)
     ndim = _ndim(Y)
+    if loss == "cross_entropy" and m_y > 1 and ndim == 2 and np.shape(Y)[1] == 1:
+        Y, ndim = (Y[:, 0] if hasattr(Y, "ndim") else [row[0] for row in Y]), 1
     if ndim == 1 and loss == "cross_entropy" and m_y > 1:
         return 2.0 * _one_hot(Y, n, m_y) - 1.0
     targets = _rows(Y, loss, n, m_y, ndim)
@@ -125,10 +180,8 @@ def _one_hot(Y: Any, n: int, m_y: int) -> Targets:
     if values.shape[0] != n:
         need = f"one label for each sample, {n} in all"
         raise InvalidInput("Y", f"{values.shape[0]} labels beside {n} samples", need, "wrong-shape")
-    if not kind.startswith(("int", "uint")):
-        whole = bool(np.all(values == np.floor(values)))
-        remedy = "convert with Y.astype(int)" if whole else "loss='squared' takes real targets"
-        need = f"integer labels 0..{m_y - 1} or one-hot rows of shape ({n}, {m_y}); {remedy}"
+    if not np.all(values == np.floor(values)) or (kind == "bool" and m_y > 2):
+        need = f"integer labels 0..{m_y - 1} or one-hot rows of shape ({n}, {m_y}); loss='squared' takes real targets"
         raise InvalidInput("Y", f"shape ({n},) and dtype {kind} for loss='cross_entropy'", need, "wrong-dtype")
     outside = np.flatnonzero((values < 0) | (values >= m_y))
     if outside.size:
@@ -226,17 +279,18 @@ def sample_loss(loss: str | SampleLoss, m_y: int) -> SampleLoss:
     >>> sample_loss("cross_entropy", 10).smoothness, sample_loss("cross_entropy", 1).smoothness
     (0.5, 0.25)
     """
-    if isinstance(loss, str):
+    candidate: Any = loss
+    if not isinstance(candidate, SampleLoss):
         known: dict[str, SampleLoss] = {
             "squared": SquaredLoss(),
             "binary_cross_entropy": LogisticLoss(),
             "cross_entropy": SoftmaxLoss() if m_y > 1 else LogisticLoss("cross_entropy"),
         }
-        return known[require.one_of("loss", loss, LOSSES)]
-    candidate: Any = loss
-    if not isinstance(candidate, SampleLoss):
-        need = "a name, or an object with name, convex, smoothness, targets, values, gradient and infima"
-        raise InvalidInput("loss", kind_of(loss), need, "wrong-type")
+        if not isinstance(candidate, str) and not type(candidate).__module__.startswith("torch."):
+            need = "a name, or an object with name, convex, smoothness, targets, values, gradient and infima"
+            raise InvalidInput("loss", kind_of(loss), need, "wrong-type")
+        return known[loss_name(candidate)]
+    loss = candidate
     if loss.convex is not True:
         raise InvalidInput("loss", f"{loss.name} with convex={loss.convex!r}", "a loss that is convex in the outputs")
     if not 0.0 < float(loss.smoothness) < math.inf:

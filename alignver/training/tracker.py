@@ -28,7 +28,6 @@ from alignver.jacobians.gram import gram
 from alignver.jacobians.kernel_distance import METHODS, RepresentationSnapshot, squared_distance
 from alignver.jacobians.prepare import PreparedAlignment, prepare_alignment
 from alignver.linalg import rank_rules
-from alignver.network.inputs import as_inputs
 from alignver.report.history import History, HistoryFile, Record, require_same_config
 from alignver.results import Verdict, plain
 from alignver.theory.losses import sample_loss
@@ -324,7 +323,7 @@ class AlignmentTracker:
         with self._preserved():
             prepared = prepare_alignment(model, X, Y, self.loss, self._dtype)
             self.model = prepared.model
-            self.x = as_inputs(X, prepared.x.device).clone()
+            self.x, self.loss = prepared.inputs.clone(), prepared.loss
             prepared = dataclasses.replace(prepared, x=prepared.x.clone() if prepared.merged else self.x)
             self._distinct = prepared.x
             self.evaluator = AlignmentEvaluator(prepared, **self._options)

@@ -14,7 +14,7 @@ from alignver import require
 from alignver.errors import InvalidInput, kind_of, renamed
 from alignver.network.output_layers import find_output_layers
 from alignver.theory.exploitation import objective
-from alignver.theory.losses import LOSSES
+from alignver.theory.losses import LOSSES, loss_name
 from alignver.training.exploitation import (
     CachedProblem,
     as_tensor,
@@ -162,7 +162,7 @@ class EEWrapper(TrainedNetwork):
             got = f"{kind_of(model)} without parameters"
             raise InvalidInput("model", got, "a torch module to train", code="unsupported-model")
         need = "one of " + ", ".join(map(repr, LOSSES)) + ": convex in the outputs"
-        self.loss = require.one_of("loss", loss, LOSSES, need=need)
+        self.loss = loss_name(loss, need=need)
         need = "a positive number: Lemma 5 needs the perturbation"
         self.epsilon = require.real("epsilon", epsilon, above=0.0, need=need)
         self.repair = require.one_of("repair", repair, MODES)

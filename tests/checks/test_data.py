@@ -376,7 +376,7 @@ def test_a_stream_that_shuffles_by_itself_is_named():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"loss": "mse"}, r"^loss: got loss='mse'"),
+        ({"loss": "hinge"}, r"^loss: got loss='hinge'"),
         ({"dtype": "int8"}, r"^dtype: got dtype='int8'"),
         ({"dtype": "float16", "X": X * 1e6}, r"^X: got NaN or Inf at sample 0; needs finite numbers of float16"),
         ({"Y": None, "loss": "squared"}, r"^Y: got no targets"),

@@ -25,7 +25,7 @@ from tests.training import nets
         ({"model": nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, track_running_stats=False))}, "'1', a BatchNorm1d"),
         ({"loss": "hinge"}, "loss: got loss='hinge'; needs .*convex in the outputs"),
         ({"loss": LogisticLoss()}, "loss: got"),
-        ({"loss": nn.MSELoss()}, "loss: got"),
+        ({"loss": nn.L1Loss()}, "loss: got"),
         ({"loss": None}, "loss: got loss=None"),
         ({"epsilon": 0.0}, "epsilon: got epsilon=0.0; needs a positive number"),
         ({"epsilon": -1e-3}, "epsilon: got"),

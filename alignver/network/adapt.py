@@ -1,0 +1,338 @@
+"""Models and data as people have them: several inputs, loaders, dicts of outputs, in the form of one array each.
+
+A check is about a function from one array of inputs to one array of outputs. :func:`adapted` packs several inputs side
+by side into one array, with a module that unpacks them, calls the model and selects the output. The module has the
+parameters, buffers and submodules of the model, under the same names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from alignver.arrays import is_array
+from alignver.errors import InvalidInput, kind_of
+from alignver.network.inputs import as_inputs, dtype_name
+from alignver.samples import is_stream, open_samples
+
+__all__ = ["Adapted", "adapted", "arguments_of", "names_of", "selected"]
+
+_LABELS = ("labels", "label", "targets", "target", "y")
+_EXACT = {torch.float16: 2**11, torch.bfloat16: 2**8, torch.float32: 2**24, torch.float64: 2**53}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """One input of a model: its position or keyword, and the shape and dtype of a sample."""
+
+    key: int | str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Adapted(nn.Module):
+    """A model of one array: several inputs side by side, one output selected.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Its parameters, buffers and submodules are those of this module.
+    parts : sequence of parts
+        The inputs, in their order; empty for a model of one array.
+    select : str, int or callable, optional
+    forward_args : mapping, optional
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parts: Sequence[_Part],
+        select: str | int | Callable[[Any], Any] | None,
+        forward_args: Mapping[str, Any] | None,
+    ) -> None:
+        super().__init__()
+        shared = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+        vars(self).update({name: vars(model)[name] for name in shared})  # the same dicts: a swapped tensor is in both
+        self.inner = [model]  # in a list: its submodules must not have a second name
+        self.parts, self.select, self.forward_args = tuple(parts), select, dict(forward_args or {})
+
+    @property
+    def training(self) -> bool:
+        """The mode of the model."""
+        return bool(self.inner[0].training) if "inner" in vars(self) else True
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        if "inner" in vars(self):
+            self.inner[0].training = mode
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """Unpack the inputs, run the model and select the output."""
+        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
+        extra = {name: _cast(value, dtype) for name, value in self.forward_args.items()}
+        args, start = [], 0
+        for part in self.parts:
+            size = math.prod(part.shape)
+            value = x[:, start : start + size].reshape(len(x), *part.shape)
+            start += size
+            value = value if part.dtype.is_floating_point else value.to(part.dtype)
+            if isinstance(part.key, str):
+                extra[part.key] = value
+            else:
+                args.append(value)
+        return selected(self.inner[0](*(args if self.parts else [x]), **extra), self.select)
+
+
+def _cast(value: Any, dtype: torch.dtype | None) -> Any:
+    return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() and dtype else value
+
+
+def selected(output: Any, select: str | int | Callable[[Any], Any] | None) -> Any:
+    """Return one output of a model: an entry of a dict, tuple or ModelOutput, or the result of a function.
+
+    Raises
+    ------
+    InvalidInput
+        ``select`` names nothing; the message lists the names.
+
+    Examples
+    --------
+    >>> selected({"loss": None, "logits": torch.ones(1)}, "logits")
+    tensor([1.])
+    """
+    if select is None:
+        return output
+    if callable(select):
+        return select(output)
+    known = names_of(output)
+    if isinstance(select, int) and isinstance(output, Sequence) and -len(output) <= select < len(output):
+        return output[select]
+    if isinstance(select, str) and select in known:
+        return output[select] if isinstance(output, Mapping) else getattr(output, select)
+    need = f"one of {', '.join(map(repr, known))}, or a function of the output" if known else "a function of the output"
+    raise InvalidInput("select", f"{select!r}, of a model that returns {kind_of(output)}", need)
+
+
+def arguments_of(model: nn.Module) -> list[str]:
+    """Return the names of the arguments of a forward pass."""
+    forward = (model.inner[0] if isinstance(model, Adapted) else model).forward
+    return list(inspect.signature(forward).parameters)
+
+
+def _most_positions(model: nn.Module) -> int:
+    """Return how many positional arguments a forward pass takes."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+        return sys.maxsize
+    return sum(
+        parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD) for parameter in parameters
+    )
+
+
+def names_of(output: Any) -> list[str | int]:
+    """Return the names of the tensors in an output: keys, fields or positions."""
+    if isinstance(output, Mapping):
+        return [key for key, value in output.items() if isinstance(value, torch.Tensor)]
+    fields = getattr(output, "_fields", None) or [f.name for f in _fields(output)]
+    if fields:
+        return [name for name in fields if isinstance(getattr(output, name, None), torch.Tensor)]
+    if isinstance(output, tuple | list):
+        return [k for k, value in enumerate(output) if isinstance(value, torch.Tensor)]
+    return []
+
+
+def _fields(value: Any) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else ()
+
+
+def adapted(
+    model: nn.Module,
+    X: Any,
+    Y: Any = None,
+    *,
+    select: str | int | Callable[[Any], Any] | None = None,
+    forward_args: Mapping[str, Any] | None = None,
+) -> tuple[nn.Module, Any, Any]:
+    """Return a model of one array, its inputs and its targets; all three unchanged if they have that form.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    X : array, tuple or dict of arrays, Dataset or DataLoader
+        A tuple holds the positional arguments of the forward pass, a dict those by name, each with a row for each
+        sample. A Dataset or DataLoader gives samples or batches of these, with the targets last or under "labels".
+    Y : array, optional
+        Targets; by default those in X.
+    select : str, int or callable, optional
+        The output: a key, field or position, or a function of what the model returns.
+    forward_args : mapping, optional
+        Further keyword arguments of the forward pass, the same for all samples.
+
+    Raises
+    ------
+    InvalidInput
+        Inputs without rows, or with different numbers of them; batches of different structure; samples that differ when
+        they are read again; two sets of targets.
+
+    Examples
+    --------
+    >>> class Sum(nn.Linear):
+    ...     def forward(self, left, right):
+    ...         return {"out": super().forward(left + right)}
+    >>> model, x, _ = adapted(Sum(2, 1), (torch.ones(3, 2), torch.zeros(3, 2)), select="out")
+    >>> model(x).shape, [name for name, _ in model.named_parameters()]
+    (torch.Size([3, 1]), ['weight', 'bias'])
+    """
+    if select is not None and not isinstance(select, str | int) and not callable(select):
+        raise InvalidInput("select", kind_of(select), "a name, a position or a function of the output", "wrong-type")
+    if forward_args is not None and not isinstance(forward_args, Mapping):
+        raise InvalidInput("forward_args", kind_of(forward_args), "a dict of arguments by name", "wrong-type")
+    if hasattr(X, "x") and hasattr(X, "y") and hasattr(X, "sha256"):  # of alignver.data
+        X, Y = X.x, _one_of(Y, X.y)
+    if is_stream(X) and not isinstance(X, Mapping) and not hasattr(X, "tocsr"):  # a sparse matrix
+        X, Y = _gathered(X, Y)
+        if isinstance(X, tuple) and len(X) > _most_positions(model):  # what comes last are targets
+            _one_of(Y, X[-1])
+    if isinstance(X, Mapping):
+        label = next((name for name in (_LABELS if Y is None else _LABELS[:1]) if name in X), None)
+        if label is not None and isinstance(X[label], torch.Tensor | np.ndarray | list):
+            X, Y = {name: value for name, value in X.items() if name != label}, _one_of(Y, X[label])
+        X, parts = _packed(X.items(), model)
+    elif isinstance(X, tuple) and len(X) > 1 and all(is_array(part) and part.ndim for part in X):
+        X, parts = _packed(enumerate(X), model)
+    else:
+        parts = []
+    if not parts and select is None and not forward_args:
+        return model, X, Y
+    kind = type(type(model).__name__, (Adapted,), {"__module__": type(model).__module__})
+    return kind(model, parts, select, forward_args), X, Y
+
+
+def _one_of(Y: Any, given: Any) -> Any:
+    """Return the targets that come with the inputs, unless there are others."""
+    if Y is not None and given is not None:
+        raise InvalidInput("Y", "targets beside those in X", "one of the two: Y=None", "conflicting-arguments")
+    return given if Y is None else Y
+
+
+def _packed(items: Any, model: nn.Module) -> tuple[torch.Tensor, list[_Part]]:
+    """Return inputs side by side, (n, entries), in a dtype that holds all of them, and their shapes."""
+    device = next(model.parameters()).device
+    tensors: list[tuple[int | str, torch.Tensor]] = []
+    for key, value in items:
+        where = f"the input {key!r}"
+        if value is None or isinstance(value, bool | int | float | str):
+            need = f"a row for each sample; forward_args={{{key!r}: ...}} takes what is the same for all"
+            raise InvalidInput("X", f"{where} that is {kind_of(value)}", need, "wrong-type")
+        try:
+            tensors.append((key, as_inputs(value, device)))
+        except InvalidInput as error:
+            raise InvalidInput("X", f"{where}: {error.got}", error.need, error.code) from error
+    if not tensors:
+        raise InvalidInput("X", "no inputs", "at least one, with a row for each sample", "wrong-shape")
+    first = tensors[0][0]
+    for key, tensor in tensors:
+        if len(tensor) != len(tensors[0][1]):
+            got = f"{len(tensor)} rows of the input {key!r} beside {len(tensors[0][1])} of {first!r}"
+            need = "a row for each sample; forward_args takes what is the same for all"
+            raise InvalidInput("X", got, need, "wrong-shape")
+    dtypes = [tensor.dtype for _, tensor in tensors]
+    dtype = dtypes[0]
+    if any(other != dtype for other in dtypes):
+        floating = [other for other in dtypes if other.is_floating_point] or [torch.float64]
+        dtype = floating[0]
+        for other in floating[1:]:
+            dtype = torch.promote_types(dtype, other)
+        whole = [t for _, t in tensors if not t.is_floating_point() and t.dtype != torch.bool]
+        largest = max((int(t.abs().max()) for t in whole), default=0)
+        if largest > _EXACT[dtype]:
+            dtype = torch.float64
+        if largest > _EXACT[dtype]:
+            raise InvalidInput("X", "integers beyond 2**53 beside floating-point inputs", "smaller integers")
+    parts = [_Part(key, tuple(tensor.shape[1:]), tensor.dtype) for key, tensor in tensors]
+    return torch.cat([tensor.reshape(len(tensor), -1).to(dtype) for _, tensor in tensors], 1), parts
+
+
+def _gathered(X: Any, Y: Any) -> tuple[Any, Any]:
+    """Read a Dataset or DataLoader to its end, twice, and return its inputs and targets."""
+    open_samples(X)  # refuses what can be read once, and a loader that shuffles
+    state = torch.get_rng_state()
+    try:
+        (inputs, targets), (again, _) = _read(X, Y is None), _read(X, Y is None)
+    finally:
+        torch.set_rng_state(state)  # a DataLoader draws a seed each time that it is read
+    for key, value in inputs.items():
+        if not torch.equal(value, again[key]):
+            order = value.shape == again[key].shape and torch.equal(*(t.sort(0).values for t in (value, again[key])))
+            got = (
+                "the samples in another order when read again: it shuffles"
+                if order
+                else "other samples when read again"
+            )
+            need = "samples that are the same each time they are read: shuffle=False, and transforms without randomness"
+            raise InvalidInput("X", got, need)
+    structure = list(inputs)
+    if structure == [None]:
+        return inputs[None], _one_of(Y, targets)
+    if isinstance(structure[0], str):
+        return inputs, _one_of(Y, targets)
+    return tuple(inputs.values()), _one_of(Y, targets)
+
+
+def _read(X: Any, labelled: bool) -> tuple[dict[Any, torch.Tensor], Any]:
+    columns: dict[Any, list[torch.Tensor]] = {}
+    targets: list[Any] = []
+    batched = hasattr(X, "dataset") and hasattr(X, "__iter__")
+    for count, item in enumerate(_items(X)):
+        parts, label = _split(item, labelled)
+        if columns and set(columns) != set(parts):
+            got = (
+                f"{'batch' if batched else 'sample'} {count} with the inputs {_listed(parts)} beside {_listed(columns)}"
+            )
+            raise InvalidInput("X", got, "samples of one structure", "wrong-shape")
+        for key, value in parts.items():
+            tensor = value if isinstance(value, torch.Tensor) else torch.as_tensor(np.asarray(value))
+            tensor = tensor if batched else tensor[None]
+            held = columns.setdefault(key, [])
+            if held and (held[0].shape[1:] != tensor.shape[1:] or held[0].dtype != tensor.dtype):
+                got = f"{'batch' if batched else 'sample'} {count} of shape {tuple(tensor.shape[1:])} and "
+                got += f"{dtype_name(tensor.dtype)} beside {tuple(held[0].shape[1:])} and {dtype_name(held[0].dtype)}"
+                raise InvalidInput("X", got, "samples of one shape and dtype", "wrong-shape")
+            held.append(tensor)
+        if (label is None) != (not targets) and count:
+            raise InvalidInput("X", f"samples with and without targets (at {count})", "pairs (x, y), or x alone")
+        if label is not None:
+            targets += list(label) if batched else [label]
+    if not columns:
+        raise InvalidInput("X", "no samples", "at least one", "wrong-shape")
+    Y = np.stack([np.asarray(label) for label in targets]) if targets else None
+    return {key: torch.cat(held) for key, held in columns.items()}, Y
+
+
+def _listed(keys: Any) -> str:
+    return ", ".join("x" if key is None else repr(key) for key in keys)
+
+
+def _items(X: Any) -> Iterator[Any]:
+    return iter(X) if hasattr(X, "__iter__") else (X[k] for k in range(len(X)))
+
+
+def _split(item: Any, labelled: bool) -> tuple[dict[Any, Any], Any]:
+    """Return the inputs of a sample or batch by position or name, None for the only one, and its targets."""
+    if isinstance(item, Mapping):
+        label = next((name for name in _LABELS if name in item), None) if labelled else None
+        return {k: v for k, v in item.items() if k != label and v is not None}, None if label is None else item[label]
+    if isinstance(item, tuple | list):
+        *inputs, label = item if labelled and len(item) > 1 else (*item, None)
+        if len(inputs) == 1 and isinstance(inputs[0], Mapping | tuple):  # ((x1, x2), y)
+            return _split(inputs[0], False)[0], label
+        return (dict(enumerate(inputs)) if len(inputs) > 1 else {None: inputs[0]}), label
+    return {None: item}, None
