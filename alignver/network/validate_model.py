@@ -543,7 +543,8 @@ class _Writes(DispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.memory = {t.untyped_storage().data_ptr(): name for name, t in _named(model) if t.numel()}
+        # The storages are compared, not their addresses, which not every backend has.
+        self.memory = {t.untyped_storage()._cdata: name for name, t in _named(model) if t.numel()}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Inspect the operands that are written to, and run the operation."""
@@ -554,7 +555,7 @@ class _Writes(DispatchMode):
             value = args[position] if position < len(args) else kwargs.get(operand.name)
             for tensor in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and tensor.numel():
-                    name = self.memory.get(tensor.untyped_storage().data_ptr())
+                    name = self.memory.get(tensor.untyped_storage()._cdata)
                     if name is not None:
                         raise _written(self.model, name)
         return func(*args, **kwargs)
