@@ -100,12 +100,12 @@ def with_proof(
         why = proof if isinstance(proof, str) else f"its loss is proved to be within {_interval(proof)} only"
         evidence = (f"nothing is proved of the network: {why}", "about the features as stored", *stored.evidence)
         return dataclasses.replace(stored, evidence=evidence, measured=measured)
-    conflicts = tuple(line for line in stored.evidence if "equal inputs" in line or "no model" in line)[:2]
+    conflicts = stored.evidence[:2] if "conflicts" in stored.measured else ()
     kept = {name: value for name, value in measured.items() if not name.startswith(("gap_", "loss_value"))}
     matrix = {"verdict": stored.verdict.value, "rigor": stored.rigor.value, "reason": stored.reason}
     result = _about_the_network(proof, tolerance, as_run, dtype, conflicts, {**kept, "stored_features": matrix})
     line = f"of the features as stored: {stored.verdict}, {stored.rigor.value.lower()}: {stored.reason}"
-    others = (entry for entry in stored.evidence if entry not in conflicts)
+    others = (entry for entry in stored.evidence if entry not in conflicts and "training errors" not in entry)
     return dataclasses.replace(result, evidence=(*result.evidence, line, *others), next_steps=stored.next_steps)
 
 
@@ -114,7 +114,7 @@ def _about_the_network(
 ) -> CheckResult:
     above = proof.verdict is Verdict.FAILS
     shown = f"more than {shown_down(proof.gap)}" if above else f"at most {shown_up(proof.gap)}"
-    reason = f"the training loss of the network exceeds its infimum by {shown} (tolerance: {tolerance:.3g})"
+    reason = f"the training loss of the network exceeds its global infimum by {shown} (tolerance: {tolerance:.3g})"
     if proof.verdict is Verdict.UNDECIDED:
         reason += f", and the loss is proved to be at least {shown_down(proof.lower)}: {proof.why}"
     apart = max(proof.lower - as_run, as_run - proof.upper, 0.0)
@@ -122,7 +122,7 @@ def _about_the_network(
     bounds = [Bound("L(theta) - inf L", proof.gap, "<=", tolerance)]
     if proof.errors is not None:
         bounds.append(Bound("training errors", proof.errors, "<=", 0))
-        errors = (f"at most {proof.errors} training errors" if proof.errors else "no training errors",)
+        errors = (f"at most {proof.errors} training errors" if proof.errors else "no training errors, proved",)
     rounded = ("the inputs are rounded to the dtype of the parameters",) if proof.rounded else ()
     numbers: dict[str, Any] = {"loss_lower": proof.lower, "loss_upper": proof.upper, "infimum_lower": proof.floor}
     numbers |= {"gap_lower" if above else "gap_upper": proof.gap, "training_errors": proof.errors}

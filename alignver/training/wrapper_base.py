@@ -165,7 +165,7 @@ class TrainedNetwork:
         else:
             outputs, targets = self._cached.outputs(), self._cached_targets
         error = error_rate(self.loss, outputs, targets)
-        loss = float(mean_loss(self.loss, outputs.double(), targets.double()))
+        loss = float(mean_loss(self.loss, outputs.cpu().double(), targets.cpu().double()))
         return {"loss": loss + 0.0, "error": math.nan if error is None else error}  # torch returns -0.0 as well
 
     @property
