@@ -25,6 +25,7 @@ def _on_graphs(name: str, *changes: tuple[str, str]) -> list[Mutant]:
 _OF_FEATURES = ("tests/network/test_enclosed_features.py",)
 
 _ENCLOSED = "property_tests/kernel/test_laws_of_balls.py"
+_OF_LOSSES = "property_tests/kernel/test_laws_of_losses.py"
 _NETWORKS = "tests/kernel/network/"
 
 
@@ -34,6 +35,7 @@ def _enclosing(name: str, *changes: tuple[str, str, str]) -> list[Mutant]:
 
 
 _LAYERS = f"{_NETWORKS}test_architectures.py::test_layers_are_those_of_torch"
+_OPTIMA = f"{_NETWORKS}test_optimality_claims.py::test_"
 _FORGED = f"{_NETWORKS}test_forgeries.py::test_forged_"
 
 KERNEL: list[Mutant] = [
@@ -348,6 +350,20 @@ KERNEL: list[Mutant] = [
         ("below = np.logaddexp(0.0, low) * (1.0 - 4.0 * _LIBRARY) - _TINY", "below = np.logaddexp(0.0, low)"),
         ("high, low = (size + radius) * FINE, size / FINE - radius * FINE", "high, low = size, size"),
         ("        high, low = t + radius * ROOM, t - radius * ROOM", "        high, low = t, t"),
+    ),
+    *_enclosing(
+        "optimality",
+        ("    return f[place], radius[place]", "    return f[place], 0.0 * radius[place]", _OF_LOSSES),
+        ("math.nextafter(float((ball - balls.exactly(centre).item()).abs_upper()), math.inf)", "0.0", _OF_LOSSES),
+        ("require(upper - floor <= gap,", "require(upper - floor <= 2 * gap,", _OF_LOSSES),
+        ("floor = Fraction(least_loss(", "floor = 2 * Fraction(least_loss(",
+         f"{_OPTIMA}conflicting_targets_cost_every_network"),
+        ("first = first_equal(digests_of(canonical(x, \"<f8\")))", "first = np.arange(len(x))", f"{_OPTIMA}a_graph_that_knows_the_place_in_the_batch_gives_equal_inputs_one_output"),
+        ("require(alone and node.args[\"trainable\"] is True,", "require(True,", f"{_OPTIMA}parameters_that_share_memory_or_are_frozen_are_not_changed"),
+        ("require(lower - upper > gap,", "require(lower > gap,", f"{_OPTIMA}better_parameters_refute"),
+        ("wrong <= errors,", "wrong <= errors + 1,", f"{_OPTIMA}an_error_is_counted"),
+        ("require((bits is None) == (certificate.method == \"norms\"),", "require(True,", f"{_OPTIMA}a_gap_is_proved_and_forgeries_are_refused"),
+        ("args={**node.args, \"trainable\": False}", "args={**node.args}", f"{_OPTIMA}tied_weights_are_evaluated"),
     ),
     *_mutants(
         "snapshot",

@@ -15,6 +15,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from alignver.errors import InvalidInput
@@ -35,6 +36,7 @@ from alignver.results import Verdict
 __all__ = ["OptimalityProof", "inputs_again", "output_network", "prove_optimality"]
 
 _BITS: tuple[int | None, ...] = (None, 128, 384)  # None: norm-wise in float64
+_MOST_ROWS, _MOST_ENTRIES = 512, 1 << 22  # of a batch: what all batches share is worth its time for many samples
 _QUICK = 1.0  # seconds that balls may take where they are only closer
 _CLOSE = Fraction(1, 10**3)  # share of the loss that may be the width of its enclosure
 _ROOM, _TINY = Fraction(1, 2**30), Fraction(1, 2**900)  # for logarithms and exponentials of another library
@@ -124,9 +126,30 @@ def output_network(model: nn.Module, X: Any, *, rows: int | None = None) -> tupl
     (3, True)
     """
     twin, x = network_inputs(model, X)
-    network = EnclosedNetwork.of(twin, x, batch_rows(x) if rows is None else rows)
+    network = _traced(twin, x, batch_rows(x) if rows is None else rows)
+    if rows is None:
+        larger = min(_MOST_ROWS, len(x), _MOST_ENTRIES // _entries(network))
+        count = -(-len(x) // max(1, larger))
+        if larger >= 2 * network.program.samples:
+            network = _traced(twin, x, -(-len(x) // count))
     given = np.asarray(X.detach().cpu().double() if hasattr(X, "detach") else X, dtype=np.float64)
     return network, not np.array_equal(given.reshape(network.x.shape), network.x)
+
+
+def _traced(model: nn.Module, x: torch.Tensor, rows: int) -> EnclosedNetwork:
+    """Trace a model whose programs are to have no gradients; its document still says which parameters have."""
+    network = EnclosedNetwork.of(model, x, rows)
+    graph = optimality.without_gradients(network.traced.graph)
+    return dataclasses.replace(network, traced=dataclasses.replace(network.traced, graph=graph))
+
+
+def _entries(network: EnclosedNetwork) -> int:
+    """Return the entries of all steps of the program of a sample, with the rows that products gather."""
+    program, total = network.program, 1
+    for step in program.steps:
+        if step.owner is not None:
+            total += step.size + (math.prod(step.args["rows"]) if step.kind == "affine" else 0)
+    return -(-total // program.samples)
 
 
 def prove_optimality(
@@ -281,7 +304,7 @@ def _lead(
 ) -> float:
     """Return a lower bound of what the loss exceeds that of other parameters by; 0 if there is none."""
     try:
-        theta = optimality.changed(network.traced.graph, network.parameters[0], dict(values))
+        theta = optimality.changed(parse(network.traced.data), network.parameters[0], dict(values))
         smaller = _loss(network, theta, Y, loss, bits)
     except NotProved:
         return 0.0
@@ -345,7 +368,9 @@ def inputs_again(certificate: Certificate, model: nn.Module, X: Any, Y: Any) -> 
         rows = next(node.out[0][1][0] for node in graph.nodes if node.op == "input")
     except Exception as error:  # a document that anyone may have written
         raise InvalidInput("certificate", "no graph of a network", need) from error
-    network, _ = output_network(model, X, rows=min(rows, batch_rows(network_inputs(model, X)[1])))
+    if not 1 <= rows <= _MOST_ROWS:
+        raise InvalidInput("certificate", f"a graph for batches of {rows} samples", need)
+    network, _ = output_network(model, X, rows=rows)
     if not np.array_equal(network.traced.data, certificate.data["graph"]):
         raise InvalidInput("certificate", "the graph of another network than this model's", need)
     note = "the graph in the certificate is the one that this model is traced to"

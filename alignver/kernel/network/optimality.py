@@ -30,13 +30,22 @@ from alignver.kernel.network.program import batches
 from alignver.kernel.optimality import loss_interval
 from alignver.results import shown_down, shown_up
 
-__all__ = ["METHODS", "changed", "distinct", "outputs"]
+__all__ = ["METHODS", "changed", "distinct", "outputs", "without_gradients"]
 
 
 def distinct(x: Any) -> tuple[Any, Any]:
     """Return for each row of x the first equal row, and the rows that are the first of their kind."""
     first = first_equal(digests_of(canonical(x, "<f8")))
     return first, np.flatnonzero(first == np.arange(len(first)))
+
+
+def without_gradients(graph: Graph) -> Graph:
+    """Return a graph with frozen parameters: they may share memory, since no gradients are formed."""
+    nodes = [
+        dataclasses.replace(node, args={**node.args, "trainable": False}) if node.op == "parameter" else node
+        for node in graph.nodes
+    ]
+    return dataclasses.replace(graph, nodes=tuple(nodes))
 
 
 def outputs(graph: Graph, parameters: Any, x: Any, bits: int | None, run: Any = map) -> tuple[Any, Any]:
@@ -57,10 +66,7 @@ def outputs(graph: Graph, parameters: Any, x: Any, bits: int | None, run: Any = 
     NotProved
         If an operation has no rule, is not decided, or the outputs are not finite.
     """
-    # No gradients are formed, so parameters may share memory.
-    nodes = [dataclasses.replace(node, args={**node.args, "trainable": False}) if node.op == "parameter" else node
-             for node in graph.nodes]  # fmt: skip
-    graph, (first, rows) = Graph(tuple(nodes), graph.outputs), distinct(x)
+    graph, (first, rows) = without_gradients(graph), distinct(x)
     if bits is None:
         features = Features(graph, parameters, x[rows])
         head = features.enclose(0)  # computes the norms of the operators, which are remembered
@@ -92,17 +98,15 @@ def changed(graph: Graph, parameters: Any, values: dict[str, Any]) -> Any:
     """Return the values of the leaves after a change of trainable parameters, by name, none of which shares memory."""
     result, place = parameters.copy(), 0
     leaves = [node.args["leaf"] for node in graph.nodes if node.op == "parameter"]
-    left = dict(values)
     for node in graph.nodes:
         if node.op not in ("parameter", "constant"):
             continue
         size = math.prod(node.out[0][1])
-        if node.op == "parameter" and node.args["name"] in left:
+        if node.op == "parameter" and node.args["name"] in values:
             alone = leaves.count(node.args["leaf"]) == 1 and node.args["pure"] is True
             require(alone and node.args["trainable"] is True, "a parameter that cannot be changed alone")
-            result[place : place + size] = floats(left.pop(node.args["name"]), (size,), "other parameters")
+            result[place : place + size] = floats(values[node.args["name"]], (size,), "other parameters")
         place += size
-    require(not left, "parameters that the graph does not have")
     return result
 
 

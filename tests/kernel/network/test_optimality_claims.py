@@ -139,6 +139,9 @@ def test_conflicting_targets_cost_every_network():
     again = verify(proof.certificate, proof.inputs)
     assert again.verdict is Verdict.HOLDS
     assert "above what the data cost, 0.5 or more" in again.reason
+    assert (
+        verify(resealed(proof.certificate, gap=proof.upper - 1.5 * proof.floor), proof.inputs).verdict is Verdict.FAILS
+    )
     apart = {**proof.inputs, "x": proof.inputs["x"] + np.eye(8, 3)}
     forged = seal("network-optimality", "norms", apart, proof.certificate.data, dict(proof.certificate.constants))
     assert verify(forged, apart).verdict is Verdict.FAILS
@@ -236,7 +239,7 @@ def test_tied_weights_are_evaluated():
         def __init__(self):
             super().__init__()
             self.first, self.last = nn.Linear(3, 3), nn.Linear(3, 3, bias=False)
-            self.last.weight = self.first.weight
+            self.last.weight = nn.Parameter(self.first.weight.data)  # two parameters on one storage
 
         def forward(self, x):
             return self.last(torch.tanh(self.first(x)))
