@@ -36,9 +36,21 @@ def _enclosing(name: str, *changes: tuple[str, str, str]) -> list[Mutant]:
 
 _LAYERS = f"{_NETWORKS}test_architectures.py::test_layers_are_those_of_torch"
 _OPTIMA = f"{_NETWORKS}test_optimality_claims.py::test_"
+_RANKS = f"{_NETWORKS}test_exact_ranks.py"
 _FORGED = f"{_NETWORKS}test_forgeries.py::test_forged_"
 
 KERNEL: list[Mutant] = [
+    *_enclosing(
+        "alignment",
+        ("return rank, rank == balls.rank(", "return rank, False and balls.rank(", _RANKS),
+        ('require(not inside, "y is in', 'require(True, "y is in', _RANKS),
+        ("require(len(basis) == rank,", "require(len(basis) <= rank,", _RANKS),
+    ),
+    *_enclosing(
+        "balls",
+        ("require(all(entry.is_exact() for entry in A.reshape(-1))", "require(True", _RANKS),
+        ("man << (exponent - low) for man", "man for man", _RANKS),
+    ),
     *(
         Mutant("alignver/kernel/network/exploration.py", old, new, _OF_FEATURES)
         for old, new in (

@@ -381,8 +381,6 @@ def prove_about_network(
     if bound is None:
         bound = row_rank_bound(prepared.model, prepared.x, prepared.m_y)
     N, d = len(prepared.y), parameter_layout(prepared.model).d
-    if bound.value < min(N, d):
-        return "J has neither full row rank nor full column rank"
     if N > _ENCLOSED:
         return f"N = {N} is more than the {_ENCLOSED} rows for which it is tried"
     least = EnclosedNetwork.least_seconds(d, len(prepared.x), prepared.m_y)
@@ -398,6 +396,7 @@ def prove_about_network(
         prepared.m_y,
         seconds=seconds,
         condition=lambda: _condition(gram(prepared.model, prepared.x, dtype=dtype)) if comparable else 1.0,
+        deficient=bound.value < min(N, d),
     )
 
 

@@ -19,6 +19,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import scipy.linalg
 import torch
 from torch import nn
 
@@ -38,7 +39,15 @@ __all__ = ["EnclosedNetwork", "NetworkProof", "prove_alignment"]
 _ROWS, _SMALL = 64, 1024  # samples in a batch of a graph, a quarter of them for inputs with more entries
 _MASKED = -1.7976931348623157e308  # stands for minus infinity: parameters are finite numbers
 _BITS = (128, 384, 1024)
-_HOW = {"balls": "with balls of {bits} bits", "norms": "with norm-wise enclosures in float64"}
+_EXACT_BITS = (256, 2048)
+_DYADIC = {"relu", "leaky_relu", "relu6", "abs", "clamp", "threshold"}
+"""Functions, and below them other steps, that make dyadic numbers of dyadic numbers."""
+_DYADIC_STEPS = {"input", "leaf", "move", "sum", "scale", "product", "matmul", "affine", "map", "reduce", "max"}
+_HOW = {
+    "balls": "with balls of {bits} bits",
+    "exact": "in exact arithmetic",
+    "norms": "with norm-wise enclosures in float64",
+}
 _QUICK = 1.0  # seconds that balls may take before float64 is tried
 _MOST_CONDITION = 1e11  # condition number of J J^T up to which float64 can prove that it is definite
 _EASY = 1e12  # condition number of J J^T up to which 128 bits are tried
@@ -201,7 +210,13 @@ class NetworkProof:
 
 
 def prove_alignment(
-    network: EnclosedNetwork, y: Any, m_y: int, *, seconds: float, condition: Callable[[], float]
+    network: EnclosedNetwork,
+    y: Any,
+    m_y: int,
+    *,
+    seconds: float,
+    condition: Callable[[], float],
+    deficient: bool = False,
 ) -> NetworkProof | str:
     """Prove that targets are in the column space of the Jacobian of a network, or that they are not.
 
@@ -215,6 +230,8 @@ def prove_alignment(
         The largest estimated time of a precision that is tried.
     condition : callable
         Returns about the condition number of the Gram matrix of J, of which the precision depends.
+    deficient : bool
+        J is known to have neither full row rank nor full column rank: exact arithmetic alone can decide.
 
     Returns
     -------
@@ -236,6 +253,8 @@ def prove_alignment(
         in_floats = network.seconds_in_floats
         if min(in_balls, in_floats) > seconds:
             return f"enclosures would take about {min(in_balls, in_floats):.0f} s"
+        if deficient:
+            return _fails_exactly(network, y, began)
         level = condition()
         if in_balls > _QUICK and level <= _MOST_CONDITION and in_floats <= seconds:
             try:
@@ -253,6 +272,8 @@ def prove_alignment(
                 return (_holds if wide else _fails)(network, y, m_y, bits, began)
             except NotProved as error:
                 reasons.append(f"{error} ({bits} bits)")
+                if "singular" in str(error) and _is_dyadic(network):
+                    return _fails_exactly(network, y, began)
                 if "precision" not in str(error) and "decided" not in str(error):
                     break
     except (NotProved, Unsupported) as error:
@@ -313,6 +334,37 @@ def _fails(network: EnclosedNetwork, y: Any, m_y: int, bits: int, began: float) 
     return _outside(network, y, low, high, {"bits": bits}, "balls", began)
 
 
+def _is_dyadic(network: EnclosedNetwork) -> bool:
+    """Whether the steps of a network make dyadic numbers of dyadic numbers, but for scales."""
+    steps = network.program.steps
+    return all(step.kind in _DYADIC_STEPS and (step.kind != "map" or step.args["fn"] in _DYADIC) for step in steps)
+
+
+def _fails_exactly(network: EnclosedNetwork, y: Any, began: float) -> NetworkProof | str:
+    """Decide by the ranks of J and [J y] in integers, if J is exact in balls."""
+    if not balls.available() or not _is_dyadic(network):
+        return "J has neither full row rank nor full column rank, and its entries are not dyadic"
+    if network.trainable * len(y) > alignment.MOST_EXACT:
+        return "J has neither full row rank nor full column rank, and is too large for ranks in integers"
+    for bits in _EXACT_BITS:
+        with balls.precision(bits):
+            J = balls.columns(alignment.jacobian(network.traced.graph, network.parameters[0], network.x))
+            try:
+                rank, inside = alignment.exact_rank(J, y)
+            except NotProved:
+                if bits == _EXACT_BITS[-1]:
+                    raise
+                continue
+            if inside:
+                return f"in exact arithmetic J has rank {rank} of {len(y)}, and this y is in its column space"
+            floats = np.array([[float(entry) for entry in row] for row in J])
+            floats /= np.maximum(np.linalg.norm(floats, axis=0), 1e-300)
+            basis = np.sort(scipy.linalg.qr(floats, mode="r", pivoting=True)[1][:rank]).astype(np.int64)
+            low, high = alignment.ends(balls.squared_distance(J[:, basis], y))
+            return _outside(network, y, low, high, {"bits": bits}, "exact", began, {"basis": basis})
+    raise AssertionError
+
+
 def _inside(
     network: EnclosedNetwork,
     y: Any,
@@ -330,18 +382,32 @@ def _inside(
 
 
 def _outside(
-    network: EnclosedNetwork, y: Any, low: float, high: float, constants: dict[str, Any], method: str, began: float
+    network: EnclosedNetwork,
+    y: Any,
+    low: float,
+    high: float,
+    constants: dict[str, Any],
+    method: str,
+    began: float,
+    data: dict[str, Any] | None = None,
 ) -> NetworkProof | str:
     size = float(np.linalg.norm(y))
     if high <= _ROUNDING * size:
         return f"y is outside of the column space of J, but only by {shown_up(high)}, less than its rounding"
     reason = f"y is at least {shown_down(low)} away from the column space of J (||y|| = {size:.3g})"
-    certificate = _sealed(network, y, "network-misalignment", method, {**constants, "distance": low})
+    certificate = _sealed(network, y, "network-misalignment", method, {**constants, "distance": low}, data)
     how, seconds = _HOW[method].format(**constants), time.perf_counter() - began
     infinite, hidden = (math.inf, math.inf), network.traced.hidden
     return NetworkProof(Verdict.FAILS, reason, certificate, how, infinite, math.nan, seconds, hidden=hidden)
 
 
-def _sealed(network: EnclosedNetwork, y: Any, claim: str, method: str, constants: dict[str, Any]) -> Certificate:
+def _sealed(
+    network: EnclosedNetwork,
+    y: Any,
+    claim: str,
+    method: str,
+    constants: dict[str, Any],
+    data: dict[str, Any] | None = None,
+) -> Certificate:
     inputs = {"parameters": network.parameters, "x": network.x, "y": y}
-    return seal(claim, method, inputs, {"graph": network.traced.data}, constants)
+    return seal(claim, method, inputs, {"graph": network.traced.data, **(data or {})}, constants)

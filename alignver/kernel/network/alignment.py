@@ -4,6 +4,9 @@ The Gram matrix :math:`M = J J^\top` of the exact Jacobian is positive semidefin
 matrix, it is positive definite, J has full row rank, and every target is in the column space of J. The smallest
 parameters that give y have the norm :math:`\kappa = (y^\top M^{-1} y)^{1/2}`. If instead :math:`[J\; y]^\top [J\; y]`
 contains no singular matrix, y is linearly independent of the columns of J, and is not in their span.
+
+The Jacobian of a network of sums, products and piecewise linear functions has dyadic entries: with enough bits its
+balls have no width, and the ranks of J and [J y] are computed in integers: if they differ, y is not in their span.
 """
 
 from __future__ import annotations
@@ -11,12 +14,18 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
+from alignver.kernel.exact import indices
 from alignver.kernel.failure import require
 from alignver.kernel.network import balls
 from alignver.kernel.network.graph import Graph, parse
 from alignver.kernel.network.program import batches
 
-__all__ = ["METHODS", "ends", "independent", "jacobian", "solved"]
+__all__ = ["METHODS", "MOST_EXACT", "ends", "exact_rank", "independent", "jacobian", "solved"]
+
+MOST_EXACT = 2**16
+"""Largest number of entries of a Jacobian whose rank is computed in integers."""
 
 
 def jacobian(graph: Graph, theta: Any, x: Any) -> list[balls.Leaf]:
@@ -59,6 +68,20 @@ def independent(leaves: list[balls.Leaf], y: Any) -> Any:
     return balls.squared_distance(J, y)
 
 
+def exact_rank(J: Any, y: Any) -> tuple[int, bool]:
+    """Return the rank of a Jacobian whose balls have no width, and whether y is in its column space.
+
+    Raises
+    ------
+    NotProved
+        If a ball has a width.
+    """
+    require(len(J) == len(y), "the targets have another number of entries than the outputs")
+    require(J.size <= MOST_EXACT, "the Jacobian is too large for integers")
+    rank = balls.rank(J)
+    return rank, rank == balls.rank(np.concatenate([J, balls.exactly(y)[:, None]], axis=1))
+
+
 def ends(square: Any) -> tuple[float, float]:
     """Return floats below and above the root of a ball."""
     low, high = float(square.lower()), float(square.upper())
@@ -94,4 +117,23 @@ def _misaligned(certificate: Any, inputs: Any) -> str:
     return f"y and the columns of the network's Jacobian are linearly independent, in balls of {bits} bits"
 
 
-METHODS = {("network-alignment", "balls"): _aligned, ("network-misalignment", "balls"): _misaligned}
+def _misaligned_exactly(certificate: Any, inputs: Any) -> str:
+    """J has dyadic entries, and a smaller rank than [J y]; some columns that are a basis give the distance of y."""
+    require(set(certificate.constants) == {"bits", "distance"}, "other numbers are stated than are proved")
+    bits, least = certificate.constants["bits"], certificate.constants["distance"]
+    require(type(least) is float and least >= 0.0, "the distance is not a number")
+    with balls.precision(bits):
+        J = balls.columns(_evaluated(certificate, inputs))
+        rank, inside = exact_rank(J, inputs["y"])
+        require(not inside, "y is in the column space of J")
+        basis = indices(certificate.data["basis"], J.shape[1])
+        require(len(basis) == rank, "a basis of another number of columns than the rank")
+        require(balls.between(balls.squared_distance(J[:, basis], inputs["y"]), least, math.inf), "no such distance")
+    return f"the network's Jacobian has rank {rank} in exact arithmetic, and with y as a column a larger one"
+
+
+METHODS = {
+    ("network-alignment", "balls"): _aligned,
+    ("network-misalignment", "balls"): _misaligned,
+    ("network-misalignment", "exact"): _misaligned_exactly,
+}

@@ -22,17 +22,18 @@ from alignver.kernel.network.tape import Program, Step
 
 __all__ = [
     "Leaf", "State", "available", "between", "bits", "columns", "dot", "exactly", "gram", "inner", "inverse_times",
-    "joined", "matrix", "middle", "norm", "power", "precision", "product", "root", "shares", "squared_distance",
-    "values",
+    "joined", "matrix", "middle", "norm", "power", "precision", "product", "rank", "root", "shares",
+    "squared_distance", "values",
 ]  # fmt: skip
 
 arb: Any
 arb_mat: Any
 ctx: Any
+fmpz_mat: Any
 try:
-    from flint import arb, arb_mat, ctx
+    from flint import arb, arb_mat, ctx, fmpz_mat
 except ImportError:  # balls are optional: without them their claims are refused
-    arb = arb_mat = ctx = None
+    arb = arb_mat = ctx = fmpz_mat = None
 
 State = dict[int, Any]
 _MOST_BITS = 1 << 12
@@ -550,6 +551,24 @@ def norm(x: Any) -> Any:
 def middle(array: Any) -> Any:
     """Return the centres of balls, as numbers without width."""
     return _array((x.mid() for x in array.reshape(-1)), array.shape)
+
+
+def rank(A: Any) -> int:
+    """Return the rank of a matrix of balls without width, from integers: its columns times powers of two.
+
+    Raises
+    ------
+    NotProved
+        If a ball has a width.
+    """
+    require(all(entry.is_exact() for entry in A.reshape(-1)), "the balls are not exact")
+    rows = []
+    for column in A.T:
+        parts = [(man, int(exponent)) for man, exponent in (entry.man_exp() for entry in column)]
+        low = min(exponent for _, exponent in parts)
+        require(max(exponent for _, exponent in parts) - low <= _MOST_BITS, "entries of too different sizes")
+        rows.append([man << (exponent - low) for man, exponent in parts])
+    return int(fmpz_mat(rows).rank()) if rows else 0
 
 
 def between(square: Any, low: float, high: float) -> bool:

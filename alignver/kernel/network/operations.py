@@ -128,6 +128,17 @@ def _threshold(c: Compiler, args: Args) -> Value:
     return Real(c.tape.map(c.real(args["self"]), "threshold", end=end, value=value))
 
 
+@rule("softshrink", "hardshrink")
+def _shrink(c: Compiler, args: Args) -> Value:
+    """x less what is between -lambd and lambd; x beyond lambd, less -x beyond lambd."""
+    x, end = c.real(args["self"]), exact_float(args.get("lambd", 0.5))
+    require(end >= 0.0, "a shrinkage by a negative number")
+    if c.node.base == "softshrink":
+        return Real(c.tape.sum(x, c.tape.map(x, "clamp", low=-end, high=end), signs=(1, -1)))
+    beyond = [c.tape.map(side, "threshold", end=end, value=0.0) for side in (x, c.tape.scale(x, -1.0))]
+    return Real(c.tape.sum(*beyond, signs=(1, -1)))
+
+
 @rule("selu", "celu")
 def _selu(c: Compiler, args: Args) -> Value:
     numbers = {"alpha": 1.6732632423543772, "scale": 1.0507009873554805, "input_scale": 1.0}
