@@ -435,6 +435,7 @@ def _with_theorem(result: CheckResult, theorem: NetworkProof) -> CheckResult:
         listed = ", ".join(f"{shown_up(row.upper)} for ||beta|| <= {row.budget:g}" for row in theorem.reach[:4])
         evidence.append(f"least ||J beta - y|| / ||y||: {listed}")
     evidence.append(f"of the computed matrix: {result.verdict}, {result.rigor.value.lower()}: {result.reason}")
+    kind = "ranks in integers" if theorem.certificate.method == "exact" else "independent columns"
     matrix = {"verdict": result.verdict.value, "rigor": result.rigor.value, "reason": result.reason}
     return dataclasses.replace(
         result,
@@ -444,7 +445,7 @@ def _with_theorem(result: CheckResult, theorem: NetworkProof) -> CheckResult:
         code="alignment-network-" + ("proved" if theorem.verdict is Verdict.HOLDS else "refuted"),
         reason=theorem.reason,
         evidence=(*evidence, *result.evidence),
-        witness=None if theorem.verdict is Verdict.HOLDS else {"kind": "independent columns"},
+        witness=None if theorem.verdict is Verdict.HOLDS else {"kind": kind},
         certificate=theorem.certificate,
         bounds=(),
         measured={

@@ -38,7 +38,8 @@ class Picture:
 
 def of_result(result: CheckResult, samples: Mapping[str, Any], prefix: str) -> list[Picture]:
     """Return the figures for which a result has the numbers."""
-    evidence = [*_equal(result, samples, prefix), *_turning(result, prefix), *_rules(result, prefix)]
+    evidence = [*_equal(result, samples, prefix), *_reach(result, prefix), *_turning(result, prefix)]
+    evidence += _rules(result, prefix)
     return [*evidence, *_modules(result, prefix)]
 
 
@@ -95,6 +96,30 @@ def _modules(result: CheckResult, prefix: str) -> Iterator[Picture]:
             verdict_plots.modules(rows).figure,
             f"{prefix}modules",
         )
+
+
+def _reach(result: CheckResult, prefix: str) -> Iterator[Picture]:
+    """Show what parameters of limited norm reach, and kappa beside that of shuffled targets."""
+    entry, rows = result.measured.get("kappa"), result.measured.get("reach")
+    if not isinstance(entry, Mapping) or not isinstance(rows, Sequence):
+        return
+    low, high = (number(entry.get(key)) for key in ("lower", "upper"))
+    rows = [[number(row.get(key)) for key in ("budget", "lower", "upper")] for row in rows if isinstance(row, Mapping)]
+    if not 0 < low <= high < math.inf or not all(row[0] > 0 and 0 <= row[1] <= row[2] <= 1 for row in rows):
+        return  # y is out of reach or zero, or it is a document that alignver did not write
+    shuffled = number(result.measured.get("kappa_shuffled"))
+    known = 0 < shuffled < math.inf
+    columns = [list(column) for column in zip(*rows)] if rows else [[], [], []]
+    ax = verdict_plots.reach(*columns, kappa=(low, high), shuffled=shuffled if known else None)
+    beside = f"; {shuffled:.3g} for shuffled targets (median)" if known else ""
+    words = "".join(f" {row[2]:.2g} at {row[0]:g};" for row in rows[:4])
+    yield _picture(
+        "The smallest residual, as a part of y, with parameters of limited norm, between its bounds. It is 0 from "
+        "kappa on, the norm of the smallest parameters that give y; dashed: kappa of shuffled targets.",
+        f"kappa is between {low:.4g} and {high:.4g}{beside}. Residuals:{words or ' none'}".rstrip(";") + ".",
+        ax.figure,
+        f"{prefix}reach",
+    )
 
 
 def _turning(result: CheckResult, prefix: str) -> Iterator[Picture]:

@@ -10,7 +10,7 @@ import numpy as np
 from alignver.errors import InvalidInput
 from alignver.report.plots import BAND, COLOURS, PLATE, axes_of, escaped, line_styles, styled
 
-__all__ = ["conflict", "modules", "occupancy", "pairs", "rules", "spectrum", "turning"]
+__all__ = ["conflict", "modules", "occupancy", "pairs", "reach", "rules", "spectrum", "turning"]
 
 _PIXELS = 160  # along each side of a small image; of larger ones every second, third, ... pixel is drawn
 
@@ -87,6 +87,60 @@ def modules(rows: Sequence[tuple[str, str, str, bool]], *, ax: Any = None) -> An
         ax.set_xticks([])
         ax.set_xlim(-0.5, 0.5)
         ax.set_ylim(len(rows) - 0.4, -0.6)
+    return ax
+
+
+def reach(
+    budgets: Sequence[float],
+    lower: Sequence[float],
+    upper: Sequence[float],
+    *,
+    kappa: tuple[float, float] | None = None,
+    shuffled: float | None = None,
+    ax: Any = None,
+) -> Any:
+    r"""Draw :math:`\rho_b`, between its bounds, over the norm b of parameters, and kappa, from which on it is 0.
+
+    Parameters
+    ----------
+    budgets, lower, upper : sequences of float
+        b, ascending, and the two bounds; they may be empty if kappa is given.
+    kappa : (float, float), optional
+        Its two bounds: a bar.
+    shuffled : float, optional
+        The median of kappa for permuted targets: a dashed line.
+    ax : matplotlib axes, optional
+
+    Raises
+    ------
+    InvalidInput
+        The sequences differ in length, or there is nothing to draw.
+
+    Examples
+    --------
+    >>> ax = reach([1.0, 10.0], [0.5, 0.1], [0.5, 0.2], kappa=(24.0, 25.0), shuffled=60.0)
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['$\\rho_b$', '$\\kappa$', '$\\kappa$, shuffled targets']
+    """
+    if len(budgets) != len(lower) or len(budgets) != len(upper) or (not len(budgets) and kappa is None):
+        got = f"{len(budgets)} budgets, {len(lower)} and {len(upper)} bounds"
+        raise InvalidInput("budgets", got, "as many bounds as budgets, or kappa")
+    ax = axes_of(ax)
+    with styled():
+        if len(budgets):
+            middle = [(a + b) / 2 for a, b in zip(lower, upper)]
+            ax.fill_between(budgets, lower, upper, color=COLOURS[0], alpha=BAND, linewidth=0)
+            ax.plot(budgets, middle, "ko-", markersize=3, label=r"$\rho_b$")
+        if kappa is not None:
+            low, high = kappa
+            ax.axvspan(low, max(high, low * 1.02), color=COLOURS[2], label=r"$\kappa$")
+        if shuffled is not None:
+            ax.axvline(shuffled, color=COLOURS[1], linestyle="--", label=r"$\kappa$, shuffled targets")
+        ax.set_xscale("log")
+        ax.set_ylim(-0.02, 1.05)
+        ax.set_xlabel(r"$\|\beta\|$")
+        ax.set_ylabel(r"$\rho_b$")
+        ax.legend()
     return ax
 
 

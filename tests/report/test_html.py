@@ -530,3 +530,30 @@ def test_the_modules_of_a_traced_network_are_drawn():
     assert "3 modules, 1 of degree 1, 1 not proved analytic." in text
     invented = dataclasses.replace(result, measured={"modules": [1, {"module": 3}]})
     assert "1 modules" in page(Report((invented,)))
+
+
+def _of_network(**measured):
+    rows = [{"budget": 1.0, "lower": 0.5, "upper": 0.6}, {"budget": 10.0, "lower": 0.1, "upper": 0.1}]
+    numbers = {"kappa": {"lower": 24.0, "upper": 25.0}, "kappa_shuffled": 60.0, "reach": rows} | measured
+    return result(measured=numbers)
+
+
+def test_kappa_and_what_limited_parameters_reach_are_drawn():
+    text = page(Report((_of_network(),)))
+    assert "kappa is between 24 and 25; 60 for shuffled targets (median). Residuals: 0.6 at 1; 0.1 at 10." in text
+    assert "The smallest residual" in page(Report((_of_network(reach=[], kappa_shuffled=float("nan")),)))
+
+
+@pytest.mark.parametrize(
+    "measured",
+    [
+        {"kappa": {"lower": float("inf"), "upper": float("inf")}},
+        {"kappa": {"lower": 2.0, "upper": 1.0}},
+        {"kappa": 3.0},
+        {"reach": 1},
+        {"reach": [{"budget": 0.0, "lower": 0.1, "upper": 0.2}]},
+        {"reach": [{"budget": 1.0, "lower": 0.3, "upper": "x"}]},
+    ],
+)
+def test_a_kappa_that_cannot_be_drawn_is_left_out(measured):
+    assert "The smallest residual" not in page(Report((_of_network(**measured),)))

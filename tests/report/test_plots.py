@@ -57,6 +57,7 @@ def test_curves_are_the_numbers_and_short_ones_end_early():
         lambda ax: verdict_plots.spectrum([1.0], {"press": 1e-16}, ax=ax),
         lambda ax: verdict_plots.rules({"press": 1e-16}, {"press": 3}, ax=ax),
         lambda ax: verdict_plots.turning([1e-16, 1.0], [0.0, 1.0], tau=1e-14, limit=1e-8, ax=ax),
+        lambda ax: verdict_plots.reach([1.0, 10.0], [0.5, 0.1], [0.6, 0.1], ax=ax),
         lambda ax: verdict_plots.occupancy([[0.5]], ax=ax),
         lambda ax: verdict_plots.conflict([[[1.0]]], ["3"], axes=[ax])[0],
         lambda ax: verdict_plots.pairs([([[1.0]], [[1.0]])], ["3"], axes=[ax])[0],
@@ -186,6 +187,20 @@ def test_rho_is_constant_from_each_tau_on():
     assert ax.get_ylim()[0] == 0.0
     wide = verdict_plots.turning([1e-16, 1.0], [0.0, 1.0], tau=1e-13, limit=1e-8, band=(1e-14, 1e-11))
     assert "band of the verdict" in [text.get_text() for text in wide.get_legend().get_texts()]
+
+
+def test_what_limited_parameters_reach_and_kappa():
+    ax = verdict_plots.reach([1.0, 10.0], [0.5, 0.1], [0.7, 0.1], kappa=(24.0, 25.0), shuffled=60.0)
+    curve, shuffled = ax.lines
+    assert curve.get_xdata().tolist() == [1.0, 10.0]
+    assert curve.get_ydata() == pytest.approx([0.6, 0.1])
+    assert set(shuffled.get_xdata()) == {60.0}
+    bar = ax.patches[0].get_extents().transformed(ax.transData.inverted())
+    assert (bar.x0, bar.x1) == (pytest.approx(24.0), pytest.approx(25.0))
+    assert len(verdict_plots.reach([], [], [], kappa=(3.0, 3.0)).patches) == 1
+    for given in (([], [], []), ([1.0], [0.1], [])):
+        with pytest.raises(InvalidInput, match="budgets"):
+            verdict_plots.reach(*given)
 
 
 def test_gates_are_sorted_into_a_staircase():
