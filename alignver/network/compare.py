@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,11 +11,21 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from alignver.kernel.network.graph import Graph, Node, Ref
+from alignver.kernel.network.graph import FLOATS, Graph, Node, Ref
 from alignver.network.constants import apply
-from alignver.network.leaves import refused, shares_memory
+from alignver.network.leaves import copied, refused, shares_memory
 
-__all__ = ["ROWS", "evaluate", "hidden_derivatives", "numbers", "numbers_in", "require_same", "require_same_in_batches"]
+__all__ = [
+    "ROWS",
+    "evaluate",
+    "hidden_derivatives",
+    "in_float64",
+    "numbers",
+    "numbers_in",
+    "require_same",
+    "require_same_in_batches",
+    "rounding_room",
+]
 
 ROWS = 4
 """Samples of the trace: the graph is one for a batch of this many."""
@@ -104,12 +115,13 @@ def require_same(
     x: torch.Tensor,
     outputs: Any,
     counts: Mapping[Attribute, float],
+    room: float = 0.0,
 ) -> bool:
     """Compare the graph with the model at its theta and at a random one, to which the copy's parameters are moved.
 
     ``outputs`` are those at its theta, of a run with gradients; the other run is one without. Attributes of modules
-    that are numbers, and no longer those before the first run (``counts``), are moved far away for the other.
-    Returns whether the outputs at the model's theta are finite.
+    that are numbers, and no longer those before the first run (``counts``), are moved far away for the other. The
+    outputs may differ by ``room`` at the model's theta. Returns whether they are finite there.
     """
     generator = torch.Generator().manual_seed(0)
     finite_outputs = True
@@ -136,6 +148,7 @@ def require_same(
         finite_outputs = finite_outputs and (step > 0 or bool(torch.isfinite(b).all()))
         finite = torch.isfinite(a) & torch.isfinite(b)
         limit = _slack(expected) * float(b[finite].abs().max()) if bool(finite.any()) else 0.0
+        limit = limit if step else max(limit, room)
         if bool(((a - b)[finite].abs() > limit).any()) or bool((torch.isfinite(a) != torch.isfinite(b)).any()):
             raise refused(model, "the model and its trace have different outputs")
     return finite_outputs
@@ -146,8 +159,11 @@ def _slack(outputs: torch.Tensor) -> float:
     return min(2.0**13 * float(torch.finfo(outputs.dtype).eps), 0.05) if outputs.is_floating_point() else 0.0
 
 
-def require_same_in_batches(model: nn.Module, x: torch.Tensor) -> None:
-    """Compare the outputs of one batch with those of batches of the trace: the function of a sample is to be one."""
+def require_same_in_batches(model: nn.Module, x: torch.Tensor, room: float = 0.0) -> None:
+    """Compare the outputs of one batch with those of batches of the trace, which may differ by ``room``.
+
+    The function of a sample is to be one.
+    """
     if len(x) <= ROWS:
         return
     with torch.no_grad():
@@ -158,8 +174,45 @@ def require_same_in_batches(model: nn.Module, x: torch.Tensor) -> None:
     same = whole.shape == apart.shape
     finite = torch.isfinite(whole)
     limit = _slack(whole) * float(whole[finite].double().abs().max()) if same and bool(finite.any()) else 0.0
+    limit = max(limit, room)
     if not same or not torch.allclose(whole.double(), apart.double(), rtol=0.0, atol=limit, equal_nan=True):
         raise refused(model, f"its outputs differ between a batch of {len(x)} samples and batches of {ROWS}")
+
+
+def in_float64(
+    graph: Graph, tensors: Mapping[int, torch.Tensor], model: nn.Module
+) -> tuple[Graph, dict[int, torch.Tensor], nn.Module]:
+    """Return copies of a graph, its leaves and its model in float64: the leaves are tensors of the new model.
+
+    Both are the same function of real arithmetic as before, a cast being the identity.
+    """
+    wide = copied(model).double()
+    named = {**dict(wide.named_buffers()), **dict(wide.named_parameters())}
+    nodes = tuple(
+        dataclasses.replace(node, args={**node.args, "dtype": "float64"}) if node.args.get("dtype") in FLOATS else node
+        for node in graph.nodes
+    )
+    leaves = {
+        index: named[graph.nodes[index].args["name"]]
+        if graph.nodes[index].op == "parameter"
+        else tensor.double()
+        if tensor.is_floating_point()
+        else tensor
+        for index, tensor in tensors.items()
+    }
+    return dataclasses.replace(graph, nodes=nodes), leaves, wide
+
+
+def rounding_room(wide: nn.Module, x: torch.Tensor) -> float:
+    """Return how far two evaluations in float64 may be apart by rounding: 2^-18 of what float32 changes.
+
+    Large parameters whose contributions cancel amplify rounding errors, those of float32 2^29 times as large as those
+    of float64. It is 2^-10 of the largest output at most.
+    """
+    with torch.no_grad():
+        outputs = wide(x.double())
+        change = (outputs - copied(wide).float()(x.float()).double()).abs().max()
+    return float(torch.minimum(2.0**-18 * change, 2.0**-10 * outputs.abs().max()))
 
 
 class _Calls(TorchFunctionMode):

@@ -29,10 +29,12 @@ from alignver.network.compare import (
     ROWS,
     evaluate,
     hidden_derivatives,
+    in_float64,
     numbers,
     numbers_in,
     require_same,
     require_same_in_batches,
+    rounding_room,
 )
 from alignver.network.constants import facts, fold
 from alignver.network.inputs import as_inputs, dtype_name, without_fused_layers
@@ -140,18 +142,51 @@ def trace_model(model: nn.Module, X: Any, *, rows: int = ROWS) -> NetworkGraph:
             derivatives, outputs = hidden_derivatives(model, twin, x)
             hidden = (*traced.hidden, *derivatives)
             if not any(is_random(node) for node in traced.graph.nodes):  # else no two runs agree
-                require_same_in_batches(twin, more)
-                theta = [parameter.detach().clone() for parameter in twin.parameters()]
-                finite = require_same(traced.graph, traced.tensors, twin, x, outputs, counts)
-                with torch.no_grad():  # the leaves have the memory of the copy
-                    for parameter, value in zip(twin.parameters(), theta, strict=True):
-                        parameter.copy_(value)
-                traced = dataclasses.replace(traced, finite=finite)
+                traced = dataclasses.replace(traced, finite=_compared(traced, twin, x, more, outputs, counts))
         except InvalidInput:
             raise
         except Exception as error:  # an operator in a form that is not expected, or the user's code
             raise refused(model, f"{type(error).__name__}: {first_line(error)[:200]}") from error
     return dataclasses.replace(traced, hidden=tuple(dict.fromkeys(hidden)))
+
+
+def _compared(
+    traced: NetworkGraph,
+    twin: nn.Module,
+    x: torch.Tensor,
+    more: torch.Tensor,
+    outputs: Any,
+    counts: Mapping[Any, float],
+) -> bool:
+    """Require the model and its trace to be the same function; return whether the outputs are finite.
+
+    Outputs that differ by more than a few roundings are compared in float64, with room for rounding errors.
+    """
+    theta = [parameter.detach().clone() for parameter in twin.parameters()]
+    try:
+        require_same_in_batches(twin, more)
+        return require_same(traced.graph, traced.tensors, twin, x, outputs, counts)
+    except InvalidInput as error:
+        if not (x.is_floating_point() and isinstance(outputs, torch.Tensor) and outputs.is_floating_point()):
+            raise
+        _restore(twin, theta)
+        try:
+            graph, leaves, wide = in_float64(traced.graph, traced.tensors, twin)
+            room, counts = rounding_room(wide, more), numbers_in(wide)
+            require_same_in_batches(wide, more.double(), room)
+            with torch.no_grad():
+                outputs = wide(x.double())
+            return require_same(graph, leaves, wide, x.double(), outputs, counts, room)
+        except Exception:  # the outputs do differ, or code that needs its own dtype
+            raise error from None
+    finally:
+        _restore(twin, theta)  # the leaves have the memory of the copy
+
+
+@torch.no_grad()
+def _restore(model: nn.Module, theta: Sequence[torch.Tensor]) -> None:
+    for parameter, value in zip(model.parameters(), theta, strict=True):
+        parameter.copy_(value)
 
 
 def _placement(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:

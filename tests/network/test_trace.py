@@ -165,6 +165,24 @@ def test_what_cannot_be_traced_is_named(name):
     assert refused.value.argument == "model"
 
 
+@pytest.mark.parametrize(("shift", "same"), [(0.0, True), (1e-2, False)])
+def test_rounding_errors_are_told_from_other_functions_in_float64(shift, same):
+    """Where large numbers cancel, outputs in float32 differ between batches by more than a few roundings."""
+
+    def function(net, x):
+        z = head(net, x)
+        if len(x) > 4:  # 0 in real arithmetic, 0.03 in float32
+            return z + ((1e6 * z + 0.3) - 1e6 * z - 0.3) + shift
+        return z
+
+    if same:
+        traced = trace_model(Net(function), X)
+        assert traced.evaluate(X[:4]).dtype == torch.float32
+        return
+    with pytest.raises(InvalidInput, match="differ between a batch of 8 samples and batches of 4"):
+        trace_model(Net(function), X)
+
+
 def test_a_closure_over_the_model_is_that_parameter():
     def prepare(net):
         w = net.w
