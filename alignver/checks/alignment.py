@@ -164,10 +164,13 @@ def check_alignment(
     )
     check(np.ones((1, 1)), np.ones(1), certify=certify)  # refuses an invalid option before the long computation
     cluster = None if client is None else Cluster(client)
-    if folder is not None or client is not None:
+    if client is not None and folder is None:
+        need = "a folder that this process and all workers share"
+        raise InvalidInput("folder", "no folder beside a client", need, "conflicting-arguments")
+    if folder is not None:
         if engine not in (None, "gram"):
             need = "engine='gram', whose tiles are stored"
-            raise InvalidInput("folder", f"a folder or a client with engine={engine!r}", need, "conflicting-arguments")
+            raise InvalidInput("folder", f"a folder with engine={engine!r}", need, "conflicting-arguments")
         engine = "gram"
     if engine == "gram" and (method != "auto" or not certify):
         got = f"engine='gram' with method={method!r}, certify={certify}"

@@ -12,7 +12,7 @@ import typer
 
 from alignver.cli import input_files, model_io, options
 from alignver.cli.exits import Exit, say
-from alignver.cli.exploration import exploration
+from alignver.cli.exploration import connected_client, exploration
 from alignver.cli.options import ChunkSize, JacobianDtype, Loss, Model, ModelDtype, Weights, computation, decision
 from alignver.cli.session import Session, command, given, signed
 from alignver.errors import InvalidInput
@@ -111,7 +111,12 @@ Engine = enum.StrEnum(
 )
 
 
-@command("check alignment", _CERTIFIED, provenance="device dtype seed")
+@command(
+    "check alignment",
+    _CERTIFIED,
+    provenance="device dtype seed",
+    aliases={"folder": "--tiles", "client": "--scheduler"},
+)
 def alignment(
     session: Session,
     model: Model,
@@ -135,6 +140,23 @@ def alignment(
             show_default="by size and memory",
         ),
     ] = None,
+    tiles: Annotated[
+        str | None,
+        computation(
+            metavar="DIR",
+            help="Keep the tiles of the Gram matrix's factorization here; an interrupted run continues from them.",
+            show_default="in memory",
+        ),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        computation(
+            metavar="ADDRESS",
+            help="Compute the tiles on the cluster of this Dask scheduler; its workers share the folder of --tiles.",
+        ),
+    ] = None,
+    max_seconds: options.MaxSeconds = None,
+    max_memory: options.MaxMemory = None,
 ) -> Exit:
     """Is the data aligned with the architecture (Definition 2) at the model's parameters?
 
@@ -144,15 +166,18 @@ def alignment(
 
       alignver check alignment net.py:build --data train.npz --loss cross_entropy
       alignver check alignment package.net:build --data t.npz --loss squared --seed 3
+      alignver check alignment net.py:build --data large.npz --loss squared --tiles shared/tiles
     """
     with session.working():
         samples = input_files.read_npz(data, "--data", ("X", "Y"))
         net, identity = model_io.load(model, weights, device=device, seed=seed)
         from alignver.checks.alignment import check_alignment
 
-        with input_files.rename_argument({"X": f"{data}:X", "Y": f"{data}:Y", "model": model}):
+        files = {"X": f"{data}:X", "Y": f"{data}:Y", "model": model}
+        with input_files.rename_argument(files), connected_client(scheduler) as client:
             decisive = "loss method rule certify tolerance residual_tolerance dtype chunk_size engine"
-            result = check_alignment(net, samples["X"], samples["Y"], **session.arguments_of(decisive))
+            shared = session.arguments_of(f"{decisive} max_seconds max_memory")
+            result = check_alignment(net, samples["X"], samples["Y"], folder=tiles, client=client, **shared)
         named = {"--weights": (weights, None), "--seed": (seed, 0), "--device": (device, "cpu")}
         named |= {"--dtype": (dtype, "float64"), "--chunk-size": (chunk_size, None)}
         again = _of_samples(model, data, loss, named)

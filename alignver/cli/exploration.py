@@ -16,7 +16,7 @@ from alignver.cli.exits import Exit
 from alignver.cli.session import Session, command
 from alignver.errors import InvalidInput
 
-__all__ = ["ExplorationMethod", "exploration"]
+__all__ = ["ExplorationMethod", "connected_client", "exploration"]
 
 _IN_NO_FILE = "its features are in no file: a re-check needs them, and --keep-features FILE.npy keeps them"
 _model = functools.partial(typer.Option, rich_help_panel="Features from a model")
@@ -147,7 +147,7 @@ def exploration(
             if layer is None:
                 session.note("the features are the model's outputs: --layer NAME takes those of an inner layer")
             if about_network:
-                with input_files.rename_argument(files), _client(scheduler) as client:
+                with input_files.rename_argument(files), connected_client(scheduler) as client:
                     options_of = session.arguments_of("width method rule certify tries seed batch_size layer")
                     result = check_safe_exploration(net, X=samples["X"], folder=tiles, client=client, **options_of)
                 again = ["--model", model, "--data", str(data)]
@@ -179,7 +179,7 @@ def exploration(
                 radius = estimate_row_error(net, samples["X"], layer, seed=seed)
         if gram and device != "cpu":
             features = input_files.to_backend(features, options.Backend.TORCH, device)
-        with input_files.rename_argument(files), _client(scheduler) as client:
+        with input_files.rename_argument(files), connected_client(scheduler) as client:
             result = check_safe_exploration(
                 features,
                 q=None if q is None else input_files.read_matrix(q, "q"),
@@ -232,7 +232,8 @@ def _require_used(used: bool, values: Mapping[str, str | None], need: str) -> No
             raise InvalidInput(option, f"{value}, which would have no effect", need, code="conflicting-arguments")
 
 
-def _client(scheduler: str | None) -> contextlib.AbstractContextManager[Any]:
+def connected_client(scheduler: str | None) -> contextlib.AbstractContextManager[Any]:
+    """Connect to a scheduler for the duration of the block; without one there is no client."""
     if scheduler is None:
         return contextlib.nullcontext()
     from alignver.features.cluster import connected

@@ -345,10 +345,8 @@ def _proved(factors: LayerFactors, proof: FactoredRank, y: Matrix, limit: Tolera
     evidence.append(f"{len(factors.layers)} layers, {size / 1e6:.1f} MB of factors, {where}")
     # The origin of tiles that were read from a folder is unknown. The certificate does not use them.
     if proof.taken:
-        evidence.append(
-            f"{proof.taken} tile columns of the factorization come from the folder: no proof until the certificate is "
-            "verified"
-        )
+        words = "column of the factorization comes" if proof.taken == 1 else "columns of the factorization come"
+        evidence.append(f"{proof.taken} tile {words} from the folder: no proof until the certificate is verified")
     measured = {
         **_sizes(factors),
         "proof": {
@@ -359,6 +357,7 @@ def _proved(factors: LayerFactors, proof: FactoredRank, y: Matrix, limit: Tolera
             "radius": radius,
             "norm_of_factored_columns": proof.constants["size"],
             "factors_bytes": size,
+            "tiles_taken": proof.taken,
         },
     }
     return CheckResult(

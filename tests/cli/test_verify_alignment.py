@@ -116,3 +116,18 @@ def test_a_changed_certificate_fails(project, here):
     run = here(*command)
     assert run.code == 1
     assert "seal" in run.out
+
+
+def test_tiles_in_a_folder(project, here):
+    command = proved(here, "gram", "--tiles", "kept", "--memory", "100000")
+    assert here(*command).code == 0
+    assert len(list((project / "kept").glob("column_*.npy"))) == 1
+    run = here("check", "alignment", "aligned_net.py:build", *MODEL, "--tiles", "kept")
+    assert run.code == 0
+    assert "1 tile column of the factorization comes from the folder: no proof until" in " ".join(run.out.split())
+    run = here("check", "alignment", "aligned_net.py:wider", *MODEL, "--tiles", "kept")
+    assert run.code == 2
+    assert "--tiles: got kept with tiles of another matrix" in run.err
+    run = here("check", "alignment", "aligned_net.py:build", *MODEL, "--tiles", "kept", "--engine", "dense")
+    assert run.code == 2
+    assert "--tiles: got a folder with --engine dense; needs --engine gram" in run.err
