@@ -42,10 +42,10 @@ class Rates:
         self.rates: list[float] = []
         self.columns, self.spent = 0, 0.0
 
-    def start(self, label: str, total: int | None) -> str:
+    def start(self, label: str, total: int | None) -> object:
         return label
 
-    def advance(self, handle: str) -> None:
+    def advance(self, handle: object) -> None:
         self.columns += handle == "Cholesky"
         if handle == "Cholesky" and self.columns % EVERY == 1:
             self.measure()
@@ -58,7 +58,7 @@ class Rates:
         self.rates.append(2 * workers() * 2e-9 * ORDER**3 / spent)
         self.spent += spent
 
-    def finish(self, handle: str) -> None:
+    def finish(self, handle: object) -> None:
         pass
 
 
