@@ -226,7 +226,7 @@ def prove_by_factors(
     if not factors.layers:
         return Attempt(None, "no layer has factors that fit")
     flops = sum(layer.flops for layer in factors.layers)
-    if flops > plan.flops and plan.engine != "matrix-free" and not required:
+    if flops > plan.flops and not required:
         reason = f"the layers' factors would take {flops:.0e} operations, {plan.engine} {plan.flops:.0e}"
         return Attempt(None, reason)
     compute = dtype_name(resolve_dtype(model, dtype))

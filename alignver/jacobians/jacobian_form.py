@@ -165,8 +165,8 @@ def gram_first(n: int, m_y: int, d: int, form: Plan, *, memory: int | None = Non
     """Whether a proof through the Gram matrix is worthwhile before the engine of ``form`` starts.
 
     It is if it is possible (d >= N), fits in memory, and that engine takes more than about a second, and more
-    than the factorizations of the Gram matrix, N^3 each, or gives bounds only. The cost of the products of the layers'
-    factors depends on their structure, which is known later.
+    than the factorizations of the Gram matrix. The cost of the products of the layers' factors depends on their
+    structure, which is known later.
 
     Examples
     --------
@@ -176,10 +176,11 @@ def gram_first(n: int, m_y: int, d: int, form: Plan, *, memory: int | None = Non
     False
     """
     N = n * m_y
-    peak, flops = _cost("gram", N, d, "float64", BLOCK_BYTES)
+    peak, _ = _cost("gram", N, d, "float64", BLOCK_BYTES)
     room = available_memory() if memory is None else memory
-    slower = form.flops > max(_ONE_SECOND, 8.0 * float(N) ** 3)
-    return d >= N and peak <= room and (slower or (form.engine == "matrix-free" and flops <= _MOST_FLOPS))
+    # Products with J give bounds only: the factorization alone, N^3 / 3, must not take longer than they do.
+    factorizations = 8.0 if form.engine != "matrix-free" else 1.0 / 3.0
+    return d >= N and peak <= room and form.flops > max(_ONE_SECOND, factorizations * float(N) ** 3)
 
 
 def _cost(engine: str, N: int, d: int, dtype: str, block_bytes: int) -> tuple[int, float]:
