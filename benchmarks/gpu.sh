@@ -55,7 +55,7 @@ else
   step alignment 50
   step exploitation 40
   step table3 155
-  step jacobian 100
+  step jacobian 90
   step mnist 540
 fi
 echo "== done at $SECONDS s"

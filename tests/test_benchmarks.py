@@ -169,8 +169,12 @@ def test_a_step_that_cannot_run_is_skipped_and_one_that_is_stopped_says_so(gpu, 
     assert (code, document["status"], document["results"]) == (1, "stopped by its time limit", {"one": 1.0})
 
 
-def test_the_step_whose_code_is_not_there_is_skipped(gpu, perform):
-    assert perform(gpu.jacobian)[1]["status"].startswith("skipped: ")
+def test_the_proof_of_a_jacobian_is_checked_again(gpu, perform):
+    code, document = perform(gpu.jacobian)
+    assert (code, document["status"]) == (0, "done")
+    results = document["results"]
+    assert [results[f"N = {N}"]["rigor"] for N in (120, 200)] == ["PROOF", "PROOF"]
+    assert results["N = 120, re-check on the host"]["verdict"] == "HOLDS"
 
 
 def test_disagreements_are_counted_and_open_verdicts_are_told(gpu, perform):
