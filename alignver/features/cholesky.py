@@ -169,7 +169,8 @@ def prove_definite(
     fault = "" if place is None else tiles.unsupported_arithmetic(place, min(tile, n))
     if fault:
         return unproved(fault)
-    key: dict[str, Any] = {"matrix": gram.digest(), "order": n, "tile": tile, "shift": total.hex(), "format": 1}
+    digest = "" if folder is None else gram.digest()
+    key: dict[str, Any] = {"matrix": digest, "order": n, "tile": tile, "shift": total.hex(), "format": 1}
     matrix: FactoredGram = gram
     make: Maker | None = None
     with single_threaded_blas(), np.errstate(all="ignore"):

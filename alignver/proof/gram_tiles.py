@@ -24,7 +24,7 @@ __all__ = ["WIDTH", "FactoredGram", "ScaledGram", "by_pairs"]
 WIDTH = 256  # approximate number of columns formed at a time with many positions: longer sums have larger errors
 _PASS = 24.0  # approximate cost of one elementwise pass, in operations per entry
 _PANEL = 1024  # rows of a panel of the whole matrix
-_DIAGONAL = 256  # rows of a tile of which only the diagonal is used
+_DIAGONAL = 64  # rows of a tile of which only the diagonal is used
 
 
 def by_pairs(rows: float, samples: float, positions: int, a: int, b: int) -> tuple[bool, float]:
