@@ -8,12 +8,15 @@ cache while every piece adds its share.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import numpy as np
 import torch
 
+from alignver.features.threads import ordered
 from alignver.jacobians.gram_planning import POOL, SUMS, Piece, piece_length, uniform
 from alignver.jacobians.jacobian import fill
 from alignver.jacobians.layer_io import Lookup, Product
@@ -27,6 +30,8 @@ _ROWS = 128  # rows of a panel of a triangle: larger panels waste work above the
 _HALF = 64  # least number of rows of a panel of a triangle, of which there are two or more
 _TILE = 1 << 19  # approximate number of entries of a temporary of contract()
 _CACHE = 1 << 22  # least number of bytes of derivatives that are collected
+_SQUARE = 768  # rows of a matrix up to which one symmetric product is faster than panels of its triangle
+_BLAS = (torch.float32, torch.float64)
 _NARROW = 256  # pieces with fewer columns are concatenated: a product of their own would cost more than the copy
 
 Share = Callable[["Panel", torch.Tensor, torch.Tensor], None]
@@ -114,6 +119,25 @@ def add_dense(left: torch.Tensor, right: torch.Tensor) -> Share:
         target.addmm_(first[start : start + len(target)], second[: panel.full * n2 + panel.part].T)
 
     return add
+
+
+def add_square(target: torch.Tensor, rows: torch.Tensor) -> None:
+    """Add the product of per-sample gradients (m, n, columns) on the CPU with themselves to the lower triangle.
+
+    By the symmetric product of NumPy's BLAS, which torch does not have: half of the operations. With more than one
+    thread the triangle is cut into two triangles and a square, which takes as long as both.
+    """
+    A, M = rows.flatten(0, 1).numpy(), target.numpy()
+    half = len(A) if torch.get_num_threads() == 1 else -(-len(A) // 2)
+    parts = [slice(0, half), slice(half, len(A))] if half < len(A) else [slice(0, half)]
+
+    def add(pairs: Sequence[tuple[slice, slice]]) -> None:
+        with np.errstate(all="ignore"):  # overflow is found in the result
+            for first, second in pairs:
+                M[first, second] += A[first] @ A[second].T
+
+    triangles = [(part, part) for part in parts]
+    collections.deque(ordered(add, [(triangles,), ([(parts[-1], parts[0])],)][: len(parts)]), maxlen=0)
 
 
 def contract(
@@ -243,7 +267,12 @@ def add_product(target: torch.Tensor, first: Rows, second: Rows) -> None:
     dense.sort(key=lambda piece: piece.engine == "per sample")  # the order in which a whole block forms them
     # Derivatives are consumed while they are in cache, unless the result is so large that each pass over it costs more.
     room = min(POOL, max(_CACHE, target.numel() * target.element_size()))
+    small = symmetric and len(target) <= _SQUARE and target.device.type == "cpu" and target.dtype in _BLAS
     for group in _groups(_matched(first, second, dense), room):
+        if small:
+            for left, _ in group:
+                add_square(target, _joined(left, 2))
+            continue
         shares += [add_dense(_joined(left, 2), _joined(right, 2)) for left, right in group]
         _apply(target, shares, first, second, symmetric)
         shares = []

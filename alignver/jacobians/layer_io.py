@@ -14,8 +14,9 @@ result there, the derivative by the parameter is a sum over the sample's positio
 - ``Scale``: b_t * z_t summed over the axes on which the parameter is constant; by the shift: b_t.
 
 A GRU, LSTM or Elman layer is one opaque call for autograd, and vmap does not support it. It is replaced by the linear
-layers that it consists of: its input weights are one linear layer over all time steps, its recurrent weights one
-linear layer that is used once per step. Both are uses with a formula.
+layers that it consists of: its input weights are one linear layer over all time steps, and so are the recurrent
+weights of an LSTM or Elman layer, whose results are added to those of the input weights: one gradient serves both. The
+recurrent weights of a GRU are a linear layer that is used once per step. All are uses with a formula.
 """
 
 from __future__ import annotations
@@ -201,14 +202,15 @@ def _elman(gate: Callable[[torch.Tensor], torch.Tensor]) -> Step:
     return lambda a, b, state: (gate(a + b),)
 
 
-def _unrolled(step: Step, states_per_layer: int) -> Callable[..., Any]:
+def _unrolled(step: Step, states_per_layer: int, *, added: bool = True) -> Callable[..., Any]:
     """Return the unrolled form of a fused function; it returns None for calls that it does not support.
 
-    Not supported are packed sequences (their third argument is not a list of weights), dropout in train mode, and an
-    LSTM with projections (a layer has more weights than for its gates and biases).
+    With ``added`` a step depends only on the sum of its first two arguments. Not supported are packed sequences (their
+    third argument is not a list of weights), dropout in train mode, and an LSTM with projections (a layer has more
+    weights than for its gates and biases).
     """
 
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(capture: Capture, *args: Any, **kwargs: Any) -> Any:
         if kwargs or len(args) != 9 or not isinstance(args[2], list | tuple):
             return None
         x, start, weights, biased, layers, dropout, train, both, batch_first = args
@@ -226,11 +228,20 @@ def _unrolled(step: Step, states_per_layer: int) -> Callable[..., Any]:
                 w_in, w_hidden, *b = weights[count * k : count * (k + 1)]
                 b_in, b_hidden = b or (None, None)
                 state = tuple(s[k] for s in states)
-                gates = F.linear(sequence, w_in, b_in).unbind(0)  # the gradient of gates[t] would have the size of all
-                outs = []
-                for t in reversed(range(len(gates))) if direction else range(len(gates)):
-                    state = step(gates[t], F.linear(state[0], w_hidden, b_hidden), state)
+                names = capture.name(w_hidden), capture.name(b_hidden)
+                gates, use = F.linear(sequence, w_in, b_in), None
+                if added and names != (None, None):
+                    use = Product(*names, 2, state[0])
+                    gates = capture.record(gates, use)
+                    w_hidden, b_hidden = (_detached(w, name) for w, name in zip((w_hidden, b_hidden), names))
+                steps = gates.unbind(0)  # the gradient of gates[t] would have the size of all
+                before, outs = [], []
+                for t in reversed(range(len(steps))) if direction else range(len(steps)):
+                    before.append(state[0].detach())
+                    state = step(steps[t], F.linear(state[0], w_hidden, b_hidden), state)
                     outs.append(state[0])
+                if use is not None:
+                    use.input = torch.stack(before[::-1] if direction else before)
                 hidden.append(torch.stack(outs[::-1] if direction else outs))
                 last.append(state)
             sequence = torch.cat(hidden, -1)
@@ -241,7 +252,7 @@ def _unrolled(step: Step, states_per_layer: int) -> Callable[..., Any]:
 
 
 RECURRENT: dict[Any, Callable[..., Any]] = {
-    torch.gru: _unrolled(_gru, 1),
+    torch.gru: _unrolled(_gru, 1, added=False),
     torch.lstm: _unrolled(_lstm, 2),
     torch.rnn_tanh: _unrolled(_elman(torch.tanh), 1),
     torch.rnn_relu: _unrolled(_elman(torch.relu), 1),
@@ -270,7 +281,7 @@ class Capture(TorchFunctionMode):
                 return _opened(func)(*args, **kwargs)
         if func in RECURRENT and torch.is_grad_enabled():
             with self:
-                unrolled = RECURRENT[func](*args, **kwargs)
+                unrolled = RECURRENT[func](self, *args, **kwargs)
             if unrolled is not None:
                 return unrolled
         read = _READERS.get(func)

@@ -155,7 +155,8 @@ class Part:
             x = self.batch_axis(self.use.input, self.n, 0, 1)  # (n, merged, channels, *positions)
             return _last(x.reshape(*x.shape[:2], self.use.groups, x.shape[2] // self.use.groups, -1), 1)
         assert isinstance(self.use, Product)
-        return self.batch_axis(self.use.input, self.n, 0, self.use.lead).transpose(1, 2).unsqueeze(1)
+        by_sample = self.batch_axis(self.use.input, self.n, 0, self.use.lead).contiguous()
+        return by_sample.transpose(1, 2).unsqueeze(1)
 
     @functools.cached_property
     def index(self) -> torch.Tensor:
@@ -376,8 +377,10 @@ def block(
         for use, axis in zip(uses, batch_axes(uses, out, known))
         if axis is not None and not names.isdisjoint(use.slots)
     ]
-    raws = _backward(out, [use for use, _ in pairs], outputs) if pairs else []
-    for (use, axis), raw in zip(pairs, raws):
+    distinct = {use.edge: (use, axis) for use, axis in pairs}
+    raws = dict(zip(distinct, _backward(out, list(distinct.values()), outputs)))
+    for use, axis in pairs:
+        raw = raws[use.edge]
         if raw is None:
             continue  # no output depends on it
         part = Part(use, axis, raw, len(x))
@@ -386,14 +389,16 @@ def block(
     return Block(x, outputs, parts)
 
 
-def _backward(out: torch.Tensor, uses: Sequence[Use], outputs: range) -> list[torch.Tensor | None]:
+def _backward(out: torch.Tensor, uses: Sequence[tuple[Use, BatchAxis]], outputs: range) -> list[torch.Tensor | None]:
     """Return, for each use, the gradients of every output of the range, (m, *shape), or None if there are none.
 
     One backward pass gives the gradient of one output of all samples: samples do not depend on each other, so each row
     holds the gradient of its own sample's output.
     """
-    edges = [use.edge for use in uses]
-    if len(outputs) > 1 and sum(math.prod(use.shape) for use in uses) <= _BATCHED:
+    edges = [use.edge for use, _ in uses]
+    if not edges:
+        return []
+    if len(outputs) > 1 and sum(math.prod(use.shape) for use, _ in uses) <= _BATCHED:
         together = _backward_together(out, edges, outputs)
         if together is not None:
             return together
@@ -404,7 +409,10 @@ def _backward(out: torch.Tensor, uses: Sequence[Use], outputs: range) -> list[to
         for k, g in enumerate(gradients):
             if g is not None and stacked[k] is None:
                 # Outputs of a sample side by side, for products of all of them.
-                stacked[k] = g.new_empty((len(g), len(outputs), *g.shape[1:])).transpose(0, 1)
+                samples = max(0, uses[k][1].axis)
+                first = g.movedim(samples, 0)
+                rows = g.new_empty((len(first), len(outputs), *first.shape[1:]))
+                stacked[k] = rows.transpose(0, 1).movedim(1, 1 + samples)
                 stacked[k][:row] = 0.0  # type: ignore[index]  # made in the line above
             if stacked[k] is not None:
                 stacked[k][row] = 0.0 if g is None else g  # type: ignore[index]

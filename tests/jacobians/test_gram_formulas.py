@@ -261,6 +261,49 @@ def test_candidates():
     assert candidates((2, 4), 2) == [BatchAxis(0), BatchAxis(1), BatchAxis(1, inner=True)]
 
 
+class LastStep(nn.Module):
+    """The last step of a recurrent layer."""
+
+    def __init__(self, kind, **options):
+        super().__init__()
+        self.core = kind(3, 4, 2, batch_first=True, **options)
+
+    def forward(self, x):
+        return self.core(x)[0][:, -1]
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.RNN, nn.GRU])
+@pytest.mark.parametrize("frozen", ["", "weight_ih", "bias_hh", "weight_hh"])
+def test_recurrent_weights_are_one_use_where_the_gates_are_sums(kind, frozen):
+    torch.manual_seed(0)
+    model = LastStep(kind, bidirectional=True).double().eval()
+    for name, parameter in model.core.named_parameters():
+        parameter.requires_grad_(not frozen or frozen not in name)
+    x = torch.randn(5, 6, 3, dtype=torch.float64)
+    J = reference(model, x)
+    assert relative(gram(model, x), J @ J.T) <= 1e-12
+    slots = [slot for slot in plan(model, x).slots if "weight_hh" in slot.name]
+    assert all(
+        slot.engine == "gradients" and slot.positions in (1, 6) for slot in slots
+    )  # 1: the last layer, backwards
+    assert all(("6 uses" in slot.why) == (kind is nn.GRU) for slot in slots)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (3, 5), (1, 9)])
+def test_symmetric_products(threads, m, n):
+    rows = torch.randn(m, n, 7, dtype=torch.float64)
+    target = torch.ones(m * n, m * n, dtype=torch.float64)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        contractions.add_square(target, rows)
+    finally:
+        torch.set_num_threads(before)
+    product = rows.flatten(0, 1) @ rows.flatten(0, 1).T
+    assert relative(target.tril(), (1.0 + product).tril()) <= 1e-15 * 10
+
+
 TRANSPOSED = {
     "stride": nn.ConvTranspose2d(3, 4, 3, stride=2),
     "padding and output padding": nn.ConvTranspose2d(3, 4, (3, 2), stride=3, padding=1, output_padding=(2, 1)),
