@@ -81,9 +81,10 @@ def qr_profile(reduced: Reduced) -> RangeProfile:
 
 def trailing_norms(r: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Return ||R[k:, k:]||_F for k = 0, 1, ...: row norms of the triangle, summed from the bottom."""
-    rows = np.array([norm(r[k, k:]) for k in range(r.shape[0])])
-    tails: np.ndarray[Any, np.dtype[np.float64]] = np.array([norm(rows[k:]) for k in range(rows.size)])
-    return np.maximum.accumulate(tails[::-1])[::-1]
+    exponents = np.frexp(np.max(np.abs(r), axis=1, initial=0.0))[1]  # per row: no square overflows or underflows
+    rows = np.ldexp(np.linalg.norm(np.ldexp(r, -exponents[:, None]), axis=1), exponents)
+    tails: np.ndarray[Any, np.dtype[np.float64]] = np.hypot.accumulate(rows[::-1])[::-1]
+    return tails
 
 
 def _lapack(matrix: Array, rhs: Array) -> tuple[Array, Array, tuple[int, ...]]:
