@@ -1,7 +1,7 @@
-"""Limits of a call: seconds and bytes, and its plan, which is told before anything that takes more than a few seconds.
+"""Limits of a call: seconds and bytes.
 
 A check with ``max_seconds`` stops at the next step of a long loop and answers UNDECIDED. ``max_memory`` is the memory
-that a call plans with. Plans go to the logger ``alignver``, and to the display of progress.
+that a call plans with.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -30,29 +29,28 @@ __all__ = [
 ]
 
 P = ParamSpec("P")
-logger = logging.getLogger("alignver")
 _end: contextvars.ContextVar[float] = contextvars.ContextVar("alignver_end", default=math.inf)
 _memory: contextvars.ContextVar[int | None] = contextvars.ContextVar("alignver_memory", default=None)
 
 
 class OutOfTime(BaseException):
-    """The time of a call is over. Not an ``Exception``: no handler of a model's errors may catch it."""
+    """The time of a call is over. Not an ``Exception``: no handler of a model's errors may catch it.
 
-    def __init__(self, label: str, done: int = 0, total: int | None = None, seconds: float = 0.0) -> None:
+    ``left`` is about how many seconds the loop would have taken to its end; None if that is not known.
+    """
+
+    def __init__(
+        self, label: str, done: int = 0, total: int | None = None, seconds: float = 0.0, left: float | None = None
+    ) -> None:
         super().__init__(label)
-        self.label, self.done, self.total, self.seconds = label, done, total, seconds
+        self.label, self.done, self.total, self.left = label, done, total, left
+        if left is None and total is not None and done:
+            self.left = seconds / done * (total - done)
 
     @property
     def place(self) -> str:
         """Where the call stopped."""
         return f"{self.label!r}" if self.total is None else f"{self.label!r}, {self.done} of {self.total}"
-
-    @property
-    def left(self) -> float | None:
-        """About how many seconds the loop would have taken to its end; None if that is not known."""
-        if self.total is None or not self.done:
-            return None
-        return self.seconds / self.done * (self.total - self.done)
 
 
 @contextlib.contextmanager

@@ -1,22 +1,48 @@
-"""Progress of long computations: the library reports steps to a listener, and the CLI draws the bar.
+"""Progress and plans of long computations: the library reports steps to a listener, which draws them.
 
-This module does not print. :func:`listening` installs a listener; without one every call does nothing, so that reports
-in library code cost no time.
+:func:`listening` installs a listener. Without one, a call in the main thread of a program on a terminal, or in a
+notebook, draws a bar after two seconds; elsewhere, for example in a server, nothing is printed. :func:`show_progress`
+switches that, and so does a level of the logger ``alignver`` above INFO. Plans are records of that logger, at INFO.
 """
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
+import importlib
+import logging
+import os
+import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sized
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import Any, ParamSpec, Protocol, TypeVar
 
-from alignver.limits import require_time
+from alignver import require
+from alignver.limits import OutOfTime, remaining, require_time
 
-__all__ = ["Listener", "listening", "stage", "track"]
+__all__ = [
+    "Listener",
+    "Planned",
+    "Silent",
+    "announce",
+    "flop_rate",
+    "listening",
+    "planning",
+    "run_stage",
+    "show_progress",
+    "stage",
+    "track",
+]
 
+P = ParamSpec("P")
 T = TypeVar("T")
+LONG = 5.0
+"""Seconds from which a computation is announced."""
+
+logger = logging.getLogger("alignver")
+_POLL = 0.2  # seconds between two looks at the limits while a computation runs in a thread
 
 
 class Listener(Protocol):
@@ -32,7 +58,38 @@ class Listener(Protocol):
         """Close the task."""
 
 
+class Silent:
+    """A listener that shows nothing."""
+
+    def start(self, label: str, total: int | None) -> None:
+        """Show nothing."""
+
+    def advance(self, handle: object) -> None:
+        """Show nothing."""
+
+    def finish(self, handle: object) -> None:
+        """Show nothing."""
+
+
+class Planned(BaseException):
+    """The plan of a call, in words; raised inside :func:`planning`."""
+
+
 _listener: contextvars.ContextVar[Listener | None] = contextvars.ContextVar("alignver_progress", default=None)
+_planning: contextvars.ContextVar[bool] = contextvars.ContextVar("alignver_planning", default=False)
+_shown: bool | None = None
+
+
+def show_progress(on: bool | None) -> None:
+    """Show the progress of long calls always (True), never (False), or on terminals and in notebooks (None).
+
+    Examples
+    --------
+    >>> show_progress(False)
+    >>> show_progress(None)
+    """
+    global _shown
+    _shown = None if on is None else require.boolean("on", on)
 
 
 @contextlib.contextmanager
@@ -43,6 +100,92 @@ def listening(listener: Listener) -> Iterator[None]:
         yield
     finally:
         _listener.reset(token)
+
+
+@contextlib.contextmanager
+def planning() -> Iterator[None]:
+    """Stop the call inside the block, by :class:`Planned`, where it says what it will do."""
+    token = _planning.set(True)
+    try:
+        yield
+    finally:
+        _planning.reset(token)
+
+
+def announce(what: str, *, seconds: float | None = None, peak_bytes: float | None = None) -> None:
+    """Say what a call will do, about how long it takes and how much memory, if that is more than a few seconds.
+
+    Raises
+    ------
+    Planned
+        Inside :func:`planning`.
+    OutOfTime
+        The computation is estimated to take more than three times what is left of the time.
+
+    Examples
+    --------
+    >>> with planning():
+    ...     announce("singular values, 3000 x 4000", seconds=21.0, peak_bytes=3e8)
+    Traceback (most recent call last):
+        ...
+    alignver.progress.Planned: singular values, 3000 x 4000: about 21 s, 0.3 GB
+    """
+    costs = [] if seconds is None else [f"about {_duration(seconds)}"]
+    costs += [] if peak_bytes is None else [f"{peak_bytes / 1e9:.1f} GB"]
+    words = f"{what}: {', '.join(costs)}" if costs else what
+    if _planning.get():
+        raise Planned(words)
+    if seconds is None or seconds < LONG:
+        return
+    if seconds > 3.0 * remaining():
+        raise OutOfTime(what, left=seconds)
+    logger.info(words)
+    note = getattr(_current(), "note", None)
+    if note is not None:
+        note(words)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120.0:
+        return f"{seconds:.0f} s" if seconds >= 1.0 else "a second"
+    return f"{seconds / 60:.0f} min" if seconds < 7200.0 else f"{seconds / 3600:.1f} h"
+
+
+@functools.cache
+def flop_rate() -> float:
+    """Return the float64 operations per second of a matrix product here, about."""
+    np: Any = importlib.import_module("numpy")
+    a, best = np.ones((384, 384)), 0.0
+    for _ in range(4):
+        began = time.perf_counter()
+        a @ a
+        best = max(best, 2.0 * 384.0**3 / (time.perf_counter() - began))
+    return best
+
+
+def _current() -> Listener | None:
+    """Return the listener, or the automatic display where one is to be shown."""
+    listener = _listener.get()
+    if listener is not None or _shown is False or threading.current_thread() is not threading.main_thread():
+        return listener
+    if logger.disabled or logger.level > logging.INFO:
+        return None
+    return _automatic() if _shown or _notebook() or _terminal() else None
+
+
+def _notebook() -> bool:
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+def _terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+
+
+@functools.cache
+def _automatic() -> Listener:
+    listener: Listener = importlib.import_module("alignver.report.automatic").Automatic()
+    return listener
 
 
 def track(steps: Iterable[T], label: str) -> Iterator[T]:
@@ -58,7 +201,7 @@ def track(steps: Iterable[T], label: str) -> Iterator[T]:
     >>> list(track([1, 2, 3], "counting"))
     [1, 2, 3]
     """
-    listener = _listener.get()
+    listener = _current()
     total = len(steps) if isinstance(steps, Sized) else None
     handle = None if listener is None else listener.start(label, total)
     began = time.monotonic()
@@ -77,7 +220,7 @@ def track(steps: Iterable[T], label: str) -> Iterator[T]:
 def stage(label: str) -> Iterator[None]:
     """Report a computation without steps, such as an SVD, by its beginning and its end."""
     require_time(label)
-    listener = _listener.get()
+    listener = _current()
     if listener is None:
         yield
         return
@@ -86,3 +229,39 @@ def stage(label: str) -> Iterator[None]:
         yield
     finally:
         listener.finish(handle)
+
+
+def run_stage(label: str, flops: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a computation as a :func:`stage`; a long one in a thread, so that an interrupt or a limit ends the wait.
+
+    LAPACK cannot be stopped: the thread then goes on to the end of its routine, and its result is dropped.
+
+    Examples
+    --------
+    >>> run_stage("sum", 3.0, sum, [1, 2])
+    3
+    """
+    seconds = flops / flop_rate() if flops > 1e10 else 0.0
+    if seconds >= 1.0:
+        announce(label, seconds=seconds)
+    with stage(label):
+        if seconds < 1.0:
+            return function(*args, **kwargs)
+        outcome: list[tuple[T | None, BaseException | None]] = []
+        context = contextvars.copy_context()
+
+        def work() -> None:
+            try:
+                outcome.append((context.run(function, *args, **kwargs), None))
+            except BaseException as error:
+                outcome.append((None, error))
+
+        thread = threading.Thread(target=work, name=f"alignver: {label}", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(_POLL)
+            require_time(label)
+        ((value, error),) = outcome
+        if error is not None:
+            raise error
+        return value  # type: ignore[return-value]  # the function's own None

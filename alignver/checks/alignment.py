@@ -26,7 +26,7 @@ from alignver.errors import InvalidInput
 from alignver.features.cluster import Cluster
 from alignver.jacobians.factored_proof import prove_by_factors
 from alignver.jacobians.gram import gram
-from alignver.jacobians.jacobian_form import JacobianForm, gram_first, planned, represent, represent_square
+from alignver.jacobians.jacobian_form import JacobianForm, Plan, gram_first, planned, represent, represent_square
 from alignver.jacobians.nonsmooth_points import find_nonsmooth_points
 from alignver.jacobians.operator import JacobianOperator
 from alignver.jacobians.prepare import PreparedAlignment, prepare_alignment
@@ -35,6 +35,7 @@ from alignver.network.enclosures import EnclosedNetwork, NetworkProof, prove_ali
 from alignver.network.functional import parameter_layout
 from alignver.network.inputs import dtype_name
 from alignver.network.preserve_state import preserve_state
+from alignver.progress import announce, flop_rate, stage
 from alignver.results import CheckResult, Rigor, Subject, Verdict, shown_down, shown_up
 
 __all__ = [
@@ -232,6 +233,12 @@ def decide_alignment(
     bound = row_rank_bound(prepared.model, prepared.x, m_y)
     theorem: NetworkProof | str = ""
     seconds = _proof_seconds(budget_seconds)
+    form = planned(len(prepared.x), m_y, d, engine)
+    announce(
+        f"alignment of {len(prepared.x)} samples, {m_y} output{'s' * (m_y > 1)} and {d} parameters ({form.reason})",
+        seconds=None if prepared.x.device.type != "cpu" else least_seconds(prepared, form, engine),
+        peak_bytes=form.peak_bytes,
+    )
     if certify and prove and engine is None and tolerance is None and seconds > 0.0:
         theorem = prove_about_network(prepared, dtype, seconds=seconds, bound=bound, network=network)
         certify = not isinstance(theorem, NetworkProof)
@@ -389,7 +396,9 @@ def prove_about_network(
     least = EnclosedNetwork.least_seconds(d, len(prepared.x), prepared.m_y)
     if least > seconds:
         return f"enclosures would take more than {least:.0f} s"
-    network = traced_network(prepared) if network is None else network
+    if network is None:
+        with stage("tracing the network"):
+            network = traced_network(prepared)
     if isinstance(network, str):
         return network
     comparable = d >= N and prepared.refusal is None
@@ -401,6 +410,14 @@ def prove_about_network(
         condition=lambda: _condition(gram(prepared.model, prepared.x, dtype=dtype)) if comparable else 1.0,
         deficient=bound.value < min(N, d),
     )
+
+
+def least_seconds(prepared: PreparedAlignment, form: Plan, engine: str | None) -> float:
+    """Estimate the time of the linear algebra on this CPU: of the factorizations of J J^T where they come first."""
+    N, d = len(prepared.y), parameter_layout(prepared.model).d
+    first = engine is None and gram_first(len(prepared.x), prepared.m_y, d, form)
+    flops = 2.0 * float(N) ** 3 if first or engine == "gram" else form.flops
+    return flops / flop_rate() if flops > 1e9 else 0.0
 
 
 def _proof_seconds(budget: float | None) -> float:

@@ -21,6 +21,7 @@ from alignver.linalg import rank_rules
 from alignver.linalg.norms import norm
 from alignver.linalg.rank_rules import FACTOR, Scale
 from alignver.linalg.svd import RangeProfile
+from alignver.progress import announce, flop_rate
 from alignver.proof.decision import Ball, Decision
 from alignver.results import CheckResult, Rigor, Subject, Tolerance, Verdict, shown_down
 
@@ -245,6 +246,12 @@ def search_proof(
     if not require.boolean("certify", certify) and method == "exact":
         got = "method='exact' with certify=False"
         raise InvalidInput("certify", got, "certify=True: exact arithmetic is a proof", "conflicting-arguments")
+    rows, width = (int(size) for size in matrix.array.shape)
+    least, most = sorted((rows, width))
+    flops = 4.0 * least**2 * most + 20.0 * least**3  # a QR first, then an SVD of its triangle
+    if most > 1:
+        seconds = flops / flop_rate() if flops > _CHEAP_FLOPS else 0.0
+        announce(f"{rows} x {width} matrix: proofs, singular values", seconds=seconds, peak_bytes=24.0 * rows * width)
     if method != "exact" and not (method == "auto" and certify):
         if ball is not None:
             got = f"a ball with method={method!r}, certify={certify}"
@@ -257,8 +264,7 @@ def search_proof(
         raise InvalidInput("method", got, need, "conflicting-arguments")
     exact = "force" if method == "exact" else "auto"
     decision = prover(matrix.array, claim, ball=cover, exact=exact, budget_seconds=EXACT_SECONDS, **known)
-    least, most = sorted(matrix.array.shape)
-    cheap = 4.0 * least**2 * most + 20.0 * least**3 <= _CHEAP_FLOPS  # a QR first, then an SVD of its triangle
+    cheap = flops <= _CHEAP_FLOPS
     return ProofSearch(
         decision,
         cover,

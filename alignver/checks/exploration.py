@@ -34,7 +34,7 @@ from alignver.features.threads import single_threaded_blas
 from alignver.kernel.floats import arithmetic_fault
 from alignver.limits import limited
 from alignver.linalg import rank_rules
-from alignver.progress import track
+from alignver.progress import announce, track
 from alignver.proof import Certificate
 from alignver.proof.duplicate_inputs import DuplicateInputs
 from alignver.proof.rounding import FloatArray, mul_down
@@ -186,6 +186,7 @@ def check_safe_exploration(
         refuted = None if X is None else equal_inputs(X, rows.n)
         if refuted is not None:
             return dataclasses.replace(refuted, cost=_cost(began))
+        announce(f"safe exploration of {rows.n} samples, {rows.m} features" + f", width {width}" * (width is not None))
         setting = Setting(rows, width, rule, radius, w, tries, seed, place=place, cluster=cluster)
         if method in ("gram", "dense") or gates is not None:
             result = check_gates(setting, gates, method, folder)

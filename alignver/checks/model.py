@@ -30,7 +30,7 @@ from alignver.network.output_layers import find_output_layers
 from alignver.network.preserve_state import preserve_state
 from alignver.network.summary import module_rows
 from alignver.network.trace import NetworkGraph
-from alignver.progress import stage
+from alignver.progress import announce, stage
 from alignver.results import Bound, CheckResult, Report, Rigor, Subject, Verdict, shown_down, shown_up
 from alignver.theory.losses import sample_loss
 
@@ -127,6 +127,10 @@ def check_model(
     left = None if max_seconds is None else max(max_seconds - (time.perf_counter() - began), 1e-9)
     with time_limit(left), memory_limit(max_memory):
         questions = _Questions(prepared, X, loss, layer, gap, dtype)
+        announce(
+            f"{len(prepared.x)} samples, {prepared.m_y} output{'s' * (prepared.m_y > 1)}, {questions.d} parameters: "
+            "data, structure, loss, alignment, exploration" + f"; at most {max_seconds:g} s" * (max_seconds is not None)
+        )
         results = questions.answers()
     overview = _overview(questions, results, time.perf_counter() - began)
     return Report((overview, *results))

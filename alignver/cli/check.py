@@ -22,11 +22,12 @@ __all__ = ["Cast", "Engine", "alignment", "app", "builtin", "data", "membership"
 
 _REPORT = "html junit json quiet verbose"
 _CERTIFIED = f"certificate {_REPORT}"
+_PLANNED = f"plan {_CERTIFIED}"
 _NAMES = {"X": ("X", "x", "X_train", "x_train"), "Y": ("Y", "y", "Y_train", "y_train")}
 _TEST_NAMES = {"X_test": ("X_test", "x_test"), "Y_test": ("Y_test", "y_test")}
 
 
-@command("check membership", _CERTIFIED, provenance="device")
+@command("check membership", _PLANNED, provenance="device")
 def membership(
     session: Session,
     j_file: Annotated[str, typer.Argument(metavar="J", help="The matrix: .npy, .npz, file.npz:key, .csv or .txt.")],
@@ -66,7 +67,7 @@ def membership(
     return session.finish(result, inputs=inputs, notes=notes)
 
 
-@command("check rank", _CERTIFIED, provenance="device")
+@command("check rank", _PLANNED, provenance="device")
 def rank(
     session: Session,
     a_file: Annotated[str, typer.Argument(metavar="A", help="The matrix: .npy, .npz, file.npz:key, .csv or .txt.")],
@@ -113,7 +114,7 @@ Engine = enum.StrEnum(
 
 @command(
     "check alignment",
-    _CERTIFIED,
+    _PLANNED,
     provenance="device dtype seed",
     aliases={"folder": "--tiles", "client": "--scheduler"},
 )
@@ -193,7 +194,7 @@ def _of_samples(model: str, data: str, loss: str, values: Mapping[str, tuple[Any
     return again
 
 
-@command("check model", _CERTIFIED, provenance="device dtype seed")
+@command("check model", _PLANNED, provenance="device dtype seed")
 def model(
     session: Session,
     model: Model,

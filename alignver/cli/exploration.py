@@ -28,7 +28,7 @@ ExplorationMethod = enum.StrEnum("ExplorationMethod", "AUTO STAIRCASE GRAM DENSE
 
 @command(
     "check exploration",
-    "certificate html junit json quiet verbose",
+    "plan certificate html junit json quiet verbose",
     provenance="device seed",
     aliases={"folder": "--tiles", "file": "--keep-features", "client": "--scheduler"},
 )

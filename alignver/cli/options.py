@@ -31,6 +31,7 @@ __all__ = [
     "MethodOption",
     "Model",
     "ModelDtype",
+    "Plan",
     "Quiet",
     "RankMethod",
     "RankMethodOption",
@@ -95,6 +96,9 @@ Certificate = Annotated[
     _output(
         "--certificate", metavar="DIR", help="Save the certificate of a proof here; 'alignver verify' checks it again."
     ),
+]
+Plan = Annotated[
+    bool, _output("--plan", help="Print what will be done, with time and memory where they are known, and stop.")
 ]
 MethodOption = Annotated[Method, decision(metavar="NAME", help="auto, svd, qr, lstsq or exact.")]
 RankMethodOption = Annotated[RankMethod, decision(metavar="NAME", help="auto, svd, qr or exact.")]

@@ -31,6 +31,7 @@ from alignver.cli.exits import (
 )
 from alignver.cli.input_files import rename_options, with_options
 from alignver.errors import InvalidInput
+from alignver.progress import Planned, Silent, listening, planning
 from alignver.results import CheckResult, Report, Rigor, Summarised
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ _SHARED = {
     name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
     for name, annotation, default in (
         ("certificate", options.Certificate, None),
+        ("plan", options.Plan, False),
         ("html", options.Html, None),
         ("junit", options.Junit, None),
         ("json", options.Json, False),
@@ -159,6 +161,8 @@ class Session:
         The folder for the certificate.
     options : mapping
         The other options of the command, by parameter name.
+    plan : bool
+        Print the plan of the first long computation, and stop.
     arguments : mapping
         The option of each argument of the library, for its messages.
     device, dtype, seed
@@ -178,6 +182,7 @@ class Session:
     html: str | None = None
     junit: str | None = None
     certificate: str | None = None
+    plan: bool = False
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     arguments: Mapping[str, str] = dataclasses.field(default_factory=dict)
     device: str = "cpu"
@@ -205,7 +210,13 @@ class Session:
                 ensure_writable("--html", self.html)
                 ensure_writable("--junit", self.junit)
                 _ensure_free(self.certificate)
-                return int(body())
+                if not self.plan:
+                    return int(body())
+                with planning():
+                    return int(body())
+        except Planned as plan:
+            self.print(str(plan))
+            return int(Exit.HOLDS)
         except KeyboardInterrupt:
             say(self.farewell)
             return int(Exit.INTERRUPTED)
@@ -245,7 +256,9 @@ class Session:
 
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-            if not self.quiet:
+            if self.quiet:
+                stack.enter_context(listening(Silent()))
+            else:
                 stack.enter_context(display if display is not None else shown(sys.stderr, label or self.command))
             yield
 

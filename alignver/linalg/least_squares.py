@@ -32,8 +32,8 @@ from scipy.linalg import cho_factor, cho_solve
 from alignver.arrays import Array, host, like, namespace
 from alignver.linalg.lsmr import Iterate
 from alignver.linalg.norms import norm
-from alignver.linalg.svd import decompose
-from alignver.progress import stage, track
+from alignver.linalg.svd import decompose, flops
+from alignver.progress import run_stage, track
 
 __all__ = [
     "LeastSquares",
@@ -126,8 +126,8 @@ def least_squares(matrix: Array, target: Array) -> LeastSquares:
     if d <= n:
         u, s, vt = decompose(matrix)
         return LeastSquares(matrix, target, u, s, vt, None)
-    with stage("QR of the transposed matrix"):
-        q, r = xp.linalg.qr(xp.matrix_transpose(matrix), mode="reduced")
+    transposed = xp.matrix_transpose(matrix)
+    q, r = run_stage("QR of the transposed matrix", flops(matrix, 4.0, 0.0), xp.linalg.qr, transposed, mode="reduced")
     u, s, vt = decompose(xp.matrix_transpose(r))
     return LeastSquares(matrix, target, u, s, vt, q)
 
@@ -209,8 +209,7 @@ def preconditioned_iterates(operator: Any, M: FloatMatrix, y: Array) -> Iterator
     True
     """
     if len(M) <= _EIGENVECTORS:
-        with stage("eigenvectors of the Gram matrix"):
-            values, vectors = np.linalg.eigh(M)
+        values, vectors = run_stage("eigenvectors of the Gram matrix", flops(M, 9.0, 0.0), np.linalg.eigh, M)
         unit = float(np.finfo(np.float64).eps) * float(np.trace(M))
         before = 0
         for cutoff in _CUTOFFS:

@@ -16,8 +16,8 @@ import numpy as np
 from alignver.arrays import Array, host, like, namespace
 from alignver.linalg.norms import norm
 from alignver.linalg.qr_reduction import Reduced
-from alignver.linalg.svd import RangeProfile, descending_tails
-from alignver.progress import stage
+from alignver.linalg.svd import RangeProfile, descending_tails, flops
+from alignver.progress import run_stage
 
 __all__ = ["pivoted_qr", "qr_profile"]
 
@@ -52,10 +52,8 @@ def pivoted_qr(matrix: Array, rhs: Array) -> tuple[Array, Array, tuple[int, ...]
     >>> bool(np.allclose(r, qtb[:2, list(pivots)]))
     True
     """
-    with stage("QR with column pivoting"):
-        if isinstance(matrix, np.ndarray):
-            return _lapack(matrix, rhs)
-        return _blocked(matrix, rhs)
+    method = _lapack if isinstance(matrix, np.ndarray) else _blocked
+    return run_stage("QR with column pivoting", 2.0 * flops(matrix, 4.0, 0.0), method, matrix, rhs)
 
 
 def qr_profile(reduced: Reduced) -> RangeProfile:

@@ -13,7 +13,7 @@ import numpy as np
 from alignver.arrays import Array, host, namespace
 from alignver.linalg.norms import norm
 from alignver.linalg.qr_reduction import Reduced
-from alignver.progress import stage
+from alignver.progress import run_stage
 
 __all__ = ["RangeProfile", "decompose", "svd_profile"]
 
@@ -109,16 +109,25 @@ def decompose(matrix: Array) -> tuple[Array, Array, Array]:
 
     Raises :class:`numpy.linalg.LinAlgError` if neither converges.
     """
-    xp = namespace(matrix)
-    with stage("singular value decomposition"):
-        try:
-            u, s, vt = xp.linalg.svd(matrix, full_matrices=False)
-        except np.linalg.LinAlgError:
-            if not isinstance(matrix, np.ndarray):
-                raise
-            from scipy import linalg
+    return run_stage("singular value decomposition", flops(matrix, 4.0, 22.0), _decompose, matrix)
 
-            u, s, vt = linalg.svd(matrix, full_matrices=False, check_finite=False, lapack_driver="gesvd")
+
+def flops(matrix: Array, rectangle: float, square: float) -> float:
+    """Return ``rectangle m n^2 + square n^3``, m >= n: the operations of a factorization on a CPU; 0 elsewhere."""
+    n, m = sorted(map(int, matrix.shape))
+    on_host = isinstance(matrix, np.ndarray) or str(getattr(matrix, "device", "cpu")) == "cpu"
+    return (rectangle * m * n**2 + square * n**3) if on_host else 0.0
+
+
+def _decompose(matrix: Array) -> tuple[Array, Array, Array]:
+    try:
+        u, s, vt = namespace(matrix).linalg.svd(matrix, full_matrices=False)
+    except np.linalg.LinAlgError:
+        if not isinstance(matrix, np.ndarray):
+            raise
+        from scipy import linalg
+
+        u, s, vt = linalg.svd(matrix, full_matrices=False, check_finite=False, lapack_driver="gesvd")
     return u, s, vt
 
 
@@ -135,8 +144,7 @@ def svd_profile(reduced: Reduced) -> RangeProfile:
     """
     xp = namespace(reduced.matrix)
     if reduced.target is None:
-        with stage("singular values"):
-            levels = host(xp.linalg.svdvals(reduced.matrix))
+        levels = host(run_stage("singular values", flops(reduced.matrix, 4.0, 0.0), xp.linalg.svdvals, reduced.matrix))
         return RangeProfile(levels, np.zeros(levels.size + 1))
     u, s, _ = decompose(reduced.matrix)
     levels = host(s)

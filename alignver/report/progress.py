@@ -20,7 +20,7 @@ from rich.table import Column
 from rich.text import Text
 
 from alignver.errors import printable
-from alignver.progress import listening
+from alignver.progress import Silent, listening
 from alignver.report import text
 from alignver.results import shown_up
 
@@ -117,6 +117,10 @@ class Display:
         if not self._open:
             self._progress.update(self._whole, visible=True)
 
+    def note(self, words: str) -> None:
+        """Write a line above the bars."""
+        text.put(self._progress.console, Text(f"alignver: {printable(words)}", style="dim"))
+
     def close(self) -> None:
         """Stop drawing and clear the display."""
         self._timer.cancel()
@@ -125,12 +129,25 @@ class Display:
             self._progress.stop()
 
 
+class _Plans(Silent):
+    """A listener that writes the plans of long computations, a line each, and nothing else."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def note(self, words: str) -> None:
+        """Write a plan."""
+        self._file.write(f"alignver: {printable(words)}\n")
+        self._file.flush()
+
+
 @contextlib.contextmanager
 def shown(file: IO[str], label: str, *, patience: float = PATIENCE) -> Iterator[None]:
     """Show the progress of the calls inside the block on ``file`` if that is a terminal."""
     console = text.console(file)
     if not file.isatty() or console.is_dumb_terminal:
-        yield
+        with listening(_Plans(file)):
+            yield
         return
     display = Display(console, label, patience=patience)
     try:

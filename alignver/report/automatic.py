@@ -1,0 +1,108 @@
+"""Progress of calls in a script on a terminal or in a notebook: a bar after two seconds, drawn by a thread."""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import sys
+import threading
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from alignver.errors import printable
+from alignver.report.progress import PATIENCE, bars
+
+__all__ = ["Automatic"]
+
+_TICK = 0.25  # seconds between two looks at the tasks
+_GAP = 1.0  # seconds without a task after which the display is closed
+
+
+@dataclasses.dataclass(eq=False)
+class _Task:
+    label: str
+    total: int | None
+    began: float
+    done: int = 0
+    line: Any = None
+
+
+class Automatic:
+    """A :class:`~alignver.progress.Listener` whose tasks cost no more than an entry in a list while they are short."""
+
+    def __init__(self) -> None:
+        self._tasks: list[_Task] = []
+        self._lock, self._wake = threading.Lock(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._display: Any = None
+
+    def start(self, label: str, total: int | None) -> _Task:
+        """Add a task."""
+        task = _Task(label, total, time.monotonic())
+        with self._lock:
+            self._tasks.append(task)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._draw, name="alignver-progress", daemon=True)
+                self._thread.start()
+                atexit.register(self._close)
+        self._wake.set()
+        return task
+
+    def advance(self, handle: Any) -> None:
+        """Count a step."""
+        handle.done += 1
+
+    def finish(self, handle: Any) -> None:
+        """Remove the task; the last one closes the display soon."""
+        with self._lock:
+            self._tasks.remove(handle)
+            over = not self._tasks
+        if over and sys.exc_info()[0] is not None:  # an interrupt: what follows is for the terminal
+            self._close()
+
+    def note(self, words: str) -> None:
+        """Print a line above the bar."""
+        with self._lock:
+            console = self._display.console if self._display is not None else _console()
+        console.print(Text(f"alignver: {printable(words)}", style="dim"), soft_wrap=True)
+
+    def _draw(self) -> None:
+        idle = 0.0
+        while True:
+            if not self._tasks and self._display is None:
+                self._wake.wait()
+            self._wake.clear()
+            time.sleep(_TICK)
+            with self._lock:
+                idle = 0.0 if self._tasks else idle + _TICK
+                late = bool(self._tasks) and time.monotonic() - self._tasks[0].began > PATIENCE
+                if late and self._display is None:
+                    self._display = bars(_console())
+                    self._display.start()
+                if self._display is not None:
+                    self._update()
+                    if idle > _GAP:
+                        self._display.stop()
+                        self._display = None
+
+    def _update(self) -> None:
+        lines = {task.line for task in self._tasks}
+        for line in [line for line in self._display.task_ids if line not in lines]:
+            self._display.remove_task(line)
+        for task in self._tasks:
+            if task.line not in self._display.task_ids:
+                task.line = self._display.add_task(task.label, total=task.total)
+            self._display.update(task.line, completed=task.done)
+
+    def _close(self) -> None:
+        with self._lock:
+            if self._display is not None:
+                self._display.stop()
+                self._display = None
+
+
+def _console() -> Console:
+    return Console(file=sys.stderr)
