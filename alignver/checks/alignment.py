@@ -34,17 +34,15 @@ from alignver.limits import OutOfTime, limited, out_of_time, remaining
 from alignver.network.enclosures import EnclosedNetwork, NetworkProof, prove_alignment
 from alignver.network.functional import parameter_layout
 from alignver.network.inputs import dtype_name
-from alignver.network.preserve_state import preserve_state
+from alignver.network.row_rank_bound import RankBound, row_rank_bound
 from alignver.progress import announce, flop_rate, stage
 from alignver.results import CheckResult, Rigor, Subject, Verdict, shown_down, shown_up
 
 __all__ = [
     "STATEMENT",
-    "RankBound",
     "check_alignment",
     "decide_alignment",
     "prove_about_network",
-    "row_rank_bound",
     "traced_network",
 ]
 
@@ -106,8 +104,8 @@ def check_alignment(
         cheaper, and always with ``"gram"``: if it shows full row rank, every target is reached. Otherwise an N x N
         matrix with the column space and the singular values of J follows, from the same factors or from a streamed QR.
     budget_seconds : float, optional
-        The estimated time that a proof about the network may take: by default ``max_seconds``, or 10 s without that
-        limit; 0 for the computed matrix alone.
+        The estimated time that a proof about the network may take: by default half of ``max_seconds``, or 10 s
+        without that limit; 0 for the computed matrix alone.
     max_seconds, max_memory : float and int, optional
         Limits: UNDECIDED when the time is over, at the next step of a long loop; the memory, in bytes, to plan with. A
         Gram matrix of N rows that does not fit is factored in tiles, which need 4 N^2 bytes and the layers' factors.
@@ -260,11 +258,10 @@ def decide_alignment(
     lines = (f"nothing is proved of the network: {unproved}",) if unproved else ()
     merged = (merge_sentence(prepared.duplicates),) if prepared.merged else ()
     limit = (bound.sentence,) if bound.sentence else ()
-    in_time = "would take" not in unproved
     return dataclasses.replace(
         result,
         evidence=(*prepared.notes, *lines, *merged, *limit, *result.evidence),
-        next_steps=alignment_steps(result, len(prepared.x) * m_y, d, bound.sentence, in_time=in_time),
+        next_steps=alignment_steps(result, len(prepared.x) * m_y, d, bound.sentence, unproved),
     )
 
 
@@ -402,14 +399,15 @@ def prove_about_network(
     if isinstance(network, str):
         return network
     comparable = d >= N and prepared.refusal is None
-    return prove_alignment(
-        network,
-        prepared.y,
-        prepared.m_y,
-        seconds=seconds,
-        condition=lambda: _condition(gram(prepared.model, prepared.x, dtype=dtype)) if comparable else 1.0,
-        deficient=bound.value < min(N, d),
-    )
+    with stage("enclosures of the network's Jacobian"):
+        return prove_alignment(
+            network,
+            prepared.y,
+            prepared.m_y,
+            seconds=seconds,
+            condition=lambda: _condition(gram(prepared.model, prepared.x, dtype=dtype)) if comparable else 1.0,
+            deficient=bound.value < min(N, d),
+        )
 
 
 def least_seconds(prepared: PreparedAlignment, form: Plan, engine: str | None) -> float:
@@ -423,7 +421,7 @@ def least_seconds(prepared: PreparedAlignment, form: Plan, engine: str | None) -
 def _proof_seconds(budget: float | None) -> float:
     """Return the estimated time that a proof about the network may take, within the limit of the call."""
     left = remaining()
-    return min(left, budget) if budget is not None else left if math.isfinite(left) else _PATIENCE
+    return min(left, budget) if budget is not None else left / 2.0 if math.isfinite(left) else _PATIENCE
 
 
 def traced_network(prepared: PreparedAlignment) -> EnclosedNetwork | str:
@@ -517,99 +515,3 @@ def _description(J: JacobianForm) -> str:
     rounding = "" if J.dtype == J.computed_in else f", rounded to {J.computed_in} in between"
     plural = "s" * (J.m_y > 1)
     return f"J: {J.n} samples, {J.m_y} output{plural}, {J.d} parameters; {J.dtype}{rounding}; {J.words}"
-
-
-@dataclasses.dataclass(frozen=True)
-class RankBound:
-    """An upper bound of rank J.
-
-    Attributes
-    ----------
-    value : int
-    sentence : str
-        Why J cannot have full row rank; empty if the sizes do not exclude it.
-    """
-
-    value: int
-    sentence: str
-
-
-def row_rank_bound(model: nn.Module, x: torch.Tensor, m_y: int) -> RankBound:
-    r"""Bound the rank of the Jacobian of n samples, N = n m_y rows and d columns.
-
-    .. math:: \mathrm{rank}\, J \le \min\big(N,\; d,\; \min_{\text{cuts}} \min(|P_1|, n r) + |P_2|\big)
-
-    A cut of a chain of modules has the parameters :math:`P_1` before it and :math:`P_2` after it; r numbers per sample
-    pass through it. The columns of :math:`P_1` are :math:`\mathrm{blockdiag}(G_i) H`, where H has n r rows. Chains are
-    ``nn.Sequential`` of modules of ``torch.nn`` without hooks; other code may access any value. A parameter that is
-    used on both sides counts as one of :math:`P_2`.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        In eval mode, so that samples do not depend on each other.
-    x : torch.Tensor
-        (n, ...), inputs that the model takes.
-    m_y : int
-
-    Examples
-    --------
-    >>> narrow = nn.Sequential(nn.Linear(8, 1), nn.Tanh(), nn.Linear(1, 4))
-    >>> row_rank_bound(narrow, torch.ones(5, 8), 4).value
-    13
-    >>> row_rank_bound(nn.Linear(8, 4), torch.ones(5, 8), 4)
-    RankBound(value=20, sentence='')
-    """
-    n, columns = len(x), parameter_layout(model)
-    N, d = n * m_y, columns.d
-    best = RankBound(min(N, d), "")
-    if d < N:
-        sentence = f"{d} parameters are fewer than the {N} entries of the outputs: J cannot have full row rank"
-        best = RankBound(d, sentence)
-    for name, r, before, after in _cuts(model, x):
-        value = min(before, n * r) + after
-        if value < best.value:
-            numbers = "one number" if r == 1 else f"{r} numbers"
-            sentence = (
-                f"{before} parameters act only through {numbers} per sample, the output of module {name}, and "
-                f"{after} do not: rank J <= {value} < N = {N}"
-            )
-            best = RankBound(value, sentence)
-    return best
-
-
-def _cuts(model: nn.Module, x: torch.Tensor) -> list[tuple[str, int, int, int]]:
-    """Return, for each module of a chain but the last: name, numbers per sample, parameters before and after it."""
-    chain = _chain(model, "")
-    if len(chain) < 2 or not all(_plain(module) for module in model.modules()):
-        return []
-    free = {id(p): p.numel() for p in parameter_layout(model).parameters}
-    uses = [{id(p) for p in module.parameters()} & free.keys() for _, module in chain]
-    cuts: list[tuple[str, int, int, int]] = []
-    first = next(model.parameters())
-    value = x[:2].to(first.dtype) if x.is_floating_point() else x[:2]
-    with preserve_state(model), torch.no_grad():
-        for k, (name, module) in enumerate(chain[:-1]):
-            value = module(value)
-            if not isinstance(value, torch.Tensor) or value.ndim < 1 or len(value) != len(x[:2]):
-                return cuts
-            later = set().union(*uses[k + 1 :])
-            earlier = set().union(*uses[: k + 1]) - later
-            before, after = (sum(free[key] for key in keys) for keys in (earlier, later))
-            cuts.append((repr(name), value[0].numel(), before, after))
-    return cuts
-
-
-def _chain(module: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
-    """Return the modules that are applied one after the other, with their names."""
-    if type(module) is not nn.Sequential:
-        return [(name, module)]
-    inner = [_chain(child, f"{name}.{key}".lstrip(".")) for key, child in module._modules.items() if child is not None]
-    return [link for links in inner for link in links]
-
-
-def _plain(module: nn.Module) -> bool:
-    """Whether a module is of a class of torch.nn, without hooks and with the forward method of its class."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    library = type(module).__module__.startswith("torch.nn.modules.")
-    return library and "forward" not in vars(module) and not any(hooks)

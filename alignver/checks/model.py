@@ -28,6 +28,7 @@ from alignver.network.enclosures import EnclosedNetwork
 from alignver.network.functional import parameter_layout
 from alignver.network.output_layers import find_output_layers
 from alignver.network.preserve_state import preserve_state
+from alignver.network.row_rank_bound import row_rank_bound
 from alignver.network.summary import module_rows
 from alignver.network.trace import NetworkGraph
 from alignver.progress import announce, stage
@@ -39,7 +40,7 @@ __all__ = ["check_model"]
 _STATEMENT = "Model and data"
 _OPTIMALITY = "Global optimality (Theorems 4 and 5)"
 _ANALYTIC = "Real analytic in the parameters (Assumption 6)"
-_SHARE = 0.5  # of the time that is left: for alignment, before safe exploration
+_SHARE = 0.8  # of the time that is left: for alignment, before safe exploration
 _WORDS = {
     Verdict.HOLDS: "the model can represent these targets at its parameters",
     Verdict.FAILS: "the model cannot represent these targets at its parameters",
@@ -149,7 +150,7 @@ class _Questions:
 
     def __post_init__(self) -> None:
         self.d = parameter_layout(self.prepared.model).d
-        self.bound = alignment.row_rank_bound(self.prepared.model, self.prepared.x, self.prepared.m_y)
+        self.bound = row_rank_bound(self.prepared.model, self.prepared.x, self.prepared.m_y)
         self.refuted = self.prepared.duplicates.conflicts.count > 0
 
     @functools.cached_property

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from alignver.results import CheckResult, Rigor, Subject, Verdict
+import re
+
+from alignver.results import CheckResult, Rigor, Verdict
 
 __all__ = ["alignment_steps", "membership_steps", "rank_steps"]
 
 _JUSTIFIED = "state a tolerance that you can justify: tolerance="
+_LONGER = "a proof about the network would take about"
 _TRACK = "true at these parameters only: av.AlignmentTracker follows it while they change"
 
 
@@ -55,7 +58,7 @@ def rank_steps(result: CheckResult) -> tuple[str, ...]:
     return (*steps, *_towards_proof(result))
 
 
-def alignment_steps(result: CheckResult, N: int, d: int, narrow: str, *, in_time: bool) -> tuple[str, ...]:
+def alignment_steps(result: CheckResult, N: int, d: int, narrow: str, unproved: str) -> tuple[str, ...]:
     """Return the next steps of an answer on alignment.
 
     Parameters
@@ -65,17 +68,19 @@ def alignment_steps(result: CheckResult, N: int, d: int, narrow: str, *, in_time
         Numbers of entries of the outputs and of parameters.
     narrow : str
         Why the sizes of the layers exclude full row rank, if they do and d < N does not.
-    in_time : bool
-        False if a proof about the network was not tried because of its time.
+    unproved : str
+        Why nothing is proved of the network; empty if something is.
     """
+    estimate = re.search(r"would take (?:about|more than) (\d+) s", unproved)
+    more = () if estimate is None else (f"max_seconds={3 * int(estimate[1]) + 3}: {_LONGER} {estimate[1]} s",)
     if result.verdict is Verdict.UNDECIDED:
-        return (*result.next_steps, "run the model in float64: dtype='float64'")
+        return (*result.next_steps, "run the model in float64: dtype='float64'", *more)
     steps: list[str] = []
     if result.verdict is Verdict.FAILS:
         rank = result.measured.get("rank")
         if d < N:
-            more = f"{N - d} more parameter{'s' * (N - d > 1)}, or fewer outputs or samples"
-            steps.append(f"d = {d} < N = {N}: full row rank is impossible; {more}")
+            wider = f"{N - d} more parameter{'s' * (N - d > 1)}, or fewer outputs or samples"
+            steps.append(f"d = {d} < N = {N}: full row rank is impossible; {wider}")
         elif narrow:
             steps.append(f"widen the narrow layer: {narrow}")
         elif rank is not None and rank < N:
@@ -85,9 +90,7 @@ def alignment_steps(result: CheckResult, N: int, d: int, narrow: str, *, in_time
         steps.append("av.AlignmentTracker shows whether training reaches alignment")
     else:
         steps.append(_TRACK)
-    if result.subject is not Subject.NETWORK and not in_time:
-        steps.append("for a theorem about the network itself, allow it more time: budget_seconds=")
-    return (*steps, *(_towards_proof(result) if "proof" in result.measured else ()))
+    return (*steps, *more, *(_towards_proof(result) if "proof" in result.measured else ()))
 
 
 def _undecided(result: CheckResult) -> tuple[str, ...]:

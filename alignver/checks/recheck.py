@@ -16,7 +16,7 @@ from alignver.features.threads import single_threaded_blas, workers
 from alignver.kernel import Certificate, load_certificate
 from alignver.kernel.certificate import Tampered
 from alignver.kernel.verify import verify
-from alignver.progress import track
+from alignver.progress import stage, track
 from alignver.results import CheckResult, Verdict
 from alignver.samples import Sequential, as_numbers, open_samples, targets_of
 
@@ -84,7 +84,7 @@ def recheck(certificate: Certificate | str | Path, **inputs: Any) -> CheckResult
     for name, value in () if rows is not None else inputs.items():
         given[name] = host((as_vector if name == "y" else as_matrix)(value, name).array)
     try:
-        with single_threaded_blas():
+        with stage("checking the certificate"), single_threaded_blas():
             result = verify(certificate, given, threads=workers(), track=track)
     finally:
         if rows is not None:

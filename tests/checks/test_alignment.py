@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from alignver.checks import alignment
-from alignver.checks.alignment import check_alignment, row_rank_bound
+from alignver.checks.alignment import check_alignment
 from alignver.checks.membership import check_membership, membership_of
 from alignver.checks.recheck import recheck
 from alignver.errors import InvalidInput
@@ -16,6 +16,7 @@ from alignver.jacobians import jacobian_form
 from alignver.jacobians.jacobian import jacobian
 from alignver.jacobians.prepare import inputs_again
 from alignver.network import enclosures
+from alignver.network.row_rank_bound import row_rank_bound
 from alignver.results import CheckResult, Rigor, Verdict
 from alignver.theory.losses import modified_targets
 from tests import zoo

@@ -63,3 +63,13 @@ def test_the_memory_to_plan_with():
 def test_other_limits_are_refused(options):
     with pytest.raises(av.InvalidInput, match=next(iter(options))):
         av.check_rank(np.eye(2), **options)
+
+
+def test_a_proof_about_the_network_that_lacks_time_is_a_next_step():
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 64), torch.nn.Tanh(), torch.nn.Linear(64, 2))
+    X, Y = torch.randn(40, 3), torch.arange(40) % 2
+    result = av.check_alignment(net, X, Y, loss="cross_entropy", budget_seconds=1e-3)
+    assert result.subject == "COMPUTED_MATRIX"
+    assert result.next_steps[-1].startswith("max_seconds=3: a proof about the network would take about 0 s")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import alignver as av
-from alignver.checks.alignment import row_rank_bound
+from alignver.network.row_rank_bound import row_rank_bound
 from alignver.results import Rigor, Verdict
 
 X = torch.randn(9, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
