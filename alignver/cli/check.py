@@ -23,7 +23,7 @@ __all__ = ["Cast", "Engine", "alignment", "app", "builtin", "data", "membership"
 _REPORT = "html junit json quiet verbose"
 _CERTIFIED = f"certificate {_REPORT}"
 _PLANNED = f"plan {_CERTIFIED}"
-_NAMES = {"X": ("X", "x", "X_train", "x_train"), "Y": ("Y", "y", "Y_train", "y_train")}
+_NAMES = input_files.NAMES
 _TEST_NAMES = {"X_test": ("X_test", "x_test"), "Y_test": ("Y_test", "y_test")}
 
 
@@ -124,6 +124,7 @@ def alignment(
     data: Annotated[str, typer.Option(metavar="FILE.npz", help="The samples: a .npz file with X and Y.")],
     loss: Annotated[Loss, options.LOSS],
     weights: Weights = None,
+    eval_mode: options.Eval = False,
     method: options.MethodOption = options.Method.AUTO,
     rule: options.Rule = "golub",
     tolerance: options.Tolerance = None,
@@ -171,7 +172,8 @@ def alignment(
     """
     with session.working():
         samples = input_files.read_npz(data, "--data", ("X", "Y"))
-        net, identity = model_io.load(model, weights, device=device, seed=seed)
+        session.files = {"X": data, "Y": data}
+        net, identity = model_io.load(model, weights, device=device, seed=seed, in_eval_mode=eval_mode)
         from alignver.checks.alignment import check_alignment
 
         files = {"X": f"{data}:X", "Y": f"{data}:Y", "model": model}
@@ -182,6 +184,7 @@ def alignment(
         named = {"--weights": (weights, None), "--seed": (seed, 0), "--device": (device, "cpu")}
         named |= {"--dtype": (dtype, "float64"), "--chunk-size": (chunk_size, None)}
         again = _of_samples(model, data, loss, named)
+        again += ["--eval"] if eval_mode else []
         notes = session.save_certificate(result, {}, again)
     return session.finish(result, inputs={**samples, **identity}, notes=notes)
 
@@ -257,6 +260,7 @@ def structure(
         ),
     ] = None,
     weights: Weights = None,
+    eval_mode: options.Eval = False,
     tolerance: Annotated[
         float | None,
         decision(
@@ -280,7 +284,8 @@ def structure(
     """
     with session.working():
         samples = input_files.read_npz(data, "--data", ("X",))
-        net, identity = model_io.load(model, weights, device=device, seed=seed)
+        session.files = {"X": data}
+        net, identity = model_io.load(model, weights, device=device, seed=seed, in_eval_mode=eval_mode)
         from alignver.checks.common_structure import check_common_structure
 
         with input_files.rename_argument({"X": f"{data}:X", "model": model}):

@@ -99,6 +99,7 @@ def exploration(
         str | None, _model(metavar="NAME", help="The layer whose output is z.", show_default="the model's output")
     ] = None,
     weights: Annotated[str | None, _model(metavar="FILE", help="Parameters to load: a .safetensors file.")] = None,
+    eval_mode: options.Eval = False,
     batch_size: Annotated[int, _model(min=1, metavar="N", help="Samples run at a time.")] = 256,
     keep_features: Annotated[
         str | None,
@@ -140,7 +141,7 @@ def exploration(
         inputs: dict[str, Any] = {}
         if model is not None:
             samples = _inputs(z_file, data, keep_features)
-            net, identity = model_io.load(model, weights, device=device, seed=seed)
+            net, identity = model_io.load(model, weights, device=device, seed=seed, in_eval_mode=eval_mode)
             from alignver.network.feature_extraction import estimate_row_error, extract_features, save_features
 
             inputs = {**samples, **identity}

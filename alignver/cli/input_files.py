@@ -14,10 +14,11 @@ import re
 import shlex
 import stat
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from alignver.cli.exits import say
 from alignver.cli.options import Backend
 from alignver.errors import InvalidInput, MissingDependency, first_line, reading, renamed
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAPPED_FROM",
+    "NAMES",
     "file_argument",
     "is_archive",
     "library",
@@ -40,6 +42,12 @@ __all__ = [
     "torch_device",
     "with_options",
 ]
+NAMES = {
+    "X": ("X", "x", "X_train", "x_train", "images", "inputs", "features", "data"),
+    "Y": ("Y", "y", "Y_train", "y_train", "labels", "targets", "target", "classes"),
+}
+"""The names under which a file may hold inputs and targets, the first one that it has counts."""
+
 MAPPED_FROM = 1 << 26
 """Size in bytes from which a .npy file is mapped into memory instead of read."""
 
@@ -102,6 +110,7 @@ def with_options(words: str, options: Mapping[str, str]) -> str:
             return name if value == "True" else f"--no-{name.removeprefix('--')}"
         return f"no {name}" if match[2] == "None" else f"{name} {value}".rstrip()
 
+    words = words.replace("model.eval()", options.get("eval_mode", "model.eval()"))
     return _ASSIGNED.sub(option, words)
 
 
@@ -116,10 +125,21 @@ def read_vector(spec: str, argument: str) -> np.ndarray[Any, Any]:
 
 
 def read_npz(path: str, argument: str, keys: tuple[str, ...]) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the named arrays of a .npz file."""
+    """Return the named arrays of a .npz file; where X and Y have other names, say which arrays they are."""
     with _archive(path, argument, f"a .npz file with {' and '.join(keys)}: {_savez(keys)}") as archive:
-        _require_room(archive, keys, file_argument(argument, path))
-    return {key: _member(Path(path), path, argument, key, _savez(keys)) for key in keys}
+        members = _members(_names(archive), keys)
+        _require_room(archive, members.values(), file_argument(argument, path))
+    if any(key != member for key, member in members.items()):
+        say(f"{path}: " + ", ".join(f"{key} is {member!r}" for key, member in members.items()))
+    return {key: _member(Path(path), path, argument, member, _savez(keys)) for key, member in members.items()}
+
+
+def _members(names: Sequence[str], keys: tuple[str, ...]) -> dict[str, str]:
+    """Return the array that stands for each key: by one of its usual names, or the two arrays of a file in order."""
+    usual = {key: next((name for name in NAMES.get(key, (key,)) if name in names), None) for key in keys}
+    if None in usual.values() and set(keys) <= set(NAMES) and len(names) == len(NAMES):
+        usual = {key: name for key, name in zip(NAMES, names) if key in keys}
+    return {key: name or key for key, name in usual.items()}  # a key that is missing is refused when it is read
 
 
 def names_in(path: str, argument: str) -> list[str]:

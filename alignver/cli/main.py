@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
+import shlex
 import sys
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from alignver.cli import check, predict, reproduce, show, train, verify
+from alignver.cli import check, predict, reproduce, session, show, train, verify
 from alignver.cli.exits import Exit, explain, say
 from alignver.errors import InvalidInput
+from alignver.require import similar
 
 __all__ = ["app", "run"]
 
@@ -33,7 +36,7 @@ app = typer.Typer(
     name="alignver",
     cls=_InOrder,
     epilog=_EPILOG,
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -92,6 +95,7 @@ def run(arguments: list[str] | None = None) -> None:
 
 
 def _guarded(arguments: list[str]) -> int:
+    session.invoked.set(shlex.join(("alignver", *arguments)))
     try:
         code = typer.main.get_command(app).main(arguments, prog_name="alignver", standalone_mode=False)
         sys.stdout.flush()
@@ -126,12 +130,14 @@ def _refusal(error: Any) -> str:
         "greater_than_equal": f"a number of at least {limit}",
     }
     need = needs.get(kind) or first["msg"].rpartition(" is not ")[2].removesuffix(".")
+    need += similar(first["input"], re.findall(r"'([^']+)'", need))
     return str(InvalidInput(option.opts[0], repr(first["input"]), need))
 
 
 def _sentence(message: str) -> str:
     """Return a message in the style of the others: without a capital letter and a full stop."""
-    return (message[:1].lower() + message[1:]).rstrip().removesuffix(".")
+    message = re.sub(r" \(Possible options: (.*)\)$", r"; did you mean \1?", message)
+    return (message[:1].lower() + message[1:]).rstrip().removesuffix(".").replace(". Did you", "; did you")
 
 
 def _usable_streams() -> None:

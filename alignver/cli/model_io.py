@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from alignver.errors import InvalidInput, MissingDependency, kind_of
 
 __all__ = ["built", "code_digest", "environment", "find", "in_dtype", "load", "optimizer"]
 _ARGUMENT = "MODEL"
+_PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 _NEED = "FILE.py:FUNCTION or package.module:FUNCTION"
 
 
@@ -117,7 +119,9 @@ def _failure(error: BaseException, doing: str) -> str:
     return f"raised {type(error).__name__}{': ' + message if message else ''}{where} when it was {doing}"
 
 
-def load(spec: str, weights: str | None, *, device: str, seed: int) -> tuple[Any, dict[str, dict[str, Any]]]:
+def load(
+    spec: str, weights: str | None, *, device: str, seed: int, in_eval_mode: bool = False
+) -> tuple[Any, dict[str, dict[str, Any]]]:
     """Build the user's model from ``seed``, load its weights and move it to ``device``.
 
     Returns the model and what identifies it in a report: the hashes of its code and of its weights.
@@ -139,7 +143,7 @@ def load(spec: str, weights: str | None, *, device: str, seed: int) -> tuple[Any
         _load_weights(model, weights)
         content = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
         identity["weights"] = {"sha256": content, "file": Path(weights).name}
-    return model.to(destination), identity
+    return (model.eval() if in_eval_mode else model).to(destination), identity
 
 
 def _load_weights(model: Any, file: str) -> None:
@@ -151,6 +155,8 @@ def _load_weights(model: Any, file: str) -> None:
         missing, unexpected = reader.load_model(model, file, strict=False)
     except (safetensors.SafetensorError, OSError) as error:
         remedy = "a .safetensors file: safetensors.torch.save_model(model, file) makes one; pickles are never opened"
+        if Path(file).suffix in _PICKLES:
+            remedy = f"a .safetensors file, since a pickle can run code; this makes one: {_conversion(Path(file))}"
         got = "a damaged file, or one of another format"
         if isinstance(error, OSError) and error.strerror:
             got = f"a file that cannot be read: {error.strerror.lower()}"
@@ -170,6 +176,15 @@ def _load_weights(model: Any, file: str) -> None:
         parts = [f"without {', '.join(sorted(missing)[:4])}"] if missing else []
         parts += [f"with {', '.join(sorted(unexpected)[:4])}, which the model does not have"] if unexpected else []
         raise InvalidInput(name, "weights " + " and ".join(parts), "the weights of this model")
+
+
+def _conversion(file: Path) -> str:
+    """Return a command that converts a pickled state dict."""
+    code = (
+        "import torch; from safetensors.torch import save_file; save_file({name: value.clone() for name, value in "
+        f"torch.load({str(file)!r}, weights_only=True).items()}}, {str(file.with_suffix('.safetensors'))!r})"
+    )
+    return "python -c " + (shlex.quote(code) if set(code) & set('"$`\\') else f'"{code}"')
 
 
 def optimizer(name: str, lr: float, momentum: float | None, weight_decay: float) -> Callable[[Any], Any]:

@@ -20,6 +20,7 @@ __all__ = [
     "Device",
     "Dtype",
     "DtypeName",
+    "Eval",
     "Html",
     "JacobianDtype",
     "Json",
@@ -85,7 +86,8 @@ Json = Annotated[
 Quiet = Annotated[bool, _output("--quiet", "-q", help="The verdict line only, and no progress.")]
 Verbose = Annotated[bool, _output("--verbose", "-v", help="Every table, the provenance, and tracebacks of errors.")]
 Html = Annotated[
-    str | None, _output("--html", metavar="FILE", help="Write the report as one self-contained HTML page.")
+    str | None,
+    _output("--html", metavar="FILE", help="Write the report as a self-contained HTML page; - is stdout."),
 ]
 Junit = Annotated[
     str | None,
@@ -135,6 +137,9 @@ MODEL = typer.Argument(
 )
 Model = Annotated[str, MODEL]
 LOSS = typer.Option(metavar="LOSS", help="squared, binary_cross_entropy or cross_entropy.")
+Eval = Annotated[
+    bool, typer.Option("--eval", help="Call model.eval() first, for a function that returns a model in training mode.")
+]
 Weights = Annotated[str | None, typer.Option(metavar="FILE", help="Parameters to load: a .safetensors file.")]
 ChunkSize = Annotated[
     int | None,

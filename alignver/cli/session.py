@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
+import datetime
 import enum
 import inspect
 import shlex
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 
     from alignver.report.source import Source
 
-__all__ = ["Session", "command", "given", "heard", "recheck_hint", "signed"]
+__all__ = ["Session", "command", "given", "heard", "invoked", "recheck_hint", "signed"]
 
 _SHARED = {
     name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
@@ -54,6 +56,9 @@ _SHARED = {
     )
 }
 """The options that belong to the session."""
+
+invoked: contextvars.ContextVar[str] = contextvars.ContextVar("invoked", default="")
+"""The whole command line of this run, for the provenance."""
 
 Command = Callable[..., int]
 
@@ -173,6 +178,8 @@ class Session:
         The command that checks the saved certificate again.
     unwritten : OutputFailed, optional
         The error of a file that could not be written after the work was done; it is raised after the report.
+    files : dict
+        The file of each input that came from one.
     """
 
     command: str
@@ -191,6 +198,7 @@ class Session:
     farewell: str = "interrupted"
     verify: str | None = None
     unwritten: OutputFailed | None = None
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
     _began: float = dataclasses.field(default_factory=time.perf_counter)
 
     def arguments_of(self, names: str) -> dict[str, Any]:
@@ -207,7 +215,7 @@ class Session:
         try:
             with prompt(Exit.INTERRUPTED, lambda: f"alignver: {self.farewell}"), heard(self._warn):
                 self._require_compatible()
-                ensure_writable("--html", self.html)
+                ensure_writable("--html", None if self.html == "-" else self.html)
                 ensure_writable("--junit", self.junit)
                 _ensure_free(self.certificate)
                 if not self.plan:
@@ -233,7 +241,10 @@ class Session:
 
         if self.quiet and self.verbose:
             raise conflict("--quiet", "--quiet with --verbose", "one of them")
+        if self.json and self.html == "-":
+            raise conflict("--html", "- with --json", "one of them on stdout")
         outputs = [(option, place) for option, place in (("--html", self.html), ("--junit", self.junit)) if place]
+        outputs = [(option, place) for option, place in outputs if place != "-"]
         # FILE, FILE:KEY, FILE.py:FUNCTION and NAME=FILE; of an option that may be repeated, a list of them.
         values = [value for given in self.options.values() for value in (given if isinstance(given, list) else [given])]
         names = [str(value).rpartition("=")[2] for value in values if isinstance(value, str | Path)]
@@ -294,6 +305,8 @@ class Session:
         """Write the report on stdout: as JSON, or each result as text and, if there are inputs, the provenance."""
         if self.json and report is not None:
             self.write(report)
+            return
+        if self.html == "-":  # the page takes the place of the text
             return
         for result in results:
             self.show(result, notes)
@@ -357,7 +370,12 @@ class Session:
         if self.html is not None:
             from alignver.report import html
 
-            self._written("--html", self.html, html.page(source).encode("utf-8", "replace"))
+            page = html.page(source).encode("utf-8", "replace")
+            if self.html == "-":
+                with self._stdout() as out:
+                    out.file.write(page.decode())
+            else:
+                self._written("--html", self.html, page)
         if self.junit is not None and source.report is not None:
             from alignver.report import junit
 
@@ -392,12 +410,19 @@ class Session:
         from alignver.report.provenance import collect, inputs_of
 
         identified = {
-            name: value if isinstance(value, Mapping) else inputs_of({name: value})[name]
+            name: dict(value) if isinstance(value, Mapping) else inputs_of({name: value})[name]
             for name, value in inputs.items()
         }
         if self.verify is not None:
             more["verify"] = self.verify
         seconds = round(time.perf_counter() - self._began, 6)
+        for name, file in self.files.items():
+            if name in identified:
+                identified[name].setdefault("file", Path(file).name)
+        more |= {
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "command_line": invoked.get(),
+        }
         return collect(
             inputs=identified,
             device=self.device,
@@ -429,6 +454,7 @@ class Session:
         ``files`` are the inputs of the claim; ``again`` are the options of ``alignver verify`` that make the inputs
         which are not in a file.
         """
+        self.files |= files
         target = self.certificate
         if target is None:
             return ()

@@ -27,6 +27,7 @@ def model(
         typer.Option(metavar="FILE.npz", help="The samples: a .npz file with X.", show_default="a shape that fits"),
     ] = None,
     weights: Weights = None,
+    eval_mode: options.Eval = False,
     device: options.Device = "cpu",
     seed: options.Seed = 0,
 ) -> Exit:
@@ -43,7 +44,7 @@ def model(
     """
     with session.working():
         samples = None if data is None else input_files.read_npz(data, "--data", ("X",))
-        net, _ = model_io.load(model, weights, device=device, seed=seed)
+        net, _ = model_io.load(model, weights, device=device, seed=seed, in_eval_mode=eval_mode)
         from alignver.network.degrees import mismatch, prove_structure
         from alignver.network.example_inputs import example_inputs
         from alignver.network.summary import module_rows, table

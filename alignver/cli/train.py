@@ -380,6 +380,7 @@ def _train(session: Session, run: _Run) -> Exit:
         if result.verdict != "HOLDS" and gap > tolerance:
             result = dataclasses.replace(result, next_steps=advice(wrapper.history, gap, tolerance, wrapper.exploiting))
         training = {"epochs": epochs, "tau": tau, "last": folder.history[-1], "at_tau": folder.guarantee}
+        session.files = dict.fromkeys(("X", "Y"), session.options["data"] or folder.config["sources"]["data"])
         report = session.report((result,), run.inputs, training=training)
         folder.finish(wrapper, data, report)
         _draw(session, folder, tau)

@@ -93,6 +93,7 @@ def verify(
         Loss | None, _alignment(metavar="LOSS", help="squared, binary_cross_entropy or cross_entropy.")
     ] = None,
     weights: Weights = None,
+    eval_mode: options.Eval = False,
     device: options.Device = "cpu",
     dtype: ModelDtype = JacobianDtype.FLOAT64,
     seed: options.Seed = 0,
@@ -129,10 +130,12 @@ def verify(
             if files:
                 raise InvalidInput("--input", "inputs beside --model", "one or the other", code="conflicting-arguments")
             option = "--model" if model is None else "--data" if data is None else "--loss" if loss is None else ""
-            if option and (option != "--loss" or not _about_features(certificate)):
+            if option and (option != "--loss" or _claim(certificate) != "network-exploration"):
                 need = "--model, --data and --loss together"
                 raise InvalidInput(option, "no value", need, code="conflicting-arguments")
             arrays, identity, notes, about_model = _alignment_inputs(session.options)
+        elif not files and (needs := _needs(_claim(certificate))):
+            raise InvalidInput("inputs", "none", needs, code="conflicting-arguments")
         else:
             readers = {"y": input_files.read_vector}  # the only input of a claim that is a vector
             arrays = {name: readers.get(name, input_files.read_matrix)(file, name) for name, file in files.items()}
@@ -168,14 +171,27 @@ def _undecided(result: CheckResult, reason: str) -> CheckResult:
     )
 
 
-def _about_features(certificate: str) -> bool:
-    """Whether a certificate is about the features of a network, which have no loss."""
+def _claim(certificate: str) -> str:
+    """Return what a certificate claims; empty if the checker has to say what is wrong with it."""
     from alignver.kernel.certificate import Tampered, load_certificate
 
     try:
-        return load_certificate(certificate).claim == "network-exploration"
+        return load_certificate(certificate).claim
     except Tampered:
-        return False
+        return ""
+
+
+def _needs(claim: str) -> str:
+    """Return which options give the inputs of a claim about a model; empty for another claim."""
+    from alignver.kernel.network.methods import INPUTS
+
+    if claim == "network-exploration":
+        return "--model and --data: this certificate is about the features of a model"
+    if claim == "factored-membership" or "parameters" in INPUTS.get(claim, ()):
+        return "--model, --data and --loss: this certificate is about a model, from which its inputs are computed"
+    if claim in ("membership", "non-membership"):
+        return "exactly J, y: --input J=FILE --input y=FILE; or, for an alignment, --model, --data and --loss"
+    return ""
 
 
 def _alignment_inputs(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...], bool]:
@@ -191,7 +207,9 @@ def _alignment_inputs(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
         return {}, {}, (), True  # the checker says what is wrong with it
     model, data, features = options["model"], options["data"], loaded.claim == "network-exploration"
     samples = input_files.read_npz(data, "--data", ("X",) if features else ("X", "Y"))
-    net, identity = model_io.load(model, options["weights"], device=options["device"], seed=options["seed"])
+    net, identity = model_io.load(
+        model, options["weights"], device=options["device"], seed=options["seed"], in_eval_mode=options["eval_mode"]
+    )
     if features:
         from alignver.network import enclosed_features
 

@@ -10,6 +10,7 @@ import functools
 import importlib.resources
 import json
 import math
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -153,7 +154,9 @@ def _result(
         "reason": result.reason,
         "evidence": result.evidence,
         "problem": None if problem is None else {key: str(problem.get(key)) for key in ("name", "expected", "found")},
-        "cost": lines[-1] if len(lines) > 1 + len(result.evidence) else "",
+        "headline": headline(result),
+        "code": result.code if re.fullmatch(r"[A-Za-z0-9-]+", result.code) else "",  # part of a command to copy
+        "cost": lines[-1] if len(lines) > 1 + len(result.evidence) + len(result.next_steps) else "",
         "pictures": drawn,
         "bounds": [
             (bound.name, number(bound.value), bound.relation, number(bound.limit), bound.satisfied)
@@ -179,11 +182,49 @@ def _result(
             for row in rules
         ],
         "methods": _methods(methods) if isinstance(methods, Mapping) else None,
-        "numbers": [(key.replace("_", " "), number(value)) for key, value in measured.items() if scalar(value)],
+        "numbers": [(key.replace("_", " "), number(value)) for key, value in measured.items() if _full(value)],
         "witness": None if result.witness is None else _json(result.witness),
         "certificate": _certificate(result, verify),
         "measured": _json({key: value for key, value in measured.items() if not scalar(value)}),
     }
+
+
+_HEADLINES = {
+    "alignment": "these parameters allow a small change that moves the outputs onto the targets",
+    "membership": "y is in the column space of J",
+    "rank": "A has the rank that was asked for",
+    "exploration": "the last hidden layer is wide enough for these samples",
+    "optimality": "the training loss is at its global minimum, up to the tolerance",
+    "data": "equal inputs have equal targets",
+    "structure": "the outputs are linear in some of the parameters",
+    "analytic": "the outputs are analytic functions of the parameters",
+    "recheck": "the certificate proves its claim about these inputs",
+}
+"""What is checked, in words that need no definition, by the name of the check."""
+
+
+def headline(result: CheckResult) -> str:
+    """Return the answer in one sentence without a method; empty for a check of another name.
+
+    Examples
+    --------
+    >>> from alignver.checks.rank import check_rank
+    >>> headline(check_rank([[1.0, 0.0], [0.0, 0.0]]))
+    'No: it is not true that A has the rank that was asked for.'
+    """
+    words = _HEADLINES.get(result.name)
+    if words is None:
+        return ""
+    return {
+        Verdict.HOLDS: f"Yes: {words}.",
+        Verdict.FAILS: f"No: it is not true that {words}.",
+        Verdict.UNDECIDED: f"It is not decided whether {words}.",
+    }[result.verdict]
+
+
+def _full(value: Any) -> bool:
+    """Whether a value is a single one that says something: a row without content is left out."""
+    return scalar(value) and value is not None and value != ""
 
 
 def _methods(methods: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -268,6 +309,7 @@ def _pairs(values: Mapping[str, Any]) -> list[tuple[str, str]]:
             number(value) if scalar(value) else json.dumps(value, ensure_ascii=False),
         )
         for key, value in lines_of(values)
+        if value is not None
     ]
 
 

@@ -117,7 +117,7 @@ def bounds_table(bounds: Iterable[Bound]) -> Table:
 
 def numbers_table(measured: Mapping[str, Any]) -> Table | None:
     """Return the single values among the measured ones, or None if there are none."""
-    rows = {key: value for key, value in measured.items() if scalar(value)}
+    rows = {key: value for key, value in measured.items() if scalar(value) and value is not None}
     if not rows:
         return None
     table = _table(("measured", "left"), ("", "left"))

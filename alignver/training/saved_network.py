@@ -24,10 +24,9 @@ from torch import nn
 from alignver import require
 from alignver.checks.recheck import recheck
 from alignver.errors import InvalidInput, MissingDependency, first_line
-from alignver.network.output_layers import find_output_layers
 from alignver.results import CheckResult, Report
 from alignver.theory.losses import LOSSES
-from alignver.training.gated_network import GatedNetwork, gated
+from alignver.training.gated_network import GatedNetwork, modify
 from alignver.training.run_folder import RunFolder
 from alignver.training.wrapper_base import EXPLOITING, TrainedNetwork
 
@@ -189,9 +188,8 @@ def load(folder: str | os.PathLike[str], *, model: nn.Module | Callable[[], nn.M
             example = torch.zeros(2, *description["shape"], dtype=getattr(torch, description["dtype"]))
             example = example.to(dtype) if example.is_floating_point() else example
             layers = None if description["layers"] is None else tuple(description["layers"])
-            ending = find_output_layers(copy.deepcopy(built).to("cpu", dtype), example, layers)
             options = {name: description[name] for name in ("outputs", "width", "slope")}
-            network = gated(ending, **options)
+            network = modify(copy.deepcopy(built).to("cpu", dtype), example, layers=layers, **options)
         load_model(network, str(weights))
     except (SafetensorError, OSError, KeyError) as error:
         raise InvalidInput(

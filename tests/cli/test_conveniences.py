@@ -1,0 +1,160 @@
+"""What saves a person time: completion, suggestions, other names of arrays, --eval, --html -, what verify needs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.cli.conftest import COMMAND, environment
+
+NET = """
+from torch import nn
+def build():
+    return nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Dropout(), nn.Linear(8, 2))
+def plain():
+    return nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
+"""
+
+
+@pytest.fixture
+def project(files):
+    random = np.random.default_rng(0)
+    (files / "net.py").write_text(NET)
+    X = random.standard_normal((5, 2))
+    np.savez(files / "images.npz", images=X, labels=np.arange(5) % 2)
+    np.savez(files / "ab.npz", a=X, b=np.arange(5) % 2)
+    np.savez(files / "abc.npz", a=X, b=np.arange(5), c=X)
+    np.savez(files / "xy.npz", X=X, Y=random.standard_normal(5))
+    return files
+
+
+ASKED = {
+    "bash": ({"COMP_WORDS": "alignver check mem", "COMP_CWORD": "2"}, "membership"),
+    "zsh": ({"_TYPER_COMPLETE_ARGS": "alignver check rank --tol"}, "--tolerance"),
+    "fish": (
+        {"_TYPER_COMPLETE_ARGS": "alignver check alignment --loss ", "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
+        "binary_cross_entropy",
+    ),
+}
+
+
+@pytest.mark.parametrize("shell", ASKED)
+def test_a_shell_completes_commands_options_and_values(files, shell):
+    asked, word = ASKED[shell]
+    settings = {**environment(), **asked, "_ALIGNVER_COMPLETE": f"complete_{shell}"}
+    done = subprocess.run(COMMAND, cwd=files, env=settings, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert word in done.stdout
+    script = subprocess.run(
+        [*COMMAND, "--show-completion", shell],
+        env={**environment(), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert script.returncode == 0
+    assert "_ALIGNVER_COMPLETE" in script.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "suggestion"),
+    [
+        ("check membershp", "did you mean 'membership'?"),
+        ("check rank A.npy --tolerence 3", "did you mean --tolerance?"),
+        ("check rank A.npy --rule goulb", "did you mean 'golub'?"),
+        ("check rank A.npy --method qrr", "did you mean 'qr'?"),
+        ("check alignment net.py:build --data xy.npz --loss sqared", "did you mean 'squared'?"),
+    ],
+)
+def test_a_mistyped_word_is_answered_with_the_right_one(here, project, words, suggestion):
+    np.save(project / "A.npy", np.eye(2))
+    run = here(*words.split())
+    assert (run.code, run.out) == (2, "")
+    assert suggestion in run.err
+
+
+@pytest.mark.parametrize(
+    ("file", "taken"),
+    [("images.npz", "X is 'images', Y is 'labels'"), ("ab.npz", "X is 'a', Y is 'b'"), ("xy.npz", "")],
+)
+def test_arrays_of_other_names_are_taken_and_named(here, project, file, taken):
+    loss = "squared" if file == "xy.npz" else "binary_cross_entropy"
+    run = here("check", "alignment", "net.py:plain", "--data", file, "--loss", loss)
+    assert run.code in (0, 1), run.err
+    assert run.err == (f"alignver: {file}: {taken}\n" if taken else "")
+
+
+def test_three_arrays_without_names_are_refused(here, project):
+    run = here("check", "alignment", "net.py:plain", "--data", "abc.npz", "--loss", "squared")
+    assert run.code == 2
+    assert "the arrays a, b, c; needs the array X" in run.err
+
+
+def test_a_model_in_training_mode(here, project):
+    words = ["check", "alignment", "net.py:build", "--data", "images.npz", "--loss", "cross_entropy"]
+    run = here(*words)
+    assert run.code == 2
+    assert "in train mode, which is random; needs eval mode: --eval" in run.err
+    run = here(*words, "--eval")
+    assert run.code in (0, 1), run.err
+    assert here("check", "structure", "net.py:build", "--data", "images.npz", "--eval").code == 0
+    assert here("show", "model", "net.py:build", "--eval").code == 0
+
+
+def test_a_page_on_stdout(here, project):
+    np.save(project / "A.npy", np.eye(2))
+    run = here("check", "rank", "A.npy", "--html", "-")
+    assert run.code == 0
+    assert run.out.startswith("<!DOCTYPE html>")
+    assert run.out.rstrip().endswith("</html>")
+    assert not (project / "-").exists()
+    run = here("check", "rank", "A.npy", "--html", "-", "--json")
+    assert (run.code, run.out) == (2, "")
+    assert "--html: got - with --json" in run.err
+
+
+def test_verify_says_what_a_certificate_of_a_model_needs(here, project):
+    words = ["--data", "xy.npz", "--loss", "squared"]
+    run = here("check", "alignment", "net.py:plain", *words, "--certificate", "proof")
+    assert "re-check with" in run.out, run.out + run.err
+    run = here("verify", "proof")
+    assert run.code == 2
+    assert "--input: got none; needs --model, --data and --loss: this certificate is about a model" in run.err
+    assert here("verify", "proof", "--model", "net.py:plain", *words).code == 0
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "it's $5.pt"])
+def test_a_pickle_is_refused_with_a_command_that_converts_it(here, project, name):
+    torch = pytest.importorskip("torch")
+    layers = torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)
+    torch.save(torch.nn.Sequential(*layers).state_dict(), project / name)
+    words = ["check", "alignment", "net.py:plain", "--data", "xy.npz", "--loss", "squared", "--weights"]
+    run = here(*words, name)
+    assert (run.code, run.out) == (2, "")
+    (command,) = re.findall("this makes one: python -c (.*)$", run.err, re.MULTILINE)
+    (code,) = shlex.split(command)
+    environ = {**os.environ, "PYTHONWARNINGS": "error"}
+    subprocess.run([sys.executable, "-c", code], cwd=project, env=environ, check=True)
+    run = here(*words, name.replace(".pt", ".safetensors"))
+    assert run.code in (0, 1), run.err
+
+
+def test_a_report_says_when_from_which_command_and_from_which_files(here, project):
+    np.save(project / "A b.npy", np.eye(2))
+    provenance = here("check", "rank", "A b.npy", "--json").document()["provenance"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", provenance["date"])
+    assert shlex.split(provenance["command_line"]) == ["alignver", "check", "rank", "A b.npy", "--json"]
+    assert provenance["inputs"]["A"]["file"] == "A b.npy"
+    words = ["check", "alignment", "net.py:plain", "--data", "xy.npz", "--loss", "squared", "--html", "-"]
+    page = here(*words).out
+    assert "alignver " + " ".join(words) in page
+    assert page.count("<td>xy.npz</td>") == 2
+    assert page.index("that moves the outputs onto the targets") < page.index('class="reason"')
+    assert "alignver explain alignment-" in page
+    assert "<td>None</td>" not in page
