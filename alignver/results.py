@@ -378,6 +378,10 @@ class CheckResult:
         )
         return document
 
+    def to_json(self) -> str:
+        """Return the result as one strict JSON document (no NaN, no Infinity)."""
+        return json.dumps(self.to_dict(), allow_nan=False, indent=1)
+
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> CheckResult:
         """Rebuild a result from :meth:`to_dict`, of this version of the schema or of version 1."""

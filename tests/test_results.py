@@ -132,6 +132,7 @@ def test_json_round_trip():
     json.loads(text, parse_constant=lambda token: pytest.fail(f"{token} is not JSON"))
     assert Report.from_json(text) == report
     assert report.verdict is Verdict.FAILS
+    assert CheckResult.from_dict(json.loads(result().to_json())) == result()
     with_paper = Report((result(rigor=Rigor.PROOF, certificate=Paper()),))
     back = Report.from_json(with_paper.to_json())
     assert back == with_paper
