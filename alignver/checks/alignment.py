@@ -48,6 +48,7 @@ __all__ = [
 
 _LONG = 2e11  # operations: about ten seconds, for which a second Gram matrix is worth its time
 _PATIENCE = 10.0  # estimated seconds of a proof about the network that is tried without a limit
+_ROWS = 100  # rows of J that may show that it is deficient
 _ENCLOSED = 10000  # rows of J for which a proof about the network is tried
 STATEMENT = "Data-architecture alignment (Definition 2)"
 _MEMBERSHIP = functools.partial(membership_of, method="auto", rule="golub", tolerance=None, residual_tolerance=None)
@@ -291,6 +292,8 @@ def _of_computed_matrix(
     if engine == "gram" or large:
         if bound.sentence:
             failure = f"rank J <= {bound.value}"
+        elif large and plan.flops > _LONG and _dependent(prepared, dtype):
+            failure = f"the rows of the first {_few(prepared)} samples are dependent within rounding error"
         else:
             attempt = prove_by_factors(
                 prepared.model,
@@ -490,6 +493,24 @@ def _not_computed(prepared: PreparedAlignment, sizes: dict[str, Any]) -> CheckRe
         subject=Subject.COMPUTED_MATRIX,
         code="alignment-network-proved",
     )
+
+
+def _few(prepared: PreparedAlignment) -> int:
+    """Return the number of samples that have about a hundred rows."""
+    return min(len(prepared.x), max(1, _ROWS // prepared.m_y))
+
+
+def _dependent(prepared: PreparedAlignment, dtype: str | None) -> bool:
+    """Whether a few samples show that J has no full row rank that a Gram matrix could prove.
+
+    The smallest eigenvalue of a matrix is at most that of a principal submatrix, here with rows of norm 1, which is
+    nearly the best scaling. If that is rounding error, a proof fails.
+    """
+    M = gram(prepared.model, prepared.x[: _few(prepared)], dtype=dtype).double()
+    sizes = M.diagonal().sqrt()
+    if not bool((sizes > 0.0).all()):
+        return True
+    return float(torch.linalg.eigvalsh(M / sizes / sizes[:, None])[0]) <= 16 * 2.0**-52 * len(M)
 
 
 def _by_least_squares(

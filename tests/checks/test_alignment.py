@@ -14,7 +14,7 @@ from alignver.checks.recheck import recheck
 from alignver.errors import InvalidInput
 from alignver.jacobians import jacobian_form
 from alignver.jacobians.jacobian import jacobian
-from alignver.jacobians.prepare import inputs_again
+from alignver.jacobians.prepare import inputs_again, prepare_alignment
 from alignver.network import enclosures
 from alignver.network.row_rank_bound import row_rank_bound
 from alignver.results import CheckResult, Rigor, Verdict
@@ -265,12 +265,25 @@ def test_a_deficient_jacobian_is_decided_by_least_squares_with_the_gram_matrix(m
     by_factorization = check_alignment(model, x, y, loss="cross_entropy", certify=False)
     monkeypatch.setattr(alignment, "gram_first", lambda *_, **__: True)
     monkeypatch.setattr(alignment, "_LONG", 0.0)
+    tries, inner = [], alignment.prove_by_factors
+    monkeypatch.setattr(alignment, "prove_by_factors", lambda *args, **kw: tries.append(1) or inner(*args, **kw))
     result = check_alignment(model, x, y, loss="cross_entropy", certify=False)
+    assert len(tries) == (0 if tail else 1)  # a few samples show that a proof of full rank fails
     assert result.verdict == by_factorization.verdict == ("FAILS" if tail else "HOLDS")
     if tail:  # the outputs of a sample add up to a function of the others
         assert result.code == "alignment-operator-not-at-tolerance"
         assert result.measured["residual"] == pytest.approx(by_factorization.measured["residual"], rel=1e-9)
         assert any("Gram matrix" in line for line in result.evidence)
+
+
+def test_rows_of_every_size_are_not_taken_for_dependent():
+    """Only rows of norm 1 tell whether a proof, which scales them, can succeed."""
+    torch.manual_seed(0)
+    x = torch.randn(9, 6).double() * 10.0 ** -torch.arange(0.0, 27.0, 3.0)[:, None]
+    wide = nn.Sequential(nn.Linear(6, 40, bias=False), nn.Linear(40, 1, bias=False)).double()
+    few = prepare_alignment(wide, x[:6], torch.randn(6), "squared", "float64")
+    assert not alignment._dependent(few, "float64")
+    assert alignment._dependent(prepare_alignment(wide, x, torch.randn(9), "squared", "float64"), "float64")
 
 
 def test_what_least_squares_leaves_open_the_factorization_decides(monkeypatch):
