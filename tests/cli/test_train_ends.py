@@ -87,7 +87,7 @@ def test_warnings_of_the_run_are_remarks(here):
     run = here("train", *quick, "--out", "warned", "--lr", "400")
     assert "warning: the step 400" in run.err
     assert run.code == 1
-    assert run.out.splitlines()[0].endswith("FAILS  proof (computed matrix)")
+    assert run.out.splitlines()[0].endswith("FAILS  proof (network)")
 
 
 def test_on_a_terminal(files):
