@@ -165,7 +165,7 @@ class AlignmentEvaluator:
         """
         if self._conflict:
             return self._refuted()
-        parts = None if self._layers is None else self._layers.factors()
+        parts = self._factors()
         M: torch.Tensor | None
         if parts is not None and self._layers is not None:
             with _blas_threads(self._layers.flops):
@@ -250,23 +250,34 @@ class AlignmentEvaluator:
     def _scale(self, spectral: float) -> Scale:
         return Scale(self.N, self.d, spectral, None, self._eps, self._eps)
 
+    def _factors(self) -> Factors | None:
+        """Return the factors of the layers; None from the first time that they are not those of the model."""
+        if self._layers is not None:
+            try:
+                return self._layers.factors()
+            except InvalidInput:  # a layer does more than multiply and add: the other engines follow
+                self._layers = None
+        return None
+
     def _dtype_of_outputs(self) -> str:
-        with _bound(self._model, self._x, self._dtype) as (function, x):
+        with _bound(self._model, self._x, self._dtype, self.prepared.graded) as (function, x):
             return dtype_name(probe(function, x).computed_in)
 
     def _outputs(self) -> torch.Tensor:
-        return outputs_of(self._model, self._x, self._dtype)
+        return outputs_of(self._model, self._x, self._dtype, graded=self.prepared.graded)
 
 
 @contextlib.contextmanager
-def _bound(model: torch.nn.Module, x: torch.Tensor, dtype: str | None) -> Iterator[tuple[Functional, torch.Tensor]]:
+def _bound(
+    model: torch.nn.Module, x: torch.Tensor, dtype: str | None, graded: bool
+) -> Iterator[tuple[Functional, torch.Tensor]]:
     with bound_copy(model, x, dtype) as (function, x), full_precision(function.device, function.dtype):
-        yield function, x
+        yield dataclasses.replace(function, graded=graded), x
 
 
-def outputs_of(model: torch.nn.Module, x: torch.Tensor, dtype: str | None) -> torch.Tensor:
-    """Return the outputs of a model, (n, m_y), computed in a dtype."""
-    with _bound(model, x, dtype) as (function, x), torch.no_grad():
+def outputs_of(model: torch.nn.Module, x: torch.Tensor, dtype: str | None, *, graded: bool = False) -> torch.Tensor:
+    """Return the outputs of a model, (n, m_y), computed in a dtype; ``graded``: those that gradients belong to."""
+    with _bound(model, x, dtype, graded) as (function, x), torch.no_grad():
         batches = track(torch.split(x, _BATCH), "outputs")
         return torch.cat([function(function.theta, function.batch(b)).reshape(len(b), -1) for b in batches])
 

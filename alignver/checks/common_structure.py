@@ -229,18 +229,38 @@ class _Evaluation:
         return float(torch.finfo(getattr(torch, self.computed_in)).eps)
 
     def thetas(self, count: int = len(_SPREADS)) -> Iterator[tuple[str, Functional]]:
-        """Yield the theta of the model, then random thetas: each slot plus normal numbers of the size of the slot."""
+        """Yield the theta of the model, then random thetas: each slot plus normal numbers of the size of the slot.
+
+        Where the model raises an exception (a variance is negative), each entry is multiplied by a positive number
+        instead; where it raises one again, there is no such theta.
+        """
         yield "the model's theta", self.function
         generator = torch.Generator().manual_seed(self.seed)
         for t in range(count):
             spread = _SPREADS[t % len(_SPREADS)]
-            moved = {}
+            moved, scaled = {}, {}
             for name, value in self.function.theta.items():
                 size = float(value.square().mean().sqrt()) if value.numel() else 0.0
                 size = size or max(1, value[0].numel() if value.ndim > 1 else value.numel()) ** -0.5
                 step = torch.randn(value.shape, generator=generator, dtype=torch.float64)
                 moved[name] = value + (spread * size * step).to(value.dtype).to(value.device)
-            yield f"theta {t + 1} of seed {self.seed}", dataclasses.replace(self.function, theta=moved)
+                scaled[name] = value * (0.5 * spread * step).exp().to(value.dtype).to(value.device)
+            for theta in (moved, scaled):
+                function = dataclasses.replace(self.function, theta=theta)
+                if self._is_defined(function):
+                    yield f"theta {t + 1} of seed {self.seed}", function
+                    break
+
+    def _is_defined(self, function: Functional) -> bool:
+        """Whether the model runs at its theta."""
+        try:
+            with torch.no_grad():
+                function(function.theta, function.batch(self.x[:1]))
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception:  # the user's code can raise anything
+            return False
+        return True
 
     def product(self, function: Functional, x: torch.Tensor, tangents: Subset) -> tuple[torch.Tensor, torch.Tensor]:
         """Return f and J times the tangents, (n, m_y) each."""
@@ -271,12 +291,11 @@ def _confirm(evaluation: _Evaluation, S: Subset, tolerance: float | None) -> Che
     """Compare f with J nu on all samples at all thetas."""
     terms = int(sum(int(mask.sum()) for mask in S.values()))
     generator = torch.Generator().manual_seed(evaluation.seed)
-    outputs, products, magnitudes, labels, skipped = [], [], [], [], 0
+    outputs, products, magnitudes, labels = [], [], [], []
     for label, function in evaluation.thetas():
         nu = {name: function.theta[name] * mask for name, mask in S.items()}
         f, p = evaluation.product(function, evaluation.x, nu)
         if not bool(torch.isfinite(f).all() and torch.isfinite(p).all()):
-            skipped += 1
             continue
         squares = []
         for _ in range(_SIGNS if terms else 0):
@@ -301,9 +320,9 @@ def _confirm(evaluation: _Evaluation, S: Subset, tolerance: float | None) -> Che
         labels=labels,
     )
     if result.verdict is Verdict.HOLDS and len(outputs) < 3:
-        reason = (
-            f"f = J nu at {len(outputs)} theta; at {skipped} others the outputs overflow, so the sample is too small"
-        )
+        others = 1 + len(_SPREADS) - len(outputs)
+        reason = f"f = J nu at {len(outputs)} theta; at {others} others the outputs overflow or are not defined: "
+        reason += "the sample is too small"
         result = dataclasses.replace(result, verdict=Verdict.UNDECIDED, reason=reason, bounds=())
     names = _entries(S)
     sentence = f"S: {_list(names)} ({terms} of {evaluation.function.layout.d} parameters)" if names else "S is empty"
@@ -318,7 +337,9 @@ def _confirm(evaluation: _Evaluation, S: Subset, tolerance: float | None) -> Che
         "m_y": evaluation.m_y,
     }
     return dataclasses.replace(
-        result, evidence=evidence, measured={**measured, "seed": evaluation.seed, "skipped": skipped}
+        result,
+        evidence=evidence,
+        measured={**measured, "seed": evaluation.seed, "skipped": 1 + len(_SPREADS) - len(outputs)},
     )
 
 
@@ -443,6 +464,8 @@ def _last_first(function: Functional, x: torch.Tensor) -> list[str]:
     clock: dict[int, int] = {}
     handles = []
     for module in function.model.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # it takes no hooks
 
         def note(module: nn.Module, args: Any, output: Any) -> None:
             clock[id(module)] = len(clock) if id(module) not in clock else max(clock.values()) + 1
@@ -481,6 +504,7 @@ def _masks(evaluation: _Evaluation, S: Sequence[str]) -> Subset:
     known = {name: name for name in function.layout.names} | function.layout.aliases
     modules = {name for name, _ in function.model.named_modules(remove_duplicate=False)}
     masks: dict[str, torch.Tensor] = {}
+    S = [name.removeprefix("_orig_mod.").removeprefix("module.") if name not in known else name for name in S]
     for name in S:
         slots = [known[name]] if name in known else []
         if not slots and name in modules:

@@ -54,6 +54,14 @@ MAPPED_FROM = 1 << 26
 _NEED = "a .npy, .npz, .csv or .txt file of numbers"
 _DAMAGED = "a damaged .npz file"
 _TEXT = {".csv", ".tsv", ".txt", ".dat"}
+_MOST_INTEGER = 2.0**53
+_INTEGER = re.compile(r"[+-]?\d+")
+_REMEDIES = {
+    "a MATLAB file": "numpy.save(file, scipy.io.loadmat(name)[variable])",
+    "a Matrix Market file": "numpy.save(file, scipy.io.mmread(name).toarray())",
+    "a Parquet file": "numpy.save(file, pandas.read_parquet(name).to_numpy())",
+    "an HDF5 file": "numpy.save(file, h5py.File(name)[variable][:])",
+}
 _FOREIGN = (
     (b"\x80", "a Python pickle, which is never opened since it can run code"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
@@ -201,7 +209,8 @@ def _suggestion(file: Path) -> str:
 def _read(spec: str, argument: str, ndim: int) -> np.ndarray[Any, Any]:
     path, key = spec, None
     if not os.path.exists(spec) and ".npz:" in spec:
-        path, _, key = spec.rpartition(":")
+        stem, _, key = spec.partition(".npz:")  # a name may contain colons
+        path = f"{stem}.npz"
     file = regular(path, argument)
     name = file_argument(argument, path)
     with file.open("rb") as stream:
@@ -218,7 +227,8 @@ def _read(spec: str, argument: str, ndim: int) -> np.ndarray[Any, Any]:
     if got is None and suffix not in _TEXT:
         got = f"a file of type {file.suffix or 'unknown'}"
     if got is not None:
-        raise InvalidInput(name, got, f"{_NEED}: numpy.save(file, array) makes one", code="unreadable-file")
+        remedy = _REMEDIES.get(got, "numpy.save(file, array)")
+        raise InvalidInput(name, got, f"{_NEED}: {remedy} makes one", code="unreadable-file")
     return _read_text(file, name, ndim)
 
 
@@ -247,6 +257,9 @@ def _member(file: Path, path: str, argument: str, key: str | None, remedy: str) 
         if key is None and len(names) > 1:
             first = shlex.quote(f"{path}:{names[0]}")  # the user can copy it to the command line
             got = f"the arrays {', '.join(names)}"
+            if {"format", "shape", "data"} <= set(names):
+                need = f"a dense array: numpy.save(file, scipy.sparse.load_npz({file.name!r}).toarray())"
+                raise InvalidInput(name, "a sparse matrix of SciPy", need, "unreadable-file")
             raise InvalidInput(name, got, f"one of them: {first}", "unreadable-file")
         key = names[0] if key is None else key
         if key not in names:
@@ -284,6 +297,12 @@ def _read_text(file: Path, name: str, ndim: int) -> np.ndarray[Any, Any]:
     except ValueError as error:
         got = f"text that is not a table ({first_line(error)})"
         raise InvalidInput(name, got, _table_remedy(rows, delimiter), code="unreadable-file") from error
+    if np.abs(array).max() >= _MOST_INTEGER:
+        cells = (cell.strip() for row in rows for cell in row.split(delimiter))
+        for cell in cells:
+            if _INTEGER.fullmatch(cell) and int(float(cell)) != int(cell):
+                need = "integers of at most 2**53 in magnitude, which float64 holds exactly"
+                raise InvalidInput(name, f"the integer {cell}", need)
     if ndim == 1 and 1 in array.shape:  # a text file has only matrices: one row or one column is a vector
         return array.reshape(-1)
     return array

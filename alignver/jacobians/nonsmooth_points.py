@@ -318,6 +318,8 @@ def _running_modules(model: nn.Module, path: list[str]) -> Iterator[None]:
     """Maintain in ``path`` the modules that are running, the innermost last."""
     handles = []
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # it takes no hooks
         called = f"{name} ({type(module).__name__})" if name else type(module).__name__
 
         def enter(module: nn.Module, args: Any, called: str = called) -> None:

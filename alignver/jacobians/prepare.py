@@ -71,6 +71,8 @@ class PreparedAlignment:
         What the reader has to know of the derivatives.
     refusal : InvalidInput or None
         Why torch's derivatives are not those of the model: the Jacobian then cannot be computed.
+    graded : bool
+        Whether the model needs gradients in every pass (:class:`~alignver.network.functional.Functional`).
     """
 
     model: nn.Module
@@ -83,6 +85,7 @@ class PreparedAlignment:
     inputs: torch.Tensor
     notes: tuple[str, ...] = ()
     refusal: InvalidInput | None = None
+    graded: bool = False
 
     @property
     def y(self) -> Matrix:
@@ -138,7 +141,8 @@ def prepare_alignment(
     if duplicates.distinct < len(x) and not duplicates.conflicts.count:
         rows = duplicates.representatives
         x, targets = x[torch.from_numpy(rows).to(x.device)], targets[rows]
-    return PreparedAlignment(model, x, m_y, loss, given, targets, duplicates, every, probed.notes, probed.refusal)
+    special = probed.notes, probed.refusal, probed.function.graded
+    return PreparedAlignment(model, x, m_y, loss, given, targets, duplicates, every, *special)
 
 
 def _require_logits(model: nn.Module, x: torch.Tensor, m_y: int, loss: str, dtype: str | None) -> None:

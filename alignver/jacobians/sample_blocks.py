@@ -150,13 +150,15 @@ class Part:
         """A of a product or of a convolution, (n, g, a, T)."""
         if isinstance(self.use, Conv):
             patches = self.batch_axis(self.use.patches(), self.n, 0, 1)  # (n, merged, g, a, T)
-            return _last(patches, 1)
+            return _last(patches, 1).to(self.raw.dtype)
         if isinstance(self.use, ConvTranspose):
             x = self.batch_axis(self.use.input, self.n, 0, 1)  # (n, merged, channels, *positions)
-            return _last(x.reshape(*x.shape[:2], self.use.groups, x.shape[2] // self.use.groups, -1), 1)
+            x = x.reshape(*x.shape[:2], self.use.groups, x.shape[2] // self.use.groups, -1)
+            return _last(x, 1).to(self.raw.dtype)
         assert isinstance(self.use, Product)
         by_sample = self.batch_axis(self.use.input, self.n, 0, self.use.lead).contiguous()
-        return by_sample.transpose(1, 2).unsqueeze(1)
+        rows = by_sample.transpose(1, 2).unsqueeze(1)
+        return rows.to(self.raw.dtype)  # a part of the model may compute in another dtype
 
     @functools.cached_property
     def index(self) -> torch.Tensor:
@@ -383,7 +385,7 @@ def block(
         raw = raws[use.edge]
         if raw is None:
             continue  # no output depends on it
-        part = Part(use, axis, raw, len(x))
+        part = Part(use, axis, raw.to(out.dtype), len(x))
         for name in {*use.slots} & names:
             parts[name].append(part)
     return Block(x, outputs, parts)

@@ -214,6 +214,11 @@ class Functional:
             return x.clone()
         return x.to(self.dtype, copy=True)
 
+    def in_dtype(self, dtype: torch.dtype) -> Functional:
+        """Return the same function at values in another dtype."""
+        theta, held = ({n: _copy(v, dtype) for n, v in tensors.items()} for tensors in (self.theta, self.held))
+        return dataclasses.replace(self, theta=theta, held=held, dtype=dtype)
+
     def leaves(self) -> dict[str, torch.Tensor]:
         """Return theta as leaves of a new graph that share its memory."""
         return {name: value.detach().requires_grad_() for name, value in self.theta.items()}
@@ -263,7 +268,13 @@ def _separate(model: nn.Module) -> nn.Module:
             if name in _TRAINERS:
                 memo[id(value)] = value
     try:
-        twin = copy.deepcopy(model, memo)
+        try:
+            twin = copy.deepcopy(model, dict(memo))
+        except Exception:  # a lock, a generator, an open file: the copy shares them
+            memo |= {
+                id(value): value for module in model.modules() for value in vars(module).values() if _opaque(value)
+            }
+            twin = copy.deepcopy(model, memo)
         kinds = [[(name, type(module)) for name, module in net.named_modules()] for net in (model, twin)]
         shared = [[id(tensor) for tensor in (*net.parameters(), *net.buffers())] for net in (model, twin)]
         if twin is model or kinds[0] != kinds[1] or shared[0] != shared[1]:
@@ -274,6 +285,11 @@ def _separate(model: nn.Module) -> nn.Module:
         return twin
     except Exception:  # a class of the user can raise anything; the model itself then runs, under a lock
         return model
+
+
+def _opaque(value: Any) -> bool:
+    """Whether a value is no module, tensor, container or function, so that a copy can share it."""
+    return not isinstance(value, nn.Module | torch.Tensor | dict | list | tuple | set) and not callable(value)
 
 
 def _own(value: Any) -> Any:
@@ -340,6 +356,7 @@ def require_state(model: nn.Module, state: Mapping[str, torch.Tensor], argument:
         raise InvalidInput(argument, kind_of(state), need, code="wrong-type")
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     known = {name for name, _ in named}
+    state = _without_prefix(state, known)
     unknown = [name for name in state if name not in known and not str(name).endswith("_extra_state")]
     if unknown:
         raise InvalidInput(argument, f"{unknown[0]!r}, which the model does not have", need)
@@ -358,6 +375,14 @@ def require_state(model: nn.Module, state: Mapping[str, torch.Tensor], argument:
     if missing:
         raise InvalidInput(argument, f"no {missing[0]!r}", need)
     return values
+
+
+def _without_prefix(state: Mapping[str, torch.Tensor], known: set[str]) -> Mapping[str, torch.Tensor]:
+    """Remove the prefix of torch.compile or a data-parallel wrapper from names, if all of them have it."""
+    for prefix in ("_orig_mod.", "module."):
+        if state and not known.intersection(state) and all(str(name).startswith(prefix) for name in state):
+            return {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
 
 
 def at_state(function: Functional, values: Theta) -> Functional:
@@ -424,8 +449,10 @@ def _places(model: nn.Module) -> dict[str, str]:
 
 
 def _copy(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    copy = value.detach().clone()  # autograd can work with the clone of an inference tensor
-    return copy.to(dtype) if copy.is_floating_point() else copy
+    values = value.detach().clone()  # autograd can work with the clone of an inference tensor
+    if values.is_complex():
+        return values.to(dtype.to_complex())
+    return values.to(dtype) if values.is_floating_point() else values
 
 
 class _Node(nn.Module):

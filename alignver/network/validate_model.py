@@ -227,7 +227,8 @@ def _require_parameters(model: nn.Module, include_frozen: bool) -> None:
             raise _unsupported(f"{called} without a shape yet", "one call of the model on a batch first: model(X)")
         if tensor.is_meta:
             raise _unsupported(f"{called} on the meta device, without values", "a model with values: load its weights")
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
+        real = not tensor.is_complex() or called.startswith("buffer")
+        if tensor.layout != torch.strided or tensor.is_quantized or not real:
             raise _unsupported(f"{called} that is sparse, quantized or complex", "dense real parameters")
     slots = {name: p for name, p in parameters.items() if include_frozen or p.requires_grad}
     if not any(p.numel() for p in slots.values()):
@@ -320,6 +321,7 @@ def probe(function: Functional, x: torch.Tensor, *, strict: bool = True) -> Prob
     if is_sample_independent(function.model, x):
         with torch.no_grad():
             return Probed(int(_rows(function, x).shape[1]), function.dtype, function, plain=True)
+    function = _with_inner_gradients(function, x)
     with torch.no_grad(), RoundingObserver(function.dtype) as observer:
         batch = _rows(function, x)
     versions = {name: t._version for name, t in {**function.theta, **function.held}.items()}
@@ -332,7 +334,9 @@ def probe(function: Functional, x: torch.Tensor, *, strict: bool = True) -> Prob
     for name, tensor in {**function.theta, **function.held}.items():
         if tensor._version != versions[name]:
             got = f"{model}, whose forward writes to {name!r} in place"
-            raise _unsupported(got, "a forward that does not modify its parameters and buffers")
+            need = "a forward that does not modify its parameters and buffers"
+            training = any(module.training for module in function.source.modules())
+            raise _unsupported(got, need + ": model.eval(), if its modules write in train mode" * training)
     if _differ(batch, again, observer.coarsest):
         got = f"{model}, whose outputs differ between two evaluations"
         raise _unsupported(got, "a deterministic forward: model.eval()")
@@ -355,6 +359,19 @@ def probe(function: Functional, x: torch.Tensor, *, strict: bool = True) -> Prob
     return Probed(m_y, observer.coarsest, arbitrated.function, notes=notes, refusal=arbitrated.refusal)
 
 
+def _with_inner_gradients(function: Functional, x: torch.Tensor) -> Functional:
+    """Enable gradients in every pass of a model that differentiates inside its forward pass."""
+    try:
+        with torch.no_grad():
+            function(function.theta, function.batch(x[:1]))
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # of which _rows makes a message, unless gradients are the remedy
+        if "does not require grad" in str(error):
+            return dataclasses.replace(function, graded=True)
+    return function
+
+
 def _with_gradients(
     function: Functional, x: torch.Tensor, batch: torch.Tensor, computed_in: torch.dtype
 ) -> tuple[Functional, tuple[str, ...]]:
@@ -370,10 +387,9 @@ def _with_gradients(
         graded = _rows(function, x).detach()
     differ = _differ(batch, graded, computed_in)
     native = next(function.source.parameters()).dtype
-    theta = {n: v.detach().to(native) for n, v in function.theta.items()}
-    held = {n: v.to(native) if v.is_floating_point() else v for n, v in function.held.items()}
-    narrow = dataclasses.replace(function, theta=theta, held=held, dtype=native)
-    tensors = {place: {**held, **theta}[name] for place, name in function.places.items()}
+    narrow = function.in_dtype(native)
+    theta = narrow.theta
+    tensors = {place: {**narrow.held, **theta}[name] for place, name in function.places.items()}
     try:
         with torch.no_grad():
             plain = bare = narrow(theta, narrow.batch(x)).reshape(len(x), -1)
@@ -458,9 +474,8 @@ def _require_same_gradient(function: Functional, x: torch.Tensor) -> None:
     if any(tensor.is_inference() for tensor in [*model.parameters(), *model.buffers()]):
         return  # autograd works on the copies only, not on the module itself
     native = next(model.parameters()).dtype
-    theta = {name: value.detach().to(native).requires_grad_() for name, value in function.theta.items()}
-    held = {n: v.to(native) if v.is_floating_point() else v for n, v in function.held.items()}
-    narrow = dataclasses.replace(function, theta=theta, held=held, dtype=native)
+    narrow = function.in_dtype(native)
+    theta = narrow.leaves()
     before = {name: id(tensor) for name, tensor in _named(model)}
     try:
         with function.evaluated(), _Writes(model):

@@ -7,6 +7,8 @@ import zipfile
 
 import numpy as np
 import pytest
+import scipy.io
+import scipy.sparse
 
 from alignver.cli import input_files as loading
 from alignver.errors import InvalidInput
@@ -227,3 +229,39 @@ def test_big_endian_and_fortran_order_are_read_as_they_are(tmp_path):
 def test_blame_leaves_other_arguments_alone():
     with pytest.raises(InvalidInput, match=r"^Z: got a; needs b$"), loading.rename_argument({"J": "J.npy"}):
         raise InvalidInput("Z", "a", "b")
+
+
+def test_files_of_other_programs_are_refused_with_a_remedy_that_works(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    A = np.arange(12.0).reshape(4, 3)
+    scipy.sparse.save_npz("sparse.npz", scipy.sparse.csr_matrix(A))
+    scipy.io.mmwrite("m.mtx", scipy.sparse.coo_matrix(A))
+    scipy.io.savemat("m.mat", {"A": A})
+    for name, words, array in (
+        ("sparse.npz", r"scipy\.sparse\.load_npz", lambda: scipy.sparse.load_npz("sparse.npz").toarray()),
+        ("m.mtx", r"scipy\.io\.mmread", lambda: scipy.io.mmread("m.mtx").toarray()),
+        ("m.mat", r"scipy\.io\.loadmat", lambda: scipy.io.loadmat("m.mat")["A"]),
+    ):
+        with pytest.raises(InvalidInput, match=words):
+            loading.read_matrix(name, "A")
+        np.save("A.npy", array())
+        assert np.array_equal(loading.read_matrix("A.npy", "A"), A)
+
+
+def test_a_name_in_an_archive_may_contain_colons(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    A = np.arange(12.0).reshape(4, 3)
+    np.savez("tf.npz", **{"dense/kernel:0": A, "dense/bias:0": A[0]})
+    with pytest.raises(InvalidInput, match=r"needs one of them: tf\.npz:dense/kernel:0"):
+        loading.read_matrix("tf.npz", "A")
+    assert np.array_equal(loading.read_matrix("tf.npz:dense/kernel:0", "A"), A)
+
+
+@pytest.mark.parametrize("cell", ["9007199254740993", "-9007199254740993", "1152921504606846977"])
+def test_integers_that_float64_does_not_hold_are_refused_in_text(tmp_path, cell):
+    file = tmp_path / "A.csv"
+    file.write_text(f"1,2\n3,{cell}\n")
+    with pytest.raises(InvalidInput, match=f"got the integer {cell}; needs integers of at most"):
+        loading.read_matrix(str(file), "A")
+    file.write_text("1,2\n3,9007199254740992\n4,1e300\n")
+    assert loading.read_matrix(str(file), "A")[2, 1] == 1e300

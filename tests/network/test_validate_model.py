@@ -233,7 +233,7 @@ INPUTS = {
     "strings": (lambda: np.array([["a", "b", "c"]]), r"dtype"),
     "text": (lambda: "X.npy", r"a str"),
     "None": (lambda: None, r"got None"),
-    "a dict": (lambda: {"x": [1.0]}, r"argument 'x'; needs the arguments of its forward pass: input"),
+    "a dict": (lambda: {"x": [1.0]}, r"argument 'x'; needs the arguments of its forward pass: input|X2: got a dict"),
     "longdouble": (lambda: np.ones((4, 3), dtype=np.longdouble), r"float64"),
     "masked": (lambda: np.ma.masked_array(np.ones((4, 3)), mask=np.eye(4, 3)), r"masked"),
     "scipy sparse": (lambda: sparse.csr_array(np.eye(3)), r"toarray"),
