@@ -10,17 +10,17 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
 from alignver import require
 from alignver.checks import alignment, data, exploration_report, structure
-from alignver.checks.alignment_evaluator import outputs_of
 from alignver.checks.analytic import analytic_by_graph
 from alignver.checks.common_structure import by_graph, check_common_structure
 from alignver.checks.exploration import check_safe_exploration
+from alignver.checks.network_optimality import check_network
 from alignver.errors import InvalidInput
 from alignver.jacobians.prepare import PreparedAlignment, prepare_alignment
 from alignver.limits import OutOfTime, memory_limit, out_of_time, remaining, time_limit
@@ -32,15 +32,15 @@ from alignver.network.row_rank_bound import row_rank_bound
 from alignver.network.summary import module_rows
 from alignver.network.trace import NetworkGraph
 from alignver.progress import announce, stage
-from alignver.results import Bound, CheckResult, Report, Rigor, Subject, Verdict, shown_down, shown_up
-from alignver.theory.losses import sample_loss
+from alignver.results import CheckResult, Report, Rigor, Subject, Verdict, shown_up
 
 __all__ = ["check_model"]
 
 _STATEMENT = "Model and data"
 _OPTIMALITY = "Global optimality (Theorems 4 and 5)"
 _ANALYTIC = "Real analytic in the parameters (Assumption 6)"
-_SHARE = 0.8  # of the time that is left: for alignment, before safe exploration
+_SHARE = 0.8  # of the time that is left: for alignment, before safe exploration and the loss
+_PATIENCE = 10.0  # estimated seconds of enclosures of the loss that are tried
 _WORDS = {
     Verdict.HOLDS: "the model can represent these targets at its parameters",
     Verdict.FAILS: "the model cannot represent these targets at its parameters",
@@ -53,28 +53,31 @@ _LAYERS = 8  # layers that a sentence lists
 def check_model(
     model: nn.Module,
     X: Any,
-    Y: Any,
+    Y: Any = None,
     *,
-    loss: str,
+    loss: Any,
     layer: str | None = None,
     gap: float = 1e-3,
     dtype: str | None = "float64",
     max_seconds: float | None = 30.0,
     max_memory: int | None = None,
+    select: str | int | Callable[[Any], Any] | None = None,
+    forward_args: Mapping[str, Any] | None = None,
 ) -> Report:
     """Ask everything that can be asked of a model and its data: one report with an overview and an answer per question.
 
     The questions, in this order: are the data consistent (:func:`~alignver.checks.data.check_data`)? do some parameters
     enter linearly (:func:`~alignver.checks.common_structure.check_common_structure`)? is the model analytic in its
-    parameters (:func:`~alignver.checks.analytic.check_analytic`)? how far is the loss from the least one? can the model
-    represent the targets at its parameters (:func:`~alignver.checks.alignment.check_alignment`)? is the last hidden
-    layer wide enough (:func:`~alignver.checks.exploration.check_safe_exploration`)?
+    parameters (:func:`~alignver.checks.analytic.check_analytic`)? can the model represent the targets at its parameters
+    (:func:`~alignver.checks.alignment.check_alignment`)? is the last hidden layer wide enough
+    (:func:`~alignver.checks.exploration.check_safe_exploration`)? how far is the loss from the least one
+    (:func:`~alignver.checks.optimality.check_optimality`)?
 
     Parameters
     ----------
     model : torch.nn.Module
         Its outputs are the values before the last nonlinearity (logits). It is not changed.
-    X, Y, loss
+    X, Y, loss, select, forward_args
         As in :func:`~alignver.checks.alignment.check_alignment`.
     layer : str, optional
         The submodule whose output is z (Assumption 4); by default that which the last two linear layers follow.
@@ -92,7 +95,7 @@ def check_model(
     Report
         ``report["model"]`` is the overview: the verdict of alignment, a sentence for each question, and what to try, in
         order. The other results follow under their names: ``report["data"]``, ``"structure"``, ``"analytic"``,
-        ``"optimality"``, ``"alignment"``, ``"exploration"``.
+        ``"alignment"``, ``"exploration"``, ``"optimality"``.
 
     Raises
     ------
@@ -124,10 +127,10 @@ def check_model(
     gap = require.real("gap", gap, above=0.0)
     with time_limit(max_seconds), memory_limit(max_memory):
         pass  # they are validated
-    prepared = prepare_alignment(model, X, Y, loss, dtype)
+    prepared = prepare_alignment(model, X, Y, loss, dtype, select=select, forward_args=forward_args)
     left = None if max_seconds is None else max(max_seconds - (time.perf_counter() - began), 1e-9)
     with time_limit(left), memory_limit(max_memory):
-        questions = _Questions(prepared, X, loss, layer, gap, dtype)
+        questions = _Questions(prepared, prepared.loss, layer, gap, dtype)
         announce(
             f"{len(prepared.x)} samples, {prepared.m_y} output{'s' * (prepared.m_y > 1)}, {questions.d} parameters: "
             "data, structure, loss, alignment, exploration" + f"; at most {max_seconds:g} s" * (max_seconds is not None)
@@ -142,7 +145,6 @@ class _Questions:
     """A prepared model with its graph, and the questions about it in order."""
 
     prepared: PreparedAlignment
-    X: Any
     loss: str
     layer: str | None
     gap: float
@@ -176,12 +178,12 @@ class _Questions:
             ask("data", data.STATEMENT, Subject.DATA, self._data),
             ask("structure", structure.STATEMENT, Subject.NETWORK, self._structure),
             ask("analytic", _ANALYTIC, Subject.NETWORK, self._analytic),
-            ask("optimality", _OPTIMALITY, Subject.NETWORK, self._optimality),
         ]
         share = _SHARE * remaining()
         with time_limit(share) if 0.0 < share < math.inf else contextlib.nullcontext():
             results.append(ask("alignment", alignment.STATEMENT, Subject.NETWORK, self._alignment))
-        return [*results, ask("exploration", exploration_report.STATEMENT, Subject.NETWORK, self._exploration)]
+        results.append(ask("exploration", exploration_report.STATEMENT, Subject.NETWORK, self._exploration))
+        return [*results, ask("optimality", _OPTIMALITY, Subject.NETWORK, self._optimality)]
 
     def _answer(self, name: str, statement: str, subject: Subject, question: Callable[[], CheckResult]) -> CheckResult:
         """Return the answer to a question; UNDECIDED if it cannot be asked, or if the time is over."""
@@ -204,7 +206,7 @@ class _Questions:
         return dataclasses.replace(result, cost={**result.cost, "seconds": time.perf_counter() - began})
 
     def _data(self) -> CheckResult:
-        return data.check_data(self.X, self.prepared.given, loss=self.loss)
+        return data.check_data(self.prepared.inputs, self.prepared.given, loss=self.loss)
 
     def _structure(self) -> CheckResult:
         prepared = self.prepared
@@ -218,31 +220,11 @@ class _Questions:
         return analytic_by_graph(self.traced, time.perf_counter())
 
     def _optimality(self) -> CheckResult:
-        """Compare the loss, as computed, with a lower bound for every model."""
-        prepared, loss = self.prepared, sample_loss(self.loss, self.prepared.m_y)
-        q = prepared.of_all(outputs_of(prepared.model, prepared.x, self.dtype).double().cpu().numpy())
-        if not math.isfinite(float(q.sum())):
-            raise InvalidInput("model", "outputs that are NaN or Inf", "finite outputs at finite theta", "not-finite")
-        value = math.fsum(loss.values(q, loss.targets(prepared.given, len(q), prepared.m_y)).tolist()) / len(q)
-        least = prepared.duplicates.least_loss(self.loss)[0]
-        excess = max(0.0, value - least)
-        noise = 1e-12 * max(1.0, value)
-        optimal = excess + noise <= self.gap
-        about = "of every model" if least else "of some functions of the outputs"
-        return CheckResult(
-            name="optimality",
-            statement=_OPTIMALITY,
-            verdict=Verdict.HOLDS if optimal else Verdict.UNDECIDED,
-            rigor=Rigor.NUMERICAL,
-            subject=Subject.NETWORK,
-            code="optimality-estimate-below" if optimal else "optimality-not-decided",
-            reason=f"the training loss is {value:.4g}, at most {shown_up(excess + noise, 4)} above its infimum "
-            f"(tolerance: {self.gap:.3g})",
-            evidence=(f"no loss is below {shown_down(least, 4)}, the infimum {about}",),
-            measured={"loss": self.loss, "loss_value": value, "infimum_lower": least, "excess_upper": excess + noise},
-            bounds=(Bound("L(theta) - inf L", excess + noise, "<=", self.gap),),
-            next_steps=() if optimal else (f"train on: the loss is {value:.4g}, that of a perfect fit {least:.4g}",),
-        )
+        prepared, seconds = self.prepared, min(remaining(), _PATIENCE)
+        return check_network(
+            prepared.model, prepared.inputs, prepared.given,
+            loss=self.loss, tolerance=self.gap, certify=True, seconds=seconds,
+        )  # fmt: skip
 
     def _alignment(self) -> CheckResult:
         return alignment.decide_alignment(self.prepared, dtype=self.dtype, network=self.network)
