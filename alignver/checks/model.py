@@ -1,6 +1,7 @@
 """Everything that can be asked of a model and its data, in one report: cheap questions first, within a limit of time.
 
-The model is validated and traced once; every question gets the same graph.
+The model is validated once. Structure, analyticity and alignment share one graph; the features and the loss, which are
+enclosed without gradients and in other batches, have one each.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def test_the_answers_are_those_of_the_single_checks():
     assert report["optimality"].measured["loss_as_run"] == pytest.approx(loss, rel=1e-6)
 
 
-def test_the_model_is_traced_once_for_its_outputs_and_once_for_its_features(monkeypatch):
+def test_the_model_is_traced_once_for_the_jacobian_the_features_and_the_loss(monkeypatch):
     counted = []
     exported = trace._exported
 
@@ -73,7 +73,7 @@ def test_the_model_is_traced_once_for_its_outputs_and_once_for_its_features(monk
     monkeypatch.setattr(trace, "_exported", count)
     net, X, Y = problem()
     av.check_model(net, X, Y, loss="cross_entropy")
-    assert len(counted) == 2
+    assert len(counted) == 3
 
 
 def test_data_that_conflict_come_first():
