@@ -60,7 +60,7 @@ def check_model(
     layer: str | None = None,
     gap: float = 1e-3,
     dtype: str | None = "float64",
-    max_seconds: float | None = 30.0,
+    max_seconds: float | None = 60.0,
     max_memory: int | None = None,
     select: str | int | Callable[[Any], Any] | None = None,
     forward_args: Mapping[str, Any] | None = None,
@@ -132,10 +132,9 @@ def check_model(
     left = None if max_seconds is None else max(max_seconds - (time.perf_counter() - began), 1e-9)
     with time_limit(left), memory_limit(max_memory):
         questions = _Questions(prepared, prepared.loss, layer, gap, dtype)
-        announce(
-            f"{len(prepared.x)} samples, {prepared.m_y} output{'s' * (prepared.m_y > 1)}, {questions.d} parameters: "
-            "data, structure, loss, alignment, exploration" + f"; at most {max_seconds:g} s" * (max_seconds is not None)
-        )
+        at_most = "" if max_seconds is None else f"; at most {max_seconds:g} s"
+        sizes = f"{len(prepared.x)} samples, {prepared.m_y} output{'s' * (prepared.m_y > 1)}, {questions.d} parameters"
+        announce(f"{sizes}: data, structure, alignment, exploration, loss{at_most}")
         results = questions.answers()
     overview = _overview(questions, results, time.perf_counter() - began)
     return Report((overview, *results))

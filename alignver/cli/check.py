@@ -218,7 +218,7 @@ def model(
     device: options.Device = "cpu",
     dtype: ModelDtype = JacobianDtype.FLOAT64,
     seed: options.Seed = 0,
-    max_seconds: options.MaxSeconds = 30.0,
+    max_seconds: options.MaxSeconds = 60.0,
     max_memory: options.MaxMemory = None,
 ) -> Exit:
     """Ask everything that can be asked of a model and its data.

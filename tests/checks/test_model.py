@@ -27,7 +27,7 @@ def problem(width: int = 16, n: int = 12) -> tuple[nn.Module, torch.Tensor, torc
 def test_every_question_has_an_answer_and_the_overview_is_that_of_alignment():
     net, X, Y = problem()
     before = fingerprint(net)
-    report = av.check_model(net, X, Y, loss="cross_entropy")
+    report = av.check_model(net, X, Y, loss="cross_entropy", max_seconds=None)
     assert fingerprint(net) == before
     assert [result.name for result in report.results] == NAMES
     overview, alignment = report["model"], report["alignment"]
@@ -47,7 +47,7 @@ def test_every_question_has_an_answer_and_the_overview_is_that_of_alignment():
 
 def test_the_answers_are_those_of_the_single_checks():
     net, X, Y = problem()
-    report = av.check_model(net, X, Y, loss="cross_entropy")
+    report = av.check_model(net, X, Y, loss="cross_entropy", max_seconds=None)
     alone = {
         "data": av.check_data(X, Y, loss="cross_entropy"),
         "structure": av.check_common_structure(net, X),
@@ -72,14 +72,14 @@ def test_the_model_is_traced_once_for_the_jacobian_the_features_and_the_loss(mon
 
     monkeypatch.setattr(trace, "_exported", count)
     net, X, Y = problem()
-    av.check_model(net, X, Y, loss="cross_entropy")
+    av.check_model(net, X, Y, loss="cross_entropy", max_seconds=None)
     assert len(counted) == 3
 
 
 def test_data_that_conflict_come_first():
     net, X, Y = problem()
     X[3], Y[3], Y[7] = X[7], 0, 1
-    overview = av.check_model(net, X, Y, loss="cross_entropy")["model"]
+    overview = av.check_model(net, X, Y, loss="cross_entropy", max_seconds=None)["model"]
     assert (overview.verdict, overview.subject) == ("FAILS", "DATA")
     assert overview.reason.startswith("no model can represent these targets: samples 3 and 7 have equal inputs")
     assert "remove" in overview.next_steps[0] or "label" in overview.next_steps[0]
@@ -89,7 +89,7 @@ def test_too_few_parameters_are_counted_in_the_first_step():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2))
     X, Y = torch.randn(12, 3), torch.arange(12) % 2
-    overview = av.check_model(net, X, Y, loss="cross_entropy")["model"]
+    overview = av.check_model(net, X, Y, loss="cross_entropy", max_seconds=None)["model"]
     assert overview.verdict == "FAILS"
     assert "14 parameters are fewer than the 24 entries" in overview.next_steps[0]
     assert overview.next_steps[0].endswith("every target needs rank 24, which is 10 more")
@@ -101,9 +101,9 @@ def test_a_fitted_model_is_optimal_at_the_tolerance():
         net.weight.fill_(2.0)
         net.bias.fill_(1.0)
     X = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-    report = av.check_model(net, X, 2.0 * X + 1.0, loss="squared")
+    report = av.check_model(net, X, 2.0 * X + 1.0, loss="squared", max_seconds=None)
     assert report["optimality"].verdict == "HOLDS"
-    moved = av.check_model(net, X, 2.0 * X + 1.1, loss="squared", gap=0.005)["optimality"]
+    moved = av.check_model(net, X, 2.0 * X + 1.1, loss="squared", gap=0.005, max_seconds=None)["optimality"]
     assert (moved.verdict, moved.rigor, moved.subject) == ("FAILS", "PROOF", "NETWORK")
     assert moved.measured["loss_as_run"] == pytest.approx(0.01)
 
@@ -121,7 +121,7 @@ class Branching(nn.Module):
 
 def test_a_model_without_a_graph_gets_the_other_answers():
     _, X, Y = problem(n=4)
-    report = av.check_model(Branching(), X, Y, loss="cross_entropy")
+    report = av.check_model(Branching(), X, Y, loss="cross_entropy", max_seconds=None)
     assert [result.name for result in report.results] == NAMES
     assert report["analytic"].code == "analytic-untraced"
     assert report["structure"].code.startswith("structure-")
@@ -135,12 +135,15 @@ def test_features_before_one_linear_layer_and_inputs_as_features():
     torch.manual_seed(0)
     X, Y = torch.randn(10, 4), torch.arange(10) % 2
     one = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 2))
-    assert "the output of '0'" in av.check_model(one, X, Y, loss="cross_entropy")["exploration"].evidence[0]
+    assert (
+        "the output of '0'"
+        in av.check_model(one, X, Y, loss="cross_entropy", max_seconds=None)["exploration"].evidence[0]
+    )
     two = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))
-    report = av.check_model(two, X, Y, loss="cross_entropy")
+    report = av.check_model(two, X, Y, loss="cross_entropy", max_seconds=None)
     assert "z: the input of the model" in report["exploration"].evidence[0]
     assert report["exploration"].verdict == "HOLDS"
-    named = av.check_model(two, X, Y, loss="cross_entropy", layer="1")["exploration"]
+    named = av.check_model(two, X, Y, loss="cross_entropy", layer="1", max_seconds=None)["exploration"]
     assert named.evidence[0] == "z: the output of '1' and the constant 1"
 
 
@@ -153,7 +156,7 @@ def test_at_the_limit_the_rest_is_undecided(monkeypatch):
 
     structure = of_model.by_graph
     monkeypatch.setattr(of_model, "by_graph", slow)
-    av.check_model(net, X, Y, loss="cross_entropy")  # imports
+    av.check_model(net, X, Y, loss="cross_entropy", max_seconds=None)  # imports
     began = time.perf_counter()
     report = av.check_model(net, X, Y, loss="cross_entropy", max_seconds=0.3)
     assert time.perf_counter() - began < 10.0
