@@ -50,6 +50,7 @@ RUNS = {
     "engine-large": Run("engine.py", minutes=30, default=False),
     "network": Run("network.py", ("small", "lenet", "passes"), 20),
     "network-large": Run("network.py", ("trained", "random"), 30, default=False),
+    "network-zoo": Run("network_zoo.py", minutes=20, default=False),
     "membership": Run("membership.py", minutes=10),
     "proof": Run("proof.py", minutes=10),
     "exploration": Run("exploration.py", ("rank", "gram"), 5),

@@ -54,7 +54,7 @@ _TEMPORARIES = 1 << 28  # bytes of the chunks of a dense Jacobian
 _MOST_FLOPS = 1e16  # a day at 10^11 operations per second, as a large CPU or a small GPU performs in float64
 _ONE_SECOND = 2e10  # operations: about a second of dense linear algebra on a CPU
 _FACTORS = 1 << 29  # bytes of layer factors beside the Gram matrix
-_LAST = {"Softmax": "softmax", "LogSoftmax": "log-softmax", "Sigmoid": "sigmoid", "LogSigmoid": "log-sigmoid"}
+_LAST = {"Softmax": "softmax", "Sigmoid": "sigmoid", "LogSigmoid": "log-sigmoid"}
 _REARRANGED = ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Squeeze1", "Unsqueeze", "Slice", "Select", "ToCopy",
                "Clone", "Alias", "Transpose", "T", "Permute")  # fmt: skip
 _LSMR = 200  # products with J and its transpose: a typical number of iterations, not a bound
@@ -334,7 +334,9 @@ def probed_outputs(model: nn.Module, x: torch.Tensor, dtype: str | None) -> Prob
 
 
 def last_nonlinearity(model: nn.Module, x: torch.Tensor, dtype: str | None) -> str:
-    """Return the softmax, log-softmax or sigmoid whose values the outputs of a model are; empty if there is none.
+    """Return the softmax or sigmoid whose values the outputs of a model are; empty if there is none.
+
+    A log-softmax is none of them: the cross-entropy of its values is that of the logits.
 
     Examples
     --------

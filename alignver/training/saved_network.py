@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, load_model
@@ -27,7 +26,7 @@ from alignver.errors import InvalidInput, MissingDependency, first_line
 from alignver.results import CheckResult, Report
 from alignver.theory.losses import LOSSES
 from alignver.training.gated_network import GatedNetwork, modify
-from alignver.training.run_folder import RunFolder
+from alignver.training.run_folder import RunFolder, certificate_inputs
 from alignver.training.wrapper_base import EXPLOITING, TrainedNetwork
 
 __all__ = ["SavedNetwork", "load"]
@@ -103,13 +102,13 @@ class SavedNetwork(nn.Module):
         return self._trained.check(X, Y, **options)
 
     def recheck(self) -> CheckResult:
-        """Check the certificate of the run again, with the inputs in its folder."""
+        """Check the certificate of the run again, with the weights and the inputs in its folder."""
         place = self.folder / "certificate"
         if not place.is_dir():
             need = "a run whose gap is proved; check(X, Y) makes a certificate"
             raise InvalidInput("folder", f"{self.folder}, without a certificate", need)
-        with np.load(self.folder / "inputs.npz", allow_pickle=False) as arrays:
-            return recheck(place, **arrays)
+        inputs, _ = certificate_inputs(self.folder)
+        return recheck(place, **inputs)
 
     def export(self, path: str | os.PathLike[str], *, X: Any = None) -> pathlib.Path:
         """Write the network for other programs: ``.pt2`` by torch.export, or ``.onnx``; the batch size stays free.

@@ -160,7 +160,7 @@ def test_bfloat16_and_half_targets_and_models():
 
 
 BAD = {
-    "an unknown loss": ({"loss": "mse"}, r"loss='mse'.*'squared'"),
+    "an unknown loss": ({"loss": "hinge"}, r"loss='hinge'.*'squared'"),
     "an unknown method": ({"method": "guess"}, r"method"),
     "an unknown rule": ({"rule": "thumb"}, r"rule"),
     "a tolerance below zero": ({"tolerance": -1.0}, r"tolerance"),

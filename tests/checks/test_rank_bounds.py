@@ -33,7 +33,8 @@ def reaching():
 
 def hooked():
     model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1), nn.Linear(1, 3))
-    model[2].register_forward_hook(lambda module, x, out: out * model[0].weight[0, 0])
+    model[2].first = model[0]  # an attribute, which a copy of the modules has too
+    model[2].register_forward_hook(lambda module, x, out: out * module.first.weight[0, 0])
     return model
 
 

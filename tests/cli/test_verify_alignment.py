@@ -119,7 +119,7 @@ def test_a_changed_certificate_fails(project, here):
 
 
 def test_tiles_in_a_folder(project, here):
-    command = proved(here, "gram", "--tiles", "kept", "--memory", "100000")
+    command = proved(here, "gram", "--tiles", "kept", "--max-memory", "100000")
     assert here(*command).code == 0
     assert len(list((project / "kept").glob("column_*.npy"))) == 1
     run = here("check", "alignment", "aligned_net.py:build", *MODEL, "--tiles", "kept")

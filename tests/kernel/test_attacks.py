@@ -144,7 +144,7 @@ def test_tiles_that_no_factorization_wrote(tmp_path):
             "alignver.features.cholesky.open_store",
             lambda folder, key, place=None: keys.append(key) or tiles.MemoryStore(),
         )
-        prove_definite(scaled_gram(Z, q))
+        prove_definite(scaled_gram(Z, q), folder=tmp_path)
     for name, column in (("zero", np.zeros((6, 6))), ("shape", np.eye(5)), ("sign", -np.eye(6))):
         tiles.FolderStore(tmp_path / name, keys[0]).append(column)
         with pytest.raises(InvalidInput, match="a tile column that no factorization wrote"):

@@ -34,15 +34,15 @@ class Shifted(nn.Module):
 
 
 def test_equal_features_are_not_told_apart_by_rounding():
-    result = av.check_alignment(Shifted(False), np.array([[0.3], [0.7]]), [1.0, 0.0], loss="squared")
+    result = av.check_alignment(Shifted(False).double(), np.array([[0.3], [0.7]]), [1.0, 0.0], loss="squared")
     assert not (result.verdict is Verdict.HOLDS and result.subject is Subject.NETWORK)
 
 
 def test_a_square_under_an_offset():
     x = np.array([[0.25], [0.5], [1.0]])
-    result = av.check_alignment(Shifted(True), x, (x**2)[:, 0], loss="squared")
+    result = av.check_alignment(Shifted(True).double(), x, (x**2)[:, 0], loss="squared")
     assert not (result.verdict is Verdict.FAILS and result.subject is Subject.NETWORK)
-    other = av.check_alignment(Shifted(True), x, [1.0, 0.0, 0.5], loss="squared")
+    other = av.check_alignment(Shifted(True).double(), x, [1.0, 0.0, 0.5], loss="squared")
     assert (other.verdict, other.subject, other.rigor) == (Verdict.FAILS, Subject.NETWORK, Rigor.PROOF)
 
 
