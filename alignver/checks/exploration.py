@@ -257,7 +257,7 @@ def _staircase(setting: Setting) -> CheckResult:
     fault = arithmetic_fault()
     if fault:
         return _undecided(setting, least, fault)
-    scan = scan_rows(rows, directions(rows, setting.tries, setting.seed))
+    scan = scan_rows(rows, directions(rows, setting.tries, setting.seed, moved=setting.delta > 0.0))
     refuted = refute_by_rows(setting, scan)
     if refuted is not None:
         return refuted

@@ -32,6 +32,7 @@ __all__ = ["Location", "RowScan", "Rows", "digest_rows", "directions", "open_row
 
 _FLOATS = ("float16", "float32", "float64")
 _SAMPLE = 512  # rows: their standard deviation is accurate within a few per cent, and any direction is admissible
+_LEADING = 5  # principal directions from which others are mixed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,19 +279,28 @@ class RowScan:
     errors: FloatArray
 
 
-def directions(rows: Rows, count: int, seed: int) -> FloatArray:
+def directions(rows: Rows, count: int, seed: int, *, moved: bool = False) -> FloatArray:
     """Return random directions v (m, count) with v_m = 0, each feature weighted by 1 over its standard deviation.
 
-    Any direction is admissible. The weights make the result independent of the units of the features.
+    Any direction is admissible. The weights make the result independent of the units of the features. Where rows are
+    ``moved`` by delta, their projections move by up to delta ||v||, which has to be less than the gaps between them.
+    The first direction is then the leading principal one, of the largest spread for its norm, and the others are drawn
+    from the span of a few.
     """
     sample = rows.take(np.linspace(0, rows.n - 1, min(rows.n, _SAMPLE)).astype(np.int64))
+    source = np.random.default_rng(seed)
+    if moved:
+        features = sample[:, :-1] - sample[:, :-1].mean(axis=0)
+        leading = np.linalg.svd(features, full_matrices=False)[2][:_LEADING].T
+        mixed = leading @ source.standard_normal((leading.shape[1], count))
+        mixed[:, 0] = leading[:, 0]
+        return np.append(mixed, np.zeros((1, count)), axis=0)
     with np.errstate(all="ignore"):
         spread = sample.std(axis=0)
         weights = np.where((spread > 2.0**-500) & (spread < 2.0**500), 1.0 / spread, 0.0)
     weights[-1] = 0.0
     if not np.any(weights):
         weights[:-1] = 1.0
-    source = np.random.default_rng(seed)
     V: FloatArray = source.standard_normal((rows.m, count)) * weights[:, None] / np.sqrt(rows.m)
     return V
 

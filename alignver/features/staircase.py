@@ -149,7 +149,7 @@ def find_staircase(
     with single_threaded_blas():
         remote = None if cluster is None else cluster.prover(rows, scan.record["sha256"], delta)
         for attempt in range(1, (available if tries is None else min(tries, available)) + 1):
-            prover = BlockProver(rows, _projections(scan, attempt - 1, delta), delta, remote)
+            prover = BlockProver(rows, _projections(scan, attempt - 1, delta, rows.added), delta, remote)
             provers.append(prover)
             for count in _counts(rows, units):
                 blocks = prover.even(count)
@@ -200,12 +200,16 @@ def _counts(rows: Rows, width: int) -> list[int]:
     return [enough] if enough == most else [enough, most]
 
 
-def _projections(scan: RowScan, index: int, delta: float) -> SortedProjections:
-    r"""Sort the rows along a direction; a row that moves by delta moves p - t z_m by at most delta ||v - t e_m||."""
+def _projections(scan: RowScan, index: int, delta: float, added: bool) -> SortedProjections:
+    r"""Sort the rows along a direction; a row that moves by delta moves p - t z_m by at most delta ||v - t e_m||.
+
+    If the constant z_m = 1 is added to every row, it does not move: delta ||v||.
+    """
     values = np.ascontiguousarray(scan.projections[:, index])
     error = float(scan.errors[index])
     if delta:
-        v = np.append(scan.directions[:, index], _largest_threshold(values))
+        v = scan.directions[:, index]
+        v = v if added else np.append(v, _largest_threshold(values))
         error = add_up(error, mul_up(delta, norm_up(v)))
     return SortedProjections.along(values, error)
 
@@ -244,7 +248,7 @@ def _complete(
     direction = np.ascontiguousarray(scan.directions[:, attempt - 1])
     q = gates(direction, thresholds, c)
     exact = bool(np.all(np.isfinite(q))) and bool(np.array_equal(q[-1] / c, -thresholds))
-    if delta and float(np.abs(thresholds).max()) > _largest_threshold(projections.values):
+    if delta and not rows.added and float(np.abs(thresholds).max()) > _largest_threshold(projections.values):
         return "delta is as large as the spread of the projections"
     if not exact or not bool(np.array_equal(q[:, 0][:-1] / c, direction[:-1])):
         return f"with c = {c:.1e} the gates leave the range of float64"

@@ -86,8 +86,8 @@ def _staircase(certificate: Certificate, rows: Rows, run: Run, track: Any) -> st
     r"""Gates :math:`q_k = c (v - t_k e_m)` give phi(q) full row rank, s_min(phi) at least as large as claimed.
 
     The error of a projection is at most :math:`\gamma_m \|z_i\| \|v\| + m\,\omega`, and it changes by at most
-    :math:`\delta \|v - t e_m\|` with its row. With h' blocks, h gates, all distances from thresholds at least g and the
-    s_min of every block at least f,
+    :math:`\delta \|v - t e_m\|` with its row, by :math:`\delta \|v\|` if the constant 1 is added: it stays. With h'
+    blocks, h gates, all distances from thresholds at least g and the s_min of every block at least f,
 
     .. math:: s_{\min}(\phi) \ge f / 2 - e^{-c g} \sqrt h\,\|Z\|_F \quad (f \text{ for } f / 2 \text{ if } h' = 1).
     """
@@ -115,7 +115,7 @@ def _staircase(certificate: Certificate, rows: Rows, run: Run, track: Any) -> st
     total = (Fraction(float(squares.sum())) / (1 - gamma(rows.n)) + rows.n * rows.m * OMEGA) / (1 - gamma(rows.m))
     size = sqrt_up(total) + delta * sqrt_up(Fraction(rows.n))
     length = norm_up(v)
-    reach = sqrt_up(length**2 + Fraction(float(np.abs(thresholds).max())) ** 2)
+    reach = length if rows.added else sqrt_up(length**2 + Fraction(float(np.abs(thresholds).max())) ** 2)
     error = gamma(rows.m) * longest * length + rows.m * OMEGA + delta * reach
     # Row i lies below exactly `level` thresholds: those numbered 0 .. level - 1.
     level = np.searchsorted(-thresholds, -values, side="left")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from alignver.checks.exploration import check_safe_exploration
+from alignver.checks.recheck import recheck
 from alignver.features.block_prover import SortedProjections, cut_at, even_plan, prove_block
 from alignver.features.products import dense_phi
 from alignver.features.rows import directions, open_rows, scan_rows
 from alignver.features.staircase import certify_staircase, find_staircase, gates_of
+from alignver.kernel import seal
 from tests.features.features import features
 
 
@@ -68,6 +71,33 @@ def test_thresholds_keep_their_margin():
     for position in range(5):
         threshold = projections.threshold(position)
         assert 0.0 < projections.margin(position) <= np.abs(projections.values - threshold).min() - 0.25
+
+
+def test_an_added_constant_does_not_move():
+    """Far from the origin thresholds are large, and would move by delta times them with the constant."""
+    delta = 1e-5
+    Z = features(60, 9)[:, :-1] + 500.0
+    result = check_safe_exploration(Z, width=10, delta=delta, add_constant=True)
+    assert (result.verdict, result.rigor) == ("HOLDS", "PROOF")
+    stairs, claimed = result.certificate.data, result.certificate.constants["s_min"]
+    v, thresholds = stairs["direction"], stairs["thresholds"]
+    assert delta * np.abs(thresholds).max() > 2 * np.abs(np.subtract.outer(Z @ v[:-1], thresholds)).min()
+    assert recheck(result.certificate, Z=Z).verdict == "HOLDS"
+    # Rows move towards their nearest threshold, or away from it, by all of delta.
+    distance = np.subtract.outer(Z @ v[:-1], thresholds)
+    sign = np.sign(distance[np.arange(60), np.abs(distance).argmin(axis=1)])
+    q = gates_of(result.certificate)
+    for step in (-delta, delta):
+        moved = np.column_stack([Z + step * sign[:, None] * v[:-1] / np.linalg.norm(v), np.ones(60)])
+        assert claimed <= np.linalg.svd(dense_phi(moved, q), compute_uv=False)[-1]
+    # With the constant among the numbers that move, the same staircase is no proof.
+    whole = np.column_stack([Z, np.ones(60)])
+    forged = seal(
+        "exploration", "staircase", {"Z": whole}, stairs, {**result.certificate.constants, "add_constant": False}
+    )
+    answer = recheck(forged, Z=whole)
+    assert answer.verdict == "FAILS"
+    assert "not separated from a threshold" in str(answer)
 
 
 def test_ball_lowers_the_bound_and_may_end_it():
