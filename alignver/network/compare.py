@@ -24,6 +24,7 @@ __all__ = [
     "numbers_in",
     "require_same",
     "require_same_in_batches",
+    "require_same_in_order",
     "rounding_room",
 ]
 
@@ -177,6 +178,28 @@ def require_same_in_batches(model: nn.Module, x: torch.Tensor, room: float = 0.0
     limit = max(limit, room)
     if not same or not torch.allclose(whole.double(), apart.double(), rtol=0.0, atol=limit, equal_nan=True):
         raise refused(model, f"its outputs differ between a batch of {len(x)} samples and batches of {ROWS}")
+
+
+@torch.no_grad()
+def require_same_in_order(model: nn.Module, x: torch.Tensor, room: float = 0.0) -> None:
+    """Compare the outputs of a batch with those in reverse order, at the parameters of the model and at others.
+
+    A parameter may be 0 where it is added to the samples by their place in the batch: at others it is not. The
+    parameters stay changed.
+    """
+    source = torch.Generator().manual_seed(0)
+    for step in range(2 if len(x) > 1 else 0):
+        for parameter in model.parameters() if step else ():
+            noise = torch.randn(parameter.shape, generator=source).to(parameter)
+            parameter.add_(noise * (0.1 + 0.1 * parameter.abs()))
+        whole, turned = model(x.clone()), model(x.flip(0))
+        if not isinstance(whole, torch.Tensor) or not whole.ndim:
+            return  # which is refused below
+        finite = torch.isfinite(whole)
+        limit = _slack(whole) * float(whole[finite].double().abs().max()) if bool(finite.any()) else 0.0
+        back = turned.flip(0).double()
+        if not torch.allclose(whole.double(), back, rtol=0.0, atol=max(limit, room), equal_nan=True):
+            raise refused(model, "its output for a sample depends on the place of the sample in the batch")
 
 
 def in_float64(

@@ -108,6 +108,9 @@ class EnclosedNetwork:
         values = [
             traced.tensors[k] for k, node in enumerate(traced.graph.nodes) if node.op in ("parameter", "constant")
         ]
+        for k, node in enumerate(traced.graph.nodes):
+            if node.op == "parameter" and bool(torch.isneginf(traced.tensors[k]).any()):
+                raise refused(model, f"the parameter {node.args['name']!r} has the entry -inf")
         flat = [np.zeros(0), *(value.detach().cpu().double().reshape(-1).numpy() for value in values)]
         if any(bool((value == _MASKED).any()) and bool(np.isneginf(value).any()) for value in flat):
             raise refused(model, "a constant has both minus infinity and the smallest float64")

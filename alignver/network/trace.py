@@ -34,6 +34,7 @@ from alignver.network.compare import (
     numbers_in,
     require_same,
     require_same_in_batches,
+    require_same_in_order,
     rounding_room,
 )
 from alignver.network.constants import facts, fold
@@ -165,7 +166,10 @@ def _compared(
     theta = [parameter.detach().clone() for parameter in twin.parameters()]
     try:
         require_same_in_batches(twin, more)
-        return require_same(traced.graph, traced.tensors, twin, x, outputs, counts)
+        finite = require_same(traced.graph, traced.tensors, twin, x, outputs, counts)
+        _restore(twin, theta)
+        require_same_in_order(twin, more)
+        return finite
     except InvalidInput as error:
         if not (x.is_floating_point() and isinstance(outputs, torch.Tensor) and outputs.is_floating_point()):
             raise
@@ -176,7 +180,9 @@ def _compared(
             require_same_in_batches(wide, more.double(), room)
             with torch.no_grad():
                 outputs = wide(x.double())
-            return require_same(graph, leaves, wide, x.double(), outputs, counts, room)
+            finite = require_same(graph, leaves, wide, x.double(), outputs, counts, room)
+            require_same_in_order(wide, more.double(), room)
+            return finite
         except Exception:  # the outputs do differ, or code that needs its own dtype
             raise error from None
     finally:

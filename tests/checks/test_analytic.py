@@ -141,7 +141,7 @@ def test_functions_with_a_kink(function):
         lambda z, x: (z.square() + 0.5).sqrt() + (z.exp() + F.softplus(z)).log() + x / (1 + z.sigmoid()),
         lambda z, x: z.tanh().atanh() + (z.exp() + 1) ** 0.5 + (1 + z**2) ** -1.5 + torch.log1p(z**2),
         lambda z, x: (z.exp() + z**4).norm(dim=1) + 2.0 ** z[:, 0] + z.cosh().rsqrt()[:, 0],
-        lambda z, x: torch.softmax(z.masked_fill(torch.eye(4)[: len(x)] > 0, -torch.inf), 1),
+        lambda z, x: torch.softmax(z.masked_fill(torch.eye(4)[1] > 0, -torch.inf), 1),
     ],
 )
 def test_functions_that_are(function):
@@ -167,7 +167,7 @@ def test_functions_that_are(function):
         (lambda z, x: torch.zeros_like(z).scatter_reduce(1, x.long() % 4, z, "amax"), "list"),
         (lambda z, x: torch.softmax(z.masked_fill(torch.ones(4) > 0, -torch.inf), 1), "masked wholly"),
         (lambda z, x: torch.softmax(z.masked_fill(x > 0, -torch.inf), 1), "masked wholly"),
-        (lambda z, x: torch.log_softmax(z.masked_fill(torch.eye(4)[: len(x)] > 0, -torch.inf), 1), "infinity"),
+        (lambda z, x: torch.log_softmax(z.masked_fill(torch.eye(4)[1] > 0, -torch.inf), 1), "infinity"),
         (lambda z, x: F.normalize(z), "zero"),
         (lambda z, x: F.dropout(z), "random"),
         (lambda z, x: torch.special.zeta(z, torch.tensor(2.0)), "list"),

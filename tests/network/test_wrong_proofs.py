@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import alignver as av
 from alignver.checks.analytic import check_analytic
 from alignver.checks.common_structure import check_common_structure
 from alignver.errors import InvalidInput
@@ -242,3 +243,48 @@ def test_tensors_without_memory_are_refused():
 
     with pytest.raises(InvalidInput, match="'nowhere' has no address"):
         trace_model(Network(lambda net, x: x @ net.w, prepare), X)
+
+
+class Placed(nn.Module):
+    """Adds a number by the place of a sample in its batch."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.inner, self.table = nn.Linear(1, 1), nn.Parameter(torch.tensor(table, dtype=torch.float64))
+
+    def forward(self, x):
+        return self.inner(x) + self.table[: len(x), None]
+
+
+@pytest.mark.parametrize("table", [[0.1, 0.0, 0.0, 0.0], [0.0] * 4], ids=["a table", "a table of zeros"])
+def test_a_sample_is_not_known_by_its_place_in_the_batch(table):
+    model = Placed(table).double()
+    with pytest.raises(InvalidInput, match="the place of the sample in the batch"):
+        av.trace_model(model, torch.ones(4, 1).double())
+    result = av.check_optimality(model, X=np.ones((4, 1)), Y=np.ones(4), loss="squared", tolerance=1e-9)
+    assert result.rigor is not Rigor.PROOF
+
+
+def test_a_softplus_that_is_linear_early_is_not_the_softplus():
+    model = nn.Sequential(nn.Linear(1, 1), nn.Softplus(threshold=1.0)).double()
+    x = np.array([[0.5], [2.0], [3.0]])
+    result = av.check_optimality(model, X=x, Y=np.log1p(np.exp(x[:, 0])), loss="squared", tolerance=1e-6)
+    assert result.rigor is not Rigor.PROOF
+    assert "threshold below 20" in result.evidence[0]
+
+
+class Gained(nn.Module):
+    """Adds a sigmoid, which is 0 at minus infinity, and not at a float that stands for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.gain = nn.Linear(1, 1), nn.Parameter(torch.tensor(-torch.inf))
+
+    def forward(self, x):
+        return self.inner(x) + torch.sigmoid(self.gain * 1e-308)
+
+
+def test_an_infinite_parameter_is_no_number():
+    result = av.check_optimality(Gained().double(), X=[[1.0], [2.0]], Y=[1.0, 2.0], loss="squared", tolerance=1e-6)
+    assert result.rigor is not Rigor.PROOF
+    assert "the entry -inf" in result.evidence[0]

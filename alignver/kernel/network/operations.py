@@ -188,8 +188,9 @@ def _lerp(c: Compiler, args: Args) -> Value:
 
 @rule("softplus")
 def _softplus(c: Compiler, args: Args) -> Value:
-    beta, _ = exact_float(args.get("beta", 1)), args.get("threshold")  # another threshold is no other function
+    beta, threshold = exact_float(args.get("beta", 1)), exact_float(args.get("threshold", 20))
     require(beta > 0.0, "softplus with a beta that is not positive")
+    require(threshold >= 20.0, "softplus with a threshold below 20, above which it is linear: another function")
     return Real(c.tape.map(c.real(args["self"]), "softplus", beta=beta))
 
 
