@@ -199,7 +199,8 @@ def test_masks_that_depend_on_the_sample():
 
 
 def test_masks_of_other_samples_are_refused(monkeypatch):
-    monkeypatch.setattr("alignver.network.trace.require_same_in_batches", lambda *_: None)
+    for comparison in ("require_same_in_batches", "require_same_in_order"):  # they refuse such models as well
+        monkeypatch.setattr(f"alignver.network.trace.{comparison}", lambda *_: None)
     network = network_of(Mask(other=True), torch.tensor([[1, 2, 0], [3, 0, 0], [4, 4, 1]]), 3)
     with balls.precision(64), pytest.raises(NotProved, match="sample"):
         leaves_of(network)
@@ -223,7 +224,8 @@ JOINED = {
 
 @pytest.mark.parametrize("name", JOINED)
 def test_joined_samples_are_refused(name, monkeypatch):
-    monkeypatch.setattr("alignver.network.trace.require_same_in_batches", lambda *_: None)
+    for comparison in ("require_same_in_batches", "require_same_in_order"):  # they refuse such models as well
+        monkeypatch.setattr(f"alignver.network.trace.{comparison}", lambda *_: None)
     torch.manual_seed(0)
     network = network_of(Net(JOINED[name], (3, 3)), torch.randn(3, 3), 3)
     with balls.precision(64), pytest.raises(NotProved, match=r"sampl|batch"):
