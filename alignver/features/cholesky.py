@@ -255,6 +255,8 @@ def factor_tiles(gram: FactoredGram, total: float, tile: int, store: Store, make
         if isinstance(column, int):
             return j * tile + column
         store.append(column)
+    for j in range(store.finished):  # columns may have changed after they were read, by this process or by workers
+        store.require_unchanged(j)
     return None
 
 

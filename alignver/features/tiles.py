@@ -87,6 +87,9 @@ class MemoryStore:
         """Store the next column."""
         self._columns.append(column)
 
+    def require_unchanged(self, index: int) -> None:
+        """Do nothing: no other program writes to this memory."""
+
     def __getitem__(self, index: int) -> Array:
         """Return a stored column, which is read-only."""
         return self._columns[index]
@@ -112,6 +115,7 @@ class FolderStore:
         self.folder = Path(folder)
         self._key = key
         self._hashes: list[str] = []
+        self._written: dict[int, tuple[int, ...]] = {}  # the state of a file when its column was written or hashed
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -141,14 +145,29 @@ class FolderStore:
         """Store the next column: its file first, then the manifest that lists it."""
         try:
             _write_array(self._path(self.finished), column)
+            self._written[self.finished] = self._state(self.finished)
             self._write_manifest([*self._hashes, content_hash(column)])
         except OSError as error:
             raise _unwritable(self.folder, error, self.finished) from error
 
     def __getitem__(self, index: int) -> FloatArray:
-        """Return a stored column, which is read-only."""
+        """Return a stored column, which is read-only; its file must be as it was written."""
+        self.require_unchanged(index)
         column: FloatArray = np.load(self._path(index), mmap_mode="r", allow_pickle=False)
         return column
+
+    def require_unchanged(self, index: int) -> None:
+        """Refuse a column whose file somebody wrote to during the run, as its size, times and inode show."""
+        if self._state(index) != self._written[index]:
+            got = f"{self._path(index)}, which changed during the run"
+            raise InvalidInput("folder", got, "a folder that no other program writes to", "unreadable-file")
+
+    def _state(self, index: int) -> tuple[int, ...]:
+        try:
+            state = self._path(index).stat()
+        except FileNotFoundError:
+            return ()
+        return state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
     def _path(self, index: int) -> Path:
         return self.folder / column_name(index)
@@ -173,6 +192,7 @@ class FolderStore:
         if key != json.loads(json.dumps(self._key)):
             raise InvalidInput("folder", f"{self.folder} with tiles of another matrix", "an empty folder")
         for index, expected in enumerate(hashes):
+            self._written[index] = self._state(index)
             try:
                 column = np.load(self._path(index), mmap_mode="r", allow_pickle=False)
                 intact = content_hash(column) == expected

@@ -18,7 +18,7 @@ from alignver import recheck
 from alignver.checks import alignment
 from alignver.checks.alignment import check_alignment
 from alignver.errors import InvalidInput
-from alignver.features import cholesky
+from alignver.features import cholesky, tiles
 from alignver.jacobians import factored_proof
 from alignver.jacobians.jacobian_form import gram_first, plan
 from alignver.jacobians.prepare import inputs_again
@@ -120,7 +120,7 @@ def test_options_that_exclude_each_other(tmp_path):
 RUN = """
 import sys
 from tests.checks.test_alignment_tiles import build
-from alignver.features import cholesky
+from alignver.features import cholesky, tiles
 from alignver.jacobians import factored_proof
 from alignver.checks.alignment import check_alignment
 
@@ -182,3 +182,19 @@ def test_two_workers_one_of_which_is_killed(tmp_path, monkeypatch):
     assert there.certificate.seal == here.certificate.seal
     for path in (tmp_path / "here").glob("column_*.npy"):
         np.testing.assert_array_equal(np.load(tmp_path / "there" / path.name), np.load(path))
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["while it is needed", "after its last use"])
+def test_a_column_that_another_program_writes_to_is_refused(small_tiles, tmp_path, monkeypatch, last):
+    model, x, y = build()
+    append = tiles.FolderStore.append
+
+    def written(store, column):
+        append(store, column)
+        if store.finished == (6 if last else 1):
+            path = store.folder / tiles.column_name(0)
+            np.save(path, np.load(path) * 0.5)
+
+    monkeypatch.setattr(tiles.FolderStore, "append", written)
+    with pytest.raises(InvalidInput, match="changed during the run; needs a folder that no other program writes to"):
+        check_alignment(model, x, y, loss="cross_entropy", folder=tmp_path)
