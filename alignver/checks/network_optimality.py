@@ -19,6 +19,7 @@ from alignver.network.enclosed_features import model_inputs, network_inputs
 from alignver.network.enclosed_loss import OptimalityProof, prove_optimality
 from alignver.network.inputs import as_targets
 from alignver.network.preserve_state import eval_mode, preserve_state
+from alignver.network.validate_model import RefuseWrites
 from alignver.proof.duplicate_inputs import DuplicateInputs
 from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict, shown_down, shown_up
 from alignver.samples import fingerprints, open_samples
@@ -182,12 +183,12 @@ def outputs_as_run(model: nn.Module, X: Any) -> Any:
     Raises
     ------
     InvalidInput
-        The model does not return a tensor with a row for each sample.
+        The model writes to its parameters or buffers, or does not return a tensor with a row for each sample.
     """
     x = model_inputs(model, X)
     dtype = next((parameter.dtype for parameter in model.parameters()), None)
     x = x.to(dtype) if dtype is not None and x.is_floating_point() else x
-    with preserve_state(model), eval_mode(model):
+    with preserve_state(model), eval_mode(model), RefuseWrites(model):
         parts = [model(part) for part in torch.split(x, _BATCH)]
     if not all(isinstance(part, torch.Tensor) and part.ndim for part in parts):
         raise InvalidInput("model", kind_of(parts[0]), "a model that returns a tensor", "unsupported-model")
@@ -226,7 +227,7 @@ def better_parameters(model: nn.Module, X: Any, targets: Any, loss: str, *, seco
     Returns
     -------
     dict of str to array
-        Empty if there are none.
+        Empty if there are none, or if the model does not run in float64.
     """
     twin, x = network_inputs(model, X)
     twin, x = twin.double(), x.double() if x.is_floating_point() else x
@@ -256,6 +257,8 @@ def better_parameters(model: nn.Module, X: Any, targets: Any, loss: str, *, seco
             optimizer.step(closure)  # type: ignore[no-untyped-call]  # torch leaves it unannotated
     except TimeoutError:
         pass  # the best so far
+    except RuntimeError:  # code that needs its own dtype
+        return {}
     return {name: value.numpy().reshape(-1) for name, value in values.items()}
 
 

@@ -41,6 +41,7 @@ from alignver.network.inputs import (
 
 __all__ = [
     "Probed",
+    "RefuseWrites",
     "is_sample_independent",
     "probe",
     "probes",
@@ -333,10 +334,7 @@ def probe(function: Functional, x: torch.Tensor, *, strict: bool = True) -> Prob
             turned = torch.cat([batch[:1], _rows(function, x[1:].flip(0)).flip(0)])
     for name, tensor in {**function.theta, **function.held}.items():
         if tensor._version != versions[name]:
-            got = f"{model}, whose forward writes to {name!r} in place"
-            need = "a forward that does not modify its parameters and buffers"
-            training = any(module.training for module in function.source.modules())
-            raise _unsupported(got, need + ": model.eval(), if its modules write in train mode" * training)
+            raise _written(function.source, name)
     if _differ(batch, again, observer.coarsest):
         got = f"{model}, whose outputs differ between two evaluations"
         raise _unsupported(got, "a deterministic forward: model.eval()")
@@ -478,7 +476,7 @@ def _require_same_gradient(function: Functional, x: torch.Tensor) -> None:
     theta = narrow.leaves()
     before = {name: id(tensor) for name, tensor in _named(model)}
     try:
-        with function.evaluated(), _Writes(model):
+        with function.evaluated(), RefuseWrites(model):
             direct = model(narrow.batch(x))
     except InvalidInput:
         raise
@@ -552,10 +550,13 @@ def _named(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
 
 
 def _written(model: nn.Module, name: str) -> InvalidInput:
-    return _unsupported(f"{type(model).__name__}, whose forward writes to {name!r}", "eval mode: model.eval()")
+    need = "a forward that does not modify its parameters and buffers"
+    if any(module.training for module in model.modules()):
+        need += ": model.eval(), if its modules write in train mode"
+    return _unsupported(f"{type(model).__name__}, whose forward writes to {name!r} in place", need)
 
 
-class _Writes(DispatchMode):
+class RefuseWrites(DispatchMode):
     """Refuse an operation on the memory of the model's own parameters and buffers before it writes."""
 
     def __init__(self, model: nn.Module) -> None:

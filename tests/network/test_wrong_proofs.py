@@ -17,7 +17,7 @@ from alignver.errors import InvalidInput
 from alignver.network import trace
 from alignver.network.degrees import prove_structure, refute_structure
 from alignver.network.trace import trace_model
-from alignver.results import Rigor
+from alignver.results import Rigor, Verdict
 
 X = torch.ones(12, 3)
 
@@ -288,3 +288,54 @@ def test_an_infinite_parameter_is_no_number():
     result = av.check_optimality(Gained().double(), X=[[1.0], [2.0]], Y=[1.0, 2.0], loss="squared", tolerance=1e-6)
     assert result.rigor is not Rigor.PROOF
     assert "the entry -inf" in result.evidence[0]
+
+
+class Counted(nn.Module):
+    """Counts its calls in a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(1, 1)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.inner(x) * self.calls
+
+
+class Renormed(nn.Module):
+    """A table that a lookup scales in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(3, 2, max_norm=0.1)
+
+    def forward(self, x):
+        return self.table(x.long()).sum(-1)
+
+
+@pytest.mark.parametrize(("build", "name"), [(Counted, "calls"), (Renormed, "table.weight")])
+def test_a_forward_that_writes_is_refused_by_name(build, name):
+    model = build().eval()
+    with pytest.raises(InvalidInput, match=rf"writes to '{name}' in place; needs a forward that does not modify"):
+        av.check_optimality(model, X=[[1.0], [2.0]], Y=[1.0, 2.0], loss="squared", tolerance=1e-6)
+
+
+class OwnDtype(nn.Module):
+    """Computes in float32, whatever the dtype of its parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(1, 1)
+
+    def forward(self, x):
+        return self.inner(x.float())
+
+
+def test_a_model_that_does_not_run_in_float64_has_a_loss():
+    torch.manual_seed(0)
+    model, X, Y = OwnDtype(), [[1.0], [2.0]], [1.0, 5.0]
+    result = av.check_optimality(model, X=X, Y=Y, loss="squared", tolerance=1e-6)
+    values = model(torch.tensor(X)).detach().double().numpy()[:, 0]
+    assert result.measured["loss_as_run"] == pytest.approx(float(((values - Y) ** 2).mean()))
+    assert result.verdict is not Verdict.HOLDS
