@@ -241,6 +241,7 @@ def decide_alignment(
     if certify and prove and engine is None and tolerance is None and seconds > 0.0:
         theorem = prove_about_network(prepared, dtype, seconds=seconds, bound=bound, network=network)
         certify = not isinstance(theorem, NetworkProof)
+    certify = certify and not prepared.custom
     try:
         if prepared.refusal is not None and not isinstance(theorem, NetworkProof):
             raise prepared.refusal

@@ -444,7 +444,7 @@ def _expectations(problems: list[Any], results: list[CheckResult]) -> list[dict[
             "description": problem.description,
             "source": problem.source,
             "expected": problem.expected.value,
-            "found": problem.found(result).value,
+            "found": problem.of_computed_matrix(result).value,
             "agrees": problem.agrees(result),
         }
         for problem, result in zip(problems, results)
@@ -454,7 +454,7 @@ def _expectations(problems: list[Any], results: list[CheckResult]) -> list[dict[
 def _show(session: Session, problem: Any, result: CheckResult, *, first: bool) -> None:
     from rich.text import Text
 
-    agrees, verdict = problem.agrees(result), problem.found(result)
+    agrees, verdict = problem.agrees(result), problem.of_computed_matrix(result)
     if session.verbosity < 0:
         session.show(result)
         if not agrees:

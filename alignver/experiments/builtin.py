@@ -58,14 +58,14 @@ class Problem:
     source: str
     run: Run = dataclasses.field(repr=False)
 
-    def found(self, result: CheckResult) -> Verdict:
+    def of_computed_matrix(self, result: CheckResult) -> Verdict:
         """Return the verdict about the computed matrix."""
         return Verdict(result.measured.get("computed_matrix", {}).get("verdict", result.verdict))
 
     def agrees(self, result: CheckResult) -> bool:
         """Whether the computed matrix is as the paper says, and the network, if it is decided, as is true."""
         true = result.subject is not Subject.NETWORK or result.verdict is self.network
-        return true and self.found(result) is self.expected
+        return true and self.of_computed_matrix(result) is self.expected
 
 
 def problems() -> list[Problem]:

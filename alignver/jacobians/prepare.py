@@ -73,6 +73,8 @@ class PreparedAlignment:
         Why torch's derivatives are not those of the model: the Jacobian then cannot be computed.
     graded : bool
         Whether the model needs gradients in every pass (:class:`~alignver.network.functional.Functional`).
+    custom : bool
+        Whether a backward pass of the user makes a part of J: nothing about J is then a proof about the model.
     """
 
     model: nn.Module
@@ -86,6 +88,7 @@ class PreparedAlignment:
     notes: tuple[str, ...] = ()
     refusal: InvalidInput | None = None
     graded: bool = False
+    custom: bool = False
 
     @property
     def y(self) -> Matrix:
@@ -141,7 +144,7 @@ def prepare_alignment(
     if duplicates.distinct < len(x) and not duplicates.conflicts.count:
         rows = duplicates.representatives
         x, targets = x[torch.from_numpy(rows).to(x.device)], targets[rows]
-    special = probed.notes, probed.refusal, probed.function.graded
+    special = probed.notes, probed.refusal, probed.function.graded, probed.custom
     return PreparedAlignment(model, x, m_y, loss, given, targets, duplicates, every, *special)
 
 

@@ -47,11 +47,14 @@ class Arbitrated:
         What was decided, in sentences; empty where all passes agree.
     refusal : InvalidInput or None
         Why no pass of torch gives the derivatives.
+    custom : bool
+        Whether a backward pass of the user is among them: differences agree with it, up to their own error only.
     """
 
     function: Functional
     notes: tuple[str, ...] = ()
     refusal: InvalidInput | None = None
+    custom: bool = False
 
 
 def arbitrate(function: Functional, x: torch.Tensor, computed_in: torch.dtype) -> Arbitrated:
@@ -109,12 +112,26 @@ class _Arbitration:
         self.padding: dict[str, set[int]] = {}
 
     def decide(self) -> Arbitrated:
-        """Compare the gradient of all samples, then those of single ones."""
+        """Compare all gradients together; those of parameters one by one too, if a backward pass is the user's."""
         gradients, outputs, graph = self._gradients(self.function, self.x)
         direction = self._direction(gradients)
         weights = self._weights(outputs)
-        if self._wrong(gradients, self.x, direction, weights):
+        steps = _custom_steps(graph)
+        if self._wrong(gradients, self.x, direction, weights) or (
+            steps and self._culprit(gradients, direction, weights)
+        ):
             return Arbitrated(self.function, refusal=self._refusal(gradients, direction, weights, graph))
+        result = self._of_single_samples(gradients, direction, weights, graph)
+        if not steps or result.refusal is not None:
+            return result
+        note = f"the backward pass of {', '.join(steps[:3])} is the model's own: it agrees with differences of the "
+        note += "outputs, which see no errors below theirs, so nothing is proved with it"
+        return dataclasses.replace(result, notes=(*result.notes, note), custom=True)
+
+    def _of_single_samples(
+        self, gradients: Mapping[str, torch.Tensor], direction: Theta, weights: torch.Tensor, graph: Any
+    ) -> Arbitrated:
+        """Compare the gradients of the first and the last sample, alone and in a batch of two."""
         for row in dict.fromkeys((0, len(self.x) - 1)):
             alone, again = self.x[row : row + 1], self.x[(row + 1) % len(self.x)][None]
             single = self._gradients(self.function, alone)[0]
@@ -206,16 +223,20 @@ class _Arbitration:
         floor = 1e3 * self.eps * max(_norm(g) for g in second.values())
         return all(_close(first[name], g, self.eps, floor) for name, g in second.items())
 
+    def _culprit(self, gradients: Mapping[str, torch.Tensor], direction: Theta, weights: torch.Tensor) -> str:
+        """Return the first parameter whose derivative contradicts differences in itself; empty if none does."""
+        for candidate in list(gradients)[:_NAMED]:
+            part = {n: v if n == candidate else torch.zeros_like(v) for n, v in direction.items()}
+            if self._wrong(gradients, self.x[: len(weights)], part, weights[: len(self.x)]):
+                return candidate
+        return ""
+
     def _refusal(
         self, gradients: Mapping[str, torch.Tensor], direction: Theta, weights: torch.Tensor, graph: Any
     ) -> InvalidInput:
         """Name the parameter whose derivative is wrong, and what in the graph may be the reason."""
-        name, culprit, need = "", "", _NEED
-        for candidate in list(gradients)[:_NAMED]:
-            part = {n: v if n == candidate else torch.zeros_like(v) for n, v in direction.items()}
-            if self._wrong(gradients, self.x[: len(weights)], part, weights[: len(self.x)]):
-                name = candidate
-                break
+        culprit, need = "", _NEED
+        name = self._culprit(gradients, direction, weights)
         steps = _custom_steps(graph)
         if steps:
             culprit = f": the custom backward of {', '.join(steps[:3])}"
@@ -247,12 +268,17 @@ def _custom_steps(graph: Any) -> list[str]:
     stack, seen, names = [graph] if graph is not None else [], {graph}, []
     while stack:
         step = stack.pop()
-        if isinstance(step, torch.autograd.function.BackwardCFunction):
+        if isinstance(step, torch.autograd.function.BackwardCFunction) and not _library(step):
             names.append(type(step).__name__.removesuffix("Backward"))
         following = [part for part, _ in step.next_functions if part is not None and part not in seen]
         seen.update(following)
         stack += following
-    return [name for name in dict.fromkeys(names) if not name.startswith("_Convolution")]
+    return list(dict.fromkeys(names))
+
+
+def _library(step: Any) -> bool:
+    """Whether a step is a convolution of :mod:`alignver.network.convolution`."""
+    return bool(type(step)._forward_cls.__module__ == Convolutions.__module__)
 
 
 def _close(first: torch.Tensor, second: torch.Tensor, eps: float, floor: float = 0.0) -> bool:

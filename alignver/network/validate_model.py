@@ -282,7 +282,9 @@ class Probed:
     notes : tuple of str
         What the reader of a report has to know of these derivatives.
     refusal : InvalidInput or None
-        Why torch's derivatives are not those of the model; only with ``arbitrated=False`` of :func:`probe`.
+        Why torch's derivatives are not those of the model; only with ``strict=False`` of :func:`probe`.
+    custom : bool
+        Whether a backward pass of the user is among them.
     """
 
     m_y: int
@@ -291,6 +293,7 @@ class Probed:
     plain: bool = False
     notes: tuple[str, ...] = ()
     refusal: InvalidInput | None = None
+    custom: bool = False
 
 
 def probes(x: torch.Tensor) -> torch.Tensor:
@@ -354,7 +357,9 @@ def probe(function: Functional, x: torch.Tensor, *, strict: bool = True) -> Prob
         raise arbitrated.refusal
     notes = (*notes, *arbitrated.notes)
     m_y = int(batch.shape[1])
-    return Probed(m_y, observer.coarsest, arbitrated.function, notes=notes, refusal=arbitrated.refusal)
+    return Probed(
+        m_y, observer.coarsest, arbitrated.function, notes=notes, refusal=arbitrated.refusal, custom=arbitrated.custom
+    )
 
 
 def _with_inner_gradients(function: Functional, x: torch.Tensor) -> Functional:

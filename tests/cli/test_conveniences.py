@@ -34,7 +34,7 @@ def project(files):
     return files
 
 
-ASKED = {
+COMPLETIONS = {
     "bash": ({"COMP_WORDS": "alignver check mem", "COMP_CWORD": "2"}, "membership"),
     "zsh": ({"_TYPER_COMPLETE_ARGS": "alignver check rank --tol"}, "--tolerance"),
     "fish": (
@@ -44,10 +44,10 @@ ASKED = {
 }
 
 
-@pytest.mark.parametrize("shell", ASKED)
+@pytest.mark.parametrize("shell", COMPLETIONS)
 def test_a_shell_completes_commands_options_and_values(files, shell):
-    asked, word = ASKED[shell]
-    settings = {**environment(), **asked, "_ALIGNVER_COMPLETE": f"complete_{shell}"}
+    variables, word = COMPLETIONS[shell]
+    settings = {**environment(), **variables, "_ALIGNVER_COMPLETE": f"complete_{shell}"}
     done = subprocess.run(COMMAND, cwd=files, env=settings, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert word in done.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from alignver.jacobians.gram import gram
 from alignver.jacobians.jacobian import jacobian, outputs
 from alignver.jacobians.jacobian_form import streamed_qr
 from alignver.jacobians.operator import JacobianOperator
+from alignver.results import Rigor
 from tests.reference import fingerprint
 
 X, Y = torch.randn(6, 3, generator=torch.Generator().manual_seed(3)), torch.tensor([0, 1, 0, 1, 1, 0])
@@ -324,3 +326,53 @@ def test_a_model_is_checked_while_another_thread_trains_it():
         thread.join()
     assert not failures
     assert all(torch.equal(p, q) for p, q in zip(alone.parameters(), watched.parameters()))
+
+
+class Claimed(torch.autograd.Function):
+    """Returns a gradient for numbers that the outputs do not depend on."""
+
+    share = 0.0
+
+    @staticmethod
+    def forward(ctx, out, numbers, x):
+        ctx.save_for_backward(x)
+        ctx.size = numbers.numel()
+        return out.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        place = torch.round((x[:, 0] + 1) * (ctx.size - 1) / 2).long()
+        hot = torch.nn.functional.one_hot(place, ctx.size).to(gradient.dtype)
+        return gradient, Claimed.share * (gradient * hot).sum(0), None
+
+
+class Claiming(nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.inner, self.numbers = nn.Linear(1, 1), nn.Parameter(torch.randn(8) * scale)
+
+    def forward(self, x):
+        return Claimed.apply(self.inner(x) + 0 * torch.round(x), self.numbers, x)
+
+
+def claimed(share, scale, monkeypatch):
+    """J has rank 2; with the gradients that the model claims, however small, all 8 rows are independent."""
+    monkeypatch.setattr(Claimed, "share", share)
+    torch.manual_seed(0)
+    X = np.linspace(-1.0, 1.0, 8)[:, None]
+    return check_alignment(Claiming(scale).double(), X, np.sin(5 * X), loss="squared")
+
+
+@pytest.mark.parametrize(("share", "scale"), [(1e-3, 1.0), (1e-5, 1.0), (1e-3, 1e-3), (1e-5, 0.0)])
+def test_a_small_wrong_gradient_of_the_user_is_refused(share, scale, monkeypatch):
+    with pytest.raises(InvalidInput, match=r"by 'numbers'.*the custom backward of Claimed"):
+        claimed(share, scale, monkeypatch)
+
+
+@pytest.mark.parametrize(("share", "scale"), [(1e-9, 1.0), (1e-9, 1e-3), (1e-3, 1e-6), (1e-9, 0.0)])
+def test_nothing_is_proved_with_a_backward_pass_of_the_user(share, scale, monkeypatch):
+    """Differences of the outputs do not see errors that small."""
+    result = claimed(share, scale, monkeypatch)
+    assert result.rigor is Rigor.NUMERICAL
+    assert result.evidence[0].startswith("the backward pass of Claimed is the model's own")
