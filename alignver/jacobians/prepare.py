@@ -7,6 +7,7 @@ certificate from the model and the data.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -17,14 +18,12 @@ import torch
 from torch import nn
 
 from alignver.arrays import EPS, host
-from alignver.errors import InvalidInput, first_line
+from alignver.errors import InvalidInput
 from alignver.jacobians.factored_proof import LayerFactors, arrays_of, layer_factors
 from alignver.jacobians.jacobian_form import last_nonlinearity, plan, probed_outputs, represent
 from alignver.kernel import Certificate
-from alignver.kernel.failure import NotProved
-from alignver.kernel.network.graph import parse
 from alignver.network.adapt import adapted
-from alignver.network.enclosures import EnclosedNetwork
+from alignver.network.enclosures import EnclosedNetwork, traced_again
 from alignver.network.functional import parameter_layout
 from alignver.network.inputs import as_inputs, as_targets, dtype_name, resolve_dtype
 from alignver.network.validate_model import validate_model
@@ -219,7 +218,10 @@ def inputs_again(
     if certificate.claim in _OF_DATA:
         return {"X": X, "Y": Y}, ("the claim is about the data: it holds for every model",), True
     if certificate.claim in _OF_NETWORK:
-        return _network_again(certificate, prepare_alignment(model, X, Y, loss, dtype))
+        prepared = prepare_alignment(model, X, Y, loss, dtype)
+        trace = functools.partial(EnclosedNetwork.of, prepared.model, prepared.x)
+        network, note = traced_again(certificate, trace, max(_MOST_ROWS, len(prepared.x)))
+        return {"parameters": network.parameters, "x": network.x, "y": prepared.y}, (note,), True
     if certificate.claim not in _CLAIMS:
         raise InvalidInput("certificate", f"a claim {certificate.claim!r}", "one that check_alignment made")
     prepared = prepare_alignment(model, X, Y, loss, dtype)
@@ -239,25 +241,6 @@ def inputs_again(
     J = represent(prepared.model, prepared.x, engine, dtype=dtype, chunk_size=chunk_size)
     matrix = np.ascontiguousarray(host(J.matrix).astype(np.float64))
     return {"J": matrix, "y": prepared.y}, (f"J was computed again: {J.words}",), True
-
-
-def _network_again(
-    certificate: Certificate, prepared: PreparedAlignment
-) -> tuple[dict[str, Matrix], tuple[str, ...], bool]:
-    """Trace the model again: its graph has to be that of the certificate."""
-    need = "the model and the data that it was made from: the same code, weights and version of torch"
-    try:
-        graph = parse(certificate.data["graph"])
-        rows = next(node.out[0][1][0] for node in graph.nodes if node.op == "input")
-    except (NotProved, LookupError, StopIteration) as error:
-        raise InvalidInput("certificate", f"no graph of a network ({first_line(error)})", need) from error
-    if not 1 <= rows <= max(_MOST_ROWS, len(prepared.x)):
-        raise InvalidInput("certificate", f"a graph for batches of {rows} samples", need)
-    network = EnclosedNetwork.of(prepared.model, prepared.x, rows)
-    if not np.array_equal(network.traced.data, certificate.data["graph"]):
-        raise InvalidInput("certificate", "the graph of another network than this model's", need)
-    note = "the graph in the certificate is the one that this model is traced to"
-    return {"parameters": network.parameters, "x": network.x, "y": prepared.y}, (note,), True
 
 
 def _shape(inputs: Mapping[str, Mapping[str, Any]]) -> tuple[int, ...]:

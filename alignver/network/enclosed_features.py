@@ -21,7 +21,7 @@ from alignver.kernel import Certificate, seal
 from alignver.kernel.floats import require_ieee
 from alignver.kernel.network.exploration import Features
 from alignver.kernel.network.graph import parse
-from alignver.network.enclosures import EnclosedNetwork
+from alignver.network.enclosures import EnclosedNetwork, traced_again
 from alignver.network.feature_extraction import extract_features
 from alignver.network.inputs import as_inputs
 from alignver.network.leaves import copied
@@ -249,19 +249,10 @@ def inputs_again(certificate: Certificate, model: nn.Module, X: Any) -> tuple[di
     >>> alignver.recheck(proved.certificate, **inputs_again(proved.certificate, net, X)[0]).verdict
     <Verdict.HOLDS: 'HOLDS'>
     """
-    need = "one that check_safe_exploration made for this model and these inputs, with the same version of torch"
-    try:
-        graph = parse(certificate.data["graph"])
-        rows = next(node.out[0][1][0] for node in graph.nodes if node.op == "input")
-    except Exception as error:  # a document that anyone may have written
-        raise InvalidInput("certificate", "no graph of a network", need) from error
     layer = certificate.constants.get("layer")
-    if not 1 <= rows <= _ROWS or not (layer is None or isinstance(layer, str)):
-        raise InvalidInput("certificate", f"a graph for batches of {rows} samples", need)
-    network = feature_network(model, X, layer, rows=rows)
-    if not np.array_equal(network.traced.data, certificate.data["graph"]):
-        raise InvalidInput("certificate", "the graph of another network than this model's", need)
-    note = "the graph in the certificate is the one that this model is traced to"
+    if not (layer is None or isinstance(layer, str)):
+        raise InvalidInput("certificate", f"a layer {layer!r}", "the name of a module, or None")
+    network, note = traced_again(certificate, lambda rows: feature_network(model, X, layer, rows=rows), _ROWS)
     return {"parameters": network.parameters, "x": network.x}, (note,)
 
 

@@ -29,7 +29,7 @@ from alignver.kernel.network import balls, optimality
 from alignver.kernel.network.graph import parse
 from alignver.kernel.optimality import loss_interval
 from alignver.network.enclosed_features import batch_rows, network_inputs
-from alignver.network.enclosures import EnclosedNetwork
+from alignver.network.enclosures import EnclosedNetwork, traced_again
 from alignver.progress import stage
 from alignver.results import Verdict
 
@@ -362,16 +362,5 @@ def inputs_again(certificate: Certificate, model: nn.Module, X: Any, Y: Any) -> 
     >>> alignver.recheck(proved.certificate, **inputs_again(proved.certificate, net, X, Y)[0]).verdict
     <Verdict.HOLDS: 'HOLDS'>
     """
-    need = "one that check_optimality made for this model and these data, with the same version of torch"
-    try:
-        graph = parse(certificate.data["graph"])
-        rows = next(node.out[0][1][0] for node in graph.nodes if node.op == "input")
-    except Exception as error:  # a document that anyone may have written
-        raise InvalidInput("certificate", "no graph of a network", need) from error
-    if not 1 <= rows <= _MOST_ROWS:
-        raise InvalidInput("certificate", f"a graph for batches of {rows} samples", need)
-    network, _ = output_network(model, X, rows=rows)
-    if not np.array_equal(network.traced.data, certificate.data["graph"]):
-        raise InvalidInput("certificate", "the graph of another network than this model's", need)
-    note = "the graph in the certificate is the one that this model is traced to"
+    network, note = traced_again(certificate, lambda rows: output_network(model, X, rows=rows)[0], _MOST_ROWS)
     return {"parameters": network.parameters, "x": network.x, "Y": Y}, (note,)

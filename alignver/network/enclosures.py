@@ -23,10 +23,12 @@ import scipy.linalg
 import torch
 from torch import nn
 
+from alignver.errors import InvalidInput
 from alignver.kernel import Certificate, exact, seal
 from alignver.kernel.failure import NotProved, Unsupported
 from alignver.kernel.floats import require_ieee
 from alignver.kernel.network import alignment, balls, norm_alignment
+from alignver.kernel.network.graph import parse
 from alignver.kernel.network.program import compiled, unpacked
 from alignver.kernel.network.tape import Program
 from alignver.network.budget import Reach, reach
@@ -34,7 +36,7 @@ from alignver.network.leaves import refused
 from alignver.network.trace import NetworkGraph, trace_model
 from alignver.results import Verdict, shown_down, shown_up
 
-__all__ = ["EnclosedNetwork", "NetworkProof", "prove_alignment"]
+__all__ = ["EnclosedNetwork", "NetworkProof", "prove_alignment", "traced_again"]
 
 _ROWS, _SMALL = 64, 1024  # samples in a batch of a graph, a quarter of them for inputs with more entries
 _MASKED = -1.7976931348623157e308  # stands for minus infinity: parameters are finite numbers
@@ -414,3 +416,35 @@ def _sealed(
 ) -> Certificate:
     inputs = {"parameters": network.parameters, "x": network.x, "y": y}
     return seal(claim, method, inputs, {"graph": network.traced.data, **(data or {})}, constants)
+
+
+def traced_again(
+    certificate: Certificate, trace: Callable[[int], EnclosedNetwork], most: int
+) -> tuple[EnclosedNetwork, str]:
+    """Trace a model as it was for a certificate; return the network, and how their graphs relate, in a sentence.
+
+    Parameters
+    ----------
+    certificate : Certificate
+    trace : callable
+        Traces the model for batches of a number of samples.
+    most : int
+        The largest number of samples in a batch.
+
+    Raises
+    ------
+    InvalidInput
+        The certificate has no graph, or that of another network.
+    """
+    need = "one that was made for this model and these data: the same code, weights and version of torch"
+    try:
+        graph = parse(certificate.data["graph"])
+        rows = next(node.out[0][1][0] for node in graph.nodes if node.op == "input")
+    except Exception as error:  # a document that anyone may have written
+        raise InvalidInput("certificate", "no graph of a network", need) from error
+    if not 1 <= rows <= most:
+        raise InvalidInput("certificate", f"a graph for batches of {rows} samples", need)
+    network = trace(rows)
+    if not np.array_equal(network.traced.data, certificate.data["graph"]):
+        raise InvalidInput("certificate", "the graph of another network than this model's", need)
+    return network, "the graph in the certificate is the one that this model is traced to"
