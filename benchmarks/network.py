@@ -50,6 +50,8 @@ def decided(name, model, x, y, loss, seconds):
     record = {"problem": name, "verdict": result.verdict.value, "subject": result.subject.value, "seconds": took}
     record |= {"recheck": verdict, "recheck_seconds": again, "kappa": result.measured.get("kappa"),
                "shuffled": result.measured.get("kappa_shuffled"), "reason": result.reason}  # fmt: skip
+    if result.subject != "NETWORK":
+        record["why not the network"] = result.evidence[0]
     print(json.dumps(record), flush=True)
     return took if verdict == "HOLDS" else float("inf")
 
