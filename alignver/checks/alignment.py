@@ -26,7 +26,15 @@ from alignver.errors import InvalidInput
 from alignver.features.cluster import Cluster
 from alignver.jacobians.factored_proof import prove_by_factors
 from alignver.jacobians.gram import gram
-from alignver.jacobians.jacobian_form import JacobianForm, Plan, gram_first, planned, represent, represent_square
+from alignver.jacobians.jacobian_form import (
+    JacobianForm,
+    Plan,
+    gram_first,
+    planned,
+    represent,
+    represent_square,
+    represent_tall,
+)
 from alignver.jacobians.nonsmooth_points import find_nonsmooth_points
 from alignver.jacobians.operator import JacobianOperator
 from alignver.jacobians.prepare import PreparedAlignment, prepare_alignment
@@ -319,10 +327,13 @@ def _of_computed_matrix(
         if decided is not None:
             J, result = decided
     if result is None:
+        deficient = bound.value < min(n * m_y, d)
+        passes: dict[str, Any] = {"dtype": dtype, "chunk_size": chunk_size}
         if large:
-            J, plan = represent_square(prepared.model, prepared.x, m_y, plan, dtype=dtype, chunk_size=chunk_size)
+            J, plan = represent_square(prepared.model, prepared.x, m_y, plan, **passes)
         else:
-            J = represent(prepared.model, prepared.x, plan, dtype=dtype, chunk_size=chunk_size)
+            tall = represent_tall if deficient and d < n * m_y else represent
+            J = tall(prepared.model, prepared.x, plan, **passes)
         y = torch.from_numpy(prepared.y).to(J.matrix.device)
         result = check(
             J.matrix,
@@ -330,7 +341,7 @@ def _of_computed_matrix(
             computed_in=J.computed_in,
             certify=certify and J.certifiable,
             columns=d,
-            deficient=bound.value < min(n * m_y, d),
+            deficient=deficient,
         )
         if failure:
             line = f"no {'proof' if certify else 'answer'} from the Gram matrix of the layer factors: {failure}"

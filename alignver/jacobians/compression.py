@@ -105,6 +105,20 @@ class Factors:
         M, exponent = self.precise_gram
         return double_double.factor(M) * 2.0**exponent
 
+    def columns(self) -> Matrix:
+        r"""Return J V (N x r), float64, for an orthonormal basis V of a space that holds the rows of J.
+
+        A layer of k inputs, more than samples, needs n of them: [A, 1] = L Q with L (n x n), and its columns
+        :math:`b_i \otimes [a_i, 1]` become :math:`b_i \otimes l_i`.
+        """
+        parts = []
+        for inputs, derivatives, bias in self.layers:
+            A = (_with_ones(inputs) if bias else inputs).numpy()
+            L = A if A.shape[1] <= len(A) else np.asarray(np.linalg.qr(A.T, mode="r")).T
+            B = derivatives.numpy().reshape(-1, len(L), derivatives.shape[1], 1)  # (m_y, n, l, 1)
+            parts.append((B * L[:, None, :]).reshape(len(derivatives), -1))
+        return np.concatenate(parts, axis=1)
+
 
 def _share(A: Matrix, B: Matrix) -> double_double.DoubleDouble:
     """Return (A A^T) o (B B^T), with A repeated for every output."""
@@ -129,15 +143,14 @@ class CompressedJacobian:
     Attributes
     ----------
     n, m_y, d : int
-        Samples, outputs, parameters; d >= N = n m_y.
+        Samples, outputs, parameters.
     computed_in : str
         The coarsest dtype of a forward pass.
 
     Raises
     ------
     InvalidInput
-        As :func:`~alignver.jacobians.jacobian.jacobian`; the model has another structure, or fewer parameters than the
-        Jacobian has rows (see :meth:`suits`).
+        As :func:`~alignver.jacobians.jacobian.jacobian`; the model has another structure.
 
     Examples
     --------
@@ -163,13 +176,17 @@ class CompressedJacobian:
         self.n, self.m_y, self.d = len(self._x), probed.m_y, function.layout.d
         self.computed_in = dtype_name(probed.computed_in)
         self._calls, self._scratch = 0, dict[Any, torch.Tensor]()
-        if self.d < self.N:
-            raise _unsupported(f"{self.d} parameters for {self.N} rows", "at least as many parameters as rows")
 
     @property
     def N(self) -> int:
         """Rows of J: n m_y."""
         return self.n * self.m_y
+
+    @property
+    def width(self) -> int:
+        """Columns of :meth:`Factors.columns`: an upper bound of the rank of J."""
+        sizes = [(layer.in_features + (bias is not None), layer.out_features) for layer, _, bias in self._layers]
+        return sum(min(self.n, size) * height for size, height in sizes)
 
     @property
     def flops(self) -> float:
@@ -184,12 +201,15 @@ class CompressedJacobian:
         return 8 * (6 * widest + 24 * self.N**2)
 
     @classmethod
-    def suits(cls, model: nn.Module, X: Any, *, dtype: str | None = "float64") -> CompressedJacobian | None:
-        """Return an instance for the model, or None if it refuses the model."""
+    def suits(
+        cls, model: nn.Module, X: Any, *, dtype: str | None = "float64", tall: bool = False
+    ) -> CompressedJacobian | None:
+        """Return an instance for the model, or None if it refuses the model or J is not wide, or not ``tall``."""
         try:
-            return cls(model, X, dtype=dtype)
+            suited = cls(model, X, dtype=dtype)
         except InvalidInput:
             return None
+        return suited if tall == (suited.d < suited.N) else None
 
     def factor(self) -> Matrix:
         """Return T (N x N), float64, with the column space and the singular values of J at the present parameters.

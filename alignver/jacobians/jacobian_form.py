@@ -45,6 +45,7 @@ __all__ = [
     "probed_outputs",
     "represent",
     "represent_square",
+    "represent_tall",
     "streamed_qr",
 ]
 ENGINES = ("dense", "streamed", "gram", "matrix-free")
@@ -53,6 +54,7 @@ ENGINES = ("dense", "streamed", "gram", "matrix-free")
 _TEMPORARIES = 1 << 28  # bytes of the chunks of a dense Jacobian
 _MOST_FLOPS = 1e16  # a day at 10^11 operations per second, as a large CPU or a small GPU performs in float64
 _ONE_SECOND = 2e10  # operations: about a second of dense linear algebra on a CPU
+_FEWER = 0.9  # share of the columns up to which leaving out the others saves more than the layers' factors cost
 _FACTORS = 1 << 29  # bytes of layer factors beside the Gram matrix
 _LAST = {"Softmax": "softmax", "Sigmoid": "sigmoid", "LogSigmoid": "log-sigmoid"}
 _REARRANGED = ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Squeeze1", "Unsqueeze", "Slice", "Select", "ToCopy",
@@ -393,6 +395,29 @@ def represent_square(
         peak, flops = _cost("streamed", n * m_y, d, "float64", BLOCK_BYTES)
         form = Plan("streamed", f"streamed: {_gb(peak)}; one QR for all methods, without J in memory", peak, flops)
     return represent(model, x, form, dtype=dtype, chunk_size=chunk_size), form
+
+
+def represent_tall(
+    model: nn.Module, x: torch.Tensor, form: Plan, *, dtype: str | None, chunk_size: int | None
+) -> JacobianForm:
+    """Return a form of a J of deficient rank with more rows than columns.
+
+    With fewer columns, of the same space and singular values, if the model consists of linear layers with more inputs
+    than samples: no proof needs J itself, since neither its rows nor its columns are independent.
+
+    Raises
+    ------
+    InvalidInput
+        As :func:`alignver.jacobians.jacobian.jacobian`.
+    """
+    layers = None
+    if form.engine == "dense" and form.flops > _ONE_SECOND:
+        layers = CompressedJacobian.suits(model, x, dtype=dtype, tall=True)
+    if layers is None or layers.width > _FEWER * layers.d:
+        return represent(model, x, form, dtype=dtype, chunk_size=chunk_size)
+    columns = torch.from_numpy(layers.factors().columns())
+    words = f"{layers.width} columns from the layers' factors represent the {layers.d} columns of J"
+    return JacobianForm(columns, layers.n, layers.m_y, layers.d, layers.computed_in, words, "float64", False)
 
 
 def represent(

@@ -148,3 +148,47 @@ def test_the_gram_matrix_is_off_by_no_more_than_its_terms_allow(m_y, bias):
     assert 0.0 < off.max() <= float(gamma)
     widths = [(A.shape[1], B.shape[1]) for A, B, _ in factors.layers]
     assert factors.terms < sum(k * height for k, height in widths) / 2  # what d would have cost
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_fewer_columns_with_the_same_space_and_singular_values(bias):
+    """Fewer samples than inputs, and more rows than parameters."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 2, bias=bias), nn.Tanh(), nn.Linear(2, 10)).double()
+    x = torch.randn(15, 40, dtype=torch.float64)
+    J = CompressedJacobian(model, x)
+    assert J.d < J.N
+    assert CompressedJacobian.suits(model, x) is None
+    assert CompressedJacobian.suits(model, x, tall=True) is not None
+    columns = J.factors().columns()
+    assert columns.shape == (J.N, J.width) == (150, 2 * 15 + 10 * 3)
+    dense = av.jacobian(model, x).numpy()
+    scale = np.linalg.norm(dense, 2)
+    assert np.max(np.abs(columns @ columns.T - dense @ dense.T)) <= 1e-13 * scale**2
+    s, t = (np.linalg.svd(A, compute_uv=False)[: J.width] for A in (dense, columns))
+    assert np.max(np.abs(s - t)) <= 1e-14 * scale
+
+
+@pytest.mark.parametrize("y", ["random", "reached"])
+def test_an_answer_from_fewer_columns_is_that_of_all(y, monkeypatch):
+    from alignver.jacobians import jacobian_form
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 2), nn.Tanh(), nn.Linear(2, 10)).double()
+    x = torch.randn(15, 40, dtype=torch.float64)
+    targets = torch.randn(15, 10, dtype=torch.float64)
+    if y == "reached":
+        targets = (av.jacobian(model, x) @ torch.randn(112, dtype=torch.float64)).reshape(10, 15).T + model(x).detach()
+
+    def ask():
+        return av.check_alignment(model, x, targets, loss="squared", budget_seconds=0.0)
+
+    of_all = ask()
+    monkeypatch.setattr(jacobian_form, "_ONE_SECOND", 0.0)
+    of_fewer = ask()
+    assert "60 columns from the layers' factors represent the 112 columns of J" in str(of_fewer)
+    for key in ("rank", "columns", "rank_upper"):
+        assert of_fewer.measured[key] == of_all.measured[key]
+    assert of_fewer.verdict == of_all.verdict
+    assert of_fewer.measured["residual"] == pytest.approx(of_all.measured["residual"], rel=1e-9, abs=1e-13)
+    assert of_fewer.tolerance.value == pytest.approx(of_all.tolerance.value)
