@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -60,6 +61,17 @@ def test_a_well_formed_but_altered_file_fails_the_recheck(saved: Path) -> None:
     result = recheck(saved, **inputs)
     assert result.verdict is Verdict.FAILS
     assert "seal" in result.reason
+
+
+def test_there_is_one_spelling_of_a_float(tmp_path: Path) -> None:
+    A = np.eye(2)
+    certificate = seal("rank", "gram", {"A": A}, {"scaling": np.zeros(2, dtype=np.int64)}, {"rank": 2, "s_min": 0.5})
+    path = certificate.save(tmp_path / "c")
+    text = (path / "certificate.json").read_text()
+    (path / "certificate.json").write_text(re.sub(r"\{\s+\"float\": \"0x1.0+p-1\"\s+\}", "0.5", text))
+    assert json.loads((path / "certificate.json").read_text())["constants"]["s_min"] == 0.5
+    with pytest.raises(Tampered):
+        load_certificate(path)
 
 
 def test_hostile_json(saved: Path) -> None:
