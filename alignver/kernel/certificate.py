@@ -238,7 +238,7 @@ def seal(
     claim : str
         A key of :data:`CLAIMS`.
     method : str
-        ``docs/check_a_certificate.md`` lists the methods with the data and constants that each needs.
+        ``docs/certificate_format.md`` lists the methods with the data and constants that each needs.
     inputs : mapping of str to array or record
         float64 arrays, or their :func:`record` if they are already hashed.
     data : mapping of str to array
@@ -382,7 +382,9 @@ def _npz(data: Mapping[str, Any]) -> bytes:
         for name, array in sorted(data.items()):
             member = io.BytesIO()
             np.lib.format.write_array(member, np.ascontiguousarray(array).reshape(array.shape), allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getvalue())
+            entry = zipfile.ZipInfo(f"{name}.npy")
+            entry.create_system = 3  # whatever the system
+            archive.writestr(entry, member.getvalue())
     return buffer.getvalue()
 
 

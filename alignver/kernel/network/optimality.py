@@ -96,6 +96,7 @@ def _as_float(ball: Any) -> tuple[float, float]:
 
 def changed(graph: Graph, parameters: Any, values: dict[str, Any]) -> Any:
     """Return the values of the leaves after a change of trainable parameters, by name, none of which shares memory."""
+    require(values.keys() <= graph.leaves().keys(), "a parameter that the graph does not have")
     result, place = parameters.copy(), 0
     leaves = [node.args["leaf"] for node in graph.nodes if node.op == "parameter"]
     for node in graph.nodes:
