@@ -74,16 +74,19 @@ def test_every_command_and_option_stands_in_the_reference(tmp_path, monkeypatch)
 
 
 def test_every_claim_and_method_of_certificates_is_explained():
-    from alignver.kernel import exploration, matrices, optimality
+    from alignver.kernel import data, exploration, matrices, optimality
     from alignver.kernel.certificate import CLAIMS
+    from alignver.kernel.network import methods as graphs
 
-    text = (DOCS / "check_a_certificate.md").read_text()
+    text = (DOCS / "certificate_format.md").read_text()
     assert all(f"`{claim}`" in text for claim in CLAIMS)
     rows = [line.split(" | ")[:2] for line in text.splitlines() if line.startswith("| `")]
-    explained = {(claim, row[0].strip("| `")) for row in rows for claim in re.findall(r"`([^`]+)`", row[1])}
-    methods = matrices.METHODS | optimality.METHODS | exploration.METHODS
-    assert set(methods) <= explained
-    for module in (exploration, matrices, matrices, optimality):
+    words = [[re.findall(r"`([^`]+)`", column) for column in row] for row in rows]
+    explained = {(claim, method) for methods, claims in words for method in methods for claim in claims}
+    explained = {(claim, method) for claim, method in explained if claim in CLAIMS}
+    modules = (data, exploration, matrices, optimality, graphs)
+    assert {key for module in modules for key in module.METHODS} == explained
+    for module in modules:
         source = Path(module.__file__).read_text()
         read = re.findall(r"(?:data|constants|ball|layer|own|entry)(?:\[|\.get\(|, )\"([\w ]+)\"", source)
         assert read
