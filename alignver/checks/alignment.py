@@ -24,6 +24,7 @@ from alignver.checks.membership import membership_of
 from alignver.checks.next_steps import alignment_steps
 from alignver.errors import InvalidInput
 from alignver.features.cluster import Cluster
+from alignver.features.threads import dense_flops, threads_for
 from alignver.jacobians.factored_proof import prove_by_factors
 from alignver.jacobians.gram import gram
 from alignver.jacobians.jacobian_form import (
@@ -239,7 +240,7 @@ def decide_alignment(
         return refuted
     bound = row_rank_bound(prepared.model, prepared.x, m_y)
     theorem: NetworkProof | str = ""
-    seconds = _proof_seconds(budget_seconds)
+    seconds, flops = _proof_seconds(budget_seconds), dense_flops(len(prepared.x) * m_y, d)
     form = planned(len(prepared.x), m_y, d, engine)
     announce(
         f"alignment of {len(prepared.x)} samples, {m_y} output{'s' * (m_y > 1)} and {d} parameters ({form.reason})",
@@ -247,16 +248,18 @@ def decide_alignment(
         peak_bytes=form.peak_bytes,
     )
     if certify and prove and engine is None and tolerance is None and seconds > 0.0:
-        theorem = prove_about_network(prepared, dtype, seconds=seconds, bound=bound, network=network)
+        with threads_for(flops):
+            theorem = prove_about_network(prepared, dtype, seconds=seconds, bound=bound, network=network)
         certify = not isinstance(theorem, NetworkProof)
     certify = certify and not prepared.custom
     try:
         if prepared.refusal is not None and not isinstance(theorem, NetworkProof):
             raise prepared.refusal
-        result = _not_computed(prepared, sizes) if prepared.refusal is not None else _of_computed_matrix(
-            prepared, check, bound, rule=rule, certify=certify, tolerance=tolerance, dtype=dtype,
-            chunk_size=chunk_size, engine=engine, prove=prove, sizes=sizes, folder=folder, cluster=cluster,
-        )  # fmt: skip
+        with threads_for(flops):
+            result = _not_computed(prepared, sizes) if prepared.refusal is not None else _of_computed_matrix(
+                prepared, check, bound, rule=rule, certify=certify, tolerance=tolerance, dtype=dtype,
+                chunk_size=chunk_size, engine=engine, prove=prove, sizes=sizes, folder=folder, cluster=cluster,
+            )  # fmt: skip
     except OutOfTime as error:
         if not isinstance(theorem, NetworkProof):
             raise

@@ -29,7 +29,7 @@ from alignver.arrays import EPS
 from alignver.checks.combine import bounds_by_rule, membership_by_rule, residual_tolerance
 from alignver.checks.data import conflict_sentence
 from alignver.errors import InvalidInput
-from alignver.features.threads import single_threaded_blas
+from alignver.features.threads import threads_for
 from alignver.jacobians.compression import CompressedJacobian, Factors
 from alignver.jacobians.gram import gram
 from alignver.jacobians.jacobian import bound_copy
@@ -57,7 +57,6 @@ ROWS = 1000
 """Number of rows up to which the singular values decide if least squares do not."""
 
 _NEAR = 100.0  # levels within this factor of a tolerance are recorded (RangeProfile.near): s_N has to exceed them all
-_ALONE = 2e9  # operations up to which more BLAS threads bring nothing; they spin on during the training that follows
 _EIGENVALUES = 1500  # rows up to which all eigenvalues of M take about a second at most
 _SOON = 2e10  # operations: about a second of dense linear algebra on a CPU
 _MATRICES = 4  # N x N matrices in memory at the same time: M, M_0, a factor, and its work space
@@ -168,7 +167,7 @@ class AlignmentEvaluator:
         parts = self._factors()
         M: torch.Tensor | None
         if parts is not None and self._layers is not None:
-            with _blas_threads(self._layers.flops):
+            with threads_for(self._layers.flops):
                 outputs, M = parts.outputs, parts.gram(precise=self._deficient)
         else:
             outputs = self._outputs()
@@ -227,7 +226,7 @@ class AlignmentEvaluator:
     ) -> AlignmentEvaluation:
         """Answer by the singular values of J, or of a factor of M in twice the precision."""
         flops = self._plan.flops if parts is None or self._layers is None else self._layers.flops
-        with _blas_threads(flops):
+        with threads_for(flops):
             if parts is not None:
                 matrix = parts.factor()
             else:
@@ -280,10 +279,6 @@ def outputs_of(model: torch.nn.Module, x: torch.Tensor, dtype: str | None, *, gr
     with _bound(model, x, dtype, graded) as (function, x), torch.no_grad():
         batches = track(torch.split(x, _BATCH), "outputs")
         return torch.cat([function(function.theta, function.batch(b)).reshape(len(b), -1) for b in batches])
-
-
-def _blas_threads(flops: float) -> contextlib.AbstractContextManager[None]:
-    return single_threaded_blas() if flops <= _ALONE else contextlib.nullcontext()
 
 
 def full_rank(

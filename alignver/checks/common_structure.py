@@ -17,6 +17,7 @@ from torch import nn
 from alignver import require
 from alignver.checks.structure import STATEMENT, Indicator, check_structure, indicator
 from alignver.errors import InvalidInput
+from alignver.features.threads import threads_for
 from alignver.jacobians.jacobian import bound_copy
 from alignver.jacobians.operator import differentiable, push, push_twice
 from alignver.linalg import rank_rules
@@ -284,7 +285,8 @@ def _evaluation(model: nn.Module, X: Any, dtype: str | None, seed: int) -> Itera
     model = validate_model(model)
     with bound_copy(model, X, dtype) as (function, x), differentiable(function):
         probed = probe(function, x, strict=False)  # the graph may decide; if not, it says what autograd hides
-        yield _Evaluation(probed.function, x, probed.m_y, dtype_name(probed.computed_in), seed)
+        with threads_for(len(x) * function.layout.d):
+            yield _Evaluation(probed.function, x, probed.m_y, dtype_name(probed.computed_in), seed)
 
 
 def _confirm(evaluation: _Evaluation, S: Subset, tolerance: float | None) -> CheckResult:

@@ -30,7 +30,7 @@ from alignver.errors import InvalidInput
 from alignver.features.cluster import Cluster
 from alignver.features.rows import directions, open_rows, scan_rows
 from alignver.features.staircase import certify_staircase, find_staircase
-from alignver.features.threads import single_threaded_blas
+from alignver.features.threads import dense_flops, single_threaded_blas, threads_for
 from alignver.kernel.floats import arithmetic_fault
 from alignver.limits import limited
 from alignver.linalg import rank_rules
@@ -189,7 +189,8 @@ def check_safe_exploration(
         announce(f"safe exploration of {rows.n} samples, {rows.m} features" + f", width {width}" * (width is not None))
         setting = Setting(rows, width, rule, radius, w, tries, seed, place=place, cluster=cluster)
         if method in ("gram", "dense") or gates is not None:
-            result = check_gates(setting, gates, method, folder)
+            with threads_for(dense_flops(rows.n, (width or rows.n) * rows.m)):
+                result = check_gates(setting, gates, method, folder)
         else:
             with single_threaded_blas():  # from the scan on: BLAS threads spin after a product and slow the rest down
                 result = _staircase(setting)

@@ -19,6 +19,7 @@ from alignver.checks.combine import KINDS, ToleranceInterval, combine, floor, se
 from alignver.checks.combine import residual_tolerance as default_residual_tolerance
 from alignver.checks.next_steps import membership_steps
 from alignver.errors import InvalidInput
+from alignver.features.threads import dense_flops, threads_for
 from alignver.limits import limited
 from alignver.linalg import rank_rules
 from alignver.linalg.least_squares import least_squares, preconditioned_iterates, residual_interval
@@ -173,22 +174,23 @@ def membership_of(
         limit = default_residual_tolerance(max(matrix.eps, target.eps))
     if columns is None:
         columns = int(matrix.array.shape[1])
-    search = search_proof(
-        prove_membership,
-        matrix,
-        target.array,
-        method=method,
-        rule=rule,
-        certify=certify,
-        tolerance=tolerance,
-        computed_in=computed_in,
-        ball=ball,
-        columns=columns,
-        deficient=deficient,
-    )
-    numerical = None
-    if search.needs_numerics:
-        numerical = _numerically(matrix, target, method, rule, tolerance, limit, columns)
+    with threads_for(dense_flops(*map(int, matrix.array.shape))):
+        search = search_proof(
+            prove_membership,
+            matrix,
+            target.array,
+            method=method,
+            rule=rule,
+            certify=certify,
+            tolerance=tolerance,
+            computed_in=computed_in,
+            ball=ball,
+            columns=columns,
+            deficient=deficient,
+        )
+        numerical = None
+        if search.needs_numerics:
+            numerical = _numerically(matrix, target, method, rule, tolerance, limit, columns)
     result = combine(search, numerical, subject="J", name="membership", statement=STATEMENT)
     steps = membership_steps(result, int(matrix.array.shape[0]), columns)
     return dataclasses.replace(result, next_steps=steps, cost={"seconds": time.perf_counter() - began})

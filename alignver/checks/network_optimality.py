@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from alignver.checks.data import bound_sentence, conflict_sentence
 from alignver.errors import InvalidInput, kind_of
+from alignver.features.threads import threads_for
 from alignver.network.enclosed_features import model_inputs, network_inputs
 from alignver.network.enclosed_loss import OptimalityProof, prove_optimality
 from alignver.network.inputs import as_targets
@@ -188,7 +189,8 @@ def outputs_as_run(model: nn.Module, X: Any) -> Any:
     x = model_inputs(model, X)
     dtype = next((parameter.dtype for parameter in model.parameters()), None)
     x = x.to(dtype) if dtype is not None and x.is_floating_point() else x
-    with preserve_state(model), eval_mode(model), RefuseWrites(model):
+    size = sum(parameter.numel() for parameter in model.parameters())
+    with threads_for(len(x) * size), preserve_state(model), eval_mode(model), RefuseWrites(model):
         parts = [model(part) for part in torch.split(x, _BATCH)]
     if not all(isinstance(part, torch.Tensor) and part.ndim for part in parts):
         raise InvalidInput("model", kind_of(parts[0]), "a model that returns a tensor", "unsupported-model")

@@ -15,6 +15,7 @@ from alignver.checks.data import bound_sentence, conflict_sentence
 from alignver.checks.exploration import Ranks, is_module, prove_ranks
 from alignver.checks.exploration_report import peak_bytes
 from alignver.errors import InvalidInput
+from alignver.features.threads import dense_flops, threads_for
 from alignver.kernel import seal
 from alignver.kernel.exact import equal
 from alignver.kernel.floats import arithmetic_fault
@@ -151,6 +152,7 @@ def check_optimality(
     problem = dataclasses.replace(
         problem, targets=np.array(problem.targets)
     )  # the hashed array is the one of the proof
+    flops = model.m_y * dense_flops(model.n, model.h * model.m)
     data = None
     if isinstance(loss, str) and loss in LOSSES:
         if X is not None:
@@ -159,9 +161,11 @@ def check_optimality(
                 got = f"{len(known.digests)} samples beside {problem.model.n} rows of Z"
                 raise InvalidInput("X", got, "the inputs that Z was computed from", "wrong-shape")
             data = DuplicateInputs.of(dataclasses.replace(known, targets=problem.targets))
-        result = _proved(problem, theta, loss, tolerance, rank, data)
+        with threads_for(flops):
+            result = _proved(problem, theta, loss, tolerance, rank, data)
     else:
-        result = _measured(problem, theta, tolerance, infimum(problem, theta), ())
+        with threads_for(flops):
+            result = _measured(problem, theta, tolerance, infimum(problem, theta), ())
     if not certify and result.rigor is Rigor.PROOF and result.verdict is not Verdict.UNDECIDED:
         remark = "numerical: no certificate was requested"
         evidence = (*result.evidence, remark)

@@ -13,6 +13,7 @@ from alignver.arrays import Entries, as_matrix, is_operator
 from alignver.checks.combine import KINDS, ToleranceInterval, combine, floor, search_proof
 from alignver.checks.next_steps import rank_steps
 from alignver.errors import InvalidInput
+from alignver.features.threads import dense_flops, threads_for
 from alignver.limits import limited
 from alignver.linalg import rank_rules
 from alignver.linalg.norms import extreme_scale, largest_singular_value, row_sum_norm
@@ -101,18 +102,19 @@ def check_rank(
         rank = rank.item()  # type: ignore[union-attr]  # only a 0-d array or tensor gets here
     need = f"an integer from 0 to min(N, d) = {full}"
     claimed = full if rank is None else require.integer("rank", rank, least=0, most=full, need=need)
-    search = search_proof(
-        prove_rank,
-        matrix,
-        claimed,
-        method=method,
-        rule=rule,
-        certify=certify,
-        tolerance=tolerance,
-        computed_in=computed_in,
-        ball=ball,
-    )
-    numerical = _numerically(matrix, claimed, method, rule, tolerance) if search.needs_numerics else None
+    with threads_for(dense_flops(*map(int, matrix.array.shape))):
+        search = search_proof(
+            prove_rank,
+            matrix,
+            claimed,
+            method=method,
+            rule=rule,
+            certify=certify,
+            tolerance=tolerance,
+            computed_in=computed_in,
+            ball=ball,
+        )
+        numerical = _numerically(matrix, claimed, method, rule, tolerance) if search.needs_numerics else None
     result = combine(search, numerical, subject="A", name="rank", statement=_statement(claimed, full))
     return dataclasses.replace(result, next_steps=rank_steps(result), cost={"seconds": time.perf_counter() - began})
 

@@ -17,11 +17,14 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, TypeVar
 
-__all__ = ["ordered", "single_threaded_blas", "workers"]
+__all__ = ["SMALL", "dense_flops", "ordered", "single_threaded_blas", "threads_for", "workers"]
 
 T = TypeVar("T")
 
-_here = threading.local()
+SMALL = 2e9
+"""Operations up to which more threads bring nothing: on busy cores, waiting for each other, they are slower."""
+
+_limited = threading.Lock()
 _MOST_WORKERS = 16  # each of them needs memory for a block and its factor
 
 
@@ -35,17 +38,38 @@ def workers() -> int:
 def single_threaded_blas() -> Iterator[None]:
     """Limit BLAS to one thread inside the block, so that its threads do not compete with the workers.
 
-    A nested block of the same thread does not change the limit.
+    The limit is one of the process. A block inside another one, or in another thread at the same time, leaves it alone.
     """
-    if getattr(_here, "limited", False):
+    if not _limited.acquire(blocking=False):
         yield
         return
-    with _libraries(len(sys.modules)).limit(limits=1, user_api="blas"):
-        _here.limited = True
-        try:
+    try:
+        with _libraries(len(sys.modules)).limit(limits=1, user_api="blas"):
             yield
-        finally:
-            _here.limited = False
+    finally:
+        _limited.release()
+
+
+@contextlib.contextmanager
+def threads_for(flops: float) -> Iterator[None]:
+    """Compute with one thread of BLAS and of torch inside the block if it takes at most :data:`SMALL` operations.
+
+    A BLAS that divides a factorization or a product among threads rounds differently for each number of them. With one
+    thread the results, and the certificates made of them, are the same to the last bit on any number of cores.
+
+    Examples
+    --------
+    >>> import threadpoolctl
+    >>> with threads_for(1e6):
+    ...     {library["num_threads"] for library in threadpoolctl.threadpool_info()}
+    {1}
+    """
+    if not flops <= SMALL:
+        yield
+        return
+    # torch's threads are those of OpenMP, whose number belongs to the calling thread.
+    with single_threaded_blas(), _libraries(len(sys.modules)).limit(limits=1, user_api="openmp"):
+        yield
 
 
 @functools.lru_cache(maxsize=1)
@@ -54,6 +78,17 @@ def _libraries(imported: int) -> Any:
     import threadpoolctl
 
     return threadpoolctl.ThreadpoolController()
+
+
+def dense_flops(rows: int, columns: int) -> float:
+    """Return about how many operations a dense decomposition of a matrix takes: rows x columns x the smaller of both.
+
+    Examples
+    --------
+    >>> dense_flops(1000, 2000)
+    2000000000.0
+    """
+    return float(rows) * columns * min(rows, columns)
 
 
 def ordered(work: Callable[..., T], arguments: Iterable[tuple[Any, ...]]) -> Generator[T]:

@@ -13,6 +13,7 @@ from torch import nn
 from alignver import require
 from alignver.arrays import available_memory
 from alignver.errors import InvalidInput, first_line
+from alignver.features.threads import threads_for
 from alignver.jacobians import jacobian
 from alignver.jacobians.contractions import Rows, add_product, mirror
 from alignver.jacobians.gram_planning import SUMS, GramPlan, SlotPlan, plan_slots, uniform, with_blocks
@@ -121,7 +122,8 @@ def gram(
         while True:
             planned = computation.plan(refused)
             try:
-                return computation.compute(planned)
+                with threads_for(planned.flops):
+                    return computation.compute(planned)
             except _Disagreement as disagreement:
                 refused |= dict.fromkeys(disagreement.names, str(disagreement))
 

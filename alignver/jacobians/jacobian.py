@@ -19,6 +19,7 @@ from torch.func import jacfwd, jacrev, vmap
 
 from alignver import require
 from alignver.errors import InvalidInput, first_line
+from alignver.features.threads import threads_for
 from alignver.network.adapt import adapted
 from alignver.network.functional import (
     Functional,
@@ -250,7 +251,7 @@ def outputs(
     model, X, _ = adapted(model, X, select=select, forward_args=forward_args)
     size = checked_chunk(chunk_size) or _OUTPUT_CHUNK
     with probed_copy(model, X, dtype, include_frozen=True) as (function, x, probed):
-        with torch.no_grad():
+        with torch.no_grad(), threads_for(len(x) * function.layout.d):
             parts = [function(function.theta, function.batch(part)) for part in torch.split(x, size)]
         return torch.cat([part.reshape(-1, probed.m_y) for part in parts]).to(function.dtype)
 
@@ -271,7 +272,8 @@ def differentiate(
         got = f"{n} samples, {m_y} outputs and {d} parameters: a Jacobian of"
         require_memory(n * m_y * d, function, got, "a Jacobian")
         matrix = torch.empty((n * m_y, d), dtype=function.dtype, device=function.device)
-        engine = fill(function, x, m_y, matrix.view(m_y, n, d), chunk_size)
+        with threads_for(n * m_y * d):
+            engine = fill(function, x, m_y, matrix.view(m_y, n, d), chunk_size)
     return Differentiated(matrix, function.layout, n, m_y, engine, dtype_name(probed.computed_in))
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from alignver.errors import InvalidInput
-from alignver.features.threads import ordered, single_threaded_blas
+from alignver.features.threads import ordered, single_threaded_blas, threads_for
 from alignver.kernel import Certificate, seal
 from alignver.kernel.data import least_loss
 from alignver.kernel.exact import rounded_down, rounded_up
@@ -211,7 +211,8 @@ def prove_optimality(
         require_ieee(threaded=True)
         with stage("enclosing the outputs"):
             network, rounded = output_network(model, X)
-            return _decided(network, Y, loss, tolerance, seconds, better, rounded, began)
+            with threads_for(len(network.x) * network.parameters.size):
+                return _decided(network, Y, loss, tolerance, seconds, better, rounded, began)
     except InvalidInput as error:
         if error.argument == "Y":
             raise

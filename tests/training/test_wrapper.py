@@ -64,6 +64,17 @@ def loss_of(loss, f, y):
     return float(nn.functional.binary_cross_entropy_with_logits(f, y.double()))
 
 
+def test_targets_that_are_read_only_are_taken():
+    labels = np.array([0, 1, 1, 0])
+    labels.setflags(write=False)  # as those of alignver.data are
+    model = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
+    X = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    wrapper = EEWrapper(model, loss="binary_cross_entropy", tau=1, exploit_optimizer="newton").fit(
+        (X, labels), epochs=2
+    )
+    assert len(wrapper.history) == 2  # and torch warned of nothing
+
+
 def test_exploration_is_the_users_optimiser_on_all_layers():
     X, Y = nets.data()
     trained = wrapper(optimizer=lambda p: torch.optim.Adam(p, lr=0.02))
