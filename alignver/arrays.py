@@ -170,6 +170,9 @@ def native(value: Any, name: str) -> Array:
         return value.view(np.ndarray) if type(value) is not np.ndarray else value
     if array_api_compat.is_array_api_obj(value):
         return value
+    if hasattr(value, "matvec"):
+        need = "products with its transpose too: shape, matvec and rmatvec"
+        raise InvalidInput(name, f"{kind_of(value)} without rmatvec", need, "wrong-type")
     try:
         return np.asarray(value)
     except (ValueError, TypeError, OverflowError) as error:

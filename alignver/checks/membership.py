@@ -25,6 +25,7 @@ from alignver.linalg import rank_rules
 from alignver.linalg.least_squares import least_squares, preconditioned_iterates, residual_interval
 from alignver.linalg.lsmr import Iterate, lsmr
 from alignver.linalg.norms import extreme_scale, largest_singular_value, norm, row_sum_norm, spectral_norm, start_vector
+from alignver.linalg.operators import Operator
 from alignver.linalg.pivoted_qr import qr_profile
 from alignver.linalg.qr_reduction import reduce
 from alignver.linalg.rank_rules import Scale
@@ -401,22 +402,28 @@ def _operator_membership(
     if method not in ("auto", "lstsq"):
         need = "'lstsq' or 'auto'; the other methods need the matrix"
         raise InvalidInput("method", f"{method!r} for an operator", need, "conflicting-arguments")
-    rows, columns = _shape(operator)
+    products = Operator(operator, "J")
+    rows, columns = products.shape
     _require_fit(y, rows)
     eps = EPS["float64" if computed_in is None else require.one_of("computed_in", computed_in, EPS)]
+    y_unit = extreme_scale(y.array) if gram is None else 1.0
+    target = y.array if y_unit == 1.0 else y.array / y_unit
     if gram is None:
-        spectral = spectral_norm(operator, like(start_vector(rows), y.array))
+        start = like(start_vector(rows), target)
+        products.scale(start)
+        spectral = spectral_norm(products, start)
     else:
         spectral = math.sqrt(largest_singular_value(gram))
+    unit, eps = products.unit, max(eps, products.eps)
     _require_finite(spectral)
     scale = Scale(rows, columns, spectral, None, eps, eps)
     band = ToleranceInterval(
-        rank_rules.tolerance(rule, scale, tolerance),
+        rank_rules.tolerance(rule, scale, None if tolerance is None else tolerance / unit),
         floor(spectral, rows, columns),
         default_residual_tolerance(max(eps, y.eps)) if limit is None else limit,
     )
-    size = norm(y.array)
-    solutions = iter([lsmr(operator, y.array)]) if gram is None else preconditioned_iterates(operator, gram, y.array)
+    size = norm(target)
+    solutions = iter([lsmr(products, target)]) if gram is None else preconditioned_iterates(products, gram, target)
     iterates, verdict = [], Verdict.UNDECIDED
     low, high = (0.0, math.inf), (0.0, math.inf)
     for iterate in solutions:
@@ -427,11 +434,11 @@ def _operator_membership(
         if verdict is not Verdict.UNDECIDED:
             break
     if not iterates:  # the Gram matrix gives none: b = 0
-        zero = like(np.zeros(columns), y.array)
-        iterates.append(Iterate(zero, size, norm(operator.rmatvec(y.array)), 0.0, 0))
+        zero = like(np.zeros(columns), target)
+        iterates.append(Iterate(zero, size, norm(products.rmatvec(target)), 0.0, 0))
     iterate = min(iterates, key=lambda iterate: iterate.residual_bounds(band.tolerance.value)[1])
     residual = iterate.residual / size if size else 0.0
-    tau = band.tolerance
+    tau = dataclasses.replace(band.tolerance, value=band.tolerance.value * unit)
     result = CheckResult(
         name="membership",
         statement=STATEMENT,
@@ -452,11 +459,11 @@ def _operator_membership(
             "residual_tolerance": band.limit,
             "residual_lower_bound": low[0],
             "residual_upper_bound": high[1],
-            "gradient_norm": iterate.gradient,
-            "solution_norm": iterate.size,
+            "gradient_norm": iterate.gradient * unit * y_unit,
+            "solution_norm": iterate.size * (y_unit / unit),
             "iterations": iterate.iterations,
-            "target_norm": size,
-            "largest_singular_value": spectral,
+            "target_norm": size * y_unit,
+            "largest_singular_value": spectral * unit,
         },
         bounds=(Bound("residual", residual, "<=", band.limit),) if verdict is Verdict.HOLDS else (),
         tolerance=tau,
@@ -467,18 +474,6 @@ def _operator_membership(
 
 def _relative(interval: tuple[float, float], size: float) -> tuple[float, float]:
     return (interval[0] / size, interval[1] / size) if size else (0.0, 0.0)
-
-
-def _shape(operator: Any) -> tuple[int, int]:
-    try:
-        rows, columns = (int(size) for size in operator.shape)
-    except (TypeError, ValueError) as error:
-        got = f"an operator of shape {operator.shape!r}"
-        raise InvalidInput("J", got, "a shape of two integers", "wrong-shape") from error
-    if rows < 1 or columns < 1:
-        got = f"an operator of shape {(rows, columns)}"
-        raise InvalidInput("J", got, "an operator that is not empty", "wrong-shape")
-    return rows, columns
 
 
 def _require_finite(*values: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.sparse.linalg import aslinearoperator
+from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 import alignver as av
 from alignver.checks import membership as module
@@ -178,6 +178,56 @@ class TestOperators:
         result = check(aslinearoperator(J), np.ones(20))
         assert result.verdict is Verdict.HOLDS
         assert result.measured["residual"] <= result.measured["residual_upper_bound"]
+
+    @pytest.mark.parametrize("size", [1e-300, 1e-170, 1e-140, 1e155, 1e300])
+    def test_scale_does_not_matter(self, rng, size):
+        J = with_singular_values(np.linspace(1, 2, 10), (20, 30), rng)
+        inside, outside = J @ np.ones(30), rng.standard_normal(20)
+        for factor in (1e-170, 1.0, size):
+            result = check(aslinearoperator(J * size), inside * factor)
+            assert result.verdict is Verdict.HOLDS
+            assert result.measured["largest_singular_value"] == pytest.approx(2.0 * size, rel=1e-4)
+            assert result.measured["target_norm"] == pytest.approx(np.linalg.norm(inside) * factor)
+            fails = check(aslinearoperator(J * size), outside * factor, tolerance=1e-6 * size)
+            assert fails.verdict is Verdict.FAILS
+            assert fails.tolerance.value == pytest.approx(1e-6 * size)
+
+    def test_products_are_validated(self, rng):
+        class Products:
+            shape = (20, 12)
+
+            def __init__(self, matvec, rmatvec):
+                self.matvec, self.rmatvec = matvec, rmatvec
+
+        J = rng.standard_normal((20, 12))
+        y = J @ np.ones(12)
+        for same in (Products(lambda v: (J @ v)[:, None], lambda u: (J.T @ u)[None]),
+                     Products(lambda v: list(J @ v), lambda u: list(J.T @ u))):  # fmt: skip
+            assert check(same, y).verdict is Verdict.HOLDS
+        refused = {
+            "complex": Products(lambda v: 1j * (J @ v), lambda u: 1j * (J.T @ u)),
+            "ValueError": Products(lambda v: J @ v, lambda u: J @ u),
+            "12 entries": Products(lambda v: J @ v, lambda u: u),
+            "NotImplementedError": LinearOperator((20, 12), matvec=lambda v: J @ v),
+        }
+        for words, operator in refused.items():
+            with pytest.raises(av.InvalidInput, match=words):
+                check(operator, y)
+        del (halved := Products(lambda v: J @ v, None)).rmatvec
+        for call in (lambda: check(halved, y), lambda: av.check_rank(halved)):
+            with pytest.raises(av.InvalidInput, match="without rmatvec"):
+                call()
+
+    def test_the_remedy_for_complex_products(self, rng):
+        J = rng.standard_normal((8, 5)) + 1j * rng.standard_normal((8, 5))
+        y = J @ (np.ones(5) + 2j)
+        stacked = np.block([[J.real, -J.imag], [J.imag, J.real]])
+        assert check(aslinearoperator(stacked), np.concatenate([y.real, y.imag])).verdict is Verdict.HOLDS
+
+    def test_narrow_products_have_their_epsilon(self, rng):
+        J = rng.standard_normal((20, 30)).astype(np.float32)
+        result = check(aslinearoperator(J), (J @ np.ones(30)).astype(np.float64))
+        assert result.verdict is Verdict.HOLDS
 
     def test_refusals(self):
         operator = aslinearoperator(np.eye(3))
