@@ -23,7 +23,7 @@ MOST_LINES = {
     "together, but for `data.py` and `network/`": (ON_MATRICES, 1500),
     "`data.py` alone": (ON_DATA, 180),
     "`network/`, statements about a graph": (WALKS, 1200),
-    "`network/`, enclosures of values and gradients": (ENCLOSURES, 2200),
+    "`network/`, enclosures of values and gradients": (ENCLOSURES, 2250),
     "`network/`, enclosures of values and gradients in float64": (NORMWISE, 1150),
 }
 """Groups of files that are counted together, with their limits on lines of code."""

@@ -61,25 +61,32 @@ class Adapted(nn.Module):
         super().__init__()
         shared = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
         vars(self).update({name: vars(model)[name] for name in shared})  # the same dicts: a swapped tensor is in both
-        self.inner = [model]  # in a list: its submodules must not have a second name
-        self.parts, self.select, self.forward_args = tuple(parts), select, dict(forward_args or {})
+        # In a tuple, and past nn.Module: its submodules must not have a second name, whatever names they have.
+        vars(self)["_adaptation"] = (model, tuple(parts), select, dict(forward_args or {}))
+
+    @property
+    def adapted_model(self) -> nn.Module:
+        """The model itself."""
+        model: nn.Module = vars(self)["_adaptation"][0]
+        return model
 
     @property
     def training(self) -> bool:
         """The mode of the model."""
-        return bool(self.inner[0].training) if "inner" in vars(self) else True
+        return bool(self.adapted_model.training) if "_adaptation" in vars(self) else True
 
     @training.setter
     def training(self, mode: bool) -> None:
-        if "inner" in vars(self):
-            self.inner[0].training = mode
+        if "_adaptation" in vars(self):
+            self.adapted_model.training = mode
 
     def forward(self, x: torch.Tensor) -> Any:
         """Unpack the inputs, run the model and select the output."""
+        model, parts, select, forward_args = vars(self)["_adaptation"]
         dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
-        extra = {name: _cast(value, dtype) for name, value in self.forward_args.items()}
+        extra = {name: _cast(value, dtype) for name, value in forward_args.items()}
         args, start = [], 0
-        for part in self.parts:
+        for part in parts:
             size = math.prod(part.shape)
             value = x[:, start : start + size].reshape(len(x), *part.shape)
             start += size
@@ -88,7 +95,7 @@ class Adapted(nn.Module):
                 extra[part.key] = value
             else:
                 args.append(value)
-        return selected(self.inner[0](*(args if self.parts else [x]), **extra), self.select)
+        return selected(model(*(args if parts else [x]), **extra), select)
 
 
 def _cast(value: Any, dtype: torch.dtype | None) -> Any:
@@ -123,7 +130,7 @@ def selected(output: Any, select: str | int | Callable[[Any], Any] | None) -> An
 
 def arguments_of(model: nn.Module) -> list[str]:
     """Return the names of the arguments of a forward pass."""
-    forward = (model.inner[0] if isinstance(model, Adapted) else model).forward
+    forward = (model.adapted_model if isinstance(model, Adapted) else model).forward
     return list(inspect.signature(forward).parameters)
 
 

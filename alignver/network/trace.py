@@ -50,6 +50,7 @@ _SEEDED = ("scaled_dot_product_attention", "gru", "lstm", "rnn_tanh", "rnn_relu"
            "feature_dropout", "alpha_dropout", "feature_alpha_dropout")  # fmt: skip
 _LIKE = {"zeros_like": "zeros", "new_zeros": "zeros", "ones_like": "ones", "new_ones": "ones", "full_like": "full",
          "new_full": "full"}  # fmt: skip
+_OPERATORS = {f"__{name}__": f"bitwise_{name}" for name in ("and", "or", "xor")}
 _MOST_INTEGER = 2**53
 
 
@@ -414,6 +415,7 @@ class _Builder:
 
     def _operator(self, node: fx.Node, target: Any, args: dict[str, Any], value: Any) -> int:
         space, _, name = target._schema.name.partition("::")
+        name = _OPERATORS.get(name, name)
         op, module = f"{space}.{name}.{target._overloadname}", _module(node)
         results = [value] if isinstance(value, torch.Tensor) else [part for part in value if part is not None]
         if name == "rms_norm" and "eps" not in args:

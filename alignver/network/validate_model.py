@@ -453,7 +453,10 @@ def _rows(function: Functional, x: torch.Tensor, expect: int | None = None) -> t
             remedy += ": flatten them: out.flatten(1)"
         raise _unsupported(f"{model} with outputs of shape {tuple(out.shape)} for {len(x)} samples", remedy)
     if not bool(torch.isfinite(out).all()):
-        raise InvalidInput("model", f"{model} with NaN or Inf outputs", "finite outputs", code="not-finite")
+        native, need = next(function.source.parameters()).dtype, "finite outputs"
+        if native != function.dtype:
+            need += f" in {dtype_name(function.dtype)}, or dtype='same' to compute in its own {dtype_name(native)}"
+        raise InvalidInput("model", f"{model} with NaN or Inf outputs", need, code="not-finite")
     return out.reshape(len(x), -1)
 
 

@@ -110,7 +110,7 @@ def values(program: Program) -> State:
         result = _value(step, [state[k] for k in step.of])
         if step.kind == "map":
             result, state[~place] = result
-        state[place] = result
+        state[place] = np.asarray(result, dtype=object)  # NumPy's sums and products of arrays without axes are balls
     for entry in state[program.output].reshape(-1):
         require(entry.is_finite(), "an output is not finite")
     return state
@@ -248,7 +248,7 @@ def shares(program: Program, state: State, column: int) -> dict[int, Leaf]:
         ])  # fmt: skip
         for source, part in _pulled(program, state, place, g):
             if source in moving:
-                incoming.setdefault(source, []).append(part)
+                incoming.setdefault(source, []).append(part if isinstance(part, _Rows) else np.asarray(part, object))
     return leaves
 
 

@@ -19,7 +19,7 @@ from alignver.kernel.failure import NotProved, require
 from alignver.kernel.network.graph import FLOATS, Graph, Node, Ref
 from alignver.kernel.network.movement import MOVES, moved
 from alignver.kernel.network.operators import words
-from alignver.kernel.network.tape import Program, Tape, exact_float, require_size, shared_with
+from alignver.kernel.network.tape import Program, Tape, exact_float, joint_owner, require_size, shared_with
 
 __all__ = ["Compiler", "Exact", "Parameters", "Real", "Value", "rule"]
 
@@ -151,7 +151,7 @@ class Compiler:
             if base in MOVES:
                 return self._moved(base, args)
             exact = all(not isinstance(part, Real) for value in args.values() for part in _parts(value))
-            if exact and (node.out[0][0] not in FLOATS or base in _CREATED):
+            if exact and base not in _GATHERS and (node.out[0][0] not in FLOATS or base in _CREATED):
                 result = self._integers(base, args)
                 return Real(self.real(result)) if node.out[0][0] in FLOATS else result
             rule = _RULES.get(base)
@@ -230,17 +230,16 @@ class Compiler:
         operands = [part for value in args.values() for part in _parts(value) if isinstance(part, Exact)]
         owner = None
         if any(part.owner is not None for part in operands):
-            require(base in _ENTRYWISE, f"{self.node.op} of integers of several samples has no rule")
-            samples = np.full(shape, -1, np.int32)
-            for part in operands:
-                if part.owner is not None:
-                    mine = np.broadcast_to(part.owner.reshape(part.value.shape), shape)
-                    require(bool(((samples < 0) | (samples == mine)).all()), "an operation joins two samples")
-                    samples = mine
-            owner = np.ascontiguousarray(samples).reshape(-1)
+            require(base in _ENTRYWISE or base in _ALONG, f"{self.node.op} of integers of several samples has no rule")
+            owners = [p.owner if p.owner is None else p.owner.reshape(p.value.shape) for p in operands]
+            owner = joint_owner(owners, shape) if base in _ENTRYWISE else _owner_along(operands[0], args, shape)
         plain = _Arguments({key: value.value if isinstance(value, Exact) else value for key, value in args.items()})
         result = np.asarray(function(plain))
         args.unread &= plain.unread
+        if base in _GROWING:  # integers of 64 bits wrap around, which floats reveal
+            parts = plain.items()
+            wide = {key: np.asarray(part, np.float64) if isinstance(part, np.ndarray) else part for key, part in parts}
+            require(bool(np.all(np.abs(function(_Arguments(wide))) < 2.0**54)), f"{base} gives integers beyond 2^53")
         if result.dtype.kind == "f":
             whole = bool((result == np.rint(result)).all())
             require(whole and bool((np.abs(result) <= _MOST_INTEGER).all()), f"{base} gives no exact integers")
@@ -249,6 +248,21 @@ class Compiler:
         cast = cast.astype(bool) if dtype == "bool" else cast
         require(dtype == "bool" or bool((np.abs(cast) <= _MOST_INTEGER).all()), f"{base} gives integers beyond 2^53")
         return Exact(cast, owner)
+
+
+def _owner_along(part: Exact, args: Mapping[str, Any], shape: Sequence[int]) -> Any:
+    """Return the sample of each entry of an operation along axes, whose lines have to belong to one sample each."""
+    grid, axes = part.owner.reshape(part.value.shape), _axes(args)
+    first = grid.min(axis=axes, keepdims=True)
+    require(bool((grid == first).all()), "an operation joins two samples")
+    whole = np.broadcast_to(first, grid.shape) if tuple(shape) == grid.shape else first
+    return np.ascontiguousarray(whole).reshape(-1)
+
+
+def _axes(args: Mapping[str, Any]) -> Any:
+    """Return the axes of a reduction as NumPy has them: all of them for None and for an empty list."""
+    dim = args.get("dim")
+    return dim if isinstance(dim, int) else tuple(dim) if dim else None
 
 
 def _filled(value: Any, values: Sequence[Value]) -> Value:
@@ -265,6 +279,20 @@ def _arange(args: Mapping[str, Any]) -> Any:
     start, end, step = args.get("start", 0), args["end"], args.get("step", 1)
     require_size((int((end - start) / step),))
     return np.arange(start, end, step)
+
+
+def _clamped(value: Any, low: Any, high: Any) -> Any:
+    value = value if low is None else np.maximum(value, low)
+    return value if high is None else np.minimum(value, high)
+
+
+def _by(function: Callable[[Any, Any], Any], args: Mapping[str, Any]) -> Any:
+    require(bool(np.all(np.asarray(args["other"]) != 0)), "a division by 0")
+    return function(args["self"], args["other"])
+
+
+def _reduced(function: Callable[..., Any]) -> Callable[[Any], Any]:
+    return lambda args: function(args["self"], axis=_axes(args), keepdims=args.get("keepdim", False))
 
 
 def _full(args: Mapping[str, Any], value: Any) -> Any:
@@ -294,19 +322,38 @@ _ENTRYWISE: dict[str, Callable[[Any], Any]] = {
     "neg": lambda a: -a["self"],
     "bitwise_and": lambda a: np.bitwise_and(a["self"], a["other"]),
     "bitwise_or": lambda a: np.bitwise_or(a["self"], a["other"]),
+    "bitwise_xor": lambda a: np.bitwise_xor(a["self"], a["other"]),
     "bitwise_not": lambda a: np.invert(a["self"]),
+    "abs": lambda a: np.abs(a["self"]),
+    "clamp": lambda a: _clamped(a["self"], a.get("min"), a.get("max")),
+    "clamp_min": lambda a: _clamped(a["self"], a["min"], None),
+    "clamp_max": lambda a: _clamped(a["self"], None, a["max"]),
+    "remainder": lambda a: _by(np.remainder, a),
+    "floor_divide": lambda a: _by(np.floor_divide, a),
     "minimum": lambda a: np.minimum(a["self"], a["other"]),
     "maximum": lambda a: np.maximum(a["self"], a["other"]),
 }
-_INTEGERS = _ENTRYWISE | {
+_ALONG: dict[str, Callable[[Any], Any]] = {
+    "cumsum": lambda a: np.cumsum(a["self"], a["dim"]),
+    "sum": _reduced(np.sum),
+    "any": _reduced(np.any),
+    "all": _reduced(np.all),
+    "amax": _reduced(np.max),
+    "amin": _reduced(np.min),
+    "argmax": _reduced(np.argmax),
+    "argmin": _reduced(np.argmin),
+}
+_GROWING = ("add", "sub", "rsub", "mul", "sum", "cumsum")
+_CREATING: dict[str, Callable[[Any], Any]] = {
     "arange": _arange,
     "zeros": lambda a: _full(a, 0),
     "ones": lambda a: _full(a, 1),
     "full": lambda a: _full(a, a["fill_value"]),
     "scalar_tensor": lambda a: np.array(a["s"]),
-    "cumsum": lambda a: np.cumsum(a["self"], a["dim"]),
 }
+_INTEGERS = _ENTRYWISE | _ALONG | _CREATING
 _CREATED = ("arange", "zeros", "ones")
+_GATHERS = ("index", "_unsafe_index", "index_select", "gather", "take_along_dim")  # by a rule, whatever is gathered
 Rule = Callable[[Compiler, dict[str, Value]], Value]
 _RULES: dict[str, Rule] = {}
 

@@ -62,7 +62,8 @@ class Node:
     def base(self) -> str:
         """The operator without namespace and overload, ``add``; empty for another namespace, or bits read anew."""
         parts = self.op.split(".")
-        known = parts[0] == "aten" and len(parts) == 3 and not parts[2].endswith("out") and self.op not in _BITS
+        known = parts[0] == "aten" and len(parts) == 3 and self.op not in _BITS
+        known = known and not (parts[2] == "out" or parts[2].endswith("_out"))
         return parts[1] if known else ""
 
     @property

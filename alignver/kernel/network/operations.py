@@ -10,8 +10,9 @@ import numpy as np
 
 from alignver.kernel.failure import require
 from alignver.kernel.network.compiler import Compiler, Exact, Real, Value, rule
+from alignver.kernel.network.graph import FLOATS
 from alignver.kernel.network.movement import padded, triple, windows
-from alignver.kernel.network.tape import exact_float, require_size
+from alignver.kernel.network.tape import exact_float, joint_owner, require_size
 
 __all__ = ["plus", "scaled"]
 
@@ -91,9 +92,15 @@ def _addcmul(c: Compiler, args: Args) -> Value:
 @rule("to", "_to_copy", "type_as")
 def _to(c: Compiler, args: Args) -> Value:
     source = args["self"]
-    if isinstance(source, Real):  # between floating-point dtypes; the shape and dtype of the result are compared
+    if not isinstance(source, Real):
+        return Real(c.real(source))
+    if c.node.out[0][0] in FLOATS:  # the shape and dtype of the result are compared
         return source
-    return Real(c.real(source))
+    values = c.tape.exact(source.step)
+    require(values is not None and source.masked is None, "integers of numbers that are not inputs or constants")
+    require(bool((np.abs(values) <= 2.0**53).all()), "integers beyond 2^53")
+    whole = values != 0.0 if c.node.out[0][0] == "bool" else np.trunc(values).astype(np.int64)
+    return Exact(whole, c.tape.owner(source.step))
 
 
 @rule("dropout", "native_dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
@@ -240,41 +247,54 @@ def _cat(c: Compiler, args: Args) -> Value:
 
 @rule("embedding")
 def _embedding(c: Compiler, args: Args) -> Value:
-    return _rows_of(c, args["weight"], args["indices"], 0)
+    return _at(c, args["weight"], [args["indices"]], negative=False)
 
 
 @rule("index_select")
 def _index_select(c: Compiler, args: Args) -> Value:
-    return _rows_of(c, args["self"], args["index"], args["dim"])
+    dim = args["dim"] % len(c.shape(args["self"]))
+    return _at(c, args["self"], [*(None for _ in range(dim)), args["index"]], negative=False)
 
 
 @rule("index", "_unsafe_index")
 def _index(c: Compiler, args: Args) -> Value:
-    indexed = [(axis, part) for axis, part in enumerate(args["indices"]) if part is not None]
-    require(len(indexed) == 1 and indexed[0][1].value.dtype.kind == "i", "an index by several tensors, or by booleans")
-    return _rows_of(c, args["self"], indexed[0][1], indexed[0][0], negative=True)
+    return _at(c, args["self"], args["indices"], negative=True)
 
 
-def _rows_of(c: Compiler, source: Real, index: Exact, dim: int, *, negative: bool = False) -> Value:
-    """Gather along one axis by known integers; the copies of a shared array belong to the samples of the integers."""
-    require(isinstance(index, Exact) and index.value.dtype.kind == "i", "an index that is not of known integers")
-    grid, (rows,) = c.tape.indices(source.step), (c.tape.shape(source.step)[dim],)
-    inside = bool(((index.value >= (-rows if negative else 0)) & (index.value < rows)).all())
-    require(inside and source.masked is None, "an index outside of its axis")
-    taken = np.take(grid, index.value % rows, axis=dim)
-    dim %= grid.ndim
-    shape = (1,) * dim + index.value.shape + (1,) * (grid.ndim - dim - 1)
-    return _taken(c, source, taken, None if index.owner is None else index.owner.reshape(shape))
+def _at(c: Compiler, source: Value, parts: Sequence[Any], *, negative: bool) -> Value:
+    """Gather by known integers along some axes, the axes of the integers in place of these: first if they are apart.
+
+    The copies of a shared array belong to the samples of the integers.
+    """
+    indexed = [(axis, part) for axis, part in enumerate(parts) if part is not None]
+    whole = all(isinstance(part, Exact) and part.value.dtype.kind == "i" for _, part in indexed)
+    require(bool(indexed) and whole, "an index that is not of known integers")
+    grid = np.arange(math.prod(c.shape(source))).reshape(c.shape(source))
+    for axis, part in indexed:
+        size = grid.shape[axis]
+        inside = (part.value >= (-size if negative else 0)) & (part.value < size)
+        require(bool(inside.all()), "an index outside of its axis")
+    axes = [axis for axis, _ in indexed]
+    common = np.broadcast_shapes(*(part.value.shape for _, part in indexed))
+    require_size((*common, *(size for axis, size in enumerate(grid.shape) if axis not in axes)))
+    taken = grid[tuple(slice(None) if part is None else part.value for part in parts)]
+    owners = [p.owner if p.owner is None else p.owner.reshape(p.value.shape) for _, p in indexed]
+    owner = joint_owner(owners, common)
+    before = axes[0] if axes == list(range(axes[0], axes[-1] + 1)) else 0
+    shape = (1,) * before + common + (1,) * (taken.ndim - before - len(common))
+    return _taken(c, source, taken, owner if owner is None else owner.reshape(shape))
 
 
-def _taken(c: Compiler, source: Real, taken: Any, owner: Any) -> Value:
+def _taken(c: Compiler, source: Value, taken: Any, owner: Any) -> Value:
     """Gather entries by integers that belong to the given samples (None: to all)."""
     if owner is None:
         return c.gathered(source, taken)
-    require(source.masked is None, f"{c.node.base} of minus infinity")
     owner = np.ascontiguousarray(np.broadcast_to(owner, taken.shape)).reshape(-1)
-    mine = c.tape.owner(source.step)
+    mine = source.owner if isinstance(source, Exact) else c.tape.owner(source.step)
     require(mine is None or bool((mine[taken.reshape(-1)] == owner).all()), "an operation joins two samples")
+    if isinstance(source, Exact):
+        return Exact(source.value.reshape(-1)[taken], owner)
+    require(source.masked is None, f"{c.node.base} of minus infinity")
     return Real(c.tape.move((source.step,), taken, owner))
 
 
@@ -282,7 +302,7 @@ def _taken(c: Compiler, source: Real, taken: Any, owner: Any) -> Value:
 def _gather(c: Compiler, args: Args) -> Value:
     source, index, dim = args["self"], args["index"] if "index" in args else args["indices"], args["dim"]
     require(isinstance(index, Exact) and index.value.dtype.kind == "i", "an index that is not of known integers")
-    grid = c.tape.indices(source.step)
+    grid = np.arange(math.prod(c.shape(source))).reshape(c.shape(source))
     require(c.node.base == "gather" or grid.shape == index.value.shape, "an index of another shape")
     dim %= grid.ndim
     grid = grid[tuple(slice(None) if axis == dim else slice(size) for axis, size in enumerate(index.value.shape))]
@@ -325,15 +345,9 @@ def _where(c: Compiler, args: Args) -> Value:
     index = np.where(mask, grids[0], grids[1] + c.tape.steps[sides[0]].size)
     owner = None
     if condition.owner is not None:
-        samples = np.full(math.prod(shape), -1, np.int32)
-        parts = [np.broadcast_to(condition.owner.reshape(condition.value.shape), shape).reshape(-1)]
-        parts += [
-            c.tape.owner(s)[g.reshape(-1)] for s, g in zip(sides, grids, strict=True) if c.tape.owner(s) is not None
-        ]
-        for mine in parts:
-            require(bool(((samples < 0) | (samples == mine)).all()), "an operation joins two samples")
-            samples = np.array(mine)
-        owner = samples
+        owners = [(c.tape.owner(step), grid) for step, grid in zip(sides, grids, strict=True)]
+        mine = [owner if owner is None else owner[grid] for owner, grid in owners]
+        owner = joint_owner([condition.owner.reshape(condition.value.shape), *mine], shape)
     return Real(c.tape.move(sides, index, owner), masked if masked.any() else None)
 
 

@@ -37,7 +37,7 @@ import numpy as np
 
 from alignver.kernel.failure import NotProved, require
 
-__all__ = ["Program", "Step", "Tape", "exact_float", "require_size", "shared_with"]
+__all__ = ["Program", "Step", "Tape", "exact_float", "joint_owner", "require_size", "shared_with"]
 
 _FEW = 6  # axes along which a shared operand may vary
 _MOST = 1 << 25
@@ -100,6 +100,19 @@ def exact_float(number: Any) -> float:
     return float(number)
 
 
+def joint_owner(owners: Sequence[Any], shape: Sequence[int]) -> Any:
+    """Return the sample of each entry, from arrays of samples that are broadcast (None: shared); None if all are.
+
+    Raises
+    ------
+    NotProved
+        If an entry belongs to two samples.
+    """
+    known = [np.broadcast_to(owner, tuple(shape)) for owner in owners if owner is not None]
+    require(all(bool((part == known[0]).all()) for part in known), "an operation joins two samples")
+    return np.ascontiguousarray(known[0]).reshape(-1) if known else None
+
+
 def shared_with(owner: Any, shape: Sequence[int]) -> Any:
     """Return the sample of each entry where -1 stands for none yet: samples differ along one axis.
 
@@ -160,6 +173,17 @@ class Tape:
         require(bool(np.isfinite(value).all()), "a constant is not finite")
         return self.append("leaf", (), np.shape(value), None, value=value, leaf=number, trainable=trainable)
 
+    def exact(self, step: int) -> Any:
+        """Return the values of a step that has entries of inputs and constants only, or None."""
+        made = self.steps[step]
+        if made.kind == "input" or (made.kind == "leaf" and not made.args["trainable"]):
+            return made.args["value"]
+        sources = [self.exact(part) for part in made.of] if made.kind == "move" else [None]
+        if any(values is None for values in sources):
+            return None
+        flat = np.concatenate([np.asarray(values, dtype=np.float64).reshape(-1) for values in sources] + [np.zeros(1)])
+        return (flat[:-1] if made.args["index"] is None else flat[made.args["index"]]).reshape(made.shape)
+
     def move(self, sources: Sequence[int], index: Any, owner: Any = None) -> int:
         """Append a gather from the flat sources, one after the other, by an array of indices of the result's shape."""
         owners = [self.owner(step) for step in sources]
@@ -199,13 +223,7 @@ class Tape:
         require_size(shape)
         grids = [np.broadcast_to(self.indices(step), shape) for step in steps]
         owners = [self.owner(step) for step in steps]
-        samples = np.full(math.prod(shape), -1, np.int32)
-        for grid, owner in zip(grids, owners, strict=True):
-            if owner is not None:
-                mine = owner[grid.reshape(-1)]
-                require(bool(((samples < 0) | (samples == mine)).all()), "an operation joins two samples")
-                samples = mine
-        joined = None if all(owner is None for owner in owners) else samples
+        joined = joint_owner([o if o is None else o[g] for o, g in zip(owners, grids, strict=True)], shape)
         return [
             step
             if self.shape(step) == shape and (owner is None) == (joined is None)
