@@ -19,6 +19,7 @@ import numpy as np
 
 from alignver import require
 from alignver.errors import InvalidInput, kind_of
+from alignver.frames import from_frame
 from alignver.limits import most_memory
 
 __all__ = [
@@ -149,6 +150,7 @@ def _validated(value: Any, name: str, ndim: int, computed_in: str | None) -> Ent
 
 def native(value: Any, name: str) -> Array:
     """Return ``value`` as an array of a supported namespace, without changing one that already is."""
+    value = from_frame(value, name)
     if hasattr(value, "tocsr") or getattr(getattr(value, "layout", None), "__repr__", str)() in _TORCH_SPARSE:
         need = "a dense array (.toarray() or .to_dense()), or an operator"
         raise InvalidInput(name, f"a sparse {type(value).__name__}", need, "wrong-type")

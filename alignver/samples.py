@@ -19,6 +19,7 @@ import numpy.typing as npt
 from alignver import require
 from alignver.arrays import host, is_array, native
 from alignver.errors import InvalidInput, kind_of, reading
+from alignver.frames import from_frame, is_text, numbered
 from alignver.kernel.data import canonical, digests_of, record_of
 from alignver.progress import track
 
@@ -144,6 +145,7 @@ def open_samples(X: Any, Y: Any = None, *, names: tuple[str, str] = ("X", "Y")) 
     (False, '<f8')
     """
     name, targets_name = names
+    X, Y = from_frame(X, name), from_frame(Y, targets_name)
     if hasattr(X, "x") and hasattr(X, "y") and hasattr(X, "sha256"):  # of alignver.data
         if Y is not None:
             got = f"targets beside {kind_of(X)} with its own"
@@ -426,7 +428,7 @@ def _targets(samples: Samples, streamed: list[Any] | None, n: int) -> tuple[npt.
         return None, False
     if streamed is not None:
         given = list(map(as_numbers, streamed, itertools.repeat(name)))
-    Y = as_numbers(given, name)
+    Y = numbered(given) if is_text(given) else as_numbers(given, name)
     if Y.ndim not in (1, 2) or 0 in Y.shape:
         raise InvalidInput(name, f"shape {Y.shape}", "a target for each sample: shape (n,) or (n, m)", "wrong-shape")
     if len(Y) != n:

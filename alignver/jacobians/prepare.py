@@ -19,6 +19,7 @@ from torch import nn
 
 from alignver.arrays import EPS, host
 from alignver.errors import InvalidInput
+from alignver.frames import is_text
 from alignver.jacobians.factored_proof import LayerFactors, arrays_of, layer_factors
 from alignver.jacobians.jacobian_form import last_nonlinearity, plan, probed_outputs, represent
 from alignver.kernel import Certificate
@@ -143,7 +144,11 @@ def prepare_alignment(
     if duplicates.distinct < len(x) and not duplicates.conflicts.count:
         rows = duplicates.representatives
         x, targets = x[torch.from_numpy(rows).to(x.device)], targets[rows]
-    special = probed.notes, probed.refusal, probed.function.graded, probed.custom
+    notes = probed.notes
+    if is_text(given):
+        names = sorted(set(np.asarray(given).reshape(-1).tolist()))
+        notes += (f"the classes are in sorted order: {', '.join(f'{k} is {name!r}' for k, name in enumerate(names))}",)
+    special = notes, probed.refusal, probed.function.graded, probed.custom
     return PreparedAlignment(model, x, m_y, loss, given, targets, duplicates, every, *special)
 
 

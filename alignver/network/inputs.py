@@ -24,6 +24,7 @@ from torch.utils.hooks import RemovableHandle
 
 from alignver.arrays import EPS
 from alignver.errors import InvalidInput, first_line, kind_of
+from alignver.frames import from_frame
 from alignver.samples import is_stream
 
 __all__ = [
@@ -278,6 +279,7 @@ def as_targets(Y: Any, n: int) -> Any:
         Y has no length, or its length is not the number of samples.
     """
     need = f"one target for each of the {n} samples"
+    Y = from_frame(Y, "Y")
     if isinstance(Y, torch.Tensor):
         if Y.layout != torch.strided or Y.is_meta or Y.is_quantized:
             got = "a sparse, meta or quantized tensor"
@@ -315,7 +317,7 @@ def refused_inputs(model: nn.Module, x: torch.Tensor, error: Exception) -> Inval
             need = f"{layer.in_features} numbers for each sample, the in_features of {raising}"
             return InvalidInput("X", got, need, code="wrong-shape")
         if not x.is_floating_point() and not isinstance(layer, nn.Embedding | nn.EmbeddingBag):
-            need = f"floating-point numbers for {raising}: X.astype('float64'), or X.double() for a tensor"
+            need = f"floating-point numbers for {raising}: numpy.asarray(X, 'float64'), or X.double() for a tensor"
             return InvalidInput("X", f"dtype {dtype_name(x.dtype)}", need, code="wrong-dtype")
     raised = f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__
     return InvalidInput("X", f"{got}, on which {raising} raised {raised}", "inputs that the model accepts")
@@ -339,6 +341,7 @@ def failing_module(model: nn.Module, error: BaseException) -> tuple[str, nn.Modu
 
 
 def _tensor(X: Any) -> torch.Tensor:
+    X = from_frame(X, "X")
     if isinstance(X, torch.Tensor):
         if X.layout != torch.strided:
             raise InvalidInput("X", "a sparse tensor", "a dense tensor: X.to_dense()", code="wrong-type")

@@ -418,6 +418,8 @@ class _Builder:
         name = _OPERATORS.get(name, name)
         op, module = f"{space}.{name}.{target._overloadname}", _module(node)
         results = [value] if isinstance(value, torch.Tensor) else [part for part in value if part is not None]
+        if name == "to" and target._overloadname in ("dtype_layout", "device"):  # a graph has no devices and layouts
+            op, args["dtype"] = "aten.to.dtype", args.get("dtype", results[0].dtype)
         if name == "rms_norm" and "eps" not in args:
             args["eps"] = float(torch.finfo(results[0].dtype).eps)
         large = (part for part in numbers(args) if isinstance(part, int) and abs(part) > _MOST_INTEGER)

@@ -16,6 +16,7 @@ from alignver import require
 from alignver.arrays import as_matrix, as_vector, host
 from alignver.errors import InvalidInput, kind_of
 from alignver.features.products import logistic
+from alignver.frames import from_frame, is_text, numbered
 from alignver.proof.rounding import FloatArray
 
 __all__ = [
@@ -92,7 +93,8 @@ def modified_targets(Y: Any, loss: str, n: int, m_y: int) -> Targets:
         ``"cross_entropy"``: labels 0..m_y-1 of shape (n,) or (n, 1), or one-hot rows of shape (n, m_y).
         ``"binary_cross_entropy"``: {0, 1} of shape (n, m_y); a row may contain several ones.
         With m_y = 1 both cross-entropies accept {0, 1} of shape (n,) or (n, 1).
-        bool, integers and floats are accepted as {0, 1}; labels may be whole floats, or bool for two classes.
+        bool, integers and floats are accepted as {0, 1}; labels may be whole floats, or bool for two classes, or names
+        of all classes, which are numbered in sorted order.
     loss : str
         One of :data:`LOSSES`, or what :func:`loss_name` accepts.
     n, m_y : int
@@ -125,6 +127,8 @@ def modified_targets(Y: Any, loss: str, n: int, m_y: int) -> Targets:
     alignver.errors.InvalidInput: Y: got Y=-1 at 0; needs 0 or 1: (Y + 1) / 2 makes that from targets -1 and 1
     """
     loss = loss_name(loss)
+    Y = from_frame(Y, "Y")
+    Y = _numbered(Y, loss, m_y) if is_text(Y) else Y
     ndim = _ndim(Y)
     if loss == "cross_entropy" and m_y > 1 and ndim == 2 and np.shape(Y)[1] == 1:
         Y, ndim = (Y[:, 0] if hasattr(Y, "ndim") else [row[0] for row in Y]), 1
@@ -137,6 +141,19 @@ def modified_targets(Y: Any, loss: str, n: int, m_y: int) -> Targets:
     if loss == "cross_entropy" and m_y > 1:
         _require_one_hot(targets)
     return 2.0 * targets - 1.0
+
+
+def _numbered(labels: Any, loss: str, m_y: int) -> npt.NDArray[np.int64]:
+    """Return names of classes as numbers, in sorted order; every class has to occur."""
+    names = sorted(set(np.asarray(labels).reshape(-1).tolist()))
+    classes = m_y if loss == "cross_entropy" and m_y > 1 else 2
+    if loss == "squared" or (loss == "binary_cross_entropy" and m_y > 1):
+        raise InvalidInput("Y", f"names of classes for loss={loss!r}", "numbers", "wrong-dtype")
+    if len(names) != classes:
+        got = f"{len(names)} names of classes for {m_y} output{'s' * (m_y > 1)}"
+        need = f"each of {classes} classes, or their numbers: [classes.index(name) for name in Y]"
+        raise InvalidInput("Y", got, need)
+    return numbered(labels)
 
 
 def _ndim(Y: Any) -> int:

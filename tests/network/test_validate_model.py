@@ -239,7 +239,7 @@ INPUTS = {
     "scipy sparse": (lambda: sparse.csr_array(np.eye(3)), r"toarray"),
     "torch sparse": (lambda: torch.eye(3).to_sparse(), r"to_dense"),
     "meta": (lambda: torch.ones(4, 3, device="meta"), r"meta tensor"),
-    "integers": (lambda: np.ones((4, 3), dtype=np.int64), r"dtype int64; needs floating-point numbers.*astype"),
+    "integers": (lambda: np.ones((4, 3), dtype=np.int64), r"dtype int64; needs floating-point numbers.*asarray"),
     "wrong shape": (lambda: np.ones((4, 3, 5)), r"raised RuntimeError"),
 }
 

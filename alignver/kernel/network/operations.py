@@ -92,6 +92,7 @@ def _addcmul(c: Compiler, args: Args) -> Value:
 @rule("to", "_to_copy", "type_as")
 def _to(c: Compiler, args: Args) -> Value:
     source = args["self"]
+    args.get("other")  # whose dtype that of the result is
     if not isinstance(source, Real):
         return Real(c.real(source))
     if c.node.out[0][0] in FLOATS:  # the shape and dtype of the result are compared
@@ -389,7 +390,7 @@ def _matmul(c: Compiler, a: int, b: int) -> int:
     return c.tape.reshape(product, shape)
 
 
-@rule("matmul", "mm", "bmm", "mv", "dot")
+@rule("matmul", "mm", "bmm", "mv", "dot", "vdot")
 def _product(c: Compiler, args: Args) -> Value:
     second = next(args[name] for name in ("other", "mat2", "vec", "tensor") if name in args)
     return Real(_matmul(c, c.real(args["self"]), c.real(second)))
