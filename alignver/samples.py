@@ -158,7 +158,8 @@ def open_samples(X: Any, Y: Any = None, *, names: tuple[str, str] = ("X", "Y")) 
             raise InvalidInput(name, got, need, "wrong-type")
         sampler = type(getattr(X, "sampler", None)).__name__
         if "Random" in sampler:
-            raise InvalidInput(name, f"a loader that shuffles ({sampler})", "shuffle=False: samples in a fixed order")
+            need = "samples in a fixed order: shuffle=False, or the loader's dataset"
+            raise InvalidInput(name, f"a loader that shuffles ({sampler})", need)
         return Samples(X, Y, name, targets_name)
     if X is None or isinstance(X, str | bytes | dict | set) or (not is_array(X) and not _is_nested_list(X)):
         need = "an array with a row for each sample, a Dataset or a DataLoader"

@@ -305,7 +305,9 @@ def _sizes(questions: _Questions) -> str:
     if "network" not in vars(questions) or isinstance(questions.traced, str):  # out of time, or without a graph
         return sentence
     rows = [row for row in module_rows(questions.traced) if row.parameters and row.shape]
-    listed = ", ".join(f"{row.module or 'the model'} ({row.shape[-1]})" for row in rows[:_LAYERS])
+    listed = ", ".join(
+        f"{row.module or 'the model'} ({' x '.join(map(str, row.shape[1:] or row.shape))})" for row in rows[:_LAYERS]
+    )
     return f"{sentence}; layers and their outputs: {listed}" + ", ..." * (len(rows) > _LAYERS)
 
 

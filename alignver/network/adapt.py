@@ -23,7 +23,7 @@ from alignver.errors import InvalidInput, kind_of
 from alignver.network.inputs import as_inputs, dtype_name
 from alignver.samples import is_stream, open_samples
 
-__all__ = ["Adapted", "adapted", "arguments_of", "names_of", "selected"]
+__all__ = ["Adapted", "adapted", "arguments_of", "as_arrays", "names_of", "selected"]
 
 _LABELS = ("labels", "label", "targets", "target", "y")
 _EXACT = {torch.float16: 2**11, torch.bfloat16: 2**8, torch.float32: 2**24, torch.float64: 2**53}
@@ -202,12 +202,10 @@ def adapted(
         raise InvalidInput("select", kind_of(select), "a name, a position or a function of the output", "wrong-type")
     if forward_args is not None and not isinstance(forward_args, Mapping):
         raise InvalidInput("forward_args", kind_of(forward_args), "a dict of arguments by name", "wrong-type")
-    if hasattr(X, "x") and hasattr(X, "y") and hasattr(X, "sha256"):  # of alignver.data
-        X, Y = X.x, _one_of(Y, X.y)
-    if is_stream(X) and not isinstance(X, Mapping) and not hasattr(X, "tocsr"):  # a sparse matrix
-        X, Y = _gathered(X, Y)
-        if isinstance(X, tuple) and len(X) > _most_positions(model):  # what comes last are targets
-            _one_of(Y, X[-1])
+    given = X
+    X, Y = as_arrays(X, Y)
+    if X is not given and isinstance(X, tuple) and len(X) > _most_positions(model):  # what comes last are targets
+        _one_of(Y, X[-1])
     if isinstance(X, Mapping):
         label = next((name for name in (_LABELS if Y is None else _LABELS[:1]) if name in X), None)
         if label is not None and isinstance(X[label], torch.Tensor | np.ndarray | list):
@@ -221,6 +219,23 @@ def adapted(
         return model, X, Y
     kind = type(type(model).__name__, (Adapted,), {"__module__": type(model).__module__})
     return kind(model, parts, select, forward_args), X, Y
+
+
+def as_arrays(X: Any, Y: Any = None) -> tuple[Any, Any]:
+    """Return inputs and targets in memory: a Dataset or DataLoader is read, anything else is returned as it is.
+
+    Examples
+    --------
+    >>> samples = torch.utils.data.TensorDataset(torch.zeros(3, 2), torch.arange(3))
+    >>> x, y = as_arrays(torch.utils.data.DataLoader(samples, batch_size=2))
+    >>> x.shape, y
+    (torch.Size([3, 2]), array([0, 1, 2]))
+    """
+    if hasattr(X, "x") and hasattr(X, "y") and hasattr(X, "sha256"):  # of alignver.data
+        return X.x, _one_of(Y, X.y)
+    if is_stream(X) and not isinstance(X, Mapping) and not hasattr(X, "tocsr"):  # a sparse matrix
+        return _gathered(X, Y)
+    return X, Y
 
 
 def _one_of(Y: Any, given: Any) -> Any:

@@ -30,7 +30,7 @@ from alignver.samples import as_numbers
 from alignver.theory.exploitation import objective
 from alignver.theory.losses import sample_loss
 from alignver.training import checkpoint
-from alignver.training.exploitation import wide
+from alignver.training.exploitation import as_pair, wide
 from alignver.training.loop import gap_bound, tau_epoch
 from alignver.training.wrapper import EEWrapper
 
@@ -224,9 +224,9 @@ class RunFolder:
         with reading("folder", f"{file}, which cannot be read", "the original file, or a new run in another folder"):
             return {"sentences": (), **json.loads(file.read_text(encoding="utf-8"))}
 
-    def restore(self, wrapper: EEWrapper, data: tuple[Any, Any]) -> int:
+    def restore(self, wrapper: EEWrapper, data: Any) -> int:
         """Restore a fresh wrapper from the last checkpoint, as :meth:`fit` does; return its epoch, 0 without one."""
-        X, Y = data
+        X, Y = as_pair(data)
         wrapper.prepare(X, Y)
         n, m_y = len(X), len(wrapper.module.head.hidden)
         loss = sample_loss(wrapper.loss, m_y)
@@ -246,7 +246,7 @@ class RunFolder:
     def fit(
         self,
         wrapper: EEWrapper,
-        data: tuple[Any, Any],
+        data: Any,
         epochs: int,
         *,
         on_epoch: Callable[[EEWrapper, Mapping[str, Any]], None] | None = None,
@@ -269,6 +269,7 @@ class RunFolder:
             A full disk; a loss or parameters that are not finite: the last good checkpoint remains. A checkpoint that
             does not fit the wrapper.
         """
+        data = as_pair(data)
         self._tau, self._epochs = tau_epoch(wrapper.tau, epochs), epochs
         if self._wrapper is not wrapper:
             self.restore(wrapper, data)
@@ -280,9 +281,14 @@ class RunFolder:
 
         return wrapper.fit(data, epochs, on_epoch=write, **options)
 
-    def finish(self, wrapper: EEWrapper, data: tuple[Any, Any], report: Report) -> None:
-        """Write weights, certificate with its inputs, and report, in this order: the report marks a finished run."""
+    def finish(self, wrapper: EEWrapper, data: Any, report: Report | None = None) -> Report:
+        """Write weights, certificate with its inputs, and report, in this order: the report marks a finished run.
+
+        Without a report it is that of :meth:`EEWrapper.check`, which is returned.
+        """
         wrapper.require_prepared("wrapper")
+        data = as_pair(data)
+        report = Report((wrapper.check(*data),)) if report is None else report
         with self._whole("model.safetensors") as part:
             save_model(wrapper.module, str(part), metadata={"alignver": json.dumps(_described(wrapper, data[0]))})
             part.chmod((self.path / "config.json").stat().st_mode)  # safetensors restricts it to the owner
@@ -303,6 +309,7 @@ class RunFolder:
             except OSError as error:
                 raise _unwritable(self.path / "certificate", error) from error
         self._write("report.json", report.to_json() + "\n")
+        return report
 
     def _write_epoch(self, wrapper: EEWrapper, record: Mapping[str, Any]) -> dict[str, Any]:
         line, epoch, guarantee = self._line(record), wrapper.epochs, wrapper.guarantee

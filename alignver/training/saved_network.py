@@ -68,7 +68,7 @@ class SavedNetwork(nn.Module):
         return Report.from_json(document.read_text(encoding="utf-8")) if document.exists() else None
 
     def outputs(self, X: Any, *, batch_size: int = 512) -> torch.Tensor:
-        """Return the outputs (n, m_y) of samples of any array type, without a graph."""
+        """Return the outputs (n, m_y) of samples, without a graph: of any array type, a Dataset or a DataLoader."""
         return self._trained.outputs(X, batch_size=batch_size)
 
     def predict(self, X: Any, *, batch_size: int = 512) -> torch.Tensor:
@@ -93,11 +93,11 @@ class SavedNetwork(nn.Module):
         several = self.loss == "cross_entropy" and outputs.shape[1] > 1
         return outputs.softmax(1) if several else outputs.sigmoid()
 
-    def evaluate(self, X: Any, Y: Any) -> dict[str, float]:
+    def evaluate(self, X: Any, Y: Any = None) -> dict[str, float]:
         """Return loss and error (NaN for the squared loss) of samples."""
         return self._trained.evaluate(X, Y)
 
-    def check(self, X: Any, Y: Any, **options: Any) -> CheckResult:
+    def check(self, X: Any, Y: Any = None, **options: Any) -> CheckResult:
         """Check how far the loss of (X, Y) is from its global infimum, as :meth:`EEWrapper.check` does."""
         return self._trained.check(X, Y, **options)
 

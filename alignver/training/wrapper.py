@@ -17,6 +17,7 @@ from alignver.theory.exploitation import objective
 from alignver.theory.losses import LOSSES, loss_name
 from alignver.training.exploitation import (
     CachedProblem,
+    as_pair,
     as_tensor,
     as_training_targets,
     count_outputs,
@@ -48,16 +49,6 @@ _SMALLER_STEP = "a smaller step; a checkpoint of an epoch before this one is goo
 
 def _sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
-
-
-def _pair(
-    data: Any, argument: str = "data", need: str = "all training samples, whose features exploitation keeps"
-) -> tuple[Any, Any]:
-    sequence = isinstance(data, tuple | list)
-    if not sequence or len(data) != 2:
-        got = kind_of(data) + (f" of {len(data)}" if sequence else "")
-        raise InvalidInput(argument, got, f"(X, Y) with {need}", code="wrong-type")
-    return data[0], data[1]
 
 
 class EEWrapper(TrainedNetwork):
@@ -290,12 +281,12 @@ class EEWrapper(TrainedNetwork):
 
     def fit(
         self,
-        data: tuple[Any, Any],
+        data: Any,
         epochs: int,
         *,
         batch_size: int | str | None = BATCH,
         exploit_batch_size: int | str | None = None,
-        test: tuple[Any, Any] | None = None,
+        test: Any = None,
         augment: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | None = None,
         prove: bool | None = None,
         flush_denormals: bool = False,
@@ -305,8 +296,8 @@ class EEWrapper(TrainedNetwork):
 
         Parameters
         ----------
-        data : (X, Y)
-            All training samples.
+        data : (X, Y), Dataset or DataLoader
+            All training samples, whose features exploitation keeps. A loader is read before; its batches are not used.
         epochs : int
             Last epoch of the run; tau lies before it.
         batch_size : int or "all"
@@ -316,7 +307,7 @@ class EEWrapper(TrainedNetwork):
         exploit_batch_size : int or "all", optional
             The same for exploitation. None: all samples for a solver that needs them ("newton", "lbfgs", "accelerated",
             "gd"), else ``batch_size``.
-        test : (X, Y), optional
+        test : (X, Y), Dataset or DataLoader, optional
             Samples that are not trained on: the records then have ``test_loss`` and ``test_error``.
         augment : callable, optional
             From a batch and a generator to a batch; features are then computed anew in every epoch of exploitation.
@@ -338,9 +329,9 @@ class EEWrapper(TrainedNetwork):
         for name, function in (("augment", augment), ("on_epoch", on_epoch)):
             if function is not None and not callable(function):
                 raise InvalidInput(name, kind_of(function), "a function", code="wrong-type")
-        X, Y = _pair(data)
+        X, Y = as_pair(data)
         last, *sizes = planned(self, len(X), epochs, batch_size, exploit_batch_size)
-        held_out = None if test is None else _pair(test, "test", "samples that are not trained on")
+        held_out = None if test is None else as_pair(test, "test", "samples that are not trained on")
         self.prepare(X, Y)
         inputs, targets = self._inputs(X), as_tensor(Y)
         if held_out is not None:

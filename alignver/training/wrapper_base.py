@@ -16,6 +16,7 @@ from alignver.checks.convergence import check_convergence
 from alignver.checks.network_optimality import dtype_of, loss_as_run, outputs_as_run, with_proof
 from alignver.checks.optimality import check_optimality
 from alignver.errors import InvalidInput
+from alignver.network.adapt import as_arrays
 from alignver.network.enclosed_loss import OptimalityProof, prove_optimality
 from alignver.network.inputs import as_inputs, as_targets, taken
 from alignver.network.preserve_state import eval_mode
@@ -54,7 +55,7 @@ class TrainedNetwork:
     def check(
         self,
         X: Any,
-        Y: Any,
+        Y: Any = None,
         *,
         tolerance: float = 0.01,
         certify: bool = True,
@@ -63,12 +64,13 @@ class TrainedNetwork:
     ) -> CheckResult:
         """Check how far the training loss is from its global infimum.
 
-        The arguments are those of :func:`~alignver.check_optimality`. The answer is about the network at its present
-        parameters, evaluated from X in real arithmetic, if its outputs are enclosed within ``budget_seconds``;
-        otherwise about the features as they were computed, and the result says so.
+        The arguments are those of :func:`~alignver.check_optimality`; X can be a Dataset or DataLoader of both. The
+        answer is about the network at its present parameters, evaluated from X in real arithmetic, if its outputs are
+        enclosed within ``budget_seconds``; otherwise about the features as they were computed, and the result says so.
         """
         if self.phase != EXPLOITING:
             raise InvalidInput("check", f"a call in the phase of {self.phase}", "a run that has reached tau")
+        X, Y = as_arrays(X, Y)
         model, inputs, weights = self.exploitation(X), self._inputs(X), wide(self.module.head.hidden)
         problem = objective(model, as_targets(Y, model.n), self.loss)
         stored = check_optimality(
@@ -142,7 +144,7 @@ class TrainedNetwork:
     def outputs(self, X: Any, *, batch_size: int = 512) -> torch.Tensor:
         """Return the outputs (n, m_y) in eval mode, without a graph; the modes of the modules are restored."""
         self.require_prepared("outputs")
-        inputs = self._inputs(X)
+        inputs = self._inputs(as_arrays(X)[0])
         with eval_mode(self.module), taken(self.module, inputs):
             return torch.cat([self.module(part) for part in torch.split(inputs, batch_size)])
 
@@ -158,6 +160,7 @@ class TrainedNetwork:
         The loss is computed in float64 from the outputs: a small cross-entropy is 0 in float32.
         """
         if X is not None:
+            X, Y = as_arrays(X, Y)
             outputs = self.outputs(X)
             targets = self._targets(Y, len(outputs))
         elif self._cached is None or self._cached_targets is None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from alignver.errors import InvalidInput
 from alignver.theory.losses import LogisticLoss
@@ -56,6 +57,25 @@ def test_a_tau_outside_the_run(tau, epochs):
     with pytest.raises(InvalidInput, match=r"tau: got|epochs: got"):
         wrapper.fit(nets.data("squared"), epochs)
     assert wrapper.steps == 0
+
+
+LOADER = DataLoader(TensorDataset(*nets.data("squared")), 8, shuffle=True)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (None, r"data: got None; needs \(X, Y\), or a Dataset or DataLoader"),
+        (nets.data("squared")[0], "data: got (a )?Tensor; needs"),
+        ((nets.data("squared")[0],), "data: got (a )?tuple of 1; needs"),
+        (TensorDataset(nets.data("squared")[0]), "data: got .*TensorDataset without targets; needs"),
+        (LOADER, r"data: got a loader that shuffles .*; needs .*shuffle=False, or the loader's dataset"),
+    ],
+)
+def test_data_that_are_no_pair(data, words):
+    with pytest.raises(InvalidInput, match=words):
+        EEWrapper(nets.plain(), loss="squared").fit(data, 10)
+    EEWrapper(nets.plain(), loss="squared").fit(LOADER.dataset, 2)  # what the last message advises
 
 
 def test_taus():

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 import alignver as av
 from alignver.errors import InvalidInput
@@ -56,6 +57,22 @@ def test_it_predicts_as_the_trained_network(tmp_path, loss, m_y):
         assert torch.equal(labels.reshape(len(X), -1), (share > 0.5).long())
     wrong = (labels.reshape(len(X), -1) != Y.reshape(len(X), -1)).any(1).double().mean()
     assert network.evaluate(X, Y)["error"] == pytest.approx(float(wrong))
+
+
+def test_loaders_stand_for_the_arrays_in_them(tmp_path):
+    trained, X, Y = finished(tmp_path / "arrays")
+    loader = DataLoader(TensorDataset(X, Y), batch_size=7)
+    other = av.EEWrapper(nets.plain(3), loss="cross_entropy", tau=2, epsilon=0.1, exploit_optimizer="newton")
+    with RunFolder.create(tmp_path / "loader", {}) as folder:
+        folder.fit(other, loader, 12, test=loader, prove=False)
+        report = folder.finish(other, loader)
+    assert report.verdict == trained.check(X, Y).verdict
+    network = av.load(tmp_path / "loader", model=nets.plain(3))
+    assert torch.equal(network.outputs(loader), trained.outputs(X))
+    assert torch.equal(network.predict(loader.dataset), network.predict(X))
+    assert network.evaluate(loader) == network.evaluate(X, Y)
+    assert other.history[-1]["test_error"] == network.evaluate(X, Y)["error"]
+    assert network.check(loader, tolerance=0.5).verdict == network.check(X, Y, tolerance=0.5).verdict == "HOLDS"
 
 
 def test_its_certificate_is_checked_again_and_a_new_one_is_made(tmp_path):
