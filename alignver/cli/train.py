@@ -404,7 +404,7 @@ def _notes(folder: RunFolder) -> Iterator[str]:
         yield f"at tau: {sentence}"
     if (place / "certificate").is_dir():
         yield recheck_hint(str(place / "certificate"), run=str(place))
-    names = ("history.jsonl", "checkpoint.pt", "model.safetensors", "report.json", "training.png")
+    names = ("history.jsonl", "checkpoint.safetensors", "model.safetensors", "report.json", "training.png")
     yield f"run folder {place}: {', '.join(name for name in names if (place / name).exists())}"
 
 
@@ -459,7 +459,7 @@ def _resumable(folder: RunFolder, wrapper: EEWrapper) -> Iterator[None]:
         if error.argument == "optimizer":
             option = "--lr" if wrapper.phase == "exploration" else "--exploit-optimizer"
             intact = (
-                f"; {folder.path / 'checkpoint.pt'} is good, after epoch {folder.saved_epochs}"
+                f"; {folder.path / 'checkpoint.safetensors'} is good, after epoch {folder.saved_epochs}"
                 if folder.saved_epochs
                 else ""
             )

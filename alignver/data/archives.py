@@ -17,7 +17,16 @@ from numpy.lib import format as npy
 from alignver.arrays import available_memory, digest
 from alignver.errors import InvalidInput, reading
 
-__all__ = ["MEMORY_SHARE", "Dataset", "read_header", "read_member", "read_npz", "require_room", "unreadable"]
+__all__ = [
+    "MEMORY_SHARE",
+    "Dataset",
+    "read_header",
+    "read_member",
+    "read_npz",
+    "require_memory",
+    "require_room",
+    "unreadable",
+]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -110,10 +119,14 @@ def require_room(archive: zipfile.ZipFile, members: Iterable[str], argument: str
             got = f"a damaged zip file: {entry.filename} has two sizes, {entry.compress_size} and {entry.file_size}"
             raise InvalidInput(argument, got, _AGAIN, "unreadable-file")
     names = set(members)
-    declared = sum(entry.file_size for entry in entries if entry.filename in names)
+    require_memory(sum(entry.file_size for entry in entries if entry.filename in names), argument)
+
+
+def require_memory(size: int, argument: str) -> None:
+    """Raise :class:`InvalidInput` if arrays of ``size`` bytes in all do not fit into memory."""
     room = MEMORY_SHARE * available_memory()
-    if declared > room:
-        got = f"arrays of {declared / 1e9:.3g} GB in all, with {room / 1e9:.3g} GB of memory free"
+    if size > room:
+        got = f"arrays of {size / 1e9:.3g} GB in all, with {room / 1e9:.3g} GB of memory free"
         raise InvalidInput(argument, got, "arrays that fit into memory together", "too-large")
 
 

@@ -1,20 +1,29 @@
-"""Checkpoints, in memory and on disk, with everything that a bit-identical continuation of a run needs."""
+"""Checkpoints, in memory and on disk, with everything that a bit-identical continuation of a run needs.
+
+A file is in the format safetensors: the tensors under their places in the state, such as ``network.head.hidden`` and
+``optimizer.state.0.exp_avg``; everything else as JSON, in the bytes of the tensor ``document``. Its metadata has the
+SHA-256 digest of both. Reading runs no code.
+"""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import hashlib
+import json
 import os
 import pathlib
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from alignver import atomic, require
 from alignver.checks.exploration import Ranks
-from alignver.data.archives import require_room
+from alignver.data.archives import require_memory
 from alignver.errors import InvalidInput, first_line, kind_of, reading
 from alignver.training.exploitation import CachedProblem, as_model
 from alignver.training.guarantee import Guarantee, guarantee
@@ -26,15 +35,18 @@ __all__ = ["load", "restore", "save", "state"]
 
 _SETTINGS = ("loss", "epsilon", "slope", "seed", "repair", "tau")
 _KEYS = {"network", "optimizer", "generator", "random_state", "cuda_random_states", "settings", "phase", "steps"}
-_KEYS |= {"epochs", "history", "training", "exploitation"}
+_KEYS |= {"epochs", "history", "training", "exploitation", "versions"}
+_DOCUMENT, _DIGEST = "document", "sha256"
 
 
 def state(wrapper: EEWrapper) -> dict[str, Any]:
     """Return parameters, optimiser, generators, counters and history as plain data; the tensors are not copied."""
     wrapper.require_prepared("checkpoint")
     cuda = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+    network = wrapper.module.state_dict()
     return {
-        "network": wrapper.module.state_dict(),
+        "network": network,
+        "versions": getattr(network, "_metadata", {}),
         "optimizer": wrapper.optimizer.state_dict(),
         "generator": wrapper.generator.get_state(),
         "random_state": torch.get_rng_state(),
@@ -76,8 +88,10 @@ def restore(wrapper: EEWrapper, saved: Mapping[str, Any], X: Any, Y: Any) -> EEW
     """
     _require_same_run(wrapper, saved)
     wrapper.prepare(X, Y)
+    network = collections.OrderedDict(saved["network"])
+    vars(network)["_metadata"] = saved["versions"]  # as torch keeps the versions of modules
     try:
-        wrapper.module.load_state_dict(saved["network"])
+        wrapper.module.load_state_dict(network)
     except RuntimeError as error:
         got = f"parameters of another model ({first_line(error)})"
         raise InvalidInput("checkpoint", got, "those of the run") from error
@@ -127,20 +141,27 @@ def save(wrapper: EEWrapper, path: str | os.PathLike[str]) -> None:
     Raises
     ------
     InvalidInput
-        It cannot be written, or the disk is full: an existing file is unchanged.
+        It cannot be written, or the disk is full: an existing file is unchanged. The optimiser, or a module, keeps
+        something other than tensors and plain data in its state.
     """
-    file = pathlib.Path(path)
+    file, tensors = pathlib.Path(path), _Tensors()
+    document = json.dumps(tensors.taken_from(state(wrapper), "")).encode()
+    tensors.held[_DOCUMENT] = torch.frombuffer(bytearray(document), dtype=torch.uint8)
     try:
-        with atomic.writing(file) as stream:
-            torch.save(state(wrapper), stream)
-    except (OSError, RuntimeError) as error:
-        message = error.strerror if isinstance(error, OSError) else first_line(error)
-        got = f"{file}, which cannot be written ({message})"
+        with atomic.replacing(file) as part:
+            part.touch()
+            mode = part.stat().st_mode
+            save_file(tensors.held, part, metadata={_DIGEST: _digest(tensors.held)})
+            part.chmod(mode)  # safetensors restricts it to the owner
+            with part.open("rb+") as stream:
+                os.fsync(stream.fileno())
+    except (OSError, SafetensorError) as error:
+        got = f"{file}, which cannot be written ({first_line(error)})"
         raise InvalidInput("checkpoint", got, "a disk with room", code="unwritable-file") from error
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint: tensors and plain data only, no code; the checksums of the file are verified.
+    """Read a checkpoint: tensors and plain data only, no code; its digest is compared.
 
     Raises
     ------
@@ -149,13 +170,78 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     file = require.path("checkpoint", path)
     with reading("checkpoint", f"{file}, which cannot be read", "a checkpoint"):
-        with zipfile.ZipFile(file) as archive:  # torch.load ignores the checksums
-            require_room(archive, archive.namelist(), "checkpoint")
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
-        saved: Any = torch.load(file, weights_only=True, map_location="cpu")
+        require_memory(file.stat().st_size, "checkpoint")
+        with safe_open(file, "pt") as stored:
+            digest = (stored.metadata() or {}).get(_DIGEST)
+            tensors = {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118 - no mapping
+        if digest is not None and digest != _digest(tensors):
+            raise ValueError("its digest is another one: it has been damaged")
+        document = tensors.get(_DOCUMENT) if digest is not None else None
+        saved = None if document is None else _assembled(json.loads(document.numpy().tobytes()), tensors)
     if not isinstance(saved, dict) or not saved.keys() >= _KEYS:
         got = f"{file}, which does not hold the state of a run"
         raise InvalidInput("checkpoint", got, "a checkpoint written by save()", code="unreadable-file")
     return saved
+
+
+class _Tensors:
+    """The tensors of a state, a storage once, by the name of their place in it."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, torch.Tensor] = {}
+        self._names: dict[tuple[Any, ...], str] = {}
+        self._storages: set[tuple[torch.device, int]] = set()
+
+    def taken_from(self, value: Any, place: str) -> Any:
+        """Return a value as plain JSON, after taking the tensors in it; {kind: content} is what JSON does not have."""
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        if isinstance(value, np.generic):
+            return self.taken_from(value.item(), place)
+        if isinstance(value, torch.Tensor) and value.layout == torch.strided:
+            if value.is_complex():
+                return {"complex": self._name(torch.view_as_real(value.resolve_conj()), place)}
+            return {"tensor": self._name(value, place)}
+        if isinstance(value, Mapping) and all(isinstance(key, int | str) for key in value):
+            return {"dict": [[k, self.taken_from(v, f"{place}.{k}".removeprefix("."))] for k, v in value.items()]}
+        if isinstance(value, tuple | list):
+            items = [self.taken_from(item, f"{place}.{k}") for k, item in enumerate(value)]
+            return {"tuple": items} if isinstance(value, tuple) else items
+        need = "an optimiser and modules whose state is tensors, numbers and texts"
+        raise InvalidInput("checkpoint", f"{place}, {kind_of(value)}", need, code="wrong-type")
+
+    def _name(self, tensor: torch.Tensor, place: str) -> str:
+        storage = tensor.device, tensor.untyped_storage().data_ptr()
+        key = (*storage, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if key not in self._names or not tensor.numel():  # tied weights have one name
+            while place in self.held or place == _DOCUMENT:
+                place += "_"
+            own = tensor.detach().resolve_neg().cpu().contiguous()
+            whole = own.untyped_storage().nbytes() == own.nbytes and storage not in self._storages
+            self.held[place] = own if whole else own.clone()
+            self._names[key] = place
+            self._storages.add(storage)
+        return self._names[key]
+
+
+def _assembled(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """Return the value that :meth:`_Tensors.taken_from` was given."""
+    if isinstance(value, list):
+        return [_assembled(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "dict":
+        return {key: _assembled(item, tensors) for key, item in content}
+    if kind == "tuple":
+        return tuple(_assembled(item, tensors) for item in content)
+    return torch.view_as_complex(tensors[content]) if kind == "complex" else tensors[content]
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    content = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        content.update(json.dumps([name, str(tensor.dtype), tuple(tensor.shape)]).encode())
+        entries = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())  # also of dtypes that NumPy lacks
+        content.update(entries.numpy().data)
+    return content.hexdigest()

@@ -37,6 +37,7 @@ from alignver.training.wrapper import EEWrapper
 __all__ = ["RunFolder", "certificate_inputs", "vacant"]
 
 _FORMAT = 1
+_LAST, _AT_TAU = "checkpoint.safetensors", "checkpoint-tau.safetensors"
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}  # a file system without locks: the run is not refused
 _MOST_COPIED = 1 << 28  # bytes of inputs that are written beside a certificate
 _NEED = "a new folder, or an empty one"
@@ -56,17 +57,17 @@ def vacant(path: str | os.PathLike[str]) -> None:
 class RunFolder:
     """The folder of one run of :class:`EEWrapper`.
 
-    ========================  =========================================================================================
-    ``config.json``           the settings, with the checksums of data and code
-    ``history.jsonl``         a line for each epoch: epoch, phase, steps, loss, error, gap (the loss minus a lower bound
-                              of its infimum, rounded up); with test samples test_loss and test_error
-    ``checkpoint.pt``         the last good state; ``checkpoint-tau.pt``: the last state of exploration
-    ``guarantee.json``        the guarantee at the beginning of exploitation
-    ``model.safetensors``     the weights at the end
-    ``certificate/``          of the gap at the end, if it is proved; ``inputs.npz``: the arrays that it is about, for
-                              the network its parameters, inputs and targets
-    ``report.json``           the result; if it exists, the run is finished
-    ========================  =========================================================================================
+    ==========================  =======================================================================================
+    ``config.json``             the settings, with the checksums of data and code
+    ``history.jsonl``           a line for each epoch: epoch, phase, steps, loss, error, gap (the loss minus a lower
+                                bound of its infimum, rounded up); with test samples test_loss and test_error
+    ``checkpoint.safetensors``  the last good state; ``checkpoint-tau.safetensors``: the last state of exploration
+    ``guarantee.json``          the guarantee at the beginning of exploitation
+    ``model.safetensors``       the weights at the end
+    ``certificate/``            of the gap at the end, if it is proved; ``inputs.npz``: the arrays that it is about, for
+                                the network its parameters, inputs and targets
+    ``report.json``             the result; if it exists, the run is finished
+    ==========================  =======================================================================================
 
     Parameters
     ----------
@@ -99,7 +100,7 @@ class RunFolder:
     >>> wrapper = EEWrapper(net, loss="binary_cross_entropy", tau=5, exploit_optimizer="lbfgs")
     >>> with RunFolder.create(place, {"net": "2-16-1", "tau": 5}) as folder:
     ...     _ = folder.fit(wrapper, (X, Y), epochs=10)
-    ...     len(folder.history), (folder.path / "checkpoint.pt").exists()
+    ...     len(folder.history), (folder.path / "checkpoint.safetensors").exists()
     (10, True)
     """
 
@@ -232,7 +233,10 @@ class RunFolder:
         loss = sample_loss(wrapper.loss, m_y)
         self._loss = wrapper.loss
         self._infimum = math.fsum(loss.infima(loss.targets(as_targets(Y, n), n, m_y)).tolist()) / n
-        last = self.path / "checkpoint.pt"
+        last, pickled = self.path / _LAST, self.path / "checkpoint.pt"
+        if pickled.exists() and not last.exists():
+            got = f"{pickled} of an earlier version, a pickle, which is never opened"
+            raise InvalidInput("checkpoint", got, "that version of alignver, or a new run", code="unreadable-file")
         if last.exists():
             checkpoint.restore(wrapper, checkpoint.load(last), X, Y)
         self.saved_epochs, self.history = wrapper.epochs, [self._line(record) for record in wrapper.history]
@@ -319,9 +323,9 @@ class RunFolder:
         self._append(_json(line))
         self.history.append(line)
         if epoch == self._tau:
-            checkpoint.save(wrapper, self.path / "checkpoint-tau.pt")
+            checkpoint.save(wrapper, self.path / _AT_TAU)
         if epoch % self.every == 0 or epoch in (self._tau, self._epochs):
-            checkpoint.save(wrapper, self.path / "checkpoint.pt")
+            checkpoint.save(wrapper, self.path / _LAST)
             self.saved_epochs = epoch
         return line
 

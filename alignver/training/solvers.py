@@ -283,11 +283,11 @@ class Recorder:
         return TrainingRecord(**self._columns, tau=self.tau, method=" and ".join(self.methods))
 
     def state(self) -> dict[str, Any]:
-        """Return everything as plain data, for a checkpoint."""
+        """Return everything as tensors and plain data, for a checkpoint."""
         return {
             "tau": self.tau,
             "methods": list(self.methods),
-            "columns": {k: list(v) for k, v in self._columns.items()},
+            "columns": {k: torch.tensor(v, dtype=torch.float64) for k, v in self._columns.items()},
         }
 
     @classmethod
@@ -295,7 +295,7 @@ class Recorder:
         """Return the recorder of a :meth:`state`."""
         recorder = cls(int(state["tau"]))
         recorder.methods = list(state["methods"])
-        recorder._columns = {name: list(state["columns"][name]) for name in _COLUMNS}
+        recorder._columns = {name: state["columns"][name].tolist() for name in _COLUMNS}
         return recorder
 
 

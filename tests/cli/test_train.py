@@ -23,7 +23,7 @@ KILLED = """
 import os, signal
 real, left = os.replace, [{count}]
 def replace(source, target, **more):
-    if str(target).endswith("checkpoint.pt"):
+    if str(target).endswith("checkpoint.safetensors"):
         left[0] -= 1
         if not left[0]:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -93,7 +93,7 @@ def test_the_document_is_the_report(files, whole):
 
 def test_the_folder_holds_everything(files, whole):
     place = files / whole.place
-    names = {"config.json", "history.jsonl", "checkpoint.pt", "checkpoint-tau.pt", "guarantee.json"}
+    names = {"config.json", "history.jsonl", "checkpoint.safetensors", "checkpoint-tau.safetensors", "guarantee.json"}
     names |= {"model.safetensors", "inputs.npz", "report.json", "training.png"}
     names |= {"certificate/certificate.json", "certificate/data.npz"} & set(digests(place))
     assert set(digests(place)) == names | {"certificate/certificate.json"}

@@ -29,7 +29,7 @@ def test_a_loss_that_explodes_keeps_the_last_good_checkpoint(here, files):
     assert "--lr: got " in run.err
     assert "step" in run.err
     lines = (files / "exploded" / "history.jsonl").read_text().splitlines()
-    assert f"checkpoint.pt is good, after epoch {len(lines)}" in run.err
+    assert f"checkpoint.safetensors is good, after epoch {len(lines)}" in run.err
     again = here("train", "--resume", "exploded")
     assert (again.code, again.out) == (2, "")
 
@@ -39,9 +39,9 @@ def test_a_full_disk_is_said(alignver, files, inject):
     full = inject("import resource, signal; resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))")
     run = alignver("train", *RUN, "--out", "full", injected=full, PYTHONDONTWRITEBYTECODE="1")
     assert (run.code, run.out) == (2, "")
-    assert "full/checkpoint.pt, which cannot be written" in run.err
+    assert "full/checkpoint.safetensors, which cannot be written" in run.err
     assert "then: alignver train --resume full" in run.err
-    assert not (files / "full" / "checkpoint.pt").exists()
+    assert not (files / "full" / "checkpoint.safetensors").exists()
     assert not list((files / "full").glob("*.part"))
 
 

@@ -123,10 +123,12 @@ def test_a_checkpoint_goes_on_where_it_was(device, epochs, tmp_path):
     whole.fit(
         (X, Y),
         9,
-        on_epoch=lambda run, record: checkpoint.save(run, tmp_path / "run.pt") if run.epochs == epochs else None,
+        on_epoch=lambda run, record: (
+            checkpoint.save(run, tmp_path / "run.safetensors") if run.epochs == epochs else None
+        ),
     )
     taken_up, _, _ = build()
-    checkpoint.restore(taken_up, checkpoint.load(tmp_path / "run.pt"), X, Y)
+    checkpoint.restore(taken_up, checkpoint.load(tmp_path / "run.safetensors"), X, Y)
     taken_up.fit((X, Y), 9)
     assert taken_up.history[-1]["loss"] == pytest.approx(whole.history[-1]["loss"], rel=1e-9)
     assert all(value.device == device for value in taken_up.module.state_dict().values())

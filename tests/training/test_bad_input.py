@@ -148,14 +148,14 @@ def diverging(place, phase, **options):
     wrapper = EEWrapper(
         nets.plain(), loss="squared", tau=4, epsilon=0.1, optimizer=first, exploit_optimizer=second, **options
     )
-    wrapper.fit((X, Y), 10, on_epoch=lambda wrapper, _record: checkpoint.save(wrapper, place / "run.pt"))
+    wrapper.fit((X, Y), 10, on_epoch=lambda wrapper, _record: checkpoint.save(wrapper, place / "run.safetensors"))
 
 
 def test_a_loss_that_overflows_stops_the_run_before_it_is_kept(tmp_path):
     with pytest.raises(InvalidInput, match=r"optimizer: got .*(step \d+ \(epoch \d+, exploitation\))") as caught:
         diverging(tmp_path, "exploitation")
     assert "a checkpoint of an epoch before this one is good" in str(caught.value)
-    stored = checkpoint.load(tmp_path / "run.pt")
+    stored = checkpoint.load(tmp_path / "run.safetensors")
     assert stored["epochs"] >= 4
     assert all(bool(torch.isfinite(value).all()) for value in stored["network"].values())
     assert all(math.isfinite(record["loss"]) for record in stored["history"])
@@ -166,8 +166,8 @@ def test_a_loss_that_overflows_stops_the_run_before_it_is_kept(tmp_path):
 def test_nan_in_exploration_says_the_step(tmp_path):
     with pytest.raises(InvalidInput, match=r"(that is (nan|inf)|that are NaN or Inf) (at|after) step"):
         diverging(tmp_path, "exploration")
-    if (tmp_path / "run.pt").exists():
-        stored = checkpoint.load(tmp_path / "run.pt")
+    if (tmp_path / "run.safetensors").exists():
+        stored = checkpoint.load(tmp_path / "run.safetensors")
         assert all(bool(torch.isfinite(value).all()) for value in stored["network"].values())
 
 

@@ -147,11 +147,11 @@ def test_a_run_that_was_cut_off_afterwards_goes_on_bit_for_bit(tmp_path):
     with pytest.warns(RuntimeWarning):
         wrapper.enter_exploitation(X, Y)
     wrapper.exploit_step()
-    checkpoint.save(wrapper, tmp_path / "run.pt")
+    checkpoint.save(wrapper, tmp_path / "run.safetensors")
     other = EEWrapper(
         nets.plain(), loss="binary_cross_entropy", tau=3, epsilon=1e-30, seed=3, exploit_optimizer="newton"
     )
-    checkpoint.restore(other, checkpoint.load(tmp_path / "run.pt"), X, Y)
+    checkpoint.restore(other, checkpoint.load(tmp_path / "run.safetensors"), X, Y)
     assert other.guarantee.taken_back == wrapper.guarantee.taken_back > 0.0
     for each in (wrapper, other):
         each.exploit_step()

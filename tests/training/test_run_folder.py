@@ -14,7 +14,9 @@ from safetensors.torch import save_model
 from torch import nn
 
 import alignver as av
+from alignver.errors import InvalidInput
 from alignver.results import Report
+from alignver.training import checkpoint
 from alignver.training.run_folder import RunFolder, certificate_inputs, vacant
 from alignver.training.wrapper import EEWrapper
 
@@ -99,7 +101,7 @@ def test_checkpoints_now_and_then_repeat_the_epochs_since(tmp_path, data):
 
 def test_the_state_at_tau_is_kept(tmp_path, data):
     run(tmp_path / "run", data, every=3)
-    stored = torch.load(tmp_path / "run" / "checkpoint-tau.pt", weights_only=True)
+    stored = checkpoint.load(tmp_path / "run" / "checkpoint-tau.safetensors")
     assert (stored["phase"], stored["epochs"]) == ("exploration", TAU)
     known = json.loads((tmp_path / "run" / "guarantee.json").read_text())
     assert known["samples"] == 30
@@ -206,7 +208,7 @@ def test_parameters_that_are_not_finite_are_never_kept(tmp_path, data):
     place = tmp_path / "run"
     with pytest.raises(av.InvalidInput, match=r"NaN or Inf after step 5 \(epoch 6, exploration\)"):
         run(place, data, batch_size=None, tau=7, optimizer=lambda parameters: Exploding(parameters, lr=0.01))
-    stored = torch.load(place / "checkpoint.pt", weights_only=True)
+    stored = checkpoint.load(place / "checkpoint.safetensors")
     assert stored["epochs"] == 5
     assert all(bool(torch.isfinite(tensor).all()) for tensor in stored["network"].values())
     assert len((place / "history.jsonl").read_text().splitlines()) == 5
@@ -219,7 +221,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, data, file):
     with pytest.raises(Ended):
         run(place, data, end=3)
     limit = (place / "history.jsonl").stat().st_size + 10 if file == "history" else 4096
-    before = contents(place)["checkpoint.pt"]
+    before = contents(place)["checkpoint.safetensors"]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
@@ -227,9 +229,20 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, data, file):
             run(place, data)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert contents(place)["checkpoint.pt"] == before
+    assert contents(place)["checkpoint.safetensors"] == before
     assert not list(place.glob("*.part"))
     assert outcome(place, run(place, data)) == whole
+
+
+def test_a_run_of_an_earlier_version_is_refused_and_left_alone(tmp_path, data):
+    place = tmp_path / "run"
+    with pytest.raises(Ended):
+        run(place, data, end=3)
+    (place / "checkpoint.safetensors").rename(place / "checkpoint.pt")
+    before = contents(place)
+    with pytest.raises(InvalidInput, match=r"checkpoint\.pt of an earlier version, a pickle, which is never opened"):
+        run(place, data)
+    assert contents(place) == before
 
 
 def test_another_model_does_not_fit(tmp_path, data):
