@@ -38,7 +38,8 @@ from alignver.results import Verdict, shown_down, shown_up
 
 __all__ = ["EnclosedNetwork", "NetworkProof", "prove_alignment", "traced_again"]
 
-_ROWS, _SMALL = 64, 1024  # samples in a batch of a graph, a quarter of them for inputs with more entries
+_BATCHES = ((64, 128), (1024, 64))  # entries of an input, and samples in a batch of a graph
+_FEWEST = 16  # of larger inputs
 _MASKED = -1.7976931348623157e308  # stands for minus infinity: parameters are finite numbers
 _BITS = (128, 384, 1024)
 _EXACT_BITS = (256, 2048)
@@ -88,7 +89,7 @@ class EnclosedNetwork:
         x : torch.Tensor
             (n, ...).
         rows : int, optional
-            The samples in a batch of the graph; by default at most 64, or 16 of large inputs.
+            The samples in a batch of the graph; by default at most 128, fewer of larger inputs.
 
         Raises
         ------
@@ -103,7 +104,8 @@ class EnclosedNetwork:
         """
         n = len(x)
         if rows is None:
-            most = _ROWS if math.prod(x.shape[1:]) <= _SMALL else _ROWS // 4
+            entries = math.prod(x.shape[1:])
+            most = next((samples for limit, samples in _BATCHES if entries <= limit), _FEWEST)
             rows = -(-n // -(-n // most))
         padded = torch.cat([x, x[-1:].expand(max(0, rows - n), *x.shape[1:])])
         traced = trace_model(model, padded, rows=rows)
