@@ -29,7 +29,7 @@ def explorations() -> Iterator[Case]:
     yield case.but("staircase, for rows nearby", None, True, delta=2.0**-10)
     yield case.but("staircase, a surplus unit", None, True, width=3, data={"thresholds": np.array([9.0, 2.5, -1.0])})
     yield case.but("staircase, in version 1", None, True, version=1, s_min=0.125)
-    yield case.but("staircase, s_min more than half of a floor", "proof", None, "1/8 is proved", s_min=0.2)
+    yield case.but("staircase, s_min more than half of a floor", "proof", True, "1/8 is proved", s_min=0.2)
     yield case.but(
         "staircase, s_min larger than a row", "proof", False, "the smallest row has norm 2 or less", s_min=4.0
     )
@@ -47,7 +47,7 @@ def explorations() -> Iterator[Case]:
     yield case.but(
         "staircase, a threshold that is met",
         "proof",
-        None,
+        True,
         "row 2 is on it",
         data={"thresholds": np.array([4.0, -1.0])},
     )
@@ -64,15 +64,15 @@ def explorations() -> Iterator[Case]:
     yield case.but(
         "staircase, thresholds that ascend",
         "certificate",
-        None,
+        True,
         "descending",
         data={"thresholds": np.array([-1.0, 2.5])},
     )
-    yield case.but("staircase, c small", "proof", None, "the gates are not close to 0 and 1", c=1.0)
+    yield case.but("staircase, c small", "proof", True, "the gates are not close to 0 and 1", c=1.0)
     yield case.but("staircase, c no power of two", "certificate", True, "c v may be rounded", c=33.0)
     yield case.but("staircase, c an int", "certificate", None, "c is a float", c=32)
     yield case.but(
-        "staircase, c so large that gates overflow", "certificate", None, "2^1023 2.5 is no float", c=2.0**1023
+        "staircase, c so large that gates overflow", "certificate", True, "2^1023 2.5 is no float", c=2.0**1023
     )
     yield case.but("staircase, delta too large", "proof", False, "rows nearby are on another side", delta=2.0)
     yield case.but(
@@ -116,7 +116,7 @@ def given_gates() -> Iterator[Case]:
     yield case.but("gates, a weight of zero", "proof", False, "rank 3 at most", data={"weights": np.array([0.0, 1.0])})
     yield case.but("gates, equal ones", "proof", False, "rank 3 at most", data={"gates": gates[:, [0, 0]].copy()})
     yield case.but("gates, s_min too large", "proof", False, "a row of phi is shorter", s_min=8.0)
-    yield case.but("gates, s_min larger by half", "proof", False, "decided by 100 digits", s_min=0.125)
+    yield case.but("gates, s_min slightly too large", "proof", False, "s_min is 0.304688...", s_min=0.3047)
     yield case.but("gates, delta too large", "proof", False, "two rows of Z nearby are equal", delta=8.0)
     yield case.but("gates, another shape", "certificate", None, "3 by 2", data={"gates": np.zeros((2, 3))})
     yield case.but("gates, too many weights", "certificate", None, "two weights", data={"weights": np.ones(3)})

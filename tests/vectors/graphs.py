@@ -409,7 +409,7 @@ def losses() -> Iterator[Case]:
     )
     yield worse  # outputs 3/4, 5/4, 1/4: a loss of 1/16
     yield worse.but("balls", None, True, method="balls", bits=128, gap=5.8332)
-    yield worse.but("balls, gap too large", "proof", None, "5.8958... - 0.0625", method="balls", bits=128, gap=5.8334)
+    yield worse.but("balls, gap too large", "proof", True, "5.8958... - 0.0625", method="balls", bits=128, gap=5.8334)
     yield worse.but("norms, more than the loss", "proof", False, "the loss is 5.8958...", gap=5.9)
     yield worse.but(
         "norms, of a parameter that there is not", "certificate", True, "no such name", changed=("2.weight", "3.bias")
