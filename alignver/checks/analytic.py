@@ -22,6 +22,7 @@ from alignver.kernel import seal
 from alignver.kernel.network.analytic import walk
 from alignver.kernel.network.graph import Graph
 from alignver.kernel.network.methods import described
+from alignver.limits import limited
 from alignver.network.example_inputs import example_inputs
 from alignver.network.kinks import refute_analytic
 from alignver.network.preserve_state import preserve_state
@@ -30,12 +31,17 @@ from alignver.network.trace import NetworkGraph, trace_model
 from alignver.network.validate_model import train_mode_fault
 from alignver.results import CheckResult, Rigor, Subject, Verdict
 
-__all__ = ["analytic_by_graph", "check_analytic"]
+__all__ = ["STATEMENT", "analytic_by_graph", "check_analytic"]
+
+STATEMENT = "Real analytic in the parameters (Assumption 6)"
 
 _SHOWN = 6  # operations that a sentence names
 
 
-def check_analytic(model: nn.Module, X: Any = None) -> CheckResult:
+@limited("analytic", STATEMENT, Subject.NETWORK)
+def check_analytic(
+    model: nn.Module, X: Any = None, *, max_seconds: float | None = None, max_memory: int | None = None
+) -> CheckResult:
     """Check whether a model's outputs are real analytic functions of its parameters, for every theta.
 
     The model is traced into a graph of operators. Every operation on a value that depends on a trainable parameter must
@@ -49,6 +55,9 @@ def check_analytic(model: nn.Module, X: Any = None) -> CheckResult:
     X : (n, ...) array or tensor, optional
         Inputs, of which shape and dtype are used: the answer is about every input of this shape. By default a shape
         that the first layer takes.
+
+    max_seconds, max_memory : float and int, optional
+        Limits: UNDECIDED when the time is over, at the next step of a long loop; the memory, in bytes, to plan with.
 
     Returns
     -------
@@ -165,7 +174,7 @@ def _deviations(graph: Graph) -> tuple[str, ...]:
 
 def _result(verdict: Verdict, kind: str, reason: str, began: float, **fields: Any) -> CheckResult:
     return CheckResult(
-        "analytic", "Real analytic in the parameters (Assumption 6)", verdict,
+        "analytic", STATEMENT, verdict,
         Rigor.NUMERICAL if verdict is Verdict.UNDECIDED else Rigor.PROOF, reason, subject=Subject.NETWORK,
         code=f"analytic-{kind}", cost={"seconds": time.perf_counter() - began}, **fields,
     )  # fmt: skip

@@ -20,6 +20,7 @@ from alignver.errors import InvalidInput
 from alignver.features.threads import threads_for
 from alignver.jacobians.jacobian import bound_copy
 from alignver.jacobians.operator import differentiable, push, push_twice
+from alignver.limits import limited
 from alignver.linalg import rank_rules
 from alignver.network.degrees import mismatch, prove_structure, refute_structure
 from alignver.network.functional import Functional
@@ -27,6 +28,7 @@ from alignver.network.inputs import dtype_name
 from alignver.network.summary import module_rows
 from alignver.network.trace import NetworkGraph, trace_model
 from alignver.network.validate_model import probe, validate_model
+from alignver.progress import track
 from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict
 
 __all__ = ["by_graph", "check_common_structure", "structure_here"]
@@ -41,6 +43,7 @@ Subset = Mapping[str, torch.Tensor]
 """S as masks of zeros and ones; slots without a mask count as zeros."""
 
 
+@limited("structure", STATEMENT, Subject.NETWORK)
 def check_common_structure(
     model: nn.Module,
     X: Any,
@@ -49,6 +52,8 @@ def check_common_structure(
     tolerance: float | None = None,
     dtype: str | None = "float64",
     seed: int = 0,
+    max_seconds: float | None = None,
+    max_memory: int | None = None,
 ) -> CheckResult:
     """Check whether some parameters S give the outputs as ``f(x_i, theta) = sum_{k in S} theta_k df/dtheta_k``.
 
@@ -74,6 +79,9 @@ def check_common_structure(
         ``"float64"``, or None or ``"same"`` for the model's own.
     seed : int
         Of the random thetas; the global random state is not changed.
+
+    max_seconds, max_memory : float and int, optional
+        Limits: UNDECIDED when the time is over, at the next step of a long loop; the memory, in bytes, to plan with.
 
     Returns
     -------
@@ -266,7 +274,7 @@ class _Evaluation:
     def product(self, function: Functional, x: torch.Tensor, tangents: Subset) -> tuple[torch.Tensor, torch.Tensor]:
         """Return f and J times the tangents, (n, m_y) each."""
         parts = []
-        for part in torch.split(x, _CHUNK):
+        for part in track(torch.split(x, _CHUNK), "products with J"):
             try:
                 parts.append(push(function, part, tangents, self.m_y) if tangents else self._outputs(function, part))
             except torch.cuda.OutOfMemoryError:
@@ -384,7 +392,7 @@ def _weights(evaluation: _Evaluation, few: torch.Tensor, groups: Sequence[Subset
     for _, function in evaluation.thetas(count):
         products = [
             evaluation.product(function, few, {n: function.theta[n] * mask for n, mask in group.items()})
-            for group in groups
+            for group in track(groups, "products with J")
         ]
         f = products[0][0].reshape(-1)
         G = torch.stack([p.reshape(-1) for _, p in products], dim=1)

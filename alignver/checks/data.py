@@ -10,6 +10,7 @@ import numpy as np
 
 from alignver.errors import InvalidInput
 from alignver.kernel.floats import arithmetic_fault
+from alignver.limits import limited
 from alignver.proof.duplicate_inputs import LISTED, DuplicateInputs
 from alignver.results import CheckResult, Rigor, Subject, Verdict, shown_down
 from alignver.samples import Fingerprints, fingerprints, open_samples
@@ -25,9 +26,18 @@ STATEMENT = "Consistency of the data (equal inputs have equal targets)"
 DISTINCT = "Distinct inputs (no two samples are equal)"
 
 
+@limited("data", STATEMENT, Subject.DATA)
 @np.errstate(all="ignore")
 def check_data(
-    X: Any, Y: Any = None, *, loss: str | None = None, dtype: str | None = None, X_test: Any = None, Y_test: Any = None
+    X: Any,
+    Y: Any = None,
+    *,
+    loss: str | None = None,
+    dtype: str | None = None,
+    X_test: Any = None,
+    Y_test: Any = None,
+    max_seconds: float | None = None,
+    max_memory: int | None = None,
 ) -> CheckResult:
     r"""Check that no two samples have equal inputs and different targets, and bound the loss of every model from below.
 
@@ -60,6 +70,9 @@ def check_data(
         Round the inputs to it first, as for a module of that dtype.
     X_test, Y_test : optional
         Test samples, which are compared with the training samples; ``X_test`` as ``X``.
+
+    max_seconds, max_memory : float and int, optional
+        Limits: UNDECIDED when the time is over, at the next step of a long loop; the memory, in bytes, to plan with.
 
     Returns
     -------

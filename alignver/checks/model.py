@@ -17,8 +17,7 @@ from typing import Any
 from torch import nn
 
 from alignver import require
-from alignver.checks import alignment, data, exploration_report, structure
-from alignver.checks.analytic import analytic_by_graph
+from alignver.checks import alignment, analytic, data, exploration_report, structure
 from alignver.checks.common_structure import by_graph, check_common_structure
 from alignver.checks.exploration import check_safe_exploration
 from alignver.checks.network_optimality import check_network
@@ -39,7 +38,6 @@ __all__ = ["check_model"]
 
 _STATEMENT = "Model and data"
 _OPTIMALITY = "Global optimality (Theorems 4 and 5)"
-_ANALYTIC = "Real analytic in the parameters (Assumption 6)"
 _SHARE = 0.8  # of the time that is left: for alignment, before safe exploration and the loss
 _PATIENCE = 10.0  # estimated seconds of enclosures of the loss that are tried
 _WORDS = {
@@ -177,7 +175,7 @@ class _Questions:
         results = [
             ask("data", data.STATEMENT, Subject.DATA, self._data),
             ask("structure", structure.STATEMENT, Subject.NETWORK, self._structure),
-            ask("analytic", _ANALYTIC, Subject.NETWORK, self._analytic),
+            ask("analytic", analytic.STATEMENT, Subject.NETWORK, self._analytic),
         ]
         share = _SHARE * remaining()
         with time_limit(share) if 0.0 < share < math.inf else contextlib.nullcontext():
@@ -217,7 +215,7 @@ class _Questions:
         return check_common_structure(prepared.model, prepared.x, dtype=self.dtype)
 
     def _analytic(self) -> CheckResult:
-        return analytic_by_graph(self.traced, time.perf_counter())
+        return analytic.analytic_by_graph(self.traced, time.perf_counter())
 
     def _optimality(self) -> CheckResult:
         prepared, seconds = self.prepared, min(remaining(), _PATIENCE)

@@ -22,6 +22,7 @@ __all__ = ["Cast", "Engine", "alignment", "app", "builtin", "data", "membership"
 
 _REPORT = "html junit json quiet verbose"
 _CERTIFIED = f"certificate {_REPORT}"
+_LIMITS = "max_seconds max_memory"
 _PLANNED = f"plan {_CERTIFIED}"
 _NAMES = input_files.NAMES
 _TEST_NAMES = {"X_test": ("X_test", "x_test"), "Y_test": ("Y_test", "y_test")}
@@ -40,6 +41,8 @@ def membership(
     certify: options.Certify = True,
     backend: options.BackendOption = options.Backend.NUMPY,
     device: options.Device = "cpu",
+    max_seconds: options.MaxSeconds = None,
+    max_memory: options.MaxMemory = None,
 ) -> Exit:
     """Is y in the column space of J?
 
@@ -61,7 +64,7 @@ def membership(
             result = check_membership(
                 input_files.to_backend(inputs["J"], backend, device),
                 input_files.to_backend(inputs["y"], backend, device),
-                **session.arguments_of("method rule certify tolerance residual_tolerance computed_in"),
+                **session.arguments_of("method rule certify tolerance residual_tolerance computed_in", _LIMITS),
             )
         notes = session.save_certificate(result, files_of)
     return session.finish(result, inputs=inputs, notes=notes)
@@ -81,6 +84,8 @@ def rank(
     certify: options.Certify = True,
     backend: options.BackendOption = options.Backend.NUMPY,
     device: options.Device = "cpu",
+    max_seconds: options.MaxSeconds = None,
+    max_memory: options.MaxMemory = None,
 ) -> Exit:
     """Does A have full rank, min(N, d), or rank R?
 
@@ -100,7 +105,7 @@ def rank(
             result = check_rank(
                 input_files.to_backend(inputs["A"], backend, device),
                 rank=expected,
-                **session.arguments_of("method rule certify tolerance computed_in"),
+                **session.arguments_of("method rule certify tolerance computed_in", _LIMITS),
             )
         notes = session.save_certificate(result, {"A": a_file})
     return session.finish(result, inputs=inputs, notes=notes)
@@ -121,8 +126,9 @@ Engine = enum.StrEnum(
 def alignment(
     session: Session,
     model: Model,
-    data: Annotated[str, typer.Option(metavar="FILE.npz", help="The samples: a .npz file with X and Y.")],
+    data: Annotated[str, options.DATA],
     loss: Annotated[Loss, options.LOSS],
+    select: options.Select = None,
     weights: Weights = None,
     eval_mode: options.Eval = False,
     method: options.MethodOption = options.Method.AUTO,
@@ -171,17 +177,18 @@ def alignment(
       alignver check alignment net.py:build --data large.npz --loss squared --tiles shared/tiles
     """
     with session.working():
-        samples = input_files.read_npz(data, "--data", ("X", "Y"))
-        session.files = {"X": data, "Y": data}
+        X, Y, samples = input_files.read_samples(data)
+        session.files = dict.fromkeys(samples, data)
         net, identity = model_io.load(model, weights, device=device, seed=seed, in_eval_mode=eval_mode)
         from alignver.checks.alignment import check_alignment
 
         files = {"X": f"{data}:X", "Y": f"{data}:Y", "model": model}
         with input_files.rename_argument(files), connected_client(scheduler) as client:
             decisive = "loss method rule certify tolerance residual_tolerance dtype chunk_size engine"
-            shared = session.arguments_of(f"{decisive} max_seconds max_memory")
-            result = check_alignment(net, samples["X"], samples["Y"], folder=tiles, client=client, **shared)
-        named = {"--weights": (weights, None), "--seed": (seed, 0), "--device": (device, "cpu")}
+            shared = session.arguments_of(decisive, _LIMITS) | {"select": options.selected(select)}
+            result = check_alignment(net, X, Y, folder=tiles, client=client, **shared)
+        named: dict[str, tuple[Any, Any]] = {"--select": (select, None)}
+        named |= {"--weights": (weights, None), "--seed": (seed, 0), "--device": (device, "cpu")}
         named |= {"--dtype": (dtype, "float64"), "--chunk-size": (chunk_size, None)}
         again = _of_samples(model, data, loss, named)
         again += ["--eval"] if eval_mode else []
@@ -201,9 +208,11 @@ def _of_samples(model: str, data: str, loss: str, values: Mapping[str, tuple[Any
 def model(
     session: Session,
     model: Model,
-    data: Annotated[str, typer.Option(metavar="FILE.npz", help="The samples: a .npz file with X and Y.")],
+    data: Annotated[str, options.DATA],
     loss: Annotated[Loss, options.LOSS],
+    select: options.Select = None,
     weights: Weights = None,
+    eval_mode: options.Eval = False,
     layer: Annotated[
         str | None,
         decision(
@@ -233,15 +242,20 @@ def model(
       alignver check model net.py:build --data train.npz --loss squared --max-seconds 300 --html report.html
     """
     with session.working():
-        samples = input_files.read_npz(data, "--data", ("X", "Y"))
-        net, identity = model_io.load(model, weights, device=device, seed=seed)
+        X, Y, samples = input_files.read_samples(data)
+        net, identity = model_io.load(model, weights, device=device, seed=seed, in_eval_mode=eval_mode)
         from alignver.checks.model import check_model
 
         with input_files.rename_argument({"X": f"{data}:X", "Y": f"{data}:Y", "model": model}):
-            limits = session.arguments_of("loss layer gap dtype max_seconds max_memory")
-            overview, *parts = check_model(net, samples["X"], samples["Y"], **limits).results
-        named = {"--weights": (weights, None), "--seed": (seed, 0), "--device": (device, "cpu")}
-        again = _of_samples(model, data, loss, {**named, "--dtype": (dtype, "float64")})
+            shared = session.arguments_of("loss layer gap dtype", _LIMITS) | {"select": options.selected(select)}
+            overview, *parts = check_model(net, X, Y, **shared).results
+        named: dict[str, tuple[Any, Any]] = {
+            "--select": (select, None),
+            "--weights": (weights, None),
+            "--seed": (seed, 0),
+        }
+        named |= {"--device": (device, "cpu"), "--dtype": (dtype, "float64")}
+        again = _of_samples(model, data, loss, named) + (["--eval"] if eval_mode else [])
         notes = session.save_certificate(overview, {}, again)
     return session.finish(overview, inputs={**samples, **identity}, notes=notes, parts=tuple(parts))
 
@@ -250,7 +264,7 @@ def model(
 def structure(
     session: Session,
     model: Model,
-    data: Annotated[str, typer.Option(metavar="FILE.npz", help="The samples: a .npz file with X.")],
+    data: Annotated[str, options.DATA],
     subset: Annotated[
         list[str] | None,
         decision(
@@ -259,6 +273,7 @@ def structure(
             show_default="the S that a search finds",
         ),
     ] = None,
+    select: options.Select = None,
     weights: Weights = None,
     eval_mode: options.Eval = False,
     tolerance: Annotated[
@@ -272,6 +287,8 @@ def structure(
     device: options.Device = "cpu",
     dtype: ModelDtype = JacobianDtype.FLOAT64,
     seed: options.Seed = 0,
+    max_seconds: options.MaxSeconds = None,
+    max_memory: options.MaxMemory = None,
 ) -> Exit:
     """Is f = J nu for some set S of parameters, where nu is theta on S and 0 elsewhere (Assumption 1)?
 
@@ -283,15 +300,16 @@ def structure(
       alignver check structure net.py:build --data train.npz --subset head.weight --subset head.bias
     """
     with session.working():
-        samples = input_files.read_npz(data, "--data", ("X",))
-        session.files = {"X": data}
+        X, _, samples = input_files.read_samples(data, targets=False)
+        session.files = dict.fromkeys(samples, data)
         net, identity = model_io.load(model, weights, device=device, seed=seed, in_eval_mode=eval_mode)
         from alignver.checks.common_structure import check_common_structure
+        from alignver.network.adapt import adapted
 
         with input_files.rename_argument({"X": f"{data}:X", "model": model}):
-            result = check_common_structure(
-                net, samples["X"], S=subset or None, **session.arguments_of("tolerance dtype seed")
-            )
+            net, X, _ = adapted(net, X, select=options.selected(select))
+            shared = session.arguments_of("tolerance dtype seed", _LIMITS)
+            result = check_common_structure(net, X, S=subset or None, **shared)
     return session.finish(result, inputs={**samples, **identity})
 
 
@@ -335,6 +353,8 @@ def data(
             help="Round the inputs to it first, as a model of that precision does.", show_default="as they are"
         ),
     ] = None,
+    max_seconds: options.MaxSeconds = None,
+    max_memory: options.MaxMemory = None,
 ) -> Exit:
     """Do samples with equal inputs have equal targets?
 
@@ -353,7 +373,8 @@ def data(
         arrays, places = _read(data_file, targets, test)
         with input_files.rename_argument(places):
             tests = {name: arrays.get(name) for name in _TEST_NAMES}
-            result = check_data(arrays["X"], arrays.get("Y"), loss=loss, dtype=dtype, **tests)
+            limits = session.arguments_of("", _LIMITS)
+            result = check_data(arrays["X"], arrays.get("Y"), loss=loss, dtype=dtype, **tests, **limits)
         notes = session.save_certificate(result, {name: places[name] for name in ("X", "Y") if name in places})
     return session.finish(result, inputs=arrays, notes=notes)
 

@@ -18,6 +18,7 @@ from alignver.errors import InvalidInput
 
 __all__ = ["ExplorationMethod", "connected_client", "exploration"]
 
+_LIMITS = "max_seconds max_memory"
 _IN_NO_FILE = "its features are in no file: a re-check needs them, and --keep-features FILE.npy keeps them"
 _model = functools.partial(typer.Option, rich_help_panel="Features from a model")
 
@@ -111,6 +112,8 @@ def exploration(
     ] = None,
     device: options.Device = "cpu",
     seed: options.Seed = 0,
+    max_seconds: options.MaxSeconds = None,
+    max_memory: options.MaxMemory = None,
 ) -> Exit:
     """Is the last hidden layer wide enough (Assumption 4)?
 
@@ -149,7 +152,7 @@ def exploration(
                 session.note("the features are the model's outputs: --layer NAME takes those of an inner layer")
             if about_network:
                 with input_files.rename_argument(files), connected_client(scheduler) as client:
-                    options_of = session.arguments_of("width method rule certify tries seed batch_size layer")
+                    options_of = session.arguments_of("width method rule certify tries seed batch_size layer", _LIMITS)
                     result = check_safe_exploration(net, X=samples["X"], folder=tiles, client=client, **options_of)
                 again = ["--model", model, "--data", str(data)]
                 again += [] if weights is None else ["--weights", weights]
@@ -189,7 +192,7 @@ def exploration(
                 add_constant=add_constant or model is not None,
                 folder=tiles,
                 client=client,
-                **session.arguments_of("width method rule certify tries seed"),
+                **session.arguments_of("width method rule certify tries seed", _LIMITS),
             )
         place = z_file if z_file is not None else keep_features
         notes = session.save_certificate(result, {} if place is None else {"Z": place})

@@ -34,6 +34,7 @@ __all__ = [
     "names_in",
     "read_matrix",
     "read_npz",
+    "read_samples",
     "read_vector",
     "regular",
     "rename_argument",
@@ -140,6 +141,25 @@ def read_npz(path: str, argument: str, keys: tuple[str, ...]) -> dict[str, np.nd
     if any(key != member for key, member in members.items()):
         say(f"{path}: " + ", ".join(f"{key} is {member!r}" for key, member in members.items()))
     return {key: _member(Path(path), path, argument, member, _savez(keys)) for key, member in members.items()}
+
+
+def read_samples(path: str, *, targets: bool = True) -> tuple[Any, Any, dict[str, np.ndarray[Any, Any]]]:
+    """Return inputs, targets and all arrays of the .npz file of ``--data``.
+
+    The inputs are X; or, in a file without X, all arrays but the targets, as a dict for a model of several inputs.
+    """
+    keys = ("X", "Y") if targets else ("X",)
+    with _archive(path, "--data", f"a .npz file with {' and '.join(keys)}: {_savez(keys)}") as archive:
+        names = _names(archive)
+    target = next((name for name in NAMES["Y"] if name in names), None)
+    several = [name for name in names if name != target]
+    if len(several) < 2 or any(name in names for name in NAMES["X"]) or (targets and target is None):
+        arrays = read_npz(path, "--data", keys)
+        return arrays["X"], arrays.get("Y"), arrays
+    chosen = (*several, target) if targets and target else tuple(several)
+    arrays = read_npz(path, "--data", chosen)
+    say(f"{path}: the inputs are {', '.join(several)}")
+    return {name: arrays[name] for name in several}, arrays.get(target or ""), arrays
 
 
 def _members(names: Sequence[str], keys: tuple[str, ...]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 __all__ = [
+    "DATA",
     "LOSS",
     "MODEL",
     "Backend",
@@ -39,11 +40,13 @@ __all__ = [
     "ResidualTolerance",
     "Rule",
     "Seed",
+    "Select",
     "Tolerance",
     "Verbose",
     "Weights",
     "computation",
     "decision",
+    "selected",
 ]
 _output = functools.partial(typer.Option, rich_help_panel="Output")
 decision = functools.partial(typer.Option, rich_help_panel="Decision")
@@ -72,6 +75,11 @@ Loss = enum.StrEnum("Loss", "SQUARED BINARY_CROSS_ENTROPY CROSS_ENTROPY")
 
 # The precision in which the Jacobian is computed.
 JacobianDtype = enum.StrEnum("JacobianDtype", "FLOAT64 SAME")
+
+
+def selected(value: str | None) -> str | int | None:
+    """Return ``--select`` as the library takes it: digits are a position."""
+    return int(value) if value is not None and value.lstrip("-").isdigit() else value
 
 
 def _seed(value: int) -> int:
@@ -136,6 +144,10 @@ MODEL = typer.Argument(
     "The code is imported and run.",
 )
 Model = Annotated[str, MODEL]
+DATA = typer.Option(
+    metavar="FILE.npz",
+    help="The samples: a .npz file with X and Y, or with each input of the model by its name, and Y.",
+)
 LOSS = typer.Option(metavar="LOSS", help="squared, binary_cross_entropy or cross_entropy.")
 Eval = Annotated[
     bool, typer.Option("--eval", help="Call model.eval() first, for a function that returns a model in training mode.")
@@ -154,6 +166,14 @@ MaxSeconds = Annotated[
     float | None,
     computation(
         metavar="S", help="Stop after about this many seconds; the answer is then what is known, or undecided."
+    ),
+]
+Select = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The output of a model that returns several: its name or position, such as logits or 0.",
+        show_default="the only one",
     ),
 ]
 MaxMemory = Annotated[int | None, computation(min=1, metavar="BYTES", help="The memory to plan with.")]

@@ -201,9 +201,9 @@ class Session:
     files: dict[str, str] = dataclasses.field(default_factory=dict)
     _began: float = dataclasses.field(default_factory=time.perf_counter)
 
-    def arguments_of(self, names: str) -> dict[str, Any]:
+    def arguments_of(self, *names: str) -> dict[str, Any]:
         """Return the named options, which are arguments of the same name in the library."""
-        return {name: self.options[name] for name in names.split()}
+        return {name: self.options[name] for part in names for name in part.split()}
 
     @property
     def verbosity(self) -> int:

@@ -12,7 +12,7 @@ import typer
 
 from alignver.cli import input_files, model_io, options
 from alignver.cli.exits import Exit, ensure_writable
-from alignver.cli.options import ChunkSize, JacobianDtype, Loss, ModelDtype, Weights
+from alignver.cli.options import ChunkSize, JacobianDtype, Loss, ModelDtype, Weights, selected
 from alignver.cli.session import Session, command
 from alignver.errors import InvalidInput
 from alignver.results import CheckResult, Rigor, Verdict
@@ -92,6 +92,7 @@ def verify(
     loss: Annotated[
         Loss | None, _alignment(metavar="LOSS", help="squared, binary_cross_entropy or cross_entropy.")
     ] = None,
+    select: options.Select = None,
     weights: Weights = None,
     eval_mode: options.Eval = False,
     device: options.Device = "cpu",
@@ -206,7 +207,7 @@ def _alignment_inputs(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     except Tampered:
         return {}, {}, (), True  # the checker says what is wrong with it
     model, data, features = options["model"], options["data"], loaded.claim == "network-exploration"
-    samples = input_files.read_npz(data, "--data", ("X",) if features else ("X", "Y"))
+    X, Y, samples = input_files.read_samples(data, targets=not features)
     net, identity = model_io.load(
         model, options["weights"], device=options["device"], seed=options["seed"], in_eval_mode=options["eval_mode"]
     )
@@ -214,13 +215,15 @@ def _alignment_inputs(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
         from alignver.network import enclosed_features
 
         with input_files.rename_argument({"X": f"{data}:X", "model": model}):
-            arrays, notes = enclosed_features.inputs_again(loaded, net, samples["X"])
+            arrays, notes = enclosed_features.inputs_again(loaded, net, X)
         return arrays, {**samples, **identity}, notes, True
     from alignver.jacobians.prepare import inputs_again
+    from alignver.network.adapt import adapted
 
     with input_files.rename_argument({"X": f"{data}:X", "Y": f"{data}:Y", "model": model}):
         choices = {name: options[name] for name in ("loss", "dtype", "chunk_size")}
-        arrays, notes, about_model = inputs_again(loaded, net, samples["X"], samples["Y"], **choices)
+        net, X, Y = adapted(net, X, Y, select=selected(options["select"]))
+        arrays, notes, about_model = inputs_again(loaded, net, X, Y, **choices)
     return arrays, {**samples, **identity}, notes, about_model
 
 

@@ -25,6 +25,7 @@ from torch import fx, nn
 from alignver.errors import InvalidInput, first_line
 from alignver.kernel.network.degrees import is_random
 from alignver.kernel.network.graph import Graph, Ref, encode, parse
+from alignver.limits import require_time
 from alignver.network.compare import (
     ROWS,
     evaluate,
@@ -129,6 +130,7 @@ def trace_model(model: nn.Module, X: Any, *, rows: int = ROWS) -> NetworkGraph:
     >>> [node.op for node in traced.graph.nodes]
     ['parameter', 'parameter', 'input', 'aten.linear.default', 'aten.tanh.default']
     """
+    require_time("tracing the network")
     device, dtype = _placement(model)
     more = as_inputs(X, device)[:_COMPARED]
     more = more.to(dtype) if more.is_floating_point() and dtype is not None else more

@@ -50,6 +50,20 @@ def test_a_check_of_a_matrix_is_undecided_at_its_limit(check, monkeypatch):
     assert "max_seconds" in result.next_steps[0]
 
 
+@pytest.mark.parametrize("check", ["data", "structure", "analytic"])
+def test_a_check_of_a_model_or_data_is_undecided_at_its_limit(check):
+    torch = pytest.importorskip("torch")
+    net, X = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2)), torch.randn(40, 3)
+    calls = {
+        "data": lambda **limits: av.check_data(X, torch.arange(40), **limits),
+        "structure": lambda **limits: av.check_common_structure(net, X, **limits),
+        "analytic": lambda **limits: av.check_analytic(net, X, **limits),
+    }
+    result = calls[check](max_seconds=1e-9)
+    assert (result.name, result.verdict, result.code) == (check, "UNDECIDED", f"{check}-out-of-time")
+    assert calls[check](max_seconds=60, max_memory=10**9).verdict == "HOLDS"
+
+
 def test_the_memory_to_plan_with():
     free = available_memory()
     with memory_limit(1000), memory_limit(10**6):

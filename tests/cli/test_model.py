@@ -18,6 +18,19 @@ def build():
 
 def narrow():
     return torch.nn.Linear(2, 1).double()
+
+class Words(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.out, self.drop = torch.nn.Embedding(9, 12), torch.nn.Linear(12, 2), torch.nn.Dropout()
+
+    def forward(self, input_ids, attention_mask):
+        seen = attention_mask[..., None]
+        z = self.drop((self.table(input_ids) * seen).sum(1) / seen.sum(1))
+        return {"hidden": z, "logits": self.out(torch.tanh(z))}
+
+def words():
+    return Words()
 """
 OPTIONS = ("--data", "data.npz", "--loss", "squared")
 
@@ -41,7 +54,16 @@ def test_one_report_in_every_form(here):
     page = Path("r.html").read_text()
     assert "Model and data" in page
     assert "Safe exploration" in page
-    assert len(ET.parse("r.xml").findall(".//testcase")) == 7
+    cases = {case.get("classname"): case for case in ET.parse("r.xml").findall(".//testcase")}
+    assert len(cases) == 7
+    assert not [case for case in cases.values() if case.find("failure") is not None or case.find("error") is not None]
+    assert cases["alignver.optimality"].find("skipped").get("message").startswith("FAILS, beside alignment: ")
+
+
+def test_a_suite_fails_with_the_command(here):
+    assert here("check", "model", "one_net.py:narrow", *OPTIONS, "--junit", "r.xml").code == 1
+    failed = [case for case in ET.parse("r.xml").findall(".//testcase") if case.find("failure") is not None]
+    assert {case.get("classname") for case in failed} == {"alignver.model", "alignver.alignment"}
 
 
 def test_a_terminal_shows_the_overview_and_with_v_everything(here):
@@ -56,6 +78,55 @@ def test_the_exit_code_and_the_certificate_are_those_of_alignment(here):
     saved = here("check", "model", "one_net.py:build", *OPTIONS, "--certificate", "proof")
     assert "alignver verify proof --model one_net.py:build" in saved.out
     assert here("verify", "proof", "--model", "one_net.py:build", *OPTIONS).code == 0
+
+
+WORDS = ("--data", "words.npz", "--loss", "cross_entropy", "--select", "logits", "--eval")
+
+
+@pytest.fixture
+def words():
+    random = np.random.default_rng(0)
+    mask = (np.arange(5) < np.array([[5], [3], [4], [2]])).astype(np.int64)
+    np.savez("words.npz", input_ids=random.integers(0, 9, (4, 5)), attention_mask=mask, labels=np.array([0, 1, 1, 0]))
+
+
+def test_several_inputs_and_outputs(here, words):
+    run = here("check", "model", "one_net.py:words", *WORDS, "--json")
+    assert run.code == 0
+    assert "the inputs are input_ids, attention_mask" in run.err
+    result = run.document()["results"][0]
+    assert (result["verdict"], result["subject"]) == ("HOLDS", "NETWORK")
+    saved = here("check", "alignment", "one_net.py:words", *WORDS, "--certificate", "proof")
+    assert saved.code == 0
+    command = next(line for line in saved.out.split("alignver verify ") if "--select logits" in line)
+    assert "--eval" in command
+    assert here("verify", "proof", "--model", "one_net.py:words", *WORDS).code == 0
+    assert here("check", "structure", "one_net.py:words", *WORDS[:2], *WORDS[4:]).code == 0
+
+
+def test_an_output_that_is_not_there(here, words):
+    run = here("check", "model", "one_net.py:words", *WORDS[:5], "scores", "--eval")
+    assert run.code == 2
+    assert "--select" in run.err
+    assert "'hidden', 'logits'" in run.err
+    without = here("check", "alignment", "one_net.py:words", *WORDS[:4], "--eval")
+    assert without.code == 2
+    assert "--select logits" in without.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("membership", "A.npy", "y.npy"), ("rank", "A.npy"), ("exploration", "A.npy"), ("data", "data.npz"),
+     ("structure", "one_net.py:build", "--data", "data.npz"),
+     ("alignment", "one_net.py:build", *OPTIONS), ("model", "one_net.py:build", *OPTIONS)],
+)  # fmt: skip
+def test_every_check_has_limits(here, command):
+    A = np.random.default_rng(0).standard_normal((30, 40))
+    np.save("A.npy", A), np.save("y.npy", A[:, 0])
+    assert here("check", *command, "--max-seconds", "1e-9").code == 3
+    refused = here("check", *command, "--max-memory", "0")
+    assert refused.code == 2
+    assert "--max-memory" in refused.err
 
 
 @pytest.mark.parametrize("option", [("--max-seconds", "0"), ("--max-memory", "0"), ("--gap", "-1")])
