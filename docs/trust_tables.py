@@ -13,7 +13,7 @@ KERNEL = sorted((ROOT / "alignver/kernel").rglob("*.py"))
 ON_DATA = [path for path in KERNEL if path.name == "data.py"]
 ON_NETWORKS = [path for path in KERNEL if path.parent.name == "network"]
 _ENCLOSING = ("tape", "movement", "compiler", "operations", "pooling", "normalization", "recurrent", "program",
-              "ball_functions", "balls", "alignment")  # fmt: skip
+              "ball_functions", "balls", "ball_matrices", "alignment")  # fmt: skip
 ENCLOSURES = [path for path in ON_NETWORKS if path.stem in _ENCLOSING]
 _NORMWISE = ("normwise", "radii", "row_functions", "elementwise", "operator_norms", "norm_alignment", "exploration")
 NORMWISE = [path for path in ON_NETWORKS if path.stem in _NORMWISE]
@@ -23,7 +23,7 @@ MOST_LINES = {
     "together, but for `data.py` and `network/`": (ON_MATRICES, 1500),
     "`data.py` alone": (ON_DATA, 180),
     "`network/`, statements about a graph": (WALKS, 1200),
-    "`network/`, enclosures of values and gradients": (ENCLOSURES, 2250),
+    "`network/`, enclosures of values and gradients": (ENCLOSURES, 2300),
     "`network/`, enclosures of values and gradients in float64": (NORMWISE, 1150),
 }
 """Groups of files that are counted together, with their limits on lines of code."""

@@ -37,12 +37,13 @@ def _enclosing(name: str, *changes: tuple[str, str, str]) -> list[Mutant]:
 _LAYERS = f"{_NETWORKS}test_architectures.py::test_layers_are_those_of_torch"
 _OPTIMA = f"{_NETWORKS}test_optimality_claims.py::test_"
 _RANKS = f"{_NETWORKS}test_exact_ranks.py"
+_DEFINITE = f"{_NETWORKS}test_ball_matrices.py"
 _FORGED = f"{_NETWORKS}test_forgeries.py::test_forged_"
 
 KERNEL: list[Mutant] = [
     *_enclosing(
         "alignment",
-        ("return rank, rank == balls.rank(", "return rank, False and balls.rank(", _RANKS),
+        ("return rank, rank == ball_matrices.rank(", "return rank, False and balls.rank(", _RANKS),
         ('require(not inside, "y is in', 'require(True, "y is in', _RANKS),
         ("require(len(basis) == rank,", "require(len(basis) <= rank,", _RANKS),
     ),
@@ -72,6 +73,16 @@ KERNEL: list[Mutant] = [
         ("step.owner.astype(np.int64) * total + index", "index", _ENCLOSED),
     ),
     *_enclosing(
+        "ball_matrices",
+        ("arb(0))).lower() for i", "arb(0))).upper() for i", _DEFINITE),
+        ("(E[i, i] - sum(", "(E[i, i] - 0 * sum(", _DEFINITE),
+        ("(E[i, i] - sum", "(2 * E[i, i] - sum", _DEFINITE),
+        ("all(floor > 0 for floor in floors)", "True", _DEFINITE),
+        ("a.min(b), floors", "a.max(b), floors", _DEFINITE),
+        ("below.union(below + dot(r, r) / self.floor)", "below", _DEFINITE),
+        ("r = target - image", "r = 0 * target", _DEFINITE),
+    ),
+    *_enclosing(
         "tape",
         ('(samples == mine)).all()), "an operation joins', '(samples >= -1)).all()), "an operation joins', f"{_NETWORKS}test_architectures.py"),
         ("(grid == grid[:, :1]).all()", "(grid == grid).all()", f"{_NETWORKS}test_architectures.py"),
@@ -96,9 +107,9 @@ KERNEL: list[Mutant] = [
     ),
     *_enclosing(
         "alignment",
-        ("low >= 0.0 and balls.between(square, low, high)", "True", f"{_FORGED}constants"),
+        ("low >= 0.0 and ball_matrices.between(square, low, high)", "True", f"{_FORGED}constants"),
         ("type(least) is float and least >= 0.0", "True", f"{_FORGED}distance"),
-        ('require(balls.between(square, least, math.inf)', 'require(True', f"{_FORGED}distance"),
+        ('require(ball_matrices.between(square, least, math.inf)', 'require(True', f"{_FORGED}distance"),
     ),
     *_enclosing(
         "ball_functions",

@@ -27,7 +27,7 @@ from alignver.errors import InvalidInput
 from alignver.kernel import Certificate, exact, seal
 from alignver.kernel.failure import NotProved, Unsupported
 from alignver.kernel.floats import require_ieee
-from alignver.kernel.network import alignment, balls, norm_alignment
+from alignver.kernel.network import alignment, ball_matrices, balls, norm_alignment
 from alignver.kernel.network.graph import parse
 from alignver.kernel.network.program import compiled, unpacked
 from alignver.kernel.network.tape import Program
@@ -41,7 +41,7 @@ __all__ = ["EnclosedNetwork", "NetworkProof", "prove_alignment", "traced_again"]
 _BATCHES = ((64, 128), (1024, 64))  # entries of an input, and samples in a batch of a graph
 _FEWEST = 16  # of larger inputs
 _MASKED = -1.7976931348623157e308  # stands for minus infinity: parameters are finite numbers
-_BITS = (128, 384, 1024)
+_BITS, _MOST_BITS = (128, 384, 1024), (2048, 4096)  # the latter where the samples of a batch show the need
 _EXACT_BITS = (256, 2048)
 _DYADIC = {"relu", "leaky_relu", "relu6", "abs", "clamp", "threshold"}
 """Functions, and below them other steps, that make dyadic numbers of dyadic numbers."""
@@ -58,7 +58,7 @@ _REACHED = 150  # rows up to which rho is enclosed
 _REPEATED = Fraction(1, 10**6)  # share of a bound in float64 that a re-check with other roundings may lose
 _PERMUTATIONS = 20
 _ROUNDING = 2.0**-52  # of y: an exact fit that is rounded to float64 is at most 2^-53 ||y|| away
-_MAC, _ENTRY = 3e-8, 1.2e-5  # seconds for a multiplication in a matrix product, and for a function of an entry
+_MAC, _ENTRY = 2e-8, 1.2e-5  # seconds for a multiplication in a matrix product, and for a function of an entry
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -139,13 +139,13 @@ class EnclosedNetwork:
         """Estimate the time of a proof in balls."""
         program, n = self.program, len(self.x)
         m_y, share, N = program.columns, n / program.samples, n * program.columns
-        products, entries = 2.0 * N**3, 0.0
+        products, entries = 0.7 * N**3, 0.0
         for step in program.steps:
             if step.kind == "affine":
                 (G, R, k), columns = step.args["rows"], step.shape[-1]
                 products += share * G * R * k * columns * (1 + 2 * m_y)
                 one = program.samples == R  # one row for each sample: the gradients are not formed
-                products += N**2 * G * (k + columns if one else k * columns)
+                products += 0.6 * N**2 * G * (k + columns if one else k * columns)
                 entries += 0.0 if one else N * G * k * columns / 16
             elif step.kind == "matmul":
                 products += share * step.size * program.steps[step.of[0]].shape[-1] * (1 + 2 * m_y)
@@ -271,7 +271,9 @@ def prove_alignment(
         if in_balls > seconds:
             words = f"would take about {in_balls:.0f} s" if balls.available() else "need python-flint"
             return "; ".join((*reasons, f"balls {words}"))
-        for bits in _BITS if level <= _EASY else _BITS[1:]:
+        needed = 0.0 if level <= _EASY else _needed_bits(network, _BITS[1]) if wide else _BITS[1]
+        enough = [bits for bits in _BITS if bits >= needed]
+        for bits in enough or [bits for bits in _MOST_BITS if bits >= needed] or _MOST_BITS[-1:]:
             if time.perf_counter() - began + network.seconds(bits) > seconds:
                 reasons.append(f"balls of {bits} bits would take about {network.seconds(bits):.0f} s")
                 break
@@ -286,6 +288,25 @@ def prove_alignment(
     except (NotProved, Unsupported) as error:
         reasons.append(str(error))
     return "; ".join(reasons)
+
+
+def _needed_bits(network: EnclosedNetwork, bits: int) -> float:
+    """Estimate the precision for which J J^T is definite, from the pivots of the samples of one batch.
+
+    Their bits grow with the number of samples, at most in proportion to it.
+    """
+    n, few = len(network.x), network.program.samples
+    if n <= few:
+        return bits
+    try:
+        with balls.precision(bits):
+            leaves = alignment.jacobian(network.traced.graph, network.parameters[0], network.x[:few])
+            pivots = ball_matrices.definite(balls.gram(leaves)).pivots()
+    except NotProved:
+        return bits + 1.0
+    whole, half = (-2.0 * min(pivots[: -(-len(pivots) // share)]) for share in (1, 2))
+    growth = math.log2(whole / half) if whole > half > 1.0 else 0.0
+    return max(float(bits), whole * math.pow(n / few, min(growth, 1.0)) + 64.0)
 
 
 def _permuted(y: Any, m_y: int) -> Any:
@@ -325,10 +346,9 @@ def _holds(network: EnclosedNetwork, y: Any, m_y: int, bits: int, began: float) 
     targets = _permuted(y, m_y)
     with balls.precision(bits):
         leaves = alignment.jacobian(network.traced.graph, network.parameters[0], network.x)
-        M, solutions = alignment.solved(leaves, targets)
-        squares = [balls.inner(targets[:, k], solutions[:, k]) for k in range(targets.shape[1])]
-        kappa = alignment.ends(squares[0])
-        shuffled = statistics.median(math.sqrt(max(0.0, float(square.mid()))) for square in squares[1:])
+        M, proved = alignment.full_row_rank(leaves, len(y))
+        kappa = alignment.ends(proved.form(y))
+        shuffled = statistics.median(float(balls.root(square)) for square in proved.estimates(targets[:, 1:]))
         reached = reach(M, y, kappa[1]) if len(y) <= _REACHED else ()
     proof = _inside(network, y, kappa, shuffled, {"bits": bits}, "balls", began)
     return dataclasses.replace(proof, reach=reached, seconds=time.perf_counter() - began)
@@ -367,7 +387,7 @@ def _fails_exactly(network: EnclosedNetwork, y: Any, began: float) -> NetworkPro
             floats = np.array([[float(entry) for entry in row] for row in J])
             floats /= np.maximum(np.linalg.norm(floats, axis=0), 1e-300)
             basis = np.sort(scipy.linalg.qr(floats, mode="r", pivoting=True)[1][:rank]).astype(np.int64)
-            low, high = alignment.ends(balls.squared_distance(J[:, basis], y))
+            low, high = alignment.ends(ball_matrices.squared_distance(J[:, basis], y))
             return _outside(network, y, low, high, {"bits": bits}, "exact", began, {"basis": basis})
     raise AssertionError
 

@@ -18,11 +18,11 @@ import numpy as np
 
 from alignver.kernel.exact import indices
 from alignver.kernel.failure import require
-from alignver.kernel.network import balls
+from alignver.kernel.network import ball_matrices, balls
 from alignver.kernel.network.graph import Graph, parse
 from alignver.kernel.network.program import batches
 
-__all__ = ["METHODS", "MOST_EXACT", "ends", "exact_rank", "independent", "jacobian", "solved"]
+__all__ = ["METHODS", "MOST_EXACT", "ends", "exact_rank", "full_row_rank", "independent", "jacobian"]
 
 MOST_EXACT = 2**16
 """Largest number of entries of a Jacobian whose rank is computed in integers."""
@@ -46,8 +46,8 @@ def jacobian(graph: Graph, theta: Any, x: Any) -> list[balls.Leaf]:
     return balls.joined(gradients, len(x))
 
 
-def solved(leaves: list[balls.Leaf], targets: Any) -> tuple[Any, Any]:
-    r"""Return M and the balls of :math:`M^{-1} Y`, for columns of targets; M is then positive definite.
+def full_row_rank(leaves: list[balls.Leaf], N: int) -> tuple[Any, ball_matrices.Definite]:
+    r"""Return M, and what proves that it is positive definite.
 
     Raises
     ------
@@ -55,8 +55,8 @@ def solved(leaves: list[balls.Leaf], targets: Any) -> tuple[Any, Any]:
         If the balls of M may contain a singular matrix.
     """
     M = balls.gram(leaves)
-    require(len(M) == len(targets), "the targets have another number of entries than the outputs")
-    return M, balls.inverse_times(M, targets)
+    require(len(M) == N, "the targets have another number of entries than the outputs")
+    return M, ball_matrices.definite(M)
 
 
 def independent(leaves: list[balls.Leaf], y: Any) -> Any:
@@ -65,7 +65,7 @@ def independent(leaves: list[balls.Leaf], y: Any) -> Any:
     J = J[:, [any(entry != 0 or not entry.is_exact() for entry in column) for column in J.T]]
     require(len(J) == len(y), "the targets have another number of entries than the outputs")
     require(J.shape[1] < len(y), "J has at least as many columns as rows, which are not zero")
-    return balls.squared_distance(J, y)
+    return ball_matrices.squared_distance(J, y)
 
 
 def exact_rank(J: Any, y: Any) -> tuple[int, bool]:
@@ -78,15 +78,14 @@ def exact_rank(J: Any, y: Any) -> tuple[int, bool]:
     """
     require(len(J) == len(y), "the targets have another number of entries than the outputs")
     require(J.size <= MOST_EXACT, "the Jacobian is too large for integers")
-    rank = balls.rank(J)
-    return rank, rank == balls.rank(np.concatenate([J, balls.exactly(y)[:, None]], axis=1))
+    rank = ball_matrices.rank(J)
+    return rank, rank == ball_matrices.rank(np.concatenate([J, balls.exactly(y)[:, None]], axis=1))
 
 
 def ends(square: Any) -> tuple[float, float]:
     """Return floats below and above the root of a ball."""
-    low, high = float(square.lower()), float(square.upper())
-    outer = max(0.0, math.nextafter(math.sqrt(max(0.0, math.nextafter(low, -math.inf))), 0.0))
-    return outer, math.nextafter(math.sqrt(math.nextafter(high, math.inf)), math.inf)
+    low, high = (float(end) for end in (balls.root(square).lower(), balls.root(square).upper()))
+    return max(0.0, math.nextafter(low, 0.0)), math.nextafter(high, math.inf)
 
 
 def _evaluated(certificate: Any, inputs: Any) -> list[balls.Leaf]:
@@ -98,10 +97,9 @@ def _aligned(certificate: Any, inputs: Any) -> str:
     require(set(certificate.constants) == {"bits", "kappa"}, "other numbers are stated than are proved")
     bits, (low, high) = certificate.constants["bits"], certificate.constants["kappa"]
     with balls.precision(bits):
-        _, solution = solved(_evaluated(certificate, inputs), inputs["y"][:, None])
-        square = balls.inner(inputs["y"], solution[:, 0])
+        square = full_row_rank(_evaluated(certificate, inputs), len(inputs["y"]))[1].form(inputs["y"])
         require(all(type(end) is float for end in (low, high)), "kappa has ends that are no floats")
-        inside = low >= 0.0 and balls.between(square, low, high)
+        inside = low >= 0.0 and ball_matrices.between(square, low, high)
     require(inside, "kappa is not proved to be between the given numbers")
     return f"the Gram matrix of the network's Jacobian is positive definite, in balls of {bits} bits"
 
@@ -113,7 +111,7 @@ def _misaligned(certificate: Any, inputs: Any) -> str:
     require(type(least) is float and least >= 0.0, "the distance is not a number")
     with balls.precision(bits):
         square = independent(_evaluated(certificate, inputs), inputs["y"])
-        require(balls.between(square, least, math.inf), "the distance is not proved")
+        require(ball_matrices.between(square, least, math.inf), "the distance is not proved")
     return f"y and the columns of the network's Jacobian are linearly independent, in balls of {bits} bits"
 
 
@@ -128,7 +126,10 @@ def _misaligned_exactly(certificate: Any, inputs: Any) -> str:
         require(not inside, "y is in the column space of J")
         basis = indices(certificate.data["basis"], J.shape[1])
         require(len(basis) == rank, "a basis of another number of columns than the rank")
-        require(balls.between(balls.squared_distance(J[:, basis], inputs["y"]), least, math.inf), "no such distance")
+        require(
+            ball_matrices.between(ball_matrices.squared_distance(J[:, basis], inputs["y"]), least, math.inf),
+            "no such distance",
+        )
     return f"the network's Jacobian has rank {rank} in exact arithmetic, and with y as a column a larger one"
 
 

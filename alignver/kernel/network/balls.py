@@ -21,9 +21,8 @@ from alignver.kernel.network.ball_functions import FUNCTIONS, Pair, positive, re
 from alignver.kernel.network.tape import Program, Step
 
 __all__ = [
-    "Leaf", "State", "available", "between", "bits", "columns", "dot", "exactly", "gram", "inner", "inverse_times",
-    "joined", "matrix", "middle", "norm", "power", "precision", "product", "rank", "root", "shares",
-    "squared_distance", "values",
+    "Leaf", "State", "available", "bits", "columns", "dot", "exactly", "gram", "joined", "matrix", "middle", "norm",
+    "power", "precision", "product", "root", "shares", "square", "values", "zeros",
 ]  # fmt: skip
 
 arb: Any
@@ -37,6 +36,7 @@ except ImportError:  # balls are optional: without them their claims are refused
 
 State = dict[int, Any]
 _MOST_BITS = 1 << 12
+_ROWS = 200  # of a matrix whose square is computed in blocks
 
 
 def available() -> bool:
@@ -89,6 +89,23 @@ def product(a: Any, b: Any) -> Any:
             return exactly(np.zeros((a.shape[0], b.shape[1])))
         a = matrix(a)
     return _array((a * matrix(b)).entries(), (a.nrows(), b.shape[1]))
+
+
+def square(A: Any) -> Any:
+    """Return A A^T, of which each product of two blocks of rows is computed once."""
+    n, half = len(A), len(A) // 2
+    if n <= _ROWS:
+        return product(A, A.T)
+    result = np.empty((n, n), dtype=object)
+    result[:half, :half], result[half:, half:] = square(A[:half]), square(A[half:])
+    result[half:, :half] = product(A[half:], A[:half].T)
+    result[:half, half:] = result[half:, :half].T
+    return result
+
+
+def zeros(shape: Sequence[int]) -> Any:
+    """Return an array of zeros."""
+    return np.full(shape, arb(0), dtype=object)
 
 
 def _gathered(sources: Sequence[Any], index: Any, shape: Sequence[int]) -> Any:
@@ -482,17 +499,24 @@ def _dense(leaf: Leaf) -> Any:
 def gram(leaves: Sequence[Leaf]) -> Any:
     """Return J J^T as a matrix of balls, with the outputs of all samples one after the other."""
     total: Any = None
+    squares: dict[Any, Any] = {}  # a bias has the output gradients of its layer
+
+    def once(A: Any) -> Any:
+        key = (A.shape, tuple(map(id, A.reshape(-1))))
+        if key not in squares:
+            squares[key] = square(A)
+        return squares[key]
+
     for leaf in leaves:
         if leaf.rows is not None:
             a, g = leaf.rows
             parts = []
             for inputs, outputs in zip(a, g, strict=True):
                 copies = outputs.shape[0] // inputs.shape[0]
-                parts.append(np.tile(product(inputs, inputs.T), (copies, copies)) * product(outputs, outputs.T))
+                parts.append(np.tile(once(inputs), (copies, copies)) * once(outputs))
             part = sum_of(parts)
         else:
-            dense = leaf.dense.reshape(len(leaf.dense), -1)
-            part = product(dense, dense.T)
+            part = once(leaf.dense.reshape(len(leaf.dense), -1))
         total = part if total is None else total + part
     require(total is not None, "the outputs do not depend on a trainable parameter")
     return total
@@ -510,27 +534,7 @@ def columns(leaves: Sequence[Leaf]) -> Any:
     return np.concatenate(parts, axis=1)
 
 
-# -- what is proved of matrices of balls ------------------------------------------------------------------------------
-
-
-def inverse_times(M: Any, columns: Any) -> Any:
-    """Return the balls of M^-1 times columns of floats.
-
-    Raises
-    ------
-    NotProved
-        If M may contain a singular matrix.
-    """
-    try:
-        solution = matrix(M).solve(matrix(exactly(columns)), algorithm="precond")
-    except ZeroDivisionError:
-        raise NotProved("the Gram matrix may be singular in this precision") from None
-    return _array(solution.entries(), columns.shape)
-
-
-def inner(y: Any, x: Any) -> Any:
-    """Return the ball of an inner product of floats and balls."""
-    return dot(exactly(y), x)
+# -- vectors -----------------------------------------------------------------------------------------------------------
 
 
 def dot(x: Any, y: Any) -> Any:
@@ -551,37 +555,3 @@ def norm(x: Any) -> Any:
 def middle(array: Any) -> Any:
     """Return the centres of balls, as numbers without width."""
     return _array((x.mid() for x in array.reshape(-1)), array.shape)
-
-
-def rank(A: Any) -> int:
-    """Return the rank of a matrix of balls without width, from integers: its columns times powers of two.
-
-    Raises
-    ------
-    NotProved
-        If a ball has a width.
-    """
-    require(all(entry.is_exact() for entry in A.reshape(-1)), "the balls are not exact")
-    rows = []
-    for column in A.T:
-        parts = [(man, int(exponent)) for man, exponent in (entry.man_exp() for entry in column)]
-        low = min(exponent for _, exponent in parts)
-        require(max(exponent for _, exponent in parts) - low <= _MOST_BITS, "entries of too different sizes")
-        rows.append([man << (exponent - low) for man, exponent in parts])
-    return int(fmpz_mat(rows).rank()) if rows else 0
-
-
-def between(square: Any, low: float, high: float) -> bool:
-    """Whether every number of a ball is between the squares of two floats."""
-    above = high == math.inf or bool(square <= arb(high) ** 2)
-    return bool(square >= arb(low) ** 2) and above
-
-
-def squared_distance(J: Any, y: Any) -> Any:
-    """Return the ball of the squared distance of y from the columns of J, which are proved to be independent.
-
-    It is the inverse of the last diagonal entry of the inverse of [J y]^T [J y].
-    """
-    whole = np.concatenate([J, exactly(y)[:, None]], axis=1)
-    K = product(whole.T, whole)
-    return reciprocal(inverse_times(K, np.eye(len(K))[:, -1:])[-1, 0])[0]

@@ -13,7 +13,7 @@ from torch import nn
 import alignver as av
 from alignver.kernel import seal, verify
 from alignver.kernel.failure import NotProved
-from alignver.kernel.network import alignment, balls
+from alignver.kernel.network import alignment, ball_matrices, balls
 from alignver.network.enclosures import EnclosedNetwork, prove_alignment
 from alignver.results import Rigor, Subject, Verdict
 
@@ -135,12 +135,12 @@ def test_ranks_of_dyadic_matrices():
         A = rng.integers(-9, 9, (rows, rank)) @ rng.integers(-9, 9, (rank, columns))
         A = A * 2.0 ** rng.integers(-40, 40, columns)
         with balls.precision(100):
-            assert balls.rank(balls.exactly(A)) == np.linalg.matrix_rank(A / np.maximum(abs(A).max(0), 1e-300))
+            assert ball_matrices.rank(balls.exactly(A)) == np.linalg.matrix_rank(A / np.maximum(abs(A).max(0), 1e-300))
             if rows == columns == 4:
                 A[0, 0] = np.nextafter(A[0, 0], 9e99)
-                assert balls.rank(balls.exactly(A)) == 2
+                assert ball_matrices.rank(balls.exactly(A)) == 2
     with balls.precision(100), pytest.raises(NotProved, match="different sizes"):
-        balls.rank(balls.exactly(np.array([[2.0**1000], [2.0**-1000]])) ** 3)
+        ball_matrices.rank(balls.exactly(np.array([[2.0**1000], [2.0**-1000]])) ** 3)
 
 
 @pytest.mark.parametrize("layer", [nn.Softshrink(0.3), nn.Hardshrink(0.3), nn.Softshrink(0.0)])
