@@ -86,8 +86,8 @@ KERNEL: list[Mutant] = [
         "tape",
         ('(samples == mine)).all()), "an operation joins', '(samples >= -1)).all()), "an operation joins', f"{_NETWORKS}test_architectures.py"),
         ("(grid == grid[:, :1]).all()", "(grid == grid).all()", f"{_NETWORKS}test_architectures.py"),
-        ("require(math.prod(shape) <= _MOST,", "require(True,", f"{_FORGED}graphs[a leaf of 10^12 numbers]"),
-        ("float(number) == number", "True", f"{_FORGED}arguments[an integer beyond floats]"),
+        ("require(math.prod(shape) <= _MOST,", "require(True,", f"{_FORGED}sizes"),
+        ("float(number) == number", "True", f"{_FORGED}literals"),
     ),
     *_enclosing(
         "compiler",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from torch.nn import functional as F
 import alignver as av
 from alignver.errors import InvalidInput
 from alignver.kernel import seal, verify
+from alignver.kernel.failure import NotProved
 from alignver.kernel.network.graph import encode
+from alignver.kernel.network.tape import exact_float, require_size
 from alignver.network.enclosures import EnclosedNetwork, prove_alignment
 from alignver.results import Verdict
 from tests.kernel.network.test_operators import Net
@@ -207,6 +210,20 @@ def test_forged_arguments(name):
     certificate, document, inputs = proof(function, shape, n=2)
     assert verify(certificate, inputs).verdict is Verdict.HOLDS
     refused(certificate, edited(document, change), inputs)
+
+
+@pytest.mark.parametrize("number", [2**53 + 1, -(2**70) - 1, 10**400, math.inf, -math.inf, math.nan, "2", None, 1j])
+def test_forged_literals(number):
+    with pytest.raises(NotProved, match="a literal is not"):
+        exact_float(number)
+    assert exact_float(2**70) == 2.0**70
+
+
+def test_forged_sizes():
+    require_size((2**12, 2**13))
+    for shape in ((2**12, 2**13, 2), (2**25 + 1,), (10**6, 10**6)):
+        with pytest.raises(NotProved, match="an array of"):
+            require_size(shape)
 
 
 def test_forged_tokens():
