@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from alignver.checks.common_structure import check_common_structure
     from alignver.checks.convergence import check_convergence
     from alignver.checks.data import check_data
+    from alignver.checks.doctor import MachineReport, doctor
     from alignver.checks.exploration import check_safe_exploration
     from alignver.checks.membership import check_membership
     from alignver.checks.model import check_model
@@ -55,6 +56,7 @@ _HOMES = {
     "History": "alignver.report.history",
     "InvalidInput": "alignver.errors",
     "JacobianOperator": "alignver.jacobians.operator",
+    "MachineReport": "alignver.checks.doctor",
     "MissingDependency": "alignver.errors",
     "NetworkGraph": "alignver.network.trace",
     "Report": "alignver.results",
@@ -77,6 +79,7 @@ _HOMES = {
     "check_optimality": "alignver.checks.optimality",
     "check_rank": "alignver.checks.rank",
     "check_safe_exploration": "alignver.checks.exploration",
+    "doctor": "alignver.checks.doctor",
     "gram": "alignver.jacobians.gram",
     "jacobian": "alignver.jacobians.jacobian",
     "load": "alignver.training.saved_network",
@@ -97,6 +100,7 @@ __all__ = [
     "History",
     "InvalidInput",
     "JacobianOperator",
+    "MachineReport",
     "MissingDependency",
     "NetworkGraph",
     "Report",
@@ -120,6 +124,7 @@ __all__ = [
     "check_optimality",
     "check_rank",
     "check_safe_exploration",
+    "doctor",
     "gram",
     "jacobian",
     "load",

@@ -11,6 +11,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 KERNEL = sorted((ROOT / "alignver/kernel").rglob("*.py"))
 ON_DATA = [path for path in KERNEL if path.name == "data.py"]
+ON_MACHINE = [path for path in KERNEL if path.name == "machine.py"]
 ON_NETWORKS = [path for path in KERNEL if path.parent.name == "network"]
 _ENCLOSING = ("tape", "movement", "compiler", "operations", "pooling", "normalization", "recurrent", "program",
               "ball_functions", "balls", "ball_matrices", "alignment")  # fmt: skip
@@ -18,10 +19,11 @@ ENCLOSURES = [path for path in ON_NETWORKS if path.stem in _ENCLOSING]
 _NORMWISE = ("normwise", "radii", "row_functions", "elementwise", "operator_norms", "norm_alignment", "exploration")
 NORMWISE = [path for path in ON_NETWORKS if path.stem in _NORMWISE]
 WALKS = [path for path in ON_NETWORKS if path not in ENCLOSURES + NORMWISE]
-ON_MATRICES = [path for path in KERNEL if path not in ON_DATA + ON_NETWORKS]
+ON_MATRICES = [path for path in KERNEL if path not in ON_DATA + ON_MACHINE + ON_NETWORKS]
 MOST_LINES = {
-    "together, but for `data.py` and `network/`": (ON_MATRICES, 1500),
+    "together, but for `data.py`, `machine.py` and `network/`": (ON_MATRICES, 1500),
     "`data.py` alone": (ON_DATA, 180),
+    "`machine.py` alone": (ON_MACHINE, 200),
     "`network/`, statements about a graph": (WALKS, 1200),
     "`network/`, enclosures of values and gradients": (ENCLOSURES, 2300),
     "`network/`, enclosures of values and gradients in float64": (NORMWISE, 1150),

@@ -323,7 +323,8 @@ def combine(
         evidence = (f"numerically {numerical.verdict}: {numerical.reason}", *numerical.evidence)
     proved = decision.verdict is not Verdict.UNDECIDED
     if not proved and numerical is not None and not search.required:
-        evidence = (*numerical.evidence, f"no proof: {decision.reason}")
+        why = (f"no proof: {decision.reason}",)
+        evidence = (*why, *numerical.evidence) if decision.step == "arithmetic" else (*numerical.evidence, *why)
         return dataclasses.replace(numerical, evidence=evidence, measured=measured)
     if proved:
         reason = decision.reason

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from alignver.errors import InvalidInput
-from alignver.kernel.floats import arithmetic_fault
+from alignver.kernel.machine import arithmetic_fault
 from alignver.limits import limited
 from alignver.proof.duplicate_inputs import LISTED, DuplicateInputs
 from alignver.results import CheckResult, Rigor, Subject, Verdict, shown_down
@@ -142,7 +142,9 @@ def check_data(
             verdict=Verdict.UNDECIDED,
             rigor=Rigor.NUMERICAL,
             code="data-arithmetic",
-            next_steps=("torch.set_flush_denormal(False), or a fresh process: proofs need IEEE 754 arithmetic",),
+            next_steps=(
+                "torch.set_flush_denormal(False), or a fresh process; alignver doctor says what is wrong here",
+            ),
             reason=f"nothing is proved here: {fault}",
             **common,
         )

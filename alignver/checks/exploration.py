@@ -31,7 +31,7 @@ from alignver.features.cluster import Cluster
 from alignver.features.rows import directions, open_rows, scan_rows
 from alignver.features.staircase import certify_staircase, find_staircase
 from alignver.features.threads import dense_flops, single_threaded_blas, threads_for
-from alignver.kernel.floats import arithmetic_fault
+from alignver.kernel.machine import arithmetic_fault
 from alignver.limits import limited
 from alignver.linalg import rank_rules
 from alignver.progress import announce, track

@@ -24,7 +24,7 @@ from alignver.features.refutation import Refutation, by_columns, by_count, by_eq
 from alignver.features.rows import Rows, RowScan, directions, scan_rows
 from alignver.features.staircase import Staircase
 from alignver.kernel import Certificate, seal
-from alignver.kernel.floats import arithmetic_fault
+from alignver.kernel.machine import arithmetic_fault
 from alignver.linalg import rank_rules
 from alignver.linalg.rank_rules import Scale
 from alignver.proof.rounding import FloatArray, add_up, mul_down, mul_up, sqrt_up

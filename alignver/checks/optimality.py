@@ -18,7 +18,7 @@ from alignver.errors import InvalidInput
 from alignver.features.threads import dense_flops, threads_for
 from alignver.kernel import seal
 from alignver.kernel.exact import equal
-from alignver.kernel.floats import arithmetic_fault
+from alignver.kernel.machine import arithmetic_fault
 from alignver.limits import limited, remaining
 from alignver.proof.duplicate_inputs import DuplicateInputs
 from alignver.proof.rounding import FloatArray, add_up, mul_up, sub_down

@@ -27,7 +27,9 @@ _NOT_REFUTED = "the claim is not refuted: these are other inputs than those that
 _NEXT_STEPS = {
     Verdict.HOLDS: (),
     Verdict.FAILS: ("make the certificate again with the check that wrote it",),
-    Verdict.UNDECIDED: ("torch.set_flush_denormal(False), or a fresh process: proofs need IEEE 754 arithmetic",),
+    Verdict.UNDECIDED: (
+        "torch.set_flush_denormal(False), or a fresh process; alignver doctor says what is wrong here",
+    ),
 }
 _SAME_INPUTS = (
     "give the inputs of the certificate, bit for bit",

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from alignver.cli import check, predict, reproduce, session, show, train, verify
+from alignver.cli import check, doctor, predict, reproduce, session, show, train, verify
 from alignver.cli.exits import Exit, explain, say
 from alignver.errors import InvalidInput
 from alignver.require import similar
@@ -49,6 +49,7 @@ app.command("reproduce")(reproduce.reproduce)
 app.command("verify")(verify.verify)
 app.command("report")(verify.report)
 app.command("explain")(show.explain)
+app.command("doctor")(doctor.doctor)
 
 
 def _version(requested: bool) -> None:

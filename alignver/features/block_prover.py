@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from alignver.features.rows import Rows
 from alignver.features.threads import ordered
-from alignver.kernel.floats import arithmetic_fault
+from alignver.kernel.machine import arithmetic_fault
 from alignver.progress import track
 from alignver.proof.cholesky import row_rank_by_gram
 from alignver.proof.right_inverse import row_rank_by_inverse

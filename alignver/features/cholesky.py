@@ -33,7 +33,8 @@ from alignver.features import tiles
 from alignver.features.cluster import Cluster
 from alignver.features.threads import ordered, single_threaded_blas
 from alignver.features.tiles import Column, FolderStore, Store, factor_diagonal, open_store, solve_piece
-from alignver.kernel.floats import arithmetic_fault
+from alignver.kernel.failure import Unsupported
+from alignver.kernel.machine import arithmetic_fault, require_ieee
 from alignver.progress import track
 from alignver.proof.factored_gram import FactoredRank, Layer, in_ball, scaled_layers
 from alignver.proof.gram_tiles import FactoredGram, ScaledGram
@@ -50,6 +51,7 @@ from alignver.proof.rounding import (
     sqrt_down,
     sub_down,
 )
+from alignver.proof.substitution import substitution_fault
 
 __all__ = ["Definite", "factor_tiles", "make_with_threads", "prove_definite", "row_rank_by_tiles", "tiled_shift"]
 
@@ -161,7 +163,7 @@ def prove_definite(
     def unproved(reason: str) -> Definite:
         return Definite(False, 0.0, 0.0, margin, shift, reason)
 
-    fault = arithmetic_fault()
+    fault = arithmetic_fault() or substitution_fault()
     if fault:
         return unproved(fault)
     if not total < 0.5 * gram.largest:
@@ -185,7 +187,10 @@ def prove_definite(
             store = FolderStore(folder, key)
             make = cluster.maker(gram, store)
         taken = store.finished
-        row = factor_tiles(matrix, total, tile, store, make)
+        try:
+            row = factor_tiles(matrix, total, tile, store, make)
+        except Unsupported as error:
+            return unproved(str(error))
     if row is not None:
         return unproved(f"the Gram matrix is not safely definite: a shift of {total:.1e} breaks Cholesky at row {row}")
     # A re-check by other bounds finds a little less.
@@ -290,5 +295,10 @@ def make_with_threads(column: Column) -> FloatArray | int:
 
 
 def _run_all(work: Callable[[slice], None], pieces: list[slice]) -> None:
-    for _ in ordered(work, ((rows,) for rows in pieces)):
+    def checked(rows: slice) -> None:
+        require_ieee()  # in the thread that does the work
+        with np.errstate(all="ignore"):
+            work(rows)
+
+    for _ in ordered(checked, ((rows,) for rows in pieces)):
         pass

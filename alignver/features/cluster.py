@@ -41,7 +41,7 @@ from alignver.features.tiles import (
     factor_diagonal,
     solve_piece,
 )
-from alignver.kernel.floats import arithmetic_fault
+from alignver.kernel.machine import arithmetic_fault
 from alignver.proof.gram_tiles import FactoredGram
 from alignver.proof.rounding import FloatArray
 
@@ -162,7 +162,7 @@ def _checked_arithmetic(version: str) -> Iterator[None]:
     if version != __version__:
         got = f"{_worker_name()} with alignver {__version__}"
         raise InvalidInput("client", got, f"workers with alignver {version}")
-    fault = arithmetic_fault(threaded=False)
+    fault = arithmetic_fault()
     if fault:
         need = "workers where no library has changed the floating-point environment"
         raise InvalidInput("client", f"{_worker_name()}: {fault}", need)

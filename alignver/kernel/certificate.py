@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alignver.errors import InvalidInput
+from alignver.kernel import machine
 from alignver.kernel.failure import demand
 from alignver.kernel.network import claims as network
 from alignver.results import Frozen, plain, shown_down, shown_up
@@ -88,7 +89,8 @@ class Certificate:
     constants : mapping
         Numbers of the proof, as plain data.
     versions : mapping
-        The versions of the software that produced it.
+        The versions of the software that produced it, and a digest of the tests of its machine
+        (:func:`alignver.kernel.machine.digest`): the writer's own statement.
     seal : str
         SHA-256 over everything above: a checksum that detects a changed bit, not a signature.
     version : int
@@ -277,6 +279,7 @@ def seal(
         arrays[name].setflags(write=False)
     records = {name: value if isinstance(value, Mapping) else record(value) for name, value in inputs.items()}
     versions = {"alignver": __version__, "numpy": np.__version__, "python": platform.python_version()}
+    versions["machine"] = machine.digest()
     content = (plain(records), Frozen(arrays), plain(dict(constants)), Frozen(versions))
     unsealed = Certificate(claim, method, *content, "", version)
     return dataclasses.replace(unsealed, seal=unsealed.expected_seal())

@@ -26,8 +26,9 @@ from alignver.errors import InvalidInput
 from alignver.kernel.certificate import LOSSES, Certificate, Inputs, rows_of
 from alignver.kernel.exact import equal, indices, integers, number, power, rounded_down
 from alignver.kernel.failure import NotProved, demand, require
-from alignver.kernel.floats import Run, require_ieee
+from alignver.kernel.floats import Run
 from alignver.kernel.gates import LIBRARY
+from alignver.kernel.machine import require_ieee
 from alignver.results import shown_down
 
 __all__ = ["METHODS", "canonical", "digests_of", "first_equal", "floor_of", "identified", "least_loss", "record_of"]

@@ -27,9 +27,9 @@ from alignver.kernel.floats import (
     gram_floor,
     inverse_floor,
     norm_up,
-    require_ieee,
 )
 from alignver.kernel.gates import gate_floor
+from alignver.kernel.machine import require_ieee
 from alignver.kernel.matrices import METHODS as MATRIX_METHODS
 from alignver.kernel.snapshot import Rows
 from alignver.results import shown_down

@@ -1,9 +1,6 @@
-r"""Floating-point bounds: the error of products, the proof of definiteness, and the test of the arithmetic they assume.
+r"""Floating-point bounds: the error of products, and the proof of definiteness.
 
-**The arithmetic.** IEEE 754 binary64, rounding to nearest, gradual underflow, tested at each entry and in each thread.
-In another rounding mode the error of an operation is up to 2u; a thread that flushes subnormal numbers to zero can
-consider two different numbers equal. The kernel does not change a mode: in any other arithmetic, floating-point proofs
-are refused.
+The arithmetic that they assume is tested by :mod:`alignver.kernel.machine`.
 
 **The bound.** The error of an inner product of k terms, summed in any order, with or without fused operations, is at
 most :math:`\gamma_k |x|^\top |y| + k\,\omega`, :math:`\gamma_k = k u / (1 - k u)`, u = 2^-53 (N. J. Higham, *Accuracy
@@ -28,70 +25,13 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from alignver.kernel.exact import floats, integers, power, rounded_up, sqrt_down, sqrt_up
-from alignver.kernel.failure import NotProved, Unsupported, require
+from alignver.kernel.failure import NotProved, require
+from alignver.kernel.machine import require_ieee
 
 __all__ = [
-    "EXACT", "OMEGA", "Run", "U", "arithmetic_fault", "common", "definite_floor", "exact_residual", "gamma",
-    "gram_floor", "inverse_floor", "lengths_up", "norm_down", "norm_up", "product_error", "require_ieee",
-    "spectral_up",
+    "EXACT", "OMEGA", "Run", "U", "common", "definite_floor", "exact_residual", "gamma", "gram_floor",
+    "inverse_floor", "lengths_up", "norm_down", "norm_up", "product_error", "spectral_up",
 ]  # fmt: skip
-
-_U = 2.0**-53
-_ABOVE = _U * (1.0 + 2.0**-20)
-_ORDER, _TERMS = 160, 12  # a product that multithreaded BLAS libraries distribute among their threads
-
-# Terms and the float nearest to their sum, ties to even: for both signs, at, below and above a tie.
-_LEFT, _RIGHT, _NEAREST = np.array(
-    [(1, _U, 1), (1, _ABOVE, 1 + 2 * _U), (1, -_U / 2, 1), (-1, -_U, -1), (-1, -_ABOVE, -1 - 2 * _U), (-1, _U / 2, -1)]
-).T
-# 2^-1074, 2^-1023 and 2^-1022, from their bits.
-_TINY = np.array([1, 1 << 51, 1 << 52], dtype=np.int64).view(np.float64)
-_SCALES = np.array([1.0, 2.0**1000, 0.5])
-
-
-def arithmetic_fault(*, threaded: bool = True) -> str:
-    """Return the deviation of this thread from rounding to nearest with gradual underflow; an empty string if none.
-
-    Parameters
-    ----------
-    threaded : bool
-        Also test the threads of the BLAS, by matrix products that are large enough to be distributed.
-
-    Examples
-    --------
-    >>> arithmetic_fault()
-    ''
-    """
-    with np.errstate(all="ignore"):
-        if not _same(_LEFT + _RIGHT, _NEAREST):
-            return "this thread does not round to nearest"
-        # Subnormal operands (2^-1074 2^1000 = 2^-74) and subnormal results (2^-1022 / 2 = 2^-1023).
-        if not _same(_TINY * 2.0**1000, np.array([2.0**-74, 2.0**-23, 2.0**-22])) or not _same(
-            _TINY[2:] / 2, _TINY[1:2]
-        ):
-            return "this thread flushes subnormal numbers to zero"
-        if not threaded:
-            return ""
-        factors, others = np.zeros((_ORDER, _TERMS)), np.ones((_TERMS, _ORDER))
-        factors[:, 0], factors[:, 1] = np.resize(_LEFT, _ORDER), np.resize(_RIGHT, _ORDER)
-        if not _same(factors @ others, np.repeat(np.resize(_NEAREST, (_ORDER, 1)), _ORDER, axis=1)):
-            return "the threads of the BLAS do not round to nearest"
-        factors[:, 0], factors[:, 1], others[0] = np.resize(_TINY, _ORDER), 0.0, np.resize(_SCALES, _ORDER)
-        same = _same(factors @ others, factors[:, :1] * others[:1])
-        return "" if same else "the threads of the BLAS flush subnormal numbers to zero"
-
-
-def _same(left: np.ndarray, right: np.ndarray) -> bool:
-    """Compare bit patterns, since a thread that reads subnormal operands as zero considers them equal to zero."""
-    return bool(np.array_equal(left.view(np.int64), right.view(np.int64)))
-
-
-def require_ieee(*, threaded: bool = False) -> None:
-    """Raise :class:`~alignver.kernel.failure.Unsupported` unless the arithmetic is the one that all bounds assume."""
-    fault = arithmetic_fault(threaded=threaded)
-    if fault:
-        raise Unsupported(fault)
-
 
 Run: TypeAlias = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 """``map``, or the ``map`` of a pool of threads."""

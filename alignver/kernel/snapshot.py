@@ -17,7 +17,7 @@ import numpy as np
 
 from alignver.kernel.certificate import Certificate
 from alignver.kernel.failure import demand, require
-from alignver.kernel.floats import require_ieee
+from alignver.kernel.machine import require_ieee
 from alignver.results import Frozen, plain
 
 __all__ = ["Rows", "frozen", "real"]

@@ -14,7 +14,7 @@ from alignver.errors import InvalidInput
 from alignver.kernel import data, exploration, matrices, optimality
 from alignver.kernel.certificate import STATED, Certificate, Tampered, check_array, describe, load_certificate, record
 from alignver.kernel.failure import NotProved, Unsupported, require
-from alignver.kernel.floats import require_ieee
+from alignver.kernel.machine import require_ieee
 from alignver.kernel.network import methods as graphs
 from alignver.kernel.snapshot import Rows, frozen, real
 from alignver.results import CheckResult, Rigor, Subject, Verdict, plain

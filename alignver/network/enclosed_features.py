@@ -18,7 +18,7 @@ from alignver import atomic, require
 from alignver.errors import InvalidInput
 from alignver.features.threads import ordered, single_threaded_blas
 from alignver.kernel import Certificate, seal
-from alignver.kernel.floats import require_ieee
+from alignver.kernel.machine import require_ieee
 from alignver.kernel.network.exploration import Features
 from alignver.kernel.network.graph import parse
 from alignver.network.enclosures import EnclosedNetwork, traced_again

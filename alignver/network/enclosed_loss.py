@@ -24,7 +24,7 @@ from alignver.kernel import Certificate, seal
 from alignver.kernel.data import least_loss
 from alignver.kernel.exact import rounded_down, rounded_up
 from alignver.kernel.failure import NotProved, Unsupported
-from alignver.kernel.floats import require_ieee
+from alignver.kernel.machine import require_ieee
 from alignver.kernel.network import balls, optimality
 from alignver.kernel.network.graph import parse
 from alignver.kernel.optimality import loss_interval

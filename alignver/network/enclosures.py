@@ -26,7 +26,7 @@ from torch import nn
 from alignver.errors import InvalidInput
 from alignver.kernel import Certificate, exact, seal
 from alignver.kernel.failure import NotProved, Unsupported
-from alignver.kernel.floats import require_ieee
+from alignver.kernel.machine import require_ieee
 from alignver.kernel.network import alignment, ball_matrices, balls, norm_alignment
 from alignver.kernel.network.graph import parse
 from alignver.kernel.network.program import compiled, unpacked

@@ -30,6 +30,7 @@ from alignver.proof.rounding import (
     sub_down,
     sum_up,
 )
+from alignver.proof.substitution import substitution_fault
 
 __all__ = [
     "FullRank",
@@ -144,12 +145,12 @@ def factor_shifted(A: FloatArray, shift: float) -> FloatArray | None:
 
     Only the lower triangle of ``A`` is read; the factor (Fortran order, upper triangle undefined) has a
     positive finite diagonal, hence finite entries: an infinite or NaN entry would have reached the diagonal
-    of its row.
+    of its row. Without factorizations by substitution (:func:`substitution_fault`) it is None.
     """
     n = A.shape[0]
     work = np.array(A, dtype=np.float64, order="C", copy=True)
     diagonal = np.nextafter(np.diagonal(work) - shift, -np.inf)
-    if not bool(np.all((diagonal > 0) & (diagonal < np.inf))):
+    if substitution_fault() or not bool(np.all((diagonal > 0) & (diagonal < np.inf))):
         return None
     work.flat[:: n + 1] = diagonal
     # The transpose of a C-ordered matrix is Fortran-ordered: its upper triangle is the lower one of A.
@@ -305,6 +306,9 @@ def row_rank_by_gram(A: FloatArray, ball: Ball | None = None, *, quick: bool = F
     n, d = A.shape
     if n > d:
         return FullRank(False, 0.0, f"{n} rows in {d} columns are dependent")
+    fault = substitution_fault()
+    if fault:
+        return FullRank(False, 0.0, fault)
     scaled = scale_rows(A)
     if scaled is None:
         return FullRank(False, 0.0, "a row is zero")

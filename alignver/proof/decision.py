@@ -124,7 +124,8 @@ class Decision:
     verdict : Verdict
         HOLDS and FAILS are proofs, each with a certificate; everything else is UNDECIDED.
     step : str
-        The method that decided: ``"structure"``, ``"gram"``, ``"right inverse"``, ``"residual"`` or ``"exact"``.
+        The method that decided: ``"structure"``, ``"gram"``, ``"right inverse"``, ``"residual"`` or ``"exact"``;
+        ``"arithmetic"`` if the arithmetic here excludes every proof.
     reason : str
         One sentence; for UNDECIDED, what could decide it.
     certificate : Certificate or None
@@ -172,6 +173,6 @@ class ProofAttempts:
         shown = None if witness is None else plain(dict(witness))
         return Decision(verdict, step, reason, certificate, shown, tuple(self.tried), plain(self.measured))
 
-    def undecided(self, reason: str) -> Decision:
+    def undecided(self, reason: str, step: str = "none") -> Decision:
         """Return UNDECIDED with everything recorded so far."""
-        return Decision(Verdict.UNDECIDED, "none", reason, None, None, tuple(self.tried), plain(self.measured))
+        return Decision(Verdict.UNDECIDED, step, reason, None, None, tuple(self.tried), plain(self.measured))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from alignver.kernel.floats import arithmetic_fault
+from alignver.kernel.machine import arithmetic_fault
 from alignver.proof.cholesky import safety_margin, verified_shift
 from alignver.proof.gram_tiles import WIDTH, ScaledGram, by_pairs
 from alignver.proof.rounding import (
@@ -33,6 +33,7 @@ from alignver.proof.rounding import (
     sub_down,
     sum_up,
 )
+from alignver.proof.substitution import substitution_fault
 
 __all__ = ["FactoredRank", "Layer", "LayerGram", "in_ball", "row_lengths", "row_rank_by_factors", "scaled_layers"]
 
@@ -190,7 +191,7 @@ def scaled_layers(layers: Sequence[Layer]) -> LayerGram | str:
     N, columns = m * n, sum(layer.columns for layer in layers)
     if columns < N:
         return f"{N} rows in {columns} columns are dependent"
-    fault = arithmetic_fault()
+    fault = arithmetic_fault() or substitution_fault()
     if fault:
         return fault
     # Sample by sample, in copies that are scaled in place.

@@ -10,7 +10,7 @@ from alignver import require
 from alignver.arrays import as_matrix, as_vector, host
 from alignver.errors import InvalidInput
 from alignver.kernel import seal
-from alignver.kernel.floats import arithmetic_fault
+from alignver.kernel.machine import arithmetic_fault
 from alignver.proof.decision import Ball, Decision, ProofAttempts
 from alignver.proof.prove_exact import Budget, membership_exactly, rank_exactly
 from alignver.proof.prove_floating import (
@@ -98,7 +98,7 @@ def prove_membership(
     inputs = {"J": matrix, "y": target}
     fault = arithmetic_fault()
     if fault:
-        return attempts.undecided(fault)
+        return attempts.undecided(fault, "arithmetic")
     decision = by_structure(inputs, attempts)
     if decision is None and exact != "force" and not (deficient and ball is not None):
         decision = membership_in_floats(inputs, attempts)
@@ -155,7 +155,7 @@ def prove_rank(
     inputs = {"A": matrix}
     fault = arithmetic_fault()
     if fault:
-        return attempts.undecided(fault)
+        return attempts.undecided(fault, "arithmetic")
     if rank > min(matrix.shape):
         certificate = seal("not-rank", "shape", inputs, {}, {"rank": rank})
         reason = f"a {matrix.shape[0]} by {matrix.shape[1]} matrix has a rank of at most {min(matrix.shape)}"

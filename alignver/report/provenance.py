@@ -1,4 +1,4 @@
-"""The provenance of a report: versions, device, dtype, TF32 state, seed, hashes of the inputs, wall time.
+"""The provenance of a report: versions, tests of the arithmetic, device, dtype, TF32 state, seed, inputs, wall time.
 
 It suffices to repeat the computation and does not identify the machine: it names no host, user or directory.
 """
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from alignver._version import __version__
+from alignver.kernel import machine
 
 __all__ = ["blas", "collect", "describe", "inputs_of", "tf32", "versions"]
 
@@ -105,9 +106,15 @@ def collect(
     >>> collect(seed=0)["seed"]
     0
     """
+    arithmetic = {"digest": machine.digest(), **machine.outcome()}
     return {
         "versions": versions(),
-        "platform": {"system": platform.system(), "machine": platform.machine(), "blas": blas()},
+        "platform": {
+            "system": platform.system(),
+            "machine": platform.machine(),
+            "blas": blas(),
+            "arithmetic": arithmetic,
+        },
         "device": device,
         "dtype": dtype,
         "tf32": tf32(),
@@ -121,8 +128,11 @@ def collect(
 def describe(provenance: Mapping[str, Any]) -> list[str]:
     """Return the provenance in a few lines of text."""
     loaded = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
-    machine = provenance["platform"]
-    where = [f"{machine['system']} {machine['machine']}", machine["blas"], f"device {provenance['device']}"]
+    here = provenance["platform"]
+    where = [f"{here['system']} {here['machine']}", here["blas"], f"device {provenance['device']}"]
+    tests = dict(here.get("arithmetic", {}))
+    if tests:
+        where.append(f"arithmetic tests {tests.pop('digest')}")
     if provenance["dtype"]:
         where.append(str(provenance["dtype"]))
     if provenance["tf32"]:
@@ -130,7 +140,7 @@ def describe(provenance: Mapping[str, Any]) -> list[str]:
         where.append(f"TF32 {switches}")
     if provenance["seed"] is not None:
         where.append(f"seed {provenance['seed']}")
-    lines = [loaded, ", ".join(part for part in where if part)]
+    lines = [loaded, ", ".join(part for part in where if part), *filter(None, tests.values())]
     for name, entry in provenance["inputs"].items():
         shape = " x ".join(str(length) for length in entry.get("shape", ()))
         about = " ".join(part for part in (shape, entry.get("dtype", ""), entry.get("file", "")) if part)

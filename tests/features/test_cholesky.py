@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import ctypes
 import errno
+import itertools
 import json
 import subprocess
 import sys
@@ -12,7 +15,7 @@ import pytest
 
 from alignver import atomic
 from alignver.errors import InvalidInput
-from alignver.features import cholesky, tiles
+from alignver.features import cholesky, threads, tiles
 from alignver.features.cholesky import prove_definite, tiled_shift
 from alignver.features.products import dense_phi, scaled_gram
 from alignver.proof.cholesky import rump_shift
@@ -129,3 +132,18 @@ def test_full_disk_keeps_finished_tiles(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["column_00000.npy", "column_00001.npy", "tiles.json"]
     monkeypatch.undo()
     assert prove_definite(problem()[2], tile=16, folder=tmp_path).proved
+
+
+def test_a_worker_that_rounds_otherwise(monkeypatch):
+    """Tiles of workers are part of the proof: each worker tests its own arithmetic."""
+    gram = problem()[2]
+    assert prove_definite(gram, tile=16).proved
+    upward, first = 0x800, itertools.count()
+
+    class Pool(concurrent.futures.ThreadPoolExecutor):
+        def __init__(self, count):
+            super().__init__(1, initializer=lambda: next(first) == 2 and ctypes.CDLL(None).fesetround(upward))
+
+    monkeypatch.setattr(threads.concurrent.futures, "ThreadPoolExecutor", Pool)
+    refused = prove_definite(gram, tile=16)
+    assert (refused.proved, refused.reason) == (False, "this thread does not round to nearest")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+from alignver.kernel import machine
 
 PRELUDE = """
 import ctypes, sys
@@ -93,26 +96,16 @@ def test_the_error_state_of_the_caller_changes_nothing():
 
 
 def test_the_threads_of_the_blas_are_looked_at():
-    """A product of another kind, in place of NumPy's: what a thread that flushes or rounds otherwise would give."""
-    from alignver.kernel import floats
+    """Products of another kind, in place of NumPy's: what a thread that flushes or rounds otherwise would give."""
 
-    assert floats.arithmetic_fault() == ""
-    fault = {"round": "do not round to nearest", "flush": "flush subnormal numbers"}
-    for kind, words in fault.items():
-        code = (
-            "import numpy as np\nfrom alignver.kernel import floats as e\n"
-            "class A(np.ndarray):\n"
-            "    def __matmul__(self, other):\n"
-            "        p = np.matmul(self.view(np.ndarray), np.asarray(other))\n"
-            + (
-                "        return np.nextafter(p, np.inf) if abs(p).max() < 1.5 and abs(p).min() > 0.5 else p\n"
-                if kind == "round"
-                else "        return np.where(abs(p) < 2.0**-1022, 0.0, p)\n"
-            )
-            + "zeros = np.zeros\n"
-            "wrong = {**vars(np), 'zeros': staticmethod(lambda s: zeros(s).view(A))}\n"
-            "e.np = type('N', (), wrong)\n"
-            f"assert {words!r} in e.arithmetic_fault(), e.arithmetic_fault()\n"
-            "assert e.arithmetic_fault(threaded=False) == ''\n"
-        )
-        run(code)
+    def rounded(A, B):
+        product = A @ B
+        return np.nextafter(product, np.inf) if abs(product).min() > 0.5 and abs(product).max() < 1.5 else product
+
+    def flushed(A, B):
+        product = A @ B
+        return np.where(abs(product) < 2.0**-1022, 0.0, product)
+
+    assert machine.distributed_fault() == machine.arithmetic_fault() == ""
+    assert "do not round to nearest" in machine.distributed_fault(multiply=rounded)
+    assert "flush subnormal numbers" in machine.distributed_fault(multiply=flushed)

@@ -4,9 +4,9 @@ A rule takes x, a radius e >= 0 of each entry and the parameters of the function
 the error of that value, and an upper bound of :math:`|s'|` on :math:`[x - e, x + e]`; with ``slope`` it returns
 :math:`s'(x)`, a bound of its error, the same bound of :math:`|s'|`, and one of :math:`|s''|`, all entry by entry.
 
-The functions of :data:`PRIMITIVES` are ASSUMED to err by at most 2u of their value; a claim names them. The errors of
-everything else are derived from those: a relative error t u of an argument x moves exp(-x) by x t u of its value, the
-relative condition of tanh, log1p and expm1 (for negative arguments) is at most 1, and a chain of n roundings stays
+The functions of :data:`~alignver.kernel.machine.PRIMITIVES` are ASSUMED to err by at most 2u of their value. The errors
+of everything else are derived from those: a relative error t u of an argument x moves exp(-x) by x t u of its value,
+the relative condition of tanh, log1p and expm1 (for negative arguments) is at most 1, and a chain of n roundings stays
 below (n + 1/2) u. :data:`SMALL` covers results that underflow. Bounds of derivatives are computed in floats as they
 stand; who uses them multiplies by a factor for that.
 """
@@ -21,18 +21,14 @@ from typing import Any
 import numpy as np
 
 from alignver.kernel.failure import NotProved, require
+from alignver.kernel.machine import erf
 
-__all__ = ["MAPS", "PRIMITIVES", "SMALL"]
-
-PRIMITIVES = ("arctan", "cos", "erf", "exp", "expm1", "log", "log1p", "sin", "tanh")
-"""Functions of NumPy, and ``math.erf``, whose relative error is assumed to be at most 2u."""
+__all__ = ["MAPS", "SMALL"]
 
 U = 2.0**-53
 SMALL = 2.0**-1020
 
 Rule = Callable[[Any, Any, Mapping[str, Any], bool], tuple[Any, ...]]
-
-_erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def _ends(x: Any, e: Any) -> tuple[Any, Any]:
@@ -105,7 +101,7 @@ def _gelu(x: Any, e: Any, args: Mapping[str, Any], slope: bool) -> tuple[Any, ..
     """Absolute errors: 1 + erf cancels for negative x."""
     if args.get("approximate", "none") != "none":
         return _gelu_tanh(x, slope)
-    cumulative = 0.5 * (1.0 + _erf(x / math.sqrt(2.0)))
+    cumulative = 0.5 * (1.0 + erf(x / math.sqrt(2.0)))
     if not slope:
         return x * cumulative, 5.0 * U * np.abs(x) + SMALL, 1.13
     return cumulative + x * (np.exp(-0.5 * x * x) / math.sqrt(2.0 * math.pi)), 8.0 * U + SMALL, 1.13, 0.798
@@ -231,7 +227,7 @@ def _circular(function: Any, derivative: Any, x: Any, slope: bool) -> tuple[Any,
 
 def _erf_rule(x: Any, e: Any, args: Mapping[str, Any], slope: bool) -> tuple[Any, ...]:
     if not slope:
-        y = _erf(x)
+        y = erf(x)
         return y, _relative(y, 2.0), 1.1284
     d = 2.0 / math.sqrt(math.pi) * np.exp(-x * x)
     return d, _relative(d, x * x + 7.0), 1.1284, 0.968

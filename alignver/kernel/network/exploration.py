@@ -17,7 +17,7 @@ from alignver.kernel import exploration
 from alignver.kernel.certificate import seal
 from alignver.kernel.exact import number
 from alignver.kernel.failure import require
-from alignver.kernel.floats import require_ieee
+from alignver.kernel.machine import require_ieee
 from alignver.kernel.network import normwise
 from alignver.kernel.network.graph import FLOATS, Graph, parse
 from alignver.kernel.network.program import compiled, unpacked

@@ -10,8 +10,8 @@ product where the network has one. The largest number of copies of one entry, c,
 
 Radii beyond 2^70, infinities and NaN are refused; so are kinks, and divisors and logarithms that may meet 0.
 
-**Assumed.** IEEE arithmetic (:func:`~alignver.kernel.floats.require_ieee`), conventional products, and the accuracy of
-the functions in :data:`~alignver.kernel.network.elementwise.PRIMITIVES`.
+**Assumed**, and tested by :mod:`alignver.kernel.machine`: IEEE arithmetic, conventional products, and the accuracy of
+the functions in :data:`~alignver.kernel.machine.PRIMITIVES`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from alignver.kernel.failure import require
+from alignver.kernel.machine import require_functions
 from alignver.kernel.network import row_functions
 from alignver.kernel.network.operator_norms import affine_norm, gamma_up, spectral, windows
 from alignver.kernel.network.radii import Constants, Enclosure, Entries, Rows, Run, U, lengths, rows_largest, up
@@ -393,7 +394,10 @@ def forward(program: Program, *, keep: bool = True, fixed: Constants | None = No
     ------
     NotProved
         If a step has no rule, is undefined somewhere in the enclosure of its arguments, or is not finite.
+    Unsupported
+        Functions are less accurate here than assumed.
     """
+    require_functions()
     values: dict[int, Enclosure] = {}
     run = Run(program, values, fixed)
     last = {k: i for i, step in enumerate(program.steps) for k in step.of}
