@@ -1,4 +1,4 @@
-"""Errors of arguments and of missing libraries, and how what other libraries raise becomes one of them.
+"""Errors of arguments and of missing libraries, how what other libraries raise becomes one of them, and warnings.
 
 A mathematical failure is a verdict, never an exception. Messages quote names and texts of files, which must not draw on
 a terminal: what is shown goes through :func:`printable`.
@@ -10,7 +10,18 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["InvalidInput", "MissingDependency", "first_line", "kind_of", "printable", "reading", "renamed"]
+__all__ = [
+    "AlignverWarning",
+    "InvalidInput",
+    "LostGuarantee",
+    "MissingDependency",
+    "UnstableStep",
+    "first_line",
+    "kind_of",
+    "printable",
+    "reading",
+    "renamed",
+]
 
 
 def printable(text: str) -> str:
@@ -62,6 +73,26 @@ class MissingDependency(ImportError):
 
     def __reduce__(self) -> tuple[type[MissingDependency], tuple[str, str, str]]:
         return type(self), (self.library, self.purpose, self.extra)
+
+
+class AlignverWarning(UserWarning):
+    """The base class of the warnings of this library, for a filter.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore", AlignverWarning)
+    """
+
+
+# A RuntimeWarning too, which both were before they had categories of their own: filters that name it still apply.
+class LostGuarantee(AlignverWarning, RuntimeWarning):
+    """The trained gates do not have rank n: they were replaced, or a global minimum is not promised."""
+
+
+class UnstableStep(AlignverWarning, RuntimeWarning):
+    """A step of the exploitation phase is so long that the loss may diverge."""
 
 
 def kind_of(value: Any) -> str:

@@ -42,6 +42,7 @@ LONG = 5.0
 """Seconds from which a computation is announced."""
 
 logger = logging.getLogger("alignver")
+logger.addHandler(logging.NullHandler())  # without a handler of the program, Python would print warnings
 _POLL = 0.2  # seconds between two looks at the limits while a computation runs in a thread
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 import alignver as av
 from alignver.data import semeion
+from alignver.errors import LostGuarantee
 
 BATCH, EXPLORATION, EXPLOITATION = 20, 8, 8
 
@@ -49,7 +50,7 @@ def main() -> None:
         print(f"exploration, epoch {epoch + 1}: mean loss {np.mean(losses):.4f}")
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the guarantee reports whether rank n was lost
+        warnings.simplefilter("ignore", LostGuarantee)  # the guarantee reports whether rank n was lost
         guarantee = wrapper.enter_exploitation(X, Y)
     print("", *guarantee.sentences, "", sep="\n")
 

@@ -17,6 +17,7 @@ import torch
 
 import alignver as av
 from alignver.data import sine_wave
+from alignver.errors import LostGuarantee
 from alignver.experiments.networks import fully_connected
 from alignver.training.exploitation import as_model
 
@@ -45,7 +46,7 @@ def main() -> None:
             print(f"epoch {epoch:4d}  loss {record['loss']:.3f}  error {record['error']:.2f}  rank {rank} of {len(X)}")
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the guarantee below reports the loss of rank n
+        warnings.simplefilter("ignore", LostGuarantee)  # the guarantee below reports the loss of rank n
         wrapper.fit((X, Y), EPOCHS, batch_size="all", flush_denormals=True, on_epoch=look)
 
     print("\nat tau:")

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from alignver import errors
+
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "alignver").rglob("*.py"))
 
@@ -48,6 +50,45 @@ def test_the_chains_of_the_architecture_page_are_imports():
         files = [ROOT / "alignver" / f"{name}.py" for name in chain]
         for upper, lower in itertools.pairwise(files):
             assert lower in imported(upper), (upper.name, lower.name)
+
+
+def calls(path: Path, name: str) -> list[ast.Call]:
+    """Every call of a function, or of a method, of this name."""
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    return [node for node in nodes if getattr(node.func, "id", getattr(node.func, "attr", "")) == name]
+
+
+def test_the_library_does_not_print():
+    """Commands print; the library returns results, and logs what is not a result."""
+    printing = {path for path in SOURCES for call in calls(path, "print") if isinstance(call.func, ast.Name)}
+    commands = {path for path in SOURCES if path.parent.name == "cli" or path.name == "__main__.py"}
+    assert printing <= commands
+    assert printing  # the test sees them
+
+
+def test_warnings_have_categories():
+    warned = [(path.name, ast.unparse(call.args[1])) for path in SOURCES for call in calls(path, "warn")]
+    assert len(warned) >= 3
+    for name, category in warned:
+        assert issubclass(getattr(errors, category), errors.AlignverWarning), name
+    for category in (errors.LostGuarantee, errors.UnstableStep):
+        assert issubclass(category, RuntimeWarning)  # what they were before
+
+
+def test_logging(caplog):
+    """Nothing is shown unless the program asks for it."""
+    import numpy as np
+
+    import alignver as av
+
+    code = "import numpy as np, alignver as av; from alignver.progress import logger; "
+    code += "av.check_rank(np.ones((2, 2)), rank=1); logger.warning('shown')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+    with caplog.at_level("DEBUG", "alignver"):
+        av.check_rank(np.array([[1.0, 1.0], [1.0, 1.0 + 1e-12]]), rank=2)
+    assert [record.name for record in caplog.records] == ["alignver"] * len(caplog.records)
+    assert any("no proof by gram: " in record.getMessage() for record in caplog.records)
 
 
 def test_importing_the_package_loads_nothing_heavy():

@@ -22,6 +22,7 @@ from alignver.arrays import available_memory
 from alignver.features import threads
 from alignver.features.tiles import unsupported_arithmetic
 from alignver.kernel import machine
+from alignver.progress import logger
 from alignver.proof import substitution
 from alignver.report import provenance
 from alignver.results import Verdict, encode, plain, worst
@@ -145,6 +146,8 @@ def doctor() -> MachineReport:
     for part in parts:
         fault = part.reason if part.verdict is Verdict.FAILS else ""
         machine.distrust("primitives" if part.name == "functions" else part.name, fault)
+        if fault:
+            logger.warning("not proved in this process: %s (%s)", part.rests, fault)
     return MachineReport(parts, machine.digest(), plain(provenance.versions()))
 
 

@@ -22,7 +22,7 @@ from alignver.cli import input_files, model_io, options
 from alignver.cli.exits import Exit, OutputFailed, exit_of, write_output
 from alignver.cli.options import Loss, Weights, computation
 from alignver.cli.session import Session, command, given, heard, recheck_hint
-from alignver.errors import InvalidInput, MissingDependency
+from alignver.errors import AlignverWarning, InvalidInput, MissingDependency
 
 if TYPE_CHECKING:
     from alignver.training.guarantee import Guarantee
@@ -360,7 +360,7 @@ def _train(session: Session, run: _Run) -> Exit:
             )
 
     with session.working(display=table.shown()), heard(note), _resumable(folder, wrapper):
-        warnings.simplefilter("always", RuntimeWarning)
+        warnings.simplefilter("always", AlignverWarning)
         done = folder.restore(wrapper, data)
         session.farewell = _farewell(folder)
         table.go_on(done)

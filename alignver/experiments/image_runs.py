@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from alignver.errors import AlignverWarning
 from alignver.experiments.conduct import Part, Setting
 from alignver.experiments.image_sets import AUGMENTATIONS, Split, split
 from alignver.experiments.networks import resnet18
@@ -35,7 +36,7 @@ __all__ = ["RATE", "STANDARD", "WRAPPER", "Effort", "ImageRun", "effort", "enter
 def quietly() -> Iterator[None]:
     """Suppress the warnings that a step may diverge or that nothing is proved: an experiment measures what happens."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
+        warnings.simplefilter("ignore", AlignverWarning)
         yield
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from alignver.errors import InvalidInput, kind_of
 from alignver.kernel import Certificate
+from alignver.progress import logger
 from alignver.proof.rounding import FloatArray, frobenius_up, mul_up, scale_up, sqrt_up, sum_up
 from alignver.results import Frozen, Verdict, plain
 
@@ -159,6 +160,7 @@ class ProofAttempts:
         """Record a method that did not decide."""
         now = time.perf_counter()
         self.tried.append(f"{step}: {reason} ({now - self._start:.2g} s)")
+        logger.debug("no proof by %s", self.tried[-1])
         self._start = now
 
     def decided(

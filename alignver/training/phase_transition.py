@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from alignver.errors import InvalidInput, kind_of
+from alignver.errors import InvalidInput, LostGuarantee, kind_of
 from alignver.proof.rounding import FloatArray
 from alignver.training.exploitation import CachedProblem, as_model, wide
 from alignver.training.gated_network import GatedNetwork
@@ -173,7 +173,7 @@ def _warn(result: Guarantee, repair: str) -> None:
         message += ", and repair='none' leaves it so: a global minimum is not promised"
     else:
         message += f", nor after repair={repair!r}: a global minimum is not promised"
-    warnings.warn(message, RuntimeWarning, stacklevel=4)
+    warnings.warn(message, LostGuarantee, stacklevel=4)
 
 
 def frozen_layers(network: nn.Module) -> tuple[str, ...]:

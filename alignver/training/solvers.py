@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from alignver import require
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, UnstableStep
 from alignver.theory.exploitation import Objective
 from alignver.theory.infimum import newton_step
 from alignver.theory.record import TrainingRecord
@@ -189,7 +189,7 @@ def exploiting_optimizer(
                     f"the step {group['lr']:g} of the exploitation phase is above {limit:.3g}, where it may diverge; "
                     f"1/Lhat = {smoothness.step:.3g} is stable, and {safe:.3g} is taken"
                 )
-                warnings.warn(message, RuntimeWarning, stacklevel=4)
+                warnings.warn(message, UnstableStep, stacklevel=4)
             if group["lr"] >= limit or named:
                 group["lr"] = min(group["lr"], safe)
     return optimizer
@@ -213,7 +213,7 @@ def warn_of_long_step(optimizer: torch.optim.Optimizer, smoothness: Smoothness) 
             limit = stable_below(group, smoothness)
             if group["lr"] >= limit:
                 message = f"a step of {group['lr']:g} is about to be taken, and above {limit:.3g} it may diverge"
-                warnings.warn(message, RuntimeWarning, stacklevel=5)
+                warnings.warn(message, UnstableStep, stacklevel=5)
                 return True
     return False
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import alignver as av
+from alignver.errors import AlignverWarning
 from alignver.experiments.conduct import Setting
 from alignver.experiments.image_runs import STANDARD, WRAPPER, Effort, ImageRun, train
 from alignver.experiments.image_sets import AUGMENTATIONS
@@ -107,7 +108,7 @@ def test_repairs(device, repair):
 
     wrapper, X, Y = wrapped(device, model=dead, repair=repair, epsilon=1e-12, tau=1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
+        warnings.simplefilter("ignore", AlignverWarning)
         wrapper.fit((X, Y), 3)
     assert wrapper.guarantee.before is not None
     assert all(value.device == device for value in wrapper.module.state_dict().values())

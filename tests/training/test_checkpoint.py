@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from alignver.data import archives
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, LostGuarantee
 from alignver.training import checkpoint
 from alignver.training.solvers import SOLVERS
 from alignver.training.wrapper import EEWrapper
@@ -91,7 +91,7 @@ def test_a_run_with_repaired_gates_and_augmented_inputs(tmp_path):
     def keep(wrapper, record):
         stored[record["epoch"]] = copy.deepcopy(checkpoint.state(wrapper))
 
-    with pytest.warns(RuntimeWarning, match="the gates of .* units were replaced, and now it is"):
+    with pytest.warns(LostGuarantee, match="the gates of .* units were replaced, and now it is"):
         whole = build().fit((X, Y), 6, batch_size=8, augment=shifted, on_epoch=keep)
     again = checkpoint.restore(build(), stored[4], X, Y).fit((X, Y), 6, batch_size=8, augment=shifted)
     assert not again.cached

@@ -10,7 +10,7 @@ import torch
 
 import alignver as av
 from alignver.checks.exploration import prove_ranks
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, LostGuarantee
 from alignver.features.products import logistic
 from alignver.results import Verdict, shown_down
 from alignver.theory.exploitation import Exploitation
@@ -182,10 +182,10 @@ def test_a_run_is_repaired_with_a_warning_and_reaches_zero_error(mode, dtype):
     for _ in range(3):
         wrapper.explore_step(X, Y)
     reference = copy.deepcopy(wrapper)
-    with pytest.warns(RuntimeWarning, match="is not proved for 1 of 1 outputs; the gates of .* of 12 units were repl"):
+    with pytest.warns(LostGuarantee, match="is not proved for 1 of 1 outputs; the gates of .* of 12 units were repl"):
         outcome = wrapper.enter_exploitation(X, Y)
     reference.repair = "none"
-    with pytest.warns(RuntimeWarning, match="repair='none' leaves it so"):
+    with pytest.warns(LostGuarantee, match="repair='none' leaves it so"):
         unrepaired = reference.enter_exploitation(X, Y)
     assert not unrepaired.proved
     assert outcome.proved
@@ -209,7 +209,7 @@ def test_equal_samples_are_named_in_the_warning():
     X[5] = X[2]
     for _ in range(3):
         wrapper.explore_step(X, Y)
-    with pytest.warns(RuntimeWarning, match="no gates have it: .*2.*5"):
+    with pytest.warns(LostGuarantee, match="no gates have it: .*2.*5"):
         outcome = wrapper.enter_exploitation(X, Y)
     assert not outcome.proved
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from alignver.errors import LostGuarantee
 from alignver.results import Rigor, Verdict
 from alignver.training import checkpoint
 from alignver.training.phase_transition import SHARES, initial_values
@@ -46,7 +47,7 @@ def test_rank_n_is_proved_the_outputs_stay_and_zero_error_is_reached(mode, dtype
     wrapper, X, Y = dead(mode, dtype)
     trained, start = body(wrapper), initial_values(nets.plain(dtype=dtype), wrapper.module)
     outputs = wrapper.outputs(X)
-    with pytest.warns(RuntimeWarning, match=r"the features taken .* of the way back to the initial ones, and now it"):
+    with pytest.warns(LostGuarantee, match=r"the features taken .* of the way back to the initial ones, and now it"):
         outcome = wrapper.enter_exploitation(X, Y)
     assert outcome.proved
     assert not outcome.before.all
@@ -68,12 +69,12 @@ def test_from_the_share_that_was_taken_new_gates_are_enough():
     wrapper, X, Y = dead()
     start = initial_values(nets.plain(), wrapper.module)
     other = copy.deepcopy(wrapper)
-    with pytest.warns(RuntimeWarning):
+    with pytest.warns(LostGuarantee):
         share = wrapper.enter_exploitation(X, Y).taken_back
     with torch.no_grad():
         for name, p in other.module.body.named_parameters():
             p.lerp_(start[name], share)
-    with pytest.warns(RuntimeWarning):
+    with pytest.warns(LostGuarantee):
         assert other.enter_exploitation(X, Y).taken_back == 0.0
 
 
@@ -83,7 +84,7 @@ def test_nothing_is_moved_where_no_repair_is_wanted_or_none_helps(why):
     if why == "two samples are equal":
         X[5] = X[2]
     before = body(wrapper)
-    with pytest.warns(RuntimeWarning, match="no gates have it"):
+    with pytest.warns(LostGuarantee, match="no gates have it"):
         outcome = wrapper.enter_exploitation(X, Y)
     assert not outcome.proved
     assert outcome.taken_back == 0.0
@@ -97,7 +98,7 @@ def test_a_frozen_parameter_stays_where_it_is():
     stored = wrapper.module.body[0].bias.detach().clone()
     with torch.no_grad():
         wrapper.module.body[0].bias.add_(1.0)  # a value that is neither the initial one nor on the way to it
-    with pytest.warns(RuntimeWarning):
+    with pytest.warns(LostGuarantee):
         outcome = wrapper.enter_exploitation(X, Y)
     assert outcome.taken_back > 0.0
     assert torch.equal(wrapper.module.body[0].bias, stored + 1.0)
@@ -128,7 +129,7 @@ def test_shared_and_lazy_parameters(lazy):
     wrapper.explore_step(X, Y.double())
     with torch.no_grad():
         next(p for p in wrapper.module.body.parameters() if p.dim() == 2).zero_()
-    with pytest.warns(RuntimeWarning):
+    with pytest.warns(LostGuarantee):
         outcome = wrapper.enter_exploitation(X, Y.double())
     assert outcome.proved is not lazy  # what had no values before has none to go back to
     assert (outcome.taken_back > 0.0) is not lazy
@@ -144,7 +145,7 @@ def test_gates_alone_are_enough_where_they_can_be():
 
 def test_a_run_that_was_cut_off_afterwards_goes_on_bit_for_bit(tmp_path):
     wrapper, X, Y = dead()
-    with pytest.warns(RuntimeWarning):
+    with pytest.warns(LostGuarantee):
         wrapper.enter_exploitation(X, Y)
     wrapper.exploit_step()
     checkpoint.save(wrapper, tmp_path / "run.safetensors")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, UnstableStep
 from alignver.results import Rigor, Verdict
 from alignver.theory.exploitation import objective
 from alignver.theory.infimum import newton_step
@@ -126,11 +126,11 @@ def test_steps_on_few_samples_are_short_enough_for_their_own_losses(loss):
 
 
 def test_a_step_above_the_limit_is_lowered_with_a_warning_and_one_made_later_warned_of():
-    with pytest.warns(RuntimeWarning, match=r"the step 1e\+06 of the exploitation phase is above .* 1/Lhat = "):
+    with pytest.warns(UnstableStep, match=r"the step 1e\+06 of the exploitation phase is above .* 1/Lhat = "):
         wrapper, _ = run(lambda p: torch.optim.SGD(p, lr=1e6), epochs=8, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
     assert wrapper.optimizer.param_groups[0]["lr"] == wrapper.guarantee.smoothness.step
     wrapper.optimizer.param_groups[0]["lr"] = 1.01 * wrapper.guarantee.smoothness.limit
-    with pytest.warns(RuntimeWarning, match="is about to be taken"):
+    with pytest.warns(UnstableStep, match="is about to be taken"):
         wrapper.exploit_step()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
