@@ -25,7 +25,7 @@ MOST_LINES = {
     "`data.py` alone": (ON_DATA, 180),
     "`machine.py` alone": (ON_MACHINE, 200),
     "`network/`, statements about a graph": (WALKS, 1200),
-    "`network/`, enclosures of values and gradients": (ENCLOSURES, 2300),
+    "`network/`, enclosures of values and gradients": (ENCLOSURES, 2350),
     "`network/`, enclosures of values and gradients in float64": (NORMWISE, 1150),
 }
 """Groups of files that are counted together, with their limits on lines of code."""
