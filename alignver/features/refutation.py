@@ -127,7 +127,8 @@ def _idle_columns(rows: Rows) -> tuple[list[int], list[tuple[int, int]]]:
     """Return the columns that are zero, and (column, earlier column) pairs that are equal, in one pass."""
     zero = np.ones(rows.m, dtype=bool)
     earlier: npt.NDArray[np.int64] | None = None
-    for _, block in rows.passes("columns of Z"):
+    for _, stored in rows.passes("columns of Z"):
+        block = rows.complete(stored)
         zero &= ~np.any(block, axis=0)
         if earlier is None:
             seen: dict[bytes, int] = {}

@@ -71,7 +71,7 @@ class Rows(snapshot.Rows):
         return self.source.location(self.added) if isinstance(self.source, _File) else None
 
     def passes(self, label: str) -> Iterator[tuple[int, FloatArray]]:
-        """Yield (start, rows) over all rows, a bounded number at a time, reporting progress."""
+        """Yield (start, float64 rows) without an added constant, a bounded number at a time, reporting progress."""
         return self.blocks(track, label)
 
     def close(self) -> None:
@@ -322,18 +322,18 @@ def scan_rows(rows: Rows, V: FloatArray) -> RowScan:
     # Hashing takes as long as the rest and releases the interpreter lock: it runs in a thread, one block at a time.
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         hashing: concurrent.futures.Future[None] | None = None
-        for start, block in rows.passes("reading Z"):
-            stored = np.ascontiguousarray(block[:, : rows.stored])
+        for start, stored in rows.passes("reading Z"):
             if hashing is not None:
                 hashing.result()
             hashing = pool.submit(content.update, stored.data.cast("B"))
-            stop = start + block.shape[0]
-            squares[start:stop] = square_sums_up(block, 1)
+            stop = start + stored.shape[0]
+            sums = square_sums_up(stored, 1)
+            squares[start:stop] = np.nextafter(sums + 1.0, np.inf) if rows.added else sums
             if not bool(np.all(np.isfinite(squares[start:stop]))):
-                raise _not_finite(block, start)
-            if not bool(np.all(block[:, -1] == 1.0)):
-                raise _no_constant(block, start)
-            projections[start:stop] = block @ V
+                raise _not_finite(stored, start)
+            if not rows.added and not bool(np.all(stored[:, -1] == 1.0)):
+                raise _no_constant(stored, start)
+            projections[start:stop] = stored @ V[: rows.stored]
     longest = sqrt_up(float(squares.max()))
     sizes = [norm_up(np.ascontiguousarray(v)) for v in V.T]
     errors = np.array([add_up(mul_up(gamma(m), longest, size), mul_up(float(m), OMEGA)) for size in sizes])
@@ -367,6 +367,6 @@ def _no_constant(block: FloatArray, start: int) -> InvalidInput:
 def digest_rows(rows: Rows) -> dict[str, Any]:
     """Return the record of the rows, as :func:`scan_rows` does, by a separate pass."""
     content = hashlib.sha256(f"<f8 {(rows.n, rows.stored)}".encode())
-    for _, block in rows.passes("identifying Z"):
-        content.update(np.ascontiguousarray(block[:, : rows.stored]).tobytes())
+    for _, stored in rows.passes("identifying Z"):
+        content.update(stored.data.cast("B"))
     return _record(rows, content)

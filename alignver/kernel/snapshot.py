@@ -95,31 +95,32 @@ class Rows:
         self._digests: list[bytes] | None = None  # of each row
 
     def blocks(self, track: Any, label: str) -> Iterator[tuple[int, Any]]:
-        """Yield (start, float64 rows) over all rows, a bounded number at a time; the first pass determines them."""
+        """Yield (start, float64 rows) as stored, a bounded number at a time; the first pass determines them."""
         small = self.n * self.stored * np.dtype(self.dtype).itemsize <= MOST_COPIED
         first = self._copy is None and self._digests is None
         copy = np.empty((self.n, self.stored), dtype=self.dtype) if first and small else None
         digests: list[bytes] = []
         step = max(_BLOCK_BYTES // (8 * self.m), 1)
         for start in track(range(0, self.n, step), label):
-            rows = self.raw(slice(start, min(start + step, self.n)))
-            if copy is not None:
-                copy[start : start + len(rows)] = rows
-            elif first:
+            place = slice(start, min(start + step, self.n))
+            rows = self.raw(place, None if copy is None else copy[place])
+            if first and copy is None:
                 digests += [_digest(row) for row in rows]
-            yield start, self._complete(rows)
+            yield start, np.ascontiguousarray(rows, dtype=np.float64)
         if copy is not None:
             self._copy = copy
         elif first:
             self._digests = digests
 
-    def raw(self, which: Any) -> Any:
+    def raw(self, which: Any, rows: Any = None) -> Any:
         """Return rows as they are stored, by a slice (start, stop) or an array of indices; do not modify them."""
         if self._copy is not None:
             return self._copy[which]
-        rows = np.array(self.source[which], dtype=self.dtype, order="C", copy=True)
         count = which.stop - which.start if isinstance(which, slice) else len(which)
-        demand(rows.shape == (count, self.stored), "Z", f"{rows.shape} for {count} rows", "all requested rows")
+        found = np.asarray(self.source[which])
+        demand(found.shape == (count, self.stored), "Z", f"{found.shape} for {count} rows", "all requested rows")
+        rows = np.empty(found.shape, dtype=self.dtype) if rows is None else rows
+        np.copyto(rows, found, casting="unsafe")
         if self._digests is not None:
             indices = range(which.start, which.stop) if isinstance(which, slice) else which.tolist()
             same = all(_digest(row) == self._digests[index] for row, index in zip(rows, indices, strict=True))
@@ -128,11 +129,11 @@ class Rows:
 
     def take(self, indices: Any) -> Any:
         """Return the rows with these indices, in this order, as float64; do not modify them."""
-        return self._complete(self.raw(indices))
+        return self.complete(self.raw(indices))
 
     def read(self, start: int, stop: int) -> Any:
         """Return rows ``start`` to ``stop`` as float64; do not modify them."""
-        return self._complete(self.raw(slice(start, stop)))
+        return self.complete(self.raw(slice(start, stop)))
 
     def identify(self, certificate: Certificate, track: Any, visit: Callable[[int, Any], None] | None = None) -> None:
         """Pass over all rows, ``visit`` each block, and require finite entries, the constant and the sealed digest."""
@@ -141,25 +142,25 @@ class Rows:
         # it.
         with concurrent.futures.ThreadPoolExecutor(1) as beside:
             waiting = None
-            for start, block in self.blocks(track, "reading Z"):
-                bare = np.ascontiguousarray(block[:, : self.stored])
+            for start, stored in self.blocks(track, "reading Z"):
                 if waiting is not None:
                     waiting.result()
-                waiting = beside.submit(content.update, bare.data.cast("B"))
-                require(bool(np.isfinite(block).all()), f"rows from {start} on are not finite")
-                require(bool(np.all(block[:, -1] == 1.0)), f"rows from {start} on do not end with the constant 1")
+                waiting = beside.submit(content.update, stored.data.cast("B"))
+                require(bool(np.isfinite(stored).all()), f"rows from {start} on are not finite")
+                require(self.added or bool(np.all(stored[:, -1] == 1.0)), f"rows from {start} on do not end with 1")
                 if visit is not None:
-                    visit(start, block)
+                    visit(start, self.complete(stored))
         require_ieee(threaded=True)  # the source may have changed the arithmetic
         actual = {"sha256": content.hexdigest(), "shape": (self.n, self.stored), "dtype": "<f8"}
         same = dict(certificate.inputs.get("Z", {})) == actual and certificate.constants["rank"] == self.n
         require(same, "Z is not the input that this certificate is about: their digests differ")
 
-    def _complete(self, rows: Any) -> Any:
+    def complete(self, rows: Any) -> Any:
+        """Return stored rows as float64, with the added constant."""
         if not self.added:
             return rows.astype(np.float64, copy=False)
-        whole = np.ones((len(rows), self.m))
-        whole[:, :-1] = rows
+        whole = np.empty((len(rows), self.m))
+        whole[:, :-1], whole[:, -1] = rows, 1.0
         return whole
 
 
