@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CONSTRAINTS := constraints.txt
 
-.PHONY: help check test test-slow mutants lint format docs bench reproduce-fast gpu-carry gpu-dry clean
+.PHONY: help check test test-slow test-oldest numpy-versions mutants lint format docs bench reproduce-fast gpu-carry \
+  gpu-dry dist release-check clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -37,6 +38,16 @@ test: $(VENV)/.test ## set up, and run tests/ and property_tests/
 
 test-slow: $(VENV)/.test ## the tests that take longer
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+# With Python 3.11. PyPI's torch 2.6 for Linux on x86-64 is a CUDA build of 3 GB, which runs without a GPU. Warnings are
+# no errors here: old versions warn about each other.
+test-oldest: ## the tests with the oldest version of every dependency
+	python3.11 -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install -q -c constraints-oldest.txt -e '.[test,onnx,frames]'
+	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -q -m "not slow" -W default $(ARGS)
+
+numpy-versions: $(VENV)/.test ## certificates of the oldest and the newest NumPy, compared byte for byte
+	$(BIN)/python tests/numpy_versions.py
 
 mutants: $(VENV)/.test ## change the code in a few hundred ways, and see a test fail for each (ARGS="--only WORD")
 	$(BIN)/python tests/mutants.py $(ARGS)
@@ -76,5 +87,11 @@ gpu-carry: $(BIN)/python ## into .gpu, what benchmarks/gpu.sh needs on such a ma
 gpu-dry: $(VENV)/.test ## benchmarks/gpu.sh in small, without a GPU
 	PYTHON=$(BIN)/python benchmarks/gpu.sh --dry "$$(mktemp -d)"
 
+dist: $(VENV)/.dev ## sdist and wheel, built twice with the same bytes
+	$(BIN)/python release/build.py
+
+release-check: $(VENV)/.dev ## all that has to be true before a release is tagged
+	$(BIN)/python release/check.py
+
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .gpu build dist docs/_build docs/gallery .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest .gpu build dist docs/_build docs/gallery .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,19 +1,26 @@
-"""What is released: wheel and sdist are built, and the wheel works in an environment with nothing else in it."""
+"""What is released: the metadata agree, two builds have equal bytes, and the wheel works without anything else."""
 
 from __future__ import annotations
 
+import email
+import importlib.util
 import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import alignver
 
 ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CONDA = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+"""Packages that have another name on conda-forge."""
 
 BARE = """
 import numpy as np, alignver as av
@@ -61,16 +68,72 @@ def succeeded(*command, **more) -> str:
     return done.stdout
 
 
+def script(name: str) -> Any:
+    """Return a script of the folder ``release`` as a module."""
+    specification = importlib.util.spec_from_file_location(f"release_{name}", ROOT / "release" / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def bounds(requirements: list[str]) -> dict[str, str]:
+    """Return the lower bound of every requirement: ``{"numpy": "2.0"}``."""
+    pairs = (re.fullmatch(r"([\w-]+)>=([\d.]+)", line) for line in requirements if not line.startswith("alignver"))
+    return {pair[1]: pair[2] for pair in pairs}
+
+
+def number(version: str) -> tuple[int, ...]:
+    return (*map(int, version.split(".")), 0, 0)[:3]
+
+
 def test_versions_agree():
     citation = (ROOT / "CITATION.cff").read_text()
     assert re.search(r"^version: (\S+)$", citation, re.MULTILINE)[1] == alignver.__version__
+    recipe = (ROOT / "release" / "recipe.yaml").read_text()
+    assert re.search(r'^  version: "(\S+)"$', recipe, re.MULTILINE)[1] == alignver.__version__
 
 
 def test_supported_pythons_are_listed():
-    metadata = (ROOT / "pyproject.toml").read_text()
-    listed = re.findall(r"Python :: (3\.\d+)", metadata)
+    listed = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
     assert f"3.{sys.version_info.minor}" in listed
-    assert f'requires-python = ">={listed[0]}"' in metadata
+    assert PROJECT["requires-python"] == f">={listed[0]}"
+    page = (ROOT / "docs" / "versions.md").read_text()
+    assert all(f"| Python {version} |" in page for version in listed)
+
+
+def test_the_oldest_versions_are_those_that_are_accepted():
+    lines = (ROOT / "constraints-oldest.txt").read_text().splitlines()
+    oldest = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    extras = PROJECT["optional-dependencies"]
+    tested = ("test", "torch", "proof", "plots", "frames", "onnx", "distributed")
+    accepted = bounds([*PROJECT["dependencies"], *(line for name in tested for line in extras[name])])
+    assert {name: number(version) for name, version in oldest.items()} == {
+        name: number(version) for name, version in accepted.items()
+    }
+
+
+def test_the_conda_recipe_has_the_metadata_of_the_project():
+    yaml = pytest.importorskip("yaml")
+    recipe = yaml.safe_load((ROOT / "release" / "recipe.yaml").read_text())
+    assert recipe["package"]["name"] == PROJECT["name"]
+    ((command, target),) = PROJECT["scripts"].items()
+    assert recipe["build"]["python"]["entry_points"] == [f"{command} = {target}"]
+    assert recipe["build"]["noarch"] == "python"
+
+    def listed(lines: list[str]) -> dict[str, str]:
+        return bounds([line.replace(" ", "") for line in lines])
+
+    run = listed(recipe["requirements"]["run"])
+    assert run.pop("python") == PROJECT["requires-python"].removeprefix(">=")
+    assert run == bounds(PROJECT["dependencies"])
+    extras = PROJECT["optional-dependencies"]
+    optional = bounds([line for name in ("torch", "proof", "plots") for line in extras[name]])
+    assert listed(recipe["requirements"]["run_constraints"]) == {
+        CONDA.get(name, name): version for name, version in optional.items()
+    }
+    assert recipe["about"]["summary"] == PROJECT["description"]
+    assert recipe["about"]["license"] == PROJECT["license"]
+    assert recipe["about"]["license_file"] == PROJECT["license-files"]
 
 
 def test_data_that_ship_have_a_notice():
@@ -84,7 +147,7 @@ def test_data_that_ship_have_a_notice():
 def built(tmp_path_factory) -> Path:
     pytest.importorskip("build")
     folder = tmp_path_factory.mktemp("dist")
-    succeeded(sys.executable, "-m", "build", "--outdir", folder, ROOT)
+    script("build").build_twice(folder)  # raises SystemExit if the bytes differ
     return folder
 
 
@@ -111,6 +174,44 @@ def test_the_wheel_has_what_the_package_has(wheel):
     assert all(name.startswith("alignver") for name in names)
     assert any(name.endswith("licenses/NOTICE") for name in names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert not any(part in name for name in names for part in ("test_", "__pycache__", ".pyc"))
+
+
+@pytest.mark.slow
+def test_the_metadata_of_the_wheel(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (folder,) = {name.split("/")[0] for name in archive.namelist() if ".dist-info/" in name}
+        metadata = email.message_from_bytes(archive.read(f"{folder}/METADATA"))
+        about = email.message_from_bytes(archive.read(f"{folder}/WHEEL"))
+    assert (metadata["Name"], metadata["Version"]) == ("alignver", alignver.__version__)
+    assert metadata["License-Expression"] == PROJECT["license"]
+    assert metadata.get_all("License-File") == PROJECT["license-files"]
+    assert metadata["Requires-Python"] == PROJECT["requires-python"]
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert metadata.get_payload().startswith("# alignver")
+    needed = {line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line}
+    assert needed == set(PROJECT["dependencies"])
+    assert (about["Root-Is-Purelib"], about["Tag"]) == ("true", "py3-none-any")
+
+
+@pytest.mark.slow
+def test_the_wheel_of_the_sources_is_that_of_the_sdist(wheel, tmp_path):
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    build = script("build")
+    build.copy_sources(sources)
+    (name, digest), = build.build(sources, tmp_path / "dist", build.SURROUNDINGS[0], "--wheel").items()  # fmt: skip
+    assert (tmp_path / "dist" / name).read_bytes() == wheel.read_bytes(), digest
+
+
+@pytest.mark.slow
+def test_different_bytes_are_noticed(tmp_path, monkeypatch):
+    build = script("build")
+    digests = iter([{"alignver.whl": "1"}, {"alignver.whl": "2"}])
+    monkeypatch.setattr(build, "build", lambda *arguments: next(digests))
+    with pytest.raises(SystemExit, match="two builds differ"):
+        build.build_twice(tmp_path / "dist")
+    assert not (tmp_path / "dist").exists()
 
 
 @pytest.mark.slow
