@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator
 
 import torch
@@ -11,6 +10,7 @@ from torch import nn
 
 from alignver.errors import InvalidInput, kind_of
 from alignver.network.inputs import without_fused_layers
+from alignver.network.leaves import deep_copy
 
 __all__ = ["example_inputs"]
 
@@ -37,7 +37,7 @@ def example_inputs(model: nn.Module) -> torch.Tensor:
     device = torch.device("cpu") if parameter is None else parameter.device
     dtype = torch.float32 if parameter is None or not parameter.is_floating_point() else parameter.dtype
     with contextlib.suppress(Exception), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        twin = copy.deepcopy(model)
+        twin = deep_copy(model)
         for x in _candidates(twin):
             x = x.to(device=device, dtype=dtype if x.is_floating_point() else x.dtype)
             with contextlib.suppress(Exception), without_fused_layers(twin):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import errno
 import itertools
@@ -18,6 +17,7 @@ from torch import nn
 from alignver import atomic, require
 from alignver.errors import InvalidInput, kind_of
 from alignver.network.inputs import as_inputs, taken
+from alignver.network.leaves import deep_copy
 from alignver.network.preserve_state import eval_mode, preserve_state
 from alignver.progress import track
 
@@ -171,7 +171,7 @@ def estimate_row_error(model: nn.Module, X: Any, layer: str | None = None, *, sa
     rows = np.random.default_rng(seed).choice(len(x), size=min(sample, len(x)), replace=False)
     batch = x[torch.from_numpy(np.sort(rows)).to(x.device)]
     native = extract_features(model, batch, layer)
-    wide = extract_features(copy.deepcopy(model).double(), batch, layer)
+    wide = extract_features(deep_copy(model).double(), batch, layer)
     return 2.0 * float(np.linalg.norm(native.astype(np.float64) - wide, axis=1).max())
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from alignver.errors import InvalidInput, first_line, kind_of
 from alignver.network.constants import facts
 
-__all__ = ["Leaves", "copied", "refused", "shares_memory"]
+__all__ = ["Leaves", "copied", "deep_copy", "refused", "shares_memory"]
 
 Extent = tuple[str, int, int]
 _FOREIGN = ""  # in place of the name of a buffer or a captured tensor
@@ -108,6 +108,24 @@ def copied(model: nn.Module) -> nn.Module:
     if parted:
         raise refused(model, f"a copy does not share memory as the model does: {', '.join(parted[0][:4])}")
     return twin
+
+
+def deep_copy(model: nn.Module) -> nn.Module:
+    """Return a deep copy of a model, also of one that holds results of earlier passes, as weight_norm does.
+
+    Raises
+    ------
+    InvalidInput
+        The model cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception:  # a user's class can raise anything
+        try:
+            return copied(model)
+        except InvalidInput as error:
+            got = error.got.replace("cannot be traced", "cannot be copied")
+            raise InvalidInput("model", got, "a model that copy.deepcopy copies", "unsupported-model") from error
 
 
 def _sharing(model: nn.Module) -> set[frozenset[str]]:

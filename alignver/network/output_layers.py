@@ -7,8 +7,9 @@ from the tensors, not from the names or the class of the model.
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,10 +17,12 @@ import torch
 from torch import nn
 
 from alignver.errors import InvalidInput, kind_of
-from alignver.network.inputs import taken
+from alignver.kernel.network.operators import COPIES
+from alignver.network.inputs import DispatchMode, taken
+from alignver.network.leaves import deep_copy
 from alignver.network.preserve_state import eval_mode
 
-__all__ = ["Call", "OutputLayers", "find_output_layers"]
+__all__ = ["Call", "OutputLayers", "find_output_layers", "is_computed"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,9 +51,11 @@ class OutputLayers:
     layers : tuple of Call
         Empty, the last layer, or the last two in the order in which they run.
     between : tuple of str
-        Class names of the modules that run between two layers.
+        What runs between two layers: names of classes of modules, and of functions.
     after : bool
         Whether an operation without parameters follows the last layer.
+    unused : str
+        Why the last linear layer is not among them; empty if it is, or if there is none.
     features : str or None
         The module that runs once and whose output the first of the layers reads; empty if that layer reads the inputs
         of the model, None if there is no such module.
@@ -62,6 +67,7 @@ class OutputLayers:
     layers: tuple[Call, ...]
     between: tuple[str, ...]
     after: bool
+    unused: str = ""
     features: str | None = None
 
     @property
@@ -94,7 +100,7 @@ def find_output_layers(model: nn.Module, x: torch.Tensor, layers: tuple[str, ...
     """
     if next(iter(model.parameters()), None) is None:
         raise InvalidInput("model", "a model without parameters", "a model to train", code="unsupported-model")
-    body = copy.deepcopy(model)
+    body = deep_copy(model)
     calls, out = _recorded_calls(body, x)
     if not isinstance(out, torch.Tensor) or out.ndim < 1 or len(out) != len(x):
         got = (
@@ -104,16 +110,67 @@ def find_output_layers(model: nn.Module, x: torch.Tensor, layers: tuple[str, ...
         )
         raise InvalidInput("model", got, "one tensor with a row for each sample", code="unsupported-model")
     last = _last_layers(body, x, calls, out) if layers is None else _named_layers(calls, layers)
-    between = calls[_position(calls, last[0]) + 1 : _position(calls, last[1])] if len(last) == 2 else []
     return OutputLayers(
         body,
         x,
         out,
         tuple(last),
-        tuple(type(call.module).__name__ for call in between if _is_leaf(call.module)),
+        _between(body, x, *last) if len(last) == 2 else (),
         bool(last) and not _is_output(last[-1], out),
+        "" if last else _unused(calls),
         _features(calls, last[0], x) if last else None,
     )
+
+
+def _unused(calls: list[Call]) -> str:
+    """Say why the last linear layer is none of the output layers."""
+    linear = [call for call in calls if isinstance(call.module, nn.Linear) and call.input is not None]
+    if not linear:
+        return ""
+    last = linear[-1]
+    if last.input is not None and last.input.ndim > 2:
+        return f"{last.name} runs on {math.prod(last.input.shape[1:-1])} vectors for each sample"
+    return f"the output of {last.name} is not that of the model"
+
+
+class _Operations(DispatchMode):
+    """Record the operations that run while it is open, without those that move entries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open, self.names = False, list[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation and note its name."""
+        name = func._schema.name.partition("::")[2].strip("_")
+        if self.open and name not in COPIES:
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def _between(model: nn.Module, x: torch.Tensor, before: Call, last: Call) -> tuple[str, ...]:
+    """Return what runs between two layers: modules without children by their class, other functions by their name."""
+    operations = _Operations()
+
+    def entered(module: nn.Module, _inputs: Any) -> None:
+        if module is last.module:
+            operations.open = False
+        elif operations.open and _is_leaf(module):
+            operations.names.append(type(module).__name__)
+            operations.open = False
+
+    def left(module: nn.Module, _inputs: Any, _output: Any) -> None:
+        if module is before.module or (operations.names and operations.names[-1] == type(module).__name__):
+            operations.open = True
+
+    hooks: list[tuple[Callable[..., Any], Any]] = []
+    for module in model.modules():
+        first = functools.partial(module.register_forward_pre_hook, prepend=True)  # before that of weight_norm
+        hooks += [(first, entered), (module.register_forward_hook, left)]
+    with operations:
+        _run(model, x, hooks)
+    return tuple(operations.names)
 
 
 @torch.no_grad()
@@ -148,7 +205,7 @@ def _last_layers(model: nn.Module, x: torch.Tensor, calls: list[Call], out: torc
         return [last]
     before = linear[-2]
     between = calls[_position(calls, before) + 1 : _position(calls, last)]
-    alone = not any(_has_parameters(call.module) for call in between)
+    alone = not any(_has_parameters(call.module) for call in between if not _is_inside(call, last))
     fits = last.module.in_features == before.module.out_features
     return [before, last] if alone and fits and _elementwise(model, x, before, last) else [last]
 
@@ -182,6 +239,16 @@ def _features(calls: list[Call], first: Call, x: torch.Tensor) -> str | None:
     return "" if same else None
 
 
+def is_computed(layer: nn.Module) -> bool:
+    """Whether the weight of a layer is computed from other tensors, as by weight_norm or pruning."""
+    return "weight" not in layer._parameters
+
+
+def _is_inside(call: Call, layer: Call) -> bool:
+    """Whether a module is a part of a layer, which computes its weights."""
+    return call.name.startswith(f"{layer.name}.parametrizations." if layer.name else "parametrizations.")
+
+
 def _has_parameters(module: nn.Module) -> bool:
     return next(module.parameters(recurse=False), None) is not None
 
@@ -210,7 +277,8 @@ def _elementwise(model: nn.Module, x: torch.Tensor, before: Call, last: Call) ->
         return arrived[0]
 
     first = input_of_last(values, x)
-    elsewhere, second = input_of_last(values, torch.zeros_like(x)), input_of_last(changed, x)
+    others = x.flip(0) if not torch.equal(x, x.flip(0)) else torch.zeros_like(x)  # zeros are no input of every model
+    elsewhere, second = input_of_last(values, others), input_of_last(changed, x)
     return bool(torch.equal(first, elsewhere)) and bool(torch.equal(first[:, 1:], second[:, 1:]))
 
 
@@ -233,7 +301,8 @@ def _named_layers(calls: list[Call], names: tuple[str, ...]) -> list[Call]:
         raise InvalidInput("layers", f"{names!r}, which run in the other order", "the last layer last")
     for call in calls[first + 1 :]:
         around = f"{layers[0].name}.".startswith(f"{call.name}.") or not call.name
-        if _has_parameters(call.module) and not around and call is not layers[-1]:
+        inside = any(_is_inside(call, layer) for layer in layers)
+        if _has_parameters(call.module) and not around and not inside and call is not layers[-1]:
             got = f"{names!r}, and {call.name!r} with parameters runs after {layers[0].name!r}"
             raise InvalidInput("layers", got, "the last layers with parameters: the layers after them are left out")
     return layers

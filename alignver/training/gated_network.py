@@ -12,7 +12,7 @@ from torch import nn
 
 from alignver import require
 from alignver.errors import InvalidInput, kind_of
-from alignver.network.output_layers import Call, OutputLayers, find_output_layers
+from alignver.network.output_layers import Call, OutputLayers, find_output_layers, is_computed
 from alignver.network.preserve_state import eval_mode
 
 __all__ = ["GatedHead", "GatedNetwork", "Tap", "gate_slope", "gated", "modify"]
@@ -267,7 +267,8 @@ def gated(ending: OutputLayers, *, outputs: int, width: int | None = None, slope
     head = GatedHead(features, width, outputs, slope).to(device=ending.out.device, dtype=ending.out.dtype)
     before = _size(ending.body)
     if not layers:
-        change = f"two fully connected layers added after the model: {width} gated units for each of {outputs} outputs"
+        change = f"two fully connected layers added after the model: {width} gated units for {_of(head)}"
+        change += f", of {features} features; {ending.unused}" if ending.unused else ""
         return GatedNetwork(ending.body, None, head, (change, _counted(before, before + _size(head))))
     changes = _copy_weights(head, ending) if len(layers) == 2 else _added(head, layers[0])
     tap = Tap(layers[0].module.out_features)
@@ -324,13 +325,17 @@ def _copy_weights(head: GatedHead, ending: OutputLayers) -> list[str]:
     first, last = ending.layers
     head.hidden.copy_(with_bias(first.module).expand_as(head.hidden))
     head.output.copy_(last.module.weight)
-    between = f" replace {' and '.join(ending.between)}" if ending.between else ""
+    *others, final = ending.between or ("",)
+    between = f" replace {', '.join(others)}{' and ' if others else ''}{final}" if final else ""
     changes = [
         f"{first.name} and {last.name} became gated units, {first.module.out_features} for {_of(head)}, with the same "
         f"weights; gates of slope {head.slope:g}{between} between them"
     ]
     if last.module.bias is not None:
         changes.append(f"the bias of {last.name} was dropped: equation (16) has none")
+    computed = [call.name for call in ending.layers if is_computed(call.module)]
+    if computed:
+        changes.append(f"the weights of {' and '.join(computed)} are no longer computed from others, as by weight_norm")
     return changes
 
 

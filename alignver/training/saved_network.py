@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import importlib
 import importlib.util
@@ -23,6 +22,7 @@ from torch import nn
 from alignver import require
 from alignver.checks.recheck import recheck
 from alignver.errors import InvalidInput, MissingDependency, first_line
+from alignver.network.leaves import deep_copy
 from alignver.results import CheckResult, Report
 from alignver.theory.losses import LOSSES
 from alignver.training.gated_network import GatedNetwork, modify
@@ -188,7 +188,7 @@ def load(folder: str | os.PathLike[str], *, model: nn.Module | Callable[[], nn.M
             example = example.to(dtype) if example.is_floating_point() else example
             layers = None if description["layers"] is None else tuple(description["layers"])
             options = {name: description[name] for name in ("outputs", "width", "slope")}
-            network = modify(copy.deepcopy(built).to("cpu", dtype), example, layers=layers, **options)
+            network = modify(deep_copy(built).to("cpu", dtype), example, layers=layers, **options)
         load_model(network, str(weights))
     except (SafetensorError, OSError, KeyError) as error:
         raise InvalidInput(

@@ -51,6 +51,11 @@ def _sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
 
 
+def _logits(out: torch.Tensor, y: torch.Tensor) -> int:
+    """Return the outputs of a model whose last layers are not replaced: one for each class, if it has as many."""
+    return 2 if out.ndim == 2 and out.shape[1] == 2 and y.ndim == 1 and not y.is_floating_point() else 1
+
+
 class EEWrapper(TrainedNetwork):
     r"""Train any model in two phases, the second of which reaches a global minimum (Algorithm 1).
 
@@ -195,7 +200,7 @@ class EEWrapper(TrainedNetwork):
                         got = f"parameter {name} with NaN or Inf"
                         raise InvalidInput("model", got, "finite parameters at first", code="not-finite")
                 y = as_tensor(Y)
-                m_y = self._outputs or count_outputs(self.loss, y, ending.outputs or 1)
+                m_y = self._outputs or count_outputs(self.loss, y, ending.outputs or _logits(ending.out, y))
                 as_training_targets(self.loss, y, len(inputs), m_y, ending.out)
                 module = gated(ending, outputs=m_y, width=self.width, slope=self.slope)
             module = module if self._model.training else module.train()

@@ -7,11 +7,13 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from alignver.errors import InvalidInput
 from alignver.experiments.networks import resnet18
 from alignver.network.output_layers import find_output_layers
 from alignver.training.gated_network import modify
+from alignver.training.wrapper import EEWrapper
 from tests.training import nets
 
 X3 = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
@@ -112,6 +114,86 @@ def test_what_was_changed_is_said():
         "40 parameters, 14 more than before",  # 2 (4 x 4) + 2 x 4 in place of 16 + 10
     )
     assert modify(nets.Tied(), X3, outputs=4).changes[-2].startswith("c shared its weights with another layer")
+
+
+class Between(nn.Module):
+    """Two layers with a function between them."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.a, self.b, self.drop, self.function = nn.Linear(3, 5), nn.Linear(5, 2), nn.Dropout(), function
+
+    def forward(self, x):
+        return self.b(self.drop(self.function(self.a(x))))
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (torch.relu, " replace relu and Dropout"),
+        (lambda z: z.relu_(), " replace relu and Dropout"),
+        (F.gelu, " replace gelu and Dropout"),
+        (lambda z: torch.where(z > 0, z, 0.1 * z), " replace gt, mul, where and Dropout"),
+        (lambda z: z.reshape(-1, 5).clone().detach(), " replace Dropout"),
+        (nn.Sequential(nn.Tanh(), nn.Dropout()), " replace Tanh, Dropout and Dropout"),
+    ],
+)
+def test_functions_that_are_replaced_are_named(function, words):
+    torch.manual_seed(0)
+    assert f"gates of slope 1{words} between them" in modify(Between(function), X3, outputs=2).changes[0]
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm,
+     pytest.param(nn.utils.weight_norm, marks=pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning"))],
+)  # fmt: skip
+def test_layers_whose_weights_are_computed(norm):
+    torch.manual_seed(0)
+    model = nn.Sequential(norm(nn.Linear(3, 4)), nn.Tanh(), norm(nn.Linear(4, 2))).eval()
+    model(X3)
+    before = model(X3)
+    network = modify(model, X3, outputs=2)
+    weights = [layer.weight.detach() for layer in (model[0], model[2])]
+    assert torch.equal(network.head.hidden[0, :, :-1], weights[0])
+    assert torch.equal(network.head.output, weights[1])
+    assert "the weights of 0 and 2 are no longer computed from others, as by weight_norm" in network.changes
+    assert torch.equal(model(X3), before)
+
+
+class Each(nn.Module):
+    """A linear layer on each step of a sequence; the last one is the output."""
+
+    def __init__(self):
+        super().__init__()
+        self.core, self.out = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x):
+        if not bool((x != 0).any()):
+            raise ValueError("a sequence of zeros")
+        return self.out(self.core(x)[0])[:, -1]
+
+
+def test_two_logits_of_a_sequence():
+    x, y = torch.randn(6, 5, 3, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 2
+    wrapper = EEWrapper(Each(), loss="cross_entropy", tau=1, width=6, exploit_optimizer="newton")
+    wrapper.fit((x, y), epochs=2, batch_size=2, exploit_batch_size="all")
+    assert wrapper.module.head.output.shape == (2, 6)  # an output for each class, as the model has
+    expected = "6 gated units for each of 2 outputs, of 2 features; out runs on 5 vectors for each sample"
+    assert wrapper.module.changes[0].endswith(expected)
+
+
+class Sure(nn.Sequential):
+    """A model that refuses zeros."""
+
+    def forward(self, x):
+        if not bool((x != 0).any()):
+            raise ValueError("zeros")
+        return super().forward(x)
+
+
+def test_no_inputs_are_invented():
+    assert found(Sure(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))) == ["0", "2"]
 
 
 def test_resnet_18_gets_a_hidden_layer_before_its_last():
