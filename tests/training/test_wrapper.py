@@ -353,12 +353,14 @@ def test_numpy_integers_count():
     assert trained.history == wrapper().fit((X, Y), 8, batch_size=9).history
 
 
-def test_data_is_a_pair():
+def test_data_is_a_pair_or_a_dataset():
     X, Y = nets.data("binary_cross_entropy", m_y=1)
     dataset = torch.utils.data.TensorDataset(X, Y)
+    of_pair = wrapper().fit((X, Y), 8, batch_size=9).history
+    for data in (dataset, torch.utils.data.DataLoader(dataset, batch_size=4)):
+        assert wrapper().fit(data, 8, batch_size=9).history == of_pair
     for data, words in (
-        (torch.utils.data.DataLoader(dataset), "data: got a DataLoader; needs"),
-        (dataset, "data: got a TensorDataset"),
+        (torch.utils.data.DataLoader(dataset, shuffle=True), "data: got "),
         ((X, Y, Y), "data: got a tuple of 3"),
         (X, "data: got a Tensor"),
         ({"X": X, "Y": Y}, "data: got a dict"),
