@@ -99,6 +99,16 @@ def verify(
     dtype: ModelDtype = JacobianDtype.FLOAT64,
     seed: options.Seed = 0,
     chunk_size: ChunkSize = None,
+    export: Annotated[
+        str | None,
+        typer.Option(
+            "--export",
+            metavar="FOLDER",
+            help="If it holds, for a certificate about a network: write its graph for other tools, as graph.onnx and "
+            "bounds.json (extra alignver\\[onnx]).",
+            rich_help_panel="Output",
+        ),
+    ] = None,
 ) -> Exit:
     """Check a certificate again.
 
@@ -112,10 +122,15 @@ def verify(
       alignver verify proof --input A=data.npz:A --json
       alignver verify run-1
       alignver verify proof --model net.py:build --data train.npz --loss cross_entropy
+      alignver verify proof --model net.py:build --data train.npz --loss cross_entropy --export graph
     """
     with session.working():
         from alignver.checks.recheck import recheck
 
+        if export is not None:
+            from alignver.report.onnx_graph import require_onnx
+
+            require_onnx()  # before anything that takes time
         files = _split(inputs or [])
         notes: tuple[str, ...] = ()
         about_model = True
@@ -145,6 +160,12 @@ def verify(
         result = dataclasses.replace(result, evidence=(*result.evidence, *notes))
         if not about_model and result.verdict is Verdict.HOLDS:
             result = _undecided(result, notes[0])
+        if export is not None and result.verdict is Verdict.HOLDS:
+            from alignver.kernel import load_certificate
+            from alignver.report.graph_export import export_graph
+
+            needed = {name: arrays[name] for name in ("parameters", "x") if name in arrays}
+            export_graph(load_certificate(certificate), export, **needed)
     return session.finish(result, inputs={**arrays, **identity})
 
 

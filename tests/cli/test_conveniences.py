@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -158,3 +159,22 @@ def test_a_report_says_when_from_which_command_and_from_which_files(here, projec
     assert page.index("that moves the outputs onto the targets") < page.index('class="reason"')
     assert "alignver explain alignment-" in page
     assert "<td>None</td>" not in page
+
+
+def test_a_verified_graph_is_exported_for_other_tools(here, project):
+    pytest.importorskip("torch")
+    words = ["net.py:plain", "--data", "xy.npz", "--loss", "squared"]
+    assert here("check", "alignment", *words, "--certificate", "proof").code == 0
+    run = here("verify", "proof", "--model", *words, "--export", "graph")
+    if importlib.util.find_spec("onnx") is None:
+        assert (run.code, run.out) == (2, "")
+        assert "pip install 'alignver[onnx]'" in run.err
+        assert not (project / "graph").exists()
+        return
+    assert run.code == 0, run.err
+    assert {file.name for file in (project / "graph").iterdir()} == {"graph.onnx", "bounds.json"}
+    np.save(project / "A.npy", np.eye(2))
+    assert here("check", "rank", "A.npy", "--certificate", "rank").code == 0
+    run = here("verify", "rank", "--input", "A=A.npy", "--export", "other")
+    assert run.code == 2
+    assert "rank, without a graph" in run.err

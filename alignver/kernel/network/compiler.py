@@ -73,16 +73,17 @@ class _Arguments(dict[str, Value]):
 
 
 class Compiler:
-    """Turns the nodes of a graph into steps, one after the other."""
+    """Turns the nodes of a graph into steps, one after the other; ``values`` has what each node gives."""
 
     def __init__(self, graph: Graph, parameters: Parameters) -> None:
         self.graph, self.parameters, self.tape = graph, parameters, Tape()
+        self.values: list[Value] = []
         self.node: Node = graph.nodes[0]
         self.samples = 0
 
     def compiled(self, x: Any) -> Program:
         """Return the program for a batch of inputs."""
-        values: list[Value] = []
+        values = self.values
         for index, node in enumerate(self.graph.nodes):
             self.node = node
             if node.op == "input":
