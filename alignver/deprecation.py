@@ -1,4 +1,4 @@
-"""Names and arguments that go away: for one minor version they still work, with a ``DeprecationWarning``.
+"""Names and arguments that go away: for one minor version they still work, with a warning.
 
 ``docs/versions.md`` has the rule. :data:`PENDING` lists what is deprecated; a test fails when the version in which
 something goes has come, and it is still there.
@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
-from alignver.errors import InvalidInput
+from alignver.errors import DeprecatedName, InvalidInput
 
 __all__ = ["PENDING", "Deprecated", "moved", "renamed_argument"]
 
@@ -27,7 +27,7 @@ PENDING: list[Deprecated] = []
 
 def _warn(old: str, new: str, gone: str) -> None:
     # To the line that called the function, or imported the name.
-    warnings.warn(f"{old} is deprecated and goes in alignver {gone}: use {new}", DeprecationWarning, stacklevel=3)
+    warnings.warn(f"{old} is deprecated and goes in alignver {gone}: use {new}", DeprecatedName, stacklevel=3)
 
 
 def renamed_argument(old: str, new: str, *, gone: str) -> Callable[[Callable[P, T]], Callable[P, T]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 __all__ = [
     "AlignverWarning",
+    "DeprecatedName",
     "InvalidInput",
     "LostGuarantee",
     "MissingDependency",
@@ -93,6 +94,10 @@ class LostGuarantee(AlignverWarning, RuntimeWarning):
 
 class UnstableStep(AlignverWarning, RuntimeWarning):
     """A step of the exploitation phase is so long that the loss may diverge."""
+
+
+class DeprecatedName(AlignverWarning, DeprecationWarning):
+    """A name or an argument that the next minor version does not have; the message says what to use instead."""
 
 
 def kind_of(value: Any) -> str:

@@ -25,7 +25,7 @@ import alignver as av
 from alignver import codes, deprecation
 from alignver.cli import main
 from alignver.cli.exits import Exit
-from alignver.errors import InvalidInput
+from alignver.errors import DeprecatedName, InvalidInput
 
 ROOT = Path(__file__).parents[1]
 RELEASED = Path(__file__).with_name("public_api.json")
@@ -179,7 +179,7 @@ def test_a_renamed_argument_works_with_a_warning(pending):
     def check(value: float, *, tolerance: float = 1.0) -> float:
         return value * tolerance
 
-    with pytest.warns(DeprecationWarning, match=r"check\(tol=...\) .* 9.0: use tolerance=") as caught:
+    with pytest.warns(DeprecatedName, match=r"check\(tol=...\) .* 9.0: use tolerance=") as caught:
         assert check(2.0, tol=3.0) == 6.0
     assert caught[0].filename == __file__  # it points to the caller
     with warnings.catch_warnings():
