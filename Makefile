@@ -88,7 +88,7 @@ gpu-dry: $(VENV)/.test ## benchmarks/gpu.sh in small, without a GPU
 	PYTHON=$(BIN)/python benchmarks/gpu.sh --dry "$$(mktemp -d)"
 
 dist: $(VENV)/.dev ## sdist and wheel, built twice with the same bytes
-	$(BIN)/python release/build.py
+	$(BIN)/python release/build_twice.py
 
 release-check: $(VENV)/.dev ## all that has to be true before a release is tagged
 	$(BIN)/python release/check.py

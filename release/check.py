@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from build import ROOT, build_twice
+from build_twice import ROOT, build_twice
 
 VERIFY = """
 import sys
@@ -138,11 +138,18 @@ def earlier(folder: Path) -> str:
     return run(folder / "venv/bin/python", "-c", VERIFY, ROOT / "tests/kernel", cwd=folder).strip()
 
 
+def metadata(folder: Path) -> str:
+    """twine accepts the metadata of both files"""
+    run(folder / "venv/bin/python", "-m", "pip", "install", "-q", "twine")
+    run(folder / "venv/bin/python", "-m", "twine", "check", "--strict", *folder.glob("alignver-*"))
+    return ""
+
+
 def lines(folder: Path) -> Iterator[tuple[str, Callable[[], str]]]:
     """Yield the name of every line and its function."""
     for check in (clean, numbered, dated, interface, lint, docs, tests):
         yield check.__name__, check
-    for step in (builds, installs, earlier):
+    for step in (builds, installs, earlier, metadata):
         yield step.__name__, lambda step=step: step(folder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email
+import functools
 import importlib.util
 import re
 import subprocess
@@ -136,6 +137,58 @@ def test_the_conda_recipe_has_the_metadata_of_the_project():
     assert recipe["about"]["license_file"] == PROJECT["license-files"]
 
 
+@pytest.fixture
+def checklist(tmp_path, monkeypatch) -> Any:
+    """Return the script ``release/check.py`` for a repository with the files that it reads, ready for a release."""
+    (tmp_path / "alignver").mkdir()
+    (tmp_path / "release").mkdir()
+    (tmp_path / "alignver" / "_version.py").write_text('__version__ = "0.2.0"\n')
+    (tmp_path / "CITATION.cff").write_text("version: 0.2.0\ndate-released: 2026-11-27\n")
+    (tmp_path / "release" / "recipe.yaml").write_text('context:\n  version: "0.2.0"\n')
+    (tmp_path / "CHANGELOG.md").write_text("# Changelog\n\n## [0.2.0] - 2026-11-27\n\n## [0.1.0] - 2026-11-26\n")
+    succeeded("git", "init", "-q", tmp_path)
+    succeeded("git", "-C", tmp_path, "add", "-A")
+    identity = ("-c", "user.name=n", "-c", "user.email=n@example.org")
+    succeeded("git", "-C", tmp_path, *identity, "commit", "-qm", "Release")
+    monkeypatch.syspath_prepend(ROOT / "release")
+    module = script("check")
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "run", functools.partial(module.run, cwd=tmp_path))
+    return module
+
+
+def test_a_release_that_is_ready_is_checked_off(checklist):
+    assert checklist.clean().endswith("Release")
+    assert checklist.numbered() == "0.2.0"
+    assert checklist.dated() == "2026-11-27"
+
+
+@pytest.mark.parametrize(
+    ("line", "file", "before", "after", "why"),
+    [
+        ("clean", "CHANGELOG.md", "# Changelog", "# Changes", "CHANGELOG.md"),
+        ("numbered", "alignver/_version.py", "0.2.0", "0.2.0.dev1", "0.2.0.dev1 in alignver/_version.py"),
+        ("numbered", "CITATION.cff", "0.2.0", "0.1.0", "CITATION.cff"),
+        ("numbered", "release/recipe.yaml", "0.2.0", "0.1.0", "recipe.yaml"),
+        ("dated", "CHANGELOG.md", "[0.2.0] - 2026-11-27", "[Unreleased]", "first heading is ## .Unreleased"),
+        ("dated", "CHANGELOG.md", " - 2026-11-27", "", "without a date"),
+        ("dated", "CHANGELOG.md", "2026-11-27", "2999-01-01", "in the future"),
+        ("dated", "CITATION.cff", "2026-11-27", "2026-11-26", "CITATION.cff without 2026-11-27"),
+    ],
+)
+def test_a_release_that_is_not_ready_is_refused(checklist, line, file, before, after, why):
+    path = checklist.ROOT / file
+    path.write_text(path.read_text().replace(before, after, 1))
+    with pytest.raises(checklist.Failed, match=why):
+        getattr(checklist, line)()
+
+
+def test_a_version_is_tagged_once(checklist):
+    succeeded("git", "-C", checklist.ROOT, "tag", "v0.2.0")
+    with pytest.raises(checklist.Failed, match=r"there is a tag v0\.2\.0"):
+        checklist.numbered()
+
+
 def test_data_that_ship_have_a_notice():
     shipped = {path.name for path in (ROOT / "alignver" / "data").iterdir() if path.suffix not in (".py", ".md", "")}
     notice = (ROOT / "NOTICE").read_text()
@@ -147,7 +200,7 @@ def test_data_that_ship_have_a_notice():
 def built(tmp_path_factory) -> Path:
     pytest.importorskip("build")
     folder = tmp_path_factory.mktemp("dist")
-    script("build").build_twice(folder)  # raises SystemExit if the bytes differ
+    script("build_twice").build_twice(folder)  # raises SystemExit if the bytes differ
     return folder
 
 
@@ -198,7 +251,7 @@ def test_the_metadata_of_the_wheel(wheel):
 def test_the_wheel_of_the_sources_is_that_of_the_sdist(wheel, tmp_path):
     sources = tmp_path / "sources"
     sources.mkdir()
-    build = script("build")
+    build = script("build_twice")
     build.copy_sources(sources)
     (name, digest), = build.build(sources, tmp_path / "dist", build.SURROUNDINGS[0], "--wheel").items()  # fmt: skip
     assert (tmp_path / "dist" / name).read_bytes() == wheel.read_bytes(), digest
@@ -206,7 +259,7 @@ def test_the_wheel_of_the_sources_is_that_of_the_sdist(wheel, tmp_path):
 
 @pytest.mark.slow
 def test_different_bytes_are_noticed(tmp_path, monkeypatch):
-    build = script("build")
+    build = script("build_twice")
     digests = iter([{"alignver.whl": "1"}, {"alignver.whl": "2"}])
     monkeypatch.setattr(build, "build", lambda *arguments: next(digests))
     with pytest.raises(SystemExit, match="two builds differ"):

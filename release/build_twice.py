@@ -1,6 +1,6 @@
 """Build the sdist and the wheel, twice and in different surroundings, and keep them if their bytes are equal.
 
-    python release/build.py [FOLDER]
+    python release/build_twice.py [FOLDER]
 
 The two builds have other folders, umasks, time zones, locales and hash seeds. Each makes the sdist from the sources and
 the wheel from that sdist, as pip does. Times are those that hatchling writes where ``SOURCE_DATE_EPOCH`` is not set:
