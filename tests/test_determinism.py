@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,17 @@ def test_the_answers_contain_what_is_compared():
 def test_the_seal_depends_on_no_time():
     A = np.random.default_rng(0).standard_normal((20, 30))
     assert av.check_rank(A).certificate.seal == av.check_rank(A).certificate.seal
+
+
+def test_the_files_of_a_certificate_have_the_same_bytes_at_any_time(tmp_path, monkeypatch):
+    J = np.outer([1.0, 2.0, 3.0], [4.0, 5.0])
+    for name, seconds in (("first", 1.0e9), ("second", 1.5e9)):
+        monkeypatch.setattr(time, "time", lambda seconds=seconds: seconds)
+        av.check_membership(J, J @ [1.0, 1.0]).certificate.save(tmp_path / name)
+    files = sorted(path.name for path in (tmp_path / "first").iterdir())
+    assert files == ["certificate.json", "data.npz"]
+    for name in files:
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
 
 def blas_threads() -> set[int]:
