@@ -52,6 +52,7 @@ _SEEDED = ("scaled_dot_product_attention", "gru", "lstm", "rnn_tanh", "rnn_relu"
 _LIKE = {"zeros_like": "zeros", "new_zeros": "zeros", "ones_like": "ones", "new_ones": "ones", "full_like": "full",
          "new_full": "full"}  # fmt: skip
 _OPERATORS = {f"__{name}__": f"bitwise_{name}" for name in ("and", "or", "xor")}
+_CASTS = (("to", "dtype_layout"), ("to", "device"), ("to", "other"), ("type_as", "default"))
 _MOST_INTEGER = 2**53
 
 
@@ -420,8 +421,8 @@ class _Builder:
         name = _OPERATORS.get(name, name)
         op, module = f"{space}.{name}.{target._overloadname}", _module(node)
         results = [value] if isinstance(value, torch.Tensor) else [part for part in value if part is not None]
-        if name == "to" and target._overloadname in ("dtype_layout", "device"):  # a graph has no devices and layouts
-            op, args["dtype"] = "aten.to.dtype", args.get("dtype", results[0].dtype)
+        if (name, target._overloadname) in _CASTS:  # a graph has no devices and layouts
+            op, name, args = "aten.to.dtype", "to", {"self": args["self"], "dtype": results[0].dtype}
         if name == "rms_norm" and "eps" not in args:
             args["eps"] = float(torch.finfo(results[0].dtype).eps)
         large = (part for part in numbers(args) if isinstance(part, int) and abs(part) > _MOST_INTEGER)
@@ -434,6 +435,8 @@ class _Builder:
             fill = {"fill_value": args["fill_value"]} if plain == "full" else {}
             op, name = f"aten.{plain}.default", plain
             args = {"size": [int(size) for size in results[0].shape], **fill, "dtype": results[0].dtype}
+        if name in ("reshape_as", "view_as"):
+            op, name, args = "aten.reshape.default", "reshape", {"self": args["self"], "shape": list(results[0].shape)}
         self._note(name, args, module)
         folded = fold(op, name, args, self.values)
         if folded is not None:

@@ -155,6 +155,8 @@ class Compiler:
             if exact and base not in _GATHERS and (node.out[0][0] not in FLOATS or base in _CREATED):
                 result = self._integers(base, args)
                 return Real(self.real(result)) if node.out[0][0] in FLOATS else result
+            if base in _COMPARISONS:
+                return self._compared(base, args)
             rule = _RULES.get(base)
             require(rule is not None, f"{node.op} has no rule")
             assert rule is not None
@@ -250,6 +252,13 @@ class Compiler:
         require(dtype == "bool" or bool((np.abs(cast) <= _MOST_INTEGER).all()), f"{base} gives integers beyond 2^53")
         return Exact(cast, owner)
 
+    def _compared(self, base: str, args: _Arguments) -> Value:
+        """Compare numbers that are exact: those of inputs and constants, and integers computed of them."""
+        steps = self.tape.together(*(self.real(args[name]) for name in ("self", "other")))
+        a, b = (self.tape.exact(step) for step in steps)
+        require(a is not None and b is not None, f"{self.node.op} of numbers that are not exact")
+        return Exact(_ENTRYWISE[base]({"self": a, "other": b}), self.tape.owner(steps[0]))
+
 
 def _owner_along(part: Exact, args: Mapping[str, Any], shape: Sequence[int]) -> Any:
     """Return the sample of each entry of an operation along axes, whose lines have to belong to one sample each."""
@@ -280,11 +289,6 @@ def _arange(args: Mapping[str, Any]) -> Any:
     start, end, step = args.get("start", 0), args["end"], args.get("step", 1)
     require_size((int((end - start) / step),))
     return np.arange(start, end, step)
-
-
-def _clamped(value: Any, low: Any, high: Any) -> Any:
-    value = value if low is None else np.maximum(value, low)
-    return value if high is None else np.minimum(value, high)
 
 
 def _by(function: Callable[[Any, Any], Any], args: Mapping[str, Any]) -> Any:
@@ -326,9 +330,9 @@ _ENTRYWISE: dict[str, Callable[[Any], Any]] = {
     "bitwise_xor": lambda a: np.bitwise_xor(a["self"], a["other"]),
     "bitwise_not": lambda a: np.invert(a["self"]),
     "abs": lambda a: np.abs(a["self"]),
-    "clamp": lambda a: _clamped(a["self"], a.get("min"), a.get("max")),
-    "clamp_min": lambda a: _clamped(a["self"], a["min"], None),
-    "clamp_max": lambda a: _clamped(a["self"], None, a["max"]),
+    "clamp": lambda a: np.clip(a["self"], a.get("min", -_MOST_INTEGER), a.get("max", _MOST_INTEGER)),
+    "clamp_min": lambda a: np.maximum(a["self"], a["min"]),
+    "clamp_max": lambda a: np.minimum(a["self"], a["max"]),
     "remainder": lambda a: _by(np.remainder, a),
     "floor_divide": lambda a: _by(np.floor_divide, a),
     "minimum": lambda a: np.minimum(a["self"], a["other"]),
@@ -344,6 +348,7 @@ _ALONG: dict[str, Callable[[Any], Any]] = {
     "argmax": _reduced(np.argmax),
     "argmin": _reduced(np.argmin),
 }
+_COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 _GROWING = ("add", "sub", "rsub", "mul", "sum", "cumsum")
 _CREATING: dict[str, Callable[[Any], Any]] = {
     "arange": _arange,

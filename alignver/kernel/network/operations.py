@@ -11,7 +11,7 @@ import numpy as np
 from alignver.kernel.failure import require
 from alignver.kernel.network.compiler import Compiler, Exact, Real, Value, rule
 from alignver.kernel.network.graph import FLOATS
-from alignver.kernel.network.movement import padded, triple, windows
+from alignver.kernel.network.movement import moved, padded, triple, windows
 from alignver.kernel.network.tape import exact_float, joint_owner, require_size
 
 __all__ = ["plus", "scaled"]
@@ -92,7 +92,6 @@ def _addcmul(c: Compiler, args: Args) -> Value:
 @rule("to", "_to_copy", "type_as")
 def _to(c: Compiler, args: Args) -> Value:
     source = args["self"]
-    args.get("other")  # whose dtype that of the result is
     if not isinstance(source, Real):
         return Real(c.real(source))
     if c.node.out[0][0] in FLOATS:  # the shape and dtype of the result are compared
@@ -310,6 +309,15 @@ def _gather(c: Compiler, args: Args) -> Value:
     require(bool(((index.value >= 0) & (index.value < grid.shape[dim])).all()), "an index outside of its axis")
     owner = None if index.owner is None else index.owner.reshape(index.value.shape)
     return _taken(c, source, np.take_along_axis(grid, index.value, dim), owner)
+
+
+@rule("slice_scatter")
+def _slice_scatter(c: Compiler, args: Args) -> Value:
+    target, source = c.real(args["self"]), c.real(args["src"])
+    grid = c.tape.indices(target)
+    part = moved("slice", grid, args)  # a view
+    part[...] = c.tape.indices(source) + grid.size
+    return Real(c.tape.move((target, source), grid))
 
 
 @rule("full", "scalar_tensor")

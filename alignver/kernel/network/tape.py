@@ -174,15 +174,24 @@ class Tape:
         return self.append("leaf", (), np.shape(value), None, value=value, leaf=number, trainable=trainable)
 
     def exact(self, step: int) -> Any:
-        """Return the values of a step that has entries of inputs and constants only, or None."""
+        """Return the values of a step that has entries of inputs and constants, or integers computed of them, or None.
+
+        Sums and products of integers are exact in floats up to 2^53.
+        """
         made = self.steps[step]
         if made.kind == "input" or (made.kind == "leaf" and not made.args["trainable"]):
             return made.args["value"]
-        sources = [self.exact(part) for part in made.of] if made.kind == "move" else [None]
-        if any(values is None for values in sources):
+        num, *rest = made.args.get("factor", (1.0, 1.0, False))
+        sources = [self.exact(part) for part in made.of if made.kind in ("move", "sum", "product", "scale")]
+        if not sources or any(values is None for values in sources) or rest != [1.0, False]:
             return None
-        flat = np.concatenate([np.asarray(values, dtype=np.float64).reshape(-1) for values in sources] + [np.zeros(1)])
-        return (flat[:-1] if made.args["index"] is None else flat[made.args["index"]]).reshape(made.shape)
+        if made.kind == "move":
+            flat = np.concatenate([np.asarray(values, np.float64).reshape(-1) for values in sources] + [np.zeros(1)])
+            return (flat[:-1] if made.args["index"] is None else flat[made.args["index"]]).reshape(made.shape)
+        signs = np.reshape(made.args.get("signs", num), (-1, *(1 for _ in made.shape)))
+        terms, join = np.stack(sources) * signs, np.sum if made.kind == "sum" else np.prod
+        whole = all(bool((values == np.rint(values)).all()) for values in (signs, *sources))
+        return join(terms, 0) if whole and bool((join(np.abs(terms), 0) < 2.0**53).all()) else None
 
     def move(self, sources: Sequence[int], index: Any, owner: Any = None) -> int:
         """Append a gather from the flat sources, one after the other, by an array of indices of the result's shape."""

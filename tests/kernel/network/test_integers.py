@@ -57,6 +57,13 @@ PER_SAMPLE = {
                                                                                 torch.tensor([3, 0, 1, 1])].sum(1),
     "apart": lambda t, e, W: torch.stack([e, -e], 1)[rows(t), :, (t != 0).sum(-1) - 1].sum(1),
     "of a layout": lambda t, e, W: (e * (t != 0).to(e.dtype, copy=False)[..., None]).sum(1),
+    "a mask of numbers": lambda t, e, W: e.masked_fill((1.0 - (t != 0).to(e.dtype) > 0)[..., None], 0.5).sum(1),
+    "a mask of sums": lambda t, e, W: e.masked_fill((t.to(e.dtype) * 2.0 + t - 3 >= 4.5)[..., None], 0.5).sum(1),
+    "equal numbers": lambda t, e, W: e.masked_fill(
+        (t.double()[:, :, None] == t.double()[:, None]).sum(2)[..., None] > 1, 2.0).sum(1) @ W.T,
+    "of the type of another": lambda t, e, W: W[(t != 0).type_as(t)].sum(1) + (t != 0).type_as(e).sum(1, keepdim=True),
+    "in the shape of another": lambda t, e, W: e.reshape_as(W[:4] + e).sum(1) + e[:, 0].view_as(e[:, 1]),
+    "a slice that is written": lambda t, e, W: torch.slice_scatter(e, 2 * e[:, 1:3] @ W[:3], 1, 0, 4, 2).sum(1),
     "a single number": lambda t, e, W: e.sum(1) * (W.sum() / W[0, 0] * W[1, 1]).tanh(),
 }  # fmt: skip
 
@@ -104,6 +111,21 @@ def test_samples_that_are_joined_are_refused(name, monkeypatch):
 
 
 REFUSED = {
+    "a comparison of results": lambda t, e, W: torch.where(e > 0.1, e, 2 * e).sum(1),
+    "a comparison of fractions": lambda t, e, W: e.masked_fill((t.double() * 0.1 + 0.2 > 0.3)[..., None], 0.0).sum(1),
+    "a comparison of large numbers": lambda t, e, W: e.masked_fill(
+        (t.double() + 2.0**53 > 2.0**53)[..., None], 0.0
+    ).sum(1),
+    "a comparison of large products": lambda t, e, W: e.masked_fill(
+        (t.double() * 2.0**53 > 2.0**53)[..., None], 0.0
+    ).sum(1),
+    "a comparison of quotients": lambda t, e, W: e.masked_fill(((t.double() / (1 / 3)) > 3)[..., None], 0.0).sum(1),
+    "a comparison of differences": lambda t, e, W: e.masked_fill(
+        (2.0**53 - t.double() * 2.0**52 - 0.5 > 2.0**52)[..., None], 0.0
+    ).sum(1),
+    "a comparison of sums that cancel": lambda t, e, W: e.masked_fill(
+        (t.double() + 2.0**53 - 2.0**53 > 0.5)[..., None], 0.0
+    ).sum(1),
     "integers of a result": lambda t, e, W: W[(e @ W.T).long().abs() % 6].sum((1, 2)),
     "integers of a sum of inputs": lambda t, e, W: W[(t.double() + 0.5).long() % 6].sum(1),
     "integers of a parameter": lambda t, e, W: e.sum(1) * W.long().sum(),
