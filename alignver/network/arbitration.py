@@ -188,14 +188,28 @@ class _Arbitration:
                 direction[name][index] = 0.0
         return direction
 
+    def _moved(self, x: torch.Tensor, direction: Theta, step: float) -> torch.Tensor:
+        """Return the outputs at theta moved by a step."""
+        theta = {name: value + step * direction[name] for name, value in self.function.theta.items()}
+        with torch.no_grad(), Convolutions():
+            return self.function(theta, self.function.batch(x)).reshape(len(x), -1).double()
+
     def _difference(self, x: torch.Tensor, direction: Theta, h: float) -> tuple[torch.Tensor, float]:
         """Return J v by a central difference, and the largest output."""
-        ends = []
-        with torch.no_grad(), Convolutions():
-            for sign in (h, -h):
-                theta = {name: value + sign * direction[name] for name, value in self.function.theta.items()}
-                ends.append(self.function(theta, self.function.batch(x)).reshape(len(x), -1).double())
+        ends = [self._moved(x, direction, step) for step in (h, -h)]
         return (ends[0] - ends[1]) / (2.0 * h), float(ends[0].abs().max())
+
+    def _is_kink(self, x: torch.Tensor, direction: Theta, weights: torch.Tensor, off: float) -> bool:
+        """Whether the one-sided derivatives at theta are apart, so that one of them is off their mean by ``off``.
+
+        What a second derivative adds to their difference is proportional to the step.
+        """
+        middle = self._moved(x, direction, 0.0)
+        sizes = []
+        for h in (self.h, self.h / 4.0):
+            change = self._moved(x, direction, h) - 2.0 * middle + self._moved(x, direction, -h)
+            sizes.append(0.5 * float((weights.double() * change / h).abs().sum()))
+        return min(sizes) >= 0.9 * off and sizes[1] >= 0.5 * sizes[0]
 
     def _wrong(
         self, gradients: Mapping[str, torch.Tensor], x: torch.Tensor, direction: Theta, weights: torch.Tensor
@@ -216,7 +230,10 @@ class _Arbitration:
             if not math.isfinite(value) or abs(value - product) <= limit:
                 return False
             seen.append(value)
-        return abs(seen[0] - seen[1]) <= 0.1 * abs(seen[0] - product)  # else a jump or a kink is between the ends
+        off = abs(seen[0] - product)
+        if abs(seen[0] - seen[1]) > 0.1 * off:  # a jump or a kink is between the ends
+            return False
+        return not self._is_kink(x, direction, weights, off)  # else theta itself is at a kink
 
     def _agree(self, first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:
         """Whether two gradients are equal up to rounding, which leaves those that are zero at that of the largest."""

@@ -258,6 +258,23 @@ def test_a_model_whose_passes_are_wrong_is_refused(name, entry):
     assert fingerprint(model) == before
 
 
+@pytest.mark.parametrize("function", [torch.relu, lambda z: F.leaky_relu(z, 0.3), torch.abs, F.hardtanh])
+def test_a_choice_at_a_kink_is_no_wrong_backward_pass(function):
+    """Differences see the mean of the one-sided derivatives; autograd takes one of them, or one between them."""
+    torch.manual_seed(0)
+    net = Of(lambda s, x: s.h(function(s.k(x) + (1.0 if function is F.hardtanh else 0.0)) + torch.tanh(s.a(x))),
+             k=nn.Linear(3, 4), **parts())  # fmt: skip
+    with torch.no_grad():
+        net.k.weight.zero_()
+        net.k.bias.zero_()
+    assert jacobian(net, X).shape[0] == 2 * len(X)
+    result = check_alignment(net, X, Y, loss="cross_entropy")
+    assert any("exactly on it" in line for line in result.evidence)
+    wrong = Of(lambda s, x: s.h(function(s.k(x) + 0.4) + torch.tanh(Half.apply(s.a(x)))), k=net.k, **parts())
+    with pytest.raises(InvalidInput, match="custom backward of Half"):
+        jacobian(wrong, X)
+
+
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("run", [equilibrium, adaptive])
 def test_a_step_that_the_batch_decides_couples_samples(run, seed):

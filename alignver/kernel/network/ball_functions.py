@@ -96,7 +96,7 @@ def _pieces(x: Any, *pieces: tuple[float, Callable[[Any], Pair]]) -> Pair:
             return piece(x)
         if not x > end and end != math.inf:
             values = [part(x)[0] for _, part in pieces]
-            return values[0].union(*values[1:]) if len(values) > 1 else values[0], None
+            return functools.reduce(lambda hull, value: hull.union(value), values), None
     return pieces[-1][1](x)
 
 

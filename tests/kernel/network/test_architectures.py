@@ -240,6 +240,7 @@ REFUSED = {
     "a computed condition": lambda x, W: torch.where(x @ W > 0, x, W[0]),
     "division that rounds": lambda x, W: torch.div(x @ W, 0.3, rounding_mode="floor"),
     "a kink": lambda x, W: torch.relu(x @ (W - W)),
+    "a kink of several": lambda x, W: F.relu6(x @ (W - W)),
     "a maximum of equal numbers": lambda x, W: torch.maximum(x @ W, (x * 1.0) @ W),
     "a root of 0": lambda x, W: torch.sqrt(((x - x) @ W) ** 2),
     "infinity": lambda x, W: (x @ W) / (1 + torch.full((3,), torch.inf, dtype=x.dtype)),
