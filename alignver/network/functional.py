@@ -24,6 +24,7 @@ from torch.func import functional_call
 
 from alignver import require
 from alignver.errors import InvalidInput, kind_of
+from alignver.network.closures import opaque_values, rebind_functions
 from alignver.network.inputs import FunctionDerivatives, dtype_name, without_fused_layers
 from alignver.network.preserve_state import preserve_state
 
@@ -271,25 +272,18 @@ def _separate(model: nn.Module) -> nn.Module:
         try:
             twin = copy.deepcopy(model, dict(memo))
         except Exception:  # a lock, a generator, an open file: the copy shares them
-            memo |= {
-                id(value): value for module in model.modules() for value in vars(module).values() if _opaque(value)
-            }
-            twin = copy.deepcopy(model, memo)
+            twin = copy.deepcopy(model, memo | opaque_values(model))
         kinds = [[(name, type(module)) for name, module in net.named_modules()] for net in (model, twin)]
         shared = [[id(tensor) for tensor in (*net.parameters(), *net.buffers())] for net in (model, twin)]
         if twin is model or kinds[0] != kinds[1] or shared[0] != shared[1]:
             return model
+        rebind_functions(model, twin)
         for module in twin.modules():  # hooks on gradients are no part of the function
             module._backward_hooks.clear()
             module._backward_pre_hooks.clear()
         return twin
     except Exception:  # a class of the user can raise anything; the model itself then runs, under a lock
         return model
-
-
-def _opaque(value: Any) -> bool:
-    """Whether a value is no module, tensor, container or function, so that a copy can share it."""
-    return not isinstance(value, nn.Module | torch.Tensor | dict | list | tuple | set) and not callable(value)
 
 
 def _own(value: Any) -> Any:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from alignver.errors import InvalidInput, first_line, kind_of
+from alignver.network.closures import opaque_values, rebind_functions
 from alignver.network.constants import facts
 
 __all__ = ["Leaves", "copied", "deep_copy", "refused", "shares_memory"]
@@ -96,7 +97,11 @@ def copied(model: nn.Module) -> nn.Module:
             # torch's copy of a Parameter would not share memory with its views
             inner = copy.deepcopy(parameter.detach(), memo)
             memo[id(parameter)] = nn.Parameter(inner, requires_grad=parameter.requires_grad)
-        twin = copy.deepcopy(model, memo)
+        try:
+            twin = copy.deepcopy(model, dict(memo))
+        except Exception:  # a lock, a generator, an open file: the copy shares them
+            twin = copy.deepcopy(model, memo | opaque_values(model))
+        rebind_functions(model, twin)
     except Exception as error:  # a user's class can raise anything
         raise refused(model, f"it cannot be copied: {first_line(error)}") from error
     kinds = [[(name, type(module)) for name, module in net.named_modules()] for net in (model, twin)]
@@ -119,7 +124,9 @@ def deep_copy(model: nn.Module) -> nn.Module:
         The model cannot be copied.
     """
     try:
-        return copy.deepcopy(model)
+        twin = copy.deepcopy(model)
+        rebind_functions(model, twin)
+        return twin
     except Exception:  # a user's class can raise anything
         try:
             return copied(model)
