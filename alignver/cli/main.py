@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from alignver.cli import check, doctor, predict, reproduce, session, show, train, verify
 from alignver.cli.exits import Exit, explain, say
+from alignver.cli.help import fit_to_terminal
 from alignver.errors import InvalidInput
 from alignver.require import similar
 
@@ -98,7 +99,7 @@ def run(arguments: list[str] | None = None) -> None:
 def _guarded(arguments: list[str]) -> int:
     session.invoked.set(shlex.join(("alignver", *arguments)))
     try:
-        code = typer.main.get_command(app).main(arguments, prog_name="alignver", standalone_mode=False)
+        code = fit_to_terminal(typer.main.get_command(app)).main(arguments, prog_name="alignver", standalone_mode=False)
         sys.stdout.flush()
         return Exit.HOLDS if code is None else int(code)
     except _UsageError as error:

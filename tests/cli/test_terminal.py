@@ -8,11 +8,18 @@ import pty
 import re
 import struct
 import subprocess
+import sys
 import termios
+from pathlib import Path
 
 import pytest
 
+from alignver.cli import main
 from tests.cli.conftest import COMMAND, TIMEOUT, environment
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
+
+import command_line_tables
 
 
 def on_terminal(files, *arguments: str, columns: int = 80, **changes: str) -> tuple[int, str]:
@@ -61,6 +68,25 @@ def test_lines_fit_the_terminal(files, columns):
     code, shown = on_terminal(files, "check", "membership", "one.csv", "off.txt", columns=columns)
     assert code == 1
     assert max(map(len, plain(shown).splitlines())) <= columns
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80])
+@pytest.mark.parametrize(("path", "command"), [*command_line_tables.commands()], ids=lambda value: str(value)[:30])
+def test_help_can_be_read_at_any_width(path, command, columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit) as end:
+        main.run([*path.split()[1:], "--help"])
+    shown = capsys.readouterr().out
+    assert end.value.code == 0
+    assert max(map(len, shown.splitlines())) <= columns
+    if columns < 70:
+        assert "\N{HORIZONTAL ELLIPSIS}" not in shown
+        words = {word.rstrip(",") for word in shown.split()}
+        options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
+        assert {name for option in options for name in option.opts} <= words
+        assert set(getattr(command, "commands", {})) <= words
+        said = " ".join(shown.split())
+        assert " ".join(command.help.split("[bold]")[0].split()) in said
 
 
 def test_quick_work_shows_no_progress(files):
