@@ -417,7 +417,12 @@ class Report:
 
     @property
     def verdict(self) -> Verdict:
-        """FAILS if any result fails, else UNDECIDED if any is undecided, else HOLDS."""
+        """FAILS if any result fails, else UNDECIDED if any is undecided, else HOLDS; of an overview, its own verdict.
+
+        The report of :func:`alignver.check_model` begins with an overview, which answers the main question.
+        """
+        if self.results and self.results[0].name == "model":
+            return self.results[0].verdict
         return worst(result.verdict for result in self.results)
 
     def __str__(self) -> str:

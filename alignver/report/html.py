@@ -123,6 +123,8 @@ def _summary(report: Report | None, expected: Mapping[int, Mapping[str, Any]]) -
         return None
     counts = {verdict: sum(result.verdict is verdict for result in report.results) for verdict in Verdict}
     words = ", ".join(f"{count} {verdict.value}" for verdict, count in counts.items() if count)
+    if report.results[0].name == "model":
+        words += "; the verdict is that of the first"
     shared = {"counts": f"{len(report.results)} results: {words}", "several": len(report.results) > 1}
     if not expected:
         return {**_verdict(report.verdict), **shared}

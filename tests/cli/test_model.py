@@ -50,8 +50,11 @@ def test_one_report_in_every_form(here):
     document = run.document()
     assert run.code == 0  # of alignment, though the loss is not optimal
     assert [result["name"] for result in document["results"]][:2] == ["model", "data"]
-    assert document["results"][0]["verdict"] == "HOLDS"
+    assert document["verdict"] == document["results"][0]["verdict"] == "HOLDS"
+    assert "FAILS" in {result["verdict"] for result in document["results"]}
     page = Path("r.html").read_text()
+    assert "HOLDS" in page[page.index("</h1>") : page.index("7 results:")]  # the headline
+    assert "the verdict is that of the first" in page
     assert "Model and data" in page
     assert "Safe exploration" in page
     cases = {case.get("classname"): case for case in ET.parse("r.xml").findall(".//testcase")}
