@@ -4,7 +4,8 @@
     >>> assert_full_rank([[2.0, 1.0], [1.0, 2.0]]).rigor
     <Rigor.PROOF: 'PROOF'>
 
-Hypothesis strategies with known answers are in :mod:`alignver.testing.strategies`, which needs hypothesis.
+Hypothesis strategies with known answers are in :mod:`alignver.testing.strategies`, which needs hypothesis. The pytest
+plugin, :mod:`alignver.testing.plugin`, has a fixture that needs no import.
 """
 
 from __future__ import annotations
@@ -12,11 +13,9 @@ from __future__ import annotations
 from typing import Any
 
 from alignver import require
-from alignver.checks.exploration import check_safe_exploration
-from alignver.checks.rank import check_rank
 from alignver.results import CheckResult, Rigor, Verdict
 
-__all__ = ["assert_aligned", "assert_full_rank", "assert_safely_explored"]
+__all__ = ["assert_aligned", "assert_full_rank", "assert_safely_explored", "require_rigor"]
 
 
 def assert_aligned(
@@ -52,7 +51,7 @@ def assert_aligned(
     from alignver.checks.alignment import check_alignment
 
     least = _least(rigor)
-    return _required(check_alignment(model, X, Y, loss=loss, **options), least)
+    return require_rigor(check_alignment(model, X, Y, loss=loss, **options), least)
 
 
 def assert_full_rank(A: Any, *, rigor: Rigor | str = Rigor.NUMERICAL, **options: Any) -> CheckResult:
@@ -83,8 +82,10 @@ def assert_full_rank(A: Any, *, rigor: Rigor | str = Rigor.NUMERICAL, **options:
         ...
     AssertionError: ...
     """
+    from alignver.checks.rank import check_rank
+
     least = _least(rigor)
-    return _required(check_rank(A, **options), least)
+    return require_rigor(check_rank(A, **options), least)
 
 
 def assert_safely_explored(
@@ -115,19 +116,38 @@ def assert_safely_explored(
     >>> assert_safely_explored([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]], width=2, rigor="PROOF").verdict
     <Verdict.HOLDS: 'HOLDS'>
     """
+    from alignver.checks.exploration import check_safe_exploration
+
     least = _least(rigor)
-    return _required(check_safe_exploration(Z, width=width, **options), least)
+    return require_rigor(check_safe_exploration(Z, width=width, **options), least)
 
 
-def _least(rigor: Rigor | str) -> Rigor:
-    name = rigor.value if isinstance(rigor, Rigor) else rigor
-    return Rigor(require.one_of("rigor", name, ("NUMERICAL", "PROOF"), need="one of NUMERICAL, PROOF"))
+def require_rigor(result: CheckResult, rigor: Rigor | str = Rigor.NUMERICAL) -> CheckResult:
+    """Return a result that HOLDS with at least this rigor.
 
+    Raises
+    ------
+    AssertionError
+        It does not; the message is the report.
+    InvalidInput
+        An unknown ``rigor``.
 
-def _required(result: CheckResult, least: Rigor) -> CheckResult:
+    Examples
+    --------
+    >>> import alignver as av
+    >>> require_rigor(av.check_rank([[1.0, 2.0], [3.0, 4.0]]), "PROOF").code
+    'rank-gram'
+    """
+    __tracebackhide__ = True
+    least = _least(rigor)
     if result.verdict is not Verdict.HOLDS:
         raise AssertionError(f"\n{result}")
     enough = (Rigor.PROOF,) if least is Rigor.PROOF else (Rigor.PROOF, Rigor.NUMERICAL)
     if result.rigor not in enough:
         raise AssertionError(f"the rigor is {result.rigor.value}, weaker than {least.value}\n{result}")
     return result
+
+
+def _least(rigor: Rigor | str) -> Rigor:
+    name = rigor.value if isinstance(rigor, Rigor) else rigor
+    return Rigor(require.one_of("rigor", name, ("NUMERICAL", "PROOF"), need="one of NUMERICAL, PROOF"))
