@@ -61,6 +61,7 @@ RUNS = {
     "ee-unrepaired": Run("ee.py", ("unrepaired",), 20, default=False),
     "ee-semeion": Run("ee.py", ("semeion",), 7, default=False),
     "ee-sine": Run("ee.py", ("sine",), 6, default=False),
+    "limits": Run("limits.py", minutes=15, default=False),
     "alignment": Run("alignment.py", minutes=5, default=False),
     "alignment-large": Run("alignment.py", ("--samples", "5000", "--memory", "14"), 30, default=False),
     "directions": Run("exploration.py", ("directions",), 5, default=False),

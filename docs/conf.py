@@ -42,6 +42,8 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "show_signature": False,
     "download_all_examples": False,
+    "write_computation_times": False,  # its page loads scripts from elsewhere
+    "image_scrapers": ("gallery_figures.scraper",),
 }
 
 html_theme = "furo"
@@ -53,6 +55,13 @@ exclude_patterns = ["_build", "_generated", "results", "gallery/**/*.ipynb", "ga
 suppress_warnings = ["config.cache"]  # sphinx-gallery's configuration holds a function
 
 
+def _accessible(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Let the keyboard reach code that scrolls, and give the captions of the contents a level (WCAG 2.2)."""
+    context["body"] = context.get("body", "").replace("<pre>", '<pre tabindex="0">')
+    captions = context.get("furo_navigation_tree", "")
+    context["furo_navigation_tree"] = captions.replace('role="heading"', 'role="heading" aria-level="2"')
+
+
 def setup(app: Any) -> None:
     """Generate the parts that come from committed results, from the commands and from code on the pages."""
     import architecture_pictures
@@ -62,8 +71,10 @@ def setup(app: Any) -> None:
     import performance_tables
     import report_pictures
     import reproduction_tables
+    import screenshots
     import trust_tables
 
+    app.connect("html-page-context", _accessible, priority=900)  # after the theme
     made = [architecture_pictures, codes_tables, command_line_tables, data_tables, performance_tables]
-    for page in (*made, report_pictures, reproduction_tables, trust_tables):
+    for page in (*made, report_pictures, reproduction_tables, screenshots, trust_tables):
         app.connect("builder-inited", page.write)

@@ -19,6 +19,8 @@ def write(*_: Any) -> None:
     documents = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     SECTIONS.write_text("\n".join([*_summary(documents), *map(_section, documents)]) + "\n")
     steps = [json.loads(path.read_text()) for path in sorted(CARDS.glob("*.json"))]
+    (limits,) = (document for document in documents if document["benchmark"] == "limits")
+    SECTIONS.with_name("limits.md").write_text(_limits_page(limits))
     nothing = "Nothing yet: no run on a card has been kept, and no number on these pages is from one."
     SECTIONS.with_name("gpu.md").write_text(_gpu_page(steps) + "\n" if steps else nothing + "\n")
 
@@ -54,6 +56,13 @@ def _section(document: dict[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _limits_page(document: dict[str, Any]) -> str:
+    """Show the rows of benchmarks/limits.py, and where they were measured."""
+    machine = document["machine"]
+    where = f"{document['date']}; {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB"
+    return "\n".join(["```text", *document["output"], "```", "", f"{where}; {document['command']}.", ""])
 
 
 def _gpu_page(documents: list[dict[str, Any]]) -> str:

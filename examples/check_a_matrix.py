@@ -9,9 +9,10 @@ For computed entries the report shows the tolerances for which it is valid.
 import numpy as np
 
 import alignver as av
+from alignver.report.verdict_plots import spectrum
 
 
-def main() -> None:
+def main() -> object:
     rng = np.random.default_rng(0)
     factors = rng.integers(-3, 4, (60, 12)).astype(float), rng.integers(-3, 4, (12, 200)).astype(float)
     J = factors[0] @ factors[1]  # 60 x 200, rank 12
@@ -30,7 +31,11 @@ def main() -> None:
     print("rank:", result.measured["rank"], " residual:", round(result.measured["residual"], 3))
     for row in result.measured["rules"]:
         print(f"  {row['rule']:<12} tolerance {row['tolerance']:.1e}  rank {row['rank']}  {row['shipped_by']}")
+    tolerances = {
+        row["rule"]: row["tolerance"] for row in result.measured["rules"] if row["rule"] in ("press", "golub")
+    }
+    return spectrum(np.linalg.svd(J, compute_uv=False), tolerances).figure
 
 
 if __name__ == "__main__":
-    main()
+    figure = main()

@@ -11,15 +11,17 @@ import torch
 from torch import nn
 
 import alignver as av
+from alignver.report.verdict_plots import reach
 
 
-def main() -> None:
+def main() -> object:
     torch.manual_seed(0)
     X = torch.randn(12, 3)
     Y = (X.sum(dim=1) > 0).long()
 
     network = nn.Sequential(nn.Linear(3, 16), nn.Softplus(), nn.Linear(16, 2))
-    print(av.check_alignment(network, X, Y, loss="cross_entropy"))
+    aligned = av.check_alignment(network, X, Y, loss="cross_entropy")
+    print(aligned)
     print()
 
     linear = nn.Linear(3, 1)
@@ -30,6 +32,12 @@ def main() -> None:
     print()
     print("the Jacobian behind the second verdict:", tuple(J.shape), J.dtype)
 
+    # What limited parameters reach: the smallest residual of the targets, and kappa, at which it is 0.
+    kappa, rows = aligned.measured["kappa"], aligned.measured["reach"]
+    columns = {name: [row[name] for row in rows] for name in ("budget", "lower", "upper")}
+    shuffled = aligned.measured["kappa_shuffled"]
+    return reach(*columns.values(), kappa=(kappa["lower"], kappa["upper"]), shuffled=shuffled).figure
+
 
 if __name__ == "__main__":
-    main()
+    figure = main()

@@ -18,11 +18,12 @@ from torch import nn
 import alignver as av
 from alignver.data import semeion
 from alignver.errors import LostGuarantee
+from alignver.report import plots
 
 BATCH, EXPLORATION, EXPLOITATION = 20, 8, 8
 
 
-def main() -> None:
+def main() -> object:
     torch.set_num_threads(1)
     digits = semeion()
     order = np.random.default_rng(0).permutation(len(digits))
@@ -43,11 +44,13 @@ def main() -> None:
         exploit_optimizer="newton",
     )
     wrapper.prepare(X, Y)
+    course = []
     print(*wrapper.module.changes, "", sep="\n")
 
     for epoch in range(EXPLORATION):
         losses = [wrapper.explore_step(X[batch], Y[batch]) for batch in torch.randperm(len(X)).split(BATCH)]
-        print(f"exploration, epoch {epoch + 1}: mean loss {np.mean(losses):.4f}")
+        course.append(float(np.mean(losses)))
+        print(f"exploration, epoch {epoch + 1}: mean loss {course[-1]:.4f}")
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LostGuarantee)  # the guarantee reports whether rank n was lost
@@ -55,14 +58,15 @@ def main() -> None:
     print("", *guarantee.sentences, "", sep="\n")
 
     for step in range(EXPLOITATION):
-        loss = wrapper.exploit_step()
-        print(f"exploitation, step {step + 1}: loss {loss:.2e}")
+        course.append(wrapper.exploit_step())
+        print(f"exploitation, step {step + 1}: loss {course[-1]:.2e}")
 
     print()
     print(wrapper.check(X, Y, tolerance=1e-3))
     wrong = wrapper.outputs(x[300:]).argmax(1) != y[300:]
     print(f"\nerror on the other {len(wrong)} images: {100 * wrong.double().mean():.1f} %")
+    return plots.training(range(1, len(course) + 1), course, course, tau=EXPLORATION)
 
 
 if __name__ == "__main__":
-    main()
+    figure = main()

@@ -19,12 +19,13 @@ import alignver as av
 from alignver.data import sine_wave
 from alignver.errors import LostGuarantee
 from alignver.experiments.networks import fully_connected
+from alignver.report import plots
 from alignver.training.exploitation import as_model
 
 TAU, EPOCHS = 1200, 1215
 
 
-def main() -> None:
+def main() -> object:
     torch.set_num_threads(1)  # layers of 300 units are too small for more
     wave = sine_wave(100)
     X, Y = torch.tensor(wave.x, dtype=torch.float32), torch.tensor(wave.y)
@@ -56,6 +57,8 @@ def main() -> None:
     last = wrapper.history[-1]
     print(f"\nepoch {last['epoch']}  loss {last['loss']:.1e}  error {last['error']:.2f}\n")
     print(wrapper.check(X, Y, tolerance=1e-3))
+    epochs, losses, errors = ([record[key] for record in wrapper.history] for key in ("epoch", "loss", "error"))
+    return plots.training(epochs, losses, losses, errors, tau=TAU)  # the infimum is 0: the loss is the gap
 
 
 def rank_of_gates(trained: av.EEWrapper, X: torch.Tensor) -> int:
@@ -68,4 +71,4 @@ def rank_of_gates(trained: av.EEWrapper, X: torch.Tensor) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    figure = main()

@@ -11,9 +11,10 @@ import numpy as np
 from scipy.linalg import hilbert
 
 import alignver as av
+from alignver.report.verdict_plots import rules
 
 
-def main() -> None:
+def main() -> object:
     for size in (5, 10, 12, 14):
         result = av.check_rank(hilbert(size), certify=False)
         by_rule = {row["rule"]: row["rank"] for row in result.measured["rules"]}
@@ -22,8 +23,11 @@ def main() -> None:
     result = av.check_rank(hilbert(12), certify=False)
     print()
     print(result.reason)
-    print("singular values near the tolerance:", np.array(result.measured["levels_near_tolerance"]))
+    near = result.measured["levels_near_tolerance"]
+    print("singular values near the tolerance:", np.array(near))
+    tolerances, ranks = ({row["rule"]: row[key] for row in result.measured["rules"]} for key in ("tolerance", "rank"))
+    return rules(tolerances, ranks, near, deciding=result.tolerance.rule).figure
 
 
 if __name__ == "__main__":
-    main()
+    figure = main()

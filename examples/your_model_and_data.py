@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import alignver as av
 from alignver.data import semeion
+from alignver.report import plots
 from alignver.training.run_folder import RunFolder
 
 
@@ -43,7 +44,7 @@ def loaders() -> tuple[DataLoader, DataLoader]:
     return DataLoader(TensorDataset(X[train], Y[train]), 64), DataLoader(TensorDataset(X[test], Y[test]), 64)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path) -> object:
     torch.manual_seed(0)
     train, test = loaders()
 
@@ -52,10 +53,16 @@ def main(folder: Path) -> None:
     print(report["model"])
 
     # Explore with all layers, then solve the convex rest; the gap at the end is proved.
-    wrapper = av.EEWrapper(build(), loss="cross_entropy", exploit_optimizer="newton")
+    wrapper = av.EEWrapper(
+        build(),
+        loss="cross_entropy",
+        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=3e-3),
+        exploit_optimizer="newton",
+    )
     with RunFolder.create(folder, {"data": "200 Semeion digits", "epochs": 40}) as run:
-        run.fit(wrapper, train, epochs=40, test=test)
+        run.fit(wrapper, train, epochs=40, batch_size=20, test=test)
         print(run.finish(wrapper, train))
+        course = run.history
     print(f"\ntest error: {wrapper.history[-1]['test_error']:.1%}\n")
 
     # In another process, on another day.
@@ -69,6 +76,10 @@ def main(folder: Path) -> None:
     assert torch.allclose(same, network(images), atol=1e-5)
     print(exported.name, "gives the same outputs without alignver")
 
+    names = ("epoch", "loss", "gap", "error", "test_error")
+    epochs, losses, gaps, errors, tests = ([record[name] for record in course] for name in names)
+    return plots.training(epochs, losses, gaps, errors, tau=24, test_error=tests)
+
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp()))
+    figure = main(Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp()))

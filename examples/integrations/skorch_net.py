@@ -1,9 +1,15 @@
-"""skorch: a callback for any skorch network."""
+"""skorch: a verdict before the training, a callback for any skorch network, a verdict and a page after it."""
+
+import sys
+from pathlib import Path
 
 import torch
 from skorch import NeuralNetClassifier
 from torch import nn
 
+import alignver as av
+from alignver.report.html import page
+from alignver.report.source import Source
 from alignver.training.callbacks import SkorchCallback
 
 torch.manual_seed(0)
@@ -16,8 +22,14 @@ net = NeuralNetClassifier(
     train_split=None,
     verbose=0,
     callbacks=[("alignment", SkorchCallback(X, Y, loss="cross_entropy"))],
-)
-net.fit(X.numpy(), Y.numpy())
+).initialize()
+print(av.check_model(net.module_, X, Y, loss="cross_entropy")["model"])
+
+net.partial_fit(X.numpy(), Y.numpy())
 tracker = dict(net.callbacks_)["alignment"].tracker
 print(tracker.history[-1])
 print("Q_T from and to, by rule:", tracker.q())
+
+print(av.check_alignment(net.module_, X, Y, loss="cross_entropy"))
+if len(sys.argv) > 1:  # a page with the verdicts along the training
+    Path(sys.argv[1]).write_text(page(Source("skorch", tracked=tracker.history)), encoding="utf-8")

@@ -376,12 +376,14 @@ EXAMPLES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_the_examples_run(name):
+def test_the_examples_run(name, tmp_path):
     folder = Path(__file__).parents[2] / "examples" / "integrations"
     assert {script.stem for script in folder.glob("*.py")} == set(EXAMPLES)
     pytest.importorskip(EXAMPLES[name])
     script = folder / f"{name}.py"
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
+    command = [sys.executable, str(script), str(tmp_path / "page.html")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "page.html").exists() == ("Source" in script.read_text())
     assert "HOLDS" in done.stdout
     assert "no check" not in done.stdout
