@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CONSTRAINTS := constraints.txt
 
-.PHONY: help check test test-slow test-oldest numpy-versions mutants lint format docs bench reproduce-fast gpu-carry \
+.PHONY: help check test test-slow test-outside test-oldest numpy-versions mutants lint format docs bench reproduce-fast gpu-carry \
   gpu-dry dist release-check clean
 
 help:
@@ -48,6 +48,12 @@ test-oldest: ## the tests with the oldest version of every dependency
 
 numpy-versions: $(VENV)/.test ## certificates of the oldest and the newest NumPy, compared byte for byte
 	$(BIN)/python tests/numpy_versions.py
+
+# Tests of a library that is not there are skipped: the import says so first.
+test-outside: $(VENV)/.test ## the callbacks with Lightning, transformers and skorch; the recipes for CI and containers
+	$(PIP) install -q -c $(CONSTRAINTS) -e '.[integrations]'
+	$(BIN)/python -c "import lightning, skorch, transformers"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow or not slow" tests/training/test_callbacks.py tests/test_recipes.py
 
 mutants: $(VENV)/.test ## change the code in a few hundred ways, and see a test fail for each (ARGS="--only WORD")
 	$(BIN)/python tests/mutants.py $(ARGS)

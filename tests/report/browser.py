@@ -1,4 +1,7 @@
-"""A headless Chromium, driven through a pipe in its DevTools protocol: nothing to install but the browser."""
+"""A headless Chromium, driven through a pipe in its DevTools protocol: nothing to install but the browser.
+
+axe-core, which finds violations of WCAG, is a package of npm: ``npm install --no-save axe-core@4`` in this repository.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), "")
+AXE = Path(__file__).parents[2] / "node_modules" / "axe-core" / "axe.min.js"
 PATIENCE = 60.0
 
 _QUIET = (
@@ -32,6 +36,26 @@ _QUIET = (
     "--disable-extensions",
     "--remote-debugging-pipe",
 )
+
+LEAST_CONTRAST = 4.5  # WCAG 2.2, 1.4.3: contrast of text, level AA
+CONTRAST = """
+(() => {
+  const channel = value => { value /= 255; return value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4 };
+  const parsed = text => text.match(/[0-9.]+/g).map(Number);
+  const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+  const over = ([r, g, b, share = 1], below) => [r, g, b].map((value, k) => share * value + (1 - share) * below[k]);
+  const behind = element =>
+    element ? over(parsed(getComputedStyle(element).backgroundColor), behind(element.parentElement)) : [255, 255, 255];
+  let least = 21;
+  for (const element of document.querySelectorAll('body *:not(svg *)')) {
+    if (![...element.childNodes].some(node => node.nodeType === 3 && node.textContent.trim())) continue;
+    const ground = behind(element), ink = over(parsed(getComputedStyle(element).color), ground);
+    const [a, b] = [light(ink), light(ground)].sort((x, y) => y - x);
+    least = Math.min(least, (a + 0.05) / (b + 0.05));
+  }
+  return least;
+})()
+"""
 
 
 class Browser:
@@ -101,9 +125,17 @@ class Browser:
 
     def value(self, expression: str) -> Any:
         """Return what an expression is in the page."""
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        answer = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
+
+    def violations(self) -> list[str]:
+        """Return what axe-core finds against WCAG 2.2, levels A and AA; formulas of MathJax are left out."""
+        self.value(AXE.read_text())
+        levels = [f"wcag{version}{level}" for version in ("2", "21", "22") for level in ("a", "aa")]
+        options = {"preload": False, "resultTypes": ["violations"], "runOnly": levels}
+        listed = "r => r.violations.map(v => v.id + ': ' + v.nodes[0].html + ' ' + v.nodes[0].failureSummary)"
+        return self.value(f"axe.run({{exclude: ['mjx-container']}}, {json.dumps(options)}).then({listed})")
 
     def screenshot(self, file: Path, *, whole: bool = True) -> None:
         """Save what the page looks like."""
