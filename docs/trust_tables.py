@@ -26,7 +26,7 @@ MOST_LINES = {
     "`machine.py` alone": (ON_MACHINE, 200),
     "`network/`, statements about a graph": (WALKS, 1200),
     "`network/`, enclosures of values and gradients": (ENCLOSURES, 2350),
-    "`network/`, enclosures of values and gradients in float64": (NORMWISE, 1150),
+    "`network/`, enclosures of values and gradients in float64": (NORMWISE, 1200),
 }
 """Groups of files that are counted together, with their limits on lines of code."""
 TABLE = ROOT / "docs/_generated/trust.md"

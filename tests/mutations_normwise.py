@@ -92,6 +92,13 @@ NORMWISE: list[Mutant] = [
         ("1.1, 0.5", "1.1, 0.35"),
         ("1.09, 0.645", "1.09, 0.45"),
         ("if Fraction(alpha) * Fraction(inner) != 1:", "if False:"),
+        ("0.5 * (t + t / (1.0 + t))", "0.5 * (p - 1.0 / p)"),
+        ("far = np.nextafter(np.abs(x) + e, np.inf)\n    require(bool((far < 700.0)", "far = np.abs(x)\n    require(bool((far < 700.0)"),
+        ("1.0, 0.385", "1.0, 0.25"),
+        ("_relative(y, 4.0 * np.abs(t) + 6.0)", "_relative(y, 6.0)"),
+        ("far = np.maximum(low * rate, high * rate)", "far = x * rate"),
+        ("lipschitz * (abs(rate) * (1.0 + 2.0**-50)) + SMALL", "lipschitz * 0.5 * rate + SMALL"),
+        ("bound / abs(rate) * (1.0 + 4 * U)", "bound / abs(rate) / 2"),
     ),
     *_mutants(
         "radii",

@@ -16,7 +16,8 @@ SMOOTH = (
     ("gelu", {"approximate": "none"}), ("gelu", {"approximate": "tanh"}), ("mish", {}), ("logsigmoid", {}),
     ("elu", {"alpha": 1.0, "scale": 1.0, "input_scale": 1.0}), ("exp", {}), ("sin", {}), ("erf", {}), ("atan", {}),
     ("relu", {}), ("leaky_relu", {"slope": 0.01}), ("abs", {}), ("clamp", {"low": -1.0, "high": 1.0}),
-    ("hardswish", {}), ("hardsigmoid", {}), ("pow", {"exponent": 3.0}),
+    ("hardswish", {}), ("hardsigmoid", {}), ("pow", {"exponent": 3.0}), ("sinh", {}), ("cosh", {}), ("asinh", {}),
+    ("exponential", {"base": 2.0}), ("exponential", {"base": 0.3}),
 )  # fmt: skip
 SCALES = (1.0, 1.0, 1.0, 0.1, 10.0, 1e-3, 1e3, 1e-8, 2.0**-1070, 1e25)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from flint import ctx
 from torch import nn
 
 from alignver.kernel.failure import NotProved
@@ -12,7 +13,7 @@ from alignver.kernel.network import normwise
 from alignver.kernel.network.program import compiled
 from alignver.kernel.network.radii import Rows
 from alignver.network.trace import trace_model
-from tests.kernel.tapes import Builder, checked
+from tests.kernel.tapes import BITS, Builder, checked, ratios, values
 
 EVERYWHERE = [
     ("softplus", {"beta": 100.0}), ("softplus", {"beta": 1.0}), ("logsigmoid", {}), ("sigmoid", {}), ("tanh", {}),
@@ -21,11 +22,12 @@ EVERYWHERE = [
     ("elu", {"alpha": 0.7, "scale": 1.3, "input_scale": 0.9}),
     ("exp", {}), ("expm1", {}), ("sin", {}), ("cos", {}), ("erf", {}), ("atan", {}), ("relu", {}), ("abs", {}),
     ("leaky_relu", {"slope": 0.01}), ("clamp", {"low": -0.5, "high": 0.7}), ("relu6", {}), ("hardsigmoid", {}),
-    ("hardswish", {}), ("pow", {"exponent": 3.0}),
+    ("hardswish", {}), ("pow", {"exponent": 3.0}), ("sinh", {}), ("cosh", {}), ("asinh", {}),
+    ("exponential", {"base": 2.0}), ("exponential", {"base": 0.3}),
 ]  # fmt: skip
 POSITIVE = [
     ("log", {}), ("log1p", {}), ("sqrt", {}), ("rsqrt", {}), ("reciprocal", {}), ("pow", {"exponent": -2.0}),
-    ("pow", {"exponent": 0.3}), ("pow", {"exponent": 1.5}),
+    ("pow", {"exponent": 0.3}), ("pow", {"exponent": 1.5}), ("logarithm", {"base": 2.0}), ("logarithm", {"base": 10.0}),
 ]  # fmt: skip
 
 
@@ -40,6 +42,30 @@ def test_functions(fn, parameters, scale):
     builder.apply(fn, **parameters)
     builder.linear(2)
     assert max(checked(builder.program())) <= 1.0
+
+
+@pytest.mark.parametrize("scale", [2.0**-40, 60.0])
+@pytest.mark.parametrize(
+    ("fn", "parameters"), [("sinh", {}), ("cosh", {}), ("asinh", {}), ("expm1", {}), ("exponential", {"base": 2.0}),
+                           ("exponential", {"base": 1.0})], ids=str)  # fmt: skip
+def test_functions_of_small_and_large_numbers(fn, parameters, scale):
+    """Relative errors: where a difference cancels, and where a rounding of the exponent is multiplied by it."""
+    builder = Builder(np.random.default_rng(3), 5, 4)
+    builder.tape.steps[0].args["value"][:] = scale * np.linspace(-1.0, 1.0, 20).reshape(5, 4)
+    builder.apply(fn, **parameters)
+    program = builder.program()
+    with ctx.workprec(BITS):
+        assert ratios(program, normwise.forward(program), values(program)) <= 1.0
+
+
+def test_numbers_that_overflow_are_refused():
+    for fn, parameters, x in (("sinh", {}, 701.0), ("cosh", {}, -1e4), ("exponential", {"base": 2.0}, 1100.0),
+                              ("exponential", {"base": 0.3}, -1e4), ("asinh", {}, 1e200)):  # fmt: skip
+        builder = Builder(np.random.default_rng(0), 1, 1)
+        builder.tape.steps[0].args["value"][:] = x
+        builder.apply(fn, **parameters)
+        with pytest.raises(NotProved, match="beyond"):
+            normwise.forward(builder.program())
 
 
 class Net(nn.Module):

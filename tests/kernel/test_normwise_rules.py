@@ -127,6 +127,7 @@ BENT = {
     "softplus {'beta': 1.0}": 0.9, "sigmoid {}": 0.9, "tanh {}": 0.9, "gelu {'approximate': 'none'}": 0.8,
     "gelu {'approximate': 'tanh'}": 0.8, "silu {}": 0.8, "mish {}": 0.8, "exp {}": 0.9, "erf {}": 0.9, "atan {}": 0.9,
     "log {}": 0.9, "log1p {}": 0.9, "sqrt {}": 0.9, "rsqrt {}": 0.9, "reciprocal {}": 0.9, "hardswish {}": 0.9,
+    "sinh {}": 0.9, "cosh {}": 0.8, "asinh {}": 0.8, "exponential {'base': 2.0}": 0.9, "logarithm {'base': 2.0}": 0.9,
 }  # fmt: skip
 
 

@@ -164,6 +164,54 @@ def _expm1(x: Any, e: Any, args: Mapping[str, Any], slope: bool) -> tuple[Any, .
     return _exp(x, e, args, True) if slope else (y, _relative(y, 2.0), np.exp(_ends(x, e)[1]) + SMALL)
 
 
+def _hyperbolic(x: Any, e: Any, args: Mapping[str, Any], odd: bool) -> tuple[Any, ...]:
+    """Return sinh within 6u of its value, by t = e^|x| - 1 as (t + t/(1 + t))/2, or cosh; cosh at the outer end."""
+    far = np.nextafter(np.abs(x) + e, np.inf)
+    require(bool((far < 700.0).all()), "sinh or cosh of a number beyond 700")
+    t, p, top = np.expm1(np.abs(x)), np.exp(np.abs(x)), np.exp(far)
+    y = np.copysign(0.5 * (t + t / (1.0 + t)), x) if odd else 0.5 * (p + 1.0 / p)
+    return y, _relative(y, 6.0), 0.5 * (top + 1.0 / top)
+
+
+def _sinh(x: Any, e: Any, args: Mapping[str, Any], slope: bool) -> tuple[Any, ...]:
+    rule = _hyperbolic(x, e, args, not slope)
+    return (*rule, rule[-1]) if slope else rule
+
+
+def _cosh(x: Any, e: Any, args: Mapping[str, Any], slope: bool) -> tuple[Any, ...]:
+    rule = _hyperbolic(x, e, args, slope)
+    return (*rule, rule[-1]) if slope else rule
+
+
+def _asinh(x: Any, e: Any, args: Mapping[str, Any], slope: bool) -> tuple[Any, ...]:
+    """The argument of log1p is within 6u; the supremum of the second derivative is 2 / (3 sqrt 3)."""
+    y = np.abs(x)
+    require(bool((y < 2.0**500).all()), "asinh of a number beyond 2^500")
+    root = np.sqrt(1.0 + y * y)
+    if slope:
+        return 1.0 / root, _relative(1.0 / root, 4.0), 1.0, 0.385
+    y = np.copysign(np.log1p(y + y * y / (1.0 + root)), x)
+    return y, _relative(y, 9.0), 1.0
+
+
+def _exponential(x: Any, e: Any, args: Mapping[str, Any], slope: bool) -> tuple[Any, ...]:
+    """A power of the base, e^t for t within 3u: t moves it by 3 |t| u, at the outer end by less than 2^-38."""
+    rate = math.log(float(args["base"]))
+    low, high = _ends(x, e)
+    far = np.maximum(low * rate, high * rate)
+    require(bool((np.abs(far) < 700.0).all()), "a power beyond e^700")
+    t, lipschitz = x * rate, np.exp(far) * (abs(rate) * (1.0 + 2.0**-38))
+    y = np.exp(t) * (rate if slope else 1.0)
+    rule = y, _relative(y, 4.0 * np.abs(t) + 6.0), lipschitz + SMALL
+    return (*rule, lipschitz * (abs(rate) * (1.0 + 2.0**-50)) + SMALL) if slope else rule
+
+
+def _log_of_base(x: Any, e: Any, args: Mapping[str, Any], slope: bool) -> tuple[Any, ...]:
+    rate = math.log(float(args["base"]))
+    y, _, *bounds = _log(x, e, args, slope)
+    return y / rate, _relative(y / rate, 7.0), *(bound / abs(rate) * (1.0 + 4 * U) for bound in bounds)
+
+
 def _log(x: Any, e: Any, args: Mapping[str, Any], slope: bool) -> tuple[Any, ...]:
     return _logarithm(np.log, x, _ends(x, e)[0] if np.any(e) else x, slope)
 
@@ -303,6 +351,7 @@ MAPS: dict[str, Rule] = {
     "sin": lambda x, e, args, slope: _circular(np.sin, np.cos, x, slope),
     "cos": lambda x, e, args, slope: _circular(np.cos, lambda t: -np.sin(t), x, slope),
     "erf": _erf_rule, "atan": _arctan, "relu": _relu, "leaky_relu": _leaky_relu, "abs": _abs,
+    "sinh": _sinh, "cosh": _cosh, "asinh": _asinh, "exponential": _exponential, "logarithm": _log_of_base,
     "clamp": _clamp, "relu6": _fixed(_clamp, low=0.0, high=6.0), "hardsigmoid": _hardsigmoid,
     "hardswish": _hardswish,
 }  # fmt: skip
