@@ -60,9 +60,13 @@ def full_row_rank(leaves: list[balls.Leaf], N: int) -> tuple[Any, ball_matrices.
 
 
 def independent(leaves: list[balls.Leaf], y: Any) -> Any:
-    """Return the ball of the squared distance of y from the columns of J, of which those not zero are independent."""
+    """Return the ball of the squared distance of y from the columns of J, of which those that differ are independent.
+
+    Columns that are zero are left out, and those that are the same gradients as another one, as of two biases of a sum.
+    """
     J = balls.columns(leaves)
-    J = J[:, [any(entry != 0 or not entry.is_exact() for entry in column) for column in J.T]]
+    different = {tuple(map(id, column)): k for k, column in enumerate(J.T)}  # one object is one number
+    J = J[:, [k for k in different.values() if any(entry != 0 or not entry.is_exact() for entry in J[:, k])]]
     require(len(J) == len(y), "the targets have another number of entries than the outputs")
     require(J.shape[1] < len(y), "J has at least as many columns as rows, which are not zero")
     return ball_matrices.squared_distance(J, y)

@@ -78,6 +78,38 @@ class Cancelling(nn.Module):
         return self.out(torch.logsumexp(torch.stack([h, torch.zeros_like(h)]), 0) - torch.relu(h))
 
 
+class TwoBiases(nn.Module):
+    """A smooth network, in which the columns of a second bias are those of the first, or nearly."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.first, self.last, self.factor = nn.Linear(2, 2), nn.Linear(2, 1), factor
+        self.second = nn.Parameter(torch.randn(2))
+
+    def forward(self, x):
+        second = self.second if self.factor == 1.0 else self.second * self.factor
+        return self.last(torch.tanh(self.first(x) + second))
+
+
+def test_two_biases_of_a_smooth_network():
+    """Equal columns are one: y is proved to be outside; multiples of them are not known to be dependent."""
+    torch.manual_seed(0)
+    x, y = torch.randn(25, 2, dtype=torch.float64), np.random.default_rng(0).standard_normal(25)
+    model = TwoBiases(1.0).double()
+    proved = prove_alignment(EnclosedNetwork.of(model, x), y, 1, seconds=60.0, condition=lambda: 1.0)
+    assert (proved.verdict, proved.certificate.method) == (Verdict.FAILS, "balls")
+    J = av.jacobian(model, x).numpy()
+    distance = np.linalg.norm(y - J @ np.linalg.lstsq(J, y, rcond=None)[0])
+    assert distance * (1 - 1e-9) <= proved.certificate.constants["distance"] <= distance * (1 + 1e-9)
+    assert verify(proved.certificate, {"parameters": EnclosedNetwork.of(model, x).parameters, "x": x.numpy(), "y": y}
+                  ).verdict is Verdict.HOLDS  # fmt: skip
+    inside = J @ np.ones(J.shape[1])
+    for target, factor in ((inside, 1.0), (y, 3.0)):
+        network = EnclosedNetwork.of(TwoBiases(factor).double() if factor != 1.0 else model, x)
+        answer = prove_alignment(network, target, 1, seconds=60.0, condition=lambda: 1.0)
+        assert isinstance(answer, str), (factor, answer)
+
+
 def test_kappa_is_that_of_60_digits():
     x, y = torch.tensor([[0.1], [0.4], [0.8]], dtype=torch.float64), [1.0, -2.0, 0.5]
     result = proved(Cancelling(), x, y)
