@@ -43,6 +43,7 @@ NEARBY = {
     "exact": ("test_bounds.py", "test_edges.py", "test_certificates.py", _LAWS),
     "exploration": ("test_edges.py", "test_bounds.py", "test_exploration.py", "test_attacks.py", "test_faults.py"),
     "floats": ("test_bounds.py", "test_edges.py", "test_certificates.py", "test_environment.py"),
+    "machine": ("test_machine.py", "test_environment.py"),
     "gates": ("test_bounds.py", "test_edges.py", "test_exploration.py"),
     "matrices": (
         "test_edges.py",

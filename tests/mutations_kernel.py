@@ -48,9 +48,9 @@ KERNEL: list[Mutant] = [
         ("require(len(basis) == rank,", "require(len(basis) <= rank,", _RANKS),
     ),
     *_enclosing(
-        "balls",
+        "ball_matrices",
         ("require(all(entry.is_exact() for entry in A.reshape(-1))", "require(True", _RANKS),
-        ("man << (exponent - low) for man", "man for man", _RANKS),
+        ("mantissa << (exponent - low) for mantissa", "mantissa for mantissa", _RANKS),
     ),
     *(
         Mutant("alignver/kernel/network/exploration.py", old, new, _OF_FEATURES)
@@ -84,7 +84,7 @@ KERNEL: list[Mutant] = [
     ),
     *_enclosing(
         "tape",
-        ('(samples == mine)).all()), "an operation joins', '(samples >= -1)).all()), "an operation joins', f"{_NETWORKS}test_architectures.py"),
+        ('require(all(bool((part == known[0]).all()) for part in known), "an', 'require(True, "an', f"{_NETWORKS}test_architectures.py"),
         ("(grid == grid[:, :1]).all()", "(grid == grid).all()", f"{_NETWORKS}test_architectures.py"),
         ("require(math.prod(shape) <= _MOST,", "require(True,", f"{_FORGED}sizes"),
         ("float(number) == number", "True", f"{_FORGED}literals"),
@@ -97,7 +97,7 @@ KERNEL: list[Mutant] = [
     ),
     *_enclosing(
         "operations",
-        ("(-rows if negative else 0)", "-rows", f"{_NETWORKS}test_forgeries.py::test_forged_tokens"),
+        ("(-size if negative else 0)", "-size", f"{_FORGED}tokens_outside_of_the_table"),
         ("signs=(1, sign)", "signs=(1, 1)", _ENCLOSED),
     ),
     *_enclosing(
@@ -108,7 +108,8 @@ KERNEL: list[Mutant] = [
     *_enclosing(
         "alignment",
         ("low >= 0.0 and ball_matrices.between(square, low, high)", "True", f"{_FORGED}constants"),
-        ("type(least) is float and least >= 0.0", "True", f"{_FORGED}distance"),
+        ('require(type(least) is float and least >= 0.0, "the distance is not a number")\n    with balls.precision(bits):\n        square',
+         'with balls.precision(bits):\n        square', f"{_FORGED}distance"),
         ('require(ball_matrices.between(square, least, math.inf)', 'require(True', f"{_FORGED}distance"),
     ),
     *_enclosing(
@@ -290,7 +291,7 @@ KERNEL: list[Mutant] = [
         ("bound: Fraction = smallest / top", "bound: Fraction = smallest"),
         ("definite_floor(tile, n, size + noise, noise, (claimed * top + moved) ** 2, run)) - moved",
          "definite_floor(tile, n, size + noise, noise, (claimed * top + moved) ** 2, run))"),
-        ("part *= Z[rows] @ Z[columns].T", "part *= np.abs(Z[rows] @ Z[columns].T)"),
+        ("[(Z[:, None], T[:, None])]", "[(np.abs(Z)[:, None], T[:, None])]"),
     ),
     *_mutants(
         "exploration",

@@ -275,8 +275,8 @@ _HARMLESS = [
     ),
     (
         "proof/factored_gram.py",
-        "                mul_up(float(N), float(layer.columns), float(T), OMEGA),\n",
-        "",
+        "norm_up(size)), underflow)",
+        "norm_up(size)))",
         "2^400 times as much is added beside it, which is rounded up by more",
     ),
     (

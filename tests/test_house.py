@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from alignver import errors
+from tests.mutants import mutants
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "alignver").rglob("*.py"))
@@ -116,3 +117,11 @@ def test_models_without_torch_say_what_to_install():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "pip install 'alignver[torch]'" in done.stdout
+
+
+@pytest.mark.parametrize("mutant", mutants(), ids=lambda mutant: mutant.label)
+def test_a_mutant_is_a_change_of_the_code_as_it_is(mutant):
+    source = (ROOT / mutant.file).read_text()
+    assert mutant.applied(source) != source
+    files = {test.split("::")[0] for test in mutant.tests}
+    assert all((ROOT / file).exists() for file in files)

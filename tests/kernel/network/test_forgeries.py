@@ -17,6 +17,7 @@ from alignver.errors import InvalidInput
 from alignver.kernel import seal, verify
 from alignver.kernel.failure import NotProved
 from alignver.kernel.network.graph import encode
+from alignver.kernel.network.program import compiled, unpacked
 from alignver.kernel.network.tape import exact_float, require_size
 from alignver.network.enclosures import EnclosedNetwork, prove_alignment
 from alignver.results import Verdict
@@ -237,6 +238,17 @@ def test_forged_tokens():
         x = inputs["x"].copy()
         x[0, 0] = value
         refused(certificate, document, {**inputs, "x": x})
+
+
+@pytest.mark.parametrize("value", [-1.0, -5.0, 5.0])
+def test_forged_tokens_outside_of_the_table(value):
+    """Torch has no row for them; NumPy would count negative ones from the end."""
+    table = nn.Sequential(nn.Embedding(5, 2), nn.Flatten(), nn.Linear(4, 1)).double()
+    network = EnclosedNetwork.of(table, torch.tensor([[0, 1], [2, 3], [4, 0]]))
+    x = network.x.copy()
+    x[0, 0] = value
+    with pytest.raises(NotProved, match="outside of its axis"):
+        compiled(network.traced.graph, unpacked(network.traced.graph, network.parameters[0]), x)
 
 
 def _tokens(model, tokens):
