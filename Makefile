@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CONSTRAINTS := constraints.txt
 
-.PHONY: help check test test-slow test-outside test-oldest numpy-versions mutants lint format docs bench reproduce-fast gpu-carry \
-  gpu-dry dist release-check clean
+.PHONY: help check test test-slow test-outside test-oldest numpy-versions mutants lint format docs bench reproduce-fast \
+  gpu-carry gpu-dry dist release-check clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12

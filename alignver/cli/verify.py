@@ -171,6 +171,7 @@ def verify(
 
 def _of_a_run(folder: Path, data: str | None) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the inputs of a run's certificate, and from which files they are read."""
+    input_files.library("torch", "checking the certificate of a run")
     from alignver.kernel.certificate import Tampered
     from alignver.training.run_folder import certificate_inputs
 
