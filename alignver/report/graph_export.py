@@ -21,7 +21,7 @@ from alignver.errors import InvalidInput
 from alignver.kernel import Certificate
 from alignver.kernel.certificate import describe, record
 from alignver.kernel.failure import NotProved
-from alignver.kernel.floats import require_ieee
+from alignver.kernel.machine import require_ieee
 from alignver.kernel.network import normwise
 from alignver.kernel.network.analytic import walk
 from alignver.kernel.network.compiler import Compiler, Real
