@@ -12,6 +12,7 @@ import sys
 import termios
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from alignver.cli import main
@@ -92,3 +93,16 @@ def test_help_can_be_read_at_any_width(path, command, columns, monkeypatch, caps
 def test_quick_work_shows_no_progress(files):
     _, shown = on_terminal(files, "check", "rank", "J.npy")
     assert "\x1b[?25l" not in shown  # the cursor was never hidden
+
+
+@pytest.mark.slow
+def test_the_progress_ends_before_the_verdict(files):
+    np.save(files / "long.npy", np.random.default_rng(0).standard_normal((60000, 300)))
+    code, shown = on_terminal(files, "check", "exploration", "long.npy", "--add-constant")
+    assert code == 0
+    assert "\x1b[?25l" in shown  # it took long enough for a display
+    display, _, report = shown.rpartition("\x1b[?25h")
+    assert re.search("[\N{BRAILLE PATTERN DOTS-1}-\N{BRAILLE PATTERN DOTS-12345678}]", display)
+    assert not re.search("[\N{BRAILLE PATTERN DOTS-1}-\N{BRAILLE PATTERN DOTS-12345678}]", report)
+    assert "HOLDS" in report
+    assert "HOLDS" not in display
