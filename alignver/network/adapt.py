@@ -20,6 +20,7 @@ from torch import nn
 
 from alignver.arrays import is_array
 from alignver.errors import InvalidInput, kind_of
+from alignver.network.graph_batches import GraphBatches, graphs_in, numbers_of, targets_of
 from alignver.network.inputs import as_inputs, dtype_name
 from alignver.samples import is_stream, open_samples
 
@@ -49,6 +50,8 @@ class Adapted(nn.Module):
         The inputs, in their order; empty for a model of one array.
     select : str, int or callable, optional
     forward_args : mapping, optional
+    graphs : GraphBatches, optional
+        The array has the numbers of these graphs.
     """
 
     def __init__(
@@ -57,12 +60,13 @@ class Adapted(nn.Module):
         parts: Sequence[_Part],
         select: str | int | Callable[[Any], Any] | None,
         forward_args: Mapping[str, Any] | None,
+        graphs: GraphBatches | None = None,
     ) -> None:
         super().__init__()
         shared = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
         vars(self).update({name: vars(model)[name] for name in shared})  # the same dicts: a swapped tensor is in both
         # In a tuple, and past nn.Module: its submodules must not have a second name, whatever names they have.
-        vars(self)["_adaptation"] = (model, tuple(parts), select, dict(forward_args or {}))
+        vars(self)["_adaptation"] = (model, tuple(parts), select, dict(forward_args or {}), graphs)
 
     @property
     def adapted_model(self) -> nn.Module:
@@ -82,9 +86,11 @@ class Adapted(nn.Module):
 
     def forward(self, x: torch.Tensor) -> Any:
         """Unpack the inputs, run the model and select the output."""
-        model, parts, select, forward_args = vars(self)["_adaptation"]
+        model, parts, select, forward_args, graphs = vars(self)["_adaptation"]
         dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
         extra = {name: _cast(value, dtype) for name, value in forward_args.items()}
+        if graphs is not None:
+            return selected(graphs(model, x, **extra), select)
         args, start = [], 0
         for part in parts:
             size = math.prod(part.shape)
@@ -173,9 +179,11 @@ def adapted(
     Parameters
     ----------
     model : torch.nn.Module
-    X : array, tuple or dict of arrays, Dataset or DataLoader
+    X : array, tuple or dict of arrays, Dataset or DataLoader, graphs
         A tuple holds the positional arguments of the forward pass, a dict those by name, each with a row for each
         sample. A Dataset or DataLoader gives samples or batches of these, with the targets last or under "labels".
+        Graphs of PyTorch Geometric (a batch, a list, a dataset or loader) are one sample each: the array then has their
+        numbers, (n, 1), and the model holds them.
     Y : array, optional
         Targets; by default those in X.
     select : str, int or callable, optional
@@ -202,6 +210,13 @@ def adapted(
         raise InvalidInput("select", kind_of(select), "a name, a position or a function of the output", "wrong-type")
     if forward_args is not None and not isinstance(forward_args, Mapping):
         raise InvalidInput("forward_args", kind_of(forward_args), "a dict of arguments by name", "wrong-type")
+    kind = type(type(model).__name__, (Adapted,), {"__module__": type(model).__module__})
+    graphs = graphs_in(X)
+    if graphs is not None:
+        if hasattr(X, "sampler"):
+            open_samples(X)  # refuses a loader that shuffles
+        Y = Y if Y is not None else targets_of(graphs)
+        return kind(model, [], select, forward_args, GraphBatches(graphs, model)), numbers_of(graphs), Y
     given = X
     X, Y = as_arrays(X, Y)
     if X is not given and isinstance(X, tuple) and len(X) > _most_positions(model):  # what comes last are targets
@@ -217,7 +232,6 @@ def adapted(
         parts = []
     if not parts and select is None and not forward_args:
         return model, X, Y
-    kind = type(type(model).__name__, (Adapted,), {"__module__": type(model).__module__})
     return kind(model, parts, select, forward_args), X, Y
 
 
@@ -265,6 +279,8 @@ def _packed(items: Any, model: nn.Module) -> tuple[torch.Tensor, list[_Part]]:
         if len(tensor) != len(tensors[0][1]):
             got = f"{len(tensor)} rows of the input {key!r} beside {len(tensors[0][1])} of {first!r}"
             need = "a row for each sample; forward_args takes what is the same for all"
+            if any(name == "edge_index" for name, _ in tensors):
+                need = "graphs as they come from torch_geometric: X=batch"
             raise InvalidInput("X", got, need, "wrong-shape")
     dtypes = [tensor.dtype for _, tensor in tensors]
     dtype = dtypes[0]
