@@ -73,7 +73,8 @@ def _pow(c: Compiler, args: Args) -> Value:
         require(base > 0, "a power of a number that is not positive")
         return Real(c.tape.map(c.real(exponent), "exponential", base=exact_float(base)))
     step = c.real(base)
-    require(isinstance(exponent, int | float), "a power with an exponent that is an array")
+    if not isinstance(exponent, int | float):  # of positive numbers, whose logarithm is defined
+        return Real(c.tape.map(c.tape.product(c.tape.map(step, "log"), c.real(exponent)), "exp"))
     if exponent == 2:
         return Real(c.tape.product(step, step))
     if exponent == 1:

@@ -240,6 +240,8 @@ REFUSED = {
     "a computed condition": lambda x, W: torch.where(x @ W > 0, x, W[0]),
     "division that rounds": lambda x, W: torch.div(x @ W, 0.3, rounding_mode="floor"),
     "a kink": lambda x, W: torch.relu(x @ (W - W)),
+    "a power of a negative number": lambda x, W: torch.pow(-1.0 - (x @ W) ** 2, torch.arange(3)),
+    "a power of 0": lambda x, W: torch.pow(x @ (W - W), torch.arange(3)),
     "a kink of several": lambda x, W: F.relu6(x @ (W - W)),
     "a maximum of equal numbers": lambda x, W: torch.maximum(x @ W, (x * 1.0) @ W),
     "a root of 0": lambda x, W: torch.sqrt(((x - x) @ W) ** 2),
