@@ -401,6 +401,8 @@ def _inside(
     method: str,
     began: float,
 ) -> NetworkProof:
+    if not math.isfinite(kappa[1]):
+        raise NotProved("kappa is beyond the largest float, although J has full row rank")
     reason = "J has full row rank, so every y is in its column space"
     certificate = _sealed(network, y, "network-alignment", method, {**constants, "kappa": list(kappa)})
     how = _HOW[method].format(**constants)

@@ -149,6 +149,25 @@ def test_other_derivatives_than_autograd_are_named():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("size", "decided"), [(1e100, True), (1e150, False)])
+def test_kappa_beyond_floats_is_no_theorem(size, decided):
+    """kappa is 1e300, of which the square is no float, or 1e350, which no certificate can state."""
+    model, x = nn.Linear(3, 1, bias=False).double(), torch.eye(3, dtype=torch.float64) * 1e-200
+    y = np.array([1.0, -1.0, 1.0]) * size
+    network = EnclosedNetwork.of(model, x)
+    answer = prove_alignment(network, y, 1, seconds=60.0, condition=lambda: 1.0)
+    if not decided:
+        assert isinstance(answer, str)
+        assert "beyond the largest float" in answer
+        return
+    low, high = answer.certificate.constants["kappa"]
+    assert low <= math.sqrt(3.0) * 1e300 * (1 + 1e-12)
+    assert high >= math.sqrt(3.0) * 1e300 * (1 - 1e-12)
+    assert high <= low * (1 + 1e-12)
+    inputs = {"parameters": network.parameters, "x": network.x, "y": y}
+    assert verify(answer.certificate, inputs).verdict is Verdict.HOLDS
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_sine_wave_is_aligned_and_hopeless(seed):
     torch.manual_seed(seed)
