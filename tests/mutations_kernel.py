@@ -103,7 +103,7 @@ KERNEL: list[Mutant] = [
     *_enclosing(
         "normalization",
         ("np.array_equal(mine, c.tape.owner(scores.step))", "True", f"{_NETWORKS}test_architectures.py::test_masks_of_other_samples_are_refused"),
-        ("args.get(\"eps\", 1e-5) if center else args[\"eps\"]", "args.get(\"eps\", 1e-5)", f"{_FORGED}arguments[no eps]"),
+        ("args.get(\"eps\", 1e-5) if center else args[\"eps\"]", "args.get(\"eps\", 1e-5)", f"{_FORGED}norm_without_its_eps"),
     ),
     *_enclosing(
         "alignment",

@@ -16,7 +16,7 @@ import alignver as av
 from alignver.errors import InvalidInput
 from alignver.kernel import seal, verify
 from alignver.kernel.failure import NotProved
-from alignver.kernel.network.graph import encode
+from alignver.kernel.network.graph import encode, parse
 from alignver.kernel.network.program import compiled, unpacked
 from alignver.kernel.network.tape import exact_float, require_size
 from alignver.network.enclosures import EnclosedNetwork, prove_alignment
@@ -211,6 +211,19 @@ def test_forged_arguments(name):
     certificate, document, inputs = proof(function, shape, n=2)
     assert verify(certificate, inputs).verdict is Verdict.HOLDS
     refused(certificate, edited(document, change), inputs)
+
+
+def test_forged_norm_without_its_eps():
+    """The default of torch is that of the dtype, which the network does not have: it has to be written down."""
+    _, document, inputs = proof(*OPERATIONS["no eps"][:2], n=2)
+    for change, refuses in ((OPERATIONS["no eps"][2], True), (lambda d: None, False)):
+        graph = parse(encode(edited(document, change)))
+        theta = unpacked(graph, inputs["parameters"][0])
+        if refuses:
+            with pytest.raises(NotProved, match="another form"):
+                compiled(graph, theta, inputs["x"])
+        else:
+            compiled(graph, theta, inputs["x"])
 
 
 @pytest.mark.parametrize("number", [2**53 + 1, -(2**70) - 1, 10**400, math.inf, -math.inf, math.nan, "2", None, 1j])
