@@ -217,6 +217,8 @@ WANTED = {
     "control flow on data": Verdict.UNDECIDED,
     "weight norm": Verdict.UNDECIDED,
 }
+if torch.__version__.startswith("2.6."):  # its torch.export does not trace a module that keeps a count of its calls
+    WANTED["caching"] = Verdict.UNDECIDED
 
 
 @pytest.mark.parametrize("name", zoo.CASES)
