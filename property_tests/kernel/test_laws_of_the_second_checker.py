@@ -73,8 +73,9 @@ def agreement(count, seed, largest):
         pairs[pair] += 1
     rng = np.random.default_rng(seed)
     for k in range(count // 3):
-        # One in fifty has a hundred rows or more.
-        size = int(rng.integers(2, 13)) if k % 50 else int(rng.integers(largest // 2, largest))
+        # One in twenty has some dozen rows, one in two hundred some hundred.
+        least, most = (2, 12) if k % 20 else (12, 60) if k % 200 else (largest // 2, largest)
+        size = int(rng.integers(least, most + 1))
         pairs[compared(*MAKERS[k % len(MAKERS)](rng, size))] += 1
     return pairs
 
