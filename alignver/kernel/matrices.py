@@ -47,7 +47,7 @@ from alignver.kernel.floats import (
     spectral_up,
 )
 
-__all__ = ["METHODS", "ball_radius", "factored_tile"]
+__all__ = ["METHODS", "ball_radius", "factored_tile", "require_ball"]
 
 
 def _full_rank(certificate: Certificate, inputs: Inputs, run: Run) -> str:
@@ -103,6 +103,17 @@ def _singular_floor(certificate: Certificate, wide: Any, target: Fraction | None
     return exact.sqrt_down(gram_floor(matrix, goal, run)), "a factorization of A A^T was multiplied out"
 
 
+def require_ball(certificate: Certificate, inputs: Inputs) -> None:
+    """Require that a ball is one, also of a method that holds for every matrix and does not read it."""
+    ball = certificate.constants["ball"]
+    require(ball["kind"] in ("norm", "entrywise"), "an unknown kind of ball")
+    if ball["kind"] == "norm" or ball["value"] is not None:
+        number(ball, "value")
+    else:
+        radii = floats(certificate.data["ball_radii"], inputs["A" if "A" in inputs else "J"].shape, "radii of the ball")
+        require(bool(np.all(radii >= 0)), "a negative radius")
+
+
 def ball_radius(certificate: Certificate, shape: tuple[int, ...], transposed: bool) -> Fraction:
     r"""Bound :math:`\|D E\|_2` over the ball, D = diag(2^e) the scaling of the rows.
 
@@ -114,13 +125,11 @@ def ball_radius(certificate: Certificate, shape: tuple[int, ...], transposed: bo
     top = int(powers.max())
     if ball["kind"] == "norm":
         return number(ball, "value") * power(top)
-    require(ball["kind"] == "entrywise", "an unknown kind of ball")
     if ball["value"] is not None:
         squares = sum((power(2 * e) for e in powers.tolist()), Fraction(0))
         return number(ball, "value") * exact.sqrt_up(Fraction(shape[1] * squares))
     radii = certificate.data["ball_radii"]
-    radii = floats(radii.T if transposed else radii, shape, "radii of the ball")
-    require(bool(np.all(radii >= 0)), "a negative radius")
+    radii = radii.T if transposed else radii
     # Relative to the largest power nothing overflows; the error of an underflow is at most 2^-1075.
     scaled = np.ldexp(radii, (powers - top)[:, None])
     radius: Fraction = (spectral_up(scaled) + scaled.size * power(-1074)) * power(top)

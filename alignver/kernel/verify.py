@@ -108,12 +108,15 @@ def _checked(certificate: Certificate, inputs: Mapping[str, Any], threads: int, 
     on_rows, on_matrices = exploration.METHODS.get(key), _ON_MATRICES.get(key)
     require(on_rows is not None or on_matrices is not None, f"unknown claim or method: {str(key)[:80]}")
     in_ball = on_rows is None and certificate.method in matrices.IN_A_BALL
-    require(in_ball or certificate.constants.get("ball") is None, f"{certificate.method!r} does not cover a ball")
+    ball = certificate.constants.get("ball")
+    require(in_ball or ball is None, f"{certificate.method!r} does not cover a ball")
     stated = {"s_min", "distance"} & set(certificate.constants) if certificate.version != 1 else set()
     unproved = stated - {STATED.get(certificate.method), graphs.STATED.get(certificate.claim)}
     require(not unproved, f"{certificate.method!r} does not prove {' and '.join(sorted(unproved))}")
     try:
         arrays = {} if on_matrices is None else _identified(certificate, inputs, track)
+        if ball is not None:
+            matrices.require_ball(certificate, arrays)
         for name, array in certificate.data.items():
             check_array(name, array)
         with concurrent.futures.ThreadPoolExecutor(max(1, threads)) as pool:

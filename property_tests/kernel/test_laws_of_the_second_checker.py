@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
+import io
+import json
 import math
 import os
+import random
 import re
 import subprocess
 import sys
@@ -17,6 +21,7 @@ import pytest
 
 from alignver import kernel
 from alignver.errors import InvalidInput
+from alignver.kernel.certificate import decoded
 from alignver.results import Verdict
 from property_tests.kernel.forger import forgeries, rank_of
 from property_tests.kernel.sizes import MAKERS
@@ -96,6 +101,36 @@ def test_it_agrees_with_the_kernel_on_5000_certificates():
     assert pairs[Verdict.HOLDS, "accepted"] > 1000
     assert pairs[Verdict.FAILS, "refuted"] > 2000
     assert pairs[Verdict.HOLDS, "not decided"] < 50
+
+
+JUNK = [None, True, -1, 0, 10**30, "x", [], {}, [None], {"kind": "norm"}, -0.5, 1.5, 5e-324, 1.7e308]
+
+
+def test_it_agrees_on_constants_of_any_kind(tmp_path):
+    """Of valid vectors with one constant replaced, and sealed again."""
+    draw = random.Random(5)
+    valid = [v for name in make.DOCUMENTS for v in read(make.PLACE / f"{name}.json") if v["verdict"] == "HOLDS"]
+    pairs = collections.Counter()
+    for k in range(400):
+        vector = valid[k % len(valid)]
+        for name, content in vector["files"].items():
+            (tmp_path / name).write_bytes(content)
+        certificate = kernel.load_certificate(tmp_path)
+        constants = decoded(json.loads(vector["files"]["certificate.json"])["constants"])
+        place = constants
+        while True:
+            key = draw.choice(list(place)) if place else "more"
+            if not isinstance(place.get(key), dict) or draw.random() < 0.5:
+                break
+            place = place[key]
+        place[key] = draw.choice(JUNK)
+        changed = dataclasses.replace(certificate, constants=constants)
+        changed = dataclasses.replace(changed, seal=changed.expected_seal())
+        inputs = {name: np.load(io.BytesIO(content)) for name, content in vector["inputs"].items()}
+        pairs[compared(changed, inputs)] += 1
+        (tmp_path / "data.npz").unlink(missing_ok=True)
+    assert pairs[Verdict.FAILS, "refuted"] > 100
+    assert pairs[Verdict.HOLDS, "accepted"] > 20
 
 
 FALSIFIED = {

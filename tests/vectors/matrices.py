@@ -274,6 +274,9 @@ def of_other_ranks() -> Iterator[Case]:
     yield shape
     yield shape.but("shape, in a ball", None, True, ball=norm(1e308))
     yield shape.but("shape, huge", None, True, rank=10**400)
+    yield shape.but("shape, a ball of another form", "certificate", None, "norm or entrywise", ball={"kind": "all"})
+    yield shape.but("shape, a negative radius", "certificate", None, "a radius is at least 0", ball=norm(-1.0))
+    yield shape.but("shape, no radii", "certificate", None, "ball_radii is missing", ball=entrywise(None))
     yield shape.but("shape, a possible rank", "proof", False, "the rank is 2", rank=2)
     yield shape.but("shape, of a rank", "certificate", False, "shape does not prove a rank", claim="rank", rank=3)
 

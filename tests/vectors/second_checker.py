@@ -40,6 +40,7 @@ def require(condition, otherwise):
 
 # -- files ------------------------------------------------------------------------------------------------------------
 
+NAMES = ("certificate.json", "data.npz")
 FIELDS = ["claim", "constants", "data", "data_file", "format", "inputs", "method", "seal", "version", "versions"]
 CODES = {"b1": "?", "i1": "b", "u1": "B", "i2": "h", "u2": "H", "i4": "i", "u4": "I", "i8": "q", "u8": "Q",
          "f2": "e", "f4": "f", "f8": "d"}  # fmt: skip
@@ -95,12 +96,12 @@ def decoded(value):
     """Return constants with their floats; a number of JSON that is a float is none."""
     require(not isinstance(value, float), "a float in decimal digits")
     if isinstance(value, dict):
-        if list(value) != ["float"]:
+        text = value.get("float")
+        if len(value) != 1 or not isinstance(text, str):
             return {key: decoded(entry) for key, entry in value.items()}
-        text = value["float"]
         try:
             number = float.fromhex(text)
-        except (TypeError, ValueError, OverflowError):
+        except (ValueError, OverflowError):
             raise Refuted("a float that is none") from None
         require(math.isfinite(number) and number.hex() == text, "a float in another form")
         return number
@@ -109,6 +110,7 @@ def decoded(value):
 
 def certificate(files):
     """Read the files of a certificate, {name: bytes}; return its fields, with the constants and arrays decoded."""
+    require("certificate.json" in files, "no certificate.json")
     text = files["certificate.json"]
     require(len(text) <= 1 << 20, "certificate.json is too large")
     try:
@@ -1532,6 +1534,8 @@ def check(files, inputs):
         return "refuted", str(error)
     except NotDecided as error:
         return "not decided", str(error)
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError) as error:
+        return "refuted", f"content of another kind ({type(error).__name__}: {error})"
 
 
 def main():
