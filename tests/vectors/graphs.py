@@ -151,6 +151,8 @@ def structures() -> Iterator[Case]:
         ("an output that is no node", text.replace(b'"outputs":[7]', b'"outputs":[8]'), "8 nodes"),
         ("no outputs", text.replace(b'"outputs":[7]', b'"outputs":[]'), "one at least"),
         ("two of one name", text.replace(b"2.bias", b"1.bias"), "names are unique"),
+        ("a name that is a list", text.replace(b'"2.bias"', b'["2.bias"]'), "names are strings"),
+        ("a leaf that may be trained", text.replace(b'"trainable":true', b'"trainable":1', 1), "a bool"),
         ("another field", text.replace(b'"outputs":', b'"more":1,"outputs":'), "exactly two fields"),
         ("not a number", text.replace(b'"range":null', b'"range":[NaN,NaN]', 1), "no JSON"),
         ("not JSON", text[:-1], "it ends early"),

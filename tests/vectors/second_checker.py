@@ -974,6 +974,8 @@ def parsed(array):
             require(all(type(k) is int and k >= 0 for shape in shapes for k in shape), "a shape of another form")
             if node["op"] == "parameter":
                 require(set(args) == {"name", "leaf", "trainable", "pure", "range"}, "a parameter of another form")
+                kinds = {"name": str, "leaf": int, "trainable": bool, "pure": bool}
+                require(all(type(args[name]) is kind for name, kind in kinds.items()), "a parameter of another form")
                 names.append(args["name"])
             nodes.append((node["op"], args, node["out"][0][0], shapes))
         outputs = document["outputs"]

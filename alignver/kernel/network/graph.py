@@ -151,9 +151,10 @@ def _node(entry: Any, index: int) -> Node:
     words = (entry["op"], entry["module"], *entry["args"])
     require(all(isinstance(word, str) for word in words), f"node {index} has names that are no strings")
     args = {name: _decoded(value, index, 0) for name, value in entry["args"].items()}
-    out = tuple((str(dtype), tuple(shape)) for dtype, shape in entry["out"])
+    out = tuple((dtype, tuple(shape)) for dtype, shape in entry["out"])
     sizes = [size for _, shape in out for size in shape]
-    require(all(type(size) is int and size >= 0 for size in sizes), f"node {index} has a shape that is none")
+    sound = all(isinstance(dtype, str) for dtype, _ in out) and all(type(size) is int and size >= 0 for size in sizes)
+    require(sound, f"node {index} has a dtype or shape that is none")
     require(len(out) >= 1, f"node {index} has no result")
     node = Node(entry["op"], args, out, entry["module"])
     given = {name for name, value in args.items() if value is not None and value != ()}
@@ -165,7 +166,9 @@ def _node(entry: Any, index: int) -> Node:
         facts = {"parameter": {"name", "leaf", "trainable", "pure", "range"}, "input": set[str]()}
         facts["constant"] = {"name", "range", "masked", "rows"}
         require(set(args) == facts[node.op] and not list(node.refs()), f"leaf {index} has other facts")
-        require(type(args.get("leaf", 0)) is int, f"leaf {index} has an index that is no integer")
+        kinds = {"name": str, "leaf": int, "trainable": bool, "pure": bool}
+        sound = all(type(args[name]) is kind for name, kind in kinds.items() if name in args)
+        require(sound, f"leaf {index} has facts of other types")
         ends = args.get("range") or ()
         require(all(math.isfinite(end) for end in ends), f"leaf {index} has a range that is not finite")
     return node
