@@ -38,6 +38,7 @@ from alignver.network.inputs import (
     module_name,
     refused_inputs,
 )
+from alignver.progress import stage
 
 __all__ = [
     "Probed",
@@ -320,8 +321,12 @@ def probe(function: Functional, x: torch.Tensor, *, strict: bool = True) -> Prob
         gives different results when repeated; makes an output depend on the other samples of its batch; does not depend
         on the parameters; accesses parameters other than through the module's attributes.
     """
+    with stage("comparing the model's passes on a few samples"):
+        return _probed(function, probes(x), strict=strict)
+
+
+def _probed(function: Functional, x: torch.Tensor, *, strict: bool) -> Probed:
     model = type(function.model).__name__
-    x = probes(x)
     if is_sample_independent(function.model, x):
         with torch.no_grad():
             return Probed(int(_rows(function, x).shape[1]), function.dtype, function, plain=True)

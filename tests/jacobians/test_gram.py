@@ -217,7 +217,8 @@ def test_progress_tells_size_and_memory():
     model, x = build("mlp")
     with listening(Listener()):
         gram(model, x, chunk_size=2)
-    assert heard[0] == ("Gram matrix, 10 x 10, about 0 MB", 3)
+    assert heard[:2] == [("comparing the model's passes on a few samples", None), "end"]
+    assert heard[2] == ("Gram matrix, 10 x 10, about 0 MB", 3)
     assert heard.count("step") == 3
 
 

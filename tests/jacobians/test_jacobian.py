@@ -220,7 +220,8 @@ def test_progress_is_told():
     model, x = zoo.build("mlp")
     with listening(Ear()):
         jacobian(model, x, chunk_size=2)
-    assert told == [("Jacobian, 10 x 194", 3), "step", "step", "step", "end"]
+    probed = ("comparing the model's passes on a few samples", None)
+    assert told == [probed, "end", ("Jacobian, 10 x 194", 3), "step", "step", "step", "end"]
 
 
 def test_a_dtype_cast_inside_the_model_is_noticed():

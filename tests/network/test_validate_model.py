@@ -11,6 +11,7 @@ from torch import nn
 from alignver.checks.alignment import check_alignment
 from alignver.errors import InvalidInput
 from alignver.jacobians.jacobian import jacobian, outputs
+from alignver.progress import Silent, listening
 from tests.reference import fingerprint
 
 
@@ -284,3 +285,16 @@ def _twin(model: nn.Linear) -> nn.Linear:
     twin = nn.Linear(3, 2)
     twin.load_state_dict(model.state_dict())
     return twin
+
+
+def test_the_comparisons_are_reported():
+    """In a large model they take seconds, in which a terminal has to show something."""
+    labels = []
+
+    class Labels(Silent):
+        def start(self, label, total):
+            labels.append(label)
+
+    with listening(Labels()):
+        jacobian(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), torch.randn(3, 3))
+    assert "comparing the model's passes on a few samples" in labels
