@@ -139,8 +139,10 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'alignver' has no attribute {name!r}")
     home = _HOMES[name]
+    from alignver.limits import in_memory
+
     try:
-        value = getattr(importlib.import_module(home), name)
+        value = getattr(in_memory(importlib.import_module)(home), name)
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise

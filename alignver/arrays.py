@@ -20,7 +20,7 @@ import numpy as np
 from alignver import require
 from alignver.errors import InvalidInput, kind_of
 from alignver.frames import from_frame
-from alignver.limits import most_memory
+from alignver.limits import address_space, most_memory
 
 __all__ = [
     "EPS",
@@ -299,7 +299,7 @@ def digest(array: Array) -> str:
 
 
 def available_memory() -> int:
-    """Return the bytes of available main memory, within the limits of the control group and of the call."""
+    """Return the bytes of available main memory, within the limits of the process, its control group and the call."""
     available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
@@ -312,5 +312,5 @@ def available_memory() -> int:
         available = min(available, max(0, limit - int((group / "memory.current").read_text())))
     except (OSError, ValueError):
         pass  # no limit
-    limit_of_call = most_memory()
-    return available if limit_of_call is None else min(available, limit_of_call)
+    limits = (limit for limit in (address_space(), most_memory()) if limit is not None)
+    return min((available, *limits))

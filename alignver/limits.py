@@ -1,7 +1,8 @@
 """Limits of a call: seconds and bytes.
 
 A check with ``max_seconds`` stops at the next step of a long loop and answers UNDECIDED. ``max_memory`` is the memory
-that a call plans with.
+that a call plans with. A check that runs out of memory is UNDECIDED, too, if the system refuses the memory and does not
+end the process: at a limit of the address space, for example.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, ParamSpec
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 from alignver import require
+from alignver.errors import InvalidInput, first_line
 from alignver.results import CheckResult, Rigor, Subject, Verdict
 
 __all__ = [
     "OutOfTime",
+    "address_space",
+    "in_memory",
     "limited",
     "memory_limit",
     "most_memory",
@@ -29,6 +34,7 @@ __all__ = [
 ]
 
 P = ParamSpec("P")
+T = TypeVar("T")
 _end: contextvars.ContextVar[float] = contextvars.ContextVar("alignver_end", default=math.inf)
 _memory: contextvars.ContextVar[int | None] = contextvars.ContextVar("alignver_memory", default=None)
 
@@ -124,8 +130,6 @@ def limited(
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> CheckResult:
             seconds, memory = (kwargs.get(key) for key in ("max_seconds", "max_memory"))
-            if seconds is None and memory is None:
-                return function(*args, **kwargs)
             began = time.perf_counter()
             try:
                 with time_limit(seconds), memory_limit(memory):  # type: ignore[arg-type]  # they validate
@@ -135,10 +139,69 @@ def limited(
                     raise
                 spent = time.perf_counter() - began
                 return out_of_time(error, name, statement, subject, spent)
+            except _REFUSALS as error:
+                if not _is_shortage(error):
+                    raise
+                return CheckResult(
+                    name=name,
+                    statement=statement,
+                    verdict=Verdict.UNDECIDED,
+                    rigor=Rigor.NUMERICAL,
+                    subject=subject,
+                    code=f"{name}-out-of-memory",
+                    reason=f"out of memory: {_shortage(error)}",
+                    next_steps=("a smaller input, or more memory for this process",),
+                    cost={"seconds": time.perf_counter() - began},
+                )
 
         return run
 
     return decorate
+
+
+def in_memory(function: Callable[P, T]) -> Callable[P, T]:
+    """Let a function that is not a check raise :class:`InvalidInput` where it runs out of memory."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except _REFUSALS as error:
+            if not _is_shortage(error):
+                raise
+            need = "a smaller input, or more memory for this process"
+            raise InvalidInput("memory", _shortage(error), need, "too-large") from error
+
+    return run
+
+
+_REFUSALS = (MemoryError, RuntimeError, ImportError, OSError)
+_WORDS = ("allocate memory", "out of memory", "can't start new thread", "failed to map segment")
+
+
+def _is_shortage(error: BaseException) -> bool:
+    """Whether the system refused memory: to NumPy, torch, a new thread (for its stack) or a shared library."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _WORDS)
+
+
+def _shortage(error: BaseException) -> str:
+    space = address_space()
+    left = "" if space is None else f", with {space / 1e6:.1f} MB left of the limit of the address space"
+    return f"{first_line(error)}{left}"
+
+
+def address_space() -> int | None:
+    """Return the bytes that are left of the limit of this process's address space, or None without a limit."""
+    try:
+        import resource  # not on Windows
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit == resource.RLIM_INFINITY:
+            return None
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        return max(0, limit - pages * resource.getpagesize())
+    except (ImportError, OSError):
+        return None
 
 
 def out_of_time(error: OutOfTime, name: str, statement: str, subject: Subject, spent: float) -> CheckResult:

@@ -17,6 +17,7 @@ from alignver import require
 from alignver.arrays import EPS, as_vector, host
 from alignver.checks.exploration import prove_ranks
 from alignver.errors import InvalidInput
+from alignver.limits import in_memory
 from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict
 from alignver.theory.alignment_bounds import theorem_3, zeta
 from alignver.theory.descent import gradient_descent_bound, reference_points, sgd_bound
@@ -162,6 +163,7 @@ class _Phase:
         return self.slack * np.abs(losses) + error * (2.0 * np.sqrt(np.abs(losses)) + error)
 
 
+@in_memory
 def check_convergence(
     record: TrainingRecord,
     model: Exploitation,

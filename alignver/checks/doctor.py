@@ -22,6 +22,7 @@ from alignver.arrays import available_memory
 from alignver.features import threads
 from alignver.features.tiles import unsupported_arithmetic
 from alignver.kernel import machine
+from alignver.limits import in_memory
 from alignver.progress import logger
 from alignver.proof import substitution
 from alignver.report import provenance
@@ -122,6 +123,7 @@ class MachineReport:
         return json.dumps(self.to_dict(), allow_nan=False, indent=1)
 
 
+@in_memory
 def doctor() -> MachineReport:
     """Test whether this machine computes as proofs assume.
 

@@ -23,7 +23,7 @@ from alignver.checks.exploration import check_safe_exploration
 from alignver.checks.network_optimality import check_network
 from alignver.errors import InvalidInput
 from alignver.jacobians.prepare import PreparedAlignment, prepare_alignment
-from alignver.limits import OutOfTime, memory_limit, out_of_time, remaining, time_limit
+from alignver.limits import OutOfTime, in_memory, memory_limit, out_of_time, remaining, time_limit
 from alignver.network.enclosures import EnclosedNetwork
 from alignver.network.functional import parameter_layout
 from alignver.network.output_layers import find_output_layers
@@ -49,6 +49,7 @@ _CODES = {Verdict.HOLDS: "aligned", Verdict.FAILS: "not-aligned", Verdict.UNDECI
 _LAYERS = 8  # layers that a sentence lists
 
 
+@in_memory
 def check_model(
     model: nn.Module,
     X: Any,

@@ -16,6 +16,7 @@ from alignver.features.threads import single_threaded_blas, workers
 from alignver.kernel import Certificate, load_certificate
 from alignver.kernel.certificate import Tampered
 from alignver.kernel.verify import verify
+from alignver.limits import limited
 from alignver.progress import stage, track
 from alignver.results import CheckResult, Verdict
 from alignver.samples import Sequential, as_numbers, open_samples, targets_of
@@ -37,6 +38,7 @@ _SAME_INPUTS = (
 )
 
 
+@limited("recheck", "Certificate")
 def recheck(certificate: Certificate | str | Path, **inputs: Any) -> CheckResult:
     """Check that a certificate proves its claim about the given inputs, with code that did not produce it.
 

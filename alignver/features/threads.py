@@ -17,6 +17,8 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, TypeVar
 
+from alignver.limits import address_space
+
 __all__ = ["SMALL", "dense_flops", "ordered", "single_threaded_blas", "threads_for", "workers"]
 
 T = TypeVar("T")
@@ -26,12 +28,14 @@ SMALL = 2e9
 
 _limited = threading.Lock()
 _MOST_WORKERS = 16  # each of them needs memory for a block and its factor
+_SPACE = 1 << 28  # addresses that a thread may reserve: a stack, and an arena of the C library
 
 
 def workers() -> int:
-    """Return the number of cores that this process may use, at most 16."""
+    """Return the number of cores that this process may use, at most 16; fewer at a limit of the address space."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, _MOST_WORKERS))
+    space = address_space()
+    return max(1, min(cores, _MOST_WORKERS, cores if space is None else space // _SPACE))
 
 
 @contextlib.contextmanager
@@ -100,6 +104,11 @@ def ordered(work: Callable[..., T], arguments: Iterable[tuple[Any, ...]]) -> Gen
     [2, 4, 8]
     """
     count = workers()
+    if count == 1 and address_space() is not None:  # Python waits forever for a thread that starts without memory
+        with single_threaded_blas():
+            for each in arguments:
+                yield work(*each)
+        return
     waiting: collections.deque[concurrent.futures.Future[T]] = collections.deque()
     with single_threaded_blas(), concurrent.futures.ThreadPoolExecutor(count) as pool:
         try:

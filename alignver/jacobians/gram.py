@@ -19,6 +19,7 @@ from alignver.jacobians.contractions import Rows, add_product, mirror
 from alignver.jacobians.gram_planning import SUMS, GramPlan, SlotPlan, plan_slots, uniform, with_blocks
 from alignver.jacobians.jacobian import checked_chunk, nonfinite_derivative, probed_copy
 from alignver.jacobians.sample_blocks import Block, OutputScan, block, scan_outputs, verify_against_backward
+from alignver.limits import in_memory
 from alignver.network.functional import (
     Functional,
     as_module,
@@ -35,6 +36,7 @@ __all__ = ["GramPlan", "GramianComputation", "SlotPlan", "gram", "plan"]
 _SCANNED = 5  # samples of the pass that finds the structure: a prime, so that few other axes have this size
 
 
+@in_memory
 def gram(
     model: nn.Module | Callable[..., Any],
     X: Any,

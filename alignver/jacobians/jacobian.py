@@ -20,6 +20,7 @@ from torch.func import jacfwd, jacrev, vmap
 from alignver import require
 from alignver.errors import InvalidInput, first_line
 from alignver.features.threads import threads_for
+from alignver.limits import in_memory
 from alignver.network.adapt import adapted
 from alignver.network.functional import (
     Functional,
@@ -157,6 +158,7 @@ class Differentiated:
     computed_in: str
 
 
+@in_memory
 def jacobian(
     model: nn.Module,
     X: Any,

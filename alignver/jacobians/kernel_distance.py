@@ -17,6 +17,7 @@ from alignver.arrays import available_memory, host
 from alignver.errors import InvalidInput
 from alignver.jacobians.gram import gram, plan
 from alignver.jacobians.operator import JacobianOperator
+from alignver.limits import in_memory
 from alignver.linalg import norms
 from alignver.network.functional import parameter_layout, require_state
 from alignver.network.inputs import as_inputs
@@ -134,6 +135,7 @@ class RepresentationSnapshot:
     64.0
     """
 
+    @in_memory
     def __init__(
         self,
         model: nn.Module,
@@ -176,6 +178,7 @@ class RepresentationSnapshot:
         self._vectors = norms.vectors(N, probes, seed)
         self._images = [_times(self._start, block) for block in self._vectors]
 
+    @in_memory
     def change(self, state: Mapping[str, torch.Tensor] | None = None) -> RepresentationChange:
         """Return the change since the snapshot, at the present parameters of the model or at those of ``state``.
 
@@ -210,6 +213,7 @@ class RepresentationSnapshot:
         )
 
 
+@in_memory
 def representation_change(
     model: nn.Module,
     X: Any,

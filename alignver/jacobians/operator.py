@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from alignver import require
 from alignver.errors import InvalidInput, first_line
 from alignver.jacobians.jacobian import bound_copy, checked_chunk
+from alignver.limits import in_memory
 from alignver.network.functional import Functional, at_state, comparison_weights, require_state
 from alignver.network.inputs import dtype_name, full_precision
 from alignver.network.validate_model import probe, recomputes, require_own_values, validate_model
@@ -87,6 +88,7 @@ class JacobianOperator:
     tensor([1., 2.], dtype=torch.float64)
     """
 
+    @in_memory
     def __init__(
         self,
         model: nn.Module,
@@ -114,6 +116,7 @@ class JacobianOperator:
         self.computed_in = dtype_name(probed.computed_in)
         self.mode = ""
 
+    @in_memory
     def matvec(self, v: torch.Tensor) -> torch.Tensor:
         """Return J v, (n m_y,), for v of shape (d,)."""
         self._require_vector(v, "v", self.shape[1])
@@ -125,6 +128,7 @@ class JacobianOperator:
                 product[:, start : start + len(part)] = self._push(part, tangents).T
         return product.reshape(-1)
 
+    @in_memory
     def rmatvec(self, u: torch.Tensor) -> torch.Tensor:
         """Return J^T u, (d,), for u of shape (n m_y,)."""
         self._require_vector(u, "u", self.shape[0])

@@ -423,6 +423,9 @@ def load_certificate(path: str | Path) -> Certificate:
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or type(error).__name__
         raise _refused(f"{folder}, which cannot be read ({why})", "a readable directory") from None
+    except MemoryError:
+        size = sum(entry.stat().st_size for entry in folder.iterdir())
+        raise _refused(f"{folder}, whose {size} bytes are more than the memory that is left", "more memory") from None
     try:
         claim, method, seal, version = (document[name] for name in ("claim", "method", "seal", "version"))
         inputs, versions = plain(document["inputs"]), plain(document["versions"])

@@ -26,7 +26,7 @@ _NAMES: dict[str, tuple[str, ...]] = dict.fromkeys(("exploration", "exploration-
 _NAMES |= {"membership": ("J", "y"), "non-membership": ("J", "y"), "rank": ("A",), "not-rank": ("A",)}
 _NAMES |= dict.fromkeys(("optimality", "suboptimality"), ("R", "W", "Y", "Z", "theta"))
 _NAMES |= {"distinct": ("X",), "consistent": ("X", "Y"), "conflicting": ("X", "Y")} | graphs.INPUTS
-_LACKS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError, RecursionError)
+_LACKS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 
 
 def verify(
@@ -54,7 +54,7 @@ def verify(
         HOLDS with PROOF: the certificate proves its claim about these inputs, which were copied and hashed before
         anything else. FAILS: it does not (an input other than the sealed one, a broken seal, a proof that is not
         valid); the claim itself may still be true. UNDECIDED: the arithmetic is not IEEE 754 with rounding to nearest
-        and gradual underflow.
+        and gradual underflow, or memory is short.
 
     Raises
     ------
@@ -87,6 +87,8 @@ def verify(
             reason = _checked(whole, inputs, threads, track or (lambda steps, label: steps))
     except Unsupported as fault:
         return _result(whole, Verdict.UNDECIDED, f"nothing can be proved here: {fault}", began)
+    except MemoryError as error:
+        return _result(whole, Verdict.UNDECIDED, f"out of memory: {error or 'of unknown size'}", began, "out-of-memory")
     except NotProved as failure:
         return _result(whole, Verdict.FAILS, str(failure), began)
     return _result(whole, Verdict.HOLDS, reason, began)
@@ -97,7 +99,7 @@ def _copied(certificate: Any) -> Certificate:
         raise InvalidInput("certificate", type(certificate).__name__, "a Certificate or the path of one")
     try:
         copy = frozen(certificate)
-    except _LACKS:
+    except (*_LACKS, MemoryError):
         raise NotProved("the seal is broken: the certificate contains invalid objects") from None
     require(copy.sealed, "the seal is broken: the certificate was changed after it was made")
     return copy
@@ -151,7 +153,9 @@ def _identified(certificate: Certificate, inputs: Mapping[str, Any], track: Any)
 _KINDS = {Verdict.HOLDS: "proved", Verdict.FAILS: "not-proved", Verdict.UNDECIDED: "arithmetic"}
 
 
-def _result(certificate: Certificate | None, verdict: Verdict, reason: str, began: float) -> CheckResult:
+def _result(
+    certificate: Certificate | None, verdict: Verdict, reason: str, began: float, kind: str | None = None
+) -> CheckResult:
     claim = "Certificate: " + ("the claim" if certificate is None else describe(certificate))
     rigor = Rigor.NUMERICAL if verdict is Verdict.UNDECIDED else Rigor.PROOF
     witness = {"kind": "not proved", "reason": reason} if verdict is Verdict.FAILS else None
@@ -159,5 +163,5 @@ def _result(certificate: Certificate | None, verdict: Verdict, reason: str, bega
     subject = subjects.get(certificate.claim if certificate else "", Subject.COMPUTED_MATRIX)
     return CheckResult(
         "recheck", claim, verdict, rigor, reason, witness=witness, certificate=certificate,
-        cost={"seconds": time.perf_counter() - began}, subject=subject, code=f"recheck-{_KINDS[verdict]}",
+        cost={"seconds": time.perf_counter() - began}, subject=subject, code=f"recheck-{kind or _KINDS[verdict]}",
     )  # fmt: skip

@@ -20,6 +20,7 @@ from torch import nn
 
 from alignver.arrays import is_array
 from alignver.errors import InvalidInput, kind_of
+from alignver.limits import in_memory
 from alignver.network.graph_batches import GraphBatches, graphs_in, numbers_of, targets_of
 from alignver.network.inputs import as_inputs, dtype_name
 from alignver.samples import is_stream, open_samples
@@ -166,6 +167,7 @@ def _fields(value: Any) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else ()
 
 
+@in_memory
 def adapted(
     model: nn.Module,
     X: Any,

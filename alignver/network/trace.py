@@ -25,7 +25,7 @@ from torch import fx, nn
 from alignver.errors import InvalidInput, first_line
 from alignver.kernel.network.degrees import is_random
 from alignver.kernel.network.graph import Graph, Ref, encode, parse
-from alignver.limits import require_time
+from alignver.limits import in_memory, require_time
 from alignver.network.compare import (
     ROWS,
     evaluate,
@@ -100,6 +100,7 @@ class NetworkGraph:
         return evaluate(self.graph, self.tensors if tensors is None else tensors, x, defined=defined)
 
 
+@in_memory
 def trace_model(model: nn.Module, X: Any, *, rows: int = ROWS) -> NetworkGraph:
     """Return the graph of a model for a batch of inputs.
 

@@ -27,6 +27,7 @@ from alignver.errors import InvalidInput, first_line, renamed
 from alignver.jacobians.gram import gram
 from alignver.jacobians.kernel_distance import METHODS, RepresentationSnapshot, squared_distance
 from alignver.jacobians.prepare import PreparedAlignment, prepare_alignment
+from alignver.limits import in_memory
 from alignver.linalg import rank_rules
 from alignver.report.history import History, HistoryFile, Record, require_same_config
 from alignver.results import Verdict, plain
@@ -213,6 +214,7 @@ class AlignmentTracker:
     ({'press': (0, 0), 'golub': (0, 0)}, [0, 5, 10])
     """
 
+    @in_memory
     def __init__(
         self,
         model: nn.Module,

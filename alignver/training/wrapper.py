@@ -12,6 +12,7 @@ from torch import nn
 
 from alignver import require
 from alignver.errors import InvalidInput, kind_of, renamed
+from alignver.limits import in_memory
 from alignver.network.output_layers import find_output_layers
 from alignver.theory.exploitation import objective
 from alignver.theory.losses import LOSSES, loss_name
@@ -284,6 +285,7 @@ class EEWrapper(TrainedNetwork):
         batch_targets = targets if indices is None else targets[indices]
         return self._step(lambda: cached.outputs(indices), batch_targets, drawn)
 
+    @in_memory
     def fit(
         self,
         data: Any,

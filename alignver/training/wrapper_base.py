@@ -16,6 +16,7 @@ from alignver.checks.convergence import check_convergence
 from alignver.checks.network_optimality import dtype_of, loss_as_run, outputs_as_run, with_proof
 from alignver.checks.optimality import check_optimality
 from alignver.errors import InvalidInput
+from alignver.limits import in_memory
 from alignver.network.adapt import as_arrays
 from alignver.network.enclosed_loss import OptimalityProof, prove_optimality
 from alignver.network.inputs import as_inputs, as_targets, taken
@@ -52,6 +53,7 @@ class TrainedNetwork:
     _cached_targets: torch.Tensor | None = None
     _error: float | None = None
 
+    @in_memory
     def check(
         self,
         X: Any,
