@@ -248,7 +248,7 @@ def _resumed_run(session: Session, explicit: set[str], stack: contextlib.ExitSta
 
     ``explicit`` are the options on the command line: they must agree with those of the run.
     """
-    from alignver.training.run_folder import RunFolder
+    from alignver.training.run_folder import RunFolder, require_code_elsewhere
 
     sources, settings = _sources_and_settings(session.options)
     with input_files.rename_options({"folder": "--resume"}):
@@ -264,6 +264,8 @@ def _resumed_run(session: Session, explicit: set[str], stack: contextlib.ExitSta
         if finished and not explicit & set(_SOURCES):
             return folder
         sources = {name: sources[name] or folder.config["sources"].get(name) for name in _SOURCES}
+        if "model" not in explicit:
+            require_code_elsewhere(folder.path, sources["model"])
         wrapper, samples, identity, inputs = _prepared(sources, settings)
         folder.require(identity)
     for change in _changes(folder.config["environment"], model_io.environment()):

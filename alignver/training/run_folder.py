@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import importlib.util
 import json
 import math
 import os
@@ -34,7 +35,7 @@ from alignver.training.exploitation import as_pair, wide
 from alignver.training.loop import gap_bound, tau_epoch
 from alignver.training.wrapper import EEWrapper
 
-__all__ = ["RunFolder", "certificate_inputs", "vacant"]
+__all__ = ["RunFolder", "certificate_inputs", "require_code_elsewhere", "vacant"]
 
 _FORMAT = 1
 _LAST, _AT_TAU = "checkpoint.safetensors", "checkpoint-tau.safetensors"
@@ -470,3 +471,35 @@ def _unwritable(place: pathlib.Path, error: Exception) -> InvalidInput:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     got = f"{place}, which cannot be written ({reason})"
     return InvalidInput("folder", got, "a disk with room, and the right to write", code="unwritable-file")
+
+
+def require_code_elsewhere(folder: str | os.PathLike[str], model: str) -> None:
+    """Refuse code of a model that lies inside of the run folder that names it.
+
+    Loading a run runs this code. A folder from somewhere else could bring its own, with the digest that fits.
+
+    Parameters
+    ----------
+    folder : path
+    model : str
+        ``FILE.py:FUNCTION`` or ``package.module:FUNCTION``.
+
+    Raises
+    ------
+    InvalidInput
+        The file, or the module or one of its packages, is inside of the folder.
+    """
+    place, parts = model.rpartition(":")[0], model.rpartition(":")[0].split(".")
+    inside, files = pathlib.Path(folder).resolve(), [place]
+    if not (place.endswith(".py") or "/" in place):
+        files = []
+        for count in range(1, len(parts) + 1):  # a package is imported to find what is in it: it is looked at before
+            if any(pathlib.Path(file).resolve().is_relative_to(inside) for file in files):
+                break
+            with contextlib.suppress(ImportError, ValueError):
+                spec = importlib.util.find_spec(".".join(parts[:count]))
+                if spec is not None:
+                    files += [*(spec.submodule_search_locations or ()), spec.origin or ""]
+    if any(pathlib.Path(file).resolve().is_relative_to(inside) for file in files if file):
+        got = f"{model}, code inside of the run folder {folder}"
+        raise InvalidInput("model", got, "code elsewhere, which you know: loading a run runs it", "unreadable-file")

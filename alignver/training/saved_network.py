@@ -22,11 +22,12 @@ from torch import nn
 from alignver import require
 from alignver.checks.recheck import recheck
 from alignver.errors import InvalidInput, MissingDependency, first_line
+from alignver.limits import in_memory
 from alignver.network.leaves import deep_copy
 from alignver.results import CheckResult, Report
 from alignver.theory.losses import LOSSES
 from alignver.training.gated_network import GatedNetwork, modify
-from alignver.training.run_folder import RunFolder, certificate_inputs
+from alignver.training.run_folder import RunFolder, certificate_inputs, require_code_elsewhere
 from alignver.training.wrapper_base import EXPLOITING, TrainedNetwork
 
 __all__ = ["SavedNetwork", "load"]
@@ -152,6 +153,7 @@ class SavedNetwork(nn.Module):
         return target
 
 
+@in_memory
 def load(folder: str | os.PathLike[str], *, model: nn.Module | Callable[[], nn.Module] | None = None) -> SavedNetwork:
     """Return the network of a finished run, ready to predict, check and export.
 
@@ -181,7 +183,7 @@ def load(folder: str | os.PathLike[str], *, model: nn.Module | Callable[[], nn.M
         description = _description(weights, config)
         dtype = load_file(weights)["head.hidden"].dtype
         with torch.random.fork_rng(devices=[]):
-            built = _built(config) if model is None else model
+            built = _built(place, config) if model is None else model
             built = built() if callable(built) and not isinstance(built, nn.Module) else built
             require.instance("model", built, nn.Module, _MODEL)
             example = torch.zeros(2, *description["shape"], dtype=getattr(torch, description["dtype"]))
@@ -215,11 +217,12 @@ def _description(weights: pathlib.Path, config: Mapping[str, Any]) -> dict[str, 
     return {**described, "shape": settings["X"]["shape"][1:], "dtype": settings["X"]["dtype"]}
 
 
-def _built(config: Mapping[str, Any]) -> Any:
+def _built(folder: pathlib.Path, config: Mapping[str, Any]) -> Any:
     """Build the model with the code that the run names; refuse code that has changed since."""
     spec = config.get("sources", {}).get("model")
     if spec is None:
         raise InvalidInput("model", "no model, and a run that names no code", _MODEL)
+    require_code_elsewhere(folder, spec)
     place, _, function = spec.rpartition(":")
     digest = (config["settings"].get("code") or {}).get("sha256")
     try:
