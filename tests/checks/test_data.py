@@ -337,7 +337,7 @@ BAD = {
     "targets of three dimensions": ((X, np.zeros((7, 1, 1))), r"^Y: got shape \(7, 1, 1\)"),
     "targets that are NaN": ((X, [0.0, np.nan, 0, 0, 0, 0, 0]), r"^Y: got NaN or Inf at sample 1"),
     "targets twice": ((TensorDataset(T, L), LABELS), r"^Y: got targets beside those in X"),
-    "targets as words": ((X, list("abcdefg")), r"^Y: got entries of dtype <U1"),
+    "words and numbers": ((X, ["a", 1, None, 2, 3, 4, 5]), r"^Y: got entries of dtype object"),
     "triples": ((TensorDataset(T, L, L), None), r"^X: got samples of 3 parts"),
     "dicts": ((Stream([{"x": 1}]), None), r"^X: got samples that are a dict"),
     "a loader that shuffles": ((DataLoader(TensorDataset(T, L), shuffle=True), None), r"^X: .*shuffles.*shuffle=False"),

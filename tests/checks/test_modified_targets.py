@@ -104,7 +104,7 @@ REFUSED = {
     "nan": ([1.0, float("nan")], "squared", 2, 1, r"Y: got nan at 1"),
     "inf": ([[1.0], [float("inf")]], "squared", 2, 1, r"Y: got inf at \(1, 0\)"),
     "nan labels": ([0.0, float("nan")], "cross_entropy", 2, 2, r"nan at 1"),
-    "strings": (["cat", "dog"], "cross_entropy", 2, 2, r"Y: got dtype"),
+    "strings": (["cat", "dog"], "squared", 2, 1, r"numbers"),
     "None": ([None, 1], "cross_entropy", 2, 2, r"dtype object"),
     "ragged": ([[1, 0], [1]], "cross_entropy", 2, 2, r"rows of equal length"),
     "a number": (1.0, "squared", 1, 1, r"dimensions"),
