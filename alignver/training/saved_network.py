@@ -11,6 +11,7 @@ import os
 import pathlib
 import runpy
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -144,7 +145,9 @@ class SavedNetwork(nn.Module):
             if target.suffix == ".pt2":
                 torch.export.save(program, target)
             else:
-                torch.onnx.export(program, f=target)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", FutureWarning)  # of torch's exporter, about torch
+                    torch.onnx.export(program, f=target)
         except Exception as error:  # torch.export raises errors of many types
             got = f"a model that cannot be exported ({first_line(error)})"
             raise InvalidInput(

