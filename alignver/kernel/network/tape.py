@@ -153,6 +153,7 @@ class Tape:
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
+        self._exact: dict[int, Any] = {}
 
     def shape(self, step: int) -> tuple[int, ...]:
         """Return the shape of a step."""
@@ -178,7 +179,11 @@ class Tape:
 
         Sums and products of integers are exact in floats up to 2^53.
         """
-        made = self.steps[step]
+        if step not in self._exact:
+            self._exact[step] = self._computed_exactly(self.steps[step])
+        return self._exact[step]
+
+    def _computed_exactly(self, made: Step) -> Any:
         if made.kind == "input" or (made.kind == "leaf" and not made.args["trainable"]):
             return made.args["value"]
         num, *rest = made.args.get("factor", (1.0, 1.0, False))

@@ -34,6 +34,14 @@ def packed(tokens, e, W):
     return (tokens.double() * W[0, 0])[:, :1] + W[tokens.double().long() % 6].sum(1)
 
 
+def added(tokens, e, W):
+    """Numbers that each step uses three times: 3^50 ways to the tokens."""
+    numbers = tokens.to(e.dtype)
+    for _ in range(50):
+        numbers = numbers + numbers - numbers
+    return e.masked_fill((numbers > 1)[..., None], 0.5).sum(1)
+
+
 PER_SAMPLE = {
     "the last token": lambda t, e, W: e[rows(t), (t != 0).sum(-1) - 1] @ W.T,
     "the last token by its position": lambda t, e, W: e[rows(t), (torch.arange(4) * (t != 0).int()).argmax(-1)] @ W.T,
@@ -53,6 +61,7 @@ PER_SAMPLE = {
     "first of equals": lambda t, e, W: W[t.argmax(1)] + W[t.argmin(1)],
     "gathered tokens": lambda t, e, W: W[t.gather(1, t % 4)].sum(1),
     "a number as an integer": packed,
+    "a long sum of numbers": added,
     "indices of two axes in the middle": lambda t, e, W: torch.stack([e, -e], 1)[:, torch.tensor([1, 0, 1, 1]),
                                                                                 torch.tensor([3, 0, 1, 1])].sum(1),
     "apart": lambda t, e, W: torch.stack([e, -e], 1)[rows(t), :, (t != 0).sum(-1) - 1].sum(1),
