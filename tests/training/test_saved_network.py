@@ -111,7 +111,7 @@ def test_an_export_to_onnx_runs_elsewhere(tmp_path):
     (outputs,) = session.run(None, {session.get_inputs()[0].name: X[:7].float().numpy()})
     ours = network(X[:7].float()).detach().numpy()
     assert np.array_equal(outputs.argmax(1), ours.argmax(1))
-    # Both are float32; the weights that Newton's method found are large, and the outputs of about 6 are their differences.
+    # Both are float32; Newton's method found large weights, of whose products the outputs are differences.
     assert np.allclose(outputs, ours, atol=1e-2)
 
 
