@@ -32,8 +32,26 @@ def code_digest(file: pathlib.Path) -> str:
         for node in ast.walk(tree):
             if isinstance(node, _Documented) and ast.get_docstring(node, clean=False) is not None:
                 node.body = node.body[1:] or [ast.Pass()]
-        code.update(f"{path.name}\n{ast.unparse(tree)}\n".encode())
+        code.update("\n".join([path.name, *_content(tree), ""]).encode())
     return code.hexdigest()[:16]
+
+
+def _content(node: object) -> Iterator[str]:
+    """Yield the parts of a syntax tree, the same in all versions of Python: ast.unparse and ast.dump differ in some."""
+    if isinstance(node, ast.AST):
+        yield type(node).__name__
+        for name, value in ast.iter_fields(node):
+            if isinstance(node, ast.JoinedStr):  # Python 3.12.1 has empty strings in formatted ones
+                value = [part for part in node.values if getattr(part, "value", None) != ""]
+            if value is not None and value != []:  # among them fields that only some versions have
+                yield name
+                yield from _content(value)
+    elif isinstance(node, list):
+        yield str(len(node))
+        for part in node:
+            yield from _content(part)
+    else:
+        yield repr(node)
 
 
 def _with_neighbours(file: pathlib.Path) -> set[pathlib.Path]:

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from alignver import InvalidInput
+from alignver.experiments.code_digest import code_digest
 from alignver.experiments.conduct import NAMES, Answer, Claim, Item, Part, Setting, conduct, load, slug, spread
 from alignver.results import Verdict
 
@@ -162,3 +163,14 @@ def test_an_item_uses_the_device_or_refuses_it(name):
     else:
         with pytest.raises(InvalidInput, match="device"):
             item.parts(setting)
+
+
+def test_the_digest_of_code_is_the_same_in_all_versions_of_python(tmp_path):
+    """Pinned: Python 3.11 to 3.13 give it. Comments and docstrings do not count, and a changed constant does."""
+    file = tmp_path / "module.py"
+    file.write_text('"""A."""\n\n\ndef f(x):\n    return x\n' + "y = f'{1!r:>{2}}' f'{3}'  # b\n")
+    assert code_digest(file) == "d768c8fedf00275d"
+    file.write_text(file.read_text().replace("A.", "B.").replace("# b", ""))
+    assert code_digest(file) == "d768c8fedf00275d"
+    file.write_text(file.read_text().replace("3", "4"))
+    assert code_digest(file) != "d768c8fedf00275d"
