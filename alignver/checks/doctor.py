@@ -331,11 +331,12 @@ def _library(name: str) -> str:
 
 
 def _loaded() -> list[dict[str, Any]]:
-    """Return the libraries that have thread pools, without the folders that they are in."""
+    """Return the libraries of BLAS and OpenMP that are loaded, without the folders that they are in."""
     import threadpoolctl
 
     keys = ("user_api", "internal_api", "prefix", "version", "architecture", "threading_layer", "num_threads")
-    return [{key: info.get(key) for key in keys} for info in threadpoolctl.threadpool_info()]
+    loaded = [info for info in threadpoolctl.threadpool_info() if info["user_api"] in ("blas", "openmp")]
+    return [{key: info.get(key) for key in keys} for info in loaded]
 
 
 _TESTS: dict[str, tuple[Callable[[], _Found], str]] = {

@@ -65,7 +65,7 @@ def threads_for(flops: float) -> Iterator[None]:
     --------
     >>> import threadpoolctl
     >>> with threads_for(1e6):
-    ...     {library["num_threads"] for library in threadpoolctl.threadpool_info()}
+    ...     {library["num_threads"] for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"}
     {1}
     """
     if not flops <= SMALL:
