@@ -190,7 +190,7 @@ class _Tensors:
     def __init__(self) -> None:
         self.held: dict[str, torch.Tensor] = {}
         self._names: dict[tuple[Any, ...], str] = {}
-        self._storages: set[tuple[torch.device, int]] = set()
+        self._storages: set[int] = set()
 
     def taken_from(self, value: Any, place: str) -> Any:
         """Return a value as plain JSON, after taking the tensors in it; {kind: content} is what JSON does not have."""
@@ -211,8 +211,8 @@ class _Tensors:
         raise InvalidInput("checkpoint", f"{place}, {kind_of(value)}", need, code="wrong-type")
 
     def _name(self, tensor: torch.Tensor, place: str) -> str:
-        storage = tensor.device, tensor.untyped_storage().data_ptr()
-        key = (*storage, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        storage = tensor.untyped_storage()._cdata
+        key = (storage, tensor.storage_offset(), tensor.dtype, tensor.shape, tensor.stride())
         if key not in self._names or not tensor.numel():  # tied weights have one name
             while place in self.held or place == _DOCUMENT:
                 place += "_"
