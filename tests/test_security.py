@@ -54,9 +54,9 @@ def calls(path):
 
 
 def files_that_call(*names):
-    found = {(path.name, name) for path in SOURCES for name, _ in calls(path)}
+    called = {(path.name, name) for path in SOURCES for name, _ in calls(path)}
     return {
-        file for file, name in found if name in names or name.rpartition(".")[2] in {n for n in names if n[0] == "_"}
+        file for file, name in called if name in names or name.rpartition(".")[2] in {n for n in names if n[0] == "_"}
     }
 
 

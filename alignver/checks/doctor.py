@@ -153,20 +153,20 @@ def doctor() -> MachineReport:
     return MachineReport(parts, machine.digest(), plain(provenance.versions()))
 
 
-_Found = tuple[Verdict, str, dict[str, Any]]
+_Outcome = tuple[Verdict, str, dict[str, Any]]
 
 
-def _timed(name: str, test: Callable[[], _Found], rests: str) -> Part:
+def _timed(name: str, test: Callable[[], _Outcome], rests: str) -> Part:
     began = time.perf_counter()
     verdict, reason, measured = test()
     return Part(name, verdict, reason, rests, plain(measured), time.perf_counter() - began)
 
 
-def _decided(fault: str, otherwise: str, **measured: Any) -> _Found:
+def _decided(fault: str, otherwise: str, **measured: Any) -> _Outcome:
     return (Verdict.FAILS, fault, measured) if fault else (Verdict.HOLDS, otherwise, measured)
 
 
-def _rounding() -> _Found:
+def _rounding() -> _Outcome:
     """Test this thread, each worker of the pool that proves blocks, and the threads of the BLAS."""
     count = threads.workers()
     together = threading.Barrier(count)  # no worker takes two tasks
@@ -183,17 +183,17 @@ def _rounding() -> _Found:
     return _decided(fault, reason, workers=count)
 
 
-def _products() -> _Found:
+def _products() -> _Outcome:
     libraries = {name: _library(name) for name in ("numpy", "scipy")}
     fault = next(filter(None, map(machine.product_fault, _PRODUCTS)), "")
     if not fault:
-        found = map(functools.partial(machine.product_fault, multiply=substitution.blas_product), _PRODUCTS[:-1])
-        fault = next((f"SciPy's BLAS: {each}" for each in found if each), "")
+        faults = map(functools.partial(machine.product_fault, multiply=substitution.blas_product), _PRODUCTS[:-1])
+        fault = next((f"SciPy's BLAS: {each}" for each in faults if each), "")
     reason = f"conventional, up to order {_PRODUCTS[-1]}: {', '.join(dict.fromkeys(libraries.values()))}"
     return _decided(fault, reason, libraries=libraries, loaded=_loaded(), orders=_PRODUCTS)
 
 
-def _factorizations() -> _Found:
+def _factorizations() -> _Outcome:
     fault = machine.distributed_fault(multiply=substitution.blas_product)
     fault = (f"SciPy's BLAS: {fault}" if fault else "") or next(
         filter(None, map(substitution.solve_fault, _SOLVES)), ""
@@ -201,7 +201,7 @@ def _factorizations() -> _Found:
     return _decided(fault, f"by substitution, up to order {_SOLVES[-1]}", orders=_SOLVES)
 
 
-def _functions() -> _Found:
+def _functions() -> _Outcome:
     errors = function_errors(machine.function_errors)
     if errors is None:
         short = machine.inaccurate(machine.function_errors(machine.POINTS))
@@ -259,7 +259,7 @@ def _points(name: str, source: np.random.Generator, count: int) -> list[float]:
 _TORCH = {"arctan": "atan"}
 
 
-def _torch() -> _Found:
+def _torch() -> _Outcome:
     """Test torch's functions, products, and the modes in which it computes."""
     if importlib.util.find_spec("torch") is None:
         return Verdict.HOLDS, "not installed: nothing rests on it", {}
@@ -300,20 +300,20 @@ def _torch() -> _Found:
     return _decided(fault, f"{accuracy}; products conventional; {state}", units=errors or {}, modes=modes)
 
 
-def _devices() -> _Found:
+def _devices() -> _Outcome:
     """Test the arithmetic of each GPU that torch or CuPy finds."""
-    found: dict[str, str] = {}
+    faults: dict[str, str] = {}
     if importlib.util.find_spec("torch") is not None:
         import torch
 
         for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
             place = torch.empty(0, dtype=torch.float64, device=f"cuda:{index}")
-            found[f"{torch.cuda.get_device_name(index)} (cuda:{index})"] = unsupported_arithmetic(place, 1024)
-    fault = next((f"{name}: {each}" for name, each in found.items() if each), "")
-    return _decided(fault, f"float64 as assumed on {', '.join(found)}" if found else "no GPU", devices=found)
+            faults[f"{torch.cuda.get_device_name(index)} (cuda:{index})"] = unsupported_arithmetic(place, 1024)
+    fault = next((f"{name}: {each}" for name, each in faults.items() if each), "")
+    return _decided(fault, f"float64 as assumed on {', '.join(faults)}" if faults else "no GPU", devices=faults)
 
 
-def _resources() -> _Found:
+def _resources() -> _Outcome:
     memory, cores = available_memory(), threads.workers()
     reason = f"{memory / 1e9:.1f} GB of memory available, {cores} worker threads, {platform.machine()}"
     return Verdict.HOLDS, reason, {"memory": memory, "workers": cores, "machine": platform.machine()}
@@ -339,7 +339,7 @@ def _loaded() -> list[dict[str, Any]]:
     return [{key: info.get(key) for key in keys} for info in loaded]
 
 
-_TESTS: dict[str, tuple[Callable[[], _Found], str]] = {
+_TESTS: dict[str, tuple[Callable[[], _Outcome], str]] = {
     "rounding": (_rounding, "anything"),
     "products": (_products, "anything"),
     "factorizations": (_factorizations, "full rank and definiteness by a Cholesky factorization; other methods remain"),

@@ -39,8 +39,11 @@ def _print(command: Any, ctx: Any) -> None:
 def _lines(command: Any, ctx: Any, width: int) -> Iterator[Text]:
     def wrapped(words: str, indent: int) -> Iterator[Text]:
         for line in words.splitlines():
-            own = indent + len(line) - len(line.lstrip())
-            first, rest = " " * own, " " * (own + 2 * (own > indent))  # the rest of an example is indented further
+            depth = indent + len(line) - len(line.lstrip())
+            first, rest = (
+                " " * depth,
+                " " * (depth + 2 * (depth > indent)),
+            )  # an example goes on further in
             parts = textwrap.wrap(
                 line.strip(), width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False
             )

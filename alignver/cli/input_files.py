@@ -156,8 +156,8 @@ def read_samples(path: str, *, targets: bool = True) -> tuple[Any, Any, dict[str
     if len(several) < 2 or any(name in names for name in NAMES["X"]) or (targets and target is None):
         arrays = read_npz(path, "--data", keys)
         return arrays["X"], arrays.get("Y"), arrays
-    chosen = (*several, target) if targets and target else tuple(several)
-    arrays = read_npz(path, "--data", chosen)
+    members = (*several, target) if targets and target else tuple(several)
+    arrays = read_npz(path, "--data", members)
     say(f"{path}: the inputs are {', '.join(several)}")
     return {name: arrays[name] for name in several}, arrays.get(target or ""), arrays
 

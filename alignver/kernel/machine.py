@@ -120,9 +120,9 @@ def digest() -> str:
     return hashlib.sha256(json.dumps(outcome(), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _first(found: Mapping[str, str]) -> str:
+def _first(faults: Mapping[str, str]) -> str:
     """Return the deviation that concerns every proof: that of the primitives concerns bounds of 2u alone."""
-    return found["rounding"] or found["products"] or found["functions"]
+    return faults["rounding"] or faults["products"] or faults["functions"]
 
 
 def _once() -> Mapping[str, str]:
@@ -130,18 +130,18 @@ def _once() -> Mapping[str, str]:
     fault = thread_fault()
     if fault:
         return dict.fromkeys(("rounding", "products", "functions", "primitives"), fault)
-    return {part: distrusted(part) or found for part, found in _tested().items()}
+    return {part: distrusted(part) or fault for part, fault in _tested().items()}
 
 
 @functools.cache
 def _tested() -> Mapping[str, str]:
-    found = function_errors(POINTS)
-    wide = {name: error for name, error in found.items() if ASSUMED[name] > 2.0}
+    errors = function_errors(POINTS)
+    wide = {name: error for name, error in errors.items() if ASSUMED[name] > 2.0}
     return {
         "rounding": "",  # tested at each entry; a longer test may find more
         "products": next(filter(None, map(product_fault, (8, 192))), ""),
-        "functions": inaccurate({name: found[name] for name in ("exp", "log1p")}, 2.0**13) or inaccurate(wide),
-        "primitives": inaccurate(found),
+        "functions": inaccurate({name: errors[name] for name in ("exp", "log1p")}, 2.0**13) or inaccurate(wide),
+        "primitives": inaccurate(errors),
     }
 
 
@@ -193,8 +193,8 @@ def product_fault(order: int, multiply: Callable[[Any, Any], Any] = np.matmul) -
     """
     half, source = (order + 1) // 2, np.random.default_rng(order)
     left, right = source.uniform(1.0, 2.0, (order, 2 * half)), np.zeros((2 * half, half))
-    chosen = source.permutation(half)
-    right[half + chosen, np.arange(half)] = 1.0
+    permutation = source.permutation(half)
+    right[half + permutation, np.arange(half)] = 1.0
     small = left[:, half:] * 2.0**-40
     tiny = source.integers(1, 2**20, (order, half)).view(np.float64)  # subnormal: multiples of 2^-1074
     tiny[np.arange(order) % 32 > 0] = 0.0  # they are slow
@@ -202,8 +202,8 @@ def product_fault(order: int, multiply: Callable[[Any, Any], Any] = np.matmul) -
     nearest = np.repeat(np.resize(_NEAREST, (order, 1)), half, axis=1)
     with np.errstate(all="ignore"):
         for A, B, exact, fault in (
-            (np.hstack([left[:, :half], small]), right, small[:, chosen], _UNCONVENTIONAL),
-            (np.hstack([left[:, :half], tiny]), right, tiny[:, chosen], _FLUSHED),
+            (np.hstack([left[:, :half], small]), right, small[:, permutation], _UNCONVENTIONAL),
+            (np.hstack([left[:, :half], tiny]), right, tiny[:, permutation], _FLUSHED),
             (terms, np.ones((2, half)), nearest, _ROUNDED),
         ):
             rows = np.vstack([A, B.T])  # times its transpose: another routine, for symmetric products
@@ -253,8 +253,8 @@ def _function(name: str) -> Callable[[Any], Any]:
     """Return a function as it is used: of an array."""
     if name.startswith("math."):
         return np.vectorize(getattr(math, name.removeprefix("math.")), otypes=[np.float64])
-    own: dict[str, Callable[[Any], Any]] = {"erf": erf, "logaddexp": lambda x: np.logaddexp(0.0, x)}
-    computed: Callable[[Any], Any] = own[name] if name in own else getattr(np, name)
+    composed: dict[str, Callable[[Any], Any]] = {"erf": erf, "logaddexp": lambda x: np.logaddexp(0.0, x)}
+    computed: Callable[[Any], Any] = composed[name] if name in composed else getattr(np, name)
     return computed
 
 
@@ -291,12 +291,12 @@ def function_errors(
     with np.errstate(all="ignore"), decimal.localcontext(decimal.Context(prec=50, traps=[])):
         for name, values in points.items():
             x, computed = np.array(values), function(name)
-            found: list[set[float]] = [set() for _ in x]
+            results: list[set[float]] = [set() for _ in x]
             for length in (*_LENGTHS, len(x)):
                 which = np.resize(np.roll(np.arange(len(x)), length), length)
                 for k, value in zip(which.tolist(), computed(x[which]).tolist(), strict=True):
-                    found[k].add(value)
-            errors[name] = max(_error(name, float(x[k]), found[k], exact) for k in range(len(x)))
+                    results[k].add(value)
+            errors[name] = max(_error(name, float(x[k]), results[k], exact) for k in range(len(x)))
     return errors
 
 

@@ -117,10 +117,10 @@ class Rows:
         if self._copy is not None:
             return self._copy[which]
         count = which.stop - which.start if isinstance(which, slice) else len(which)
-        found = np.asarray(self.source[which])
-        demand(found.shape == (count, self.stored), "Z", f"{found.shape} for {count} rows", "all requested rows")
-        rows = np.empty(found.shape, dtype=self.dtype) if rows is None else rows
-        np.copyto(rows, found, casting="unsafe")
+        read = np.asarray(self.source[which])
+        demand(read.shape == (count, self.stored), "Z", f"{read.shape} for {count} rows", "all requested rows")
+        rows = np.empty(read.shape, dtype=self.dtype) if rows is None else rows
+        np.copyto(rows, read, casting="unsafe")
         if self._digests is not None:
             indices = range(which.start, which.stop) if isinstance(which, slice) else which.tolist()
             same = all(_digest(row) == self._digests[index] for row, index in zip(rows, indices, strict=True))

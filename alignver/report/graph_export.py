@@ -194,17 +194,17 @@ def _enclosures(graph: Graph, theta: Any, x: Any) -> list[dict[str, Any] | None]
         raise InvalidInput(
             "certificate", f"a graph that is not enclosed in float64 ({failure})", "rules for its operators"
         ) from None
-    found: list[dict[str, Any] | None] = []
+    enclosures: list[dict[str, Any] | None] = []
     for value in compiler.values:
         if not isinstance(value, Real) or value.masked is not None:
-            found.append(None)
+            enclosures.append(None)
             continue
         enclosed, radii = steps[value.step], np.atleast_1d(steps[value.step].error)
         centre, radius = enclosed.value.reshape(-1), float(radii.max())
-        found.append({
+        enclosures.append({
             "low": math.nextafter(float(centre.min(initial=math.inf)) - radius, -math.inf),
             "high": math.nextafter(float(centre.max(initial=-math.inf)) + radius, math.inf),
             "centre": centre.tolist() if centre.size <= _MOST else None,
             "radius": radii.tolist(),
         })  # fmt: skip
-    return found
+    return enclosures

@@ -216,9 +216,9 @@ class _Tensors:
         if key not in self._names or not tensor.numel():  # tied weights have one name
             while place in self.held or place == _DOCUMENT:
                 place += "_"
-            own = tensor.detach().resolve_neg().cpu().contiguous()
-            whole = own.untyped_storage().nbytes() == own.nbytes and storage not in self._storages
-            self.held[place] = own if whole else own.clone()
+            copy = tensor.detach().resolve_neg().cpu().contiguous()
+            whole = copy.untyped_storage().nbytes() == copy.nbytes and storage not in self._storages
+            self.held[place] = copy if whole else copy.clone()
             self._names[key] = place
             self._storages.add(storage)
         return self._names[key]

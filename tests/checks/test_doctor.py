@@ -46,9 +46,9 @@ ALONE = REPORT.replace("report = av.doctor()", "").replace("report.parts", "()")
 """Without ``doctor``: the shorter test before the first proof suffices."""
 
 
-def proved(found):
+def proved(report):
     return {
-        name for name, (verdict, rigor, _) in found["results"].items() if rigor == "PROOF" and verdict != "UNDECIDED"
+        name for name, (verdict, rigor, _) in report["results"].items() if rigor == "PROOF" and verdict != "UNDECIDED"
     }
 
 
@@ -75,39 +75,39 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("code", [REPORT, ALONE], ids=["doctor", "first proof"])
 def test_products(fault, code):
-    found = json.loads(faults.run(PRELUDE + code, FAULT=fault))
-    assert proved(found) == set(), found
-    for name, (_, _, lines) in found["results"].items():
+    report = json.loads(faults.run(PRELUDE + code, FAULT=fault))
+    assert proved(report) == set(), report
+    for name, (_, _, lines) in report["results"].items():
         # A claim of a proof alone is UNDECIDED with that reason; the staircase names it, too.
         assert any(word in " ".join(lines) for word in FAULTS[fault].split("|")), (name, lines)
     if code is REPORT:
-        verdict, reason = found["parts"]["products"]
+        verdict, reason = report["parts"]["products"]
         assert verdict == "FAILS"
         assert any(word in reason for word in FAULTS[fault].split("|"))
-        assert found["text"].splitlines()[0].endswith("FAILS")
+        assert report["text"].splitlines()[0].endswith("FAILS")
 
 
 @pytest.mark.parametrize("fault", ["inverted", "inverted solves"])
 @pytest.mark.parametrize("code", [REPORT, ALONE], ids=["doctor", "first proof"])
 def test_factorizations(fault, code, healthy):
-    found = json.loads(faults.run(PRELUDE + code, FAULT_SOLVE=fault))
-    assert proved(found) == proved(healthy) - {"gram"}  # the others are proved by other methods
-    assert "not computed by substitution" in " ".join(found["results"]["gram"][2])
+    report = json.loads(faults.run(PRELUDE + code, FAULT_SOLVE=fault))
+    assert proved(report) == proved(healthy) - {"gram"}  # the others are proved by other methods
+    assert "not computed by substitution" in " ".join(report["results"]["gram"][2])
     if code is REPORT:
-        assert found["parts"]["factorizations"][0] == "FAILS"
-        assert found["parts"]["products"][0] == "HOLDS"
+        assert report["parts"]["factorizations"][0] == "FAILS"
+        assert report["parts"]["products"][0] == "HOLDS"
 
 
 @pytest.mark.parametrize(("thread", "part"), [(1, "rounding"), (2, "factorizations")])
 def test_one_thread_of_a_blas(thread, part):
     settings = {"FAULT": "down", "FAULT_THREAD": str(thread), "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
-    found = json.loads(faults.run(PRELUDE + REPORT, threads=True, **settings))
-    if {verdict for verdict, _ in found["parts"].values()} == {"HOLDS"}:
+    report = json.loads(faults.run(PRELUDE + REPORT, threads=True, **settings))
+    if {verdict for verdict, _ in report["parts"].values()} == {"HOLDS"}:
         pytest.skip("this BLAS has one thread")
-    assert found["parts"][part][0] == "FAILS"
-    assert "do not round to nearest" in found["parts"][part][1]
-    assert "gram" not in proved(found)
-    assert thread == 2 or proved(found) == set()
+    assert report["parts"][part][0] == "FAILS"
+    assert "do not round to nearest" in report["parts"][part][1]
+    assert "gram" not in proved(report)
+    assert thread == 2 or proved(report) == set()
 
 
 WORKER = """
@@ -128,9 +128,9 @@ def test_one_worker_rounds_otherwise():
         [sys.executable, "-W", "error", "-c", PRELUDE + WORKER + REPORT], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["parts"]["rounding"] == ["FAILS", "1 of 3 worker threads: this thread does not round to nearest"]
-    assert proved(found) == set()
+    report = json.loads(done.stdout)
+    assert report["parts"]["rounding"] == ["FAILS", "1 of 3 worker threads: this thread does not round to nearest"]
+    assert proved(report) == set()
 
 
 INACCURATE = """
@@ -147,14 +147,14 @@ checks |= {"features": lambda: av.check_safe_exploration(net, X=X, layer="1")}
 @pytest.mark.parametrize("code", [REPORT, ALONE], ids=["doctor", "first proof"])
 def test_an_exponential_that_is_off_by_8_units(code):
     """Norm-wise enclosures assume 2 units: nothing is proved of the network, only of the features as computed."""
-    found = json.loads(
+    report = json.loads(
         subprocess.run([sys.executable, "-c", PRELUDE + INACCURATE + code], capture_output=True, check=True).stdout
     )
-    words = " ".join(found["results"].pop("features")[2])
+    words = " ".join(report["results"].pop("features")[2])
     assert "nothing is proved of the network: functions are less accurate than proofs assume: exp by" in words
-    assert proved(found) == set(found["results"])  # those that do not rest on it
+    assert proved(report) == set(report["results"])  # those that do not rest on it
     if code is REPORT:
-        verdict, reason = found["parts"]["functions"]
+        verdict, reason = report["parts"]["functions"]
         assert verdict == "FAILS"
         assert "exp by" in reason  # 8 u or more: its own error is added
 

@@ -97,7 +97,7 @@ def test_quick_work_shows_no_progress(files):
 
 @pytest.mark.slow
 def test_the_progress_ends_before_the_verdict(files):
-    np.save(files / "long.npy", np.random.default_rng(0).standard_normal((60000, 300)))
+    np.save(files / "long.npy", np.random.default_rng(0).standard_normal((150000, 300)))
     code, shown = on_terminal(files, "check", "exploration", "long.npy", "--add-constant")
     assert code == 0
     assert "\x1b[?25l" in shown  # it took long enough for a display

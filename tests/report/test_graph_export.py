@@ -64,10 +64,10 @@ def test_enclosures_contain_what_onnx_computes(activation, tmp_path):
     assert document["certificate"]["seal"] == certificate.seal
     assert {p.key: p.value for p in model.metadata_props}["alignver.seal"] == certificate.seal
     (name,) = (entry["value"] for entry in document["nodes"] if entry["op"] == "input")
-    found = evaluated(model, {name: inputs["x"]})
+    values = evaluated(model, {name: inputs["x"]})
     compared = 0
     for entry in document["nodes"]:
-        value = found.get(entry["value"])
+        value = values.get(entry["value"])
         if value is None:
             continue
         assert list(value.shape) == entry["shape"]

@@ -149,7 +149,7 @@ def arrays(records, data_file, content):
     require(len(content) <= size + 1024 * (len(records) + 1), "data.npz is too large")
     digest = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     require(data_file == digest, "data.npz is another file")
-    found, at = {}, 0
+    members, at = {}, 0
     for name, record in sorted(records.items()):
         member = f"{name}.npy".encode()
         head = content[at : at + 30]
@@ -163,8 +163,8 @@ def arrays(records, data_file, content):
         array = npy(content[at:end], (record["dtype"],), (False,))
         require(array.record() == record, f"{name} is another array")
         require(all(map(math.isfinite, array.flat)), f"{name} has numbers that are not finite")
-        found[name], at = array, end
-    return found
+        members[name], at = array, end
+    return members
 
 
 REALS = ["|b1", *(f"{side}{code}" for side in "<>|=" for code in CODES if code != "b1")]
@@ -255,38 +255,38 @@ def rank(rows):
         return 0
     rows = transposed(whole(transposed(whole(rows))))
     rows = transposed(rows) if len(rows) > len(rows[0]) else rows
-    found = rank_modulo(rows, 2**61 - 1)
-    while found < len(rows):
+    least = rank_modulo(rows, 2**61 - 1)
+    while least < len(rows):
         # Hadamard: a minor of order r + 1 is at most the product of the lengths of r + 1 rows; the prime is larger.
-        squares = sorted((dot(row, row) for row in rows), reverse=True)[: found + 1]
+        squares = sorted((dot(row, row) for row in rows), reverse=True)[: least + 1]
         bits = sum(square.bit_length() for square in squares) // 2 + 1
         if bits >= MERSENNE[-1] or bits * len(rows) ** 3 > 10**11:
             raise NotDecided("the rank of a matrix that is too large")
-        larger = rank_modulo(rows, 2 ** next(p for p in MERSENNE if p > bits) - 1, found + 1)
-        if larger == found:
+        larger = rank_modulo(rows, 2 ** next(p for p in MERSENNE if p > bits) - 1, least + 1)
+        if larger == least:
             break
-        found = larger
-    return found
+        least = larger
+    return least
 
 
 def rank_modulo(rows, p, most=None):
     """Return the rank modulo a prime, or ``most`` if it is at least that."""
-    rows, found = [[v % p for v in row] for row in rows], 0
+    rows, rank = [[v % p for v in row] for row in rows], 0
     for column in range(len(rows[0])):
-        pivot = next((i for i in range(found, len(rows)) if rows[i][column]), None)
+        pivot = next((i for i in range(rank, len(rows)) if rows[i][column]), None)
         if pivot is None:
             continue
-        rows[found], rows[pivot] = rows[pivot], rows[found]
-        first = rows[found]
+        rows[rank], rows[pivot] = rows[pivot], rows[rank]
+        first = rows[rank]
         inverse = pow(first[column], -1, p)
-        for i in range(found + 1, len(rows)):
+        for i in range(rank + 1, len(rows)):
             factor = rows[i][column] * inverse % p
             if factor:
                 rows[i] = [(a - factor * b) % p for a, b in zip(rows[i], first)]
-        found += 1
-        if found in (len(rows), most):
+        rank += 1
+        if rank in (len(rows), most):
             break
-    return found
+    return rank
 
 
 def gram(rows):
@@ -487,10 +487,10 @@ def stated(c, name):
 
 def exponents(c, count):
     """Return the scaling of the certificate as powers of two; ones without a usable one."""
-    found = c["data"].get("scaling")
-    usable = found is not None and found.dtype == "<i8" and found.shape == (count,)
-    usable = usable and all(abs(e) <= 1000 for e in found.flat)
-    return [Fraction(2) ** e for e in found.flat] if usable else [Fraction(1)] * count
+    powers = c["data"].get("scaling")
+    usable = powers is not None and powers.dtype == "<i8" and powers.shape == (count,)
+    usable = usable and all(abs(e) <= 1000 for e in powers.flat)
+    return [Fraction(2) ** e for e in powers.flat] if usable else [Fraction(1)] * count
 
 
 # -- matrices ---------------------------------------------------------------------------------------------------------
@@ -560,11 +560,11 @@ def rank_claim(c, inputs):
     n, d = inputs["A"].shape
     ball, least = ball_of(c, n, d), min(n, d)
     W = A if n <= d else transposed(A)
-    found, wanted = rank(A), c["claim"] == "rank"
-    require((found == claimed) == wanted, f"the rank is {found}")
+    exact, wanted = rank(A), c["claim"] == "rank"
+    require((exact == claimed) == wanted, f"the rank is {exact}")
     check_s_min(c, W)
     if ball is None or claimed > least or not any_radius(ball):
-        return f"the rank is {found}"
+        return f"the rank is {exact}"
     # Matrices of full rank are dense.
     if (claimed < least) == wanted:
         decide(False if least_radius(ball) else None, "a matrix nearby has full rank", "some radii are 0")
@@ -662,9 +662,9 @@ def factored_membership(c, inputs):
 
 
 def array(c, name, dtype, shape):
-    found = c["data"].get(name)
-    require(found is not None and (found.dtype, found.shape) == (dtype, shape), f"no {name} of this kind and shape")
-    return found
+    stored = c["data"].get(name)
+    require(stored is not None and (stored.dtype, stored.shape) == (dtype, shape), f"no {name} of this kind and shape")
+    return stored
 
 
 def features(c, Z):
@@ -1259,9 +1259,9 @@ def network_loss(c, inputs):
     require(set(names) <= known, "a parameter that the graph does not have")
     others = {}
     for k, name in enumerate(names):
-        found = c["data"].get(f"better{k}")
-        require(found is not None and found.dtype == "<f8" and len(found.shape) == 1, "other values are missing")
-        others[name] = [Fraction(v) for v in found.flat]
+        stored = c["data"].get(f"better{k}")
+        require(stored is not None and stored.dtype == "<f8" and len(stored.shape) == 1, "other values are missing")
+        others[name] = [Fraction(v) for v in stored.flat]
     if here[0] - loss(others)[1] <= gap:
         raise NotDecided("the other values are not better by so much")
     return "better values are known"
@@ -1298,11 +1298,11 @@ def refs(args):
 
 def degrees(nodes, S):
     """Return the degree of each node in S, by the rules of core operators."""
-    found, moves = [], moving(nodes)
+    known, moves = [], moving(nodes)
 
     def of(value):
         if isinstance(value, Ref):
-            return found[value]
+            return known[value]
         return (ANY if value == 0 else 0) if type(value) in (int, float) else 0 if value is None else NONE
 
     def joined(*terms):
@@ -1335,11 +1335,11 @@ def degrees(nodes, S):
         elif name == "div" and args.get("rounding_mode") is None:
             degree = of(a) if of(args["other"]) in (0, ANY) else NONE
         elif name in (*SMOOTH, *KINKED):
-            degree = 0 if all(found[k] in (0, ANY) for k in refs(args)) else NONE
+            degree = 0 if all(known[k] in (0, ANY) for k in refs(args)) else NONE
         else:
             raise NotDecided(f"{op} is no core operator")
-        found.append(degree)
-    return found
+        known.append(degree)
+    return known
 
 
 def is_linear(graph, S):
