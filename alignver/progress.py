@@ -10,14 +10,13 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-import importlib
 import logging
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 from alignver import require
 from alignver.limits import OutOfTime, remaining, require_time
@@ -155,7 +154,8 @@ def _duration(seconds: float) -> str:
 @functools.cache
 def flop_rate() -> float:
     """Return the float64 operations per second of a matrix product here, about."""
-    np: Any = importlib.import_module("numpy")
+    import numpy as np
+
     a, best = np.ones((384, 384)), 0.0
     for _ in range(4):
         began = time.perf_counter()
@@ -185,8 +185,9 @@ def _terminal() -> bool:
 
 @functools.cache
 def _automatic() -> Listener:
-    listener: Listener = importlib.import_module("alignver.report.automatic").Automatic()
-    return listener
+    from alignver.progress_bars import Automatic  # which loads rich
+
+    return Automatic()
 
 
 def track(steps: Iterable[T], label: str) -> Iterator[T]:

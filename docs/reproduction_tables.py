@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from alignver.experiments.conduct import load
+from alignver.experiments import load
 
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE / "results"

@@ -15,7 +15,8 @@ import pytest
 from alignver.checks.data import check_data
 from alignver.data import semeion
 from alignver.data.image_sets import cifar10, cifar100
-from alignver.experiments.conduct import NAMES, Setting, conduct, load
+from alignver.experiments import NAMES, load
+from alignver.experiments.conduct import Setting, conduct
 from alignver.report import source
 from alignver.results import Report, Verdict, plain
 

@@ -38,7 +38,7 @@ from alignver.progress import announce, track
 from alignver.proof import Certificate
 from alignver.proof.duplicate_inputs import DuplicateInputs
 from alignver.proof.rounding import FloatArray, mul_down
-from alignver.results import CheckResult, Rigor, Subject, Verdict
+from alignver.results import CheckResult, Rigor, Subject, Verdict, shown_up
 from alignver.samples import fingerprints, open_samples
 from alignver.theory.exploitation import Exploitation
 
@@ -160,8 +160,7 @@ def check_safe_exploration(
     if is_module(Z):
         options = {"width": width, "q": q, "method": method, "rule": rule, "delta": delta, "certify": certify}
         options |= {"delta_is_estimate": delta_is_estimate, "weights": weights, "tries": tries, "seed": seed}
-        of_models: Any = importlib.import_module("alignver.checks.network_exploration")  # which loads torch
-        result: CheckResult = of_models.check_features(Z, X, layer, batch_size, folder, {**options, "client": client})
+        result = _check_model(Z, X, layer, batch_size, folder, {**options, "client": client})
         return dataclasses.replace(result, cost=_cost(began))
     if layer is not None:
         raise InvalidInput("layer", f"{layer!r} beside features", "a model in place of Z", "conflicting-arguments")
@@ -207,6 +206,44 @@ def is_module(value: Any) -> bool:
     """Whether a value is a torch module, without importing torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.nn.Module)
+
+
+def _check_model(
+    model: Any, X: Any, layer: str | None, batch_size: int, folder: Any, options: dict[str, Any]
+) -> CheckResult:
+    """Check the exact features of a model if they can be enclosed, else those that the module computes."""
+    module: Any = importlib.import_module("alignver.checks.network_exploration")  # which loads torch
+    features = module.ModelFeatures.of(model, X, layer, batch_size)  # refuses a wrong layer before anything is decided
+    refuted = equal_inputs(X)
+    if refuted is not None:
+        return refuted
+    width = options["width"]
+    refutable = isinstance(width, int) and width * features.m < features.n  # for the exact features as for all others
+    reason = "" if refutable else _why_not(options)
+    if not reason and not refutable:
+        enclosed = features.enclosed(folder)
+        if isinstance(enclosed, str):
+            reason = enclosed
+        else:
+            proved = check_safe_exploration(enclosed.Z, add_constant=True, **{**options, "delta": enclosed.delta})
+            if proved.verdict is Verdict.HOLDS and isinstance(proved.certificate, Certificate):
+                result: CheckResult = features.about_the_network(proved, enclosed)
+                return result
+            reason = f"its features are proved within {shown_up(enclosed.delta)} only ({proved.reason})"
+    folder = folder if options["method"] == "gram" or options["q"] is not None else None
+    result = check_safe_exploration(features.computed(), add_constant=True, folder=folder, **options)
+    if refutable:
+        return result
+    return dataclasses.replace(result, evidence=(f"nothing is proved of the network: {reason}", *result.evidence))
+
+
+def _why_not(options: dict[str, Any]) -> str:
+    """Return why the features of a model are not enclosed; empty if they are."""
+    if options["q"] is not None or options["method"] in ("gram", "dense"):
+        return "the errors of its features are proved for the staircase only"
+    if options["delta"] is not None:
+        return "delta was given"
+    return "" if options["certify"] else "no certificate was requested"
 
 
 def equal_inputs(X: Any, n: int | None = None) -> CheckResult | None:

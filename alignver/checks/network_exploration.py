@@ -1,4 +1,4 @@
-"""Safe exploration of a model: of the network itself, or of the features that its module computes."""
+"""The features of a model for safe exploration: those of the network itself, enclosed, and those that are computed."""
 
 from __future__ import annotations
 
@@ -6,89 +6,92 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+import torch
 
-from alignver.checks.exploration import check_safe_exploration, equal_inputs
 from alignver.errors import InvalidInput
 from alignver.kernel import Certificate
 from alignver.kernel.failure import NotProved, Unsupported
 from alignver.network.enclosed_features import EnclosedFeatures, enclose_features, model_inputs
 from alignver.network.feature_extraction import extract_features
-from alignver.results import CheckResult, Rigor, Subject, Verdict, shown_up
+from alignver.results import CheckResult, Rigor, Subject, shown_up
 
-__all__ = ["check_features"]
+__all__ = ["ModelFeatures"]
 
 
-def check_features(
-    model: Any, X: Any, layer: str | None, batch_size: int, folder: Any, options: dict[str, Any]
-) -> CheckResult:
-    """Check the features of a model: the exact ones if they can be enclosed, else those that the module computes.
+@dataclasses.dataclass(frozen=True)
+class ModelFeatures:
+    """A layer of a model at its inputs.
 
-    The arguments are those of :func:`~alignver.checks.exploration.check_safe_exploration`; ``options`` are the others.
+    Attributes
+    ----------
+    model : torch.nn.Module
+    x : tensor
+        The n inputs.
+    layer : str or None
+    batch_size : int
+    m : int
+        The number of features, with the constant.
     """
-    if X is None:
-        raise InvalidInput("X", "no inputs", "the inputs of the model", "wrong-type")
-    x = model_inputs(model, X)
-    # A wrong layer is refused before anything is decided.
-    m = extract_features(model, x[:2], layer, batch_size=batch_size).shape[1] + 1
-    refuted = equal_inputs(X)
-    if refuted is not None:
-        return refuted
-    reason = _why_not(options)
-    width = options["width"]
-    refutable = isinstance(width, int) and width * m < len(x)  # for the exact features as for all others
-    if not reason and not refutable:
+
+    model: Any
+    x: torch.Tensor
+    layer: str | None
+    batch_size: int
+    m: int
+
+    @classmethod
+    def of(cls, model: Any, X: Any, layer: str | None, batch_size: int) -> ModelFeatures:
+        """Read the inputs, and pass two of them through the model, which refuses a wrong layer."""
+        if X is None:
+            raise InvalidInput("X", "no inputs", "the inputs of the model", "wrong-type")
+        x = model_inputs(model, X)
+        m = extract_features(model, x[:2], layer, batch_size=batch_size).shape[1] + 1
+        return cls(model, x, layer, batch_size, m)
+
+    @property
+    def n(self) -> int:
+        """The number of samples."""
+        return len(self.x)
+
+    def computed(self) -> Any:
+        """Return the features (n, m - 1) as the module computes them."""
+        return extract_features(self.model, self.x, self.layer, batch_size=self.batch_size)
+
+    def enclosed(self, folder: Any) -> EnclosedFeatures | str:
+        """Return the features in real arithmetic with proved errors, or why there are none."""
         try:
-            enclosed = enclose_features(model, x, layer, folder=folder)
+            return enclose_features(self.model, self.x, self.layer, folder=folder)
         except (NotProved, Unsupported) as error:
-            reason = str(error)
+            return str(error)
         except InvalidInput as error:
             if error.argument == "folder":
                 raise
-            reason = error.got
-        else:
-            proved = check_safe_exploration(enclosed.Z, add_constant=True, **{**options, "delta": enclosed.delta})
-            if proved.verdict is Verdict.HOLDS and isinstance(proved.certificate, Certificate):
-                result = _about_the_network(proved, enclosed)
-                rounded = not np.array_equal(enclosed.network.x.reshape(x.shape), x.detach().cpu().double().numpy())
-                note = f"the inputs are rounded to the dtype of the parameters, {next(model.parameters()).dtype}"
-                return dataclasses.replace(result, evidence=(*result.evidence, note)) if rounded else result
-            reason = f"its features are proved within {shown_up(enclosed.delta)} only ({proved.reason})"
-    folder = folder if options["method"] == "gram" or options["q"] is not None else None
-    features = extract_features(model, x, layer, batch_size=batch_size)
-    result = check_safe_exploration(features, add_constant=True, folder=folder, **options)
-    if refutable:
-        return result
-    return dataclasses.replace(result, evidence=(f"nothing is proved of the network: {reason}", *result.evidence))
+            return error.got
 
-
-def _why_not(options: dict[str, Any]) -> str:
-    """Return why the features of a model are not enclosed; empty if they are."""
-    if options["q"] is not None or options["method"] in ("gram", "dense"):
-        return "the errors of its features are proved for the staircase only"
-    if options["delta"] is not None:
-        return "delta was given"
-    return "" if options["certify"] else "no certificate was requested"
-
-
-def _about_the_network(result: CheckResult, enclosed: EnclosedFeatures) -> CheckResult:
-    """Return a result about a network from one about every Z within the proved errors of its features."""
-    assert isinstance(result.certificate, Certificate)
-    evidence = [
-        f"in real arithmetic: each row of the features is proved within {shown_up(enclosed.delta)}, by norm-wise "
-        "enclosures in float64",
-        f"the features of the module, as computed, are up to {shown_up(enclosed.apart)} away (the first rows)",
-    ]
-    if enclosed.resumed:
-        evidence.append(
-            f"{enclosed.resumed} of its batches from the folder: no proof until the certificate is verified"
+    def about_the_network(self, result: CheckResult, enclosed: EnclosedFeatures) -> CheckResult:
+        """Return a result about the network from one about every Z within the proved errors of its features."""
+        assert isinstance(result.certificate, Certificate)
+        evidence = [
+            f"in real arithmetic: each row of the features is proved within {shown_up(enclosed.delta)}, by norm-wise "
+            "enclosures in float64",
+            f"the features of the module, as computed, are up to {shown_up(enclosed.apart)} away (the first rows)",
+        ]
+        if enclosed.resumed:
+            evidence.append(
+                f"{enclosed.resumed} of its batches from the folder: no proof until the certificate is verified"
+            )
+        evidence += result.evidence
+        x = self.x.detach().cpu().double().numpy()
+        if not np.array_equal(enclosed.network.x.reshape(x.shape), x):
+            dtype = next(self.model.parameters()).dtype
+            evidence.append(f"the inputs are rounded to the dtype of the parameters, {dtype}")
+        network = {"delta": enclosed.delta, "apart": enclosed.apart, "seconds": enclosed.seconds}
+        return dataclasses.replace(
+            result,
+            rigor=Rigor.NUMERICAL if enclosed.resumed else result.rigor,
+            subject=Subject.NETWORK,
+            code="exploration-network",
+            evidence=tuple(evidence),
+            measured={**result.measured, "network": network},
+            certificate=enclosed.certificate(result.certificate),
         )
-    network = {"delta": enclosed.delta, "apart": enclosed.apart, "seconds": enclosed.seconds}
-    return dataclasses.replace(
-        result,
-        rigor=Rigor.NUMERICAL if enclosed.resumed else result.rigor,
-        subject=Subject.NETWORK,
-        code="exploration-network",
-        evidence=(*evidence, *result.evidence),
-        measured={**result.measured, "network": network},
-        certificate=enclosed.certificate(result.certificate),
-    )

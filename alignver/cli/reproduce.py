@@ -88,7 +88,8 @@ def reproduce(
     session.command = _command(item, dataset, seeds, reading, reduced)
     with session.working():
         input_files.library("torch", "the experiments of the paper")
-        from alignver.experiments.conduct import NAMES, Setting, conduct, load
+        from alignver.experiments import NAMES, load
+        from alignver.experiments.conduct import Setting, conduct
 
         if not listing:
             if item is None:

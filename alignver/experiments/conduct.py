@@ -11,10 +11,8 @@ nothing that identifies a machine.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import hashlib
-import importlib
 import inspect
 import json
 import os
@@ -36,7 +34,6 @@ from alignver.progress import track
 from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict, plain
 
 __all__ = [
-    "NAMES",
     "Answer",
     "Claim",
     "Item",
@@ -47,7 +44,6 @@ __all__ = [
     "Setting",
     "compared",
     "conduct",
-    "load",
     "machine",
     "slug",
     "spread",
@@ -287,54 +283,6 @@ def slug(text: str) -> str:
     return "-".join(re.findall("[a-z0-9]+", text.lower()))
 
 
-_HOMES = {
-    "figure1a": "fully_connected",
-    "figure1a-network": "network_alignment",
-    "figure1bc": "lenet",
-    "table1a": "fully_connected",
-    "table1b": "lenet",
-    "figure2": "sine_wave",
-    "figure3": "sine_wave",
-    "readings": "readings",
-    "kappa": "kappa",
-    "table2": "table2",
-    "table2-gates": "table2",
-    "table2-network": "table2",
-    "table3": "image_tables",
-    "table4": "image_tables",
-    "figure4": "image_tables",
-    "table5": "image_tables",
-    "learning-rates": "image_tables",
-    "table6": "grid_search",
-    "tables7-15": "grid_search",
-    "figure6": "image_tables",
-}
-NAMES = tuple(_HOMES)
-"""The items, in the paper's order; each is a constant of its module, in capitals with an underscore for a hyphen."""
-
-
-def load(name: str) -> Item:
-    """Return an item by its name.
-
-    Raises
-    ------
-    InvalidInput
-        No item has this name.
-
-    Examples
-    --------
-    >>> load("figure6").source
-    'Figure 6, Appendix C'
-    """
-    if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise InvalidInput("item", repr(name) + hint, "one of " + ", ".join(NAMES), code="not-a-choice")
-    home = importlib.import_module(f"alignver.experiments.{_HOMES[name]}")
-    item: Item = getattr(home, name.replace("-", "_").upper())
-    return item
-
-
 def machine(device: str = "cpu") -> dict[str, str | int]:
     """Return the kind of processor, the cores and threads that this process may use, and the kind of accelerator.
 
@@ -398,7 +346,7 @@ def conduct(
     Parameters
     ----------
     item : Item
-        One of :data:`alignver.experiments.conduct.NAMES`.
+        As :func:`alignver.experiments.load` returns it.
     setting : Setting, optional
     folder : path, optional
         Store the parts here, and take up those that it already holds.
@@ -413,7 +361,7 @@ def conduct(
 
     Examples
     --------
-    >>> from alignver.experiments.conduct import load
+    >>> from alignver.experiments import load
     >>> outcome = conduct(load("figure6"))
     >>> outcome.results[0].verdict
     <Verdict.HOLDS: 'HOLDS'>

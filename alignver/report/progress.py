@@ -12,72 +12,18 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TimeElapsedColumn
-from rich.progress_bar import ProgressBar
-from rich.table import Column
+from rich.progress import TaskID
 from rich.text import Text
 
 from alignver.errors import printable
 from alignver.progress import Silent, listening
+from alignver.progress_bars import PATIENCE, bars
 from alignver.report import text
 from alignver.results import shown_up
 
-__all__ = ["PATIENCE", "Display", "EpochTable", "bars", "shown", "step_of_rows"]
-PATIENCE = 2.0
-"""Seconds of silence before a bar appears."""
-
-_PACE = 3600.0  # seconds over which the speed is estimated: a step may last minutes
-
-
-class _Label(ProgressColumn):
-    """The task's label on one line, without mark-up."""
-
-    def render(self, task: Task) -> Text:
-        return Text(printable(task.description))
-
-
-class _Bar(ProgressColumn):
-    """A bar for tasks with a known number of steps; empty for others, which have a spinner and a clock."""
-
-    def render(self, task: Task) -> RenderableType:
-        return Text() if task.total is None else ProgressBar(total=task.total, completed=task.completed, width=24)
-
-
-class _Left(ProgressColumn):
-    """Steps done, and the remaining time once a speed is known."""
-
-    max_refresh = 0.5
-
-    def render(self, task: Task) -> Text:
-        if task.total is None:
-            return Text()
-        steps = f"{task.completed:.0f}/{task.total:.0f}"
-        seconds = task.time_remaining
-        return Text(steps if seconds is None else f"{steps}, {_clock(seconds)} left", style="cyan")
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def bars(console: Console) -> Progress:
-    """Return lines with spinner, label, bar, steps, remaining and elapsed time; starting them makes a live display."""
-    return Progress(
-        SpinnerColumn(),
-        _Label(table_column=Column(no_wrap=True)),
-        _Bar(),
-        _Left(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
-        speed_estimate_period=_PACE,
-    )
+__all__ = ["Display", "EpochTable", "shown", "step_of_rows"]
 
 
 class Display:

@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from alignver.experiments import image_runs
-from alignver.experiments.conduct import NAMES
+from alignver.experiments import NAMES, image_runs
 
 
 def test_list(here):

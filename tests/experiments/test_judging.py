@@ -6,10 +6,10 @@ import copy
 
 import pytest
 
-from alignver.experiments import grid_search
+from alignver.experiments import grid_search, load
 from alignver.experiments import lenet as lenet_module
 from alignver.experiments import sine_wave as sine_wave_module
-from alignver.experiments.conduct import Setting, load
+from alignver.experiments.conduct import Setting
 from alignver.experiments.fully_connected import PRECISIONS, RULES
 from alignver.experiments.image_runs import STANDARD, WRAPPER
 from alignver.results import Verdict

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from alignver import InvalidInput
-from alignver.experiments import fully_connected, image_runs, kappa, lenet, network_alignment, readings, sine_wave
-from alignver.experiments.conduct import Setting, conduct, load
+from alignver.experiments import fully_connected, image_runs, kappa, lenet, load, network_alignment, readings, sine_wave
+from alignver.experiments.conduct import Setting, conduct
 from alignver.experiments.image_runs import STANDARD, WRAPPER, Effort, ImageRun, train
 from alignver.experiments.image_sets import split
 

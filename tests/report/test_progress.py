@@ -7,6 +7,7 @@ import time
 
 from rich.console import Console
 
+from alignver import progress_bars
 from alignver.progress import stage, track
 from alignver.report import progress
 
@@ -64,7 +65,7 @@ def test_closing_before_the_bar_appears_keeps_it_away():
 
 
 def test_clock():
-    assert [progress._clock(seconds) for seconds in (4, 75, 3723)] == ["0:04", "1:15", "1:02:03"]
+    assert [progress_bars._clock(seconds) for seconds in (4, 75, 3723)] == ["0:04", "1:15", "1:02:03"]
 
 
 def test_steps_of_minutes_have_a_time_left():

@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import nn
 
-from alignver.training.callbacks import Deferred
+from alignver.training.callbacks.deferred import Deferred
 
 __all__ = ["Logits", "TrainerCallback"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
-from alignver.training.callbacks import Deferred
+from alignver.training.callbacks.deferred import Deferred
 
 __all__ = ["LightningCallback"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import skorch.callbacks
 from torch import nn
 
-from alignver.training.callbacks import Deferred
+from alignver.training.callbacks.deferred import Deferred
 from alignver.training.tracker import AlignmentTracker
 
 __all__ = ["SkorchCallback"]
