@@ -212,7 +212,7 @@ def _check_model(
     model: Any, X: Any, layer: str | None, batch_size: int, folder: Any, options: dict[str, Any]
 ) -> CheckResult:
     """Check the exact features of a model if they can be enclosed, else those that the module computes."""
-    module: Any = importlib.import_module("alignver.checks.network_exploration")  # which loads torch
+    module: Any = importlib.import_module("alignver.network.enclosed_features")  # which loads torch
     features = module.ModelFeatures.of(model, X, layer, batch_size)  # refuses a wrong layer before anything is decided
     refuted = equal_inputs(X)
     if refuted is not None:

@@ -46,7 +46,7 @@ def model(
         samples = None if data is None else input_files.read_npz(data, "--data", ("X",))
         net, _ = model_io.load(model, weights, device=device, seed=seed, in_eval_mode=eval_mode)
         from alignver.network.degrees import mismatch, prove_structure
-        from alignver.network.example_inputs import example_inputs
+        from alignver.network.inputs import example_inputs
         from alignver.network.summary import module_rows, table
         from alignver.network.trace import trace_model
 

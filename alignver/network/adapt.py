@@ -8,6 +8,7 @@ parameters, buffers and submodules of the model, under the same names.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import math
 import sys
@@ -21,11 +22,21 @@ from torch import nn
 from alignver.arrays import is_array
 from alignver.errors import InvalidInput, kind_of
 from alignver.limits import in_memory
-from alignver.network.graph_batches import GraphBatches, graphs_in, numbers_of, targets_of
 from alignver.network.inputs import as_inputs, dtype_name
 from alignver.samples import is_stream, open_samples
 
-__all__ = ["Adapted", "adapted", "arguments_of", "as_arrays", "names_of", "selected"]
+__all__ = [
+    "Adapted",
+    "GraphBatches",
+    "adapted",
+    "arguments_of",
+    "as_arrays",
+    "graphs_in",
+    "names_of",
+    "numbers_of",
+    "selected",
+    "targets_of",
+]
 
 _LABELS = ("labels", "label", "targets", "target", "y")
 _EXACT = {torch.float16: 2**11, torch.bfloat16: 2**8, torch.float32: 2**24, torch.float64: 2**53}
@@ -376,3 +387,102 @@ def _split(item: Any, labelled: bool) -> tuple[dict[Any, Any], Any]:
             return _split(inputs[0], False)[0], label
         return (dict(enumerate(inputs)) if len(inputs) > 1 else {None: inputs[0]}), label
     return {None: item}, None
+
+
+_LIBRARY = "torch_geometric"
+
+
+def _is_graph(value: Any) -> bool:
+    return type(value).__module__.startswith(_LIBRARY) and hasattr(value, "edge_index") and hasattr(value, "keys")
+
+
+def graphs_in(X: Any) -> list[Any] | None:
+    """Return the graphs of a batch, a list, a dataset or a loader, in their order; None for other inputs."""
+    if _is_graph(X):
+        return list(X.to_data_list()) if hasattr(X, "to_data_list") else [X]
+    source = getattr(X, "dataset", X)
+    try:
+        first = source[0]
+    except Exception:  # what is no sequence can raise anything
+        return None
+    if not _is_graph(first):
+        return None
+    if source is not X:  # a loader: its own order
+        return [graph for batch in X for graph in graphs_in(batch) or []]
+    return [source[k] for k in range(len(source))]
+
+
+def numbers_of(graphs: Sequence[Any]) -> torch.Tensor:
+    """Return a number for each graph, (n, 1): that of the first one with the same tensors.
+
+    Raises
+    ------
+    InvalidInput
+        Entries that are not finite.
+    """
+    numbers: list[int] = []
+    for k, graph in enumerate(graphs):
+        for key, value in graph.to_dict().items():
+            if isinstance(value, torch.Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise InvalidInput("X", f"NaN or Inf in {key!r} of graph {k}", "finite entries", "not-finite")
+        same = (j for j in dict.fromkeys(numbers) if _equal(graphs[j], graph))
+        numbers.append(next(same, k))
+    return torch.tensor(numbers, dtype=torch.int64)[:, None]
+
+
+def _equal(first: Any, second: Any) -> bool:
+    """Whether two graphs have the same entries, but for their targets."""
+    one, other = first.to_dict(), second.to_dict()
+    keys = (one.keys() | other.keys()) - {"y"}
+    return all(key in one and key in other and _same(one[key], other[key]) for key in keys)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    return bool(one == other)
+
+
+class GraphBatches:
+    """Calls a model of PyTorch Geometric on batches of the graphs with given numbers, one output row a graph.
+
+    Graphs have different sizes, so that they form no array. The adapted model holds them and takes their numbers,
+    (n, 1); equal graphs have one number, that of the first of them.
+
+    A forward pass with several arguments gets the tensors of the batch that have their names: ``x``, ``edge_index``,
+    ``batch``; one with a single argument gets the batch.
+    """
+
+    def __init__(self, graphs: Sequence[Any], model: nn.Module) -> None:
+        self.graphs = list(graphs)
+        self.join = importlib.import_module(f"{_LIBRARY}.data").Batch.from_data_list
+        whole = self.join(self.graphs)
+        names = [
+            name
+            for name, parameter in inspect.signature(model.forward).parameters.items()
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        ]
+        self.names = [name for name in names if name in whole] if len(names) > 1 else []
+
+    def __call__(self, model: nn.Module, numbers: torch.Tensor, **extra: Any) -> Any:
+        """Run a model on the batch of some graphs."""
+        parameter = next(model.parameters())
+        batch = self.join([self.graphs[int(k)] for k in numbers.reshape(-1).tolist()]).to(parameter.device)
+        for key, value in batch.to_dict().items():
+            if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != parameter.dtype:
+                batch[key] = value.to(parameter.dtype)
+        if not self.names:
+            return model(batch, **extra)
+        return model(**{name: batch[name] for name in self.names}, **extra)
+
+
+def targets_of(graphs: Sequence[Any]) -> torch.Tensor | None:
+    """Return the targets that the graphs hold, one row a graph, or None."""
+    targets = [graph.y for graph in graphs if isinstance(getattr(graph, "y", None), torch.Tensor)]
+    if len(targets) < len(graphs):
+        return None
+    kinds = sorted({f"{y.numel()} of {dtype_name(y.dtype)}" for y in targets})
+    if len(kinds) > 1:
+        raise InvalidInput("Y", f"targets of {' and '.join(kinds[:3])}", "one row of targets a graph", "wrong-shape")
+    rows = torch.stack([y.reshape(-1) for y in targets])
+    return rows[:, 0] if rows.shape[1] == 1 else rows

@@ -13,7 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 from alignver.kernel.network.graph import FLOATS, Graph, Node, Ref
 from alignver.network.constants import apply
-from alignver.network.leaves import copied, refused, shares_memory
+from alignver.network.copies import copied
+from alignver.network.leaves import refused, shares_memory
 
 __all__ = [
     "ROWS",

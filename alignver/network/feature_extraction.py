@@ -16,8 +16,8 @@ from torch import nn
 
 from alignver import atomic, require
 from alignver.errors import InvalidInput, kind_of
+from alignver.network.copies import deep_copy
 from alignver.network.inputs import as_inputs, taken
-from alignver.network.leaves import deep_copy
 from alignver.network.preserve_state import eval_mode, preserve_state
 from alignver.progress import track
 

@@ -8,7 +8,6 @@ train the model meanwhile; :func:`as_module` turns a function of a dict of tenso
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import itertools
 import os
@@ -17,14 +16,13 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.func import functional_call
 
 from alignver import require
 from alignver.errors import InvalidInput, kind_of
-from alignver.network.closures import opaque_values, rebind_functions
+from alignver.network.copies import separate_copy
 from alignver.network.inputs import FunctionDerivatives, dtype_name, without_fused_layers
 from alignver.network.preserve_state import preserve_state
 
@@ -248,59 +246,12 @@ class Functional:
 
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
 _GUARD = threading.Lock()
-_TRAINERS = ("trainer", "_trainer", "_fabric")  # which refer to loaders, loggers and files
 
 
 def _lock_of(model: nn.Module) -> Any:
     """Return the lock of a model whose modules run themselves, for checks in several threads."""
     with _GUARD:
         return _LOCKS.setdefault(model, threading.RLock())
-
-
-def _separate(model: nn.Module) -> nn.Module:
-    """Return a copy of the modules with the same parameters, buffers and arrays; the model if it cannot be copied."""
-    memo: dict[int, Any] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        memo[id(tensor)] = tensor
-    for module in model.modules():
-        for name, value in vars(module).items():
-            for part in _data_in([value], 0):
-                memo.setdefault(id(part), _own(part))
-            if name in _TRAINERS:
-                memo[id(value)] = value
-    try:
-        try:
-            twin = copy.deepcopy(model, dict(memo))
-        except Exception:  # a lock, a generator, an open file: the copy shares them
-            twin = copy.deepcopy(model, memo | opaque_values(model))
-        kinds = [[(name, type(module)) for name, module in net.named_modules()] for net in (model, twin)]
-        shared = [[id(tensor) for tensor in (*net.parameters(), *net.buffers())] for net in (model, twin)]
-        if twin is model or kinds[0] != kinds[1] or shared[0] != shared[1]:
-            return model
-        rebind_functions(model, twin)
-        for module in twin.modules():  # hooks on gradients are no part of the function
-            module._backward_hooks.clear()
-            module._backward_pre_hooks.clear()
-        return twin
-    except Exception:  # a class of the user can raise anything; the model itself then runs, under a lock
-        return model
-
-
-def _own(value: Any) -> Any:
-    """Return a copy of a small tensor: a forward pass may write to a tensor that is no buffer."""
-    if isinstance(value, torch.Tensor) and value.nbytes <= 1 << 26 and not value.is_meta:
-        return value.detach().clone()
-    return value
-
-
-def _data_in(value: Any, depth: int) -> Iterator[Any]:
-    """Yield tensors and arrays in attributes: results of earlier passes cannot be copied, data sets need not be."""
-    if isinstance(value, torch.Tensor | np.ndarray):
-        if not isinstance(value, nn.Parameter):
-            yield value
-    elif isinstance(value, dict | list | tuple | set) and depth < 4:
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _data_in(item, depth + 1)
 
 
 def _versions(model: nn.Module) -> dict[str, int]:
@@ -327,7 +278,7 @@ def functional(
     theta = {name: _copy(value, dtype) for name, value in zip(layout.names, layout.parameters)}
     held = {name: _copy(value, dtype) for name, value in layout.fixed.items()}
     held.update({name: _copy(value, dtype) for name, value in model.named_buffers()})
-    twin = _separate(model) if separate else model
+    twin = separate_copy(model) if separate else model
     return Functional(twin, model, layout, theta, held, dtype, _places(model), versions)
 
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import bisect
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from alignver.errors import InvalidInput, first_line, kind_of
-from alignver.network.closures import opaque_values, rebind_functions
+from alignver.errors import InvalidInput, kind_of
 from alignver.network.constants import facts
 
-__all__ = ["Leaves", "copied", "deep_copy", "refused", "shares_memory"]
+__all__ = ["Leaves", "memory_groups", "refused", "shares_memory"]
 
 Extent = tuple[str, int, int]
 _FOREIGN = ""  # in place of the name of a buffer or a captured tensor
@@ -82,60 +79,7 @@ def refused(model: nn.Module, why: str, need: str = "a model that torch.export c
     return InvalidInput("model", f"{kind_of(model)} that cannot be traced ({why})", need, "unsupported-model")
 
 
-def copied(model: nn.Module) -> nn.Module:
-    """Return a copy of a model in which tensors share memory as in the model; refuse memory that a copy would part."""
-    memo: dict[int, Any] = {}
-    arrays = [part for module in model.modules() for part in _arrays_in(vars(module), 0)]
-    for name, parameter in model.named_parameters():
-        if parameter.device.type == "cpu" and any(_shares_memory(part, parameter) for part in arrays):
-            raise refused(model, f"{name!r} shares memory with an array of NumPy", "parameters with their own memory")
-    try:
-        for module in model.modules():
-            for tensor in _results_in(vars(module), 0):  # of an earlier pass, or a view: deepcopy refuses them
-                memo[id(tensor)] = copy.deepcopy(tensor.detach(), memo)
-        for parameter in model.parameters():
-            # torch's copy of a Parameter would not share memory with its views
-            inner = copy.deepcopy(parameter.detach(), memo)
-            memo[id(parameter)] = nn.Parameter(inner, requires_grad=parameter.requires_grad)
-        try:
-            twin = copy.deepcopy(model, dict(memo))
-        except Exception:  # a lock, a generator, an open file: the copy shares them
-            twin = copy.deepcopy(model, memo | opaque_values(model))
-        rebind_functions(model, twin)
-    except Exception as error:  # a user's class can raise anything
-        raise refused(model, f"it cannot be copied: {first_line(error)}") from error
-    kinds = [[(name, type(module)) for name, module in net.named_modules()] for net in (model, twin)]
-    if kinds[0] != kinds[1]:
-        raise refused(model, "a copy of it has other modules")
-    if shares_memory(tuple(twin.parameters()), tuple(model.parameters())):
-        raise refused(model, "a copy of it has the same parameters")
-    parted = sorted(sorted(group) for group in _sharing(model) ^ _sharing(twin))
-    if parted:
-        raise refused(model, f"a copy does not share memory as the model does: {', '.join(parted[0][:4])}")
-    return twin
-
-
-def deep_copy(model: nn.Module) -> nn.Module:
-    """Return a deep copy of a model, also of one that holds results of earlier passes, as weight_norm does.
-
-    Raises
-    ------
-    InvalidInput
-        The model cannot be copied.
-    """
-    try:
-        twin = copy.deepcopy(model)
-        rebind_functions(model, twin)
-        return twin
-    except Exception:  # a user's class can raise anything
-        try:
-            return copied(model)
-        except InvalidInput as error:
-            got = error.got.replace("cannot be traced", "cannot be copied")
-            raise InvalidInput("model", got, "a model that copy.deepcopy copies", "unsupported-model") from error
-
-
-def _sharing(model: nn.Module) -> set[frozenset[str]]:
+def memory_groups(model: nn.Module) -> set[frozenset[str]]:
     """Return the groups of tensors of a model, by name, whose memory is connected; refuse tensors without memory."""
     tensors = {
         f"{prefix}.{name}".lstrip("."): tensor
@@ -173,28 +117,6 @@ def shares_memory(tensors: Sequence[torch.Tensor], others: Sequence[torch.Tensor
     """Whether the memory of one of the tensors overlaps that of one of the others."""
     spans = _spans([(_extent(other), "") for other in others])
     return any(_names_at(spans, _extent(tensor)) for tensor in tensors)
-
-
-def _arrays_in(value: Any, depth: int) -> Iterator[Any]:
-    if isinstance(value, np.ndarray):
-        yield value
-    elif isinstance(value, dict | list | tuple | set) and depth < 4:
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _arrays_in(item, depth + 1)
-
-
-def _shares_memory(array: Any, parameter: torch.Tensor) -> bool:
-    memory = torch.empty(0, dtype=torch.uint8).set_(parameter.untyped_storage())
-    return np.may_share_memory(array, memory.numpy())
-
-
-def _results_in(value: Any, depth: int) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        if value.grad_fn is not None:
-            yield value
-    elif isinstance(value, dict | list | tuple | set) and depth < 4:
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _results_in(item, depth + 1)
 
 
 def _extent(tensor: torch.Tensor) -> Extent:

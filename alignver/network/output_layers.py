@@ -18,8 +18,8 @@ from torch import nn
 
 from alignver.errors import InvalidInput, kind_of
 from alignver.kernel.network.operators import COPIES
+from alignver.network.copies import deep_copy
 from alignver.network.inputs import DispatchMode, taken
-from alignver.network.leaves import deep_copy
 from alignver.network.preserve_state import eval_mode
 
 __all__ = ["Call", "OutputLayers", "find_output_layers", "is_computed"]

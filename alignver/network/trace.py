@@ -39,8 +39,9 @@ from alignver.network.compare import (
     rounding_room,
 )
 from alignver.network.constants import facts, fold
+from alignver.network.copies import copied
 from alignver.network.inputs import as_inputs, dtype_name, without_fused_layers
-from alignver.network.leaves import Leaves, copied, refused
+from alignver.network.leaves import Leaves, refused
 
 __all__ = ["NetworkGraph", "trace_model"]
 

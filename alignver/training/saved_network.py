@@ -24,7 +24,7 @@ from alignver import require
 from alignver.checks.recheck import recheck
 from alignver.errors import InvalidInput, MissingDependency, first_line
 from alignver.limits import in_memory
-from alignver.network.leaves import deep_copy
+from alignver.network.copies import deep_copy
 from alignver.results import CheckResult, Report
 from alignver.theory.losses import LOSSES
 from alignver.training.gated_network import GatedNetwork, modify

@@ -9,8 +9,7 @@ import pytest
 
 from alignver import InvalidInput
 from alignver.experiments import NAMES, load
-from alignver.experiments.code_digest import code_digest
-from alignver.experiments.conduct import Answer, Claim, Item, Part, Setting, conduct, slug, spread
+from alignver.experiments.conduct import Answer, Claim, Item, Part, Setting, code_digest, conduct, slug, spread
 from alignver.results import Verdict
 
 

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 import alignver as av
-from alignver.network.closures import rebind_functions
-from alignver.network.leaves import copied
+from alignver.network.copies import copied, rebind_functions
 
 X, Y = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), torch.arange(5) % 2
 
