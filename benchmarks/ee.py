@@ -83,7 +83,7 @@ def sine(seed: int, repair: str) -> dict[str, Any]:
         "proved_before": found.summary()["proved_before"],
         "proved": found.proved,
         "replaced": found.summary()["replaced"][0],
-        "taken_back": found.taken_back,
+        "feature_reset": found.feature_reset,
         "s_min": found.summary()["s_min"][0],
         "Lhat": found.smoothness.spectral,
         "verdict": result.verdict.value,
@@ -103,9 +103,9 @@ def sines(case: str, seeds: int, kept: Callable[..., Any]) -> list[bool]:
     for seed, row in enumerate(rows):
         least = "-" if row["s_min"] is None else f"{row['s_min']:.1e}"
         print(
-            f"{seed:4d} {row['proved_before']!s:>7s} {row['replaced']:9d} {row['taken_back']:6g} {row['proved']!s:>7s} "
-            f"{least:>8s} {row['Lhat']:8.2g} {row['epochs']:6d} {row['loss']:9.2e} {row['error']:6.2f}  "
-            f"{row['verdict']} {row['rigor']}"
+            f"{seed:4d} {row['proved_before']!s:>7s} {row['replaced']:9d} {row['feature_reset']:6g} "
+            f"{row['proved']!s:>7s} {least:>8s} {row['Lhat']:8.2g} {row['epochs']:6d} {row['loss']:9.2e} "
+            f"{row['error']:6.2f}  {row['verdict']} {row['rigor']}"
         )
     good = [
         r for r in rows if r["error"] == 0.0 and (r["verdict"], r["rigor"]) == (Verdict.HOLDS.value, Rigor.PROOF.value)

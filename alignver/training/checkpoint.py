@@ -69,7 +69,7 @@ def _exploitation(wrapper: EEWrapper, guarantee: Guarantee) -> dict[str, Any]:
         "proved": guarantee.after is not None,
         "replaced": guarantee.replaced,
         "moved": guarantee.moved,
-        "taken_back": guarantee.taken_back,
+        "feature_reset": guarantee.feature_reset,
         "notes": guarantee.notes,
         "batch_size": guarantee.batch_size,
         "recorder": None if wrapper.recorder is None else wrapper.recorder.state(),
@@ -118,7 +118,7 @@ def _resume(wrapper: EEWrapper, saved: Mapping[str, Any], X: Any, Y: Any) -> Non
     problem = CachedProblem(wrapper.module, wrapper._inputs(X))
     model, weights = as_model(wrapper.module, problem.Z), saved["weights_at_tau"].numpy()
     current = guarantee(model, weights, loss=wrapper.loss, mode="none", prove=saved["proved"])
-    at_tau = {name: saved[name] for name in ("replaced", "moved", "taken_back", "notes", "batch_size")}
+    at_tau = {name: saved[name] for name in ("replaced", "moved", "feature_reset", "notes", "batch_size")}
     before = None if saved["before"] is None else Ranks(**saved["before"])
     wrapper.recorder = None if saved["recorder"] is None else Recorder.of(saved["recorder"])
     wrapper.resume(dataclasses.replace(current, before=before, **at_tau), problem if saved["cached"] else None, Y)

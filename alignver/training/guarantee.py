@@ -309,7 +309,7 @@ class Guarantee:
         Further conditions of the phase: layers that are frozen, an optimiser that adds to the loss.
     batch_size : int or None
         Samples in the smallest batch of a step; None: all.
-    taken_back : float
+    feature_reset : float
         Share of the way to their initial values that the parameters before the last hidden layer were moved.
     """
 
@@ -322,7 +322,7 @@ class Guarantee:
     smoothness: Smoothness
     notes: tuple[str, ...] = ()
     batch_size: int | None = None
-    taken_back: float = 0.0
+    feature_reset: float = 0.0
 
     def __repr__(self) -> str:
         """Return the sentences: the arrays would fill screens."""
@@ -361,10 +361,10 @@ class Guarantee:
                 f"gates of {counts} of {self.model.h} units replaced for each output concerned; the outputs on the "
                 f"training samples moved by {self.moved:.1e} at most"
             )
-        if self.taken_back:
+        if self.feature_reset:
             lines.append(
                 f"no gates separated the samples by the trained features: the parameters before the last hidden layer "
-                f"were taken {self.taken_back:g} of the way back to their initial values"
+                f"were moved {self.feature_reset:g} of the way back to their initial values"
             )
         if self.after is not None and not self.after.all:
             good = sum(entry is not None for entry in self.after.entries)
@@ -399,7 +399,7 @@ class Guarantee:
             "s_min": [None if entry is None else entry["s_min"] for entry in entries],
             "replaced": [len(units) for units in self.replaced],
             "moved": self.moved,
-            "taken_back": self.taken_back,
+            "feature_reset": self.feature_reset,
             "Lhat": self.smoothness.spectral,
             "Lhat_paper": self.smoothness.paper,
             "stable_step": self.steps.limit,

@@ -93,7 +93,7 @@ def reset_features(
             model, wide(network.head.hidden), loss=loss, mode=repair, seed=seed, prove=prove, outputs=outputs
         )
         if repaired.proved:
-            return dataclasses.replace(repaired, taken_back=share)
+            return dataclasses.replace(repaired, feature_reset=share)
     _set(parameters, trained)
     return None
 
@@ -149,7 +149,7 @@ def enter(
         fresh = guarantee(rounded, weights, loss=loss, mode="none", prove=prove)
         moved = float(np.abs(rounded.outputs(weights) - outputs).max())
         result = dataclasses.replace(
-            fresh, before=before, replaced=result.replaced, moved=moved, taken_back=result.taken_back
+            fresh, before=before, replaced=result.replaced, moved=moved, feature_reset=result.feature_reset
         )
     result = dataclasses.replace(result, notes=frozen_layers(network))
     _warn(result, repair)
@@ -164,8 +164,8 @@ def _warn(result: Guarantee, repair: str) -> None:
     if result.proved:
         units = sum(len(replaced) for replaced in result.replaced)
         message += f"; the gates of {units} of {width * outputs} units were replaced"
-        if result.taken_back:
-            message += f", the features taken {result.taken_back:g} of the way back to the initial ones"
+        if result.feature_reset:
+            message += f", the features moved {result.feature_reset:g} of the way back to the initial ones"
         message += ", and now it is"
     elif result.before.refuted:
         message += f", and no gates have it: {result.before.reasons[0]}"

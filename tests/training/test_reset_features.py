@@ -47,17 +47,17 @@ def test_rank_n_is_proved_the_outputs_stay_and_zero_error_is_reached(mode, dtype
     wrapper, X, Y = dead(mode, dtype)
     trained, start = body(wrapper), initial_values(nets.plain(dtype=dtype), wrapper.module)
     outputs = wrapper.outputs(X)
-    with pytest.warns(LostGuarantee, match=r"the features taken .* of the way back to the initial ones, and now it"):
+    with pytest.warns(LostGuarantee, match=r"the features moved .* of the way back to the initial ones, and now it"):
         outcome = wrapper.enter_exploitation(X, Y)
     assert outcome.proved
     assert not outcome.before.all
-    assert outcome.taken_back in SHARES
+    assert outcome.feature_reset in SHARES
     for name, p in body(wrapper).items():
-        expected = torch.lerp(trained[name], start[name], outcome.taken_back)
+        expected = torch.lerp(trained[name], start[name], outcome.feature_reset)
         assert torch.allclose(p, expected, rtol=0, atol=1e-6)
     assert float((wrapper.outputs(X) - outputs).abs().max()) <= (1e-9 if dtype == torch.float64 else 1e-3)
-    assert any(f"taken {outcome.taken_back:g} of the way back" in line for line in outcome.sentences)
-    assert outcome.summary()["taken_back"] == outcome.taken_back
+    assert any(f"moved {outcome.feature_reset:g} of the way back" in line for line in outcome.sentences)
+    assert outcome.summary()["feature_reset"] == outcome.feature_reset
     for _ in range(15):
         wrapper.exploit_step()
     assert wrapper.evaluate()["error"] == 0.0
@@ -70,12 +70,12 @@ def test_from_the_share_that_was_taken_new_gates_are_enough():
     start = initial_values(nets.plain(), wrapper.module)
     other = copy.deepcopy(wrapper)
     with pytest.warns(LostGuarantee):
-        share = wrapper.enter_exploitation(X, Y).taken_back
+        share = wrapper.enter_exploitation(X, Y).feature_reset
     with torch.no_grad():
         for name, p in other.module.body.named_parameters():
             p.lerp_(start[name], share)
     with pytest.warns(LostGuarantee):
-        assert other.enter_exploitation(X, Y).taken_back == 0.0
+        assert other.enter_exploitation(X, Y).feature_reset == 0.0
 
 
 @pytest.mark.parametrize("why", ["repair is none", "two samples are equal"])
@@ -87,7 +87,7 @@ def test_nothing_is_moved_where_no_repair_is_wanted_or_none_helps(why):
     with pytest.warns(LostGuarantee, match="no gates have it"):
         outcome = wrapper.enter_exploitation(X, Y)
     assert not outcome.proved
-    assert outcome.taken_back == 0.0
+    assert outcome.feature_reset == 0.0
     assert all(torch.allclose(p, before[name], rtol=0, atol=1e-28) for name, p in body(wrapper).items())
 
 
@@ -100,7 +100,7 @@ def test_a_frozen_parameter_stays_where_it_is():
         wrapper.module.body[0].bias.add_(1.0)  # a value that is neither the initial one nor on the way to it
     with pytest.warns(LostGuarantee):
         outcome = wrapper.enter_exploitation(X, Y)
-    assert outcome.taken_back > 0.0
+    assert outcome.feature_reset > 0.0
     assert torch.equal(wrapper.module.body[0].bias, stored + 1.0)
 
 
@@ -132,7 +132,7 @@ def test_shared_and_lazy_parameters(lazy):
     with pytest.warns(LostGuarantee):
         outcome = wrapper.enter_exploitation(X, Y.double())
     assert outcome.proved is not lazy  # what had no values before has none to go back to
-    assert (outcome.taken_back > 0.0) is not lazy
+    assert (outcome.feature_reset > 0.0) is not lazy
 
 
 def test_gates_alone_are_enough_where_they_can_be():
@@ -140,7 +140,7 @@ def test_gates_alone_are_enough_where_they_can_be():
     wrapper = EEWrapper(nets.plain(), loss="binary_cross_entropy", tau=3, epsilon=0.1, exploit_optimizer="newton")
     wrapper.fit((X, Y), 4)
     assert wrapper.guarantee.proved
-    assert wrapper.guarantee.taken_back == 0.0
+    assert wrapper.guarantee.feature_reset == 0.0
 
 
 def test_a_run_that_was_cut_off_afterwards_goes_on_bit_for_bit(tmp_path):
@@ -153,7 +153,7 @@ def test_a_run_that_was_cut_off_afterwards_goes_on_bit_for_bit(tmp_path):
         nets.plain(), loss="binary_cross_entropy", tau=3, epsilon=1e-30, seed=3, exploit_optimizer="newton"
     )
     checkpoint.restore(other, checkpoint.load(tmp_path / "run.safetensors"), X, Y)
-    assert other.guarantee.taken_back == wrapper.guarantee.taken_back > 0.0
+    assert other.guarantee.feature_reset == wrapper.guarantee.feature_reset > 0.0
     for each in (wrapper, other):
         each.exploit_step()
     assert np.array_equal(wrapper.module.head.hidden.detach().numpy(), other.module.head.hidden.detach().numpy())
