@@ -27,7 +27,9 @@ PENDING: list[Deprecated] = []
 
 def _warn(old: str, new: str, gone: str) -> None:
     # To the line that called the function, or imported the name.
-    warnings.warn(f"{old} is deprecated and goes in alignver {gone}: use {new}", DeprecatedName, stacklevel=3)
+    warnings.warn(
+        f"{old} is deprecated and will be removed in alignver {gone}: use {new}", DeprecatedName, stacklevel=3
+    )
 
 
 def renamed_argument(old: str, new: str, *, gone: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
@@ -55,7 +57,7 @@ def renamed_argument(old: str, new: str, *, gone: str) -> Callable[[Callable[P, 
     ...     paint(colour="red")
     'red'
     >>> print(caught[0].message)
-    paint(colour=...) is deprecated and goes in alignver 9.0: use color=
+    paint(colour=...) is deprecated and will be removed in alignver 9.0: use color=
     >>> _ = PENDING.pop()
     """
 
@@ -97,7 +99,7 @@ def moved(module: str, names: Mapping[str, str], *, gone: str) -> Callable[[str]
     ...     find("check").__name__
     'check_rank'
     >>> print(caught[0].message)
-    alignver.old.check is deprecated and goes in alignver 9.0: use alignver.check_rank
+    alignver.old.check is deprecated and will be removed in alignver 9.0: use alignver.check_rank
     >>> _ = PENDING.pop()
     """
     PENDING.extend((f"{module}.{old}", new, gone) for old, new in names.items())

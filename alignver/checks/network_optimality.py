@@ -31,7 +31,7 @@ __all__ = ["better_parameters", "check_network", "dtype_of", "loss_as_run", "out
 _BATCH = 256
 _STEPS = 200
 _MOST_CHANGED = 60  # parameters that are changed together: a certificate has 64 arrays at most
-_TRAIN = "train on: other parameters may have a smaller loss"
+_TRAIN = "train longer: other parameters may have a smaller loss"
 _BUDGET = "for a proof about the network, allow its enclosures more time: budget_seconds="
 _WORDS = {Verdict.HOLDS: "below", Verdict.FAILS: "above", Verdict.UNDECIDED: "undecided"}
 
@@ -136,7 +136,7 @@ def _about_the_network(
         code=f"optimality-network-{_WORDS[proof.verdict]}",
         next_steps=()
         if proof.verdict is Verdict.HOLDS
-        else ("train on: parameters with a smaller loss are in the certificate",)
+        else ("train longer: parameters with a smaller loss are in the certificate",)
         if above
         else (_TRAIN,),
         evidence=(

@@ -336,8 +336,8 @@ def _table_remedy(rows: list[str], delimiter: str | None) -> str:
             return False
 
     if len(rows) > 1 and not numbers(rows[0]) and numbers(rows[1]):
-        return "numbers only: begin the line of column names with #, or take it out"
-    return "rows of equally many real numbers, separated by commas, semicolons, tabs or blanks"
+        return "numbers only: begin the line of column names with #, or remove it"
+    return "rows of equally many real numbers, separated by commas, semicolons, tabs or spaces"
 
 
 def _savez(keys: tuple[str, ...]) -> str:

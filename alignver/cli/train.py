@@ -54,7 +54,7 @@ def _size(text: str | int) -> int | str:
     if isinstance(text, int) or text == "all":
         return text
     if not text.isdecimal() or int(text) < 1:
-        raise typer.BadParameter(f"{text!r} is not a positive integer, nor 'all'")
+        raise typer.BadParameter(f"{text!r} is neither a positive integer nor 'all'")
     return int(text)
 
 
@@ -256,7 +256,7 @@ def _resumed_run(session: Session, explicit: set[str], stack: contextlib.ExitSta
         stack.callback(folder.close)
         recorded = {**_LATER, **folder.config["settings"]}
         if not {"sources", "environment"} <= set(folder.config) or not set(settings) <= set(recorded):
-            raise InvalidInput("--resume", f"{folder.path}, begun by something else", "a run of 'alignver train'")
+            raise InvalidInput("--resume", f"{folder.path}, which another program created", "a run of 'alignver train'")
         folder.require({**recorded, **{name: value for name, value in settings.items() if name in explicit}})
         settings = {name: recorded[name] for name in settings}
         session.device, session.dtype, session.seed = settings["device"], settings["dtype"], settings["seed"]
@@ -269,7 +269,7 @@ def _resumed_run(session: Session, explicit: set[str], stack: contextlib.ExitSta
         wrapper, samples, identity, inputs = _prepared(sources, settings)
         folder.require(identity)
     for change in _changes(folder.config["environment"], model_io.environment()):
-        session.note(f"{change}: the run may not go on bit for bit")
+        session.note(f"{change}: the resumed run may differ in the last bits")
     return folder if finished else _Run(folder, wrapper, *samples, settings, inputs)
 
 

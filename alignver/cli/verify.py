@@ -58,7 +58,7 @@ def report(
 
         source = read(place)
         if source.report is None and session.junit is not None:
-            raise InvalidInput("--junit", f"{run}, without a verdict", "a run that is finished")
+            raise InvalidInput("--junit", f"{run}, without a verdict", "a finished run")
         session.keep_source(source)
     return Exit.HOLDS
 

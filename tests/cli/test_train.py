@@ -306,7 +306,7 @@ def test_an_end_that_was_lost_is_made_again(here, files, whole):
             [*RUN, "--exploit-optimizer", "lbfgs", "--exploit-batch-size", "9"],
             ["--exploit-optimizer", "batches of 9 of 40"],
         ),
-        ([*RUN, "--batch-size", "few"], ["--batch-size", "'few' is not a positive integer, nor 'all'"]),
+        ([*RUN, "--batch-size", "few"], ["--batch-size", "'few' is neither a positive integer nor 'all'"]),
         ([*RUN, "--test", "gone.npz"], ["--test", "gone.npz", "no such file"]),
         ([*RUN, "--layer", "nowhere"], ["--layer", "nowhere"]),
         ([*RUN, "--loss", "squaredd"], ["--loss"]),
