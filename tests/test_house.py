@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import itertools
 import re
@@ -19,9 +20,15 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "alignver").rglob("*.py"))
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_file_has_at_most_600_lines(path):
-    assert len(path.read_text().splitlines()) <= 600
+def test_a_file_has_at_most_600_lines():
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in SOURCES}
+    assert not {path: length for path, length in lengths.items() if length > 600}
+
+
+@functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    """Every node of the syntax tree of a file."""
+    return list(ast.walk(ast.parse(path.read_text())))
 
 
 def module_name(path: Path) -> str:
@@ -39,7 +46,7 @@ def imported(path: Path) -> set[Path]:
     A formatted string, such as ``f"{__name__}.{module}"``, stands for every module that it may name.
     """
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.ImportFrom):
             assert not node.level
             for alias in node.names:
@@ -76,8 +83,8 @@ def test_the_chains_of_the_architecture_page_are_imports():
 
 def calls(path: Path, name: str) -> list[ast.Call]:
     """Every call of a function, or of a method, of this name."""
-    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
-    return [node for node in nodes if getattr(node.func, "id", getattr(node.func, "attr", "")) == name]
+    every = [node for node in nodes(path) if isinstance(node, ast.Call)]
+    return [node for node in every if getattr(node.func, "id", getattr(node.func, "attr", "")) == name]
 
 
 def test_the_library_does_not_print():
@@ -143,9 +150,9 @@ def test_models_without_torch_say_what_to_install():
     assert "pip install 'alignver[torch]'" in done.stdout
 
 
-@pytest.mark.parametrize("mutant", mutants(), ids=lambda mutant: mutant.label)
-def test_a_mutant_is_a_change_of_the_code_as_it_is(mutant):
-    source = (ROOT / mutant.file).read_text()
-    assert mutant.applied(source) != source
-    files = {test.split("::")[0] for test in mutant.tests}
+def test_mutants_are_changes_of_the_code_as_it_is():
+    changes = mutants()
+    sources = {file: (ROOT / file).read_text() for file in {mutant.file for mutant in changes}}
+    assert not [mutant.label for mutant in changes if mutant.applied(sources[mutant.file]) == sources[mutant.file]]
+    files = {test.split("::")[0] for mutant in changes for test in mutant.tests}
     assert all((ROOT / file).exists() for file in files)
