@@ -182,9 +182,9 @@ def differences(first: Any, second: Any, path: str = "") -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--torch", action="store_true", help="the cases with torch models too")
+    parser.add_argument("--torch", action="store_true", help="the cases with torch models instead")
     options = parser.parse_args()
-    cases = ARRAYS | (models() if options.torch else {})
+    cases = models() if options.torch else ARRAYS
     answers = {}
     for name, case in cases.items():
         began = time.perf_counter()

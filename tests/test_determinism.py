@@ -33,7 +33,7 @@ def answers(threads: int, seed: int, *options: str) -> dict[str, object]:
 @pytest.mark.parametrize("options", [(), ("--torch",)], ids=["arrays", "models"])
 def test_the_same_bits_in_every_process(options):
     first, second = answers(1, 1, *options), answers(2, 2, *options)
-    assert len(first) >= 20
+    assert len(first) >= 15
     assert list(differences(first, second)) == []
 
 
