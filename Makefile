@@ -28,6 +28,10 @@ $(VENV)/.dev: $(VENV)/.test
 	$(PIP) install -q -c $(CONSTRAINTS) -e '.[dev]'
 	@touch $@
 
+$(VENV)/.outside: $(VENV)/.test
+	$(PIP) install -q -c $(CONSTRAINTS) -e '.[integrations]'
+	@touch $@
+
 check: $(VENV)/.run ## set up, and run the built-in problems
 	$(BIN)/alignver check
 
@@ -50,8 +54,7 @@ numpy-versions: $(VENV)/.test ## certificates of the oldest and the newest NumPy
 	$(BIN)/python tests/numpy_versions.py
 
 # Tests of a library that is not there are skipped: the import says so first.
-test-outside: $(VENV)/.test ## the callbacks with Lightning, transformers and skorch; the recipes for CI and containers
-	$(PIP) install -q -c $(CONSTRAINTS) -e '.[integrations]'
+test-outside: $(VENV)/.outside ## the callbacks with Lightning, transformers and skorch; the recipes for CI and containers
 	$(BIN)/python -c "import lightning, skorch, transformers"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow or not slow" tests/training/test_callbacks.py tests/test_recipes.py
 
