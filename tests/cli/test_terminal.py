@@ -10,12 +10,14 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from alignver.cli import main
+from alignver.progress_bars import PATIENCE
 from tests.cli.conftest import COMMAND, TIMEOUT, environment
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
@@ -91,7 +93,10 @@ def test_help_can_be_read_at_any_width(path, command, columns, monkeypatch, caps
 
 
 def test_quick_work_shows_no_progress(files):
+    began = time.monotonic()
     _, shown = on_terminal(files, "check", "rank", "J.npy")
+    if time.monotonic() - began > PATIENCE:
+        pytest.skip("this machine is too busy for quick work")
     assert "\x1b[?25l" not in shown  # the cursor was never hidden
 
 
