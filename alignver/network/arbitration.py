@@ -28,9 +28,10 @@ from alignver.network.convolution import Convolutions
 from alignver.network.functional import Functional, Theta, comparison_weights
 from alignver.network.inputs import failing_module, module_name
 
-__all__ = ["Arbitrated", "arbitrate"]
+__all__ = ["Arbitrated", "arbitrate", "is_rounding"]
 
 _LEAST = 1e-3  # relative difference of a derivative and a difference along a direction that is an error
+_AMPLIFIED = 16.0  # rounding errors of a pass over those of its parameters: each layer has some
 _NAMED = 64  # parameters that are examined one by one for a message
 _NEED = "a forward whose gradient is its derivative: no detach, custom backward or straight-through estimator"
 _CHECKPOINTS = "torch.utils.checkpoint with use_reentrant=False"
@@ -55,6 +56,25 @@ class Arbitrated:
     notes: tuple[str, ...] = ()
     refusal: InvalidInput | None = None
     custom: bool = False
+
+
+def is_rounding(function: Functional, x: torch.Tensor, batch: torch.Tensor, plain: torch.Tensor) -> bool:
+    """Whether outputs in a coarser dtype differ by what its rounding errors do to this model, as far as seen.
+
+    A trained network whose last layer cancels large terms loses most digits. Rounding errors of the parameters alone,
+    with random signs, then move its outputs by about as much as those of the whole pass; each layer adds its own.
+    Numbers below tiny / eps lose digits by underflow.
+    """
+    limits, signs = torch.finfo(plain.dtype), torch.Generator().manual_seed(0)
+    eps, moved = limits.eps, limits.tiny / limits.eps
+    for _ in range(3):
+        theta = {}
+        for name, tensor in function.theta.items():
+            up = torch.randint(0, 2, tensor.shape, generator=signs).to(tensor)
+            theta[name] = tensor * (1 + eps * (2 * up - 1))
+        with torch.no_grad(), Convolutions():
+            moved = max(moved, float((function(theta, function.batch(x)).reshape(batch.shape) - batch).abs().max()))
+    return float((plain.to(batch.dtype) - batch).abs().max()) <= _AMPLIFIED * moved
 
 
 def arbitrate(function: Functional, x: torch.Tensor, computed_in: torch.dtype) -> Arbitrated:

@@ -258,6 +258,27 @@ def test_a_model_whose_passes_are_wrong_is_refused(name, entry):
     assert fingerprint(model) == before
 
 
+def test_lost_digits_are_no_other_function():
+    """An interpolating network cancels terms of 1e7: its outputs in float32 have no correct digit."""
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(1, 20), nn.Tanh(), nn.Linear(20, 1)), torch.linspace(-1, 1, 12)[:, None]
+    features, y = torch.tanh(net[0](x)).double().detach().numpy(), np.sign(np.sin(20 * x.numpy()))
+    with torch.no_grad():
+        net[2].weight.copy_(torch.from_numpy(np.linalg.lstsq(features, y, rcond=1e-16)[0].T))
+        net[2].bias.zero_()
+    exact = copy.deepcopy(net).double()(x.double())
+    assert (net(x) - exact).abs().max() > 0.1 * exact.abs().max()
+    assert gram(net, x).shape == (12, 12)
+
+
+def test_underflow_is_no_other_function():
+    net = Of(lambda s, x: s.h(torch.tanh(s.a(x)) * torch.sigmoid(torch.full_like(x[:, :1], -150.0))), **parts())
+    net.h.bias.data.zero_()
+    assert not net(X).any()
+    assert net.double()(X.double()).any()
+    assert gram(net.float(), X).any()
+
+
 @pytest.mark.parametrize("function", [torch.relu, lambda z: F.leaky_relu(z, 0.3), torch.abs, F.hardtanh])
 def test_a_choice_at_a_kink_is_no_wrong_backward_pass(function):
     """Differences see the mean of the one-sided derivatives; autograd takes one of them, or one between them."""
