@@ -36,21 +36,25 @@ def _enclosing(name: str, *changes: tuple[str, str, str]) -> list[Mutant]:
 
 _LAYERS = f"{_NETWORKS}test_architectures.py::test_layers_are_those_of_torch"
 _OPTIMA = f"{_NETWORKS}test_optimality_claims.py::test_"
-_RANKS = f"{_NETWORKS}test_exact_ranks.py"
+_RANKS = f"{_NETWORKS}test_dependences.py"
 _DEFINITE = f"{_NETWORKS}test_ball_matrices.py"
 _FORGED = f"{_NETWORKS}test_forgeries.py::test_forged_"
 
 KERNEL: list[Mutant] = [
     *_enclosing(
-        "alignment",
-        ("return rank, rank == ball_matrices.rank(", "return rank, False and balls.rank(", _RANKS),
-        ('require(not inside, "y is in', 'require(True, "y is in', _RANKS),
-        ("require(len(basis) == rank,", "require(len(basis) <= rank,", _RANKS),
-    ),
-    *_enclosing(
-        "ball_matrices",
-        ("require(all(entry.is_exact() for entry in A.reshape(-1))", "require(True", _RANKS),
-        ("mantissa << (exponent - low) for mantissa", "mantissa for mantissa", _RANKS),
+        "dependences",
+        ("require(len(self.column_basis()) == len(self.column_basis(basis))", "require(True", _RANKS),
+        ("require(len(self.row_basis(y)) == len(self.row_basis(y, rows))", "require(True", _RANKS),
+        ("dot(weights, weights).union(", "dot(weights, weights).max(", _RANKS),
+        ("for place, power in shared.items() if 0 not in ring.balls[place]", "for place, power in shared.items()", _RANKS),
+        ("_lines(self._constants)", "set()", _RANKS),
+        ("self._rows | _lines([_vector(y)])", "self._rows", _RANKS),
+        ("return -(-self)._of(name) if name in _ODD else (-self)._of(name)", "return (-self)._of(name)", _RANKS),
+        ("arb(weight) / scale for", "arb(weight) for", _RANKS),
+        ("require(d not in pivots,", "require(True,", _RANKS),
+        ("self._objects[id(ball)] = ball", "pass", _RANKS),
+        ("factor *= self.ring.squares[root]", "factor *= 1", _RANKS),
+        ("factor = factor * squares[place]", "factor = factor * 1", _RANKS),
     ),
     *(
         Mutant("alignver/kernel/network/exploration.py", old, new, _OF_FEATURES)
@@ -107,9 +111,9 @@ KERNEL: list[Mutant] = [
     ),
     *_enclosing(
         "alignment",
-        ("low >= 0.0 and ball_matrices.between(square, low, high)", "True", f"{_FORGED}constants"),
-        ('require(type(least) is float and least >= 0.0, "the distance is not a number")\n    with balls.precision(bits):\n        square',
-         'with balls.precision(bits):\n        square', f"{_FORGED}distance"),
+        ("require(ball_matrices.between(square, low, high)", "require(True", f"{_FORGED}constants"),
+        ("type(high) is float and low >= 0.0", "type(high) is float", f"{_FORGED}constants"),
+        ("require(type(least) is float and least >= 0.0,", "require(True,", f"{_FORGED}distance"),
         ('require(ball_matrices.between(square, least, math.inf)', 'require(True', f"{_FORGED}distance"),
     ),
     *_enclosing(

@@ -463,7 +463,7 @@ def _with_theorem(result: CheckResult, theorem: NetworkProof) -> CheckResult:
     if theorem.hidden:
         evidence.append(f"about the derivatives of the function; those of autograd differ: {'; '.join(theorem.hidden)}")
     if theorem.verdict is Verdict.HOLDS:
-        beside = f"; {theorem.shuffled:.3g} for shuffled targets (median of 20)"
+        beside = f"; {theorem.shuffled:.3g} for shuffled targets (median of 20)" if theorem.shuffled > 0.0 else ""
         evidence.append(
             f"kappa = min ||beta||, J beta = y, is between {shown_down(low, 4)} and {shown_up(high, 4)}{beside}"
         )
@@ -471,7 +471,7 @@ def _with_theorem(result: CheckResult, theorem: NetworkProof) -> CheckResult:
         listed = ", ".join(f"{shown_up(row.upper)} for ||beta|| <= {row.budget:g}" for row in theorem.reach[:4])
         evidence.append(f"least ||J beta - y|| / ||y||: {listed}")
     evidence.append(f"of the computed matrix: {result.verdict}, {result.rigor.value.lower()}: {result.reason}")
-    kind = "ranks in integers" if theorem.certificate.method == "exact" else "independent columns"
+    kind = "exact dependences" if theorem.certificate.method == "exact" else "independent columns"
     matrix = {"verdict": result.verdict.value, "rigor": result.rigor.value, "reason": result.reason}
     return dataclasses.replace(
         result,

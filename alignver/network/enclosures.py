@@ -19,7 +19,6 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 import torch
 from torch import nn
 
@@ -28,6 +27,7 @@ from alignver.kernel import Certificate, exact, seal
 from alignver.kernel.failure import NotProved, Unsupported
 from alignver.kernel.machine import require_ieee
 from alignver.kernel.network import alignment, ball_matrices, balls, norm_alignment
+from alignver.kernel.network.dependences import Dependences
 from alignver.kernel.network.graph import parse
 from alignver.kernel.network.program import compiled, unpacked
 from alignver.kernel.network.tape import Program
@@ -42,13 +42,11 @@ _BATCHES = ((64, 128), (1024, 64))  # entries of an input, and samples in a batc
 _FEWEST = 16  # of larger inputs
 _MASKED = -1.7976931348623157e308  # stands for minus infinity: parameters are finite numbers
 _BITS, _MOST_BITS = (128, 384, 1024), (2048, 4096)  # the latter where the samples of a batch show the need
-_EXACT_BITS = (256, 2048)
-_DYADIC = {"relu", "leaky_relu", "relu6", "abs", "clamp", "threshold"}
-"""Functions, and below them other steps, that make dyadic numbers of dyadic numbers."""
-_DYADIC_STEPS = {"input", "leaf", "move", "sum", "scale", "product", "matmul", "affine", "map", "reduce", "max"}
+_INDEPENDENT = "no row and no column is known to be an exact combination of others"
+_NUMBERS = 20.0  # a polynomial with rational coefficients beside each ball takes about this many times as long
 _HOW = {
     "balls": "with balls of {bits} bits",
-    "exact": "in exact arithmetic",
+    "exact": "by exact dependences of rows and columns, and balls of {bits} bits",
     "norms": "with norm-wise enclosures in float64",
 }
 _QUICK = 1.0  # seconds that balls may take before float64 is tried
@@ -238,7 +236,7 @@ def prove_alignment(
     condition : callable
         Returns about the condition number of the Gram matrix of J, of which the precision depends.
     deficient : bool
-        J is known to have neither full row rank nor full column rank: exact arithmetic alone can decide.
+        J is known to have neither full row rank nor full column rank: exact dependences alone can decide.
 
     Returns
     -------
@@ -260,9 +258,7 @@ def prove_alignment(
         in_floats = network.seconds_in_floats
         if min(in_balls, in_floats) > seconds:
             return f"enclosures would take about {min(in_balls, in_floats):.0f} s"
-        if deficient:
-            return _fails_exactly(network, y, began)
-        level = condition()
+        level = math.inf if deficient else condition()
         if in_balls > _QUICK and level <= _MOST_CONDITION and in_floats <= seconds:
             try:
                 return _by_norms(network, y, m_y, wide, began)
@@ -271,20 +267,32 @@ def prove_alignment(
         if in_balls > seconds:
             words = f"would take about {in_balls:.0f} s" if balls.available() else "need python-flint"
             return "; ".join((*reasons, f"balls {words}"))
-        needed = 0.0 if level <= _EASY else _needed_bits(network, _BITS[1]) if wide else _BITS[1]
-        enough = [bits for bits in _BITS if bits >= needed]
-        for bits in enough or [bits for bits in _MOST_BITS if bits >= needed] or _MOST_BITS[-1:]:
-            if time.perf_counter() - began + network.seconds(bits) > seconds:
-                reasons.append(f"balls of {bits} bits would take about {network.seconds(bits):.0f} s")
+        small = network.trainable * len(y) <= alignment.MOST_EXACT and _NUMBERS * in_balls <= seconds
+        if deficient and not small:
+            return "J has neither full row rank nor full column rank, and is too large for its exact dependences"
+        needed = 0.0 if level <= _EASY or deficient else _needed_bits(network, _BITS[1]) if wide else _BITS[1]
+        reduced = functools.partial(_by_dependences, [])
+        attempt, looked = reduced if deficient else _holds if wide else _fails, deficient or not small
+        for bits in [bits for bits in (*_BITS, *_MOST_BITS) if bits >= needed] or _MOST_BITS[-1:]:
+            estimate = network.seconds(bits)
+            far = bits > max(needed, _BITS[-1]) and estimate > _QUICK
+            if far or time.perf_counter() - began + estimate > seconds:
+                reasons.append(f"balls of {bits} bits would take about {estimate:.0f} s")
                 break
             try:
-                return (_holds if wide else _fails)(network, y, m_y, bits, began)
+                return attempt(network, y, m_y, bits, began)
             except NotProved as error:
                 reasons.append(f"{error} ({bits} bits)")
-                if "singular" in str(error) and _is_dyadic(network):
-                    return _fails_exactly(network, y, began)
                 if "precision" not in str(error) and "decided" not in str(error):
                     break
+                if looked or "singular" not in str(error):
+                    continue
+            looked = True
+            try:
+                return reduced(network, y, m_y, bits, began)
+            except NotProved as error:
+                reasons.append(f"{error} ({bits} bits)")
+                attempt = attempt if _INDEPENDENT in str(error) else reduced
     except (NotProved, Unsupported) as error:
         reasons.append(str(error))
     return "; ".join(reasons)
@@ -361,35 +369,37 @@ def _fails(network: EnclosedNetwork, y: Any, m_y: int, bits: int, began: float) 
     return _outside(network, y, low, high, {"bits": bits}, "balls", began)
 
 
-def _is_dyadic(network: EnclosedNetwork) -> bool:
-    """Whether the steps of a network make dyadic numbers of dyadic numbers, but for scales."""
-    steps = network.program.steps
-    return all(step.kind in _DYADIC_STEPS and (step.kind != "map" or step.args["fn"] in _DYADIC) for step in steps)
-
-
-def _fails_exactly(network: EnclosedNetwork, y: Any, began: float) -> NetworkProof | str:
-    """Decide by the ranks of J and [J y] in integers, if J is exact in balls."""
-    if not balls.available() or not _is_dyadic(network):
-        return "J has neither full row rank nor full column rank, and its entries are not dyadic"
-    if network.trainable * len(y) > alignment.MOST_EXACT:
-        return "J has neither full row rank nor full column rank, and is too large for ranks in integers"
-    for bits in _EXACT_BITS:
-        with balls.precision(bits):
-            J = balls.columns(alignment.jacobian(network.traced.graph, network.parameters[0], network.x))
+def _by_dependences(
+    known: list[Dependences], network: EnclosedNetwork, y: Any, m_y: int, bits: int, began: float
+) -> NetworkProof | str:
+    """Decide by rows and columns of which the others are exact combinations; these remain known for more bits."""
+    with balls.precision(bits):
+        graph, theta = network.traced.graph, network.parameters[0]
+        if known:
+            known[0].J = balls.columns(alignment.jacobian(graph, theta, network.x))
+        else:
+            known.append(alignment.dependences(graph, theta, network.x, len(y)))
+        J = known[0]
+        rows, columns = J.row_basis(y), J.column_basis()
+        consistent = len(rows) == len(J.row_basis(np.zeros_like(y)))
+        whole = consistent and len(rows) == len(y) and len(columns) >= min(J.J.shape)
+        reasons: list[str] = [_INDEPENDENT] if whole else []
+        ways: list[tuple[bool, list[int]]] = [(True, rows)] if consistent and not whole else []
+        ways += [(True, [])] if consistent else []
+        ways += [] if whole else [(False, basis) for basis in (columns, []) if len(basis) < len(rows)]
+        for aligned, basis in ways:
             try:
-                rank, inside = alignment.exact_rank(J, y)
-            except NotProved:
-                if bits == _EXACT_BITS[-1]:
-                    raise
+                square = (J.reached if aligned else J.missed)(y, basis)
+            except NotProved as error:
+                reasons.append(str(error))
                 continue
-            if inside:
-                return f"in exact arithmetic J has rank {rank} of {len(y)}, and this y is in its column space"
-            floats = np.array([[float(entry) for entry in row] for row in J])
-            floats /= np.maximum(np.linalg.norm(floats, axis=0), 1e-300)
-            basis = np.sort(scipy.linalg.qr(floats, mode="r", pivoting=True)[1][:rank]).astype(np.int64)
-            low, high = alignment.ends(ball_matrices.squared_distance(J[:, basis], y))
-            return _outside(network, y, low, high, {"bits": bits}, "exact", began, {"basis": basis})
-    raise AssertionError
+            ends, data = alignment.ends(square), {"basis": np.array(basis, dtype=np.int64)}
+            if aligned:
+                by = "it satisfies all dependences of the rows" if basis else "some columns give exactly these numbers"
+                reason = f"y is in the column space of J: {by}"
+                return _inside(network, y, ends, math.nan, {"bits": bits}, "exact", began, data, reason)
+            return _outside(network, y, *ends, {"bits": bits}, "exact", began, data)
+    raise NotProved(next((reason for reason in reasons if "singular" in reason), reasons[0]))
 
 
 def _inside(
@@ -400,11 +410,12 @@ def _inside(
     constants: dict[str, Any],
     method: str,
     began: float,
+    data: dict[str, Any] | None = None,
+    reason: str = "J has full row rank, so every y is in its column space",
 ) -> NetworkProof:
     if not math.isfinite(kappa[1]):
-        raise NotProved("kappa is beyond the largest float, although J has full row rank")
-    reason = "J has full row rank, so every y is in its column space"
-    certificate = _sealed(network, y, "network-alignment", method, {**constants, "kappa": list(kappa)})
+        raise NotProved("kappa is beyond the largest float, although y is in the column space of J")
+    certificate = _sealed(network, y, "network-alignment", method, {**constants, "kappa": list(kappa)}, data)
     how = _HOW[method].format(**constants)
     seconds, hidden = time.perf_counter() - began, network.traced.hidden
     return NetworkProof(Verdict.HOLDS, reason, certificate, how, kappa, shuffled, seconds, hidden=hidden)

@@ -5,30 +5,30 @@ matrix, it is positive definite, J has full row rank, and every target is in the
 parameters that give y have the norm :math:`\kappa = (y^\top M^{-1} y)^{1/2}`. If instead :math:`[J\; y]^\top [J\; y]`
 contains no singular matrix, y is linearly independent of the columns of J, and is not in their span.
 
-The Jacobian of a network of sums, products and piecewise linear functions has dyadic entries: with enough bits its
-balls have no width, and the ranks of J and [J y] are computed in integers: if they differ, y is not in their span.
+A Jacobian of neither full row rank nor full column rank is reduced: rows and columns that are exact combinations of
+others (:mod:`alignver.kernel.network.dependences`) are left out.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
-
-import numpy as np
 
 from alignver.kernel.exact import indices
 from alignver.kernel.failure import require
 from alignver.kernel.network import ball_matrices, balls
+from alignver.kernel.network.dependences import Dependences, Ring
 from alignver.kernel.network.graph import Graph, parse
 from alignver.kernel.network.program import batches
 
-__all__ = ["METHODS", "MOST_EXACT", "ends", "exact_rank", "full_row_rank", "independent", "jacobian"]
+__all__ = ["METHODS", "MOST_EXACT", "dependences", "ends", "full_row_rank", "independent", "jacobian"]
 
 MOST_EXACT = 2**16
-"""Largest number of entries of a Jacobian whose rank is computed in integers."""
+"""Largest number of entries of a Jacobian whose dependences are computed in integers."""
 
 
-def jacobian(graph: Graph, theta: Any, x: Any) -> list[balls.Leaf]:
+def jacobian(graph: Graph, theta: Any, x: Any, numbers: Callable[[Any], Any] = balls.exactly) -> list[balls.Leaf]:
     """Return the gradients of all outputs, output by output, in the precision of the context.
 
     Parameters
@@ -38,10 +38,12 @@ def jacobian(graph: Graph, theta: Any, x: Any) -> list[balls.Leaf]:
         The values of the leaves.
     x : (n, k) float64
         Inputs, in batches of which the graph is evaluated; the last one is filled with copies of the last sample.
+    numbers : callable
+        As in :func:`~alignver.kernel.network.balls.values`.
     """
     gradients = []
     for program, _ in batches(graph, theta, x):
-        state = balls.values(program)
+        state = balls.values(program, numbers)
         gradients.append([balls.shares(program, state, column) for column in range(program.columns)])
     return balls.joined(gradients, len(x))
 
@@ -72,73 +74,67 @@ def independent(leaves: list[balls.Leaf], y: Any) -> Any:
     return ball_matrices.squared_distance(J, y)
 
 
-def exact_rank(J: Any, y: Any) -> tuple[int, bool]:
-    """Return the rank of a Jacobian whose balls have no width, and whether y is in its column space.
-
-    Raises
-    ------
-    NotProved
-        If a ball has a width.
-    """
-    require(len(J) == len(y), "the targets have another number of entries than the outputs")
-    require(J.size <= MOST_EXACT, "the Jacobian is too large for integers")
-    rank = ball_matrices.rank(J)
-    return rank, rank == ball_matrices.rank(np.concatenate([J, balls.exactly(y)[:, None]], axis=1))
+def dependences(graph: Graph, theta: Any, x: Any, N: int) -> Dependences:
+    """Return the Jacobian with the exact dependences of its N rows and its columns; arguments as :func:`jacobian`."""
+    ring = Ring()
+    J = balls.columns(jacobian(graph, theta, x, ring.exactly))
+    require(len(J) == N, "the targets have another number of entries than the outputs")
+    require(J.size <= MOST_EXACT, "the Jacobian is too large for ranks in integers")
+    return Dependences(J, ring)
 
 
 def ends(square: Any) -> tuple[float, float]:
     """Return floats below and above the root of a ball."""
     low, high = (float(end) for end in (balls.root(square).lower(), balls.root(square).upper()))
+    if square == 0:
+        return 0.0, 0.0
     return max(0.0, math.nextafter(low, 0.0)), math.nextafter(high, math.inf)
 
 
-def _evaluated(certificate: Any, inputs: Any) -> list[balls.Leaf]:
-    return jacobian(parse(certificate.data["graph"]), inputs["parameters"][0], inputs["x"])
+def _stated(certificate: Any, name: str) -> tuple[int, Any]:
+    """Return the precision and the other number of a certificate."""
+    require(set(certificate.constants) == {"bits", name}, "other numbers are stated than are proved")
+    return certificate.constants["bits"], certificate.constants[name]
+
+
+def _arguments(certificate: Any, inputs: Any) -> tuple[Graph, Any, Any]:
+    return parse(certificate.data["graph"]), inputs["parameters"][0], inputs["x"]
 
 
 def _aligned(certificate: Any, inputs: Any) -> str:
-    """The balls of M are invertible, and kappa is between the given numbers."""
-    require(set(certificate.constants) == {"bits", "kappa"}, "other numbers are stated than are proved")
-    bits, (low, high) = certificate.constants["bits"], certificate.constants["kappa"]
+    """J has full row rank, or rows of which the others with y are exact combinations; kappa is between the numbers."""
+    (bits, (low, high)), y = _stated(certificate, "kappa"), inputs["y"]
+    require(type(low) is type(high) is float and low >= 0.0, "kappa has ends that are no floats")
     with balls.precision(bits):
-        square = full_row_rank(_evaluated(certificate, inputs), len(inputs["y"]))[1].form(inputs["y"])
-        require(all(type(end) is float for end in (low, high)), "kappa has ends that are no floats")
-        inside = low >= 0.0 and ball_matrices.between(square, low, high)
-    require(inside, "kappa is not proved to be between the given numbers")
-    return f"the Gram matrix of the network's Jacobian is positive definite, in balls of {bits} bits"
+        if certificate.method == "exact":
+            J = dependences(*_arguments(certificate, inputs), len(y))
+            basis = indices(certificate.data["basis"], len(y))
+            square = J.reached(y, basis)
+            by = (
+                f"y is a combination of the columns of the network's Jacobian by exact dependences of {len(basis)} rows"
+            )
+        else:
+            square = full_row_rank(jacobian(*_arguments(certificate, inputs)), len(y))[1].form(y)
+            by = "the Gram matrix of the network's Jacobian is positive definite"
+        require(ball_matrices.between(square, low, high), "kappa is not proved to be between the given numbers")
+    return f"{by}, in balls of {bits} bits"
 
 
 def _misaligned(certificate: Any, inputs: Any) -> str:
-    """The columns of [J y] are linearly independent, and y is further away than stated."""
-    require(set(certificate.constants) == {"bits", "distance"}, "other numbers are stated than are proved")
-    bits, least = certificate.constants["bits"], certificate.constants["distance"]
+    """y is further away than stated from the columns of J, or from those of which the others are exact combinations."""
+    (bits, least), y = _stated(certificate, "distance"), inputs["y"]
     require(type(least) is float and least >= 0.0, "the distance is not a number")
     with balls.precision(bits):
-        square = independent(_evaluated(certificate, inputs), inputs["y"])
+        if certificate.method == "exact":
+            J = dependences(*_arguments(certificate, inputs), len(y))
+            square = J.missed(y, indices(certificate.data["basis"], J.J.shape[1]))
+            by = "a basis of the columns of the network's Jacobian, by exact dependences,"
+        else:
+            square = independent(jacobian(*_arguments(certificate, inputs)), y)
+            by = "the columns of the network's Jacobian"
         require(ball_matrices.between(square, least, math.inf), "the distance is not proved")
-    return f"y and the columns of the network's Jacobian are linearly independent, in balls of {bits} bits"
+    return f"y and {by} are linearly independent, in balls of {bits} bits"
 
 
-def _misaligned_exactly(certificate: Any, inputs: Any) -> str:
-    """J has dyadic entries, and a smaller rank than [J y]; some columns that are a basis give the distance of y."""
-    require(set(certificate.constants) == {"bits", "distance"}, "other numbers are stated than are proved")
-    bits, least = certificate.constants["bits"], certificate.constants["distance"]
-    require(type(least) is float and least >= 0.0, "the distance is not a number")
-    with balls.precision(bits):
-        J = balls.columns(_evaluated(certificate, inputs))
-        rank, inside = exact_rank(J, inputs["y"])
-        require(not inside, "y is in the column space of J")
-        basis = indices(certificate.data["basis"], J.shape[1])
-        require(len(basis) == rank, "a basis of another number of columns than the rank")
-        require(
-            ball_matrices.between(ball_matrices.squared_distance(J[:, basis], inputs["y"]), least, math.inf),
-            "no such distance",
-        )
-    return f"the network's Jacobian has rank {rank} in exact arithmetic, and with y as a column a larger one"
-
-
-METHODS = {
-    ("network-alignment", "balls"): _aligned,
-    ("network-misalignment", "balls"): _misaligned,
-    ("network-misalignment", "exact"): _misaligned_exactly,
-}
+METHODS = {("network-alignment", method): _aligned for method in ("balls", "exact")}
+METHODS |= {("network-misalignment", method): _misaligned for method in ("balls", "exact")}

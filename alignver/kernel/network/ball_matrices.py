@@ -1,4 +1,4 @@
-r"""What is proved of matrices of balls: definiteness, quadratic forms of inverses, distances and exact ranks.
+r"""What is proved of matrices of balls: definiteness, quadratic forms of inverses and distances.
 
 Let L be any lower triangular matrix, here about the Cholesky factor of :math:`M - s I` for a small s. As
 :math:`L L^\top` is positive semidefinite, the smallest eigenvalue of every symmetric M in the balls is at least that of
@@ -26,13 +26,12 @@ import numpy as np
 
 from alignver.kernel.failure import require
 from alignver.kernel.network.ball_functions import reciprocal
-from alignver.kernel.network.balls import arb, bits, dot, exactly, fmpz_mat, middle, power, product, square, zeros
+from alignver.kernel.network.balls import arb, bits, dot, exactly, middle, power, product, square, zeros
 
-__all__ = ["Definite", "between", "definite", "rank", "squared_distance"]
+__all__ = ["Definite", "between", "definite", "squared_distance"]
 
 _BASE = 24  # order of the blocks that are factored entry by entry
 _SINGULAR = "the Gram matrix may be singular in this precision"
-_MOST_BITS = 1 << 12  # by which the entries of a column of integers may differ
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -165,21 +164,3 @@ def between(square: Any, low: float, high: float) -> bool:
     """Whether every number of a ball is between the squares of two floats."""
     above = high == math.inf or bool(square <= arb(high) ** 2)
     return bool(square >= arb(low) ** 2) and above
-
-
-def rank(A: Any) -> int:
-    """Return the rank of a matrix of balls without width, from integers: its columns times powers of two.
-
-    Raises
-    ------
-    NotProved
-        If a ball has a width.
-    """
-    require(all(entry.is_exact() for entry in A.reshape(-1)), "the balls are not exact")
-    rows = []
-    for column in A.T:
-        parts = [_parts(entry) for entry in column]
-        low = min(exponent for _, exponent in parts)
-        require(max(exponent for _, exponent in parts) - low <= _MOST_BITS, "entries of too different sizes")
-        rows.append([mantissa << (exponent - low) for mantissa, exponent in parts])
-    return int(fmpz_mat(rows).rank()) if rows else 0

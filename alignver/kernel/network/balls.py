@@ -10,6 +10,7 @@ weights that every sample uses on one row, as of dense layers: with inputs a and
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -28,11 +29,10 @@ __all__ = [
 arb: Any
 arb_mat: Any
 ctx: Any
-fmpz_mat: Any
 try:
-    from flint import arb, arb_mat, ctx, fmpz_mat
+    from flint import arb, arb_mat, ctx
 except ImportError:  # balls are optional: without them their claims are refused
-    arb = arb_mat = ctx = fmpz_mat = None
+    arb = arb_mat = ctx = None
 
 State = dict[int, Any]
 _MOST_BITS = 1 << 12
@@ -87,7 +87,11 @@ def product(a: Any, b: Any) -> Any:
     if not isinstance(a, arb_mat):
         if 0 in a.shape or 0 in b.shape:
             return exactly(np.zeros((a.shape[0], b.shape[1])))
-        a = matrix(a)
+        try:
+            a, columns = matrix(a), matrix(b)
+        except TypeError:  # numbers that know more than balls
+            return a @ b
+        return _array((a * columns).entries(), (a.nrows(), b.shape[1]))
     return _array((a * matrix(b)).entries(), (a.nrows(), b.shape[1]))
 
 
@@ -116,15 +120,27 @@ def _gathered(sources: Sequence[Any], index: Any, shape: Sequence[int]) -> Any:
 
 
 def _factor(factor: tuple[float, float, bool]) -> Any:
-    num, den, root = factor
-    return arb(num) / (arb(den).sqrt() if root else arb(den))
+    return _ratio(*factor, bits())
 
 
-def values(program: Program) -> State:
-    """Return the balls of every step, and under ~k the derivatives of those that are functions of entries."""
+@functools.lru_cache(64)
+def _ratio(num: float, den: float, root: bool, _bits: int) -> Any:
+    return arb(num) / (arb(den).sqrt() if root else arb(den))  # one object is one number
+
+
+def values(program: Program, numbers: Callable[[Any], Any] = exactly) -> State:
+    """Return the balls of every step, and under ~k the derivatives of those that are functions of entries.
+
+    Parameters
+    ----------
+    program : Program
+    numbers : callable
+        Returns what is computed with for an array of floats: balls, or numbers that know more.
+    """
     state: State = {}
     for place, step in enumerate(program.steps):
-        result = _value(step, [state[k] for k in step.of])
+        of = [state[k] for k in step.of]
+        result = numbers(step.args["value"]) if step.kind in ("input", "leaf") else _value(step, of)
         if step.kind == "map":
             result, state[~place] = result
         state[place] = np.asarray(result, dtype=object)  # NumPy's sums and products of arrays without axes are balls
@@ -136,8 +152,6 @@ def values(program: Program) -> State:
 def _value(step: Step, of: list[Any]) -> Any:
     args = step.args
     match step.kind:
-        case "input" | "leaf":
-            return exactly(args["value"])
         case "move":
             return _gathered(of, args["index"], step.shape)
         case "sum":
@@ -159,7 +173,8 @@ def _value(step: Step, of: list[Any]) -> Any:
         case "map":
             parameters = {key: value for key, value in args.items() if key != "fn"}
             require(args["fn"] in FUNCTIONS, f"{args['fn']} has no rule in ball arithmetic")
-            return _each(of[0], lambda x: FUNCTIONS[args["fn"]](x, **parameters))
+            rule = functools.partial(FUNCTIONS[args["fn"]], **parameters)
+            return _each(of[0], lambda x: rule(x) if type(x) is arb else x.mapped(str((args["fn"], parameters)), rule))
         case "reduce":
             return _array((sum(row, arb(0)) for row in of[0]), step.shape)
         case "max":
@@ -202,6 +217,8 @@ def _exponentials(step: Step, rows: Any) -> Any:
             result[r, :] = [arb(0)] * len(row)
             for k, power in zip(valid, powers, strict=True):
                 result[r, k] = power / total
+            if not isinstance(total, arb):
+                result[r, k] = result[r, k].equal_to(1 - sum(result[r, valid[:-1]], arb(0)))
     return result
 
 

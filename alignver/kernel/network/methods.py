@@ -120,6 +120,7 @@ METHODS: dict[tuple[str, str], Callable[[Any, Any, Any], str]] = {
     ("analytic", "operations"): _analytic,
     ("not-analytic", "one-sided derivatives"): _not_analytic,
     **dict.fromkeys([(claim, method) for claim in _ENCLOSED for method in ("balls", "norms")], _enclosed),
+    ("network-alignment", "exact"): _enclosed,
     ("network-misalignment", "exact"): _enclosed,
     ("network-exploration", "staircase"): _explored,
     **dict.fromkeys([(claim, method) for claim in _LOSSES for method in ("balls", "norms")], _minimized),
