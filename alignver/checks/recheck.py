@@ -12,7 +12,7 @@ import numpy as np
 from alignver.arrays import as_matrix, as_vector, host
 from alignver.errors import InvalidInput, kind_of
 from alignver.features.rows import open_rows
-from alignver.features.threads import single_threaded_blas, workers
+from alignver.features.threads import single_threaded_blas, threaded_flint, workers
 from alignver.kernel import Certificate, load_certificate
 from alignver.kernel.certificate import Tampered
 from alignver.kernel.verify import verify
@@ -88,7 +88,8 @@ def recheck(certificate: Certificate | str | Path, **inputs: Any) -> CheckResult
     for name, value in () if rows is not None else inputs.items():
         given[name] = host((as_vector if name == "y" else as_matrix)(value, name).array)
     try:
-        with stage("checking the certificate"), single_threaded_blas():
+        count = len(given["y"]) if "x" in given and "y" in given else 0  # balls of a network
+        with stage("checking the certificate"), single_threaded_blas(), threaded_flint(count):
             result = verify(certificate, given, threads=workers(), track=track)
     finally:
         if rows is not None:

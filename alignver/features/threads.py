@@ -11,6 +11,7 @@ import concurrent.futures
 import contextlib
 import contextvars
 import functools
+import importlib.util
 import os
 import sys
 import threading
@@ -19,14 +20,17 @@ from typing import Any, TypeVar
 
 from alignver.limits import address_space
 
-__all__ = ["SMALL", "dense_flops", "ordered", "single_threaded_blas", "threads_for", "workers"]
+__all__ = ["SMALL", "dense_flops", "ordered", "single_threaded_blas", "threaded_flint", "threads_for", "workers"]
 
 T = TypeVar("T")
 
 SMALL = 2e9
 """Operations up to which more threads bring nothing: on busy cores, waiting for each other, they are slower."""
 
-_limited = threading.Lock()
+_MANY_ROWS = 200
+"""Rows of a matrix of balls from which its products are divided: smaller ones take less time than the division."""
+
+_limited, _divided = threading.Lock(), threading.Lock()
 _MOST_WORKERS = 16  # each of them needs memory for a block and its factor
 _SPACE = 1 << 28  # addresses that a thread may reserve: a stack, and an arena of the C library
 
@@ -74,6 +78,35 @@ def threads_for(flops: float) -> Iterator[None]:
     # torch's threads are those of OpenMP, whose number belongs to the calling thread.
     with single_threaded_blas(), _libraries(len(sys.modules)).limit(limits=1, user_api="openmp"):
         yield
+
+
+@contextlib.contextmanager
+def threaded_flint(rows: int) -> Iterator[None]:
+    """Let python-flint divide products of matrices of many rows among the cores inside the block.
+
+    The results are the same to the last bit: products of integers are exact, and each entry is rounded once. The
+    threads end with the block, so that a process that is forked later has none of them.
+
+    Examples
+    --------
+    >>> import flint
+    >>> with threaded_flint(1000):
+    ...     flint.ctx.threads == workers()
+    True
+    >>> flint.ctx.threads
+    1
+    """
+    if rows < _MANY_ROWS or importlib.util.find_spec("flint") is None or not _divided.acquire(blocking=False):
+        yield
+        return
+    context = importlib.import_module("flint").ctx
+    before = context.threads
+    try:
+        context.threads = workers()
+        yield
+    finally:
+        context.threads = before
+        _divided.release()
 
 
 @functools.lru_cache(maxsize=1)

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from alignver.errors import InvalidInput
+from alignver.features.threads import threaded_flint
 from alignver.kernel import Certificate, exact, seal
 from alignver.kernel.failure import NotProved, Unsupported
 from alignver.kernel.machine import require_ieee
@@ -352,7 +353,7 @@ def _goal(M: Any) -> float:
 
 def _holds(network: EnclosedNetwork, y: Any, m_y: int, bits: int, began: float) -> NetworkProof:
     targets = _permuted(y, m_y)
-    with balls.precision(bits):
+    with balls.precision(bits), threaded_flint(len(y)):
         leaves = alignment.jacobian(network.traced.graph, network.parameters[0], network.x)
         M, proved = alignment.full_row_rank(leaves, len(y))
         kappa = alignment.ends(proved.form(y))
@@ -363,7 +364,7 @@ def _holds(network: EnclosedNetwork, y: Any, m_y: int, bits: int, began: float) 
 
 
 def _fails(network: EnclosedNetwork, y: Any, m_y: int, bits: int, began: float) -> NetworkProof | str:
-    with balls.precision(bits):
+    with balls.precision(bits), threaded_flint(len(y)):
         leaves = alignment.jacobian(network.traced.graph, network.parameters[0], network.x)
         low, high = alignment.ends(alignment.independent(leaves, y))
     return _outside(network, y, low, high, {"bits": bits}, "balls", began)
