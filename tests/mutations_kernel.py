@@ -43,12 +43,14 @@ _FORGED = f"{_NETWORKS}test_forgeries.py::test_forged_"
 KERNEL: list[Mutant] = [
     *_enclosing(
         "dependences",
-        ("require(len(self.column_basis()) == len(self.column_basis(basis))", "require(True", _RANKS),
+        ("for i in sorted(set(range(N)) - set(pivots)):", "for i in sorted(set(range(N)) - set(pivots))[1:]:", _RANKS),
+        ("combined = combined - self", "combined = combined + self", _RANKS),
+        ("union(*self._rows[:first]), N)", "union(*self._rows[: first - 1]), N)", _RANKS),
         ("require(len(self.row_basis(y)) == len(self.row_basis(y, rows))", "require(True", _RANKS),
         ("dot(weights, weights).union(", "dot(weights, weights).max(", _RANKS),
         ("for place, power in shared.items() if 0 not in ring.balls[place]", "for place, power in shared.items()", _RANKS),
         ("_lines(self._constants)", "set()", _RANKS),
-        ("self._rows | _lines([_vector(y)])", "self._rows", _RANKS),
+        ("_lines([_vector(y)]).union(*self._rows)", "set[Any]().union(*self._rows)", _RANKS),
         ("return -(-self)._of(name) if name in _ODD else (-self)._of(name)", "return (-self)._of(name)", _RANKS),
         ("arb(weight) / scale for", "arb(weight) for", _RANKS),
         ("require(d not in pivots,", "require(True,", _RANKS),

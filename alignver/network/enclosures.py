@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import statistics
 import time
@@ -370,36 +371,67 @@ def _fails(network: EnclosedNetwork, y: Any, m_y: int, bits: int, began: float) 
     return _outside(network, y, low, high, {"bits": bits}, "balls", began)
 
 
+@dataclasses.dataclass
+class _Reduced:
+    """The exact dependences of a Jacobian, which are known once and for all precisions."""
+
+    J: Dependences
+    rows: list[int]
+    consistent: bool
+    first: int
+    generators: tuple[Any, list[int]]
+
+    @classmethod
+    def of(cls, network: EnclosedNetwork, y: Any) -> _Reduced:
+        """Find the dependences, and the split of the columns that has the fewest generators."""
+        J = alignment.dependences(network.traced.graph, network.parameters[0], network.x, len(y))
+        rows, d = J.row_basis(y), network.trainable
+        consistent = len(rows) == len(J.row_basis(np.zeros_like(y)))
+        sizes = [math.prod(node.out[0][1]) for node in network.traced.graph.nodes
+                 if node.op == "parameter" and node.args["trainable"]]  # fmt: skip
+        first, best = 0, J.generators(0)
+        narrow = itertools.accumulate(sizes[:-1]) if network.program.columns > 1 and J.J.shape[1] == d else ()
+        for split in (J.J.shape[1], *narrow):
+            other = J.generators(split)
+            if len(other[0]) + len(other[1]) < len(best[0]) + len(best[1]):
+                first, best = split, other
+        return cls(J, rows, consistent, first, best)
+
+    @property
+    def bound(self) -> int:
+        """A bound of the rank."""
+        return min(len(self.rows), len(self.generators[0]) + len(self.generators[1]))
+
+
 def _by_dependences(
-    known: list[Dependences], network: EnclosedNetwork, y: Any, m_y: int, bits: int, began: float
+    known: list[_Reduced], network: EnclosedNetwork, y: Any, m_y: int, bits: int, began: float
 ) -> NetworkProof | str:
     """Decide by rows and columns of which the others are exact combinations; these remain known for more bits."""
     with balls.precision(bits):
-        graph, theta = network.traced.graph, network.parameters[0]
         if known:
-            known[0].J = balls.columns(alignment.jacobian(graph, theta, network.x))
+            leaves = alignment.jacobian(network.traced.graph, network.parameters[0], network.x)
+            known[0].J.J = balls.columns(leaves)
         else:
-            known.append(alignment.dependences(graph, theta, network.x, len(y)))
-        J = known[0]
-        rows, columns = J.row_basis(y), J.column_basis()
-        consistent = len(rows) == len(J.row_basis(np.zeros_like(y)))
-        whole = consistent and len(rows) == len(y) and len(columns) >= min(J.J.shape)
+            known.append(_Reduced.of(network, y))
+        J, rows, generators = known[0].J, known[0].rows, known[0].generators
+        whole = known[0].consistent and known[0].bound == min(J.J.shape)
         reasons: list[str] = [_INDEPENDENT] if whole else []
-        ways: list[tuple[bool, list[int]]] = [(True, rows)] if consistent and not whole else []
-        ways += [(True, [])] if consistent else []
-        ways += [] if whole else [(False, basis) for basis in (columns, []) if len(basis) < len(rows)]
-        for aligned, basis in ways:
+        ways: list[list[int] | None] = [rows] if known[0].consistent and not whole else []
+        ways += [[]] if known[0].consistent else []
+        ways += [] if whole else [None]
+        for basis in ways:
             try:
-                square = (J.reached if aligned else J.missed)(y, basis)
+                square = J.missed(y, generators) if basis is None else J.reached(y, basis)
             except NotProved as error:
                 reasons.append(str(error))
                 continue
-            ends, data = alignment.ends(square), {"basis": np.array(basis, dtype=np.int64)}
-            if aligned:
-                by = "it satisfies all dependences of the rows" if basis else "some columns give exactly these numbers"
-                reason = f"y is in the column space of J: {by}"
-                return _inside(network, y, ends, math.nan, {"bits": bits}, "exact", began, data, reason)
-            return _outside(network, y, *ends, {"bits": bits}, "exact", began, data)
+            ends = alignment.ends(square)
+            if basis is None:
+                data = {"first": np.array([known[0].first], dtype=np.int64)}
+                return _outside(network, y, *ends, {"bits": bits}, "exact", began, data)
+            by = "it satisfies all dependences of the rows" if basis else "some columns give exactly these numbers"
+            reason, data = f"y is in the column space of J: {by}", {"basis": np.array(basis, dtype=np.int64)}
+            return _inside(network, y, ends, math.nan, {"bits": bits}, "exact", began, data, reason)
     raise NotProved(next((reason for reason in reasons if "singular" in reason), reasons[0]))
 
 

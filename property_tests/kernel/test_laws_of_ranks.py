@@ -107,6 +107,8 @@ def violations(seed: int, size: int, n: int) -> list[str]:
         wrong.append(f"columns {columns} are no basis")
     if rank([J[i] for i in rows]) != true:
         wrong.append(f"rows {rows} are no basis")
+    if sum(map(len, D.generators(seed % (len(J[0]) + 1)))) < true:
+        wrong.append("too few generators")
     proof = prove_alignment(network, y, 3, seconds=20.0, condition=lambda: 1.0)
     if not isinstance(proof, str) and (proof.verdict == "HOLDS") != inside:
         wrong.append(f"{proof.verdict} of y, by {proof.how}, and inside is {inside}")

@@ -127,8 +127,10 @@ def _misaligned(certificate: Any, inputs: Any) -> str:
     with balls.precision(bits):
         if certificate.method == "exact":
             J = dependences(*_arguments(certificate, inputs), len(y))
-            square = J.missed(y, indices(certificate.data["basis"], J.J.shape[1]))
-            by = "a basis of the columns of the network's Jacobian, by exact dependences,"
+            first = indices(certificate.data["first"], J.J.shape[1] + 1)
+            require(len(first) == 1, "no number of columns")
+            square = J.missed(y, J.generators(first[0]))
+            by = "vectors that generate the columns of the network's Jacobian, by exact dependences,"
         else:
             square = independent(jacobian(*_arguments(certificate, inputs)), y)
             by = "the columns of the network's Jacobian"

@@ -14,6 +14,7 @@ that are not known here: then fewer dependences are found, and none that is not 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -236,8 +237,8 @@ class Dependences:
     """
 
     def __init__(self, J: Any, ring: Ring) -> None:
-        numbers = _objects((ring.lifted(entry) for entry in J.reshape(-1)), J.shape)
-        self.J = _objects((number.ball for number in numbers.reshape(-1)), J.shape)
+        self._numbers = numbers = _objects((ring.lifted(entry) for entry in J.reshape(-1)), J.shape)
+        self._ring, self.J = ring, _objects((number.ball for number in numbers.reshape(-1)), J.shape)
         self._scales = []  # numbers that are not 0, by which columns are divided
         columns: dict[Any, dict[int, Any]] = {}
         rows: dict[Any, dict[int, Any]] = {}
@@ -252,21 +253,36 @@ class Dependences:
                     columns.setdefault((i, rest), {})[k] = factor
                     rows.setdefault((k, rest), {})[i] = factor
         constants = [columns.pop((i, _ONE), {}) for i in range(len(J))]
-        self._columns, self._rows = _lines(columns.values()), _lines(rows.values())
+        self._columns = _lines(columns.values())
+        self._rows = [_lines(row for (k, _), row in rows.items() if k == column) for column in range(J.shape[1])]
         self._constants = constants
 
-    def column_basis(self, among: Sequence[int] | None = None) -> list[int]:
-        """Return the first columns, of those given, of which the others are combinations."""
-        return _reduced(self._columns | _lines(self._constants), self.J.shape[1], among)[1]
+    def column_basis(self) -> list[int]:
+        """Return the first columns of which the others are combinations."""
+        return _reduced(self._columns | _lines(self._constants), self.J.shape[1])[1]
 
     def row_basis(self, y: Any, among: Sequence[int] | None = None) -> list[int]:
         """Return the first rows of [J y], of those given, of which the others are combinations."""
-        return _reduced(self._rows | _lines([_vector(y)]), len(self.J), among)[1]
+        return _reduced(_lines([_vector(y)]).union(*self._rows), len(self.J), among)[1]
 
-    def directions(self) -> Any:
-        """Return independent columns of balls, of which all columns of J are combinations."""
-        lines, _ = _reduced(self._rows, len(self.J))
-        return _objects((arb(entry) for line in lines for entry in line), (len(lines), len(self.J))).T
+    def generators(self, first: int) -> tuple[list[list[Any]], list[int]]:
+        """Return independent vectors in whose span the first columns are, and a basis of the others modulo this span.
+
+        The vectors are those of the coefficients, in their reduced echelon form. An integer combination of rows
+        vanishes on them for each row that is not a pivot; a basis of the other columns is one of these combinations.
+        """
+        N, d = self.J.shape
+        lines, pivots = _reduced(set[Any]().union(*self._rows[:first]), N)
+        kept = []
+        for i in sorted(set(range(N)) - set(pivots)):
+            combined = self._numbers[i, first:]
+            for line, pivot in zip(lines, pivots, strict=True):
+                if line[i] != 0:
+                    factor = fmpq(line[i], line[pivot])
+                    combined = combined - self._numbers[pivot, first:] * Number(self._ring, arb(factor), {_ONE: factor})
+            kept.append(combined)
+        others = _objects(itertools.chain.from_iterable(kept), (len(kept), d - first))
+        return lines, [first + k for k in Dependences(others, self._ring).column_basis()]
 
     def weights(self, y: Any) -> Any:
         """Return weights with which the columns give exactly y, as balls.
@@ -306,21 +322,18 @@ class Dependences:
         image = product(self.J.T, target[:, None])[:, 0]
         return dot(weights, weights).union(dot(target, target) ** 2 / dot(image, image))
 
-    def missed(self, y: Any, basis: Sequence[int]) -> Any:
-        """Return the ball of the squared distance of y from some columns of J of which the others are combinations.
-
-        For no columns, from vectors of which all columns are combinations.
+    def missed(self, y: Any, generators: tuple[list[list[Any]], list[int]]) -> Any:
+        """Return the ball of the squared distance of y from the span of :meth:`generators`, which has all columns of J.
 
         Raises
         ------
         NotProved
-            If the others are not known to be combinations, or y may be one.
+            If they, with y, are not known to be independent.
         """
-        if basis:
-            require(len(self.column_basis()) == len(self.column_basis(basis)), "not all columns depend on those")
-        A = self.J[:, basis] if basis else self.directions()
-        require(A.shape[1] < len(y), "as many columns as rows")
-        return ball_matrices.squared_distance(A, y)
+        lines, basis = generators
+        vectors = _objects((arb(entry) for line in lines for entry in line), (len(lines), len(self.J)))
+        require(len(lines) + len(basis) < len(y), "as many columns as rows")
+        return ball_matrices.squared_distance(np.concatenate([vectors.T, self.J[:, basis]], axis=1), y)
 
 
 def _objects(entries: Iterable[Any], shape: tuple[int, ...]) -> Any:

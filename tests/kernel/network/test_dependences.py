@@ -80,7 +80,7 @@ def test_a_relu_network_of_deficient_rank_is_refuted(relu, proof):
     exact = of(EnclosedNetwork.of(model, x), len(y))
     assert len(exact.column_basis()) == len(exact.row_basis(np.zeros(20))) == rank
     assert len(exact.row_basis(y)) == rank + 1
-    assert len(refuted.certificate.data["basis"]) == rank
+    assert [sum(map(len, exact.generators(first))) for first in (0, 4, 9)] == [rank] * 3
     floats = np.array(J.tolist(), dtype=np.float64)
     residual = np.linalg.norm(y - floats @ np.linalg.lstsq(floats, y, rcond=1e-12)[0])
     assert refuted.certificate.constants["distance"] == pytest.approx(residual, rel=1e-9)
@@ -104,9 +104,9 @@ def test_a_target_that_some_parameters_give_is_proved(relu, proof):
     floats = np.array(J.tolist(), dtype=np.float64)
     assert answer.kappa == pytest.approx(2 * (np.linalg.norm(np.linalg.pinv(floats, rcond=1e-12) @ y),), rel=1e-9)
     inputs = {"parameters": network.parameters, "x": network.x, "y": y}
-    data = {"graph": network.traced.data, "basis": proof[0].certificate.data["basis"]}
-    for basis in (data["basis"], data["basis"][:0]):
-        forged = seal("network-misalignment", "exact", inputs, {**data, "basis": basis}, {"bits": 256, "distance": 0.0})
+    for first in range(10):
+        data = {"graph": network.traced.data, "first": np.array([first])}
+        forged = seal("network-misalignment", "exact", inputs, data, {"bits": 256, "distance": 0.0})
         assert verify(forged, inputs).verdict is Verdict.FAILS
     y[3] = np.nextafter(y[3], 9.0)  # one unit in the last place
     exact = of(network, len(y))
@@ -118,20 +118,19 @@ def test_a_target_that_some_parameters_give_is_proved(relu, proof):
 
 
 @pytest.mark.parametrize(
-    ("basis", "constants", "words"),
+    ("first", "constants", "words"),
     [
-        (lambda b: b[:-1], {}, "not all columns"),
-        (lambda b: b[[0, 0, *range(2, len(b))]], {}, "repeated"),
-        (lambda b: b + 9, {}, "out of range"),
-        (lambda b: b, {"distance": 1e9}, "distance is not proved"),
-        (lambda b: b, {"distance": -1.0}, "not a number"),
-        (lambda b: np.arange(9), {}, "singular"),
-        (lambda b: b, {"more": 1}, "other numbers"),
+        ([10], {}, "out of range"),
+        ([0, 1], {}, "no number"),
+        ([], {}, "no number"),
+        ([0], {"distance": 1e9}, "distance is not proved"),
+        ([0], {"distance": -1.0}, "not a number"),
+        ([0], {"more": 1}, "other numbers"),
     ],
 )
-def test_forged_certificates_are_refused(proof, basis, constants, words):
+def test_forged_certificates_are_refused(proof, first, constants, words):
     certificate, inputs = proof[0].certificate, proof[1]
-    data = {**certificate.data, "basis": basis(certificate.data["basis"])}
+    data = {**certificate.data, "first": np.array(first, dtype=np.int64)}
     forged = seal(certificate.claim, "exact", inputs, data, {**certificate.constants, **constants})
     result = verify(forged, inputs)
     assert result.verdict is Verdict.FAILS
@@ -218,11 +217,31 @@ def test_smooth_networks_of_deficient_rank_are_refuted(name):
     assert verified(network, proof, y)
     residual = np.linalg.norm(y - J @ np.linalg.lstsq(J, y, rcond=1e-10)[0])
     assert proof.certificate.constants["distance"] == pytest.approx(residual, rel=1e-6)
-    short = exact.column_basis()[:-1]
-    data = {**proof.certificate.data, "basis": np.array(short)}
+
+
+def test_few_units_before_many_outputs():
+    """The 11 weights of a layer of one unit act through one number for each of 5 samples, beside 3 outputs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(11, 1), nn.SiLU(), nn.Linear(1, 3)).double()
+    x, y = torch.randn(5, 11, dtype=torch.float64), np.random.default_rng(0).normal(size=15)
+    network, proof = proved(model, x, y, 3)
+    assert (proof.verdict, proof.certificate.data["first"].tolist()) == (Verdict.FAILS, [11])
+    assert verified(network, proof, y)
+    exact = of(network, 15)
+    assert len(exact.column_basis()) == 11
+    J = exact.J.astype(float)
+    lines, basis = exact.generators(12)
+    assert len(lines) + len(basis) == np.linalg.matrix_rank(J, 1e-10) == 9  # 5 + 6, of which 2 are among the 5
+    residual = np.linalg.norm(y - J @ np.linalg.lstsq(J, y, rcond=1e-10)[0])
+    assert proof.certificate.constants["distance"] == pytest.approx(residual, rel=1e-6)
     inputs = {"parameters": network.parameters, "x": network.x, "y": y}
-    forged = seal("network-misalignment", "exact", inputs, data, proof.certificate.constants)
-    assert "not all columns" in verify(forged, inputs).reason
+    for first in (0, 5, 11, 12, 13, 15, 18):
+        data = {**proof.certificate.data, "first": np.array([first])}
+        result = verify(seal("network-misalignment", "exact", inputs, data, {"bits": 128, "distance": 0.0}), inputs)
+        assert result.verdict is Verdict.HOLDS or sum(map(len, exact.generators(first))) != 9
+        of_inside = {**inputs, "y": J @ np.ones(J.shape[1])}  # up to rounding
+        forged = seal("network-misalignment", "exact", of_inside, data, {"bits": 128, "distance": 1e-12})
+        assert verify(forged, of_inside).verdict is Verdict.FAILS
 
 
 def test_rows_of_odd_networks():
