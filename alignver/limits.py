@@ -24,6 +24,7 @@ __all__ = [
     "OutOfTime",
     "address_space",
     "in_memory",
+    "in_time",
     "limited",
     "memory_limit",
     "most_memory",
@@ -175,6 +176,32 @@ def in_memory(function: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
+def in_time(function: Callable[P, T]) -> Callable[P, T]:
+    """Give a function that is not a check the limit ``max_seconds``, a keyword of its signature."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        seconds, began = kwargs.get("max_seconds"), time.perf_counter()
+        try:
+            with time_limit(seconds):  # type: ignore[arg-type]  # it validates
+                return function(*args, **kwargs)
+        except OutOfTime as error:
+            if seconds is None:  # the limit of a call around this one
+                raise
+            got = f"{seconds:g} s, which ended in {error.place}"
+            raise InvalidInput(
+                "max_seconds", got, _more_time(error, time.perf_counter() - began), "too-large"
+            ) from None
+
+    return run
+
+
+def _more_time(error: OutOfTime, spent: float) -> str:
+    if error.left is None:
+        return "a larger max_seconds"
+    return f"max_seconds={math.ceil(1.2 * (spent + error.left))} or more"
+
+
 _REFUSALS = (MemoryError, RuntimeError, ImportError, OSError)
 _WORDS = ("allocate memory", "out of memory", "can't start new thread", "failed to map segment")
 
@@ -207,7 +234,6 @@ def address_space() -> int | None:
 def out_of_time(error: OutOfTime, name: str, statement: str, subject: Subject, spent: float) -> CheckResult:
     """Return the UNDECIDED result of a check that stopped at its limit."""
     left = error.left
-    need = f"max_seconds={math.ceil(1.2 * (spent + left))} or more" if left is not None else "a larger max_seconds"
     more = f"; the rest of it would take about {left:.0f} s" if left is not None else ""
     measured: dict[str, Any] = {"stopped": {"label": error.label, "done": error.done, "total": error.total}}
     return CheckResult(
@@ -218,7 +244,7 @@ def out_of_time(error: OutOfTime, name: str, statement: str, subject: Subject, s
         subject=subject,
         code=f"{name}-out-of-time",
         reason=f"stopped after {spent:.1f} s, the limit, in {error.place}{more}",
-        next_steps=(need,),
+        next_steps=(_more_time(error, spent),),
         measured=measured,
         cost={"seconds": spent},
     )

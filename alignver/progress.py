@@ -29,6 +29,7 @@ __all__ = [
     "flop_rate",
     "listening",
     "planning",
+    "run_in_thread",
     "run_stage",
     "show_progress",
     "stage",
@@ -246,9 +247,21 @@ def run_stage(label: str, flops: float, function: Callable[P, T], *args: P.args,
     seconds = flops / flop_rate() if flops > 1e10 else 0.0
     if seconds >= 1.0:
         announce(label, seconds=seconds)
-    with stage(label):
-        if seconds < 1.0:
+    if seconds < 1.0:
+        with stage(label):
             return function(*args, **kwargs)
+    return run_in_thread(label, function, *args, **kwargs)
+
+
+def run_in_thread(label: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a computation as a :func:`stage` in a thread, so that an interrupt or a limit ends the wait for it.
+
+    Examples
+    --------
+    >>> run_in_thread("sum", sum, [1, 2])
+    3
+    """
+    with stage(label):
         outcome: list[tuple[T | None, BaseException | None]] = []
         context = contextvars.copy_context()
 

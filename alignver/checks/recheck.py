@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from alignver.features.threads import single_threaded_blas, threaded_flint, work
 from alignver.kernel import Certificate, load_certificate
 from alignver.kernel.certificate import Tampered
 from alignver.kernel.verify import verify
-from alignver.limits import limited
-from alignver.progress import stage, track
+from alignver.limits import limited, remaining
+from alignver.progress import run_in_thread, stage, track
 from alignver.results import CheckResult, Verdict
 from alignver.samples import Sequential, as_numbers, open_samples, targets_of
 
@@ -39,7 +40,13 @@ _SAME_INPUTS = (
 
 
 @limited("recheck", "Certificate")
-def recheck(certificate: Certificate | str | Path, **inputs: Any) -> CheckResult:
+def recheck(
+    certificate: Certificate | str | Path,
+    *,
+    max_seconds: float | None = None,
+    max_memory: int | None = None,
+    **inputs: Any,
+) -> CheckResult:
     """Check that a certificate proves its claim about the given inputs, with code that did not produce it.
 
     Parameters
@@ -52,6 +59,8 @@ def recheck(certificate: Certificate | str | Path, **inputs: Any) -> CheckResult
         :func:`~alignver.features.rows.open_rows` takes it (a mapped file is read block by block); for a claim of
         optimality all of ``Z``, ``Y``, ``R``, ``W`` and ``theta``, as
         :meth:`~alignver.theory.exploitation.Exploitation.inputs` returns them.
+    max_seconds, max_memory : float and int, optional
+        Limits: UNDECIDED when the time is over; the memory, in bytes, to plan with.
 
     Returns
     -------
@@ -88,9 +97,14 @@ def recheck(certificate: Certificate | str | Path, **inputs: Any) -> CheckResult
     for name, value in () if rows is not None else inputs.items():
         given[name] = host((as_vector if name == "y" else as_matrix)(value, name).array)
     try:
+        words, options = "checking the certificate", dict[str, Any](threads=workers(), track=track)
         count = len(given["y"]) if "x" in given and "y" in given else 0  # balls of a network
-        with stage("checking the certificate"), single_threaded_blas(), threaded_flint(count):
-            result = verify(certificate, given, threads=workers(), track=track)
+        with single_threaded_blas(), threaded_flint(count):
+            if remaining() < math.inf:  # the kernel knows no limits
+                result = run_in_thread(words, verify, certificate, given, **options)
+            else:
+                with stage(words):
+                    result = verify(certificate, given, **options)
     finally:
         if rows is not None:
             rows.close()

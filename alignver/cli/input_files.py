@@ -15,6 +15,7 @@ import shlex
 import stat
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from decimal import Context, Decimal, InvalidOperation
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -56,13 +57,18 @@ _NEED = "a .npy, .npz, .csv or .txt file of numbers"
 _DAMAGED = "a damaged .npz file"
 _TEXT = {".csv", ".tsv", ".txt", ".dat"}
 _MOST_INTEGER = 2.0**53
+_EXAMINED = 100  # rows in which decimals that float64 does not hold are looked for
 _INTEGER = re.compile(r"[+-]?\d+")
 _REMEDIES = {
     "a MATLAB file": "numpy.save(file, scipy.io.loadmat(name)[variable])",
     "a Matrix Market file": "numpy.save(file, scipy.io.mmread(name).toarray())",
     "a Parquet file": "numpy.save(file, pandas.read_parquet(name).to_numpy())",
     "an HDF5 file": "numpy.save(file, h5py.File(name)[variable][:])",
+    "a Feather file": "numpy.save(file, pandas.read_feather(name).to_numpy())",
+    "a file of torch.save": "numpy.save(file, torch.load(name, weights_only=True).numpy())",
+    "an Excel file": "numpy.save(file, pandas.read_excel(name).to_numpy())",
 }
+_ZIPPED = {"data.pkl": "a file of torch.save", "[Content_Types].xml": "an Excel file"}
 _FOREIGN = (
     (b"\x80", "a Python pickle, which is never opened since it can run code"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
@@ -70,6 +76,7 @@ _FOREIGN = (
     (b"\x1f\x8b", "a gzip file"),
     (b"%%MatrixMarket", "a Matrix Market file"),
     (b"PAR1", "a Parquet file"),
+    (b"ARROW1", "a Feather file"),
 )
 
 
@@ -184,7 +191,16 @@ def _archive(path: str, argument: str, need: str) -> Iterator[zipfile.ZipFile]:
     if not zipfile.is_zipfile(file):
         raise InvalidInput(name, "a file that is not a .npz file", need, code="unreadable-file")
     with reading(name, _DAMAGED, "an intact file"), zipfile.ZipFile(file) as archive:
+        _require_arrays(archive, name)
         yield archive
+
+
+def _require_arrays(archive: zipfile.ZipFile, name: str) -> None:
+    """Refuse zip files of other programs."""
+    kinds = (_ZIPPED.get(entry.rpartition("/")[2]) for entry in archive.namelist())
+    got = next((kind for kind in kinds if kind), None)
+    if got is not None:
+        raise InvalidInput(name, got, f"{_NEED}: {_REMEDIES[got]} makes one", code="unreadable-file")
 
 
 def is_archive(path: str) -> bool:
@@ -271,6 +287,7 @@ def _member(file: Path, path: str, argument: str, key: str | None, remedy: str) 
 
     name = file_argument(argument, path if key is None else f"{path}:{key}")
     with reading(name, _DAMAGED, f"an intact file: {remedy}"), zipfile.ZipFile(file) as archive:
+        _require_arrays(archive, name)
         names = _names(archive)
         if not names:
             raise InvalidInput(name, "a zip file without arrays", f"{_NEED}: {remedy}", code="unreadable-file")
@@ -323,21 +340,51 @@ def _read_text(file: Path, name: str, ndim: int) -> np.ndarray[Any, Any]:
             if _INTEGER.fullmatch(cell) and int(float(cell)) != int(cell):
                 need = "integers of at most 2**53 in magnitude, which float64 holds exactly"
                 raise InvalidInput(name, f"the integer {cell}", need)
+    if _is_header(rows, delimiter):
+        need = "numbers only: begin the line of column names with #, or take it out; as numbers, write 0.0 for 0"
+        raise InvalidInput(name, f"the first line {rows[0]!r}, which numbers the columns", need)
+    cells = (cell.strip() for row in rows[:_EXAMINED] for cell in row.split(delimiter))
+    rounded = next((cell for cell in cells if not _is_kept(cell)), None)
+    if rounded is not None:
+        say(f"{name}: numbers are rounded to float64, {rounded} to {float(rounded)!r}: the answer is about those")
     if ndim == 1 and 1 in array.shape:  # a text file has only matrices: one row or one column is a vector
         return array.reshape(-1)
     return array
 
 
-def _table_remedy(rows: list[str], delimiter: str | None) -> str:
-    def numbers(row: str) -> bool:
-        try:
-            return bool([float(cell) for cell in row.split(delimiter)])
-        except ValueError:
-            return False
+def _is_header(rows: list[str], delimiter: str | None) -> bool:
+    """Whether the first row is 0, 1, 2, ..., as pandas numbers columns, above numbers that are written as decimals."""
+    first = [cell.strip() for cell in rows[0].split(delimiter)]
+    others = [cell.strip() for cell in rows[1].split(delimiter)] if len(rows) > 1 else []
+    numbered = len(first) > 1 and first == list(map(str, range(len(first))))
+    return numbered and not any(map(_INTEGER.fullmatch, others)) and bool(others)
 
-    if len(rows) > 1 and not numbers(rows[0]) and numbers(rows[1]):
+
+def _is_kept(cell: str) -> bool:
+    """Whether a number in decimal digits is that of its nearest float of 64 bits, rounded to as many digits."""
+    try:
+        number = Decimal(cell)
+    except InvalidOperation:
+        return True
+    digits = Context(prec=max(1, len(number.as_tuple().digits)))
+    return not number.is_finite() or digits.create_decimal(Decimal(float(cell))) == number
+
+
+def _table_remedy(rows: list[str], delimiter: str | None) -> str:
+    def numbers(row: str) -> list[bool]:
+        return [_is_number(cell) for cell in row.split(delimiter)]
+
+    if len(rows) > 1 and not any(numbers(rows[0])) and any(numbers(rows[1])):
         return "numbers only: begin the line of column names with #, or remove it"
     return "rows of equally many real numbers, separated by commas, semicolons, tabs or spaces"
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def _savez(keys: tuple[str, ...]) -> str:

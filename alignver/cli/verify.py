@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,8 @@ from alignver.cli.exits import Exit, ensure_writable
 from alignver.cli.options import ChunkSize, JacobianDtype, Loss, ModelDtype, Weights, selected
 from alignver.cli.session import Session, command
 from alignver.errors import InvalidInput
-from alignver.results import CheckResult, Rigor, Verdict
+from alignver.limits import OutOfTime, memory_limit, out_of_time, time_limit
+from alignver.results import CheckResult, Rigor, Subject, Verdict
 
 __all__ = ["report", "verify"]
 
@@ -99,6 +101,8 @@ def verify(
     dtype: ModelDtype = JacobianDtype.FLOAT64,
     seed: options.Seed = 0,
     chunk_size: ChunkSize = None,
+    max_seconds: options.MaxSeconds = None,
+    max_memory: options.MaxMemory = None,
     export: Annotated[
         str | None,
         typer.Option(
@@ -132,31 +136,15 @@ def verify(
 
             require_onnx()  # before anything that takes time
         files = _split(inputs or [])
-        notes: tuple[str, ...] = ()
-        about_model = True
-        identity: dict[str, Any] = {}
-        target = Path(certificate)
-        if (target / "config.json").is_file():
-            if files or any(value is not None for value in (model, loss, weights)):
-                got, need = "other options beside a run folder", "the run folder alone, or with --data"
-                raise InvalidInput("CERT", got, need, code="conflicting-arguments")
-            arrays, notes = _of_a_run(target, data)
-            certificate = str(target / "certificate")
-        elif any(value is not None for value in (model, data, loss, weights)):
-            if files:
-                raise InvalidInput("--input", "inputs beside --model", "one or the other", code="conflicting-arguments")
-            option = "--model" if model is None else "--data" if data is None else "--loss" if loss is None else ""
-            if option and (option != "--loss" or _claim(certificate) != "network-exploration"):
-                need = "--model, --data and --loss together"
-                raise InvalidInput(option, "no value", need, code="conflicting-arguments")
-            arrays, identity, notes, about_model = _alignment_inputs(session.options)
-        elif not files and (needs := _needs(_claim(certificate))):
-            raise InvalidInput("inputs", "none", needs, code="conflicting-arguments")
-        else:
-            readers = {"y": input_files.read_vector}  # the only input of a claim that is a vector
-            arrays = {name: readers.get(name, input_files.read_matrix)(file, name) for name, file in files.items()}
-        with input_files.rename_argument(files):
-            result = recheck(certificate, **arrays)
+        began = time.perf_counter()
+        try:
+            with time_limit(max_seconds), memory_limit(max_memory):
+                certificate, arrays, identity, notes, about_model = _inputs(session.options, files)
+                with input_files.rename_argument(files):
+                    result = recheck(certificate, **arrays)
+        except OutOfTime as error:
+            result = out_of_time(error, "recheck", "Certificate", Subject.COMPUTED_MATRIX, time.perf_counter() - began)
+            arrays, identity, notes, about_model = {}, {}, (), True
         result = dataclasses.replace(result, evidence=(*result.evidence, *notes))
         if not about_model and result.verdict is Verdict.HOLDS:
             result = _undecided(result, notes[0])
@@ -167,6 +155,33 @@ def verify(
             needed = {name: arrays[name] for name in ("parameters", "x") if name in arrays}
             export_graph(load_certificate(certificate), export, **needed)
     return session.finish(result, inputs={**arrays, **identity})
+
+
+def _inputs(
+    given: Mapping[str, Any], files: Mapping[str, str]
+) -> tuple[str, dict[str, Any], dict[str, Any], tuple[str, ...], bool]:
+    """Return the certificate, its inputs, what identifies their source, notes, and whether it is about the model."""
+    certificate, model, data, loss = (given[name] for name in ("certificate", "model", "data", "loss"))
+    weights, target = given["weights"], Path(certificate)
+    if (target / "config.json").is_file():
+        if files or any(value is not None for value in (model, loss, weights)):
+            got, need = "other options beside a run folder", "the run folder alone, or with --data"
+            raise InvalidInput("CERT", got, need, code="conflicting-arguments")
+        arrays, notes = _of_a_run(target, data)
+        return str(target / "certificate"), arrays, {}, notes, True
+    if any(value is not None for value in (model, data, loss, weights)):
+        if files:
+            raise InvalidInput("--input", "inputs beside --model", "one or the other", code="conflicting-arguments")
+        option = "--model" if model is None else "--data" if data is None else "--loss" if loss is None else ""
+        if option and (option != "--loss" or _claim(certificate) != "network-exploration"):
+            need = "--model, --data and --loss together"
+            raise InvalidInput(option, "no value", need, code="conflicting-arguments")
+        return certificate, *_alignment_inputs(given)
+    if not files and (needs := _needs(_claim(certificate))):
+        raise InvalidInput("inputs", "none", needs, code="conflicting-arguments")
+    readers = {"y": input_files.read_vector}  # the only input of a claim that is a vector
+    arrays = {name: readers.get(name, input_files.read_matrix)(file, name) for name, file in files.items()}
+    return certificate, arrays, {}, (), True
 
 
 def _of_a_run(folder: Path, data: str | None) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -19,7 +19,7 @@ from alignver.jacobians.contractions import Rows, add_product, mirror
 from alignver.jacobians.gram_planning import SUMS, GramPlan, SlotPlan, plan_slots, uniform, with_blocks
 from alignver.jacobians.jacobian import checked_chunk, nonfinite_derivative, probed_copy
 from alignver.jacobians.sample_blocks import Block, OutputScan, block, scan_outputs, verify_against_backward
-from alignver.limits import in_memory
+from alignver.limits import in_memory, in_time
 from alignver.network.functional import (
     Functional,
     as_module,
@@ -37,6 +37,7 @@ _SCANNED = 5  # samples of the pass that finds the structure: a prime, so that f
 
 
 @in_memory
+@in_time
 def gram(
     model: nn.Module | Callable[..., Any],
     X: Any,
@@ -48,6 +49,7 @@ def gram(
     chunk_size: int | None = None,
     memory: int | None = None,
     state: Mapping[str, torch.Tensor] | None = None,
+    max_seconds: float | None = None,
 ) -> torch.Tensor:
     """Return the Gram matrix of the Jacobian (the empirical neural tangent kernel) without forming the Jacobian.
 
@@ -76,6 +78,8 @@ def gram(
         The largest layer of one sample must fit.
     state : mapping of str to torch.Tensor, optional
         Parameters and buffers to use in place of the module's own: a state dict.
+    max_seconds : float, optional
+        Stop after about this time.
 
     Returns
     -------
@@ -86,7 +90,7 @@ def gram(
     ------
     InvalidInput
         As :func:`~alignver.jacobians.jacobian.jacobian`; the result or the largest layer does not fit in memory;
-        derivatives are NaN or Inf, or their products overflow.
+        derivatives are NaN or Inf, or their products overflow; the time is over.
 
     Notes
     -----

@@ -64,6 +64,27 @@ def test_a_check_of_a_model_or_data_is_undecided_at_its_limit(check):
     assert calls[check](max_seconds=60, max_memory=10**9).verdict == "HOLDS"
 
 
+def test_a_certificate_is_undecided_at_its_limit():
+    J = np.random.default_rng(0).standard_normal((30, 40))
+    certificate = av.check_membership(J, J[:, 0]).certificate
+    result = av.recheck(certificate, J=J, y=J[:, 0], max_seconds=1e-9)
+    assert (result.verdict, result.code) == ("UNDECIDED", "recheck-out-of-time")
+    assert av.recheck(certificate, J=J, y=J[:, 0], max_seconds=60.0, max_memory=10**9).verdict == "HOLDS"
+
+
+def test_a_gram_matrix_is_refused_at_its_limit():
+    torch = pytest.importorskip("torch")
+    net, X = (
+        torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 2)),
+        torch.randn(40, 3),
+    )
+    with pytest.raises(av.InvalidInput, match=r"^max_seconds: got 1e-09 s, which ended in .+; needs "):
+        av.gram(net, X, max_seconds=1e-9)
+    assert torch.equal(av.gram(net, X, max_seconds=60.0), av.gram(net, X))
+    with pytest.raises(av.InvalidInput, match="max_seconds"):
+        av.gram(net, X, max_seconds=-1.0)
+
+
 def test_the_memory_to_plan_with():
     free = available_memory()
     with memory_limit(1000), memory_limit(10**6):

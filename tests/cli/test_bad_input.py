@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.io
 import scipy.sparse
+import torch
 
 from alignver.cli import input_files as loading
 from alignver.errors import InvalidInput
@@ -86,6 +87,8 @@ BAD = {
     "object.npz": (lambda path: np.savez(path, A=np.array([None])), ["pickled"]),
     "ragged.csv": (raw(b"1,2,3\n4,5\n"), ["not a table", "equally many"]),
     "names.csv": (raw(b"a,b\n1,2\n"), ["column names", "#"]),
+    "missing.csv": (raw(b"1,NA\n2,3\n"), ["not a table", "equally many"]),
+    "numbered.csv": (raw(b"0,1\n0.5,1.5\n2.5,3.0\n"), ["numbers the columns", "#", "0.0 for 0"]),
     "words.txt": (raw(b"one two\nthree four\n"), ["not a table"]),
     "complex.txt": (raw(b"1+2j 3\n"), ["not a table", "real"]),
     "nan.csv": (raw(b"1,nan\n"), ["nan", "finite"]),
@@ -265,3 +268,24 @@ def test_integers_that_float64_does_not_hold_are_refused_in_text(tmp_path, cell)
         loading.read_matrix(str(file), "A")
     file.write_text("1,2\n3,9007199254740992\n4,1e300\n")
     assert loading.read_matrix(str(file), "A")[2, 1] == 1e300
+
+
+@pytest.mark.parametrize("cell", ["0.1234567890123456789", "1e-400", "1.00000000000000000001"])
+def test_decimals_that_float64_does_not_hold_are_named(tmp_path, capsys, cell):
+    file = tmp_path / "A.csv"
+    file.write_text(f"1,{cell}\n3,0.1\n")
+    matrix = loading.read_matrix(str(file), "A")
+    assert f"numbers are rounded to float64, {cell} to {float(cell)!r}" in capsys.readouterr().err
+    np.savetxt(file, matrix, delimiter=",")  # 19 digits, those of the floats
+    assert np.array_equal(loading.read_matrix(str(file), "A"), matrix)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_file_of_torch_is_read_by_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(torch.arange(6.0).reshape(2, 3), "A.pt")
+    for read in (lambda: loading.read_matrix("A.pt", "A"), lambda: loading.read_npz("A.pt", "--data", ("X",))):
+        with pytest.raises(InvalidInput, match=r"a file of torch\.save; needs .*weights_only=True"):
+            read()
+    np.save("A.npy", torch.load("A.pt", weights_only=True).numpy())
+    assert loading.read_matrix("A.npy", "A").shape == (2, 3)

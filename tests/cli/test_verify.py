@@ -22,6 +22,12 @@ def test_a_certificate_holds(alignver, proof):
     assert run.out.splitlines()[0].split()[-4:] == ["HOLDS", "proof", "(computed", "matrix)"]
 
 
+def test_a_limit(here, proof):
+    run = here("verify", str(proof), "--input", "J=J.npy", "--input", "y=y.npy", "--max-seconds", "1e-9")
+    assert run.code == 3
+    assert "stopped after" in run.out
+
+
 def test_json(here, proof):
     document = here("verify", str(proof), "--input", "J=both.npz:J", "--input", "y=both.npz:y", "--json").document()
     assert document["verdict"] == "HOLDS"
