@@ -31,6 +31,8 @@ __all__ = [
     "fingerprints",
     "is_stream",
     "open_samples",
+    "reading_samples",
+    "require_all",
     "targets_of",
 ]
 
@@ -82,7 +84,7 @@ class Samples:
             for start in range(0, len(self.source), step):
                 yield as_numbers(self.source[start : start + step], self.name), None
             return
-        with reading(self.name, "samples that cannot be read", "data that can be read from beginning to end"):
+        with reading_samples(self.name):
             yield from _joined(_batches(self.source, self.name), self.name)
 
     def kind(self) -> str:
@@ -171,6 +173,11 @@ def open_samples(X: Any, Y: Any = None, *, names: tuple[str, str] = ("X", "Y")) 
         need = "at least one sample, a row for each, with a number in it: shape (n, ...)"
         raise InvalidInput(name, f"shape {tuple(array.shape)}", need, "wrong-shape")
     return Samples(array, Y, name, targets_name)
+
+
+def reading_samples(name: str = "X") -> contextlib.AbstractContextManager[None]:
+    """Turn whatever the code of a stream raises into an error in ``name``."""
+    return reading(name, "samples that cannot be read", "data that can be read from beginning to end")
 
 
 class Sequential:
@@ -299,15 +306,12 @@ def _batches(source: Any, name: str) -> Iterator[tuple[npt.NDArray[Any], Any]]:
     """Yield (inputs, targets or None): batches of a loader, samples of a data set as batches of one."""
     count = 0
     if hasattr(source, "dataset") and hasattr(source, "__iter__"):  # a DataLoader
-        lengths = (_length(getattr(source, "sampler", None)), _length(source.dataset))
-        expected = next((n for n in lengths if n is not None), None)
         for item in source:
             x, y = _pair(item, name)
             inputs = as_numbers(x, name)
             count += len(inputs)
             yield inputs, y
-        if expected is not None and count != expected:
-            raise InvalidInput(name, f"{count} samples of a loader over {expected}", "all samples: drop_last=False")
+        require_all(source, count, name)
         return
     length = _length(source)
     items = iter(source) if hasattr(source, "__iter__") else map(source.__getitem__, range(length or 0))
@@ -317,6 +321,14 @@ def _batches(source: Any, name: str) -> Iterator[tuple[npt.NDArray[Any], Any]]:
         yield as_numbers(x, name)[None], None if y is None else [y]
     if length is not None and count != length:
         raise InvalidInput(name, f"{count} samples, though its length is {length}", "as many as its length")
+
+
+def require_all(loader: Any, count: int, name: str = "X") -> None:
+    """Refuse a DataLoader that gave another number of samples than it has, as one with ``drop_last`` does."""
+    lengths = (_length(getattr(loader, "sampler", None)), _length(loader.dataset))
+    expected = next((n for n in lengths if n is not None), None)
+    if expected is not None and count != expected:
+        raise InvalidInput(name, f"{count} samples of a loader over {expected}", "all samples: drop_last=False")
 
 
 def _length(value: Any) -> int | None:

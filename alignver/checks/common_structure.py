@@ -36,6 +36,7 @@ __all__ = ["by_graph", "check_common_structure", "structure_here"]
 _SPREADS = (0.5, 1.0, 2.0, 1.0)  # distances of the random thetas from theta, in root mean squares of each slot
 _SIGNS = 4  # products with random signs that estimate the size of the terms
 _FEW = 8  # samples in the search for S
+_LAST = 2  # modules that are tried as S: behind the last layer a parameter of the model itself may follow
 _ENTRIES = 256  # number of parameters up to which S is also searched for among single entries
 _CHUNK = 256  # samples per product
 
@@ -354,13 +355,15 @@ def _confirm(evaluation: _Evaluation, S: Subset, tolerance: float | None) -> Che
 
 
 def _search(evaluation: _Evaluation, tolerance: float | None) -> CheckResult:
-    """Search for S: in the last module, then among unions of slots, then among single entries."""
+    """Search for S: in the last modules, then among unions of slots, then among single entries."""
     few = evaluation.x[:: max(1, len(evaluation.x) // _FEW)][:_FEW]
     order = _last_first(evaluation.function, few)
     ones = {name: torch.ones_like(value) for name, value in evaluation.function.theta.items()}
-    last = _confirm(evaluation, {name: ones[name] for name in _same_module(evaluation.function, order[0])}, tolerance)
-    if last.verdict is Verdict.HOLDS:
-        return last
+    modules = dict.fromkeys(tuple(_same_module(evaluation.function, name)) for name in order)
+    for slots in list(modules)[:_LAST]:
+        last = _confirm(evaluation, {name: ones[name] for name in slots}, tolerance)
+        if last.verdict is Verdict.HOLDS:
+            return last
     tensors: list[Subset] = [{name: ones[name]} for name in order]
     weights, union = _union(evaluation, few, tensors)
     if union is None and evaluation.function.layout.d <= _ENTRIES:
@@ -446,6 +449,9 @@ def _refuted(evaluation: _Evaluation, weights: Indicator) -> CheckResult:
 
 
 def _undecided(evaluation: _Evaluation, weights: Indicator) -> CheckResult:
+    found = "no union of whole parameter tensors gives"
+    if not weights.unique and weights.residual < math.sqrt(evaluation.eps):  # as with a temperature: f = -t df/dt
+        found = "several weights on the parameter tensors give f, and the search found no union of tensors that gives"
     return CheckResult(
         name="structure",
         statement=STATEMENT,
@@ -457,8 +463,7 @@ def _undecided(evaluation: _Evaluation, weights: Indicator) -> CheckResult:
             "if you know the parameters, name them: S=",
             "end the network with a linear layer whose parameters are all trainable",
         ),
-        reason="no union of whole parameter tensors gives f = J nu; single entries are not searched in a model of this "
-        "size",
+        reason=f"{found} f = J nu; single entries are not searched in a model of this size",
         evidence=(f"least-squares weights on the tensors leave a relative residual of {weights.residual:.1e}",),
         measured={
             "S": None,

@@ -19,12 +19,11 @@ from alignver.features.threads import threads_for
 from alignver.network.enclosed_features import model_inputs, network_inputs
 from alignver.network.enclosed_loss import OptimalityProof, prove_optimality
 from alignver.network.inputs import as_targets
-from alignver.network.preserve_state import eval_mode, preserve_state
-from alignver.network.validate_model import RefuseWrites
+from alignver.network.preserve_state import RefuseWrites, eval_mode, preserve_random_states, preserve_state
 from alignver.proof.duplicate_inputs import DuplicateInputs
 from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict, shown_down, shown_up
 from alignver.samples import fingerprints, open_samples
-from alignver.theory.losses import LOSSES, sample_loss
+from alignver.theory.losses import loss_name, sample_loss
 
 __all__ = ["better_parameters", "check_network", "dtype_of", "loss_as_run", "outputs_as_run", "with_proof"]
 
@@ -40,14 +39,14 @@ _result = functools.partial(
 )
 
 
+@preserve_random_states()
 def check_network(
     model: nn.Module, X: Any, Y: Any, *, loss: Any, tolerance: float, certify: bool, seconds: float
 ) -> CheckResult:
     """Check the training loss of a model; the arguments are those of :func:`~alignver.check_optimality`."""
     if X is None or Y is None:
         raise InvalidInput("Y" if Y is None else "X", "nothing", "X= and Y=, inputs and targets", "wrong-type")
-    if loss not in LOSSES:
-        raise InvalidInput("loss", repr(loss), "one of " + ", ".join(map(repr, LOSSES)))
+    loss = loss_name(loss)
     x = network_inputs(model, X)[1]
     outputs = outputs_as_run(model, X)
     if outputs.ndim > 2:
@@ -191,7 +190,7 @@ def outputs_as_run(model: nn.Module, X: Any) -> Any:
     x = x.to(dtype) if dtype is not None and x.is_floating_point() else x
     size = sum(parameter.numel() for parameter in model.parameters())
     with threads_for(len(x) * size), preserve_state(model), eval_mode(model), RefuseWrites(model):
-        parts = [model(part) for part in torch.split(x, _BATCH)]
+        parts = [model(part.clone()) for part in torch.split(x, _BATCH)]  # it may write to its input
     if not all(isinstance(part, torch.Tensor) and part.ndim for part in parts):
         raise InvalidInput("model", kind_of(parts[0]), "a model that returns a tensor", "unsupported-model")
     outputs = torch.cat([part.detach().cpu().double() for part in parts]).numpy()
@@ -246,7 +245,7 @@ def better_parameters(model: nn.Module, X: Any, targets: Any, loss: str, *, seco
     def closure() -> torch.Tensor:
         nonlocal best, values
         optimizer.zero_grad()
-        value = _torch_loss(twin(x).reshape(y.shape), y, loss)
+        value = _torch_loss(twin(x.clone()).reshape(y.shape), y, loss)
         if float(value.detach()) < best:
             best, values = float(value.detach()), {name: p.detach().clone() for name, p in trainable}
         if time.perf_counter() > ends:

@@ -149,6 +149,7 @@ def check_optimality(
     require.instance("model", model, Exploitation, "a torch module or an Exploitation")
     theta = model.weights(weights)
     problem = objective(model, Y, loss)
+    loss = loss if isinstance(loss, SampleLoss) else problem.loss.name
     problem = dataclasses.replace(
         problem, targets=np.array(problem.targets)
     )  # the hashed array is the one of the proof

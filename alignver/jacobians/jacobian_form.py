@@ -56,9 +56,10 @@ _MOST_FLOPS = 1e16  # a day at 10^11 operations per second, as a large CPU or a 
 _ONE_SECOND = 2e10  # operations: about a second of dense linear algebra on a CPU
 _FEWER = 0.9  # share of the columns up to which leaving out the others saves more than the layers' factors cost
 _FACTORS = 1 << 29  # bytes of layer factors beside the Gram matrix
-_LAST = {"Softmax": "softmax", "Sigmoid": "sigmoid", "LogSigmoid": "log-sigmoid"}
-_REARRANGED = ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Squeeze1", "Unsqueeze", "Slice", "Select", "ToCopy",
-               "Clone", "Alias", "Transpose", "T", "Permute")  # fmt: skip
+_LAST = {"Softmax": "softmax", "Sigmoid": "sigmoid", "LogSigmoid": "log-sigmoid", "Hardsigmoid": "hard sigmoid"}
+_REARRANGED = ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Slice", "Select", "ToCopy", "Clone",
+               "Alias", "Transpose", "T", "Permute", "Cat", "Stack", "Clamp", "ClampMin", "ClampMax")  # fmt: skip
+_SUM = 1e-3  # how far from 1 the sum of probabilities may be that are rounded or clamped
 _LSMR = 200  # products with J and its transpose: a typical number of iterations, not a bound
 
 
@@ -338,7 +339,8 @@ def probed_outputs(model: nn.Module, x: torch.Tensor, dtype: str | None) -> Prob
 def last_nonlinearity(model: nn.Module, x: torch.Tensor, dtype: str | None) -> str:
     """Return the softmax or sigmoid whose values the outputs of a model are; empty if there is none.
 
-    A log-softmax is none of them: the cross-entropy of its values is that of the logits.
+    A log-softmax is none of them: the cross-entropy of its values is that of the logits. If the outputs
+    of several samples are probabilities, with the sum 1, they are those of a softmax however it is computed.
 
     Examples
     --------
@@ -346,9 +348,14 @@ def last_nonlinearity(model: nn.Module, x: torch.Tensor, dtype: str | None) -> s
     'softmax'
     """
     with bound_copy(model, x, dtype) as (function, inputs), torch.enable_grad():
-        step = function(function.leaves(), function.batch(inputs)).grad_fn
+        out = function(function.leaves(), function.batch(inputs))
+    rows = out.detach().double().reshape(len(out), -1)
+    sums = rows.sum(1) if len(rows) > 1 and rows.shape[1] > 1 and bool((rows >= 0.0).all()) else rows.new_zeros(1)
+    if float((sums - 1.0).abs().max()) <= _SUM:
+        return "softmax"
+    step = out.grad_fn
     while step is not None:
-        name = step.name().removesuffix("0").removesuffix("Backward").lstrip("_")
+        name = step.name().partition("Backward")[0].lstrip("_")
         if name in _LAST:
             return _LAST[name]
         if name not in _REARRANGED:

@@ -27,7 +27,7 @@ from alignver.network.adapt import adapted
 from alignver.network.enclosures import EnclosedNetwork, traced_again
 from alignver.network.functional import parameter_layout
 from alignver.network.inputs import as_inputs, as_targets, dtype_name, resolve_dtype
-from alignver.network.validate_model import validate_model
+from alignver.network.validate_model import probes, validate_model
 from alignver.proof.duplicate_inputs import DuplicateInputs
 from alignver.results import shown_down, shown_up
 from alignver.samples import fingerprints, open_samples
@@ -157,7 +157,7 @@ def _require_logits(model: nn.Module, x: torch.Tensor, m_y: int, loss: str, dtyp
     if m_y == 1 and loss == "cross_entropy":
         got = "'cross_entropy' of one output, whose softmax is 1 at every theta"
         raise InvalidInput("loss", got, "loss='binary_cross_entropy', or an output for each class")
-    last = last_nonlinearity(model, x[:2], dtype)
+    last = last_nonlinearity(model, probes(x), dtype)
     if last:
         got = f"{type(model).__name__}, whose outputs are those of a {last}, which {loss!r} contains"
         need = "logits: the model without its last nonlinearity (of a Sequential, model[:-1])"

@@ -7,11 +7,13 @@ parameters, buffers and submodules of the model, under the same names.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
 import math
 import sys
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,10 +22,10 @@ import torch
 from torch import nn
 
 from alignver.arrays import is_array
-from alignver.errors import InvalidInput, kind_of
+from alignver.errors import InvalidInput, first_line, kind_of
 from alignver.limits import in_memory
 from alignver.network.inputs import as_inputs, dtype_name
-from alignver.samples import is_stream, open_samples
+from alignver.samples import is_stream, open_samples, reading_samples, require_all
 
 __all__ = [
     "Adapted",
@@ -136,14 +138,31 @@ def selected(output: Any, select: str | int | Callable[[Any], Any] | None) -> An
     if select is None:
         return output
     if callable(select):
-        return select(output)
+        return _applied(select, output)
     known = names_of(output)
     if isinstance(select, int) and isinstance(output, Sequence) and -len(output) <= select < len(output):
         return output[select]
     if isinstance(select, str) and select in known:
         return output[select] if isinstance(output, Mapping) else getattr(output, select)
+    if isinstance(output, torch.Tensor):
+        raise InvalidInput("select", f"{select!r}, of a model that returns one tensor", "select=None")
     need = f"one of {', '.join(map(repr, known))}, or a function of the output" if known else "a function of the output"
     raise InvalidInput("select", f"{select!r}, of a model that returns {kind_of(output)}", need)
+
+
+def _applied(select: Callable[[Any], Any], output: Any) -> torch.Tensor:
+    """Return the tensor that a function of the caller selects."""
+    try:
+        selection = select(output)
+    except (InvalidInput, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # code of the user can raise anything
+        got = f"a function that raised {type(error).__name__}: {first_line(error)}, of {kind_of(output)}"
+        raise InvalidInput("select", got, "a function of the output that returns one tensor") from error
+    if not isinstance(selection, torch.Tensor):
+        need = "a function of the output that returns one tensor"
+        raise InvalidInput("select", f"a function that returns {kind_of(selection)}", need, "wrong-type")
+    return selection
 
 
 def arguments_of(model: nn.Module) -> list[str]:
@@ -167,6 +186,8 @@ def names_of(output: Any) -> list[str | int]:
     if isinstance(output, Mapping):
         return [key for key, value in output.items() if isinstance(value, torch.Tensor)]
     fields = getattr(output, "_fields", None) or [f.name for f in _fields(output)]
+    if isinstance(output, types.SimpleNamespace):
+        fields = list(vars(output))
     if fields:
         return [name for name in fields if isinstance(getattr(output, name, None), torch.Tensor)]
     if isinstance(output, tuple | list):
@@ -194,7 +215,8 @@ def adapted(
     model : torch.nn.Module
     X : array, tuple or dict of arrays, Dataset or DataLoader, graphs
         A tuple holds the positional arguments of the forward pass, a dict those by name, each with a row for each
-        sample. A Dataset or DataLoader gives samples or batches of these, with the targets last or under "labels".
+        sample. A Dataset or DataLoader gives samples or batches of these, with the targets last or under "labels"; so
+        does a list of tuples or dicts of arrays, one for each sample.
         Graphs of PyTorch Geometric (a batch, a list, a dataset or loader) are one sample each: the array then has their
         numbers, (n, 1), and the model holds them.
     Y : array, optional
@@ -219,7 +241,7 @@ def adapted(
     >>> model(x).shape, [name for name, _ in model.named_parameters()]
     (torch.Size([3, 1]), ['weight', 'bias'])
     """
-    if select is not None and not isinstance(select, str | int) and not callable(select):
+    if select is not None and (isinstance(select, bool) or not (isinstance(select, str | int) or callable(select))):
         raise InvalidInput("select", kind_of(select), "a name, a position or a function of the output", "wrong-type")
     if forward_args is not None and not isinstance(forward_args, Mapping):
         raise InvalidInput("forward_args", kind_of(forward_args), "a dict of arguments by name", "wrong-type")
@@ -230,10 +252,16 @@ def adapted(
             open_samples(X)  # refuses a loader that shuffles
         Y = Y if Y is not None else targets_of(graphs)
         return kind(model, [], select, forward_args, GraphBatches(graphs, model)), numbers_of(graphs), Y
-    given = X
+    given, given_Y = X, Y
     X, Y = as_arrays(X, Y)
-    if X is not given and isinstance(X, tuple) and len(X) > _most_positions(model):  # what comes last are targets
-        _one_of(Y, X[-1])
+    most = _most_positions(model)
+    if X is not given and isinstance(X, tuple) and len(X) > most:  # what comes last are targets
+        _one_of(Y if given_Y is not None else None, X[-1])
+        got = f"{len(X)} inputs beside targets in each sample, for a forward pass that takes {most}"
+        need = f"samples (inputs, targets), with the arguments {', '.join(arguments_of(model)[:most])}"
+        raise InvalidInput("X", got, need, "wrong-shape")
+    if isinstance(X, tuple) and len(X) == 1 and is_array(X[0]) and X[0].ndim:
+        X = X[0]
     if isinstance(X, Mapping):
         label = next((name for name in (_LABELS if Y is None else _LABELS[:1]) if name in X), None)
         if label is not None and isinstance(X[label], torch.Tensor | np.ndarray | list):
@@ -260,9 +288,29 @@ def as_arrays(X: Any, Y: Any = None) -> tuple[Any, Any]:
     """
     if hasattr(X, "x") and hasattr(X, "y") and hasattr(X, "sha256"):  # of alignver.data
         return X.x, _one_of(Y, X.y)
+    if isinstance(X, list) and X and _is_sample(X[0]):
+        return _gathered(_Samples(X), Y)
     if is_stream(X) and not isinstance(X, Mapping) and not hasattr(X, "tocsr"):  # a sparse matrix
         return _gathered(X, Y)
     return X, Y
+
+
+def _is_sample(item: Any) -> bool:
+    """Whether an entry of a list is a sample with several parts, not a row of numbers."""
+    return isinstance(item, Mapping) or (isinstance(item, tuple) and any(is_array(part) and part.ndim for part in item))
+
+
+class _Samples:
+    """A list of samples as a data set, which is no sequence."""
+
+    def __init__(self, items: Sequence[Any]) -> None:
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._items[index]
 
 
 def _one_of(Y: Any, given: Any) -> Any:
@@ -317,11 +365,18 @@ def _gathered(X: Any, Y: Any) -> tuple[Any, Any]:
     open_samples(X)  # refuses what can be read once, and a loader that shuffles
     state = torch.get_rng_state()
     try:
-        (inputs, targets), (again, _) = _read(X, Y is None), _read(X, Y is None)
+        with reading_samples():
+            inputs, targets = _read(X, Y is None)
+        try:
+            with reading_samples():
+                again, others = _read(X, Y is None)
+        except _NoSamples as error:
+            got = f"{len(next(iter(inputs.values())))} samples, then none when read again"
+            raise InvalidInput("X", got, "a Dataset or DataLoader that can be read twice") from error
     finally:
         torch.set_rng_state(state)  # a DataLoader draws a seed each time that it is read
     for key, value in inputs.items():
-        if not torch.equal(value, again[key]):
+        if not _same(value, again[key]):
             order = value.shape == again[key].shape and torch.equal(*(t.sort(0).values for t in (value, again[key])))
             got = (
                 "the samples in another order when read again: it shuffles"
@@ -330,12 +385,31 @@ def _gathered(X: Any, Y: Any) -> tuple[Any, Any]:
             )
             need = "samples that are the same each time they are read: shuffle=False, and transforms without randomness"
             raise InvalidInput("X", got, need)
+    if targets is not None and not np.array_equal(targets, others):
+        with contextlib.suppress(TypeError):  # texts have no NaN
+            if np.array_equal(targets, others, equal_nan=True):
+                others = targets
+        if others is not targets:
+            raise InvalidInput(
+                "Y", "other targets when read again", "targets that are the same each time they are read"
+            )
     structure = list(inputs)
     if structure == [None]:
         return inputs[None], _one_of(Y, targets)
     if isinstance(structure[0], str):
         return inputs, _one_of(Y, targets)
     return tuple(inputs.values()), _one_of(Y, targets)
+
+
+class _NoSamples(InvalidInput):
+    """A stream without samples."""
+
+
+def _same(value: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are equal; NaN, which is refused later, is equal to itself."""
+    if torch.equal(value, other) or value.shape != other.shape:
+        return torch.equal(value, other)
+    return bool(((value == other) | ((value != value) & (other != other))).all())
 
 
 def _read(X: Any, labelled: bool) -> tuple[dict[Any, torch.Tensor], Any]:
@@ -350,7 +424,7 @@ def _read(X: Any, labelled: bool) -> tuple[dict[Any, torch.Tensor], Any]:
             )
             raise InvalidInput("X", got, "samples of one structure", "wrong-shape")
         for key, value in parts.items():
-            tensor = value if isinstance(value, torch.Tensor) else torch.as_tensor(np.asarray(value))
+            tensor = _tensor_of(value, f"{'batch' if batched else 'sample'} {count}")
             tensor = tensor if batched else tensor[None]
             held = columns.setdefault(key, [])
             if held and (held[0].shape[1:] != tensor.shape[1:] or held[0].dtype != tensor.dtype):
@@ -360,10 +434,15 @@ def _read(X: Any, labelled: bool) -> tuple[dict[Any, torch.Tensor], Any]:
             held.append(tensor)
         if (label is None) != (not targets) and count:
             raise InvalidInput("X", f"samples with and without targets (at {count})", "pairs (x, y), or x alone")
+        if label is not None and batched and not np.ndim(label):
+            got = "a DataLoader whose batches have one target"
+            raise InvalidInput("X", got, "batches, with a target for each sample: batch_size=1 or more", "wrong-shape")
         if label is not None:
             targets += list(label) if batched else [label]
     if not columns:
-        raise InvalidInput("X", "no samples", "at least one", "wrong-shape")
+        raise _NoSamples("X", "no samples", "at least one", "wrong-shape")
+    if batched:
+        require_all(X, sum(map(len, next(iter(columns.values())))))
     Y = np.stack([np.asarray(label) for label in targets]) if targets else None
     return {key: torch.cat(held) for key, held in columns.items()}, Y
 
@@ -374,6 +453,18 @@ def _listed(keys: Any) -> str:
 
 def _items(X: Any) -> Iterator[Any]:
     return iter(X) if hasattr(X, "__iter__") else (X[k] for k in range(len(X)))
+
+
+def _tensor_of(value: Any, where: str) -> torch.Tensor:
+    """Return an input of a sample or batch as a tensor."""
+    if isinstance(value, torch.Tensor):
+        return value
+    try:
+        return torch.as_tensor(np.asarray(value))
+    except (TypeError, ValueError, RuntimeError) as error:
+        got = f"{where} with {kind_of(value)} that does not form an array"
+        need = "samples of numbers, of one shape; from a DataLoader, tuples or dicts of arrays (collate_fn)"
+        raise InvalidInput("X", got, need, "wrong-type") from error
 
 
 def _split(item: Any, labelled: bool) -> tuple[dict[Any, Any], Any]:

@@ -33,8 +33,9 @@ __all__ = ["Arbitrated", "arbitrate", "is_rounding"]
 _LEAST = 1e-3  # relative difference of a derivative and a difference along a direction that is an error
 _AMPLIFIED = 16.0  # rounding errors of a pass over those of its parameters: each layer has some
 _NAMED = 64  # parameters that are examined one by one for a message
-_NEED = "a forward whose gradient is its derivative: no detach, custom backward or straight-through estimator"
 _CHECKPOINTS = "torch.utils.checkpoint with use_reentrant=False"
+_NEED = "a forward whose gradient is its derivative: no detach, custom backward or straight-through estimator, and "
+_NEED += _CHECKPOINTS
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -294,7 +295,9 @@ def refused_backward(model: nn.Module, error: Exception) -> InvalidInput:
     """
     words = first_line(error)
     need = "a model that torch.autograd.grad differentiates"
-    if "use_reentrant" in str(error) or "checkpoint" in str(error).lower():
+    if "second time" in str(error):
+        need = "tensors that are kept between two forward passes without their graph: kept = tensor.detach()"
+    elif "use_reentrant" in str(error) or "checkpoint" in str(error).lower():
         need = _CHECKPOINTS
     got = f"{module_name(*failing_module(model, error))}, whose backward pass raised {type(error).__name__}: {words}"
     return InvalidInput("model", got, need, code="unsupported-model")

@@ -195,7 +195,8 @@ def _parts(value: Any, kinds: Any, depth: int = 0) -> Iterator[Any]:
 
 def _own(value: Any) -> Any:
     """Return a copy of a small tensor: a forward pass may write to a tensor that is no buffer."""
-    if isinstance(value, torch.Tensor) and value.nbytes <= 1 << 26 and not value.is_meta:
+    small = isinstance(value, torch.Tensor) and (value.layout != torch.strided or value.nbytes <= 1 << 26)
+    if small and not value.is_meta:
         return value.detach().clone()
     return value
 

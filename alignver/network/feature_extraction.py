@@ -201,7 +201,7 @@ def _output(model: nn.Module, module: nn.Module, batch: torch.Tensor, layer: str
         handle = module.register_forward_hook(store)
         try:
             with taken(model, batch):
-                model(batch)
+                model(batch.clone())  # a forward pass may write to its input
         finally:
             handle.remove()
     if len(outputs) != 1:

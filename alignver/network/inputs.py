@@ -281,6 +281,8 @@ def as_targets(Y: Any, n: int) -> Any:
         Y has no length, or its length is not the number of samples.
     """
     need = f"one target for each of the {n} samples"
+    if Y is None:
+        raise InvalidInput("Y", "no targets", f"{need}: Y=, or pairs (x, y) in X", code="wrong-type")
     Y = from_frame(Y, "Y")
     if isinstance(Y, torch.Tensor):
         if Y.layout != torch.strided or Y.is_meta or Y.is_quantized:
@@ -304,7 +306,7 @@ def taken(model: nn.Module, x: torch.Tensor) -> Iterator[None]:
         yield
     except (InvalidInput, torch.OutOfMemoryError):
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except Exception as error:  # code of the user can raise anything
         raise refused_inputs(model, x, error) from error
 
 
@@ -345,6 +347,9 @@ def failing_module(model: nn.Module, error: BaseException) -> tuple[str, nn.Modu
 def _tensor(X: Any) -> torch.Tensor:
     X = from_frame(X, "X")
     if isinstance(X, torch.Tensor):
+        if X.is_nested:
+            need = "samples of one shape: X.to_padded_tensor(0.0)"
+            raise InvalidInput("X", "a nested tensor", need, code="wrong-type")
         if X.layout != torch.strided:
             raise InvalidInput("X", "a sparse tensor", "a dense tensor: X.to_dense()", code="wrong-type")
         if X.is_meta:
@@ -367,9 +372,10 @@ def _tensor(X: Any) -> torch.Tensor:
         array = np.asarray(X)
     except (ValueError, TypeError, RuntimeError) as error:
         got = f"{kind_of(X)} that does not form an array"
-        raise InvalidInput(
-            "X", got, "one row of numbers for each sample, all of one length", code="wrong-shape"
-        ) from error
+        need = "one row of numbers for each sample, all of one length"
+        if isinstance(X, list | tuple) and all(hasattr(part, "__len__") for part in X):
+            need += "; several inputs: a tuple or dict of arrays"
+        raise InvalidInput("X", got, need, code="wrong-shape") from error
     if array.dtype.kind not in "biufc":
         got = f"{kind_of(X)} of dtype {array.dtype}"
         raise InvalidInput("X", got, "real numbers, one array for all samples", code="wrong-dtype")

@@ -89,6 +89,8 @@ def memory_groups(model: nn.Module) -> set[frozenset[str]]:
         if isinstance(tensor, torch.Tensor)
     }
     for name, tensor in tensors.items():
+        if tensor.layout != torch.strided:
+            raise refused(model, f"{name!r} is sparse", "dense tensors")
         if tensor.numel() and not tensor.data_ptr():
             raise refused(model, f"{name!r} has no address", "parameters and buffers in memory")
     return {frozenset(names) for _, names in _spans([(_extent(tensor), name) for name, tensor in tensors.items()])}

@@ -101,7 +101,8 @@ def find_output_layers(model: nn.Module, x: torch.Tensor, layers: tuple[str, ...
     if next(iter(model.parameters()), None) is None:
         raise InvalidInput("model", "a model without parameters", "a model to train", code="unsupported-model")
     body = deep_copy(model)
-    calls, out = _recorded_calls(body, x)
+    given = x.clone()  # a forward pass may write to its input
+    calls, out = _recorded_calls(body, given)
     if not isinstance(out, torch.Tensor) or out.ndim < 1 or len(out) != len(x):
         got = (
             f"one with outputs of shape {tuple(out.shape)}"
@@ -118,7 +119,7 @@ def find_output_layers(model: nn.Module, x: torch.Tensor, layers: tuple[str, ...
         _between(body, x, *last) if len(last) == 2 else (),
         bool(last) and not _is_output(last[-1], out),
         "" if last else _unused(calls),
-        _features(calls, last[0], x) if last else None,
+        _features(calls, last[0], given) if last else None,
     )
 
 
@@ -169,7 +170,7 @@ def _between(model: nn.Module, x: torch.Tensor, before: Call, last: Call) -> tup
         first = functools.partial(module.register_forward_pre_hook, prepend=True)  # before that of weight_norm
         hooks += [(first, entered), (module.register_forward_hook, left)]
     with operations:
-        _run(model, x, hooks)
+        _run(model, x.clone(), hooks)
     return tuple(operations.names)
 
 
@@ -229,14 +230,14 @@ def _is_output(call: Call, out: torch.Tensor) -> bool:
 
 
 def _features(calls: list[Call], first: Call, x: torch.Tensor) -> str | None:
-    """Return the module whose output a layer reads, unchanged; empty for the inputs of the model."""
+    """Return the module whose output a layer reads, unchanged; empty for the inputs ``x``, a copy, of the model."""
     if first.input is None:
         return None
     for call in calls[: _position(calls, first)]:
         if _is_output(call, first.input) and sum(other.module is call.module for other in calls) == 1:
             return call.name
     same = first.input.shape == x.shape and first.input.data_ptr() == x.data_ptr()
-    return "" if same else None
+    return "" if same and x._version == 0 else None
 
 
 def is_computed(layer: nn.Module) -> bool:
@@ -273,7 +274,7 @@ def _elementwise(model: nn.Module, x: torch.Tensor, before: Call, last: Call) ->
         arrived: list[torch.Tensor] = []
         replace = (before.module.register_forward_hook, lambda _module, _inputs, _output: output.clone())
         record = (last.module.register_forward_pre_hook, lambda _module, given: arrived.append(given[0].clone()))
-        _run(model, inputs, [replace, record])
+        _run(model, inputs.clone(), [replace, record])
         return arrived[0]
 
     first = input_of_last(values, x)

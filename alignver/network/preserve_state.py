@@ -1,15 +1,32 @@
-"""Context managers that restore a model, and torch's random state, after a check."""
+"""Context managers that restore a model, and the random states of torch, NumPy and Python, after a check.
+
+:class:`RefuseWrites` is for passes of the model itself: it refuses an operation that would write to its tensors.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+import random
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["eval_mode", "preserve_state"]
+from alignver.errors import InvalidInput
+from alignver.network.inputs import DispatchMode
+
+__all__ = [
+    "RefuseWrites",
+    "attribute_of",
+    "eval_mode",
+    "named_tensors",
+    "preserve_random_states",
+    "preserve_state",
+    "refused_write",
+]
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 _CONTAINERS = (list, dict, set)
@@ -24,10 +41,10 @@ def preserve_state(
 
     Restored are the identity of every Parameter, buffer and submodule; the bytes of parameters, buffers and gradients;
     ``requires_grad``; the training mode of every module; hooks; other attributes of the modules (torch itself
-    replaces the weight list of an RNN during a functional call); the random state of the CPU and of every CUDA device
-    in use.
+    replaces the weight list of an RNN during a functional call), with generators of random numbers among them; the
+    random states of torch (the CPU and every CUDA device in use), NumPy and Python.
 
-    Plain attributes and the random state are restored silently: a forward pass may cache values and draw random
+    Plain attributes and random states are restored silently: a forward pass may cache values and draw random
     numbers. Any other change is restored and then reported.
 
     Parameters
@@ -71,8 +88,7 @@ class _Snapshot:
     """The state of a model that a check may not change."""
 
     def __init__(self, model: nn.Module, scratch: dict[Any, torch.Tensor], bytewise: bool) -> None:
-        self.random = torch.get_rng_state()
-        self.random_cuda = torch.cuda.get_rng_state_all() if _cuda_in_use() else []
+        self.random = _RandomStates()
         self.modules = [_Module(name or type(model).__name__, module) for name, module in model.named_modules()]
         tensors: dict[int, _Tensor] = {}
         for kind, pairs in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
@@ -84,11 +100,46 @@ class _Snapshot:
         """Restore everything; return a description of each change."""
         changes = [change for module in self.modules for change in module.put_back()]
         changes += [change for tensor in self.tensors for change in tensor.put_back()]
-        if not torch.equal(torch.get_rng_state(), self.random):  # else another thread may be drawing numbers
-            torch.set_rng_state(self.random)
-        if self.random_cuda:
-            torch.cuda.set_rng_state_all(self.random_cuda)
+        self.random.put_back()
         return changes
+
+
+@contextlib.contextmanager
+def preserve_random_states() -> Iterator[None]:
+    """Restore the random states of torch, NumPy and Python at the end of the block.
+
+    Examples
+    --------
+    >>> with preserve_random_states():
+    ...     first = torch.rand(1)
+    >>> bool(torch.rand(1) == first)
+    True
+    """
+    states = _RandomStates()
+    try:
+        yield
+    finally:
+        states.put_back()
+
+
+class _RandomStates:
+    """The random states of a process; one that has not changed is not written, since other threads may draw numbers."""
+
+    def __init__(self) -> None:
+        self.torch = torch.get_rng_state()
+        self.cuda = torch.cuda.get_rng_state_all() if _cuda_in_use() else []
+        self.numpy = np.random.get_state(legacy=False)  # noqa: NPY002 - the state that models may use
+        self.python = random.getstate()
+
+    def put_back(self) -> None:
+        if not torch.equal(torch.get_rng_state(), self.torch):
+            torch.set_rng_state(self.torch)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(self.cuda)
+        if _numbers(np.random.get_state(legacy=False)) != _numbers(self.numpy):  # noqa: NPY002
+            np.random.set_state(self.numpy)  # noqa: NPY002
+        if random.getstate() != self.python:
+            random.setstate(self.python)
 
 
 class _Module:
@@ -103,6 +154,7 @@ class _Module:
         self.empty = [(key, value) for key, value in held if not value]
         self.contents = {key: value.copy() for key, value in held if value}
         self.tensors = [_Tensor("", value) for value in self.attributes.values() if isinstance(value, torch.Tensor)]
+        self.generators = [restore for value in self.attributes.values() for restore in _restorers(value)]
 
     def put_back(self) -> list[str]:
         now = vars(self.module)
@@ -122,6 +174,8 @@ class _Module:
         changes = [word for key in changed for word in self._words(key)]
         for tensor in self.tensors:
             tensor.put_back()
+        for restore in self.generators:
+            restore()
         return changes
 
     def _words(self, key: str) -> list[str]:
@@ -171,6 +225,23 @@ class _Tensor:
         return changes
 
 
+def _restorers(value: Any) -> Iterator[Callable[[], Any]]:
+    """Yield what restores a generator of random numbers."""
+    if isinstance(value, torch.Generator):
+        yield functools.partial(value.set_state, value.get_state())
+    elif isinstance(value, random.Random):
+        yield functools.partial(value.setstate, value.getstate())
+    elif isinstance(value, np.random.Generator):
+        yield functools.partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+    elif isinstance(value, np.random.RandomState):
+        yield functools.partial(value.set_state, value.get_state(legacy=False))
+
+
+def _numbers(state: Any) -> tuple[bytes, int, int, float]:
+    """Return what differs between two states of NumPy's generator."""
+    return state["state"]["key"].tobytes(), state["state"]["pos"], state["has_gauss"], state["gauss"]
+
+
 def _cuda_in_use() -> bool:
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]  # torch leaves it unannotated
 
@@ -192,8 +263,8 @@ def _same_bytes(first: torch.Tensor, second: torch.Tensor) -> bool:
     """Compare bit patterns: NaN equals itself, and -0.0 is not 0.0."""
     if first.shape != second.shape or first.dtype != second.dtype or first.device != second.device:
         return False
-    if first.is_meta or first.is_sparse or first.is_quantized:
-        return True  # refused before anything is computed
+    if first.is_meta or first.layout != torch.strided or first.is_quantized:
+        return True  # as parameters and buffers, refused before anything is computed
     first, second = first.detach(), second.detach()
     bits = _BITS.get(first.element_size())  # integers as wide as the entries: eight times faster than bytes
     if first.is_complex() or first.is_neg():
@@ -232,3 +303,56 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def named_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """Return parameters and buffers by all of their names."""
+    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+
+
+def refused_write(model: nn.Module, name: str) -> InvalidInput:
+    """Return the exception for a forward pass that writes to a parameter or buffer, with a remedy."""
+    need = "a forward that does not modify its parameters and buffers"
+    place = name.rpartition(".")[0]
+    owner = dict(model.named_modules(remove_duplicate=False)).get(place)
+    if getattr(owner, "max_norm", None) is not None:
+        called = attribute_of(f"{place}.max_norm" if place else "max_norm")
+        need = f"rows that are scaled already: {called} = None, after a pass over all inputs"
+    elif any(module.training for module in model.modules()):
+        need += ": model.eval()"
+        if not type(owner).__module__.startswith("torch."):
+            need += ", where it writes only if self.training"
+    got = f"{type(model).__name__}, whose forward writes to {name!r} in place"
+    return InvalidInput("model", got, need, code="unsupported-model")
+
+
+class RefuseWrites(DispatchMode):
+    """Refuse an operation on the memory of the model's own parameters and buffers before it writes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        # The storages are compared, not their addresses, which not every backend has.
+        self.memory = {t.untyped_storage()._cdata: name for name, t in named_tensors(model) if t.numel()}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Inspect the operands that are written to, and run the operation."""
+        kwargs = kwargs or {}
+        for position, operand in enumerate(func._schema.arguments if func._schema.is_mutable else ()):
+            if operand.alias_info is None or not operand.alias_info.is_write:
+                continue
+            value = args[position] if position < len(args) else kwargs.get(operand.name)
+            for tensor in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and tensor.numel():
+                    name = self.memory.get(tensor.untyped_storage()._cdata)
+                    if name is not None:
+                        raise refused_write(self.model, name)
+        return func(*args, **kwargs)
+
+
+def attribute_of(name: str) -> str:
+    """Return an expression for an attribute of the model or of a submodule."""
+    module, _, attribute = name.rpartition(".")
+    if all(part.isidentifier() for part in module.split(".")):
+        return f"model.{name}"
+    return f"model.get_submodule({module!r}).{attribute}" if module else f"model.{attribute}"

@@ -42,6 +42,7 @@ from alignver.network.constants import facts, fold
 from alignver.network.copies import copied
 from alignver.network.inputs import as_inputs, dtype_name, without_fused_layers
 from alignver.network.leaves import Leaves, refused
+from alignver.network.preserve_state import preserve_random_states
 
 __all__ = ["NetworkGraph", "trace_model"]
 
@@ -139,7 +140,7 @@ def trace_model(model: nn.Module, X: Any, *, rows: int = ROWS) -> NetworkGraph:
     more = more.to(dtype) if more.is_floating_point() and dtype is not None else more
     x = as_inputs(X, device)[:rows].to(more.dtype)
     twin = copied(model)
-    with _quiet(), torch.random.fork_rng(devices=[]), without_fused_layers(twin):
+    with _quiet(), preserve_random_states(), without_fused_layers(twin):
         exported, program = _exported(twin, x)
         try:
             builder = _Builder(model, twin, program, x)

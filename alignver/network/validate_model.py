@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,11 +39,11 @@ from alignver.network.inputs import (
     module_name,
     refused_inputs,
 )
+from alignver.network.preserve_state import RefuseWrites, attribute_of, eval_mode, named_tensors, refused_write
 from alignver.progress import stage
 
 __all__ = [
     "Probed",
-    "RefuseWrites",
     "is_sample_independent",
     "probe",
     "probes",
@@ -53,6 +54,7 @@ __all__ = [
 ]
 _PROBES = 8  # samples that probe() evaluates, spread over X
 _LARGE = 10**6  # parameters from which on the gradients of two samples are compared, not of eight
+_FLOATING = "the model before it was quantized"
 _ELEMENTWISE = (
     nn.CELU, nn.Dropout, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.Identity,
     nn.LeakyReLU, nn.LogSigmoid, nn.Mish, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softshrink,
@@ -231,14 +233,15 @@ def _require_parameters(model: nn.Module, include_frozen: bool) -> None:
             raise _unsupported(f"{called} on the meta device, without values", "a model with values: load its weights")
         real = not tensor.is_complex() or called.startswith("buffer")
         if tensor.layout != torch.strided or tensor.is_quantized or not real:
-            raise _unsupported(f"{called} that is sparse, quantized or complex", "dense real parameters")
+            kind = "complex" if not real else "quantized" if tensor.is_quantized else "sparse"
+            raise _unsupported(f"{called} that is {kind}", _dense(called, kind))
     slots = {name: p for name, p in parameters.items() if include_frozen or p.requires_grad}
     if not any(p.numel() for p in slots.values()):
-        need = (
-            "at least one: model.requires_grad_(True) makes all trainable; include_frozen=True counts frozen ones"
-            if parameters
-            else "at least one"
-        )
+        need = "at least one"
+        if parameters:
+            need += ": model.requires_grad_(True) makes all trainable; include_frozen=True counts frozen ones"
+        elif any("quantized" in type(module).__module__ for module in model.modules()):
+            need = _FLOATING
         raise _unsupported(f"{type(model).__name__} with no trainable parameter", need)
     called, first = f"parameter {next(iter(slots))!r}", next(iter(slots.values()))
     for other, tensor in tensors:
@@ -255,6 +258,17 @@ def _require_parameters(model: nn.Module, include_frozen: bool) -> None:
     for called, tensor in tensors:
         if tensor.is_floating_point() and not _all_finite(tensor.detach()):
             raise InvalidInput("model", f"{called} with NaN or Inf entries", "finite values", code="not-finite")
+
+
+def _dense(called: str, kind: str) -> str:
+    """Return what to use in place of a parameter or buffer that is not dense and real."""
+    if kind == "complex":
+        return "its real and imaginary parts, torch.view_as_real of it, and torch.view_as_complex in the forward"
+    if kind == "quantized":
+        return _FLOATING
+    place = attribute_of(called.partition(" ")[2].strip("'"))
+    dense = f"{place}.to_dense()"
+    return f"a dense one: {place} = {dense if called.startswith('buffer') else f'torch.nn.Parameter({dense})'}"
 
 
 def _all_finite(tensor: torch.Tensor) -> bool:
@@ -342,16 +356,23 @@ def _probed(function: Functional, x: torch.Tensor, *, strict: bool) -> Probed:
             turned = torch.cat([batch[:1], _rows(function, x[1:].flip(0)).flip(0)])
     for name, tensor in {**function.theta, **function.held}.items():
         if tensor._version != versions[name]:
-            raise _written(function.source, name)
+            raise refused_write(function.source, name)
     if _differ(batch, again, observer.coarsest):
-        got = f"{model}, whose outputs differ between two evaluations"
-        raise _unsupported(got, "a deterministic forward: model.eval()")
+        got, need = f"{model}, whose outputs differ between two evaluations", "a deterministic forward"
+        if _in_eval_mode(function, lambda: not _differ(_rows(function, x), _rows(function, x), observer.coarsest)):
+            raise _unsupported(got, f"{need}: model.eval()")
+        raise _unsupported(got, f"{need}: no random numbers, and nothing that one call leaves to the next")
     if _differ(batch, apart, observer.coarsest) or _differ(batch, turned, observer.coarsest):
-        got = f"{model}, whose output for a sample depends on the others in its batch"
-        need = "outputs that depend on their own sample (no batch statistics): model.eval()"
-        if not any(module.training for module in function.source.modules()):
-            need = "outputs that depend on their own sample: no batch statistics, and loops and solvers with a fixed "
-            need += "number of steps"
+        got, need = f"{model}, whose output for a sample depends on the others in its batch", "outputs that depend on "
+        need += "their own sample"
+
+        def independent() -> bool:
+            apart = torch.cat([_rows(function, part) for part in torch.split(x, 1)])
+            return not _differ(_rows(function, x), apart, observer.coarsest)
+
+        if _in_eval_mode(function, independent):
+            raise _unsupported(got, f"{need} (no batch statistics): model.eval()")
+        need += ": no batch statistics, and loops and solvers with a fixed number of steps"
         raise _unsupported(got, need)
     function, notes = _with_gradients(function, x, batch, observer.coarsest)
     few = x if function.layout.d <= _LARGE else x[:: max(1, len(x) - 1)]
@@ -365,6 +386,17 @@ def _probed(function: Functional, x: torch.Tensor, *, strict: bool) -> Probed:
     return Probed(
         m_y, observer.coarsest, arbitrated.function, notes=notes, refusal=arbitrated.refusal, custom=arbitrated.custom
     )
+
+
+def _in_eval_mode(function: Functional, test: Callable[[], bool]) -> bool:
+    """Whether a test that fails in train mode succeeds in eval mode, which then is the remedy."""
+    if not any(module.training for module in function.model.modules()):
+        return False
+    try:
+        with eval_mode(function.model), torch.no_grad():
+            return test()
+    except InvalidInput:
+        return False
 
 
 def _with_inner_gradients(function: Functional, x: torch.Tensor) -> Functional:
@@ -446,7 +478,8 @@ def _rows(function: Functional, x: torch.Tensor, expect: int | None = None) -> t
         names = names_of(out)
         need = "a forward that returns one tensor"
         if names:
-            need += f": model, X, Y = alignver.adapted(model, X, Y, select={names[-1]!r})"
+            likely = next((name for name in ("logits", "out", "output") if name in names), names[0])
+            need += f": model, X, Y = alignver.adapted(model, X, Y, select={likely!r})"
             need += f" or another of {', '.join(map(repr, names))}" if len(names) > 1 else ""
         raise _unsupported(f"{model}, which returns {kind_of(out)}", need)
     if not out.is_floating_point():
@@ -488,7 +521,7 @@ def _require_same_gradient(function: Functional, x: torch.Tensor) -> None:
     native = next(model.parameters()).dtype
     narrow = function.in_dtype(native)
     theta = narrow.leaves()
-    before = {name: id(tensor) for name, tensor in _named(model)}
+    before = {name: id(tensor) for name, tensor in named_tensors(model)}
     try:
         with function.evaluated(), RefuseWrites(model):
             direct = model(narrow.batch(x))
@@ -498,9 +531,9 @@ def _require_same_gradient(function: Functional, x: torch.Tensor) -> None:
         if native == function.dtype:
             raise refused_inputs(model, x, error) from error
         return  # the model runs in float64 only: there is nothing to compare with
-    for name, tensor in _named(model):
+    for name, tensor in named_tensors(model):
         if before.get(name) != id(tensor):
-            raise _written(model, name)
+            raise refused_write(model, name)
     with Convolutions():
         bound = narrow(theta, narrow.batch(x))
     if not bound.requires_grad:
@@ -556,39 +589,3 @@ def _require_widened_gradient(function: Functional, x: torch.Tensor) -> None:
 
 def _norm(tensor: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
-
-
-def _named(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """Return parameters and buffers by all of their names."""
-    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-
-
-def _written(model: nn.Module, name: str) -> InvalidInput:
-    need = "a forward that does not modify its parameters and buffers"
-    if any(module.training for module in model.modules()):
-        need += ": model.eval(), if its modules write in train mode"
-    return _unsupported(f"{type(model).__name__}, whose forward writes to {name!r} in place", need)
-
-
-class RefuseWrites(DispatchMode):
-    """Refuse an operation on the memory of the model's own parameters and buffers before it writes."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        # The storages are compared, not their addresses, which not every backend has.
-        self.memory = {t.untyped_storage()._cdata: name for name, t in _named(model) if t.numel()}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Inspect the operands that are written to, and run the operation."""
-        kwargs = kwargs or {}
-        for position, operand in enumerate(func._schema.arguments if func._schema.is_mutable else ()):
-            if operand.alias_info is None or not operand.alias_info.is_write:
-                continue
-            value = args[position] if position < len(args) else kwargs.get(operand.name)
-            for tensor in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and tensor.numel():
-                    name = self.memory.get(tensor.untyped_storage()._cdata)
-                    if name is not None:
-                        raise _written(self.model, name)
-        return func(*args, **kwargs)

@@ -48,7 +48,7 @@ _OF_PROBABILITIES = {
     "binary_cross_entropy": "loss='binary_cross_entropy', of a model without its sigmoid",
     "nll_loss": "loss='cross_entropy', of a model without its log-softmax",
 }
-_CHANGES = {"weight": None, "pos_weight": None, "label_smoothing": 0.0}
+_CHANGES = {"weight": None, "pos_weight": None, "label_smoothing": 0.0, "ignore_index": -100}
 
 
 def loss_name(loss: Any, *, need: str | None = None) -> str:
@@ -303,7 +303,7 @@ def sample_loss(loss: str | SampleLoss, m_y: int) -> SampleLoss:
             "binary_cross_entropy": LogisticLoss(),
             "cross_entropy": SoftmaxLoss() if m_y > 1 else LogisticLoss("cross_entropy"),
         }
-        if not isinstance(candidate, str) and not type(candidate).__module__.startswith("torch."):
+        if not isinstance(candidate, str) and not callable(candidate):
             need = "a name, or an object with name, convex, smoothness, targets, values, gradient and infima"
             raise InvalidInput("loss", kind_of(loss), need, "wrong-type")
         return known[loss_name(candidate)]

@@ -193,7 +193,7 @@ class GatedNetwork(nn.Module):
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Return z without its constant, (n, m_{H-1} - 1)."""
-        out = self.body(x)
+        out = self.body(x.clone())  # a forward pass may write to its input
         if self._tap[0] is not None:
             out = self._tap[0].take()
         if not isinstance(out, torch.Tensor):
@@ -364,7 +364,7 @@ def _require_same_features(network: GatedNetwork, ending: OutputLayers) -> None:
     tap, replaced = network._tap[0], ending.layers[0]
     assert tap is not None
     with eval_mode(network):
-        network.body(ending.x)
+        network.body(ending.x.clone())
     z, before = tap.take(), replaced.input
     if z is None or before is None or z.shape != before.shape or not torch.allclose(z, before, equal_nan=True):
         got = f"a layer {replaced.name!r} that is reached by another way than its name"

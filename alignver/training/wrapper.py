@@ -24,6 +24,7 @@ from alignver.training.exploitation import (
     count_outputs,
     error_rate,
     mean_loss,
+    numbered_classes,
     wide,
 )
 from alignver.training.gated_network import GatedNetwork, gate_slope, gated
@@ -200,7 +201,7 @@ class EEWrapper(TrainedNetwork):
                     if not bool(torch.isfinite(p).all()):
                         got = f"parameter {name} with NaN or Inf"
                         raise InvalidInput("model", got, "finite parameters at first", code="not-finite")
-                y = as_tensor(Y)
+                y = as_tensor(Y, self.loss)
                 m_y = self._outputs or count_outputs(self.loss, y, ending.outputs or _logits(ending.out, y))
                 as_training_targets(self.loss, y, len(inputs), m_y, ending.out)
                 module = gated(ending, outputs=m_y, width=self.width, slope=self.slope)
@@ -339,8 +340,11 @@ class EEWrapper(TrainedNetwork):
         X, Y = as_pair(data)
         last, *sizes = planned(self, len(X), epochs, batch_size, exploit_batch_size)
         held_out = None if test is None else as_pair(test, "test", "samples that are not trained on")
+        if self.loss != "squared":
+            Y, of_test = numbered_classes(Y, held_out and held_out[1])
+            held_out = held_out and (held_out[0], of_test)
         self.prepare(X, Y)
-        inputs, targets = self._inputs(X), as_tensor(Y)
+        inputs, targets = self._inputs(X), as_tensor(Y, self.loss)
         if held_out is not None:
             with renamed({"X": "test", "Y": "test"}):  # refuses what does not fit before the training
                 self._targets(held_out[1], len(self._inputs(held_out[0])))

@@ -148,7 +148,7 @@ class TrainedNetwork:
         self.require_prepared("outputs")
         inputs = self._inputs(as_arrays(X)[0])
         with eval_mode(self.module), taken(self.module, inputs):
-            return torch.cat([self.module(part) for part in torch.split(inputs, batch_size)])
+            return torch.cat([self.module(part.clone()) for part in torch.split(inputs, batch_size)])
 
     def require_prepared(self, argument: str) -> None:
         """Raise :class:`InvalidInput` unless the model is modified already."""

@@ -167,7 +167,7 @@ BAD = {
     "a residual tolerance of nan": ({"residual_tolerance": float("nan")}, r"residual_tolerance"),
     "too few targets": ({"Y": [0, 1]}, r"Y: got 2 rows beside 5 samples in X"),
     "no rows": ({"Y": 3}, r"Y: got an int without rows"),
-    "no targets": ({"Y": None}, r"Y: got None without rows"),
+    "no targets": ({"Y": None}, r"Y: got no targets"),
     "a label out of range": ({"Y": [0, 1, 2, 0, 1]}, r"Y=2 at 2; needs labels 0\.\.1"),
     "sparse targets": ({"Y": torch.eye(5).to_sparse()}, r"dense tensor"),
     "meta targets": ({"Y": torch.ones(5, device="meta")}, r"meta"),

@@ -134,7 +134,7 @@ def test_bad_input_is_named():
     for options, word in (
         ({"Y": None}, "Y: got nothing"),
         ({"X": None}, "X: got nothing"),
-        ({"loss": "hinge"}, "loss: got 'hinge'"),
+        ({"loss": "hinge"}, "loss: got loss='hinge'"),
         ({"Y": [1.0, 2.0]}, "Y: got"),
         ({"X": [[math.nan]]}, "X: got nan"),
         ({"budget_seconds": -1.0}, "budget_seconds"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import types
 from collections.abc import Mapping
 
 import numpy as np
@@ -41,6 +42,7 @@ class Two(nn.Module):
         logits = self.h(hidden)
         forms = {None: logits, "dict": {"loss": None, "logits": logits, "hidden": hidden}, "tuple": (logits, hidden)}
         forms |= {"fields": Fields(None, logits), "dataclass": Output(logits, hidden), "many": logits.unsqueeze(1)}
+        forms |= {"namespace": types.SimpleNamespace(loss=None, logits=logits)}
         return forms[form]
 
 
@@ -111,6 +113,8 @@ INPUTS = {
         None,
     ),
     "a loader": lambda: (DataLoader(TensorDataset(A, B, Y), batch_size=4), None),
+    "a list of samples": lambda: ([(a, b, int(y)) for a, b, y in zip(A, B, Y)], None),
+    "a list of dicts": lambda: ([{"left": a, "right": b} for a, b in zip(A.numpy(), B.numpy())], Y),
     "a list of batches": lambda: (DataLoader(Items([{"left": a, "right": b} for a, b in zip(A, B)]), batch_size=4), Y),
 }
 
@@ -157,7 +161,7 @@ def test_token_ids_and_masks():
 @pytest.mark.parametrize(
     ("form", "select"),
     [("dict", "logits"), ("tuple", 0), ("tuple", -2), ("fields", "logits"), ("dataclass", "logits"),
-     ("dict", lambda out: out["logits"]), ("many", lambda out: out.flatten(1))],
+     ("namespace", "logits"),     ("dict", lambda out: out["logits"]), ("many", lambda out: out.flatten(1))],
 )  # fmt: skip
 def test_outputs(form, select):
     model = Two()
@@ -176,6 +180,16 @@ def test_outputs_are_selected_before_any_work():
         jacobian(model, X, select=7, forward_args={"form": "tuple"})
     with pytest.raises(InvalidInput, match=r"select: got a float"):
         jacobian(model, X, select=0.5)
+    with pytest.raises(InvalidInput, match=r"select: got a bool"):
+        jacobian(model, X, select=True)
+    with pytest.raises(
+        InvalidInput, match=r"select: got 'logits', of a model that returns one tensor; needs select=None"
+    ):
+        jacobian(model, X, select="logits")
+    with pytest.raises(InvalidInput, match=r"select: got a function that raised KeyError: logit, of a dict"):
+        jacobian(model, X, select=lambda out: out["logit"], forward_args={"form": "dict"})
+    with pytest.raises(InvalidInput, match=r"select: got a function that returns a list; needs .* one tensor"):
+        jacobian(model, X, select=lambda out: out.tolist())
     with pytest.raises(InvalidInput, match=r"forward_args: got a list"):
         jacobian(model, X, forward_args=[1])
     for entry in (jacobian, av.gram, av.JacobianOperator):
@@ -199,6 +213,17 @@ REFUSED = {
     "batches of other shapes": (
         lambda: Items([(A[0], B[0], 1), (A[0, :2], B[0], 0)]), r"sample 1 of shape \(2,\).*samples of one shape"),
     "nothing": (lambda: Items([]), r"no samples; needs at least one"),
+    "read once": (lambda: Once(), r"6 samples, then none when read again"),
+    "other labels": (lambda: Relabelled(), r"^Y: got other targets when read again"),
+    "a last batch dropped": (
+        lambda: DataLoader(TensorDataset(A, B, Y), batch_size=4, drop_last=True), r"4 samples of a loader over 6"),
+    "no batches": (lambda: DataLoader(TensorDataset(A, B, Y), batch_size=None), r"one target; needs batches"),
+    "batches of pairs": (
+        lambda: DataLoader(TensorDataset(A, B, Y), batch_size=3, collate_fn=list), r"batch 0 with a tuple.*collate_fn"),
+    "an exception": (lambda: Broken([0]), r"samples that cannot be read \(division by zero\)"),
+    "too many parts": (lambda: TensorDataset(A, B, A, A, A, Y), r"5 inputs beside targets.*takes 4; .*left, right"),
+    "not finite in a data set": (lambda: TensorDataset(A, B / 0.0, Y), r"the input 1: (inf|-inf|nan)"),
+    "no targets": (lambda: (A, B), r"^Y: got no targets; needs one target for each of the 6 samples: Y="),
 }  # fmt: skip
 
 
@@ -217,6 +242,25 @@ class Augmented(Dataset):
 
     def __getitem__(self, k):
         return A[k] + 0.1 * torch.randn(3), B[k], int(Y[k])
+
+
+class Once(IterableDataset):
+    def __init__(self) -> None:
+        self.items = iter([(a, b, int(y)) for a, b, y in zip(A, B, Y)])
+
+    def __iter__(self):
+        return self.items
+
+
+class Relabelled(Reshuffled):
+    def __iter__(self):
+        self.turn += 1
+        return iter([(a, b, int(y) ^ self.turn % 2) for a, b, y in zip(A, B, Y)])
+
+
+class Broken(Items):
+    def __getitem__(self, k):
+        return A[k] / 0 if k else 1 / 0
 
 
 class Listed(Items):
@@ -271,6 +315,7 @@ def test_losses(name):
      (nn.NLLLoss(), "a loss of probabilities; needs torch.nn.CrossEntropyLoss"),
      (nn.CrossEntropyLoss(label_smoothing=0.1), "without label_smoothing"),
      (nn.CrossEntropyLoss(weight=torch.ones(2)), "without weight"),
+     (nn.CrossEntropyLoss(ignore_index=0), "without ignore_index"),
      (nn.BCEWithLogitsLoss(pos_weight=torch.ones(2)), "without pos_weight"),
      ("hinge", "one of 'squared'"), (3, "one of 'squared'"), (nn.HingeEmbeddingLoss(), "one of 'squared'")],
 )  # fmt: skip
@@ -297,6 +342,36 @@ LAST = {
     "sigmoid": (nn.Sequential(nn.Linear(3, 1), nn.Sigmoid(), nn.Flatten(0)), "bce", "sigmoid"),
     "a plain sigmoid": (nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1), nn.Sigmoid()), "bce", "sigmoid"),
 }
+
+
+class Ends(nn.Module):
+    """A linear layer and a function of its output."""
+
+    def __init__(self, outputs: int, last) -> None:
+        super().__init__()
+        self.h, self.last = nn.Linear(3, outputs), last
+
+    def forward(self, x):
+        return self.last(self.h(x))
+
+
+BY_HAND = {
+    "squeezed": (1, "bce", lambda z: torch.sigmoid(z).squeeze(-1)),
+    "clamped": (1, "bce", lambda z: torch.sigmoid(z).clamp(1e-7, 1.0 - 1e-7)),
+    "hard": (1, "bce", F.hardsigmoid),
+    "clamped softmax": (2, "ce", lambda z: F.softmax(z, -1).clamp(min=1e-6)),
+    "exponentials": (2, "ce", lambda z: z.exp() / z.exp().sum(1, keepdim=True)),
+    "both classes": (2, "ce", lambda z: torch.stack([z[:, 0].sigmoid(), 1.0 - z[:, 0].sigmoid()], 1)),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_a_last_nonlinearity_by_hand_is_no_logit(name):
+    outputs, loss, last = BY_HAND[name]
+    with pytest.raises(InvalidInput, match=r"outputs are those of a (softmax|sigmoid|hard sigmoid), which"):
+        av.check_alignment(Ends(outputs, last), A, Y, loss=loss)
+    for rest in (lambda z: z, F.relu, lambda z: z.clamp(0.0, 1.0)):
+        assert av.check_alignment(Ends(outputs, rest), A, Y, loss=loss).measured["n"] == 6
 
 
 @pytest.mark.parametrize("name", LAST)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -76,6 +78,26 @@ class Flow(Net):
         return torch.autograd.grad(super().forward(x).sum(), x, create_graph=True)[0][:, :2]
 
 
+class Graph(Net):
+    """A constant sparse matrix that is no buffer."""
+
+    def __init__(self, csr: bool) -> None:
+        links = torch.eye(3) + torch.ones(3, 3).triu()
+        super().__init__(links=links.to_sparse_csr() if csr else links.to_sparse())
+
+    def forward(self, x):
+        return super().forward((self.links.to(x.dtype) @ x.T).T)
+
+
+class Draws(Net):
+    """Draws numbers that it does not use, from a generator of its own."""
+
+    def forward(self, x):
+        numbers = self.numbers
+        drawn = torch.rand(1, generator=numbers) if isinstance(numbers, torch.Generator) else numbers.random()
+        return super().forward(x) + 0.0 * float(drawn)
+
+
 class Packed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -114,6 +136,8 @@ KINDS = {
     "a gradient inside": Flow,
     "packed sequences": Packed,
     "a scripted layer": lambda: chain(torch.jit.script(nn.Linear(3, 8))),
+    "a sparse matrix": lambda: Graph(False),
+    "a sparse matrix in rows": lambda: Graph(True),
     "compiled": lambda: torch.compile(chain(nn.Linear(3, 8))),
 }
 
@@ -136,6 +160,105 @@ def test_every_call_takes_it(name):
     assert av.AlignmentTracker(model, X, Y, loss="cross_entropy").update().loss > 0.0
     assert before is None or fingerprint(model) == before
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), weights, strict=True))
+
+
+GENERATORS = {
+    "torch": (torch.Generator, lambda generator: generator.get_state().tolist()),
+    "numpy": (np.random.default_rng, lambda generator: generator.bit_generator.state),
+    "python": (random.Random, lambda generator: generator.getstate()),
+}
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_generators_of_a_model_are_as_before(name):
+    build, state = GENERATORS[name]
+    model = Draws(numbers=build())
+    before = state(model.numbers)
+    report = av.check_model(model, X, Y, loss="ce", layer="a")
+    av.AlignmentTracker(model, X, Y, loss="ce", network_at=[0]).update()
+    assert report["alignment"].verdict == "HOLDS"
+    assert state(model.numbers) == before
+
+
+class Scales(Net):
+    """Writes to its input."""
+
+    def forward(self, x):
+        return super().forward(x.mul_(2.0))
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor"])
+def test_inputs_are_not_written_to(kind):
+    """Where the dtype is that of the computation, the model gets the caller's memory if nobody copies it."""
+    torch.manual_seed(0)
+    model, plain = Scales().double(), Net().double()
+    plain.load_state_dict(model.state_dict())
+    x = X.double().numpy().copy() if kind == "array" else X.double()
+    before = X.double().numpy().copy()
+    report = av.check_model(model, x, Y, loss="ce")
+    av.AlignmentTracker(model, x, Y, loss="ce").update()
+    assert np.array_equal(np.asarray(x), before)
+    assert report["exploration"].code == "exploration-refused"  # what the first layer reads is not the input
+    J = av.jacobian(plain, 2.0 * torch.as_tensor(before))
+    assert torch.allclose(av.gram(model, x), J @ J.T)
+    av.check_safe_exploration(model, X=x, layer="a")
+    assert np.array_equal(np.asarray(x), before)
+
+
+@pytest.mark.filterwarnings("ignore:torch")  # that its quantization is deprecated
+def test_remedies_of_parameters_and_buffers():
+    graph = Net()
+    graph.register_buffer("links", torch.eye(3).to_sparse())
+    with pytest.raises(
+        InvalidInput, match=r"buffer 'links' that is sparse; needs .*model\.links = model\.links\.to_dense"
+    ):
+        av.gram(graph, X)
+    graph.links = graph.links.to_dense()
+    assert av.gram(graph, X).shape == (12, 12)
+    words, ids = (
+        nn.Sequential(nn.Embedding(9, 3, max_norm=0.5), nn.Flatten(), nn.Linear(6, 2)),
+        torch.arange(8).reshape(4, 2),
+    )
+    with pytest.raises(
+        InvalidInput, match=r"writes to '0\.weight' in place; needs .*model\.get_submodule\('0'\)\.max_norm = None"
+    ):
+        av.gram(words, ids)
+    words(ids)
+    words.get_submodule("0").max_norm = None
+    assert av.gram(words, ids).shape == (8, 8)
+    with pytest.raises(InvalidInput, match="no trainable parameter; needs the model before it was quantized"):
+        av.gram(torch.ao.quantization.quantize_dynamic(Net(), {nn.Linear}), X)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_eval_mode_is_a_remedy_where_it_helps(train):
+    def noisy(z):
+        return torch.nn.functional.dropout(torch.tanh(z), 0.5, model.training if train else True)
+
+    def centred(z):
+        return torch.tanh(z - z.mean(0) if not train or model.training else z)
+
+    for between, words in ((noisy, "differ between two evaluations"), (centred, "depends on the others in its batch")):
+        model = Net(between)
+        with pytest.raises(InvalidInput, match=words) as caught:
+            av.gram(model, X)
+        assert caught.value.need.endswith("model.eval()") == train
+        model.eval()
+        if train:
+            assert av.gram(model, X).shape == (12, 12)
+
+
+def test_a_temperature_with_a_domain():
+    """f is minus t df/dt too: the last layer below the root's own parameter is tried by itself."""
+
+    def between(z):
+        if float(model.t) <= 0.0:
+            raise ValueError("a temperature that is not positive")
+        return torch.tanh(z) / model.t
+
+    model = Net(between, t=nn.Parameter(torch.tensor(0.07)))
+    result = av.check_common_structure(model, X)
+    assert (result.verdict, result.measured["S"]) == ("HOLDS", ("h.weight", "h.bias"))
 
 
 def test_a_part_in_a_narrower_dtype():

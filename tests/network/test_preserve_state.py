@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -73,13 +76,17 @@ def test_a_change_is_named_and_put_back(model, change):
 def test_caches_and_the_random_state_are_put_back_in_silence(model):
     model.cache, model.seen, model.table = torch.ones(2), [1], {"a": 1}
     before = fingerprint(model)
+    drawn = random.getstate(), np.random.get_state()[2]  # noqa: NPY002
     with preserve_state(model):
         model.cache.add_(1)
         model.seen.append(2)
         model.table["b"] = 2
         model.new = 3
         torch.rand(5)
+        np.random.rand(5)  # noqa: NPY002 - the state that models may use
+        random.random()
     assert fingerprint(model) == before
+    assert (random.getstate(), np.random.get_state()[2]) == drawn  # noqa: NPY002
     assert (model.cache.tolist(), model.seen, model.table, hasattr(model, "new")) == ([1.0, 1.0], [1], {"a": 1}, False)
 
 

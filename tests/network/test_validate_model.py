@@ -149,7 +149,7 @@ MODELS = {
     ),
     "complex": (
         lambda: nn.Linear(3, 2, dtype=torch.complex64),
-        r"parameter 'weight' that is sparse, quantized or complex",
+        r"parameter 'weight' that is complex; needs its real and imaginary parts",
     ),
     "nan parameter": (_nan_parameter, r"parameter '0.bias' with NaN or Inf"),
     "inf buffer": (_nan_buffer, r"buffer '1.running_var' with NaN or Inf"),
