@@ -525,10 +525,10 @@ def _equal(first: Any, second: Any) -> bool:
     """Whether two graphs have the same entries, but for their targets."""
     one, other = first.to_dict(), second.to_dict()
     keys = (one.keys() | other.keys()) - {"y"}
-    return all(key in one and key in other and _same(one[key], other[key]) for key in keys)
+    return all(key in one and key in other and _equal_entries(one[key], other[key]) for key in keys)
 
 
-def _same(one: Any, other: Any) -> bool:
+def _equal_entries(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         return one.dtype == other.dtype and torch.equal(one, other)
     return bool(one == other)
