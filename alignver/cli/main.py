@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from alignver.cli import check, doctor, predict, reproduce, session, show, train, verify
+from alignver.cli import check, doctor, options, predict, reproduce, session, show, train, verify
 from alignver.cli.exits import Exit, explain, say
 from alignver.cli.help import fit_to_terminal
 from alignver.errors import InvalidInput
@@ -40,7 +40,7 @@ app = typer.Typer(
     add_completion=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": options.canonical},
 )
 app.add_typer(check.app)
 app.add_typer(show.app, name="show")

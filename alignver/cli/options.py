@@ -71,6 +71,22 @@ DtypeName = enum.StrEnum("DtypeName", "FLOAT64 FLOAT32")
 
 # The losses for which Definition 2 gives modified targets.
 Loss = enum.StrEnum("Loss", "SQUARED BINARY_CROSS_ENTROPY CROSS_ENTROPY")
+_ALIASES = {
+    **dict.fromkeys(("mse", "MSELoss"), Loss.SQUARED.value),
+    **dict.fromkeys(("bce", "BCEWithLogitsLoss"), Loss.BINARY_CROSS_ENTROPY.value),
+    **dict.fromkeys(("ce", "CrossEntropyLoss"), Loss.CROSS_ENTROPY.value),
+}
+
+
+def canonical(word: str) -> str:
+    """Return a word of a command line, the usual names of losses as those of the options.
+
+    Examples
+    --------
+    >>> canonical("ce"), canonical("train")
+    ('cross_entropy', 'train')
+    """
+    return _ALIASES.get(word, word)
 
 
 # The precision in which the Jacobian is computed.

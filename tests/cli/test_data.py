@@ -47,6 +47,7 @@ def test_a_conflict_and_its_certificate(here, tmp_path):
     ("arguments", "code"),
     [
         (["data/lower.npz", "--loss", "cross_entropy"], 0),
+        (["data/lower.npz", "--loss", "ce"], 0),
         (["data/X.npy", "--targets", "data/Y.npy", "--test", "data/test.npz"], 1),
         (["data/X.npy", "--test", "data/X.npy"], 1),
         (["data/X.npy", "--targets", "data/Y.npy", "--dtype", "float32", "--loss", "squared"], 1),
@@ -70,7 +71,7 @@ def test_the_files_that_are_taken(here, arguments, code):
         (["data/train.npz", "--targets", "data/Y.npy"], "--targets: got data/Y.npy beside data/train.npz:Y"),
         (["data/X.npy", "--loss", "squared"], "Y: got no targets; needs targets for --loss squared"),
         (["data/X.npy", "--test", "data/odd.npz"], "--test (data/odd.npz): got the arrays A"),
-        (["data/train.npz", "--loss", "mse"], "--loss"),
+        (["data/train.npz", "--loss", "hinge"], "--loss"),
         (["data/X.npy", "--test", "both.npz:J"], "X_test (both.npz:J): got samples of shape (20,) beside (3,) in X"),
     ],
 )
