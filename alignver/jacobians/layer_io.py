@@ -1,9 +1,10 @@
 """Records of the uses of parameters in a forward pass whose derivatives have a known structure.
 
-Each call of a known function (``linear``, a convolution, ...) with a parameter slot among its arguments runs with the
-parameter detached, and is recorded (:class:`Capture`): its input, and the edge of the autograd graph that receives the
-gradient of its output. A use that is not recognised stays in the graph, where autograd finds it. So the result does not
-rely on a list of modules, and subclasses that override ``forward`` are treated like any other code.
+Each call of a known function (``linear``, a convolution, ...) with a parameter slot among its arguments is recorded
+(:class:`Capture`): its input, and the edge of the autograd graph that receives the gradient of its output. It runs with
+the parameter detached, so that autograd finds a use that is not recognised; or with the parameter, so that one more
+backward pass through the same graph gives the gradient that the recorded uses must add up to. The result does not rely
+on a list of modules, and subclasses that override ``forward`` are treated like any other code.
 
 With a the input of the use at one position of one sample and b the gradient of one output of the network by the
 result there, the derivative by the parameter is a sum over the sample's positions t of
@@ -233,7 +234,7 @@ def _unrolled(step: Step, states_per_layer: int, *, added: bool = True) -> Calla
                 if added and names != (None, None):
                     use = Product(*names, 2, state[0])
                     gates = capture.record(gates, use)
-                    w_hidden, b_hidden = (_detached(w, name) for w, name in zip((w_hidden, b_hidden), names))
+                    w_hidden, b_hidden = (w if w is None else w.detach() for w in (w_hidden, b_hidden))
                 steps = gates.unbind(0)  # the gradient of gates[t] would have the size of all
                 before, outs = [], []
                 for t in reversed(range(len(steps))) if direction else range(len(steps)):
@@ -266,12 +267,16 @@ class Capture(TorchFunctionMode):
     ----------
     uses : list of Use
         In the order of the calls.
+    unrolled : bool
+        Whether a fused layer was replaced by the layers that it consists of: the graph is not that of the model.
     """
 
-    def __init__(self, theta: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, theta: Mapping[str, torch.Tensor], *, attached: bool = False) -> None:
         super().__init__()
         self.names = {id(value): name for name, value in theta.items()}
         self.uses: list[Use] = []
+        self.attached = attached
+        self.unrolled = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run a function of torch, and record it if it is known and uses a slot."""
@@ -283,6 +288,7 @@ class Capture(TorchFunctionMode):
             with self:
                 unrolled = RECURRENT[func](self, *args, **kwargs)
             if unrolled is not None:
+                self.unrolled = True
                 return unrolled
         read = _READERS.get(func)
         if read is not None and torch.is_grad_enabled():
@@ -295,6 +301,10 @@ class Capture(TorchFunctionMode):
         """Return the name of the slot that a tensor holds, or None."""
         return self.names.get(id(tensor))
 
+    def value(self, tensor: Any) -> Any:
+        """Return the argument of a recorded call: a slot is detached, unless slots stay in the graph."""
+        return tensor if self.attached or self.name(tensor) is None else tensor.detach()
+
     def record(self, out: torch.Tensor, use: Use) -> torch.Tensor:
         """Append a use, with the edge of the graph that receives the gradient of its output."""
         if not out.requires_grad:  # its input does not depend on theta: add an edge; no leaf, for in-place writes
@@ -305,16 +315,12 @@ class Capture(TorchFunctionMode):
 
 
 def captured(
-    function: Functional, theta: Mapping[str, torch.Tensor], x: torch.Tensor
-) -> tuple[torch.Tensor, list[Use]]:
-    """Run a model at ``theta`` and return its outputs, (n, m_y), and the recorded uses."""
-    with Capture(theta) as capture:
+    function: Functional, theta: Mapping[str, torch.Tensor], x: torch.Tensor, *, attached: bool = False
+) -> tuple[torch.Tensor, Capture]:
+    """Run a model at ``theta`` and return its outputs, (n, m_y), and the record."""
+    with Capture(theta, attached=attached) as capture:
         out = function(theta, function.batch(x))
-    return out.reshape(len(x), -1), capture.uses
-
-
-def _detached(tensor: Any, name: str | None) -> Any:
-    return tensor if name is None else tensor.detach()
+    return out.reshape(len(x), -1), capture
 
 
 def _linear(capture: Capture, func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
@@ -322,7 +328,7 @@ def _linear(capture: Capture, func: Any, args: Any, kwargs: Any) -> torch.Tensor
     names = capture.name(weight), capture.name(bias)
     if names == (None, None) or weight.ndim != 2:
         return None
-    out = func(x, _detached(weight, names[0]), _detached(bias, names[1]))
+    out = func(x, capture.value(weight), capture.value(bias))
     return capture.record(out, Product(*names, out.ndim - 1, x.detach()))
 
 
@@ -334,7 +340,7 @@ def _matmul(capture: Capture, func: Any, args: Any, kwargs: Any) -> torch.Tensor
     name = capture.name(weight)
     if name is None or weight.ndim != 2 or capture.name(x) is not None or x.ndim < 2:
         return None
-    out = func(x, weight.detach())
+    out = func(x, capture.value(weight))
     return capture.record(out, Product(name, None, out.ndim - 1, x.detach(), transposed=True))
 
 
@@ -344,7 +350,7 @@ def _conv(capture: Capture, func: Any, args: Any, kwargs: Any) -> torch.Tensor |
     axes = weight.ndim - 2
     if names == (None, None) or x.ndim != axes + 2:
         return None
-    values = _detached(weight, names[0]), _detached(bias, names[1])
+    values = capture.value(weight), capture.value(bias)
     out = convolution(func, x, *values, stride, padding, dilation, groups)
     kernel, gaps = tuple(weight.shape[2:]), each(dilation, axes)
     zeros = paddings(padding, kernel, gaps)
@@ -358,7 +364,7 @@ def _conv_transpose(capture: Capture, func: Any, args: Any, kwargs: Any) -> torc
     axes = weight.ndim - 2
     if names == (None, None) or x.ndim != axes + 2:
         return None
-    values = _detached(weight, names[0]), _detached(bias, names[1])
+    values = capture.value(weight), capture.value(bias)
     out = func(x, *values, stride, padding, beyond, groups, dilation)
     kernel, steps, gaps = tuple(weight.shape[2:]), each(stride, axes), each(dilation, axes)
     zeros = paddings(padding, kernel, gaps)
@@ -373,7 +379,7 @@ def _embedding(capture: Capture, func: Any, args: Any, kwargs: Any) -> torch.Ten
     name = capture.name(weight)
     if name is None or max_norm is not None or scaled or sparse:
         return None
-    out = func(index, weight.detach(), padding, max_norm, norm_type, scaled, sparse)
+    out = func(index, capture.value(weight), padding, max_norm, norm_type, scaled, sparse)
     if padding is not None and padding < 0:
         padding += len(weight)
     return capture.record(out, Lookup(name, None, index.ndim, index, padding))
@@ -389,7 +395,7 @@ def _norm(keys: tuple[str, ...], defaults: tuple[Any, ...]) -> Callable[..., tor
             return None
         plain = {key: None if key in ("weight", "bias") else value for key, value in given.items()}
         x = plain["input"] = given["input"].detach()
-        out = func(**{k: _detached(v, capture.name(v)) if k in ("weight", "bias") else v for k, v in given.items()})
+        out = func(**{k: capture.value(v) if k in ("weight", "bias") else v for k, v in given.items()})
         if "normalized_shape" in given:
             inner = tuple(given["normalized_shape"])
             lead, pattern = x.ndim - len(inner), inner
@@ -415,7 +421,7 @@ def _elementwise(multiplies: bool) -> Callable[..., torch.Tensor | None]:
         lead = next((k for k, size in enumerate(pattern) if size != 1), ndim)
         if lead == 0:
             return None
-        out = func(x, p.detach())
+        out = func(x, capture.value(p))
         value = (lambda: x.detach().expand(out.shape)) if multiplies else None
         weight, bias = (name, None) if multiplies else (None, name)
         return capture.record(out, Scale(weight, bias, lead, value, pattern[lead:]))

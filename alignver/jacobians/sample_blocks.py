@@ -1,6 +1,6 @@
 """The factors of a Gram matrix for a block of samples and outputs: inputs of each use and backpropagated gradients.
 
-A block takes one forward pass, a backward pass for every output, and a comparison with an ordinary backward pass.
+A block takes one forward pass and a backward pass for every output, and one more with which the factors are compared.
 
 Shapes, with n samples and m outputs in the block, T positions per sample, g groups: inputs A are (n, g, a, T),
 gradients B are (m, n, g, b, T), and the derivative of output j at sample i by a weight is B[j, i] A[i]^T, group by
@@ -23,7 +23,7 @@ import torch
 from torch.autograd.graph import GradientEdge
 
 from alignver.jacobians.layer_io import Conv, Convolution, ConvTranspose, Lookup, Product, Scale, Use, captured
-from alignver.network.convolution import Convolutions
+from alignver.network.convolution import Convolutions, gradients_of_inputs
 from alignver.network.functional import Functional, comparison_weights
 
 __all__ = ["BatchAxis", "Block", "OutputScan", "Part", "block", "by_rows", "scan_outputs", "verify_against_backward"]
@@ -316,11 +316,14 @@ class Block:
         Its outputs.
     parts : dict of str to list of Part
         For each slot with a formula, its uses.
+    mixture : dict of str to (torch.Tensor or None), optional
+        For each of these slots, the gradient of the weighted sum of :func:`mixture_weights`, if it was computed.
     """
 
     x: torch.Tensor
     outputs: range
     parts: Mapping[str, list[Part]]
+    mixture: Mapping[str, torch.Tensor | None] | None = None
 
     @property
     def n(self) -> int:
@@ -355,7 +358,8 @@ def scan_outputs(function: Functional, x: torch.Tensor) -> OutputScan:
     if one of its uses has no batch axis.
     """
     theta = function.leaves()
-    out, uses = captured(function, theta, x)
+    out, capture = captured(function, theta, x)
+    uses = capture.uses
     loose: set[str] = set()
     if out.requires_grad:
         gradients = torch.autograd.grad(out.sum(), list(theta.values()), retain_graph=True, allow_unused=True)
@@ -366,21 +370,33 @@ def scan_outputs(function: Functional, x: torch.Tensor) -> OutputScan:
 
 
 def block(
-    function: Functional, x: torch.Tensor, outputs: range, slots: Iterable[str], known: Sequence[BatchAxis | None]
+    function: Functional,
+    x: torch.Tensor,
+    outputs: range,
+    slots: Iterable[str],
+    known: Sequence[BatchAxis | None],
+    *,
+    compare: bool = True,
 ) -> Block:
-    """Differentiate a block of samples and outputs by the results of all recorded uses of ``slots``."""
+    """Differentiate a block of samples and outputs by the results of all recorded uses of ``slots``.
+
+    With ``compare`` a further backward pass through the same graph gives the mixture of
+    :func:`verify_against_backward`, unless the graph is not that of the model.
+    """
     names = set(slots)
     parts: dict[str, list[Part]] = {name: [] for name in names}
     if not names:
         return Block(x, outputs, parts)
-    out, uses = captured(function, function.leaves(), x)
-    pairs = [
-        (use, axis)
-        for use, axis in zip(uses, batch_axes(uses, out, known))
-        if axis is not None and not names.isdisjoint(use.slots)
-    ]
-    distinct = {use.edge: (use, axis) for use, axis in pairs}
-    raws = dict(zip(distinct, _backward(out, list(distinct.values()), outputs)))
+    theta = function.leaves()
+    out, capture = captured(function, theta, x, attached=compare)
+    with gradients_of_inputs():
+        pairs = [
+            (use, axis)
+            for use, axis in zip(capture.uses, batch_axes(capture.uses, out, known))
+            if axis is not None and not names.isdisjoint(use.slots)
+        ]
+        distinct = {use.edge: (use, axis) for use, axis in pairs}
+        raws = dict(zip(distinct, _backward(out, list(distinct.values()), outputs)))
     for use, axis in pairs:
         raw = raws[use.edge]
         if raw is None:
@@ -388,7 +404,24 @@ def block(
         part = Part(use, axis, raw.to(out.dtype), len(x))
         for name in {*use.slots} & names:
             parts[name].append(part)
-    return Block(x, outputs, parts)
+    mixture = None
+    if compare and not capture.unrolled:
+        mixture = _mixture(out[:, outputs.start : outputs.stop], {name: theta[name] for name in theta if name in names})
+    return Block(x, outputs, parts, mixture)
+
+
+def mixture_weights(out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return weights of the samples and of the outputs that are unrelated to the structure of any network."""
+    return codes(len(out), out.detach()), comparison_weights(out.shape[1], out)
+
+
+def _mixture(out: torch.Tensor, theta: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor | None]:
+    """Return the gradients of the weighted sum of outputs; None for slots on which it does not depend."""
+    if not out.requires_grad:
+        return dict.fromkeys(theta)
+    samples, outputs = mixture_weights(out)
+    weighted = (out * (samples[:, None] * outputs)).sum()
+    return dict(zip(theta, torch.autograd.grad(weighted, list(theta.values()), allow_unused=True)))
 
 
 def _backward(out: torch.Tensor, uses: Sequence[tuple[Use, BatchAxis]], outputs: range) -> list[torch.Tensor | None]:
@@ -442,25 +475,22 @@ def _backward_together(
 def verify_against_backward(function: Functional, made: Block) -> frozenset[str]:
     """Compare a block with an ordinary backward pass through the model, and return the slots that differ.
 
-    With weights v_i w_j unrelated to the structure of any network, sum_ij v_i w_j grad f_j(x_i) is computed from the
-    parts and by autograd. Both are compared by the sums of their rows with weights of the same kind, which takes no
+    With the weights v_i w_j of :func:`mixture_weights`, sum_ij v_i w_j grad f_j(x_i) is computed from the parts and by
+    autograd. Both are compared by the sums of their rows with weights of the same kind, which takes no
     product of matrices. Every sample, output, use and entry enters; the tolerance is sqrt(eps) times the gradient's
     norm.
     """
     names = [name for name in function.layout.names if name in made.parts]
     if not names:
         return frozenset()
-    theta = {
-        name: value.detach().requires_grad_() if name in made.parts else value for name, value in function.theta.items()
-    }
-    with Convolutions():
-        out = function(theta, function.batch(made.x)).reshape(made.n, -1)[:, made.outputs.start : made.outputs.stop]
-    samples = codes(made.n, out.detach())
-    outputs = comparison_weights(made.m, out)
-    gradients: Sequence[torch.Tensor | None] = [None] * len(names)
-    if out.requires_grad:
-        weighted = (out * (samples[:, None] * outputs)).sum()
-        gradients = torch.autograd.grad(weighted, [theta[n] for n in names], allow_unused=True)
+    mixture = made.mixture
+    if mixture is None:
+        values = {n: v.detach().requires_grad_() if n in made.parts else v for n, v in function.theta.items()}
+        with Convolutions():
+            out = function(values, function.batch(made.x)).reshape(made.n, -1)
+        mixture = _mixture(out[:, made.outputs.start : made.outputs.stop], {name: values[name] for name in names})
+    gradients = [mixture[name] for name in names]
+    samples, outputs = mixture_weights(function.theta[names[0]].new_empty((made.n, made.m)))
     uses = {part for parts in made.parts.values() for part in parts}
     mixed = {part: Mixture(part, outputs, samples) for part in uses}
     eps = torch.finfo(function.dtype).eps

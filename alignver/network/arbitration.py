@@ -28,7 +28,7 @@ from alignver.network.convolution import Convolutions
 from alignver.network.functional import Functional, Theta, comparison_weights
 from alignver.network.inputs import failing_module, module_name
 
-__all__ = ["Arbitrated", "arbitrate", "is_rounding"]
+__all__ = ["Arbitrated", "BackwardPass", "PaddingRows", "arbitrate", "is_rounding"]
 
 _LEAST = 1e-3  # relative difference of a derivative and a difference along a direction that is an error
 _AMPLIFIED = 16.0  # rounding errors of a pass over those of its parameters: each layer has some
@@ -78,7 +78,9 @@ def is_rounding(function: Functional, x: torch.Tensor, batch: torch.Tensor, plai
     return float((plain.to(batch.dtype) - batch).abs().max()) <= _AMPLIFIED * moved
 
 
-def arbitrate(function: Functional, x: torch.Tensor, computed_in: torch.dtype) -> Arbitrated:
+def arbitrate(
+    function: Functional, x: torch.Tensor, computed_in: torch.dtype, first: BackwardPass | None = None
+) -> Arbitrated:
     """Compare backward passes of a model with differences of its outputs, on the samples in ``x``.
 
     Parameters
@@ -88,6 +90,8 @@ def arbitrate(function: Functional, x: torch.Tensor, computed_in: torch.dtype) -
         A few samples that the model takes.
     computed_in : torch.dtype
         The coarsest dtype that a forward pass rounds to, on which the step h depends.
+    first : BackwardPass, optional
+        That of ``x``, if there is one already.
 
     Raises
     ------
@@ -102,10 +106,10 @@ def arbitrate(function: Functional, x: torch.Tensor, computed_in: torch.dtype) -
     >>> arbitrate(f, torch.ones(4, 2), torch.float64).refusal is None
     True
     """
-    return _Arbitration(function, x, computed_in).decide()
+    return _Arbitration(function, x, computed_in).decide(first)
 
 
-class _Padding(TorchFunctionMode):
+class PaddingRows(TorchFunctionMode):
     """Notes the rows of tables that lookups exclude from their gradients: they are no part of theta."""
 
     def __init__(self) -> None:
@@ -123,6 +127,54 @@ class _Padding(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class BackwardPass:
+    """``J^T u`` by parameter, with fixed weights u of the outputs; the outputs; their graph; rows that are padding."""
+
+    gradients: Mapping[str, torch.Tensor]
+    outputs: torch.Tensor
+    graph: Any
+    padding: Mapping[str, set[int]]
+
+    @classmethod
+    def of(
+        cls,
+        function: Functional,
+        theta: Theta,
+        out: torch.Tensor,
+        padding: PaddingRows,
+        weights: torch.Tensor | None = None,
+    ) -> BackwardPass:
+        """Differentiate outputs (samples, m_y) that were computed at the leaves ``theta``.
+
+        Raises
+        ------
+        InvalidInput
+            The outputs have no gradient, or the backward pass raises an exception.
+        """
+        if not out.requires_grad:
+            got = f"{type(function.source).__name__}, whose outputs have no gradient"
+            need = "a forward without no_grad, detach or .data, that uses its parameters"
+            raise InvalidInput("model", got, need, code="unsupported-model")
+        u = _weights(out.detach()) if weights is None else weights
+        try:
+            gradients = torch.autograd.grad(out, list(theta.values()), u, allow_unused=True, materialize_grads=True)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # a backward pass of the user, or a checkpoint, can raise anything
+            raise refused_backward(function.model, error) from error
+        names = {id(value): name for name, value in theta.items()}
+        rows: dict[str, set[int]] = {}
+        for table, index in padding.rows:
+            if id(table) in names:
+                rows.setdefault(names[id(table)], set()).add(index % len(table))
+        return cls(dict(zip(theta, (g.detach() for g in gradients))), out.detach(), out.grad_fn, rows)
+
+
+def _weights(outputs: torch.Tensor) -> torch.Tensor:
+    return comparison_weights(outputs.numel(), outputs).reshape(outputs.shape)
+
+
 class _Arbitration:
     """The comparisons on some samples, with one direction and one set of weights."""
 
@@ -130,39 +182,49 @@ class _Arbitration:
         self.function, self.x = function, x
         self.eps = float(torch.finfo(computed_in).eps)
         self.h = self.eps ** (1 / 3)
-        self.padding: dict[str, set[int]] = {}
+        self.padding: Mapping[str, set[int]] = {}
 
-    def decide(self) -> Arbitrated:
+    def decide(self, first: BackwardPass | None) -> Arbitrated:
         """Compare all gradients together; those of parameters one by one too, if a backward pass is the user's."""
-        gradients, outputs, graph = self._gradients(self.function, self.x)
+        if first is None:
+            first = self._differentiated(self.x)
+        self.padding = first.padding
+        gradients, graph = first.gradients, first.graph
         direction = self._direction(gradients)
-        weights = self._weights(outputs)
+        weights = _weights(first.outputs)
         steps = _custom_steps(graph)
         if self._wrong(gradients, self.x, direction, weights) or (
             steps and self._culprit(gradients, direction, weights)
         ):
             return Arbitrated(self.function, refusal=self._refusal(gradients, direction, weights, graph))
-        result = self._of_single_samples(gradients, direction, weights, graph)
+        result = self._of_single_samples(direction, weights, graph)
         if not steps or result.refusal is not None:
             return result
         note = f"the backward pass of {', '.join(steps[:3])} is the model's own: it agrees with differences of the "
         note += "outputs, which see no errors below theirs, so nothing is proved with it"
         return dataclasses.replace(result, notes=(*result.notes, note), custom=True)
 
-    def _of_single_samples(
-        self, gradients: Mapping[str, torch.Tensor], direction: Theta, weights: torch.Tensor, graph: Any
-    ) -> Arbitrated:
-        """Compare the gradients of the first and the last sample, alone and in a batch of two."""
-        for row in dict.fromkeys((0, len(self.x) - 1)):
-            alone, again = self.x[row : row + 1], self.x[(row + 1) % len(self.x)][None]
-            single = self._gradients(self.function, alone)[0]
-            pair = self._gradients(self.function, torch.cat([alone, again]), rows=1)[0]
+    def _of_single_samples(self, direction: Theta, weights: torch.Tensor, graph: Any) -> Arbitrated:
+        """Compare the gradients of the first and the last sample, alone and in batches of two.
+
+        Both are in one batch first: if the sum of their gradients is that of the gradients alone, so are the terms, up
+        to what the comparison would allow them.
+        """
+        rows = list(dict.fromkeys((0, len(self.x) - 1)))
+        u = weights[:1]
+        alone = {row: self._differentiated(self.x[row : row + 1]).gradients for row in rows}
+        if len(rows) == 2:
+            both = self._differentiated(self.x[rows], u.expand(2, -1)).gradients
+            if self._agree({name: alone[rows[0]][name] + g for name, g in alone[rows[1]].items()}, both):
+                return Arbitrated(self.function)
+        for row, single in alone.items():
+            sample, again = self.x[row : row + 1], self.x[(row + 1) % len(self.x)][None]
+            pair = self._differentiated(torch.cat([sample, again]), u, rows=1).gradients
             if self._agree(single, pair):
                 continue
-            u = weights[:1]
-            if self._wrong(pair, alone, direction, u):
+            if self._wrong(pair, sample, direction, u):
                 return Arbitrated(self.function, refusal=self._refusal(pair, direction, weights, graph))
-            if not self._wrong(single, alone, direction, u):
+            if not self._wrong(single, sample, direction, u):
                 return Arbitrated(self.function)  # kinks: both are derivatives
             differing = [name for name, g in pair.items() if not _close(single[name], g, self.eps)]
             note = "torch's backward pass is wrong for a batch of one sample (by differences of the outputs; for "
@@ -170,29 +232,14 @@ class _Arbitration:
             return Arbitrated(dataclasses.replace(self.function, doubled=True), (note,))
         return Arbitrated(self.function)
 
-    def _weights(self, outputs: torch.Tensor) -> torch.Tensor:
-        return comparison_weights(outputs.numel(), outputs).reshape(outputs.shape)
-
-    def _gradients(
-        self, function: Functional, x: torch.Tensor, rows: int | None = None
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor, Any]:
-        """Return J^T u by one backward pass for the first ``rows`` samples, the outputs, and their graph."""
-        theta = function.leaves()
-        names = {id(value): name for name, value in theta.items()}
-        try:
-            with _Padding() as padding, Convolutions():
-                out = function(theta, function.batch(x)).reshape(len(x), -1)[:rows]
-            gradients = torch.autograd.grad(
-                out, list(theta.values()), self._weights(out.detach()), allow_unused=True, materialize_grads=True
-            )
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except Exception as error:  # a backward pass of the user, or a checkpoint, can raise anything
-            raise refused_backward(function.model, error) from error
-        for table, index in padding.rows:
-            if id(table) in names:
-                self.padding.setdefault(names[id(table)], set()).add(index % len(table))
-        return dict(zip(theta, (g.detach() for g in gradients))), out.detach(), out.grad_fn
+    def _differentiated(
+        self, x: torch.Tensor, weights: torch.Tensor | None = None, rows: int | None = None
+    ) -> BackwardPass:
+        """Return J^T u by one backward pass for the first ``rows`` samples."""
+        theta = self.function.leaves()
+        with PaddingRows() as padding, Convolutions():
+            out = self.function(theta, self.function.batch(x)).reshape(len(x), -1)[:rows]
+        return BackwardPass.of(self.function, theta, out, padding, weights)
 
     def _direction(self, gradients: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return noise of the size of each parameter, less for those that would dominate the products."""

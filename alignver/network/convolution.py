@@ -11,6 +11,8 @@ The zeros before a row serve as those after the row before it. With a stride s, 
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import itertools
@@ -22,12 +24,13 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Convolutions", "convolution", "each", "paddings"]
+__all__ = ["Convolutions", "convolution", "each", "gradients_of_inputs", "paddings"]
 
 _BLOCK = 1 << 20  # entries of the result that are computed at a time: they stay in cache for all entries of the kernel
 _CHANNELS = 8  # of inputs and of outputs in a group: products with fewer rows are limited by memory
 KEYS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 FUNCTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
+_inputs_only = contextvars.ContextVar("inputs_only", default=False)
 
 
 def each(value: Any, axes: int) -> tuple[int, ...]:
@@ -95,6 +98,16 @@ def convolution(func: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) ->
         return func(*args, **kwargs)  # which raises an exception of its own
     y: torch.Tensor = _Convolution.apply(x, weight, layout)  # type: ignore[no-untyped-call]  # torch leaves it unannotated
     return y if bias is None else y + bias.view(-1, *(1,) * axes)
+
+
+@contextlib.contextmanager
+def gradients_of_inputs() -> Iterator[None]:
+    """Compute no gradients by weights inside the block: torch does not tell a function which of them are needed."""
+    token = _inputs_only.set(True)
+    try:
+        yield
+    finally:
+        _inputs_only.reset(token)
 
 
 def _supported(tensor: Any) -> bool:
@@ -232,7 +245,7 @@ class _Convolution(torch.autograd.Function):
                     positions = slice(block.start + shift, block.stop + shift)
                     _add(phases[phase, :, positions], tap.transpose(1, 2), part, groups)
             dx = layout.from_phases(phases)
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[1] and not _inputs_only.get():
             phases = layout.phases(x)
             left = grid.view(groups, -1, layout.length)
             products = []

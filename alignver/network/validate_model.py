@@ -1,6 +1,6 @@
 """Validation of a model: from its modules and parameters, and from a few evaluations on its samples.
 
-:func:`validate_model` runs nothing; :func:`probe` evaluates up to eight samples, unless :func:`is_sample_independent`
+:func:`validate_model` runs nothing; :func:`probe` evaluates a few samples, unless :func:`is_sample_independent`
 proves from the modules that each output depends on its own sample only.
 
 :func:`recomputes` detects models that run parts of themselves again in the backward pass (``torch.utils.checkpoint``).
@@ -27,9 +27,9 @@ from torch.utils import _pytree as pytree
 from alignver import require
 from alignver.errors import InvalidInput, first_line, kind_of
 from alignver.network.adapt import arguments_of, names_of
-from alignver.network.arbitration import arbitrate, is_rounding, refused_backward
+from alignver.network.arbitration import BackwardPass, PaddingRows, arbitrate, is_rounding, refused_backward
 from alignver.network.convolution import Convolutions
-from alignver.network.functional import Functional, comparison_weights
+from alignver.network.functional import Functional, Theta, comparison_weights
 from alignver.network.inputs import (
     DispatchMode,
     RoundingObserver,
@@ -52,8 +52,8 @@ __all__ = [
     "train_mode_fault",
     "validate_model",
 ]
-_PROBES = 8  # samples that probe() evaluates, spread over X
-_LARGE = 10**6  # parameters from which on the gradients of two samples are compared, not of eight
+_PROBES, _FEW = 8, 3  # samples that probe() evaluates, spread over X; three is the least for a batch in another order
+_LARGE = 10**5  # parameters from which on it evaluates _FEW: the passes of eight would take longer than many a check
 _FLOATING = "the model before it was quantized"
 _ELEMENTWISE = (
     nn.CELU, nn.Dropout, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.Identity,
@@ -311,22 +311,20 @@ class Probed:
     custom: bool = False
 
 
-def probes(x: torch.Tensor) -> torch.Tensor:
-    """Return the samples that :func:`probe` evaluates: at most eight, evenly spaced from the first to the last."""
-    count = len(x)
-    return x[torch.linspace(0, count - 1, min(count, _PROBES), dtype=torch.float64).round().long().to(x.device)]
+def probes(x: torch.Tensor, count: int = _PROBES) -> torch.Tensor:
+    """Return the samples that :func:`probe` evaluates: at most ``count``, evenly spaced from the first to the last."""
+    return x[torch.linspace(0, len(x) - 1, min(len(x), count), dtype=torch.float64).round().long().to(x.device)]
 
 
 def probe(function: Functional, x: torch.Tensor, *, strict: bool = True) -> Probed:
-    """Evaluate a model on up to eight samples, and refuse it unless each output row depends on its sample and theta.
+    """Evaluate a model on a few samples, and refuse it unless each output row depends on its sample and theta.
 
-    The samples are evaluated as one batch, twice; then each alone, and all but the first in reverse order. A coupling
-    that these batches do not reveal would have to be independent of the number of samples and of their order. If the
-    modules rule a coupling out (:func:`~alignver.network.validate_model.is_sample_independent`), one batch suffices.
-    Then torch's derivatives are compared with each other and with differences
-    (:func:`alignver.network.arbitration.arbitrate`); without ``strict``, a model whose derivatives are wrong is
-    returned with the refusal. The gradients of two of the samples are compared with the module's own if there are more
-    than a million parameters.
+    Up to eight samples, three of a model with more than 10^5 parameters, are evaluated as one batch, without gradients
+    and with them; then each alone, and all but the first in reverse order. A coupling that these batches do not reveal
+    would have to be independent of the number of samples and of their order. If the modules rule a coupling out
+    (:func:`~alignver.network.validate_model.is_sample_independent`), one batch suffices. The gradients are compared
+    with the module's own, with each other and with differences (:func:`alignver.network.arbitration.arbitrate`);
+    without ``strict``, a model whose derivatives are wrong is returned with the refusal.
 
     Raises
     ------
@@ -335,50 +333,33 @@ def probe(function: Functional, x: torch.Tensor, *, strict: bool = True) -> Prob
         gives different results when repeated; makes an output depend on the other samples of its batch; does not depend
         on the parameters; accesses parameters other than through the module's attributes.
     """
+    count = _PROBES if function.layout.d <= _LARGE else _FEW
     with stage("comparing the model's passes on a few samples"):
-        return _probed(function, probes(x), strict=strict)
+        return _probed(function, probes(x, count), strict=strict)
 
 
 def _probed(function: Functional, x: torch.Tensor, *, strict: bool) -> Probed:
-    model = type(function.model).__name__
     if is_sample_independent(function.model, x):
         with torch.no_grad():
             return Probed(int(_rows(function, x).shape[1]), function.dtype, function, plain=True)
     function = _with_inner_gradients(function, x)
+    versions = {name: t._version for name, t in {**function.theta, **function.held}.items()}
     with torch.no_grad(), RoundingObserver(function.dtype) as observer:
         batch = _rows(function, x)
-    versions = {name: t._version for name, t in {**function.theta, **function.held}.items()}
     with torch.no_grad():
-        again = _rows(function, x)
         apart = torch.cat([_rows(function, part, expect=batch.shape[1]) for part in torch.split(x, 1)])
-        turned = batch
-        if len(x) > 2:
-            turned = torch.cat([batch[:1], _rows(function, x[1:].flip(0)).flip(0)])
+        turned = torch.cat([batch[:1], _rows(function, x[1:].flip(0)).flip(0)]) if len(x) > 2 else batch
     for name, tensor in {**function.theta, **function.held}.items():
         if tensor._version != versions[name]:
             raise refused_write(function.source, name)
-    if _differ(batch, again, observer.coarsest):
-        got, need = f"{model}, whose outputs differ between two evaluations", "a deterministic forward"
-        if _in_eval_mode(function, lambda: not _differ(_rows(function, x), _rows(function, x), observer.coarsest)):
-            raise _unsupported(got, f"{need}: model.eval()")
-        raise _unsupported(got, f"{need}: no random numbers, and nothing that one call leaves to the next")
     if _differ(batch, apart, observer.coarsest) or _differ(batch, turned, observer.coarsest):
-        got, need = f"{model}, whose output for a sample depends on the others in its batch", "outputs that depend on "
-        need += "their own sample"
-
-        def independent() -> bool:
-            apart = torch.cat([_rows(function, part) for part in torch.split(x, 1)])
-            return not _differ(_rows(function, x), apart, observer.coarsest)
-
-        if _in_eval_mode(function, independent):
-            raise _unsupported(got, f"{need} (no batch statistics): model.eval()")
-        need += ": no batch statistics, and loops and solvers with a fixed number of steps"
-        raise _unsupported(got, need)
-    function, notes = _with_gradients(function, x, batch, observer.coarsest)
-    few = x if function.layout.d <= _LARGE else x[:: max(1, len(x) - 1)]
-    _require_same_gradient(function, few)
-    _require_widened_gradient(function, x[:1])
-    arbitrated = arbitrate(function, x, observer.coarsest)
+        raise _refused_rows(function, x, batch, observer.coarsest)
+    direct = _own_outputs(function, x)
+    backward = _backward_pass(function, x, direct)
+    function, notes = _with_gradients(function, x, batch, backward.outputs, observer.coarsest)
+    if direct is not None:
+        _require_same_gradient(function, x, direct, backward)
+    arbitrated = arbitrate(function, x, observer.coarsest, backward)
     if strict and arbitrated.refusal is not None:
         raise arbitrated.refusal
     notes = (*notes, *arbitrated.notes)
@@ -399,6 +380,31 @@ def _in_eval_mode(function: Functional, test: Callable[[], bool]) -> bool:
         return False
 
 
+def _refused_rows(function: Functional, x: torch.Tensor, batch: torch.Tensor, dtype: torch.dtype) -> InvalidInput:
+    """Return why outputs of samples in other batches are not those of the first one."""
+
+    def repeatable() -> bool:
+        return not _differ(_rows(function, x), _rows(function, x), dtype)
+
+    def independent() -> bool:
+        apart = torch.cat([_rows(function, part) for part in torch.split(x, 1)])
+        return not _differ(_rows(function, x), apart, dtype)
+
+    model = type(function.model).__name__
+    with torch.no_grad():
+        again = _rows(function, x)
+    if _differ(batch, again, dtype):
+        got, need = f"{model}, whose outputs differ between two evaluations", "a deterministic forward"
+        if _in_eval_mode(function, repeatable):
+            return _unsupported(got, f"{need}: model.eval()")
+        return _unsupported(got, f"{need}: no random numbers, and nothing that one call leaves to the next")
+    got = f"{model}, whose output for a sample depends on the others in its batch"
+    need = "outputs that depend on their own sample"
+    if _in_eval_mode(function, independent):
+        return _unsupported(got, f"{need} (no batch statistics): model.eval()")
+    return _unsupported(got, f"{need}: no batch statistics, and loops and solvers with a fixed number of steps")
+
+
 def _with_inner_gradients(function: Functional, x: torch.Tensor) -> Functional:
     """Enable gradients in every pass of a model that differentiates inside its forward pass."""
     try:
@@ -413,7 +419,7 @@ def _with_inner_gradients(function: Functional, x: torch.Tensor) -> Functional:
 
 
 def _with_gradients(
-    function: Functional, x: torch.Tensor, batch: torch.Tensor, computed_in: torch.dtype
+    function: Functional, x: torch.Tensor, batch: torch.Tensor, graded: torch.Tensor, computed_in: torch.dtype
 ) -> tuple[Functional, tuple[str, ...]]:
     """Compare the outputs with those of a pass with gradients, and of the model as it runs under no_grad.
 
@@ -423,8 +429,6 @@ def _with_gradients(
         The model is another function in the dtype of computation than in its own.
     """
     model = type(function.source).__name__
-    with torch.enable_grad():
-        graded = _rows(function, x).detach()
     differ = _differ(batch, graded, computed_in)
     native = next(function.source.parameters()).dtype
     narrow = function.in_dtype(native)
@@ -432,7 +436,7 @@ def _with_gradients(
     tensors = {place: {**narrow.held, **theta}[name] for place, name in function.places.items()}
     try:
         with torch.no_grad():
-            plain = bare = narrow(theta, narrow.batch(x)).reshape(len(x), -1)
+            plain = bare = batch if native == function.dtype else narrow(theta, narrow.batch(x)).reshape(len(x), -1)
             if has_attention(function.model):
                 bare = functional_call(function.model, tensors, (narrow.batch(x),), tie_weights=False)
                 bare = bare.reshape(len(x), -1).to(plain.dtype)
@@ -453,12 +457,14 @@ def _with_gradients(
     return (dataclasses.replace(function, graded=True) if differ else function), notes
 
 
-def _rows(function: Functional, x: torch.Tensor, expect: int | None = None) -> torch.Tensor:
+def _rows(
+    function: Functional, x: torch.Tensor, *, expect: int | None = None, theta: Theta | None = None
+) -> torch.Tensor:
     """Evaluate a batch as an (n, m_y) tensor; ``expect`` outputs of a single sample may have any shape."""
     model = type(function.model).__name__
     try:
         with Convolutions():
-            out: Any = function(function.theta, function.batch(x))
+            out: Any = function(function.theta if theta is None else theta, function.batch(x))
     except (InvalidInput, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:
@@ -507,49 +513,76 @@ def _differ(first: torch.Tensor, second: torch.Tensor, dtype: torch.dtype, power
     return float((first - second).abs().max()) > math.pow(torch.finfo(dtype).eps, power) * size
 
 
-def _require_same_gradient(function: Functional, x: torch.Tensor) -> None:
-    """Compare a gradient through the copies with one through the module itself, in the module's own dtype.
-
-    Both run the same operations on the same numbers. If they differ, the forward pass accesses parameters other than
-    through the module's attributes (a list, a closure, a view made at construction), and the Jacobian would silently
-    miss columns.
-    """
-    model, layout = function.model, function.layout
-    name_of_model = type(model).__name__
+def _own_outputs(function: Functional, x: torch.Tensor) -> torch.Tensor | None:
+    """Return the outputs of the module itself, in its own dtype, with their graph; None if it cannot be compared."""
+    model = function.model
     if any(tensor.is_inference() for tensor in [*model.parameters(), *model.buffers()]):
-        return  # autograd works on the copies only, not on the module itself
+        return None  # autograd works on the copies only, not on the module itself
     native = next(model.parameters()).dtype
-    narrow = function.in_dtype(native)
-    theta = narrow.leaves()
     before = {name: id(tensor) for name, tensor in named_tensors(model)}
     try:
         with function.evaluated(), RefuseWrites(model):
-            direct = model(narrow.batch(x))
+            direct: torch.Tensor = model(function.in_dtype(native).batch(x))
     except InvalidInput:
         raise
     except Exception as error:
         if native == function.dtype:
             raise refused_inputs(model, x, error) from error
-        return  # the model runs in float64 only: there is nothing to compare with
+        return None  # the model runs in float64 only: there is nothing to compare with
     for name, tensor in named_tensors(model):
         if before.get(name) != id(tensor):
             raise refused_write(model, name)
-    with Convolutions():
-        bound = narrow(theta, narrow.batch(x))
-    if not bound.requires_grad:
-        need = "a forward without no_grad, detach or .data, that uses its parameters"
-        raise _unsupported(f"{name_of_model}, whose outputs have no gradient", need)
-    pairs = zip(layout.names, layout.parameters)
-    parameters = {n: p for n, p in pairs if p.requires_grad and not p._backward_hooks}
+    return direct
+
+
+def _backward_pass(function: Functional, x: torch.Tensor, direct: torch.Tensor | None) -> BackwardPass:
+    """Return the backward pass through the copies in the dtype of computation; ``direct`` is that of the module.
+
+    A checkpoint (``torch.utils.checkpoint``) runs parts of the model again in it, with the module's own parameters.
+    """
+    theta, native = function.leaves(), next(function.model.parameters()).dtype
+    with torch.enable_grad(), PaddingRows() as padding:
+        out = _rows(function, x, theta=theta)
+    try:
+        return BackwardPass.of(function, theta, out, padding)
+    except InvalidInput as refused:
+        error = refused.__cause__
+        if native == function.dtype or not isinstance(error, RuntimeError):
+            raise
+    if direct is not None:
+        _require_same_gradient(function, x, direct, None)  # which may fail too
+    failing, wide = module_name(*failing_module(function.model, error)), dtype_name(function.dtype)
+    need = f"dtype='same', which computes in the model's own {dtype_name(native)}, or model.double(): a part that "
+    need += "runs again in the backward pass (torch.utils.checkpoint) uses the model's own parameters"
+    raise _unsupported(f"{failing}, whose backward pass fails in {wide} ({first_line(error)})", need) from error
+
+
+def _require_same_gradient(
+    function: Functional, x: torch.Tensor, direct: torch.Tensor, backward: BackwardPass | None
+) -> None:
+    """Compare a gradient through the copies with one through the module itself, in the module's own dtype.
+
+    Both run the same operations on the same numbers. If they differ, the forward pass accesses parameters other than
+    through the module's attributes (a list, a closure, a view made at construction), and the Jacobian would silently
+    miss columns. ``backward`` is the pass through the copies if the module's own dtype is that of computation.
+    """
+    model, layout = function.model, function.layout
+    native = next(model.parameters()).dtype
+    parameters = {n: p for n, p in zip(layout.names, layout.parameters) if p.requires_grad and not p._backward_hooks}
     if not parameters or not direct.requires_grad:
         return
     weights = comparison_weights(direct.numel(), direct).reshape(direct.shape)
     try:
-        expected, through_copies = (
-            torch.autograd.grad((out * weights).sum(), leaves, allow_unused=True, materialize_grads=True)
-            for out, leaves in ((direct, list(parameters.values())), (bound, [theta[n] for n in parameters]))
+        expected = torch.autograd.grad(
+            direct, list(parameters.values()), weights, allow_unused=True, materialize_grads=True
         )
-    except torch.cuda.OutOfMemoryError:
+        if backward is None or native != function.dtype:
+            narrow = function.in_dtype(native)
+            theta = narrow.leaves()
+            with PaddingRows() as padding:
+                out = _rows(narrow, x, theta=theta)
+            backward = BackwardPass.of(narrow, theta, out, padding)
+    except (InvalidInput, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:  # a backward pass of the user, or a checkpoint, can raise anything
         if function.changed:
@@ -557,34 +590,10 @@ def _require_same_gradient(function: Functional, x: torch.Tensor) -> None:
         raise refused_backward(model, error) from error
     if function.changed:
         return  # another thread trains the model: the two passes saw other parameters
-    for name, reference, gradient in zip(parameters, expected, through_copies):
-        if _norm(reference - gradient) > math.sqrt(torch.finfo(native).eps) * _norm(reference):
-            got = f"{name_of_model}, whose forward accesses {name!r} other than through the module's attributes"
+    for name, reference in zip(parameters, expected):
+        if _norm(reference - backward.gradients[name]) > math.sqrt(torch.finfo(native).eps) * _norm(reference):
+            got = f"{type(model).__name__}, whose forward accesses {name!r} other than through the module's attributes"
             raise _unsupported(got, "a forward that reads its parameters from the module (self.weight) at every call")
-
-
-def _require_widened_gradient(function: Functional, x: torch.Tensor) -> None:
-    """Refuse a model whose forward pass works in a wider dtype but whose backward pass does not.
-
-    A checkpoint (``torch.utils.checkpoint``) runs a part of the model again in the backward pass, when the module no
-    longer holds the copies of the parameters.
-    """
-    native = next(function.model.parameters()).dtype
-    if native == function.dtype:
-        return
-    theta = function.leaves()
-    out = function(theta, function.batch(x))
-    if not out.requires_grad:
-        return
-    try:
-        torch.autograd.grad(out.sum(), list(theta.values()), allow_unused=True)
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        failing, wide = module_name(*failing_module(function.model, error)), dtype_name(function.dtype)
-        need = f"dtype='same', which computes in the model's own {dtype_name(native)}, or model.double(): a part that "
-        need += "runs again in the backward pass (torch.utils.checkpoint) uses the model's own parameters"
-        raise _unsupported(f"{failing}, whose backward pass fails in {wide} ({first_line(error)})", need) from error
 
 
 def _norm(tensor: torch.Tensor) -> float:

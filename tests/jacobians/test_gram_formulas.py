@@ -14,6 +14,7 @@ from alignver.jacobians import gram as gram_module
 from alignver.jacobians.gram import gram, plan
 from alignver.jacobians.gram_planning import plan_slots, uniform
 from alignver.jacobians.sample_blocks import BatchAxis, candidates
+from alignver.network.functional import functional
 from tests.jacobians.test_gram import build, reference, relative
 
 
@@ -352,3 +353,52 @@ def test_a_transposed_convolution_shares_its_weight_with_a_convolution():
     assert {slot.engine for slot in plan(model, x).slots} == {"gradients"}
     J = reference(model, x)
     assert relative(gram(model, x), J @ J.T) <= 1e-12
+
+
+class Shifted(nn.Module):
+    """Linear layers whose samples are in another order in between, if ``by`` is not zero."""
+
+    def __init__(self, by):
+        super().__init__()
+        self.first, self.last, self.by = nn.Linear(3, 4), nn.Linear(4, 2), by
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.first(x.roll(self.by, 0)).roll(-self.by, 0)))
+
+
+@pytest.mark.parametrize(("model", "shared"), [(Shifted(0), True), (LastStep(nn.LSTM), False)])
+def test_factors_are_compared_in_the_graph_of_the_model(model, shared):
+    x = torch.randn(5, 3) if shared else torch.randn(5, 6, 3)
+    function = functional(model.eval(), torch.float64)
+    outputs = model(x).shape[1]
+    scan = sample_blocks.scan_outputs(function, x)
+    made = sample_blocks.block(function, x, range(outputs), function.layout.names, scan.batch_axes)
+    assert (made.mixture is not None) == shared  # a fused layer is unrolled: its graph is not that of the model
+    assert sample_blocks.verify_against_backward(function, made) == frozenset()
+    name = function.layout.names[0]
+    made.parts[name][0].raw[0, :1] *= 1.001  # of one output and one sample, or one step
+    assert name in sample_blocks.verify_against_backward(function, made)
+
+
+def test_samples_in_another_order_have_no_formula():
+    model = Shifted(2).double()
+    x = torch.randn(5, 3, dtype=torch.float64)
+    function = functional(model, torch.float64)
+    scan = sample_blocks.scan_outputs(function, x)
+    made = sample_blocks.block(function, x, range(2), function.layout.names, scan.batch_axes)
+    assert sample_blocks.verify_against_backward(function, made) == {"first.weight", "first.bias"}
+    J = reference(model, x)
+    assert relative(gram(model, x), J @ J.T) <= 1e-12
+
+
+def test_passes_by_outputs_compute_no_gradients_of_weights(monkeypatch):
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Tanh(), nn.Flatten(), nn.Linear(8 * 9, 2)).double()
+    function = functional(model, torch.float64)
+    x = torch.randn(3, 8, 5, 5, dtype=torch.float64)
+    monkeypatch.setattr(sample_blocks, "_BATCHED", 0)
+    scan = sample_blocks.scan_outputs(function, x)
+    formed = []
+    original = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda *args, **kwargs: formed.append(args) or original(*args, **kwargs))
+    sample_blocks.block(function, x, range(2), function.layout.names, scan.batch_axes)
+    assert len(formed) == 9  # of the comparison: a product for each entry of the kernel
