@@ -53,7 +53,7 @@ __all__ = [
     "validate_model",
 ]
 _PROBES, _FEW = 8, 3  # samples that probe() evaluates, spread over X; three is the least for a batch in another order
-_LARGE = 10**5  # parameters from which on it evaluates _FEW: the passes of eight would take longer than many a check
+_LARGE = 10**6  # parameters from which on it evaluates _FEW: the passes of eight would take longer than many a check
 _FLOATING = "the model before it was quantized"
 _ELEMENTWISE = (
     nn.CELU, nn.Dropout, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.Identity,
