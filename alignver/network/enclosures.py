@@ -45,7 +45,8 @@ _FEWEST = 16  # of larger inputs
 _MASKED = -1.7976931348623157e308  # stands for minus infinity: parameters are finite numbers
 _BITS, _MOST_BITS = (128, 384, 1024), (2048, 4096)  # the latter where the samples of a batch show the need
 _INDEPENDENT = "no row and no column is known to be an exact combination of others"
-_NUMBERS = 20.0  # a polynomial with rational coefficients beside each ball takes about this many times as long
+_PIECEWISE = {"relu", "leaky_relu", "relu6", "abs", "clamp", "threshold"}  # of which polynomials have one term
+_CONSTANTS, _POLYNOMIALS = (5.0, 1e-4), (20.0, 1.5e-3)  # times the balls, and seconds for an entry of J
 _HOW = {
     "balls": "with balls of {bits} bits",
     "exact": "by exact dependences of rows and columns, and balls of {bits} bits",
@@ -176,6 +177,14 @@ class EnclosedNetwork:
         return self.seconds(53) / 40 + 2e-11 * work + 2e-8 * entries
 
     @property
+    def seconds_of_dependences(self) -> float:
+        """Estimate the time of the exact dependences of a Jacobian."""
+        kinds = ("map", "softmax", "log_softmax", "logsumexp", "normalize", "quotient")
+        functions = {step.args.get("fn", step.kind) for step in self.program.steps if step.kind in kinds}
+        times, entry = _CONSTANTS if functions <= _PIECEWISE else _POLYNOMIALS
+        return times * self.seconds(_BITS[0]) + entry * self.trainable * len(self.x) * self.program.columns
+
+    @property
     def trainable(self) -> int:
         """The number of parameters that can be trained."""
         return sum(math.prod(node.out[0][1]) for node in self.traced.graph.nodes
@@ -269,7 +278,7 @@ def prove_alignment(
         if in_balls > seconds:
             words = f"would take about {in_balls:.0f} s" if balls.available() else "need python-flint"
             return "; ".join((*reasons, f"balls {words}"))
-        small = network.trainable * len(y) <= alignment.MOST_EXACT and _NUMBERS * in_balls <= seconds
+        small = network.trainable * len(y) <= alignment.MOST_EXACT and network.seconds_of_dependences <= seconds
         if deficient and not small:
             return "J has neither full row rank nor full column rank, and is too large for its exact dependences"
         needed = 0.0 if level <= _EASY or deficient else _needed_bits(network, _BITS[1]) if wide else _BITS[1]
