@@ -22,11 +22,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from alignver.errors import InvalidInput, first_line
 from alignver.network.convolution import Convolutions
 from alignver.network.functional import Functional, Theta, comparison_weights
-from alignver.network.inputs import failing_module, module_name
+from alignver.network.inputs import DispatchMode, failing_module, module_name
 
 __all__ = ["Arbitrated", "BackwardPass", "PaddingRows", "arbitrate", "is_rounding"]
 
@@ -62,20 +63,41 @@ class Arbitrated:
 def is_rounding(function: Functional, x: torch.Tensor, batch: torch.Tensor, plain: torch.Tensor) -> bool:
     """Whether outputs in a coarser dtype differ by what its rounding errors do to this model, as far as seen.
 
-    A trained network whose last layer cancels large terms loses most digits. Rounding errors of the parameters alone,
-    with random signs, then move its outputs by about as much as those of the whole pass; each layer adds its own.
-    Numbers below tiny / eps lose digits by underflow.
+    A network whose last layer cancels large terms loses most digits, and so does (x + 2^40) - 2^40. Errors of the
+    coarser dtype with random signs, in the parameters and in the result of every operation, move the outputs by about
+    as much as its own errors; the terms of a sum in one operation have some more. Numbers below tiny / eps lose digits
+    by underflow.
     """
     limits, signs = torch.finfo(plain.dtype), torch.Generator().manual_seed(0)
-    eps, moved = limits.eps, limits.tiny / limits.eps
+    moved = limits.tiny / limits.eps
     for _ in range(3):
-        theta = {}
-        for name, tensor in function.theta.items():
-            up = torch.randint(0, 2, tensor.shape, generator=signs).to(tensor)
-            theta[name] = tensor * (1 + eps * (2 * up - 1))
-        with torch.no_grad(), Convolutions():
-            moved = max(moved, float((function(theta, function.batch(x)).reshape(batch.shape) - batch).abs().max()))
+        rounding = _RoundingErrors(limits.eps, signs)
+        theta = {name: rounding.moved(tensor) for name, tensor in function.theta.items()}
+        with torch.no_grad(), rounding:
+            outputs = function(theta, function.batch(x)).reshape(batch.shape)
+        moved = max(moved, float((outputs - batch).abs().max()))
     return float((plain.to(batch.dtype) - batch).abs().max()) <= _AMPLIFIED * moved
+
+
+class _RoundingErrors(DispatchMode):
+    """Move the result of every operation that computes in floating point by a relative error with random signs."""
+
+    def __init__(self, eps: float, signs: torch.Generator) -> None:
+        super().__init__()
+        self.eps, self.signs = eps, signs
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation; views and what is written in place stay as they are."""
+        result = func(*args, **(kwargs or {}))
+        new = all(value.alias_info is None for value in func._schema.returns)
+        return pytree.tree_map_only(torch.Tensor, self.moved, result) if new else result
+
+    def moved(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor with errors, if its entries are floating-point numbers."""
+        if not tensor.is_floating_point():
+            return tensor
+        up = torch.randint(0, 2, tensor.shape, generator=self.signs).to(tensor)
+        return tensor * (1 + self.eps * (2 * up - 1))
 
 
 def arbitrate(

@@ -271,6 +271,12 @@ def test_lost_digits_are_no_other_function():
     assert gram(net, x).shape == (12, 12)
 
 
+def test_a_constant_that_is_added_and_subtracted_is_no_other_function():
+    net = Of(lambda s, x: s.h((s.a(x) + 2.0**24) - 2.0**24), **parts())
+    assert (net(X) - net.double()(X.double())).abs().max() > 0.1
+    assert check_alignment(net.float(), X, Y, loss="cross_entropy").subject == "NETWORK"
+
+
 def test_underflow_is_no_other_function():
     net = Of(lambda s, x: s.h(torch.tanh(s.a(x)) * torch.sigmoid(torch.full_like(x[:, :1], -150.0))), **parts())
     net.h.bias.data.zero_()
