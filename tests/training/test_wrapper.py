@@ -380,3 +380,26 @@ def test_parameters_that_are_nan_are_seen_before_any_step():
     with pytest.raises(InvalidInput, match=r"model: got parameter \S+ with NaN or Inf"):
         trained.fit((X, Y), 8)
     assert trained.steps == 0
+
+
+def test_labels_of_any_form():
+    """Whole floats, a column or names of classes train as integers do; names of other test classes are refused."""
+    X, Y = torch.randn(12, 2, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
+    names = ["abc"[k] for k in Y]
+
+    def trained(labels, **options):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 3))
+        wrapper = EEWrapper(net, loss=nn.CrossEntropyLoss(), tau=1)
+        return wrapper.fit((X, labels), epochs=2, **options).history[-1]
+
+    expected = trained(Y, test=(X, Y))
+    for labels in (Y.double(), Y[:, None], Y.numpy().astype("uint8"), Y.float()[:, None]):
+        assert trained(labels)["loss"] == expected["loss"]
+    assert trained(names, test=(X, names)) == expected
+    with pytest.raises(InvalidInput, match=r"test: got other classes than in the training samples"):
+        trained(names, test=(X[:2], names[:2]))
+    with pytest.raises(InvalidInput, match=r"Y: got NaN or Inf"):
+        trained(Y / torch.tensor([0.0, 1.0, 1.0]).repeat(4))
+    with pytest.raises(InvalidInput, match=r"Y: got labels from 0.5 to 2.5"):
+        trained(Y + 0.5)
