@@ -197,7 +197,7 @@ def _largest(row: Any) -> tuple[Any, int]:
     top, decided = row[best], best
     for entry in row:
         if entry is not row[best] and not entry < row[best]:
-            top, decided = top.max(entry), -1
+            top, decided = top.max(entry) if type(entry) is arb else entry.max(top), -1
     return top, decided
 
 

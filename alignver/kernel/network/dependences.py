@@ -81,7 +81,10 @@ class Ring:
         return Number(self, ball, {(place,): fmpq(1)})
 
     def mapped(self, x: Number, name: str, rule: Callable[[Any], tuple[Any, Any]]) -> tuple[Any, Any]:
-        """Return value and derivative of a function at x; the same numbers wherever it has the same argument."""
+        """Return value and derivative of a function at x; the same polynomials wherever it has the same argument.
+
+        Values are one object only if their gradients are equal too, as the rule of maxima assumes.
+        """
         key = x.key(name)
         if key not in self._pairs:
             try:
@@ -92,7 +95,10 @@ class Ring:
                 part if part is None or isinstance(part, Number) else self.unknown((*key, side), part)
                 for side, part in enumerate(pair)
             )
-        return self._pairs[key]  # type: ignore[no-any-return]
+        value, slope = self._pairs[key]
+        if slope is not None and not slope.terms:  # with the same gradient, 0: a maximum of those that are equal has it
+            return self._pairs.setdefault(value.key("constant"), value), slope
+        return value.equal_to(value), slope  # another object: its argument may have another gradient
 
 
 class Number:

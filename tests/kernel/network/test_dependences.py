@@ -346,3 +346,29 @@ def test_shrinkage(layer):
     for i in range(9):
         parts = torch.autograd.grad(model(X)[i, 0], list(model.parameters()))
         np.testing.assert_allclose(J[i].astype(float), torch.cat([p.reshape(-1) for p in parts]).numpy(), atol=1e-14)
+
+
+class Largest(nn.Module):
+    """The largest of two entries, padded by zeros or not, times a parameter."""
+
+    def __init__(self, function, *, pad=False):
+        super().__init__()
+        self.f, self.g, self.function, self.pad = nn.Conv1d(1, 1, 2), nn.Linear(1, 1), function, pad
+        with torch.no_grad():
+            self.f.weight[:], self.f.bias[:] = 0.5, 0.0
+
+    def forward(self, x):
+        h = self.function(x if self.pad else self.f(x[:, None])[:, 0])
+        return self.g((nn.functional.pad(h, (1, 1)) if self.pad else h).amax(1, keepdim=True))
+
+
+def test_a_maximum_of_equal_numbers_may_be_a_kink():
+    """tanh(w . (1, 0)) = tanh(w . (0, 1)) for w = (1/2, 1/2), other gradients; those of ReLU's zeros are equal."""
+    x = torch.tensor([[1.0, 0.0, 1.0], [2.0, 1.0, 3.0], [3.0, 1.0, 2.0]]).double()
+    network = EnclosedNetwork.of(Largest(nn.Tanh()).double(), x)
+    with pytest.raises(NotProved, match="a maximum is not decided"):
+        of(network, 3)
+    x[0] = torch.tensor([-1.0, 0.0, -2.0])
+    assert of(EnclosedNetwork.of(Largest(nn.ReLU()).double(), x), 3).J[0].astype(float).tolist() == [0, 0, 0, 0, 1]
+    x = torch.tensor([[0.0], [1.0], [1.0]]).double()
+    assert of(EnclosedNetwork.of(Largest(nn.Identity(), pad=True).double(), x), 3).column_basis() == [0, 1]
