@@ -28,7 +28,7 @@ MOST_LINES = {
     "`network/`, statements about a graph": (WALKS, 1200),
     "`network/`, enclosures of values and gradients": (ENCLOSURES, 2350),
     "`network/`, enclosures of values and gradients in float64": (NORMWISE, 1200),
-    "`network/dependences.py` alone": (DEPENDENCES, 250),
+    "`network/dependences.py` alone": (DEPENDENCES, 260),
 }
 """Groups of files that are counted together, with their limits on lines of code."""
 TABLE = ROOT / "docs/_generated/trust.md"

@@ -303,7 +303,8 @@ def sample_loss(loss: str | SampleLoss, m_y: int) -> SampleLoss:
             "binary_cross_entropy": LogisticLoss(),
             "cross_entropy": SoftmaxLoss() if m_y > 1 else LogisticLoss("cross_entropy"),
         }
-        if not isinstance(candidate, str) and not callable(candidate):
+        kind = candidate if callable(candidate) else type(candidate)  # a function or a class; of an object, its class
+        if not isinstance(candidate, str) and not str(getattr(kind, "__module__", "")).startswith("torch."):
             need = "a name, or an object with name, convex, smoothness, targets, values, gradient and infima"
             raise InvalidInput("loss", kind_of(loss), need, "wrong-type")
         return known[loss_name(candidate)]

@@ -298,23 +298,30 @@ def alignments() -> Iterator[Case]:
         op("linear.default", 3, 1, input=3, weight=0, bias=1),
         op("add.Tensor", 3, 1, self=4, other=2),
     ]
-    deficient = {"graph": graph(*sums), "basis": ints(0, 2)}
-    exact = out.but(
-        "exact",
-        None,
-        True,
-        method="exact",
-        bits=256,
-        inputs={"parameters": np.array([[1.0, 0.0, 0.0]])},
-        data=deficient,
-    )
+    deficient = {"graph": graph(*sums), "first": ints(0)}
+    parameters = {"parameters": np.array([[1.0, 0.0, 0.0]])}
+    exact = out.but("exact", None, True, method="exact", bits=256, inputs=parameters, data=deficient)
     yield exact
-    yield exact.but("exact, a dependent basis", "proof", True, "columns 1 and 2 are equal", data={"basis": ints(1, 2)})
-    yield exact.but("exact, a basis too small", "proof", True, "the rank is 2", data={"basis": ints(0)})
+    yield exact.but("exact, all columns first", None, True, data={"first": ints(3)})
+    yield exact.but("exact, more columns than there are", "proof", True, "3 columns", data={"first": ints(4)})
+    yield exact.but("exact, two numbers of columns", "proof", True, "one number", data={"first": ints(0, 1)})
     yield exact.but(
         "exact, of a line", "proof", False, "y is in the span", inputs={"y": np.array([1.0, 2.0, 3.0])}, distance=0.0
     )
     yield exact.but("exact, a distance too large", "proof", False, "the distance is the root of 6", distance=2.4495)
+
+    # y = x + 1 is in the span; the solution of least norm is (1, 1/2, 1/2).
+    reached = {**away, **parameters, "y": np.array([1.0, 2.0, 3.0])}
+    rows = {"graph": deficient["graph"], "basis": ints(0, 1)}
+    inside = valid("exact", "network-alignment", "exact", reached, rows, bits=128, kappa=(1.2247, 1.2248))
+    yield inside
+    yield inside.but("exact, other rows", None, True, data={"basis": ints(2, 0)})
+    yield inside.but("exact, weights of columns", None, True, data={"basis": ints()}, kappa=(0.0, 1.2248))
+    yield inside.but("exact, dependent rows", "proof", True, "the rank is 2", data={"basis": ints(0, 1, 2)})
+    yield inside.but("exact, rows too few", "proof", True, "the rank is 2", data={"basis": ints(0)})
+    yield inside.but("exact, kappa above", "proof", False, "kappa is the root of 3/2", kappa=(1.2248, 1e3))
+    yield inside.but("exact, kappa below", "proof", False, "kappa is the root of 3/2", kappa=(0.0, 1.2247))
+    yield inside.but("exact, of no line", "proof", False, "y is outside", inputs={"y": away["y"]}, kappa=(0.0, 1e9))
 
 
 def explorations() -> Iterator[Case]:

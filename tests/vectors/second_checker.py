@@ -1212,7 +1212,13 @@ def alignment(c, inputs):
     require(isinstance(kappa, list) and len(kappa) == 2, "kappa has two ends")
     require(all(type(end) is float and end >= 0 for end in kappa), "ends of kappa are floats of at least 0")
     J, y = jacobian(c, inputs)
-    require(bool(J[0]) and rank(J) == len(J), "the Jacobian has dependent rows")
+    if c["method"] == "exact":  # of independent rows, on which the others depend
+        require(rank(J) == rank([[*row, v] for row, v in zip(J, y)]), "y is outside of the column space")
+        rows = []
+        for i in range(len(J)):
+            rows += [i] if rank([J[k] for k in [*rows, i]]) > len(rows) else []
+        J, y = [J[i] for i in rows], [y[i] for i in rows]
+    require(bool(J and J[0]) and rank(J) == len(J), "the Jacobian has dependent rows")
     M = gram(J)
     low, high = map(Fraction, kappa)
     # The Schur complement of J J^T in [J J^T, y; y^T, k^2] is k^2 - kappa^2.
@@ -1510,7 +1516,7 @@ CLAIMS = {
     "no-structure": (no_structure, "", "value at zero"),
     "analytic": (analytic, "", "operations"),
     "not-analytic": (analytic, "", "one-sided derivatives"),
-    "network-alignment": (alignment, "parameters x y", "balls,norms"),
+    "network-alignment": (alignment, "parameters x y", "balls,norms,exact"),
     "network-misalignment": (misalignment, "parameters x y", "balls,norms,exact"),
     "network-exploration": (network_exploration, "parameters x", "staircase"),
     "network-optimality": (network_loss, "parameters x Y", "norms,balls"),
