@@ -475,7 +475,7 @@ def _outside(
 ) -> NetworkProof | str:
     size = float(np.linalg.norm(y))
     if high <= _ROUNDING * size:
-        return f"y is outside of the column space of J, but only by {shown_up(high)}, less than its rounding"
+        return f"y is outside of the column space of J, but only {shown_up(high)} is proved, less than its rounding"
     reason = f"y is at least {shown_down(low)} away from the column space of J (||y|| = {size:.3g})"
     certificate = _sealed(network, y, "network-misalignment", method, {**constants, "distance": low}, data)
     how, seconds = _HOW[method].format(**constants), time.perf_counter() - began
