@@ -236,7 +236,7 @@ class _Arbitration:
         u = weights[:1]
         alone = {row: self._differentiated(self.x[row : row + 1]).gradients for row in rows}
         if len(rows) == 2:
-            both = self._differentiated(self.x[rows], u.expand(2, -1)).gradients
+            both = self._differentiated(torch.cat([self.x[:1], self.x[-1:]]), u.expand(2, -1)).gradients
             if self._agree({name: alone[rows[0]][name] + g for name, g in alone[rows[1]].items()}, both):
                 return Arbitrated(self.function)
         for row, single in alone.items():
