@@ -57,6 +57,9 @@ KERNEL: list[Mutant] = [
         ("self._objects[id(ball)] = ball", "pass", _RANKS),
         ("factor *= self.ring.squares[root]", "factor *= 1", _RANKS),
         ("factor = factor * squares[place]", "factor = factor * 1", _RANKS),
+        ("return value.equal_to(value), slope", "return value, slope", _RANKS),
+        ("len(m) > _MOST_TERMS or _bits(c) > _MOST_BITS", "False", _RANKS),
+        ("<= _MOST_BITS:", "<= 2**62:", _RANKS),
     ),
     *(
         Mutant("alignver/kernel/network/exploration.py", old, new, _OF_FEATURES)

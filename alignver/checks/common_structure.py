@@ -449,9 +449,9 @@ def _refuted(evaluation: _Evaluation, weights: Indicator) -> CheckResult:
 
 
 def _undecided(evaluation: _Evaluation, weights: Indicator) -> CheckResult:
-    found = "no union of whole parameter tensors gives"
+    failing = "no union of whole parameter tensors gives"
     if not weights.unique and weights.residual < math.sqrt(evaluation.eps):  # as with a temperature: f = -t df/dt
-        found = "several weights on the parameter tensors give f, and the search found no union of tensors that gives"
+        failing = "several weights on the parameter tensors give f, and the search found no union of tensors that gives"
     return CheckResult(
         name="structure",
         statement=STATEMENT,
@@ -463,7 +463,7 @@ def _undecided(evaluation: _Evaluation, weights: Indicator) -> CheckResult:
             "if you know the parameters, name them: S=",
             "end the network with a linear layer whose parameters are all trainable",
         ),
-        reason=f"{found} f = J nu; single entries are not searched in a model of this size",
+        reason=f"{failing} f = J nu; single entries are not searched in a model of this size",
         evidence=(f"least-squares weights on the tensors leave a relative residual of {weights.residual:.1e}",),
         measured={
             "S": None,

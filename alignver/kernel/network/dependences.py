@@ -36,7 +36,8 @@ try:
 except ImportError:  # balls are optional: without them their claims are refused
     fmpq = fmpq_mat = fmpz_mat = None
 
-_MOST_TERMS = 100  # of a polynomial; a longer one becomes an indeterminate
+_MOST_TERMS = 100  # of a polynomial; a longer one becomes an indeterminate, as one of a larger degree does, or
+_MOST_BITS = 2**14  # one with a longer coefficient: repeated squares double both
 _ODD = {"asinh", "atan", "erf", "sin", "sinh", "tanh"}
 _EVEN = {"cos", "cosh"}
 _FUNCTIONS = _ODD | _EVEN | {"erfc", "exp", "expm1", "log", "log1p", "tan"}
@@ -73,8 +74,10 @@ class Ring:
         """Return the number that a key stands for, which is in a ball: an indeterminate, unless the ball is a point."""
         require(ball.is_finite(), "a number is not finite in this precision")
         if ball.is_exact():
-            mantissa, exponent = ball.man_exp()
-            return Number(self, ball, {_ONE: fmpq(mantissa) * fmpq(2) ** int(exponent)} if mantissa != 0 else {})
+            mantissa, exponent = map(int, ball.man_exp())
+            if abs(exponent) + mantissa.bit_length() <= _MOST_BITS:
+                return Number(self, ball, {_ONE: fmpq(mantissa) * fmpq(2) ** exponent} if mantissa else {})
+            key = ("point", mantissa, exponent)
         place = self._places.setdefault(key, len(self.balls))
         if place == len(self.balls):
             self.balls.append(ball)
@@ -108,7 +111,7 @@ class Number:
 
     def __init__(self, ring: Ring, ball: Any, terms: _Terms) -> None:
         self.ring, self.ball, self.terms = ring, ball, terms
-        if len(terms) > _MOST_TERMS:
+        if len(terms) > _MOST_TERMS or any(len(m) > _MOST_TERMS or _bits(c) > _MOST_BITS for m, c in terms.items()):
             self.terms = ring.unknown(self.key("sum"), ball).terms
 
     def key(self, name: str) -> tuple[str, Any]:
@@ -222,6 +225,10 @@ class Number:
     __radd__, __rmul__ = __add__, __mul__
 
 
+def _bits(ratio: Any) -> int:
+    return int(max(ratio.p.bit_length(), ratio.q.bit_length()))
+
+
 def _ball(number: Any) -> Any:
     return number.ball if isinstance(number, Number) else number
 
@@ -279,15 +286,15 @@ class Dependences:
         """
         N, d = self.J.shape
         lines, pivots = _reduced(set[Any]().union(*self._rows[:first]), N)
-        kept = []
+        residuals = []
         for i in sorted(set(range(N)) - set(pivots)):
             combined = self._numbers[i, first:]
             for line, pivot in zip(lines, pivots, strict=True):
                 if line[i] != 0:
                     factor = fmpq(line[i], line[pivot])
                     combined = combined - self._numbers[pivot, first:] * Number(self._ring, arb(factor), {_ONE: factor})
-            kept.append(combined)
-        others = _objects(itertools.chain.from_iterable(kept), (len(kept), d - first))
+            residuals.append(combined)
+        others = _objects(itertools.chain.from_iterable(residuals), (len(residuals), d - first))
         return lines, [first + k for k in Dependences(others, self._ring).column_basis()]
 
     def weights(self, y: Any) -> Any:

@@ -318,6 +318,19 @@ def test_polynomials():
             1 / (a - a)
 
 
+@pytest.mark.parametrize("start", [2.0, 3.0, 2.0**-1000])
+def test_repeated_squares_stay_small(start):
+    """A hostile graph could else fill the memory: the coefficients of k squares have 2^k bits."""
+    with balls.precision(128):
+        ring = Ring()
+        number = ring.exactly(np.array([start]))[0]
+        for _ in range(40):
+            number = number * number
+            assert all(max(int(c.p.bit_length()), int(c.q.bit_length())) <= 2**14 for c in number.terms.values())
+        assert number.key("square") == (number * 1).key("square")
+        assert number.ball > 0
+
+
 def test_common_factors_of_columns():
     """Columns are divided by numbers that are known not to be 0."""
     with balls.precision(128):
