@@ -54,7 +54,7 @@ KERNEL: list[Mutant] = [
         ("return -(-self)._of(name) if name in _ODD else (-self)._of(name)", "return (-self)._of(name)", _RANKS),
         ("arb(weight) / scale for", "arb(weight) for", _RANKS),
         ("require(d not in pivots,", "require(True,", _RANKS),
-        ("self._objects[id(ball)] = ball", "pass", _RANKS),
+        ("self.balls.append(ball)", "self.balls.append(ball + 0)", _RANKS),
         ("factor *= self.ring.squares[root]", "factor *= 1", _RANKS),
         ("factor = factor * squares[place]", "factor = factor * 1", _RANKS),
         ("return value.equal_to(value), slope", "return value, slope", _RANKS),

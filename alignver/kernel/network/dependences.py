@@ -49,10 +49,9 @@ class Ring:
     """The indeterminates of an evaluation."""
 
     def __init__(self) -> None:
-        self.balls: list[Any] = []
+        self.balls: list[Any] = []  # keeps those that are not points, so that no other object has their identity
         self.squares: dict[int, Any] = {}  # of indeterminates that are roots of rational numbers
         self._places: dict[Any, int] = {}
-        self._objects: dict[int, Any] = {}  # keeps them, so that no other object has their identity
         self._pairs: dict[Any, Any] = {}
 
     def exactly(self, array: Any) -> Any:
@@ -66,8 +65,6 @@ class Ring:
         if isinstance(number, Number):
             return number
         ball = number if isinstance(number, arb) else arb(number)
-        if not ball.is_exact():
-            self._objects[id(ball)] = ball
         return self.unknown(("object", id(ball)), ball)
 
     def unknown(self, key: Any, ball: Any) -> Number:
