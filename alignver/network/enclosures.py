@@ -284,9 +284,10 @@ def prove_alignment(
         needed = 0.0 if level <= _EASY or deficient else _needed_bits(network, _BITS[1]) if wide else _BITS[1]
         reduced = functools.partial(_by_dependences, [])
         attempt, looked = reduced if deficient else _holds if wide else _fails, deficient or not small
-        for bits in [bits for bits in (*_BITS, *_MOST_BITS) if bits >= needed] or _MOST_BITS[-1:]:
+        precisions = [bits for bits in (*_BITS, *_MOST_BITS) if bits >= needed] or _MOST_BITS[-1:]
+        for bits in precisions:
             estimate = network.seconds(bits)
-            far = bits > max(needed, _BITS[-1]) and estimate > _QUICK
+            far = bits > max(precisions[0], _BITS[-1]) and estimate > _QUICK
             if far or time.perf_counter() - began + estimate > seconds:
                 reasons.append(f"balls of {bits} bits would take about {estimate:.0f} s")
                 break

@@ -196,3 +196,15 @@ def test_bounds_in_float64_leave_room_for_other_roundings(monkeypatch):
     lower, upper, _ = norm_alignment.aligned(J, y, proof.certificate.constants["shift"])
     assert proof.certificate.method == "norms"
     assert low**2 < lower * (1 - Fraction(1, 2 * 10**6)) < upper * (1 + Fraction(1, 2 * 10**6)) < high**2
+
+
+def test_the_least_precision_that_is_needed_is_tried_however_slow_it_is(monkeypatch):
+    """Others beyond it are not, if they take long: a thousand rows need 1500 bits, and get 2048."""
+    monkeypatch.setattr("alignver.network.enclosures._QUICK", 0.0)
+    monkeypatch.setattr("alignver.network.enclosures._needed_bits", lambda network, bits: 1500.0)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
+    network = EnclosedNetwork.of(model, torch.tensor([[0.5], [0.25], [1.0]]))
+    proof = prove_alignment(network, np.array([1.0, 0.0, 1.0]), 1, seconds=100.0, condition=lambda: 1e200)
+    assert proof.verdict is Verdict.HOLDS
+    assert proof.certificate.constants["bits"] == 2048
