@@ -16,6 +16,7 @@ the functions in :data:`~alignver.kernel.machine.PRIMITIVES`.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ __all__ = ["Constants", "Enclosure", "constants", "forward", "gradients"]
 
 _LARGEST = 2.0**70
 _ROWS = 2**20  # entries of a gathered matrix that are held at a time
+_TERMS = 640  # of a sum in a product of a convolution: with fewer, reading and writing the result takes longer
 
 
 # Movements: where the entries of the result come from.
@@ -67,6 +69,10 @@ def _targets(run: Run, step: Step, position: int) -> tuple[Any, int, int]:
     return target, places, int(np.bincount(target, minlength=places + 1)[:places].max(initial=0))
 
 
+def _most_copies(run: Run, step: Step, position: int) -> int:
+    return _targets(run, step, position)[2]
+
+
 def _collected(g: Any, target: Any, places: int, copies: int) -> Any:
     """Return the sums of the entries of each row of g that have the same place."""
     if copies > 1:
@@ -95,7 +101,8 @@ def _move(run: Run, i: int, step: Step) -> tuple[Any, Any]:
     squares: Any = 0.0
     for position, part in enumerate(parts):
         if part.error.any():
-            squares = squares + np.square(part.error) * _targets(run, step, position)[2]
+            count = functools.partial(_most_copies, run, step, position)
+            squares = squares + np.square(part.error) * run.constants.bound(i, f"copies {position}", count)
     return value, np.where(squares == 0, 0.0, up(np.sqrt(squares)))
 
 
@@ -229,16 +236,22 @@ def _copies(step: Step) -> int:
 
 
 def _by_channels(step: Step, x: Any, W: Any) -> Any:
-    """Return the product of a convolution: for each place in the kernel, that of all channels at once."""
+    """Return the product of a convolution: for some places in the kernel at a time, that of all channels at once."""
     positions, (samples, channels) = step.args["positions"], x.shape[:2]
     cells, taps = positions.shape
     padded = np.zeros((samples, math.prod(x.shape[2:]) + 1, channels))  # the index -1 stands for the last row
     padded[:, :-1] = x.reshape(samples, channels, -1).swapaxes(1, 2)
     kernel = W.reshape(channels, taps, -1)
-    value = np.zeros((samples * cells, kernel.shape[-1]))
-    for tap in range(taps):
-        rows = padded.take(positions[:, tap], axis=1, mode="wrap")
-        value += np.matmul(rows.reshape(samples * cells, channels), kernel[:, tap])
+    value = np.zeros((samples, cells, kernel.shape[-1]))
+    together = max(1, _TERMS // channels)
+    few = max(1, _ROWS // (2 * cells * min(together, taps) * channels + 1))
+    for first in range(0, taps, together):
+        some = slice(first, first + together)
+        matrix = kernel[:, some].swapaxes(0, 1).reshape(-1, kernel.shape[-1])
+        for start in range(0, samples, few):
+            part = slice(start, start + few)
+            rows = padded[part].take(positions[:, some], axis=1, mode="wrap")
+            value[part] += np.matmul(rows.reshape(-1, len(matrix)), matrix).reshape(-1, cells, matrix.shape[1])
     return value.reshape(step.shape)
 
 
