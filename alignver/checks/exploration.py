@@ -232,6 +232,9 @@ def _check_model(
             reason = f"its features are proved within {shown_up(enclosed.delta)} only ({proved.reason})"
     folder = folder if options["method"] == "gram" or options["q"] is not None else None
     result = check_safe_exploration(features.computed(), add_constant=True, folder=folder, **options)
+    if result.code == "exploration-count":
+        counted = "true of the exact features as well: only their number is used"
+        return dataclasses.replace(result, subject=Subject.NETWORK, evidence=(counted, *result.evidence))
     if refutable:
         return result
     return dataclasses.replace(result, evidence=(f"nothing is proved of the network: {reason}", *result.evidence))

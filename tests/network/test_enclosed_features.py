@@ -214,6 +214,7 @@ def test_too_few_columns_need_no_features(images, monkeypatch):
     monkeypatch.setattr(Features, "enclose", None)
     result = av.check_safe_exploration(convolutional(), X=images, layer="5", width=6)
     assert (result.verdict, result.code) == (Verdict.FAILS, "exploration-count")
+    assert (result.rigor, result.subject) == (Rigor.PROOF, Subject.NETWORK)
     assert "nothing is proved" not in str(result)
 
 
