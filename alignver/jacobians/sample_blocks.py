@@ -186,7 +186,7 @@ class Part:
     def by_weight(self, start: int, stop: int) -> torch.Tensor:
         """Return the derivatives by rows start..stop of the weight, (m, n, columns)."""
         if isinstance(self.use, Scale):
-            return self._folded(self.raw, weighted=True).flatten(2)
+            return self._folded(self.raw, weighted=True)
         if isinstance(self.use, Lookup):
             return _scattered(self.index, self.gradients, start, stop).flatten(2)
         return by_rows(self.inputs, self.gradients, self.transposed, start, stop).flatten(2)
@@ -204,7 +204,7 @@ class Part:
     def by_bias(self) -> torch.Tensor:
         """Return the derivatives by the bias, (m, n, columns)."""
         if isinstance(self.use, Scale):
-            return self._folded(self.raw, weighted=False).flatten(2)
+            return self._folded(self.raw, weighted=False)
         return self.shifted(self.raw).flatten(2)
 
     def shifted(self, raw: torch.Tensor) -> torch.Tensor:
@@ -214,7 +214,7 @@ class Part:
         return (self.gradients if raw is self.raw else self.canonical(raw)).sum(-1).flatten(2)
 
     def _folded(self, raw: torch.Tensor, weighted: bool) -> torch.Tensor:
-        """Sum b (times z) over positions and over the axes on which the parameter is constant: (m, n, *pattern)."""
+        """Sum b (times z) over positions and over the axes on which the parameter is constant: (m, n, columns)."""
         use = self.use
         assert isinstance(use, Scale)
         products = self.batch_axis(raw, self.n, 1, 1 + use.lead)
@@ -222,7 +222,7 @@ class Part:
             assert use.value is not None
             products = products * self.batch_axis(use.value(), self.n, 0, use.lead)
         constant = [3 + k for k, size in enumerate(use.pattern) if size == 1]
-        return products.sum([2, *constant])
+        return products.sum([2, *constant]).reshape(*products.shape[:2], -1)  # a number has one column
 
 
 class Mixture:

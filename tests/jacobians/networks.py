@@ -188,6 +188,15 @@ NETWORKS: dict[str, Callable[[], Case]] = {
         _r(4, 2, 7),
     ),
     "resnet-18, pre-activation": lambda: (resnet18(), _r(3, 3, 8, 8)),
+    "a scale and a shift of one number": lambda: (
+        From(
+            lambda self, x: self.out(torch.tanh(x * self.a + self.b)),
+            out=nn.Linear(3, 2),
+            a=nn.Parameter(_r(1)),
+            b=nn.Parameter(_r(1)),
+        ),
+        _r(4, 3),
+    ),
     "norms": lambda: (
         nn.Sequential(
             nn.Conv2d(2, 4, 2),
