@@ -22,26 +22,6 @@ from alignver.errors import InvalidInput, kind_of
 from alignver.frames import from_frame
 from alignver.limits import address_space, most_memory
 
-__all__ = [
-    "EPS",
-    "Array",
-    "Entries",
-    "accelerator",
-    "as_matrix",
-    "as_vector",
-    "available_memory",
-    "blocks",
-    "digest",
-    "host",
-    "is_array",
-    "is_operator",
-    "like",
-    "namespace",
-    "native",
-    "on_host",
-    "same_place",
-]
-
 Array: TypeAlias = Any
 """An array of a namespace that follows the array API standard; the standard has no runtime type for it."""
 

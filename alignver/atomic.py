@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["append", "replacing", "writing"]
-
 
 @contextlib.contextmanager
 def replacing(file: Path, *, shared: bool = False) -> Iterator[Path]:

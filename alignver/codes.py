@@ -15,8 +15,6 @@ from typing import Any
 from alignver.errors import InvalidInput
 from alignver.require import CODES, similar
 
-__all__ = ["Explanation", "answers", "explain", "refusals"]
-
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:

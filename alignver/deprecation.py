@@ -14,8 +14,6 @@ from typing import Any, ParamSpec, TypeVar
 
 from alignver.errors import DeprecatedName, InvalidInput
 
-__all__ = ["PENDING", "Deprecated", "moved", "renamed_argument"]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 

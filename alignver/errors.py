@@ -10,20 +10,6 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = [
-    "AlignverWarning",
-    "DeprecatedName",
-    "InvalidInput",
-    "LostGuarantee",
-    "MissingDependency",
-    "UnstableStep",
-    "first_line",
-    "kind_of",
-    "printable",
-    "reading",
-    "renamed",
-]
-
 
 def printable(text: str) -> str:
     r"""Return a text with an escape in place of every character that is not printable; blanks stay.

@@ -13,8 +13,6 @@ import numpy.typing as npt
 
 from alignver.errors import InvalidInput
 
-__all__ = ["from_frame", "is_text", "numbered"]
-
 _NUMBERS = "biuf"
 _DUMMIES = "pandas.get_dummies(X), or X.to_dummies() of polars, makes a column of each class"
 

@@ -20,20 +20,6 @@ from alignver import require
 from alignver.errors import InvalidInput, first_line
 from alignver.results import CheckResult, Rigor, Subject, Verdict
 
-__all__ = [
-    "OutOfTime",
-    "address_space",
-    "in_memory",
-    "in_time",
-    "limited",
-    "memory_limit",
-    "most_memory",
-    "out_of_time",
-    "remaining",
-    "require_time",
-    "time_limit",
-]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 _end: contextvars.ContextVar[float] = contextvars.ContextVar("alignver_end", default=math.inf)

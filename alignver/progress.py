@@ -21,21 +21,6 @@ from typing import ParamSpec, Protocol, TypeVar
 from alignver import require
 from alignver.limits import OutOfTime, remaining, require_time
 
-__all__ = [
-    "Listener",
-    "Planned",
-    "Silent",
-    "announce",
-    "flop_rate",
-    "listening",
-    "planning",
-    "run_in_thread",
-    "run_stage",
-    "show_progress",
-    "stage",
-    "track",
-]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 LONG = 5.0

@@ -17,8 +17,6 @@ from rich.text import Text
 
 from alignver.errors import printable
 
-__all__ = ["PATIENCE", "Automatic", "bars"]
-
 PATIENCE = 2.0
 """Seconds of silence before a bar appears."""
 

@@ -18,8 +18,6 @@ from typing import Any
 
 from alignver.errors import InvalidInput, kind_of
 
-__all__ = ["CODES", "boolean", "booleans", "instance", "integer", "names", "one_of", "path", "real", "similar"]
-
 CODES = {
     "invalid-value": "a value that the call cannot use; the message gives the reason",
     "not-an-integer": "a value that is not an integer, or an integer outside the range",

@@ -19,21 +19,6 @@ from typing import Any, NoReturn, Protocol, runtime_checkable
 
 from alignver.errors import printable
 
-__all__ = [
-    "SCHEMA_VERSION",
-    "Bound",
-    "CheckResult",
-    "Report",
-    "Rigor",
-    "Subject",
-    "Summarised",
-    "Tolerance",
-    "Verdict",
-    "VerificationFailed",
-    "shown_down",
-    "shown_up",
-]
-
 SCHEMA_VERSION = 2
 """Version of the JSON document of :meth:`Report.to_dict`; it changes if readers have to change.
 

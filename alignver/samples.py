@@ -23,19 +23,6 @@ from alignver.frames import from_frame, is_text, numbered
 from alignver.kernel.data import canonical, digests_of, record_of
 from alignver.progress import track
 
-__all__ = [
-    "Fingerprints",
-    "Samples",
-    "Sequential",
-    "as_numbers",
-    "fingerprints",
-    "is_stream",
-    "open_samples",
-    "reading_samples",
-    "require_all",
-    "targets_of",
-]
-
 _BLOCK_BYTES = 1 << 26
 _REMEDIES = {
     "O": "real numbers: .astype(float) where all entries are",

@@ -47,14 +47,6 @@ from alignver.network.row_rank_bound import RankBound, row_rank_bound
 from alignver.progress import announce, flop_rate, stage
 from alignver.results import CheckResult, Rigor, Subject, Verdict, shown_down, shown_up
 
-__all__ = [
-    "STATEMENT",
-    "check_alignment",
-    "decide_alignment",
-    "prove_about_network",
-    "traced_network",
-]
-
 _LONG = 2e11  # operations: about ten seconds, for which a second Gram matrix is worth its time
 _PATIENCE = 10.0  # estimated seconds of a proof about the network that is tried without a limit
 _ROWS = 100  # rows of J that may show that it is deficient

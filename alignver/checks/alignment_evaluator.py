@@ -48,8 +48,6 @@ from alignver.network.inputs import dtype_name, full_precision
 from alignver.network.validate_model import probe
 from alignver.progress import track
 
-__all__ = ["ROWS", "AlignmentEvaluation", "AlignmentEvaluator", "by_bounds", "by_singular_values", "full_rank"]
-
 Matrix = npt.NDArray[np.float64]
 Answers = Mapping[str, Mapping[str, Any]]
 

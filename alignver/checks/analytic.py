@@ -35,8 +35,6 @@ from alignver.network.trace import NetworkGraph, trace_model
 from alignver.network.validate_model import train_mode_fault
 from alignver.results import CheckResult, Rigor, Subject, Verdict
 
-__all__ = ["STATEMENT", "analytic_by_graph", "check_analytic", "refute_analytic"]
-
 STATEMENT = "Real analytic in the parameters (Assumption 6)"
 
 _SHOWN = 6  # operations that a sentence names

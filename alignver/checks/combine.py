@@ -25,18 +25,6 @@ from alignver.progress import announce, flop_rate
 from alignver.proof.decision import Ball, Decision
 from alignver.results import CheckResult, Rigor, Subject, Tolerance, Verdict, shown_down
 
-__all__ = [
-    "KINDS",
-    "ProofSearch",
-    "ToleranceInterval",
-    "bounds_by_rule",
-    "combine",
-    "floor",
-    "membership_by_rule",
-    "residual_tolerance",
-    "search_proof",
-]
-
 KINDS = {Verdict.HOLDS: "at-tolerance", Verdict.FAILS: "not-at-tolerance", Verdict.UNDECIDED: "tolerance-decides"}
 """The last part of the code of a numerical answer."""
 

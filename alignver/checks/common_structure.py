@@ -31,8 +31,6 @@ from alignver.network.validate_model import probe, validate_model
 from alignver.progress import track
 from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict
 
-__all__ = ["by_graph", "check_common_structure", "structure_here"]
-
 _SPREADS = (0.5, 1.0, 2.0, 1.0)  # distances of the random thetas from theta, in root mean squares of each slot
 _SIGNS = 4  # products with random signs that estimate the size of the terms
 _FEW = 8  # samples in the search for S

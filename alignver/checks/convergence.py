@@ -26,8 +26,6 @@ from alignver.theory.losses import SampleLoss
 from alignver.theory.record import TrainingRecord, UpdateConstants, constants_of_updates
 from alignver.theory.smoothness import Smoothness, smoothness
 
-__all__ = ["check_convergence", "check_theorem_3"]
-
 _FEW = 2000
 """Number of samples up to which rank n is proved here if the caller does not provide it."""
 

@@ -16,8 +16,6 @@ from alignver.results import CheckResult, Rigor, Subject, Verdict, shown_down
 from alignver.samples import Fingerprints, fingerprints, open_samples
 from alignver.theory.losses import loss_name
 
-__all__ = ["bound_sentence", "check_data", "conflict_sentence", "merge_sentence", "refutation"]
-
 _REMEDIES = (
     "look at these samples, and drop or relabel one of each pair",
     "or add an input that distinguishes them; augmentation does not",

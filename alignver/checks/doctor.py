@@ -28,8 +28,6 @@ from alignver.proof import substitution
 from alignver.report import provenance
 from alignver.results import Verdict, encode, plain, worst
 
-__all__ = ["MachineReport", "Part", "doctor", "function_errors"]
-
 _PRODUCTS = (1, 8, 33, 160, 512, 1024)
 _SOLVES = (8, 72, 300)
 _POINTS = 300  # of each function

@@ -42,8 +42,6 @@ from alignver.results import CheckResult, Rigor, Subject, Verdict, shown_up
 from alignver.samples import fingerprints, open_samples
 from alignver.theory.exploitation import Exploitation
 
-__all__ = ["Ranks", "check_safe_exploration", "equal_inputs", "prove_ranks"]
-
 METHODS = ("auto", "staircase", "gram", "dense")
 _MOST = 10**7  # units or directions: each takes memory, here and in a certificate
 _ROOM = 0.25  # a check scales rows by other powers of two, within a factor of two of these

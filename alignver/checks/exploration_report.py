@@ -30,18 +30,6 @@ from alignver.linalg.rank_rules import Scale
 from alignver.proof.rounding import FloatArray, add_up, mul_down, mul_up, sqrt_up
 from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict, shown_down
 
-__all__ = [
-    "STATEMENT",
-    "Setting",
-    "check_gates",
-    "exploration_result",
-    "forget_peak",
-    "peak_bytes",
-    "refute_by_columns",
-    "refute_by_rows",
-    "staircase_result",
-]
-
 STATEMENT = "Safe exploration (Assumption 4)"
 exploration_result = functools.partial(
     CheckResult, name="exploration", statement=STATEMENT, subject=Subject.COMPUTED_MATRIX

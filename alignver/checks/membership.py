@@ -34,8 +34,6 @@ from alignver.proof.decision import Ball
 from alignver.proof.prove import prove_membership
 from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict
 
-__all__ = ["check_membership", "membership_of"]
-
 METHODS = ("auto", "svd", "qr", "lstsq", "exact")
 STATEMENT = "Membership of y in the column space of J"
 _LSTSQ_ENTRIES = 1 << 22  # 'auto' adds the explicit solution up to this size: it holds a second copy of J

@@ -34,8 +34,6 @@ from alignver.network.trace import NetworkGraph
 from alignver.progress import announce, stage
 from alignver.results import CheckResult, Report, Rigor, Subject, Verdict, shown_up
 
-__all__ = ["check_model"]
-
 _STATEMENT = "Model and data"
 _OPTIMALITY = "Global optimality (Theorems 4 and 5)"
 _SHARE = 0.8  # of the time that is left: for alignment, before safe exploration and the loss

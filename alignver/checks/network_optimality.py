@@ -25,8 +25,6 @@ from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict, shown_
 from alignver.samples import fingerprints, open_samples
 from alignver.theory.losses import loss_name, sample_loss
 
-__all__ = ["better_parameters", "check_network", "dtype_of", "loss_as_run", "outputs_as_run", "with_proof"]
-
 _BATCH = 256
 _STEPS = 200
 _MOST_CHANGED = 60  # parameters that are changed together: a certificate has 64 arrays at most

@@ -6,8 +6,6 @@ import re
 
 from alignver.results import CheckResult, Rigor, Verdict
 
-__all__ = ["alignment_steps", "membership_steps", "rank_steps"]
-
 _JUSTIFIED = "state a tolerance that you can justify: tolerance="
 _LONGER = "a proof about the network would take about"
 _TRACK = "true at these parameters only: av.AlignmentTracker follows it while they change"

@@ -29,8 +29,6 @@ from alignver.theory.exploitation import Exploitation, Objective, objective
 from alignver.theory.infimum import Infimum, better_weights, infimum
 from alignver.theory.losses import LOSSES, SampleLoss
 
-__all__ = ["check_optimality"]
-
 _MOST = 6000
 """Number of samples up to which rank n is proved by default: a Cholesky factorization of that order for each output."""
 

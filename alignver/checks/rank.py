@@ -25,8 +25,6 @@ from alignver.proof.decision import Ball
 from alignver.proof.prove import prove_rank
 from alignver.results import CheckResult, Rigor, Subject, Verdict
 
-__all__ = ["check_rank"]
-
 METHODS = ("auto", "svd", "qr", "exact")
 
 

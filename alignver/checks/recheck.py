@@ -22,8 +22,6 @@ from alignver.progress import run_in_thread, stage, track
 from alignver.results import CheckResult, Verdict
 from alignver.samples import Sequential, as_numbers, open_samples, targets_of
 
-__all__ = ["recheck"]
-
 _OTHER_INPUT = "is not the input that this certificate is about"  # the kernel's words
 _NOT_REFUTED = "the claim is not refuted: these are other inputs than those that were proved, so nothing was checked"
 _NEXT_STEPS = {

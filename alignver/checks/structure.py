@@ -17,8 +17,6 @@ from alignver.linalg import rank_rules
 from alignver.linalg.rank_rules import FACTOR
 from alignver.results import Bound, CheckResult, Rigor, Subject, Tolerance, Verdict
 
-__all__ = ["STATEMENT", "Indicator", "check_structure", "indicator"]
-
 STATEMENT = "Common model structure (Assumption 1)"
 _AFTER = 64  # operations that a term passes through after it was multiplied by its parameter
 _KINDS = {Verdict.HOLDS: "sampled", Verdict.FAILS: "residual", Verdict.UNDECIDED: "rounding"}

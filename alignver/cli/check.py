@@ -18,8 +18,6 @@ from alignver.cli.session import Session, command, given, signed
 from alignver.errors import InvalidInput
 from alignver.results import CheckResult
 
-__all__ = ["Cast", "Engine", "alignment", "app", "builtin", "data", "membership", "model", "rank", "structure"]
-
 _REPORT = "html junit json quiet verbose"
 _CERTIFIED = f"certificate {_REPORT}"
 _LIMITS = "max_seconds max_memory"

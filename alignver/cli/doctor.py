@@ -9,8 +9,6 @@ import typer
 from alignver.cli.exits import Exit, exit_of
 from alignver.cli.session import Session, command
 
-__all__ = ["doctor"]
-
 
 @command("doctor", "json quiet verbose")
 def doctor(session: Session) -> Exit:

@@ -21,19 +21,6 @@ from alignver import atomic
 from alignver.errors import InvalidInput, MissingDependency, printable
 from alignver.results import Verdict
 
-__all__ = [
-    "Exit",
-    "OutputFailed",
-    "ensure_writable",
-    "exit_of",
-    "explain",
-    "file_size",
-    "prompt",
-    "say",
-    "silence_stdout",
-    "write_output",
-]
-
 
 class Exit(enum.IntEnum):
     """The exit codes of all commands."""

@@ -16,8 +16,6 @@ from alignver.cli.exits import Exit
 from alignver.cli.session import Session, command
 from alignver.errors import InvalidInput
 
-__all__ = ["ExplorationMethod", "connected_client", "exploration"]
-
 _LIMITS = "max_seconds max_memory"
 _IN_NO_FILE = "its features are in no file: a re-check needs them, and --keep-features FILE.npy keeps them"
 _model = functools.partial(typer.Option, rich_help_panel="Features from a model")

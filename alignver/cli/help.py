@@ -10,8 +10,6 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-__all__ = ["fit_to_terminal"]
-
 _NARROW = 70
 """Columns below which the tables cut the names of options: the longest name and value take 40, the help the rest."""
 

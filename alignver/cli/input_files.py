@@ -25,25 +25,6 @@ from alignver.errors import InvalidInput, MissingDependency, first_line, reading
 
 if TYPE_CHECKING:
     import numpy as np
-
-__all__ = [
-    "MAPPED_FROM",
-    "NAMES",
-    "file_argument",
-    "is_archive",
-    "library",
-    "names_in",
-    "read_matrix",
-    "read_npz",
-    "read_samples",
-    "read_vector",
-    "regular",
-    "rename_argument",
-    "rename_options",
-    "to_backend",
-    "torch_device",
-    "with_options",
-]
 NAMES = {
     "X": ("X", "x", "X_train", "x_train", "images", "inputs", "features", "data"),
     "Y": ("Y", "y", "Y_train", "y_train", "labels", "targets", "target", "classes"),

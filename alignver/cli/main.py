@@ -19,8 +19,6 @@ from alignver.cli.help import fit_to_terminal
 from alignver.errors import InvalidInput
 from alignver.require import similar
 
-__all__ = ["app", "run"]
-
 _EPILOG = """
 [bold]Exit codes[/bold]: 0 holds, 1 fails, 2 usage or bad input, 3 undecided, 70 internal error, 130 interrupted.
 """

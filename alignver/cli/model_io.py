@@ -21,7 +21,6 @@ from alignver import require
 from alignver.cli.input_files import file_argument, library, regular, torch_device
 from alignver.errors import InvalidInput, MissingDependency, kind_of
 
-__all__ = ["built", "code_digest", "environment", "find", "in_dtype", "load", "optimizer"]
 _ARGUMENT = "MODEL"
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 _NEED = "FILE.py:FUNCTION or package.module:FUNCTION"

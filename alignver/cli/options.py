@@ -8,46 +8,6 @@ from typing import Annotated
 
 import typer
 
-__all__ = [
-    "DATA",
-    "LOSS",
-    "MODEL",
-    "Backend",
-    "BackendOption",
-    "Certificate",
-    "Certify",
-    "ChunkSize",
-    "ComputedIn",
-    "Device",
-    "Dtype",
-    "DtypeName",
-    "Eval",
-    "Html",
-    "JacobianDtype",
-    "Json",
-    "Junit",
-    "Loss",
-    "MaxMemory",
-    "MaxSeconds",
-    "Method",
-    "MethodOption",
-    "Model",
-    "ModelDtype",
-    "Plan",
-    "Quiet",
-    "RankMethod",
-    "RankMethodOption",
-    "ResidualTolerance",
-    "Rule",
-    "Seed",
-    "Select",
-    "Tolerance",
-    "Verbose",
-    "Weights",
-    "computation",
-    "decision",
-    "selected",
-]
 _output = functools.partial(typer.Option, rich_help_panel="Output")
 decision = functools.partial(typer.Option, rich_help_panel="Decision")
 computation = functools.partial(typer.Option, rich_help_panel="Computation")

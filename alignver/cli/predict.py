@@ -13,8 +13,6 @@ from alignver.cli.exits import Exit, ensure_writable, write_output
 from alignver.cli.session import Session, command
 from alignver.errors import InvalidInput
 
-__all__ = ["predict"]
-
 
 @command("predict", "quiet verbose", provenance="device")
 def predict(

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from alignver.experiments.conduct import Item, Outcome
     from alignver.results import CheckResult
 
-__all__ = ["reproduce"]
-
 _FORMATS = (".png", ".svg", ".pdf")
 
 

@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
     from alignver.report.source import Source
 
-__all__ = ["Session", "command", "given", "heard", "invoked", "recheck_hint", "signed"]
-
 _SHARED = {
     name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
     for name, annotation, default in (

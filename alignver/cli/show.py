@@ -11,8 +11,6 @@ from alignver.cli.exits import Exit
 from alignver.cli.options import Weights
 from alignver.cli.session import Session, command
 
-__all__ = ["app", "explain"]
-
 app = typer.Typer(help="Show a model as a graph of operators.", no_args_is_help=True)
 
 

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from alignver.training.run_folder import RunFolder
     from alignver.training.wrapper import EEWrapper
 
-__all__ = ["train"]
-
 _run = functools.partial(typer.Option, rich_help_panel="Run")
 _phases = functools.partial(typer.Option, rich_help_panel="The two phases")
 _exploration = functools.partial(typer.Option, rich_help_panel="Exploration")

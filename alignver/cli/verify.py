@@ -19,8 +19,6 @@ from alignver.errors import InvalidInput
 from alignver.limits import OutOfTime, memory_limit, out_of_time, time_limit
 from alignver.results import CheckResult, Rigor, Subject, Verdict
 
-__all__ = ["report", "verify"]
-
 _alignment = functools.partial(typer.Option, rich_help_panel="Alignment")
 
 

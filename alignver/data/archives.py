@@ -17,17 +17,6 @@ from numpy.lib import format as npy
 from alignver.arrays import available_memory, digest
 from alignver.errors import InvalidInput, reading
 
-__all__ = [
-    "MEMORY_SHARE",
-    "Dataset",
-    "read_header",
-    "read_member",
-    "read_npz",
-    "require_memory",
-    "require_room",
-    "unreadable",
-]
-
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Dataset:

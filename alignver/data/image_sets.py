@@ -17,8 +17,6 @@ from alignver import require
 from alignver.data.archives import Dataset, read_npz, unreadable
 from alignver.errors import MissingDependency, reading
 
-__all__ = ["cifar10", "cifar100", "kmnist", "mnist", "svhn"]
-
 _SOURCES = {
     "MNIST": ("LeCun, Cortes, Burges, The MNIST database of handwritten digits (1998)", "CC BY-SA 3.0"),
     "KMNIST": ("Clanuwat et al., Deep Learning for Classical Japanese Literature (2018)", "CC BY-SA 4.0"),

@@ -12,8 +12,6 @@ import numpy.typing as npt
 from alignver import require
 from alignver.data.archives import Dataset, read_npz, unreadable
 
-__all__ = ["semeion", "sine_wave", "two_moons"]
-
 _SOURCE = (
     "Semeion Handwritten Digit, Semeion Research Center of Sciences of Communication, Rome, Italy (1994); "
     "UCI Machine Learning Repository, dataset 178"

@@ -32,8 +32,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import lapack, solve_triangular
 
-__all__ = ["DoubleDouble", "add", "factor", "gram", "multiply"]
-
 FloatArray = npt.NDArray[np.float64]
 DoubleDouble = tuple[FloatArray, FloatArray]
 """The unevaluated sum of a matrix and a correction, each entry of which is at most half a unit in the last place."""

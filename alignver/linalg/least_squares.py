@@ -35,15 +35,6 @@ from alignver.linalg.norms import norm
 from alignver.linalg.svd import decompose, flops
 from alignver.progress import run_stage, track
 
-__all__ = [
-    "LeastSquares",
-    "Solution",
-    "iterated_tikhonov",
-    "least_squares",
-    "preconditioned_iterates",
-    "residual_interval",
-]
-
 _STEPS = 5  # for each shift
 _SHIFTS = (1.0, 1e4)
 """In units of eps trace(M), the size of the rounding errors in M. The small shift reaches the directions that M

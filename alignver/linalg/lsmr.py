@@ -13,8 +13,6 @@ from alignver.arrays import Array
 from alignver.linalg.norms import norm
 from alignver.progress import track
 
-__all__ = ["Iterate", "lsmr"]
-
 _ACCURACY = 1e-14
 
 

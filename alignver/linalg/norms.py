@@ -35,20 +35,6 @@ from scipy.special import gammaincinv
 
 from alignver.arrays import Array, blocks, like, namespace
 
-__all__ = [
-    "Estimate",
-    "basis",
-    "extreme_scale",
-    "hutchpp",
-    "largest_singular_value",
-    "norm",
-    "power_of_two",
-    "row_sum_norm",
-    "spectral_norm",
-    "start_vector",
-    "vectors",
-]
-
 Matrix = npt.NDArray[np.float64]
 
 _PRODUCTS, _CHANGE = 60, 1e-6  # of power iteration

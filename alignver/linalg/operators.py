@@ -13,8 +13,6 @@ from alignver.arrays import EPS, Array, namespace, native
 from alignver.errors import InvalidInput, first_line, kind_of
 from alignver.linalg.norms import power_of_two
 
-__all__ = ["Operator"]
-
 _LARGE = 400  # exponents beyond which squares are not in range, as of norms.extreme_scale
 
 

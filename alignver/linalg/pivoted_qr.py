@@ -19,8 +19,6 @@ from alignver.linalg.qr_reduction import Reduced
 from alignver.linalg.svd import RangeProfile, descending_tails, flops
 from alignver.progress import run_stage
 
-__all__ = ["pivoted_qr", "qr_profile"]
-
 _PANEL = 32  # columns of a panel: LAPACK's default block size for geqp3
 _GUARD = 2.0**-26  # sqrt(eps): above it a downdated norm keeps half of its digits (Drmac & Bujanovic 2008, tol3z)
 

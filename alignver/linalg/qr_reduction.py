@@ -16,8 +16,6 @@ import numpy as np
 from alignver.arrays import Array, namespace, on_host
 from alignver.progress import track
 
-__all__ = ["Reduced", "reduce", "streamed_r"]
-
 _ASPECT = 1.2  # from this ratio of the sides on, QR first is cheaper than the decomposition of the matrix as it is
 _HEIGHT = 4  # rows of a block per column: stacking R costs 1/_HEIGHT more operations, and a block is small beside J
 

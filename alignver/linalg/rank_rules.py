@@ -17,8 +17,6 @@ from alignver.errors import InvalidInput
 from alignver.linalg.svd import RangeProfile
 from alignver.results import Tolerance
 
-__all__ = ["RULES", "RankRule", "Scale", "compare", "tolerance"]
-
 
 @dataclasses.dataclass(frozen=True)
 class Scale:

@@ -15,8 +15,6 @@ from alignver.linalg.norms import norm
 from alignver.linalg.qr_reduction import Reduced
 from alignver.progress import run_stage
 
-__all__ = ["RangeProfile", "decompose", "svd_profile"]
-
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 
 _STEPS = 60  # of a curve

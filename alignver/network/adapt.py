@@ -27,19 +27,6 @@ from alignver.limits import in_memory
 from alignver.network.inputs import as_inputs, dtype_name
 from alignver.samples import is_stream, open_samples, reading_samples, require_all
 
-__all__ = [
-    "Adapted",
-    "GraphBatches",
-    "adapted",
-    "arguments_of",
-    "as_arrays",
-    "graphs_in",
-    "names_of",
-    "numbers_of",
-    "selected",
-    "targets_of",
-]
-
 _LABELS = ("labels", "label", "targets", "target", "y")
 _EXACT = {torch.float16: 2**11, torch.bfloat16: 2**8, torch.float32: 2**24, torch.float64: 2**53}
 

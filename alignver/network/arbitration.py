@@ -29,8 +29,6 @@ from alignver.network.convolution import Convolutions
 from alignver.network.functional import Functional, Theta, comparison_weights
 from alignver.network.inputs import DispatchMode, failing_module, module_name
 
-__all__ = ["Arbitrated", "BackwardPass", "PaddingRows", "arbitrate", "is_rounding"]
-
 _LEAST = 1e-3  # relative difference of a derivative and a difference along a direction that is an error
 _AMPLIFIED = 16.0  # rounding errors of a pass over those of its parameters: each layer has some
 _NAMED = 64  # parameters that are examined one by one for a message

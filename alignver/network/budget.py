@@ -26,8 +26,6 @@ import numpy as np
 
 from alignver.kernel.network import balls
 
-__all__ = ["Reach", "reach"]
-
 _STEPS = 160  # dimension of the Krylov space
 _HALVINGS = 26  # of the logarithm of lambda
 _MOST = 12  # budgets

@@ -16,19 +16,6 @@ from alignver.network.constants import apply
 from alignver.network.copies import copied
 from alignver.network.leaves import refused, shares_memory
 
-__all__ = [
-    "ROWS",
-    "evaluate",
-    "hidden_derivatives",
-    "in_float64",
-    "numbers",
-    "numbers_in",
-    "require_same",
-    "require_same_in_batches",
-    "require_same_in_order",
-    "rounding_room",
-]
-
 ROWS = 4
 """Samples of the trace: the graph is one for a batch of this many."""
 

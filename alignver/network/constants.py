@@ -12,8 +12,6 @@ import torch
 from alignver.kernel.network.graph import Ref
 from alignver.kernel.network.operators import COPIES, words
 
-__all__ = ["apply", "facts", "fold"]
-
 _MOST = 1 << 24  # entries of a constant that is computed here
 _EXACT = COPIES | words(
     """arange full full_like ones ones_like zeros zeros_like new_ones new_zeros new_full eye scalar_tensor tril triu eq

@@ -24,8 +24,6 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Convolutions", "convolution", "each", "gradients_of_inputs", "paddings"]
-
 _BLOCK = 1 << 20  # entries of the result that are computed at a time: they stay in cache for all entries of the kernel
 _CHANNELS = 8  # of inputs and of outputs in a group: products with fewer rows are limited by memory
 KEYS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")

@@ -16,8 +16,6 @@ from torch import nn
 from alignver.errors import InvalidInput, first_line
 from alignver.network.leaves import memory_groups, refused, shares_memory
 
-__all__ = ["copied", "deep_copy", "rebind_functions", "separate_copy"]
-
 _DEPTH = 4  # of containers and functions inside each other
 _TRAINERS = ("trainer", "_trainer", "_fabric")  # which refer to loaders, loggers and files
 

@@ -19,8 +19,6 @@ from alignver.kernel.network.methods import described, domain_gaps, flat, zero_e
 from alignver.kernel.network.operators import JOINS, LINEAR, PRODUCTS
 from alignver.network.trace import NetworkGraph
 
-__all__ = ["StructureProof", "mismatch", "prove_structure", "refute_structure"]
-
 _TRIES = 200  # combinations of factors
 _NORMS = ("layer_norm", "native_layer_norm", "group_norm", "native_group_norm", "instance_norm", "rms_norm",
           "batch_norm", "_native_batch_norm_legit_no_training")  # fmt: skip

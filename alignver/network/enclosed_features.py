@@ -29,17 +29,6 @@ from alignver.network.inputs import as_inputs
 from alignver.progress import stage, track
 from alignver.results import CheckResult, Rigor, Subject, shown_up
 
-__all__ = [
-    "EnclosedFeatures",
-    "ModelFeatures",
-    "batch_rows",
-    "enclose_features",
-    "feature_network",
-    "inputs_again",
-    "model_inputs",
-    "network_inputs",
-]
-
 _ROWS = 64  # samples in a batch of a graph, at most
 _ENTRIES = 2**13  # inputs in a batch: larger batches of images do not stay in the caches
 _COMPARED = 32  # samples whose features are computed by the module too

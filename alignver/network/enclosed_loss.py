@@ -33,8 +33,6 @@ from alignver.network.enclosures import EnclosedNetwork, traced_again
 from alignver.progress import stage
 from alignver.results import Verdict
 
-__all__ = ["OptimalityProof", "inputs_again", "output_network", "prove_optimality"]
-
 _BITS: tuple[int | None, ...] = (None, 128, 384)  # None: norm-wise in float64
 _MOST_ROWS, _MOST_ENTRIES = 512, 1 << 22  # of a batch: what all batches share is worth its time for many samples
 _QUICK = 1.0  # seconds that balls may take where they are only closer

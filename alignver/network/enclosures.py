@@ -38,8 +38,6 @@ from alignver.network.leaves import refused
 from alignver.network.trace import NetworkGraph, trace_model
 from alignver.results import Verdict, shown_down, shown_up
 
-__all__ = ["EnclosedNetwork", "NetworkProof", "prove_alignment", "traced_again"]
-
 _BATCHES = ((64, 128), (1024, 64))  # entries of an input, and samples in a batch of a graph
 _FEWEST = 16  # of larger inputs
 _MASKED = -1.7976931348623157e308  # stands for minus infinity: parameters are finite numbers

@@ -21,8 +21,6 @@ from alignver.network.inputs import as_inputs, taken
 from alignver.network.preserve_state import eval_mode, preserve_state
 from alignver.progress import track
 
-__all__ = ["estimate_row_error", "extract_features", "feature_blocks", "save_features"]
-
 
 def extract_features(
     model: nn.Module, X: Any, layer: str | None = None, *, batch_size: int = 256

@@ -26,20 +26,6 @@ from alignver.network.copies import separate_copy
 from alignver.network.inputs import FunctionDerivatives, dtype_name, without_fused_layers
 from alignver.network.preserve_state import preserve_state
 
-__all__ = [
-    "Functional",
-    "ParameterLayout",
-    "Theta",
-    "as_module",
-    "at_state",
-    "comparison_weights",
-    "functional",
-    "parameter_layout",
-    "require_memory",
-    "require_same_dtype",
-    "require_state",
-]
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ParameterLayout:

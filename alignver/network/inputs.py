@@ -28,24 +28,6 @@ from alignver.frames import from_frame
 from alignver.network.copies import deep_copy
 from alignver.samples import is_stream
 
-__all__ = [
-    "DispatchMode",
-    "FunctionDerivatives",
-    "RoundingObserver",
-    "as_inputs",
-    "as_targets",
-    "dtype_name",
-    "example_inputs",
-    "failing_module",
-    "full_precision",
-    "has_attention",
-    "module_name",
-    "refused_inputs",
-    "resolve_dtype",
-    "taken",
-    "without_fused_layers",
-]
-
 
 def dtype_name(dtype: torch.dtype) -> str:
     """Return the name of a dtype without its library: ``"float32"``."""

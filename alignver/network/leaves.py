@@ -12,8 +12,6 @@ from torch import nn
 from alignver.errors import InvalidInput, kind_of
 from alignver.network.constants import facts
 
-__all__ = ["Leaves", "memory_groups", "refused", "shares_memory"]
-
 Extent = tuple[str, int, int]
 _FOREIGN = ""  # in place of the name of a buffer or a captured tensor
 

@@ -22,8 +22,6 @@ from alignver.network.copies import deep_copy
 from alignver.network.inputs import DispatchMode, taken
 from alignver.network.preserve_state import eval_mode
 
-__all__ = ["Call", "OutputLayers", "find_output_layers", "is_computed"]
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Call:

@@ -18,16 +18,6 @@ from torch import nn
 from alignver.errors import InvalidInput
 from alignver.network.inputs import DispatchMode
 
-__all__ = [
-    "RefuseWrites",
-    "attribute_of",
-    "eval_mode",
-    "named_tensors",
-    "preserve_random_states",
-    "preserve_state",
-    "refused_write",
-]
-
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 _CONTAINERS = (list, dict, set)
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

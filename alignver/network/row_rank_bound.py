@@ -10,8 +10,6 @@ from torch import nn
 from alignver.network.functional import parameter_layout
 from alignver.network.preserve_state import preserve_state
 
-__all__ = ["RankBound", "row_rank_bound"]
-
 
 @dataclasses.dataclass(frozen=True)
 class RankBound:

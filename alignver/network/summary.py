@@ -12,8 +12,6 @@ from alignver.kernel.network.analytic import walk
 from alignver.kernel.network.graph import Node
 from alignver.network.trace import NetworkGraph
 
-__all__ = ["ModuleRow", "module_rows", "table"]
-
 _HEAD = ("module", "operators", "output", "parameters", "degree", "analytic")
 _WIDEST = 44
 

@@ -44,8 +44,6 @@ from alignver.network.inputs import as_inputs, dtype_name, without_fused_layers
 from alignver.network.leaves import Leaves, refused
 from alignver.network.preserve_state import preserve_random_states
 
-__all__ = ["NetworkGraph", "trace_model"]
-
 _COMPARED = 32  # samples on which the model has to give the same in one batch and in batches of the trace
 _DROPPED = {"device", "layout", "pin_memory", "memory_format", "generator", "non_blocking", "cudnn_enabled"}
 _SILENT = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size")

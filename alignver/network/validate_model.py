@@ -42,16 +42,6 @@ from alignver.network.inputs import (
 from alignver.network.preserve_state import RefuseWrites, attribute_of, eval_mode, named_tensors, refused_write
 from alignver.progress import stage
 
-__all__ = [
-    "Probed",
-    "is_sample_independent",
-    "probe",
-    "probes",
-    "recomputes",
-    "require_own_values",
-    "train_mode_fault",
-    "validate_model",
-]
 _PROBES, _FEW = 8, 3  # samples that probe() evaluates, spread over X; three is the least for a batch in another order
 _LARGE = 10**6  # parameters from which on it evaluates _FEW: the passes of eight would take longer than many a check
 _FLOATING = "the model before it was quantized"

@@ -17,20 +17,6 @@ from alignver.proof.matrix_structure import Conflict
 from alignver.proof.residual import Distance
 from alignver.proof.rounding import FloatArray, mul_down
 
-__all__ = [
-    "certify_conflict",
-    "certify_distance",
-    "certify_full_rank",
-    "certify_minor",
-    "certify_null_space",
-    "certify_null_vector",
-    "certify_primes",
-    "certify_reduced",
-    "certify_repeats",
-    "certify_solution",
-    "scaling_is_exact",
-]
-
 Inputs = Mapping[str, FloatArray]
 
 _ROOM = 0.99  # the fraction of a proved bound that is stated: a check by other bounds proves slightly less

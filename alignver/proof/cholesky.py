@@ -32,20 +32,6 @@ from alignver.proof.rounding import (
 )
 from alignver.proof.substitution import substitution_fault
 
-__all__ = [
-    "FullRank",
-    "Scaled",
-    "estimate_smallest",
-    "factor_shifted",
-    "is_positive_definite",
-    "row_rank_by_gram",
-    "row_rank_by_some_columns",
-    "rump_shift",
-    "safety_margin",
-    "scale_rows",
-    "verified_shift",
-]
-
 _SAFE = 200  # exponents: squares of entries from 2^-200 to 2^200 and their products lie well inside the range
 _BLOCKS = 16  # of columns, in row_rank_by_some_columns
 _UNEVEN = 16.0  # squared row norms that differ by a larger factor are equilibrated

@@ -16,8 +16,6 @@ from alignver.progress import logger
 from alignver.proof.rounding import FloatArray, frobenius_up, mul_up, scale_up, sqrt_up, sum_up
 from alignver.results import Frozen, Verdict, plain
 
-__all__ = ["Ball", "Decision", "ProofAttempts"]
-
 
 @dataclasses.dataclass(frozen=True)
 class Ball:

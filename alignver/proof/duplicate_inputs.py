@@ -14,8 +14,6 @@ from alignver.kernel import Certificate, seal
 from alignver.kernel.data import first_equal, least_loss
 from alignver.samples import Fingerprints
 
-__all__ = ["DuplicateInputs", "Pairs"]
-
 LISTED = 20
 """Number of pairs that a result lists; all pairs are counted."""
 

@@ -16,25 +16,6 @@ import numpy.typing as npt
 from alignver.errors import MissingDependency
 from alignver.proof.rounding import FloatArray
 
-__all__ = [
-    "Combination",
-    "IntegerMatrix",
-    "Profile",
-    "bytes_needed",
-    "integer_column",
-    "left_null_vector",
-    "load_flint",
-    "mantissas",
-    "null_vectors",
-    "primes",
-    "profile",
-    "seconds_for_rank",
-    "seconds_for_solve",
-    "solve",
-    "to_integers",
-    "vanishing_primes",
-]
-
 _FRACTION = (1 << 52) - 1
 
 

@@ -35,8 +35,6 @@ from alignver.proof.rounding import (
 )
 from alignver.proof.substitution import substitution_fault
 
-__all__ = ["FactoredRank", "Layer", "LayerGram", "in_ball", "row_lengths", "row_rank_by_factors", "scaled_layers"]
-
 _FAR = 2.0**400  # magnitude from which on factors are left to other methods
 _NEAR = 64  # largest exponent of rows that need no scaling
 _SIZE = "the matrix is too large for the bound"

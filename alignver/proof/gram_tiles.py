@@ -19,8 +19,6 @@ import numpy.typing as npt
 from alignver.arrays import Array, like, namespace
 from alignver.proof.rounding import FloatArray
 
-__all__ = ["WIDTH", "FactoredGram", "ScaledGram", "by_pairs"]
-
 WIDTH = 256  # approximate number of columns formed at a time with many positions: longer sums have larger errors
 _PASS = 24.0  # approximate cost of one elementwise pass, in operations per entry
 _PANEL = 1024  # rows of a panel of the whole matrix

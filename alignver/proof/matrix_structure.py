@@ -17,8 +17,6 @@ from alignver.kernel.exact import equal, nonzero
 from alignver.proof.exact import mantissas
 from alignver.proof.rounding import FloatArray
 
-__all__ = ["Conflict", "find_conflict", "redundant_rows"]
-
 _CLOSE = 2.0**-30  # far above the rounding error of a quotient, far below the gap between unrelated quotients
 _MOST_PAIRS = 4096  # most exact comparisons: beyond them exact rank computation is better
 

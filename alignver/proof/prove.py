@@ -24,8 +24,6 @@ from alignver.proof.prove_floating import (
 from alignver.proof.rounding import FloatArray
 from alignver.results import Verdict
 
-__all__ = ["Exact", "prove_membership", "prove_rank"]
-
 Exact = Literal["auto", "force", "never"]
 
 BUDGET_BYTES = 2_000_000_000

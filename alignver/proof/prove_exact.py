@@ -20,8 +20,6 @@ from alignver.proof.exact import Combination, IntegerMatrix, Profile, bytes_need
 from alignver.proof.rounding import FloatArray
 from alignver.results import Verdict
 
-__all__ = ["Budget", "membership_exactly", "rank_exactly"]
-
 _PRIMES = 4  # attempts: even one unlucky prime near 2^62 is extremely unlikely
 _SHOWN = 16  # most indices of a support in a witness
 

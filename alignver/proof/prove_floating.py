@@ -27,8 +27,6 @@ from alignver.proof.right_inverse import row_rank_by_inverse
 from alignver.proof.rounding import FloatArray
 from alignver.results import Verdict, shown_down
 
-__all__ = ["by_gram", "by_right_inverse", "by_structure", "full_rank", "membership_in_floats", "rank_by_repeats"]
-
 _MOST_WEIGHTS = 10_000_000  # of null vectors in one certificate of repeated rows or columns
 
 Proof = tuple[FullRank, str]

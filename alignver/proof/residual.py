@@ -27,8 +27,6 @@ from alignver.proof.rounding import (
     sub_down,
 )
 
-__all__ = ["Distance", "distance_bound", "distance_from"]
-
 _ROOM = 0.98  # the fraction of s_min and of the bound that is stated: a check by other bounds proves slightly less
 
 

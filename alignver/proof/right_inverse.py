@@ -26,8 +26,6 @@ from alignver.proof.rounding import (
     sum_up,
 )
 
-__all__ = ["right_inverse", "right_residual", "row_rank_by_inverse"]
-
 _SLACK = 1.0 + 2.0**-40
 """Covers the rounding of a few dozen operations on non-negative floats: (1 + u)^k <= 1 + 2^-40 for k <= 2^12."""
 

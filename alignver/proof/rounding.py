@@ -23,28 +23,6 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = [
-    "OMEGA",
-    "FloatArray",
-    "U",
-    "add_up",
-    "div_down",
-    "div_up",
-    "frobenius_up",
-    "gamma",
-    "mul_down",
-    "mul_up",
-    "norm_down",
-    "norm_up",
-    "scale_down",
-    "scale_up",
-    "sqrt_down",
-    "sqrt_up",
-    "square_sums_up",
-    "sub_down",
-    "sum_up",
-]
-
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 
 U = 2.0**-53

@@ -21,8 +21,6 @@ from scipy.linalg import blas, lapack
 
 from alignver.kernel.machine import distributed_fault, distrusted, product_fault, thread_fault
 
-__all__ = ["blas_product", "solve_fault", "substitution_fault"]
-
 _LARGE, _SMALL = 2**25, 2**12  # products with up to 2^16 terms stay below 2^53
 _GRADES = 40
 

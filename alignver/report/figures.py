@@ -18,8 +18,6 @@ from alignver.report.source import Source, number
 from alignver.results import CheckResult
 from alignver.samples import as_numbers
 
-__all__ = ["Picture", "of_history", "of_result"]
-
 _WIDTH = 4.2  # inches: letters stay readable on a page of a phone's width
 _LETTERS = 20
 _PAIRS = 20

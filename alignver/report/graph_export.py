@@ -32,8 +32,6 @@ from alignver.kernel.network.tape import Program
 from alignver.report.onnx_graph import onnx_model, require_onnx, value_name
 from alignver.results import encode, plain
 
-__all__ = ["export_graph", "graph_bounds"]
-
 VERSION = 1
 _MOST = 1 << 16
 """Entries of the largest node whose values are written."""

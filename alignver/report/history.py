@@ -19,8 +19,6 @@ from alignver import atomic, require
 from alignver.errors import InvalidInput, MissingDependency, printable
 from alignver.results import Verdict, decode, encode, plain
 
-__all__ = ["FORMAT", "History", "HistoryFile", "Record", "require_same_config"]
-
 FORMAT = 1
 """Version of the file's format; it changes when readers have to change."""
 

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from alignver.report.figures import Picture
     from alignver.report.history import History
 
-__all__ = ["page"]
-
 _SIGNS = {Verdict.HOLDS: "\N{CHECK MARK}", Verdict.FAILS: "\N{MULTIPLICATION X}", Verdict.UNDECIDED: "?"}
 _LONGEST = 20_000  # characters of data on a page; --json has all of it
 _ROWS = 10  # rows in the table of a history

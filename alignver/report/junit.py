@@ -18,8 +18,6 @@ from alignver.errors import printable
 from alignver.report.source import lines_of, problems_of, recheck_command
 from alignver.results import CheckResult, Report, Verdict
 
-__all__ = ["document", "stopped"]
-
 _KINDS = {Verdict.FAILS: "failure", Verdict.UNDECIDED: "error"}
 
 

@@ -19,8 +19,6 @@ from alignver.kernel.network.compiler import Parameters
 from alignver.kernel.network.graph import FLOATS, Graph, Node, Ref
 from alignver.kernel.network.operators import words
 
-__all__ = ["onnx_model", "require_onnx", "value_name"]
-
 _OPSET, _IR = 18, 10  # axes of means are inputs since opset 18, nodes have metadata since IR 10
 _NAMED = {
     "neg": "Neg", "relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid", "exp": "Exp", "log": "Log", "sqrt": "Sqrt",

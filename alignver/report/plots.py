@@ -18,26 +18,6 @@ import numpy as np
 
 from alignver.errors import MissingDependency, printable
 
-__all__ = [
-    "BAND",
-    "COLOURS",
-    "FAINT",
-    "PLATE",
-    "axes_of",
-    "bands",
-    "curves",
-    "escaped",
-    "gap",
-    "line_styles",
-    "panels",
-    "representation_change",
-    "residuals",
-    "styled",
-    "svg",
-    "training",
-    "training_and_q",
-]
-
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's palette, from dark to light by the luminance of Rec. 709."""
 

@@ -23,8 +23,6 @@ from alignver.progress_bars import PATIENCE, bars
 from alignver.report import text
 from alignver.results import shown_up
 
-__all__ = ["Display", "EpochTable", "shown", "step_of_rows"]
-
 
 class Display:
     """A :class:`~alignver.progress.Listener` that draws on a console, once the work has lasted ``patience`` seconds."""

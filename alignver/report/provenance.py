@@ -14,8 +14,6 @@ from typing import Any
 from alignver._version import __version__
 from alignver.kernel import machine
 
-__all__ = ["blas", "collect", "describe", "inputs_of", "tf32", "versions"]
-
 _LIBRARIES = ("numpy", "scipy", "array-api-compat", "torch", "cupy", "python-flint")
 _MODULES = {"array-api-compat": "array_api_compat", "python-flint": "flint"}
 

@@ -17,8 +17,6 @@ from alignver.errors import InvalidInput
 from alignver.report.history import History
 from alignver.results import SCHEMA_VERSION, Report
 
-__all__ = ["Source", "lines_of", "load", "number", "problems_of", "read", "read_history", "recheck_command"]
-
 
 def load(version: int = SCHEMA_VERSION) -> dict[str, Any]:
     """Return the JSON schema (draft 2020-12) of a version as a new dict: the current one, or 1, which is still read.

@@ -21,23 +21,6 @@ from rich.text import Text
 from alignver.errors import printable
 from alignver.results import Bound, CheckResult, Rigor, Verdict
 
-__all__ = [
-    "VERDICT_STYLES",
-    "bounds_table",
-    "console",
-    "details",
-    "header",
-    "methods_table",
-    "number",
-    "numbers_table",
-    "put",
-    "render",
-    "rules_line",
-    "rules_table",
-    "scalar",
-    "sentences",
-]
-
 
 def number(value: Any, digits: int = 3) -> str:
     """Return a value as a table shows it: integers in full, floats rounded, None as a dash, printable.

@@ -10,8 +10,6 @@ import numpy as np
 from alignver.errors import InvalidInput
 from alignver.report.plots import BAND, COLOURS, PLATE, axes_of, escaped, line_styles, styled
 
-__all__ = ["conflict", "modules", "occupancy", "pairs", "reach", "rules", "spectrum", "turning"]
-
 _PIXELS = 160  # along each side of a small image; of larger ones every second, third, ... pixel is drawn
 
 

@@ -17,8 +17,6 @@ import pytest
 if TYPE_CHECKING:
     from alignver.results import CheckResult
 
-__all__ = ["Recorder"]
-
 _WRITERS = (".html", ".json", ".xml")
 _RECORDED = pytest.StashKey[list[dict[str, Any]]]()
 _WORKER = "alignver_results"

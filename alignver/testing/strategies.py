@@ -22,18 +22,6 @@ try:
 except ModuleNotFoundError as missing:
     raise MissingDependency("hypothesis", __name__, "test") from missing
 
-__all__ = [
-    "AlignmentProblem",
-    "FeatureProblem",
-    "KnownRank",
-    "MembershipProblem",
-    "alignment_problems",
-    "feature_problems",
-    "matrices_of_known_rank",
-    "membership_problems",
-    "networks",
-]
-
 Matrix = npt.NDArray[np.float64]
 
 _MOST = 12  # the largest number of rows and of columns

@@ -24,8 +24,6 @@ from alignver.linalg.least_squares import least_squares
 from alignver.proof.rounding import FloatArray
 from alignver.theory.losses import SampleLoss, sample_loss
 
-__all__ = ["Reference", "beta_hat", "nu", "target_loss", "theorem_3", "unreachable", "zeta"]
-
 
 def nu(theta: Any, S: Any) -> FloatArray:
     r"""Return :math:`\nu(\theta)`: theta on the set S of Assumption 1, and 0 elsewhere.

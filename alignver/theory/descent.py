@@ -29,8 +29,6 @@ from alignver.progress import track
 from alignver.proof.rounding import FloatArray
 from alignver.theory.exploitation import Exploitation, Objective
 
-__all__ = ["ETAS", "ReferencePoint", "gradient_descent_bound", "nearest_fit", "reference_points", "sgd_bound"]
-
 ETAS = tuple(2.0**k for k in range(-2, 8))
 """Multiples of Y_l that are fitted for the cross-entropies; the squared loss has its minimum at 1."""
 

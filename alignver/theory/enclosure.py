@@ -19,8 +19,6 @@ from alignver.features.products import GATE_ERROR, GATE_UNDERFLOW, logistic
 from alignver.proof.rounding import OMEGA, FloatArray, add_up, div_down, div_up, gamma, mul_up, sub_down, sum_up
 from alignver.theory.exploitation import Exploitation
 
-__all__ = ["Enclosure", "LossBounds", "enclose", "loss_bounds", "softplus_down", "softplus_up"]
-
 ROOM = 1.0 + 2.0**-20
 """More than the relative rounding of any bound that this module computes."""
 

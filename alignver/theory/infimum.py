@@ -46,8 +46,6 @@ from alignver.proof.rounding import FloatArray
 from alignver.theory.descent import reference_points
 from alignver.theory.exploitation import Exploitation, Objective
 
-__all__ = ["Infimum", "NewtonStep", "better_weights", "dual_bound", "infimum", "newton_step"]
-
 _REACH = 8.0
 """The largest move of an output in one step, beyond its size: curvatures of saturated samples are nearly 0, and full
 Newton steps would be too long."""

@@ -19,17 +19,6 @@ from alignver.features.products import logistic
 from alignver.frames import from_frame, is_text, numbered
 from alignver.proof.rounding import FloatArray
 
-__all__ = [
-    "LOSSES",
-    "LogisticLoss",
-    "SampleLoss",
-    "SoftmaxLoss",
-    "SquaredLoss",
-    "loss_name",
-    "modified_targets",
-    "sample_loss",
-]
-
 LOSSES = ("squared", "binary_cross_entropy", "cross_entropy")
 """The losses whose modified targets the paper defines (Section 2.1.2)."""
 

@@ -13,8 +13,6 @@ from alignver.arrays import as_vector, host
 from alignver.errors import InvalidInput
 from alignver.proof.rounding import FloatArray
 
-__all__ = ["TrainingRecord", "UpdateConstants", "constants_of_updates"]
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainingRecord:

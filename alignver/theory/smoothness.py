@@ -29,8 +29,6 @@ from alignver.proof.rounding import FloatArray, add_up, gamma, mul_up, sqrt_up, 
 from alignver.theory.exploitation import Exploitation
 from alignver.theory.losses import SampleLoss, sample_loss
 
-__all__ = ["Smoothness", "row_norms", "smoothness", "squared_norm_up"]
-
 _ORDER = 3000
 """Largest order of a symmetric matrix that an eigenvalue and a factorization bound: some seconds each."""
 

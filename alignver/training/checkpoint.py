@@ -31,8 +31,6 @@ from alignver.training.solvers import Recorder
 from alignver.training.wrapper import EEWrapper
 from alignver.training.wrapper_base import EXPLOITING
 
-__all__ = ["load", "restore", "save", "state"]
-
 _SETTINGS = ("loss", "epsilon", "slope", "seed", "repair", "tau")
 _KEYS = {"network", "optimizer", "generator", "random_state", "cuda_random_states", "settings", "phase", "steps"}
 _KEYS |= {"epochs", "history", "training", "exploitation", "versions"}

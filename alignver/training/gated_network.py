@@ -15,8 +15,6 @@ from alignver.errors import InvalidInput, kind_of
 from alignver.network.output_layers import Call, OutputLayers, find_output_layers, is_computed
 from alignver.network.preserve_state import eval_mode
 
-__all__ = ["GatedHead", "GatedNetwork", "Tap", "gate_slope", "gated", "modify"]
-
 
 class GatedHead(nn.Module):
     r"""Outputs of gated hidden units, with a separate hidden layer for each output.

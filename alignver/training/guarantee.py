@@ -23,7 +23,6 @@ from alignver.results import shown_down
 from alignver.theory.exploitation import Exploitation
 from alignver.theory.smoothness import Smoothness, smoothness
 
-__all__ = ["MODES", "Guarantee", "Repaired", "balanced", "guarantee", "repair", "stairs"]
 MODES = ("none", "redraw", "staircase")
 LARGEST = 6000
 """Samples up to which the ranks are proved by default: a verified Cholesky factorization of that order per output."""

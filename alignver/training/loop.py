@@ -15,19 +15,6 @@ from alignver.errors import InvalidInput
 from alignver.training.solvers import FULL_BATCH
 from alignver.training.wrapper_base import EXPLOITING, TrainedNetwork
 
-__all__ = [
-    "BATCH",
-    "advice",
-    "as_count",
-    "as_tau",
-    "batches",
-    "denormals",
-    "gap_bound",
-    "planned",
-    "smallest_batch",
-    "tau_epoch",
-]
-
 BATCH = 128
 """Samples of a step, unless the caller asks for others."""
 

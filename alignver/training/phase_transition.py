@@ -21,15 +21,6 @@ from alignver.training.exploitation import CachedProblem, as_model, wide
 from alignver.training.gated_network import GatedNetwork
 from alignver.training.guarantee import Guarantee, guarantee
 
-__all__ = [
-    "SHARES",
-    "enter",
-    "frozen_layers",
-    "initial_values",
-    "perturb",
-    "require_independent_samples",
-    "reset_features",
-]
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 """Shares s of :func:`reset_features`, in increasing order: the first with a proof of rank n changes the least."""
 

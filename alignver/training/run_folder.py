@@ -35,8 +35,6 @@ from alignver.training.exploitation import as_pair, wide
 from alignver.training.loop import gap_bound, tau_epoch
 from alignver.training.wrapper import EEWrapper
 
-__all__ = ["RunFolder", "certificate_inputs", "require_code_elsewhere", "vacant"]
-
 _FORMAT = 1
 _LAST, _AT_TAU = "checkpoint.safetensors", "checkpoint-tau.safetensors"
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}  # a file system without locks: the run is not refused

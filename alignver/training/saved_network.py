@@ -31,8 +31,6 @@ from alignver.training.gated_network import GatedNetwork, modify
 from alignver.training.run_folder import RunFolder, certificate_inputs, require_code_elsewhere
 from alignver.training.wrapper_base import EXPLOITING, TrainedNetwork
 
-__all__ = ["SavedNetwork", "load"]
-
 _MODEL = "the model that was trained, or a function that builds it: load(folder, model=...)"
 
 

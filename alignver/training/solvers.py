@@ -19,20 +19,6 @@ from alignver.theory.record import TrainingRecord
 from alignver.theory.smoothness import Smoothness
 from alignver.training.exploitation import CachedProblem, mean_loss
 
-__all__ = [
-    "FULL_BATCH",
-    "SOLVERS",
-    "Accelerated",
-    "Factory",
-    "Newton",
-    "Recorder",
-    "ScheduledSGD",
-    "exploiting_optimizer",
-    "plain_descent",
-    "solver",
-    "take_step",
-    "warn_of_long_step",
-]
 Factory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
 
 _NEWTON = 6000

@@ -16,8 +16,6 @@ from alignver.jacobians.prepare import PreparedAlignment
 from alignver.report.history import Record
 from alignver.theory.alignment_bounds import beta_hat, target_loss, theorem_3, zeta
 
-__all__ = ["Theorem3Conditions"]
-
 
 @dataclasses.dataclass(eq=False)
 class Theorem3Conditions:

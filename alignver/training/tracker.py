@@ -34,7 +34,6 @@ from alignver.results import Verdict, plain
 from alignver.theory.losses import sample_loss
 from alignver.training.theorem3_conditions import Theorem3Conditions
 
-__all__ = ["AlignmentTracker", "Clock", "Schedule"]
 _NEED = "a number of steps (10), of epochs ('epoch', '5 epochs'), or a share of the training time ('5%')"
 _WORDS = re.compile(r"(?:(\d+) +)?(step|epoch)s?")
 _MODES = ("same", "eval")

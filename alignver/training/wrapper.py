@@ -44,8 +44,6 @@ from alignver.training.solvers import (
 )
 from alignver.training.wrapper_base import EXPLOITING, EXPLORING, TrainedNetwork
 
-__all__ = ["EXPLOITING", "EXPLORING", "EEWrapper"]
-
 _SMALLER_STEP = "a smaller step; a checkpoint of an epoch before this one is good"
 
 

@@ -30,8 +30,6 @@ from alignver.training.gated_network import GatedNetwork
 from alignver.training.guarantee import Guarantee
 from alignver.training.solvers import Factory, Recorder
 
-__all__ = ["EXPLOITING", "EXPLORING", "TrainedNetwork"]
-
 EXPLORING, EXPLOITING = "exploration", "exploitation"
 
 

@@ -11,8 +11,6 @@ from torch import nn
 
 from alignver.training.tracker import AlignmentTracker
 
-__all__ = ["Deferred", "optimizer_hook"]
-
 
 class Deferred:
     """A tracker that is created when training begins, since only then the model is on its device.

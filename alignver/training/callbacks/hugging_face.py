@@ -11,8 +11,6 @@ from torch import nn
 
 from alignver.training.callbacks.deferred import Deferred
 
-__all__ = ["Logits", "TrainerCallback"]
-
 
 class Logits(nn.Module):
     """A model of transformers as a function from one tensor to its logits, with the parameters of the model.

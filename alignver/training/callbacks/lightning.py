@@ -8,8 +8,6 @@ from lightning.pytorch import Callback
 
 from alignver.training.callbacks.deferred import Deferred
 
-__all__ = ["LightningCallback"]
-
 
 class LightningCallback(Deferred, Callback):
     """Tracks the alignment of a LightningModule while ``Trainer.fit`` trains it.

@@ -11,8 +11,6 @@ from torch import nn
 from alignver.training.callbacks.deferred import Deferred
 from alignver.training.tracker import AlignmentTracker
 
-__all__ = ["SkorchCallback"]
-
 
 class SkorchCallback(skorch.callbacks.Callback):
     """Tracks the alignment of ``net.module_`` while a skorch net is fitted.
