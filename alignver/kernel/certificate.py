@@ -32,11 +32,6 @@ from alignver.kernel.failure import demand
 from alignver.kernel.network import claims as network
 from alignver.results import Frozen, plain, shown_down, shown_up
 
-__all__ = [
-    "CLAIMS", "LOSSES", "MOST_BYTES", "Certificate", "Inputs", "Tampered", "describe", "load_certificate", "pack",
-    "record", "rows_of", "seal", "unpack", "write",
-]  # fmt: skip
-
 CLAIMS = {
     "membership": "y is in the column space of J",
     "non-membership": "y is not in the column space of J",

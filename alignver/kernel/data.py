@@ -31,8 +31,6 @@ from alignver.kernel.gates import LIBRARY
 from alignver.kernel.machine import require_ieee
 from alignver.results import shown_down
 
-__all__ = ["METHODS", "canonical", "digests_of", "first_equal", "floor_of", "identified", "least_loss", "record_of"]
-
 _KINDS = ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8")
 _BLOCK_BYTES = 1 << 26
 _FAR = 900  # sums of numbers below 2^900, and logarithms times them, do not overflow

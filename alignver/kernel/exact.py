@@ -20,12 +20,6 @@ import numpy as np
 
 from alignver.kernel.failure import NotProved, require
 
-__all__ = [
-    "FARTHEST", "combination", "equal", "exponents", "floats", "independent_modulo", "indices", "integers",
-    "nonzero", "number", "power", "rank_modulo", "residues", "rounded_down", "rounded_up", "small_primes",
-    "sqrt_down", "sqrt_up",
-]  # fmt: skip
-
 FARTHEST = 1000
 """Exponents of powers of two in a certificate lie between -1000 and 1000, within the range of float64."""
 

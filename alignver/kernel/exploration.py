@@ -34,8 +34,6 @@ from alignver.kernel.matrices import METHODS as MATRIX_METHODS
 from alignver.kernel.snapshot import Rows
 from alignver.results import shown_down
 
-__all__ = ["METHODS"]
-
 
 def _count(certificate: Certificate, rows: Rows, run: Run, track: Any) -> str:
     rows.identify(certificate, track)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from alignver.errors import InvalidInput
 
-__all__ = ["NotProved", "Unsupported", "demand", "require"]
-
 
 class NotProved(Exception):
     """The certificate does not prove its claim; the message says why."""

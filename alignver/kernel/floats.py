@@ -28,11 +28,6 @@ from alignver.kernel.exact import floats, integers, power, rounded_up, sqrt_down
 from alignver.kernel.failure import NotProved, require
 from alignver.kernel.machine import require_ieee
 
-__all__ = [
-    "EXACT", "OMEGA", "Run", "U", "common", "definite_floor", "exact_residual", "gamma", "gram_floor",
-    "inverse_floor", "lengths_up", "norm_down", "norm_up", "product_error", "spectral_up",
-]  # fmt: skip
-
 Run: TypeAlias = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 """``map``, or the ``map`` of a pool of threads."""
 

@@ -17,8 +17,6 @@ from alignver.kernel.failure import require
 from alignver.kernel.floats import OMEGA, Run, U, definite_floor, gamma, lengths_up, norm_up
 from alignver.kernel.matrices import factored_tile
 
-__all__ = ["LIBRARY", "gate_floor", "logistic"]
-
 LIBRARY = power(-40)
 """Relative error of exp and log1p."""
 

@@ -31,12 +31,6 @@ import numpy as np
 
 from alignver.kernel.failure import Unsupported
 
-__all__ = [
-    "ASSUMED", "POINTS", "PRIMITIVES", "arithmetic_fault", "digest", "distributed_fault", "distrust", "distrusted",
-    "erf", "function_errors", "inaccurate", "outcome", "product_fault", "require_functions", "require_ieee",
-    "thread_fault",
-]  # fmt: skip
-
 _U = 2.0**-53
 _ABOVE = _U * (1.0 + 2.0**-20)
 # OpenBLAS gives each thread at least 2^18 multiplications: k = 128 and orders of 64 sqrt(threads) are twice that.

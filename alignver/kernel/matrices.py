@@ -47,8 +47,6 @@ from alignver.kernel.floats import (
     spectral_up,
 )
 
-__all__ = ["METHODS", "ball_radius", "factored_tile", "require_ball"]
-
 
 def _full_rank(certificate: Certificate, inputs: Inputs, run: Run) -> str:
     """Every matrix in the ball has full rank: by definiteness, by a right inverse, or modulo a prime."""

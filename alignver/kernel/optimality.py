@@ -25,8 +25,6 @@ from alignver.kernel.floats import Run, U, gamma
 from alignver.kernel.gates import LIBRARY, gate_floor, logistic
 from alignver.results import shown_down, shown_up
 
-__all__ = ["METHODS", "loss_interval", "outputs"]
-
 ROOM, FINE = 1.0 + 2.0**-30, 1.0 + 2.0**-45
 _U, _LIBRARY = float(U), float(LIBRARY)
 _TINY = 2.0**-1000

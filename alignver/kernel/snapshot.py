@@ -20,8 +20,6 @@ from alignver.kernel.failure import demand, require
 from alignver.kernel.machine import require_ieee
 from alignver.results import Frozen, plain
 
-__all__ = ["Rows", "frozen", "real"]
-
 MOST_COPIED = 1 << 30
 """Size of rows in bytes up to which a copy is made; for larger ones, digests of the rows are stored."""
 

@@ -19,8 +19,6 @@ from alignver.kernel.network import methods as graphs
 from alignver.kernel.snapshot import Rows, frozen, real
 from alignver.results import CheckResult, Rigor, Subject, Verdict, plain
 
-__all__ = ["verify"]
-
 _ON_MATRICES = matrices.METHODS | optimality.METHODS | data.METHODS | graphs.METHODS
 _NAMES: dict[str, tuple[str, ...]] = dict.fromkeys(("exploration", "exploration-gates", "no-exploration"), ("Z",))
 _NAMES |= {"membership": ("J", "y"), "non-membership": ("J", "y"), "rank": ("A",), "not-rank": ("A",)}

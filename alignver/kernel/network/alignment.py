@@ -22,8 +22,6 @@ from alignver.kernel.network.dependences import Dependences, Ring
 from alignver.kernel.network.graph import Graph, parse
 from alignver.kernel.network.program import batches
 
-__all__ = ["METHODS", "MOST_EXACT", "dependences", "ends", "full_row_rank", "independent", "jacobian"]
-
 MOST_EXACT = 2**16
 """Largest number of entries of a Jacobian whose dependences are computed in integers."""
 

@@ -31,8 +31,6 @@ from alignver.kernel.network.ranges import (
     scaled,
 )
 
-__all__ = ["BATCH_NORMS", "NORMS", "THRESHOLD", "Barrier", "Value", "walk"]
-
 ENTIRE = words(
     """exp exp2 expm1 sin cos sinh cosh tanh atan arctan asinh arcsinh sigmoid mish log_sigmoid log_sigmoid_forward
     softmax _softmax log_softmax _log_softmax logsumexp logaddexp logaddexp2 gelu silu erf erfc sinc special_erfcx

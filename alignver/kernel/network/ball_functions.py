@@ -13,8 +13,6 @@ from typing import Any
 
 from alignver.kernel.failure import require
 
-__all__ = ["FUNCTIONS", "Pair", "positive", "reciprocal"]
-
 arb: Any
 try:
     from flint import arb

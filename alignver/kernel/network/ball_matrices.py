@@ -28,8 +28,6 @@ from alignver.kernel.failure import require
 from alignver.kernel.network.ball_functions import reciprocal
 from alignver.kernel.network.balls import arb, bits, dot, exactly, middle, power, product, square, zeros
 
-__all__ = ["Definite", "between", "definite", "squared_distance"]
-
 _BASE = 24  # order of the blocks that are factored entry by entry
 _SINGULAR = "the Gram matrix may be singular in this precision"
 

@@ -21,11 +21,6 @@ from alignver.kernel.failure import NotProved, require
 from alignver.kernel.network.ball_functions import FUNCTIONS, Pair, positive, reciprocal
 from alignver.kernel.network.tape import Program, Step
 
-__all__ = [
-    "Leaf", "State", "available", "bits", "columns", "dot", "exactly", "gram", "joined", "matrix", "middle", "norm",
-    "power", "precision", "product", "root", "shares", "square", "values", "zeros",
-]  # fmt: skip
-
 arb: Any
 arb_mat: Any
 ctx: Any

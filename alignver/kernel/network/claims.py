@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["CLAIMS"]
-
 CLAIMS = {
     "common-structure": "this network is linear in its parameters S wherever it is defined: f = J nu (Assumption 1)",
     "no-structure": "this network has no S with f = J nu for all theta (Assumption 1)",

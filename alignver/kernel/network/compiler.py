@@ -21,8 +21,6 @@ from alignver.kernel.network.movement import MOVES, moved
 from alignver.kernel.network.operators import words
 from alignver.kernel.network.tape import Program, Tape, exact_float, joint_owner, require_size, shared_with
 
-__all__ = ["Compiler", "Exact", "Parameters", "Real", "Value", "rule"]
-
 _MOST_INTEGER = 2**53
 _INTEGERS_OF = {"bool": (0, 1), "uint8": (0, 2**8 - 1), "int32": (-(2**31), 2**31 - 1)}
 _CONVENTIONS = words("""

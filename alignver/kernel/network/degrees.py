@@ -15,8 +15,6 @@ from alignver.kernel.failure import require
 from alignver.kernel.network.graph import FLOATS, Graph, Node, Ref
 from alignver.kernel.network.operators import BAGS, EMPTY, JOINS, LINEAR, PRODUCTS, RANDOM, ZEROS
 
-__all__ = ["UNKNOWN", "ZERO", "degrees", "is_random", "selects", "subset"]
-
 ZERO = -1
 """The degree of what is zero for every theta: it counts as any degree."""
 

@@ -26,8 +26,6 @@ from alignver.kernel.failure import require
 from alignver.kernel.network import ball_matrices
 from alignver.kernel.network.balls import arb, dot, exactly, product, square
 
-__all__ = ["Dependences", "Number", "Ring"]
-
 fmpq: Any
 fmpq_mat: Any
 fmpz_mat: Any

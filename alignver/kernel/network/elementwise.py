@@ -23,8 +23,6 @@ import numpy as np
 from alignver.kernel.failure import NotProved, require
 from alignver.kernel.machine import erf
 
-__all__ = ["MAPS", "SMALL"]
-
 U = 2.0**-53
 SMALL = 2.0**-1020
 

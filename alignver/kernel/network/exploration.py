@@ -24,8 +24,6 @@ from alignver.kernel.network.program import compiled, unpacked
 from alignver.kernel.network.tape import Program
 from alignver.kernel.snapshot import Rows
 
-__all__ = ["METHODS", "Features"]
-
 
 class Features:
     """The features of a network, batch by batch.

@@ -19,8 +19,6 @@ import numpy as np
 from alignver.kernel.failure import NotProved, require
 from alignver.kernel.network.operators import JOINS, PRODUCTS
 
-__all__ = ["FLOATS", "Graph", "Node", "Ref", "encode", "parse"]
-
 MOST_BYTES = 1 << 26
 """Largest document that is read."""
 

@@ -15,8 +15,6 @@ from alignver.kernel.network.graph import Graph, Node, Ref
 from alignver.kernel.network.operators import COPIES, PRODUCTS, words
 from alignver.kernel.network.ranges import MONOTONE, Range
 
-__all__ = ["bent_output"]
-
 _CONSTANT, _RISING, _BENT = 0, 1, 2
 _PRODUCTS = words("mul mm bmm matmul linear addmm convolution conv1d conv2d conv3d")
 _KEEP = COPIES | words("""

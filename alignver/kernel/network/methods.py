@@ -13,8 +13,6 @@ from alignver.kernel.network.degrees import UNKNOWN, ZERO, degrees, subset
 from alignver.kernel.network.graph import Graph, parse
 from alignver.kernel.network.kinks import bent_output
 
-__all__ = ["INPUTS", "METHODS", "STATED", "described", "domain_gaps", "flat", "zero_excluded"]
-
 _SHOWN = 6
 
 

@@ -11,8 +11,6 @@ from numpy.lib.stride_tricks import sliding_window_view
 from alignver.kernel.failure import NotProved, require
 from alignver.kernel.network.tape import require_size
 
-__all__ = ["MOVES", "moved", "padded", "triple", "windows"]
-
 Args = Mapping[str, Any]
 
 

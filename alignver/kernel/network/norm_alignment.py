@@ -29,8 +29,6 @@ from alignver.kernel.network.graph import Graph, parse
 from alignver.kernel.network.program import batches
 from alignver.kernel.network.radii import Rows
 
-__all__ = ["METHODS", "MOST_ENTRIES", "EnclosedJacobian", "aligned", "jacobian", "misaligned"]
-
 MOST_ENTRIES = 1 << 28
 """Entries of the largest Jacobian that is formed: 2 GiB."""
 

@@ -13,8 +13,6 @@ from alignver.kernel.network.operations import plus, scaled
 from alignver.kernel.network.pooling import to_rows, without
 from alignver.kernel.network.tape import exact_float
 
-__all__: list[str] = []
-
 Args = dict[str, Any]
 
 

@@ -33,8 +33,6 @@ from alignver.kernel.network.radii import Constants, Enclosure, Entries, Rows, R
 from alignver.kernel.network.row_functions import Back
 from alignver.kernel.network.tape import Program, Step
 
-__all__ = ["Constants", "Enclosure", "constants", "forward", "gradients"]
-
 _LARGEST = 2.0**70
 _ROWS = 2**20  # entries of a gathered matrix that are held at a time
 _TERMS = 640  # of a sum in a product of a convolution: with fewer, reading and writing the result takes longer

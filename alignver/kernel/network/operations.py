@@ -14,8 +14,6 @@ from alignver.kernel.network.graph import FLOATS
 from alignver.kernel.network.movement import moved, padded, triple, windows
 from alignver.kernel.network.tape import exact_float, joint_owner, require_size
 
-__all__ = ["plus", "scaled"]
-
 Args = dict[str, Any]
 
 

@@ -28,8 +28,6 @@ import numpy as np
 
 from alignver.kernel.failure import require
 
-__all__ = ["SLACK", "affine_norm", "gamma_up", "spectral", "symbol_norm", "windows"]
-
 SLACK = 1.0 + 2.0**-40
 """Factor for an expression of fewer than 4000 sums, products, quotients and roots of floats that are not negative."""
 

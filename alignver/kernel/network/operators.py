@@ -6,8 +6,6 @@ list is not wrong, it is unknown: its arguments must not depend on the parameter
 
 from __future__ import annotations
 
-__all__ = ["BAGS", "COPIES", "EMPTY", "JOINS", "LINEAR", "PRODUCTS", "RANDOM", "ZEROS", "words"]
-
 
 def words(text: str) -> frozenset[str]:
     """Return the words of a text as a set."""

@@ -30,8 +30,6 @@ from alignver.kernel.network.program import batches
 from alignver.kernel.optimality import loss_interval
 from alignver.results import shown_down, shown_up
 
-__all__ = ["METHODS", "changed", "distinct", "outputs", "without_gradients"]
-
 
 def distinct(x: Any) -> tuple[Any, Any]:
     """Return for each row of x the first equal row, and the rows that are the first of their kind."""

@@ -13,8 +13,6 @@ from alignver.kernel.network.compiler import Compiler, Exact, Real, Value, rule
 from alignver.kernel.network.movement import padded, triple, windows
 from alignver.kernel.network.tape import exact_float, require_size
 
-__all__ = ["to_rows", "without"]
-
 Args = dict[str, Any]
 _MOST_FACTORS = 64
 

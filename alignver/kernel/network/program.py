@@ -17,8 +17,6 @@ from alignver.kernel.network.compiler import Compiler, Parameters
 from alignver.kernel.network.graph import FLOATS, Graph
 from alignver.kernel.network.tape import Program
 
-__all__ = ["batches", "compiled", "unpacked"]
-
 _MOST_INTEGER = 2**53
 
 

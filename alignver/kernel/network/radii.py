@@ -17,9 +17,6 @@ from alignver.kernel.failure import require
 from alignver.kernel.network.operator_norms import SLACK, gamma_up
 from alignver.kernel.network.tape import Program, Step
 
-__all__ = ["TINY", "Constants", "Enclosure", "Entries", "Rows", "Run", "U", "lengths", "row_owner", "rows_largest",
-           "rows_norm", "up"]  # fmt: skip
-
 U = 2.0**-53
 TINY = 2.0**-1000
 

@@ -10,20 +10,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable
 
-__all__ = [
-    "MONOTONE",
-    "WHOLE",
-    "Range",
-    "add",
-    "hull",
-    "monotone",
-    "multiply",
-    "negated",
-    "number",
-    "quotient",
-    "scaled",
-]
-
 _LIBRARY = 2.0**-40
 INFINITE = math.inf
 

@@ -9,8 +9,6 @@ import numpy as np
 from alignver.kernel.failure import require
 from alignver.kernel.network.compiler import Compiler, Real, Value, rule
 
-__all__: list[str] = []
-
 Args = dict[str, Any]
 
 

@@ -20,8 +20,6 @@ from alignver.kernel.network.operator_norms import SLACK, gamma_up
 from alignver.kernel.network.radii import TINY, Run, U, lengths, rows_largest, rows_norm, up
 from alignver.kernel.network.tape import Step
 
-__all__ = ["BACKWARD", "FORWARD"]
-
 Back = Iterator[tuple[int, Any, Any]]
 
 

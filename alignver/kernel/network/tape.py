@@ -37,8 +37,6 @@ import numpy as np
 
 from alignver.kernel.failure import NotProved, require
 
-__all__ = ["Program", "Step", "Tape", "exact_float", "joint_owner", "require_size", "shared_with"]
-
 _FEW = 6  # axes along which a shared operand may vary
 _MOST = 1 << 25
 """Largest number of entries of an array."""
