@@ -14,7 +14,7 @@ def _mutants(name: str, *changes: tuple[str, str]) -> list[Mutant]:
 NORMWISE: list[Mutant] = [
     *_mutants(
         "normwise",
-        ("squares = squares + np.square(part.error) * _targets(run, step, position)[2]",
+        ('squares = squares + np.square(part.error) * run.constants.bound(i, f"copies {position}", count)',
          "squares = squares + np.square(part.error)"),
         ("up(math.sqrt(copies) * (e + gamma_up(copies) * size))", "up(e + gamma_up(copies) * size)"),
         ("error = up(error + part.error + U * entries.norm(value))", "error = error + part.error"),
@@ -31,7 +31,7 @@ NORMWISE: list[Mutant] = [
         ("gamma_up(A.shape[-1]) * a_size * size_b)", "0.0 * a_size * size_b)"),
         ("    error = gamma_up(length) * size * largest", "    error = gamma_up(length - 1) * size * largest"),
         ("padded[:, :-1] = x.reshape", "padded[:, 1:] = x.reshape"),
-        ("value += np.matmul(rows", "value = np.matmul(rows"),
+        ("value[part] += np.matmul(rows", "value[part] = np.matmul(rows"),
         ("(size + math.sqrt(copies) * x.error) * W.error", "size * W.error"),
         ("(size + math.sqrt(copies) * x.error) * W.error", "(size + x.error) * 0.5 * W.error"),
         ("rounding = gamma_up(width + copies - 1)", "rounding = gamma_up(width - 1)"),

@@ -210,7 +210,10 @@ def test_forward_keeps_the_output_alone():
 
 
 @pytest.mark.parametrize(("name", "by_channels"), [("convolution", 2), ("groups and dilation", 1), ("transposed", 2)])
-def test_convolutions_by_channels_are_those_of_the_rows(name, by_channels):
+@pytest.mark.parametrize("limits", [{}, {"_TERMS": 4, "_ROWS": 8}], ids=["whole", "in parts"])
+def test_convolutions_by_channels_are_those_of_the_rows(name, by_channels, limits, monkeypatch):
+    for limit, value in limits.items():
+        monkeypatch.setattr(normwise, limit, value)
     torch.manual_seed(0)
     make, inputs = MODULES[name]
     program = as_program(make(), inputs())
