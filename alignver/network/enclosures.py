@@ -393,12 +393,12 @@ class _Reduced:
     def of(cls, network: EnclosedNetwork, y: Any) -> _Reduced:
         """Find the dependences, and the split of the columns that has the fewest generators."""
         J = alignment.dependences(network.traced.graph, network.parameters[0], network.x, len(y))
-        rows, d = J.row_basis(y), network.trainable
+        rows = J.row_basis(y)
         consistent = len(rows) == len(J.row_basis(np.zeros_like(y)))
-        sizes = [math.prod(node.out[0][1]) for node in network.traced.graph.nodes
-                 if node.op == "parameter" and node.args["trainable"]]  # fmt: skip
+        leaves = {s.args["leaf"]: s.size for s in network.program.steps if s.args.get("trainable")}  # those in use
+        sizes = [leaves[k] for k in sorted(leaves)]
         first, best = 0, J.generators(0)
-        narrow = itertools.accumulate(sizes[:-1]) if network.program.columns > 1 and J.J.shape[1] == d else ()
+        narrow = itertools.accumulate(sizes[:-1]) if network.program.columns > 1 else ()
         for split in (J.J.shape[1], *narrow):
             other = J.generators(split)
             if len(other[0]) + len(other[1]) < len(best[0]) + len(best[1]):

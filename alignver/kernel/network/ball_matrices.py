@@ -159,6 +159,6 @@ def squared_distance(J: Any, y: Any) -> Any:
 
 
 def between(square: Any, low: float, high: float) -> bool:
-    """Whether every number of a ball is between the squares of two floats."""
+    """Whether a square, which is in a ball, is between those of two floats; the ball may contain negative numbers."""
     above = high == math.inf or bool(square <= arb(high) ** 2)
-    return bool(square >= arb(low) ** 2) and above
+    return (low == 0.0 or bool(square >= arb(low) ** 2)) and above

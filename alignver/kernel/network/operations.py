@@ -177,11 +177,12 @@ def _glu(c: Compiler, args: Args) -> Value:
 
 @rule("maximum", "minimum")
 def _maximum(c: Compiler, args: Args) -> Value:
-    sign = 1.0 if c.node.base == "maximum" else -1.0
-    a, b = (c.tape.scale(step, sign) for step in c.tape.together(c.real(args["self"]), c.real(args["other"])))
-    size = c.tape.steps[a].size
+    a, b = c.tape.together(c.real(args["self"]), c.real(args["other"]))
+    size, least = c.tape.steps[a].size, c.node.base == "minimum"
     pairs = c.tape.move((a, b), np.arange(2 * size).reshape(2, size).T)
-    return Real(c.tape.scale(c.tape.reshape(c.tape.rows("max", pairs, keep=False), c.tape.shape(a)), sign))
+    pairs = c.tape.scale(pairs, -1.0) if least else pairs
+    largest = c.tape.reshape(c.tape.rows("max", pairs, keep=False), c.tape.shape(a))
+    return Real(c.tape.scale(largest, -1.0) if least else largest)
 
 
 @rule("lerp")

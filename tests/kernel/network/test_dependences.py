@@ -244,6 +244,33 @@ def test_few_units_before_many_outputs():
         assert verify(forged, of_inside).verdict is Verdict.FAILS
 
 
+class Unused(nn.Module):
+    """A layer of one unit and a parameter that no output depends on."""
+
+    def __init__(self):
+        super().__init__()
+        self.f, self.unused, self.g = nn.Linear(3, 1), nn.Parameter(torch.ones(4)), nn.Linear(1, 3)
+
+    def forward(self, x):
+        return self.g(torch.sin(self.f(x)))
+
+
+def test_parameters_that_no_output_depends_on_do_not_hide_a_split():
+    torch.manual_seed(0)
+    x, y = torch.randn(4, 3), np.random.default_rng(0).normal(size=12)
+    result = av.check_alignment(Unused(), x, y.reshape(3, 4).T, loss="squared")
+    assert (result.verdict, result.subject, result.rigor) == (Verdict.FAILS, Subject.NETWORK, Rigor.PROOF)
+
+
+def test_bounds_of_kappa_may_be_far_apart():
+    """The weight is of use only if it is large, and a bound of kappa from below knows the bias alone."""
+    model, x, y = nn.Linear(1, 1), torch.tensor([[1.0], [2.0], [3.0]]).double() * 2.0**-200, [2.0, 3.0, 4.0]
+    network, proof = proved(model, x, y)
+    assert (proof.verdict, proof.certificate.method) == (Verdict.HOLDS, "exact")
+    assert proof.kappa[0] <= 2.0**200 <= proof.kappa[1]
+    assert verified(network, proof, y)
+
+
 def test_rows_of_odd_networks():
     """f(-x) = -f(x): with targets of the same kind y is reached, with others it is not, at any number of parameters."""
     torch.manual_seed(0)
@@ -409,6 +436,12 @@ def test_a_maximum_of_equal_numbers_may_be_a_kink():
     with pytest.raises(NotProved, match="a maximum is not decided"):
         of(network, 3)
     x[0] = torch.tensor([-1.0, 0.0, -2.0])
-    assert of(EnclosedNetwork.of(Largest(nn.ReLU()).double(), x), 3).J[0].astype(float).tolist() == [0, 0, 0, 0, 1]
+    zeros = [0, 0, 0, 0, 1]
+    assert of(EnclosedNetwork.of(Largest(nn.ReLU()).double(), x), 3).J[0].astype(float).tolist() == zeros
+    larger = Largest(lambda h: torch.maximum(torch.relu(h[:, :1]), torch.relu(h[:, 1:])))
+    network = EnclosedNetwork.of(larger.double(), x)
+    with balls.precision(128):
+        leaves = alignment.jacobian(network.traced.graph, network.parameters[0], network.x)
+        assert balls.columns(leaves)[0].astype(float).tolist() == zeros
     x = torch.tensor([[0.0], [1.0], [1.0]]).double()
     assert of(EnclosedNetwork.of(Largest(nn.Identity(), pad=True).double(), x), 3).column_basis() == [0, 1]
