@@ -48,7 +48,7 @@ def main(folder: Path) -> object:
     torch.manual_seed(0)
     train, test = loaders()
 
-    # What can be proved of the model and the data before the training.
+    # What can be proved about the model and the data before the training.
     report = av.check_model(build(), train, loss="cross_entropy", max_seconds=60)
     print(report["model"])
 

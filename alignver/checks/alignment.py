@@ -260,7 +260,7 @@ def decide_alignment(
     if isinstance(theorem, NetworkProof):
         result = _with_theorem(result, theorem)
     unproved = theorem if isinstance(theorem, str) else ""
-    lines = (f"nothing is proved of the network: {unproved}",) if unproved else ()
+    lines = (f"nothing is proved about the network: {unproved}",) if unproved else ()
     merged = (merge_sentence(prepared.duplicates),) if prepared.merged else ()
     limit = (bound.sentence,) if bound.sentence else ()
     return dataclasses.replace(
@@ -462,7 +462,7 @@ def _with_theorem(result: CheckResult, theorem: NetworkProof) -> CheckResult:
     if theorem.reach:
         listed = ", ".join(f"{shown_up(row.upper)} for ||beta|| <= {row.budget:g}" for row in theorem.reach[:4])
         evidence.append(f"least ||J beta - y|| / ||y||: {listed}")
-    evidence.append(f"of the computed matrix: {result.verdict}, {result.rigor.value.lower()}: {result.reason}")
+    evidence.append(f"about the computed matrix: {result.verdict}, {result.rigor.value.lower()}: {result.reason}")
     kind = "exact dependences" if theorem.certificate.method == "exact" else "independent columns"
     matrix = {"verdict": result.verdict.value, "rigor": result.rigor.value, "reason": result.reason}
     return dataclasses.replace(

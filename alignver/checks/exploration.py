@@ -235,7 +235,7 @@ def _check_model(
         return dataclasses.replace(result, subject=Subject.NETWORK, evidence=(counted, *result.evidence))
     if refutable:
         return result
-    return dataclasses.replace(result, evidence=(f"nothing is proved of the network: {reason}", *result.evidence))
+    return dataclasses.replace(result, evidence=(f"nothing is proved about the network: {reason}", *result.evidence))
 
 
 def _why_not(options: dict[str, Any]) -> str:

@@ -119,7 +119,7 @@ def check_model(
     >>> [(result.name, str(result.verdict)) for result in report.results[:4]]
     [('model', 'HOLDS'), ('data', 'HOLDS'), ('structure', 'HOLDS'), ('analytic', 'HOLDS')]
     >>> report["model"].reason
-    'the model can represent these targets at its parameters: proved of the network, with kappa at most 908.3'
+    'the model can represent these targets at its parameters: proved about the network, with kappa at most 908.3'
     """
     began = time.perf_counter()
     gap = require.real("gap", gap, above=0.0)
@@ -257,7 +257,7 @@ def _overview(questions: _Questions, results: list[CheckResult], seconds: float)
     """Return the result that summarizes the others; verdict, rigor, subject and proof are those of alignment."""
     answers = {result.name: result for result in results}
     decisive = answers["alignment"]
-    proved = f"proved of the {decisive.subject.words}" if decisive.rigor is Rigor.PROOF else "numerically"
+    proved = f"proved about the {decisive.subject.words}" if decisive.rigor is Rigor.PROOF else "numerically"
     reason = f"{_WORDS[decisive.verdict]}: {proved}"
     if decisive.verdict is Verdict.HOLDS and "kappa" in decisive.measured:
         reason += f", with kappa at most {shown_up(decisive.measured['kappa']['upper'], 4)}"

@@ -71,7 +71,7 @@ def check_network(
         f"(tolerance: {tolerance:.3g}){above}",
         code="optimality-run-below" if below else "optimality-run-above",
         next_steps=() if below else (_TRAIN, *((_BUDGET,) if certify else ())),
-        evidence=(f"nothing is proved of the network: {proof}",),
+        evidence=(f"nothing is proved about the network: {proof}",),
         measured={**measured, "infimum_lower": floor},
         bounds=(Bound("L(theta) - inf L", gap, "<=", tolerance),),
     )
@@ -80,7 +80,7 @@ def check_network(
 def with_proof(
     stored: CheckResult, proof: OptimalityProof | str, tolerance: float, as_run: float, dtype: str
 ) -> CheckResult:
-    """Return what is proved of a network, beside a result about its stored features; that one alone if it is nothing.
+    """Return what is proved about a network beside a result about its stored features, or that one alone.
 
     Parameters
     ----------
@@ -97,13 +97,13 @@ def with_proof(
     undecided = isinstance(proof, OptimalityProof) and proof.verdict is Verdict.UNDECIDED
     if not isinstance(proof, OptimalityProof) or (undecided and proof.lower - proof.floor <= tolerance):
         why = proof if isinstance(proof, str) else f"its loss is proved to be within {_interval(proof)} only"
-        evidence = (f"nothing is proved of the network: {why}", "about the features as stored", *stored.evidence)
+        evidence = (f"nothing is proved about the network: {why}", "about the features as stored", *stored.evidence)
         return dataclasses.replace(stored, evidence=evidence, measured=measured)
     conflicts = stored.evidence[:2] if "conflicts" in stored.measured else ()
     kept = {name: value for name, value in measured.items() if not name.startswith(("gap_", "loss_value"))}
     matrix = {"verdict": stored.verdict.value, "rigor": stored.rigor.value, "reason": stored.reason}
     result = _about_the_network(proof, tolerance, as_run, dtype, conflicts, {**kept, "stored_features": matrix})
-    line = f"of the features as stored: {stored.verdict}, {stored.rigor.value.lower()}: {stored.reason}"
+    line = f"about the features as stored: {stored.verdict}, {stored.rigor.value.lower()}: {stored.reason}"
     others = (entry for entry in stored.evidence if entry not in conflicts and "training errors" not in entry)
     return dataclasses.replace(result, evidence=(*result.evidence, line, *others), next_steps=stored.next_steps)
 

@@ -67,7 +67,7 @@ def alignment_steps(result: CheckResult, N: int, d: int, narrow: str, unproved: 
     narrow : str
         Why the sizes of the layers exclude full row rank, if they do and d < N does not.
     unproved : str
-        Why nothing is proved of the network; empty if something is.
+        Why nothing is proved about the network; empty if something is.
     """
     estimate = re.search(r"would take (?:about|more than) (\d+) s", unproved)
     more = () if estimate is None else (f"max_seconds={3 * int(estimate[1]) + 3}: {_LONGER} {estimate[1]} s",)

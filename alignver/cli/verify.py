@@ -201,7 +201,7 @@ def _of_a_run(folder: Path, data: str | None) -> tuple[dict[str, Any], tuple[str
 
 def _undecided(result: CheckResult, reason: str) -> CheckResult:
     """Return the result if the proof holds for the factors in the certificate and not for the model."""
-    evidence = (f"of the factors in the certificate: {result.reason}",)
+    evidence = (f"about the factors in the certificate: {result.reason}",)
     return dataclasses.replace(
         result, verdict=Verdict.UNDECIDED, rigor=Rigor.NUMERICAL, reason=reason, evidence=evidence
     )

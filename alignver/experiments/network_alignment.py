@@ -108,7 +108,7 @@ def _claims(setting: Setting) -> list[Claim]:
 
 
 def _truth(name: str, runs: Measured) -> Answer:
-    """Count what is proved of the network, and what the rule says of the computed Jacobian."""
+    """Count what is proved about the network, and what the rule says of the computed Jacobian."""
     decisions = [
         (verdict, subject == Subject.NETWORK)
         for run in runs.values()

@@ -282,7 +282,7 @@ def _compared(factors: LayerFactors, arrays: Mapping[str, Matrix], certificate: 
     note += f"{shown_up(distance)} (Frobenius norm) of this model's"
     if distance <= radius:
         return f"{note}, and every matrix within {shown_down(radius)} is covered", True
-    return f"{note}, further than the {shown_down(radius)} that are covered: nothing is proved of this model", False
+    return f"{note}, further than the {shown_down(radius)} that are covered: nothing is proved about this model", False
 
 
 def _stated(certificate: Certificate) -> tuple[Any, Any, list[Any]]:

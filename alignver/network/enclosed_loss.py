@@ -55,7 +55,7 @@ class _Loss:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OptimalityProof:
-    """What is proved of the training loss of a network.
+    """What is proved about the training loss of a network.
 
     Attributes
     ----------

@@ -191,7 +191,7 @@ class EnclosedNetwork:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NetworkProof:
-    """What is proved of the alignment of a network.
+    """What is proved about the alignment of a network.
 
     Attributes
     ----------

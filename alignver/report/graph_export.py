@@ -99,7 +99,7 @@ def export_graph(
 
 
 def graph_bounds(certificate: Certificate, parameters: Any = None, x: Any = None) -> dict[str, Any]:
-    """Return what is proved of each node of a certificate's graph, as plain data.
+    """Return what is proved about each node of a certificate's graph, as plain data.
 
     Parameters
     ----------

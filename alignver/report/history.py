@@ -60,7 +60,7 @@ class Record:
     theorem_3 : mapping or None
         The bound: ``bound``, ``least_loss``, ``premises`` and the numbers in it.
     network : mapping or None
-        What is proved of the network in real arithmetic, at the steps where it was asked: ``verdict`` (UNDECIDED if
+        What is proved about the network in real arithmetic, at the steps where it was asked: ``verdict`` (UNDECIDED if
         nothing is proved), ``kappa`` (lower and upper bound), ``shuffled``, ``reason``.
     run : int
         The number of the training that the tracker watches: 0, and 1 more for each one that begins anew.

@@ -87,7 +87,7 @@ def test_the_forger_finds_a_kernel_that_is_wrong(name, forged, monkeypatch):
 
 
 def proved(case, ball):
-    """Return what is proved of a case, each with the inputs of its certificate."""
+    """Return what is proved about a case, each with the inputs of its certificate."""
     J, y = case.J, case.y
     made = [(prove_membership(J, y, ball=ball), {"J": J, "y": y})]
     made += [(prove_rank(J, r, ball=ball), {"A": J}) for r in {min(J.shape), min(J.shape) - 1}]

@@ -146,12 +146,12 @@ checks |= {"features": lambda: av.check_safe_exploration(net, X=X, layer="1")}
 
 @pytest.mark.parametrize("code", [REPORT, ALONE], ids=["doctor", "first proof"])
 def test_an_exponential_that_is_off_by_8_units(code):
-    """Norm-wise enclosures assume 2 units: nothing is proved of the network, only of the features as computed."""
+    """Norm-wise enclosures assume 2 units: nothing is proved about the network, only of the features as computed."""
     report = json.loads(
         subprocess.run([sys.executable, "-c", PRELUDE + INACCURATE + code], capture_output=True, check=True).stdout
     )
     words = " ".join(report["results"].pop("features")[2])
-    assert "nothing is proved of the network: functions are less accurate than proofs assume: exp by" in words
+    assert "nothing is proved about the network: functions are less accurate than proofs assume: exp by" in words
     assert proved(report) == set(report["results"])  # those that do not rest on it
     if code is REPORT:
         verdict, reason = report["parts"]["functions"]

@@ -33,7 +33,9 @@ def test_every_question_has_an_answer_and_the_overview_is_that_of_alignment():
     overview, alignment = report["model"], report["alignment"]
     assert (overview.verdict, overview.rigor, overview.subject) == ("HOLDS", "PROOF", "NETWORK")
     assert overview.certificate is alignment.certificate
-    assert overview.reason.startswith("the model can represent these targets at its parameters: proved of the network")
+    assert overview.reason.startswith(
+        "the model can represent these targets at its parameters: proved about the network"
+    )
     assert overview.measured["checks"]["structure"]["code"] == "structure-proved"
     assert overview.measured["kappa"] == alignment.measured["kappa"]
     assert "24 rows and 210 columns" in overview.evidence[0]

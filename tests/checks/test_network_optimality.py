@@ -120,7 +120,7 @@ class Asking(nn.Module):
 def test_without_a_graph_the_loss_as_it_runs_is_numerical():
     near = check(Asking(), [[1.0], [2.0]], [3.0, 5.001])
     assert (near.verdict, near.rigor, near.code) == (Verdict.HOLDS, Rigor.NUMERICAL, "optimality-run-below")
-    assert "nothing is proved of the network" in near.evidence[0]
+    assert "nothing is proved about the network" in near.evidence[0]
     assert "cannot be traced" in near.evidence[0]
     far = check(Asking(), [[1.0], [2.0]], [3.0, 6.0])
     assert (far.verdict, far.rigor, far.code) == (Verdict.UNDECIDED, Rigor.NUMERICAL, "optimality-run-above")

@@ -261,7 +261,7 @@ def test_another_model_or_other_data_are_refused():
 
 def test_factors_that_differ_by_rounding_are_measured_against_the_ball():
     certificate, (model, x, Y) = certified()
-    for relative, words in ((1e-16, "is covered"), (1e-10, "nothing is proved of this model")):
+    for relative, words in ((1e-16, "is covered"), (1e-10, "nothing is proved about this model")):
         data = {k: v * (1 + relative) if k in ("A0", "B1") else v for k, v in certificate.data.items()}
         data["A1"] = data["A1"].copy()
         data["A1"].flat[0] = np.nextafter(data["A1"].flat[0], np.inf)

@@ -386,7 +386,7 @@ def test_factors_whose_products_round(monkeypatch, p, q):
     assert given["noise"] == noise
     assert given["size"] == size + noise
     assert given["target"] == (Fraction(1e-3) + lost) ** 2
-    # What is proved of the Gram matrix, less what was lost in forming columns, must reach the claim.
+    # What is proved about the Gram matrix, less what was lost in forming columns, must reach the claim.
     root = Fraction(1e-3) + lost / 2
     monkeypatch.setattr(module, "definite_floor", lambda *_: root**2)
     assert lost > 0

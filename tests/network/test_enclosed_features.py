@@ -147,7 +147,7 @@ def test_what_cannot_be_enclosed_falls_back(last):
     torch.manual_seed(0)
     result = av.check_safe_exploration(nn.Sequential(nn.Linear(4, 6), last), X=torch.randn(20, 4))
     assert result.subject is Subject.COMPUTED_MATRIX
-    assert result.evidence[0].startswith("nothing is proved of the network: ")
+    assert result.evidence[0].startswith("nothing is proved about the network: ")
     assert len(result.evidence[0]) > 45
     assert result.certificate is None or "Z" in result.certificate.inputs
 

@@ -242,7 +242,7 @@ def test_what_is_not_enclosed_is_about_the_stored_features():
     trained = wrapper(exploit_optimizer="newton").fit((X, Y), 25)
     result = trained.check(X, Y, tolerance=1e-3, budget_seconds=0.0)
     assert (result.verdict, result.rigor, result.subject) == (Verdict.HOLDS, Rigor.PROOF, Subject.COMPUTED_MATRIX)
-    assert "nothing is proved of the network: enclosures would take about" in result.evidence[0]
+    assert "nothing is proved about the network: enclosures would take about" in result.evidence[0]
     assert trained.certificate_inputs == {}
     assert "theta" in result.certificate.inputs
 

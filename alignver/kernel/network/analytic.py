@@ -69,7 +69,7 @@ class Barrier:
     node : int
         Its index.
     reason : str
-        What is not proved of it.
+        What is not proved about it.
     defined : bool
         Whether it is nevertheless defined for every theta.
     """

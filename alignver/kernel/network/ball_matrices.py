@@ -1,4 +1,4 @@
-r"""What is proved of matrices of balls: definiteness, quadratic forms of inverses and distances.
+r"""What is proved about matrices of balls: definiteness, quadratic forms of inverses and distances.
 
 Let L be any lower triangular matrix, here about the Cholesky factor of :math:`M - s I` for a small s. As
 :math:`L L^\top` is positive semidefinite, the smallest eigenvalue of every symmetric M in the balls is at least that of

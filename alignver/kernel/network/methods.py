@@ -22,7 +22,7 @@ def flat(annotation: list[tuple[int, ...]]) -> Any:
 
 
 def described(graph: Graph, barrier: Barrier) -> str:
-    """Return an operation with its place, and what is not proved of it."""
+    """Return an operation with its place, and what is not proved about it."""
     node = graph.nodes[barrier.node]
     place = f" of {node.module!r}" if node.module else ""
     return f"{node.base or node.op}{place}: {barrier.reason}"
