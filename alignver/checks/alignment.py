@@ -6,7 +6,6 @@ The numbers of parameters and of outputs bound the rank of the Jacobian before i
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import os
 import time
@@ -19,9 +18,9 @@ from torch import nn
 
 from alignver import require
 from alignver.arrays import available_memory
+from alignver.checks.combine import alignment_steps
 from alignver.checks.data import merge_sentence, refutation
 from alignver.checks.membership import membership_of
-from alignver.checks.next_steps import alignment_steps
 from alignver.errors import InvalidInput
 from alignver.features.cluster import Cluster
 from alignver.features.threads import dense_flops, threads_for
@@ -52,7 +51,28 @@ _PATIENCE = 10.0  # estimated seconds of a proof about the network that is tried
 _ROWS = 100  # rows of J that may show that it is deficient
 _ENCLOSED = 10000  # rows of J for which a proof about the network is tried
 STATEMENT = "Data-architecture alignment (Definition 2)"
-_MEMBERSHIP = functools.partial(membership_of, method="auto", rule="golub", tolerance=None, residual_tolerance=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The options of :func:`check_alignment` on which its answer depends, or how it is found."""
+
+    method: str = "auto"
+    rule: str = "golub"
+    certify: bool = True
+    tolerance: float | None = None
+    residual_tolerance: float | None = None
+    dtype: str | None = "float64"
+    chunk_size: int | None = None
+    engine: str | None = None
+    budget_seconds: float | None = None
+    folder: str | os.PathLike[str] | None = None
+    cluster: Cluster | None = None
+
+    def membership(self, J: Any, y: Any, *, certify: bool, **more: Any) -> CheckResult:
+        """Decide by :func:`~alignver.checks.membership.membership_of`."""
+        limits: dict[str, Any] = {"tolerance": self.tolerance, "residual_tolerance": self.residual_tolerance}
+        return membership_of(J, y, method=self.method, rule=self.rule, certify=certify, **limits, **more)
 
 
 @limited("alignment", STATEMENT, Subject.NETWORK)
@@ -160,10 +180,8 @@ def check_alignment(
     began = time.perf_counter()
     if budget_seconds is not None:
         budget_seconds = require.real("budget_seconds", budget_seconds, least=0.0)
-    check = functools.partial(
-        membership_of, method=method, rule=rule, tolerance=tolerance, residual_tolerance=residual_tolerance
-    )
-    check(np.ones((1, 1)), np.ones(1), certify=certify)  # refuses an invalid option before the long computation
+    membership = Options(method, rule, certify, tolerance, residual_tolerance).membership
+    membership(np.ones((1, 1)), np.ones(1), certify=certify)  # refuses an invalid option before the long computation
     cluster = None if client is None else Cluster(client)
     if client is not None and folder is None:
         need = "a folder that this process and all workers share"
@@ -177,52 +195,20 @@ def check_alignment(
         got = f"engine='gram' with method={method!r}, certify={certify}"
         need = "method='auto' and certify=True: the Gram matrix gives proofs only"
         raise InvalidInput("engine", got, need, "conflicting-arguments")
-    prepared = prepare_alignment(model, X, Y, loss, dtype, select=select, forward_args=forward_args)
-    result = decide_alignment(
-        prepared,
-        check,
-        rule=rule,
-        certify=certify,
-        tolerance=tolerance,
-        dtype=dtype,
-        chunk_size=chunk_size,
-        engine=engine,
-        prove=method == "auto",
-        budget_seconds=budget_seconds,
-        folder=folder,
-        cluster=cluster,
+    options = Options(
+        method, rule, certify, tolerance, residual_tolerance, dtype, chunk_size, engine, budget_seconds, folder, cluster
     )
+    prepared = prepare_alignment(model, X, Y, loss, dtype, select=select, forward_args=forward_args)
+    result = decide_alignment(prepared, options)
     return dataclasses.replace(result, cost={**result.cost, "seconds": time.perf_counter() - began})
 
 
 def decide_alignment(
-    prepared: PreparedAlignment,
-    check: Callable[..., CheckResult] = _MEMBERSHIP,
-    *,
-    rule: str = "golub",
-    certify: bool = True,
-    tolerance: float | None = None,
-    dtype: str | None = "float64",
-    chunk_size: int | None = None,
-    engine: str | None = None,
-    prove: bool = True,
-    budget_seconds: float | None = None,
-    network: EnclosedNetwork | str | None = None,
-    folder: str | os.PathLike[str] | None = None,
-    cluster: Cluster | None = None,
+    prepared: PreparedAlignment, options: Options, network: EnclosedNetwork | str | None = None
 ) -> CheckResult:
-    """Decide the alignment of a prepared model and its data; the arguments are those of :func:`check_alignment`.
+    """Decide the alignment of a prepared model and its data.
 
-    Parameters
-    ----------
-    check : callable
-        :func:`~alignver.checks.membership.membership_of` with the options of its numerical part.
-    prove : bool
-        Whether the method allows a proof.
-    network : EnclosedNetwork or str, optional
-        The traced model, or why it cannot be traced; traced here by default.
-    folder, cluster
-        Where the tiles of the Gram matrix's factorization are stored, and computed.
+    ``network`` is the traced model, or why it cannot be traced; traced here by default.
     """
     began = time.perf_counter()
     loss, m_y, d = prepared.loss, prepared.m_y, parameter_layout(prepared.model).d
@@ -232,26 +218,27 @@ def decide_alignment(
         return refuted
     bound = row_rank_bound(prepared.model, prepared.x, m_y)
     theorem: NetworkProof | str = ""
-    seconds, flops = _proof_seconds(budget_seconds), dense_flops(len(prepared.x) * m_y, d)
-    form = planned(len(prepared.x), m_y, d, engine)
+    seconds, flops = _proof_seconds(options.budget_seconds), dense_flops(len(prepared.x) * m_y, d)
+    form = planned(len(prepared.x), m_y, d, options.engine)
     announce(
         f"alignment of {len(prepared.x)} samples, {m_y} output{'s' * (m_y > 1)} and {d} parameters ({form.reason})",
-        seconds=None if prepared.x.device.type != "cpu" else least_seconds(prepared, form, engine),
+        seconds=None if prepared.x.device.type != "cpu" else least_seconds(prepared, form, options.engine),
         peak_bytes=form.peak_bytes,
     )
-    if certify and prove and engine is None and tolerance is None and seconds > 0.0:
+    certify = options.certify
+    if certify and options.method == "auto" and options.engine is None and options.tolerance is None and seconds > 0.0:
         with threads_for(flops):
-            theorem = prove_about_network(prepared, dtype, seconds=seconds, bound=bound, network=network)
+            theorem = prove_about_network(prepared, options.dtype, seconds=seconds, bound=bound, network=network)
         certify = not isinstance(theorem, NetworkProof)
     certify = certify and not prepared.custom
     try:
         if prepared.refusal is not None and not isinstance(theorem, NetworkProof):
             raise prepared.refusal
         with threads_for(flops):
-            result = _not_computed(prepared, sizes) if prepared.refusal is not None else _of_computed_matrix(
-                prepared, check, bound, rule=rule, certify=certify, tolerance=tolerance, dtype=dtype,
-                chunk_size=chunk_size, engine=engine, prove=prove, sizes=sizes, folder=folder, cluster=cluster,
-            )  # fmt: skip
+            if prepared.refusal is not None:
+                result = _not_computed(prepared, sizes)
+            else:
+                result = _of_computed_matrix(prepared, dataclasses.replace(options, certify=certify), bound, sizes)
     except OutOfTime as error:
         if not isinstance(theorem, NetworkProof):
             raise
@@ -271,77 +258,60 @@ def decide_alignment(
 
 
 def _of_computed_matrix(
-    prepared: PreparedAlignment,
-    check: Callable[..., CheckResult],
-    bound: RankBound,
-    *,
-    rule: str,
-    certify: bool,
-    tolerance: float | None,
-    dtype: str | None,
-    chunk_size: int | None,
-    engine: str | None,
-    prove: bool,
-    sizes: dict[str, Any],
-    folder: str | os.PathLike[str] | None,
-    cluster: Cluster | None,
+    prepared: PreparedAlignment, options: Options, bound: RankBound, sizes: dict[str, Any]
 ) -> CheckResult:
     """Decide from the Jacobian as it is computed, in the form that fits."""
     n, m_y, d = len(prepared.x), prepared.m_y, parameter_layout(prepared.model).d
+    engine = options.engine
+    passes: dict[str, Any] = {"dtype": options.dtype, "chunk_size": options.chunk_size}
     plan = planned(n, m_y, d, engine)
     J: JacobianForm
     result: CheckResult | None = None
     failure = ""
-    large = prove and engine is None and gram_first(n, m_y, d, plan)
+    large = options.method == "auto" and engine is None and gram_first(n, m_y, d, plan)
     if engine == "gram" or large:
         if bound.sentence:
             failure = f"rank J <= {bound.value}"
-        elif large and plan.flops > _LONG and _dependent(prepared, dtype):
+        elif large and plan.flops > _LONG and _dependent(prepared, options.dtype):
             failure = f"the rows of the first {_few(prepared)} samples are dependent within rounding error"
         else:
             attempt = prove_by_factors(
                 prepared.model,
                 prepared.x,
                 prepared.y,
-                rule=rule,
-                tolerance=tolerance,
-                dtype=dtype,
-                chunk_size=chunk_size,
+                rule=options.rule,
+                tolerance=options.tolerance,
                 plan=plan,
                 required=engine == "gram",
-                certify=certify,
-                folder=folder,
-                cluster=cluster,
+                certify=options.certify,
+                folder=options.folder,
+                cluster=options.cluster,
+                **passes,
             )
             result, failure = attempt.result, attempt.reason
             words = f"gram: from layer factors, without forming J; fallback: {plan.engine}"
             J = JacobianForm(None, n, m_y, d, attempt.computed_in, words, attempt.dtype)
     long = large and not bound.sentence and plan.flops > _LONG
     if result is None and long and 8 * 3 * (n * m_y) ** 2 <= available_memory():
-        decided = _by_least_squares(prepared, check, dtype, chunk_size)
+        decided = _by_least_squares(prepared, options)
         if decided is not None:
             J, result = decided
     if result is None:
         deficient = bound.value < min(n * m_y, d)
-        passes: dict[str, Any] = {"dtype": dtype, "chunk_size": chunk_size}
         if large:
             J, plan = represent_square(prepared.model, prepared.x, m_y, plan, **passes)
         else:
             tall = represent_tall if deficient and d < n * m_y else represent
             J = tall(prepared.model, prepared.x, plan, **passes)
         y = torch.from_numpy(prepared.y).to(J.matrix.device)
-        result = check(
-            J.matrix,
-            y,
-            computed_in=J.computed_in,
-            certify=certify and J.certifiable,
-            columns=d,
-            deficient=deficient,
+        certify = options.certify and J.certifiable
+        result = options.membership(
+            J.matrix, y, computed_in=J.computed_in, certify=certify, columns=d, deficient=deficient
         )
         if failure:
-            line = f"no {'proof' if certify else 'answer'} from the Gram matrix of the layer factors: {failure}"
+            line = f"no {'proof' if options.certify else 'answer'} from the Gram matrix of the layer factors: {failure}"
             result = dataclasses.replace(result, evidence=(*result.evidence, line))
-    nonsmooth = find_nonsmooth_points(prepared.model, prepared.x, dtype)
+    nonsmooth = find_nonsmooth_points(prepared.model, prepared.x, options.dtype)
     measured = {
         **result.measured,
         **sizes,
@@ -520,17 +490,18 @@ def _dependent(prepared: PreparedAlignment, dtype: str | None) -> bool:
     return float(torch.linalg.eigvalsh(M / sizes / sizes[:, None])[0]) <= 16 * 2.0**-52 * len(M)
 
 
-def _by_least_squares(
-    prepared: PreparedAlignment, check: Callable[..., CheckResult], dtype: str | None, chunk_size: int | None
-) -> tuple[JacobianForm, CheckResult] | None:
+def _by_least_squares(prepared: PreparedAlignment, options: Options) -> tuple[JacobianForm, CheckResult] | None:
     """Decide by least squares with the Gram matrix as the preconditioner and products with J; None if that does not.
 
     It takes as long as the attempt to prove full row rank, a fraction of a factorization of J^T.
     """
-    M = gram(prepared.model, prepared.x, dtype=dtype, chunk_size=chunk_size)
-    operator = JacobianOperator(prepared.model, prepared.x, dtype=dtype, chunk_size=chunk_size)
+    passes: dict[str, Any] = {"dtype": options.dtype, "chunk_size": options.chunk_size}
+    M = gram(prepared.model, prepared.x, **passes)
+    operator = JacobianOperator(prepared.model, prepared.x, **passes)
     y = torch.from_numpy(prepared.y).to(operator.device, operator.dtype)
-    result = check(operator, y, computed_in=operator.computed_in, certify=False, gram=M.double().cpu().numpy())
+    result = options.membership(
+        operator, y, computed_in=operator.computed_in, certify=False, gram=M.double().cpu().numpy()
+    )
     if result.verdict is Verdict.UNDECIDED:
         return None
     n, m_y, d = len(prepared.x), prepared.m_y, operator.shape[1]

@@ -15,9 +15,8 @@ import numpy as np
 
 from alignver import require
 from alignver.arrays import EPS, Entries, as_matrix, as_vector, is_operator, like, same_place
-from alignver.checks.combine import KINDS, ToleranceInterval, combine, floor, search_proof
+from alignver.checks.combine import KINDS, ToleranceInterval, combine, floor, membership_steps, search_proof
 from alignver.checks.combine import residual_tolerance as default_residual_tolerance
-from alignver.checks.next_steps import membership_steps
 from alignver.errors import InvalidInput
 from alignver.features.threads import dense_flops, threads_for
 from alignver.limits import limited

@@ -224,7 +224,7 @@ class _Questions:
         )  # fmt: skip
 
     def _alignment(self) -> CheckResult:
-        return alignment.decide_alignment(self.prepared, dtype=self.dtype, network=self.network)
+        return alignment.decide_alignment(self.prepared, alignment.Options(dtype=self.dtype), self.network)
 
     def _exploration(self) -> CheckResult:
         """Check the features that the last hidden layer reads."""

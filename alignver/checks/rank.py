@@ -10,8 +10,7 @@ import numpy as np
 
 from alignver import require
 from alignver.arrays import Entries, as_matrix, is_operator
-from alignver.checks.combine import KINDS, ToleranceInterval, combine, floor, search_proof
-from alignver.checks.next_steps import rank_steps
+from alignver.checks.combine import KINDS, ToleranceInterval, combine, floor, rank_steps, search_proof
 from alignver.errors import InvalidInput
 from alignver.features.threads import dense_flops, threads_for
 from alignver.limits import limited

@@ -12,9 +12,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from alignver.kernel.network.graph import FLOATS, Graph, Node, Ref
-from alignver.network.constants import apply
 from alignver.network.copies import copied
-from alignver.network.leaves import refused, shares_memory
+from alignver.network.leaves import apply, refused, shares_memory
 
 ROWS = 4
 """Samples of the trace: the graph is one for a batch of this many."""

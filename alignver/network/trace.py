@@ -38,10 +38,9 @@ from alignver.network.compare import (
     require_same_in_order,
     rounding_room,
 )
-from alignver.network.constants import facts, fold
 from alignver.network.copies import copied
 from alignver.network.inputs import as_inputs, dtype_name, without_fused_layers
-from alignver.network.leaves import Leaves, refused
+from alignver.network.leaves import Leaves, facts, fold, refused
 from alignver.network.preserve_state import preserve_random_states
 
 _COMPARED = 32  # samples on which the model has to give the same in one batch and in batches of the trace
