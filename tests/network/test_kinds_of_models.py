@@ -140,6 +140,7 @@ KINDS = {
     "a sparse matrix in rows": lambda: Graph(True),
     "compiled": lambda: torch.compile(chain(nn.Linear(3, 8))),
 }
+ANALYTIC = {"pruned", "a cached activation", "a lock", "a generator", "autocast inside", "compiled"}  # proved to be
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -155,8 +156,8 @@ def test_every_call_takes_it(name):
     M = av.gram(model, X)
     assert float((M - J @ J.T).norm()) <= 1e-12 * float(M.norm())
     assert av.check_alignment(model, X, Y, loss="cross_entropy").measured["n"] == 6
-    assert av.check_common_structure(model, X).verdict in ("HOLDS", "UNDECIDED")
-    assert av.check_analytic(model, X).verdict in ("HOLDS", "UNDECIDED", "FAILS")
+    assert av.check_common_structure(model, X).verdict == "HOLDS"
+    assert av.check_analytic(model, X).verdict == ("HOLDS" if name in ANALYTIC else "UNDECIDED")
     assert av.AlignmentTracker(model, X, Y, loss="cross_entropy").update().loss > 0.0
     assert before is None or fingerprint(model) == before
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), weights, strict=True))
