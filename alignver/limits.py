@@ -126,20 +126,25 @@ def limited(
                     raise
                 spent = time.perf_counter() - began
                 return out_of_time(error, name, statement, subject, spent)
+            except InvalidInput as error:
+                if error.argument != "memory" or memory is None:
+                    raise
+                words, step = f"{error.got} of max_memory are too few", f"a larger max_memory=: {error.need}"
             except _REFUSALS as error:
                 if not _is_shortage(error):
                     raise
-                return CheckResult(
-                    name=name,
-                    statement=statement,
-                    verdict=Verdict.UNDECIDED,
-                    rigor=Rigor.NUMERICAL,
-                    subject=subject,
-                    code=f"{name}-out-of-memory",
-                    reason=f"out of memory: {_shortage(error)}",
-                    next_steps=("a smaller input, or more memory for this process",),
-                    cost={"seconds": time.perf_counter() - began},
-                )
+                words, step = _shortage(error), "a smaller input, or more memory for this process"
+            return CheckResult(
+                name=name,
+                statement=statement,
+                verdict=Verdict.UNDECIDED,
+                rigor=Rigor.NUMERICAL,
+                subject=subject,
+                code=f"{name}-out-of-memory",
+                reason=f"out of memory: {words}",
+                next_steps=(step,),
+                cost={"seconds": time.perf_counter() - began},
+            )
 
         return run
 

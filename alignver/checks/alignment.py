@@ -50,6 +50,9 @@ _LONG = 2e11  # operations: about ten seconds, for which a second Gram matrix is
 _PATIENCE = 10.0  # estimated seconds of a proof about the network that is tried without a limit
 _ROWS = 100  # rows of J that may show that it is deficient
 _ENCLOSED = 10000  # rows of J for which a proof about the network is tried
+_BALLS = (
+    3 * 48
+)  # bytes of an entry of three matrices of balls: J J^T, a factor and a residual; 48 is FLINT's arb_struct
 STATEMENT = "Data-architecture alignment (Definition 2)"
 
 
@@ -373,6 +376,8 @@ def prove_about_network(
     least = EnclosedNetwork.least_seconds(d, len(prepared.x), prepared.m_y)
     if least > seconds:
         return f"enclosures would take more than {least:.0f} s"
+    if available_memory() < _BALLS * N**2:
+        return f"enclosures of J J^T would take more than {_BALLS * N**2 / 1e6:.3g} MB"
     if network is None:
         with stage("tracing the network"):
             network = traced_network(prepared)
@@ -385,7 +390,7 @@ def prove_about_network(
             prepared.y,
             prepared.m_y,
             seconds=seconds,
-            condition=lambda: _condition(gram(prepared.model, prepared.x, dtype=dtype)) if comparable else 1.0,
+            condition=lambda: _condition(prepared, dtype) if comparable else 1.0,
             deficient=bound.value < min(N, d),
         )
 
@@ -412,8 +417,14 @@ def traced_network(prepared: PreparedAlignment) -> EnclosedNetwork | str:
         return error.got
 
 
-def _condition(M: torch.Tensor) -> float:
-    """Return the condition number of a Gram matrix, as far as float64 shows it."""
+def _condition(prepared: PreparedAlignment, dtype: str | None) -> float:
+    """Return the condition number of the Gram matrix, as far as float64 shows it; 1 if there is no memory for it."""
+    try:
+        M = gram(prepared.model, prepared.x, dtype=dtype)
+    except InvalidInput as error:
+        if error.code != "too-large":
+            raise
+        return 1.0
     levels = np.linalg.eigvalsh(M.double().cpu().numpy())
     return float(levels[-1] / levels[0]) if levels[0] > 0.0 else math.inf
 

@@ -25,6 +25,7 @@ from alignver.errors import InvalidInput
 from alignver.jacobians.prepare import PreparedAlignment, prepare_alignment
 from alignver.limits import OutOfTime, in_memory, memory_limit, out_of_time, remaining, time_limit
 from alignver.network.enclosures import EnclosedNetwork
+from alignver.network.feature_extraction import submodule
 from alignver.network.functional import parameter_layout
 from alignver.network.output_layers import find_output_layers
 from alignver.network.preserve_state import preserve_state
@@ -126,6 +127,8 @@ def check_model(
     with time_limit(max_seconds), memory_limit(max_memory):
         pass  # they are validated
     prepared = prepare_alignment(model, X, Y, loss, dtype, select=select, forward_args=forward_args)
+    if layer is not None:
+        submodule(prepared.model, layer)
     left = None if max_seconds is None else max(max_seconds - (time.perf_counter() - began), 1e-9)
     with time_limit(left), memory_limit(max_memory):
         questions = _Questions(prepared, prepared.loss, layer, gap, dtype)

@@ -136,6 +136,8 @@ def ensure_writable(option: str, target: str | None) -> None:
         return
     place = Path(target)
     folder = place.resolve().parent
+    if target == "-":
+        raise InvalidInput(option, "-", "the name of a file; /dev/stdout is one", code="unwritable-file")
     if place.is_dir():
         raise InvalidInput(option, f"{target}, a folder", "the name of a file", code="unwritable-file")
     if not folder.is_dir():

@@ -46,10 +46,17 @@ _REMEDIES = {
     "a Parquet file": "numpy.save(file, pandas.read_parquet(name).to_numpy())",
     "an HDF5 file": "numpy.save(file, h5py.File(name)[variable][:])",
     "a Feather file": "numpy.save(file, pandas.read_feather(name).to_numpy())",
-    "a file of torch.save": "numpy.save(file, torch.load(name, weights_only=True).numpy())",
+    "a file of torch.save": "numpy.save(file, torch.load(name, weights_only=True).numpy(force=True))",
+    "a sparse matrix of SciPy": "numpy.save(file, scipy.sparse.load_npz(name).toarray())",
+    "a gzip file": "gunzip",
     "an Excel file": "numpy.save(file, pandas.read_excel(name).to_numpy())",
 }
-_ZIPPED = {"data.pkl": "a file of torch.save", "[Content_Types].xml": "an Excel file"}
+_ZIPPED = (
+    ({"data.pkl"}, "a file of torch.save"),
+    ({"[Content_Types].xml"}, "an Excel file"),
+    ({"format.npy", "shape.npy", "data.npy"}, "a sparse matrix of SciPy"),
+)
+_SUFFIXES = {".mat": "a MATLAB file", ".pt": "a file of torch.save", ".pth": "a file of torch.save"}
 _FOREIGN = (
     (b"\x80", "a Python pickle, which is never opened since it can run code"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
@@ -178,8 +185,8 @@ def _archive(path: str, argument: str, need: str) -> Iterator[zipfile.ZipFile]:
 
 def _require_arrays(archive: zipfile.ZipFile, name: str) -> None:
     """Refuse zip files of other programs."""
-    kinds = (_ZIPPED.get(entry.rpartition("/")[2]) for entry in archive.namelist())
-    got = next((kind for kind in kinds if kind), None)
+    entries = {entry.rpartition("/")[2] for entry in archive.namelist()}
+    got = next((kind for marks, kind in _ZIPPED if marks <= entries), None)
     if got is not None:
         raise InvalidInput(name, got, f"{_NEED}: {_REMEDIES[got]} makes one", code="unreadable-file")
 
@@ -244,7 +251,7 @@ def _read(spec: str, argument: str, ndim: int) -> np.ndarray[Any, Any]:
     if got is None and suffix not in _TEXT:
         got = f"a file of type {file.suffix or 'unknown'}"
     if got is not None:
-        remedy = _REMEDIES.get(got, "numpy.save(file, array)")
+        remedy = _REMEDIES.get(got) or _REMEDIES.get(_SUFFIXES.get(suffix, ""), "numpy.save(file, array)")
         raise InvalidInput(name, got, f"{_NEED}: {remedy} makes one", code="unreadable-file")
     return _read_text(file, name, ndim)
 
@@ -274,11 +281,7 @@ def _member(file: Path, path: str, argument: str, key: str | None, remedy: str) 
             raise InvalidInput(name, "a zip file without arrays", f"{_NEED}: {remedy}", code="unreadable-file")
         if key is None and len(names) > 1:
             first = shlex.quote(f"{path}:{names[0]}")  # the user can copy it to the command line
-            got = f"the arrays {', '.join(names)}"
-            if {"format", "shape", "data"} <= set(names):
-                need = f"a dense array: numpy.save(file, scipy.sparse.load_npz({file.name!r}).toarray())"
-                raise InvalidInput(name, "a sparse matrix of SciPy", need, "unreadable-file")
-            raise InvalidInput(name, got, f"one of them: {first}", "unreadable-file")
+            raise InvalidInput(name, f"the arrays {', '.join(names)}", f"one of them: {first}", "unreadable-file")
         key = names[0] if key is None else key
         if key not in names:
             got = f"the arrays {', '.join(names)}"
@@ -355,9 +358,11 @@ def _table_remedy(rows: list[str], delimiter: str | None) -> str:
     def numbers(row: str) -> list[bool]:
         return [_is_number(cell) for cell in row.split(delimiter)]
 
+    if len(rows) > 1 and rows[0].split(delimiter)[0].strip() == "" and numbers(rows[1])[0]:  # an index of pandas
+        return "numbers only, without names and numbers of rows: DataFrame.to_csv(file, header=False, index=False)"
     if len(rows) > 1 and not any(numbers(rows[0])) and any(numbers(rows[1])):
         return "numbers only: begin the line of column names with #, or remove it"
-    return "rows of equally many real numbers, separated by commas, semicolons, tabs or spaces"
+    return "rows of equally many real numbers, with decimal points, separated by commas, semicolons, tabs or spaces"
 
 
 def _is_number(cell: str) -> bool:

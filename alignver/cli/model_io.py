@@ -1,6 +1,7 @@
 """The user's model: built by ``module.py:build`` or ``package.module:build``, with its weights, dtype and optimiser.
 
-The build function takes no arguments and returns a torch module. torch is imported by name when a command needs it.
+The build function takes no arguments and returns a torch module; a module of that name is taken as it is. torch is
+imported by name when a command needs it.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
+import itertools
 import shlex
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +27,7 @@ from alignver.errors import InvalidInput, MissingDependency, kind_of
 _ARGUMENT = "MODEL"
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 _NEED = "FILE.py:FUNCTION or package.module:FUNCTION"
+_LISTED = 12  # functions of a module that a message names
 
 
 def find(spec: str) -> Callable[[], Any]:
@@ -35,14 +39,18 @@ def find(spec: str) -> Callable[[], Any]:
     builder = getattr(module, function, None)
     if not callable(builder):
         public = sorted(name for name, value in vars(module).items() if _is_own_function(module, name, value))
-        need = f"one of its functions: {', '.join(public)}" if public else "a function that returns a torch.nn.Module"
+        listed = ", ".join(public[:_LISTED]) + ", ..." * (len(public) > _LISTED)
+        need = f"one of its functions: {listed}" if public else "a function that returns a torch.nn.Module"
+        need += require.similar(function, public)
         raise InvalidInput(_ARGUMENT, f"{place} without a function {function!r}", need)
     return builder  # type: ignore[no-any-return]  # the type of the model is checked when it is built
 
 
 def built(spec: str) -> Any:
-    """Call the function that ``spec`` names and return what it builds."""
+    """Call the function that ``spec`` names and return what it builds; return a torch module of that name."""
     builder = find(spec)
+    if isinstance(builder, library("torch", "checking a torch model").nn.Module):
+        return builder
     with _user_code(spec, "called without arguments"):
         return builder()
 
@@ -75,8 +83,22 @@ def _from_file(place: str) -> ModuleType:
     sys.path.insert(0, str(file.parent))
     sys.modules.setdefault(name, module)
     with _user_code(place, "imported"):
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except ImportError as error:
+            if "relative import" not in str(error) or not file.stem.isidentifier():
+                raise
+            return _from_package(file)
     return module
+
+
+def _from_package(file: Path) -> ModuleType:
+    """Import a file with relative imports as a module of the package that its folders are."""
+    root = file.parent.parent
+    while (root / "__init__.py").is_file():
+        root = root.parent
+    sys.path.insert(0, str(root))
+    return importlib.import_module(".".join(file.relative_to(root).with_suffix("").parts))
 
 
 def _by_name(place: str) -> ModuleType:
@@ -97,7 +119,12 @@ def _by_name(place: str) -> ModuleType:
 
 @contextlib.contextmanager
 def _user_code(what: str, doing: str) -> Iterator[None]:
-    """Turn every error of the user's code into InvalidInput with its line; ``-v`` shows the traceback."""
+    """Turn every error of the user's code into InvalidInput with its line; ``-v`` shows the traceback.
+
+    As with ``python module.py``, the code has no arguments on its command line.
+    """
+    arguments = sys.argv
+    sys.argv = [what.rpartition(":")[0] or what]
     try:
         yield
     except (InvalidInput, MissingDependency):
@@ -105,16 +132,20 @@ def _user_code(what: str, doing: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         need = "code that works; -v shows where"
         raise InvalidInput(_ARGUMENT, f"{what}, which {_failure(error, doing)}", need) from error
+    finally:
+        sys.argv = arguments
 
 
 def _failure(error: BaseException, doing: str) -> str:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-    lines = [f" (line {f.lineno} of {Path(f.filename).name})" for f in frames if not f.filename.startswith("<")]
+    frames = [frame for frame in frames if not frame.filename.startswith("<")]
+    installed = tuple(sysconfig.get_paths()[key] for key in ("stdlib", "purelib", "platlib"))
+    frames = [frame for frame in frames if not frame.filename.startswith(installed)] or frames
+    message = (str(error).strip().splitlines() or [""])[0]
+    where = f" (line {frames[-1].lineno} of {Path(frames[-1].filename).name})" if frames else ""
     if isinstance(error, SyntaxError) and error.lineno is not None:
         where = f" (line {error.lineno} of {Path(error.filename or '').name})"
-    else:
-        where = lines[-1] if lines else ""
-    message = (str(error).strip().splitlines() or [""])[0]
+        message = error.msg
     return f"raised {type(error).__name__}{': ' + message if message else ''}{where} when it was {doing}"
 
 
@@ -142,6 +173,11 @@ def load(
         _load_weights(model, weights)
         content = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
         identity["weights"] = {"sha256": content, "file": Path(weights).name}
+    tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+    empty = next((name for name, tensor in tensors if tensor.is_meta), None)
+    if empty is not None and destination.type != "meta":
+        got = f"{spec}, whose {empty!r} is on the meta device, without values"
+        raise InvalidInput(_ARGUMENT, got, "a model that is not built on that device", "wrong-device")
     return (model.eval() if in_eval_mode else model).to(destination), identity
 
 

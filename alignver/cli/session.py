@@ -241,6 +241,8 @@ class Session:
             raise conflict("--quiet", "--quiet with --verbose", "one of them")
         if self.json and self.html == "-":
             raise conflict("--html", "- with --json", "one of them on stdout")
+        if self.json and self.plan:
+            raise conflict("--plan", "--plan with --json", "one of them; a plan is text")
         outputs = [(option, place) for option, place in (("--html", self.html), ("--junit", self.junit)) if place]
         outputs = [(option, place) for option, place in outputs if place != "-"]
         # FILE, FILE:KEY, FILE.py:FUNCTION and NAME=FILE; of an option that may be repeated, a list of them.

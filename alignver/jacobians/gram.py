@@ -249,11 +249,12 @@ class GramianComputation:
             except Exception as error:  # the model does not run under observation: its structure stays unknown
                 refused |= dict.fromkeys(self.function.layout.names, _unobservable(error))
                 self.scan = OutputScan(1, (), (), frozenset())
+        share = 2 if self.memory is None and room is None else 1
         memory = _available(self.function) // 2 if self.memory is None else self.memory
         result = rows * columns * torch.finfo(self.function.dtype).bits // 8
         memory = memory if room is None else result + room
         slots = plan_slots(self.function, self.scan, n, n2, self.m_y, refused, max(0, memory - result) // 2)
-        return with_blocks(self.function, self.scan, slots, n, n2, self.m_y, self.chunk_size, memory)
+        return with_blocks(self.function, self.scan, slots, n, n2, self.m_y, self.chunk_size, memory, share)
 
     def block(self, x: torch.Tensor, outputs: range, slots: Sequence[str]) -> tuple[Block, frozenset[str]]:
         """Differentiate some samples and outputs by the uses of ``slots``; return the slots that disagree too."""

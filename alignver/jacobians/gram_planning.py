@@ -277,13 +277,15 @@ def with_blocks(
     m_y: int,
     chunk_size: int | None,
     memory: int,
+    share: int = 1,
 ) -> GramPlan:
     """Cut parameters, samples and outputs such that the work fits into memory, and return the plan with its cost.
 
     If the passes for all samples fit at once, derivatives are formed from them as they are multiplied. Otherwise the
     factors of a group of pieces are collected from block after block of samples, and multiplied when they are complete.
     So each group takes one pass over the samples, and the number of passes is linear in n for every memory size.
-    Raises InvalidInput if the result and one output of one sample at its largest layer do not fit.
+    Raises InvalidInput if the result and one output of one sample at its largest layer do not fit; ``memory`` is one of
+    ``share`` equal parts of what there is.
     """
     item = torch.finfo(function.dtype).bits // 8
     sizes = _Sizes(n, n if n2 is None else n2, m_y, n2 is None)
@@ -312,8 +314,9 @@ def with_blocks(
 
     least = result + max((sum(block_bytes({slot.name})) for slot in engaged), default=0)
     if least > memory:
-        need = f"at least {least}: {result} for the result, the rest for one output of one sample at its largest layer"
-        raise InvalidInput("memory", f"{memory} bytes", need, code="too-large")
+        need = f"at least {share * least}: {result} for the result"
+        need += ", as much for its use" * (share > 1) + ", the rest for one output of one sample at its largest layer"
+        raise InvalidInput("memory", f"{share * memory} bytes", need, code="too-large")
     inputs, gradients = block_bytes({slot.name for slot in engaged if slot.engine != "per sample"})
     at_once = chunk_size is None or chunk_size >= longest
     at_once = at_once and both // m_y * (inputs + (gradients * m_y)) <= room

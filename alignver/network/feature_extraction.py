@@ -76,7 +76,7 @@ def feature_blocks(
     [(2, 3), (2, 3), (1, 3)]
     """
     batch_size = require.integer("batch_size", batch_size, least=1)
-    module = model if layer is None else _submodule(model, layer)
+    module = model if layer is None else submodule(model, layer)
     parameter = next(iter(model.parameters()), None)
     x = as_inputs(X, _device(model))
     for start in track(range(0, len(x), batch_size), "features"):
@@ -178,7 +178,8 @@ def _device(model: nn.Module) -> torch.device:
     return parameter.device if parameter is not None else torch.device("cpu")
 
 
-def _submodule(model: nn.Module, layer: str) -> nn.Module:
+def submodule(model: nn.Module, layer: str) -> nn.Module:
+    """Return the submodule of that name, or raise InvalidInput with names that are similar."""
     modules: dict[str, nn.Module] = dict(model.named_modules())
     if not isinstance(layer, str) or layer not in modules:
         names = [name for name in modules if name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import time
 
 import numpy as np
@@ -108,3 +109,34 @@ def test_a_proof_about_the_network_that_lacks_time_is_a_next_step():
     result = av.check_alignment(net, X, Y, loss="cross_entropy", budget_seconds=1e-3)
     assert result.subject == "COMPUTED_MATRIX"
     assert result.next_steps[-1].startswith("max_seconds=3: a proof about the network would take about 0 s")
+
+
+@pytest.mark.parametrize("memory", [1, 10**4, 10**6, 10**8])
+def test_an_alignment_is_decided_in_little_memory(memory):
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(300, 300), torch.nn.Tanh(), torch.nn.Linear(300, 1))
+    result = av.check_alignment(net, torch.randn(3, 300), torch.randn(3), loss="squared", max_memory=memory)
+    assert (result.verdict, result.rigor) == ("HOLDS", "PROOF" if memory >= 10**4 else "NUMERICAL")
+    if memory == 1:
+        assert any("enclosures of J J^T would take more than 0.0013 MB" in line for line in result.evidence)
+
+
+def test_a_check_without_enough_memory_is_undecided_and_its_remedy_works():
+    torch = pytest.importorskip("torch")
+    from alignver.limits import limited
+    from alignver.results import CheckResult
+
+    net, X = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2)), torch.randn(5, 3)
+
+    @limited("size", "the size of the Gram matrix")
+    def check(*, max_memory: int | None = None) -> CheckResult:
+        return CheckResult("size", str(av.gram(net, X).shape), "HOLDS", "NUMERICAL", "COMPUTED_MATRIX", "none", "")
+
+    result = check(max_memory=100)
+    assert (result.verdict, result.code) == ("UNDECIDED", "size-out-of-memory")
+    assert result.reason == "out of memory: 100 bytes of max_memory are too few"
+    need = re.search(r"at least (\d+): 800 for the result, as much for its use", result.next_steps[0])
+    assert need is not None
+    assert check(max_memory=int(need[1])).verdict == "HOLDS"
+    assert check(max_memory=int(need[1]) - 2).verdict == "UNDECIDED"

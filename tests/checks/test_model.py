@@ -182,3 +182,10 @@ def test_a_report_in_one_line_and_for_a_notebook():
     assert report._repr_html_() == f"<pre>{html.escape(str(report['rank']))}</pre>"
     with pytest.raises(KeyError, match="alignment"):
         report["alignment"]
+
+
+def test_a_layer_that_names_nothing_is_refused_before_any_question(monkeypatch):
+    net, X, Y = problem()
+    monkeypatch.setattr(of_model, "_Questions", None)
+    with pytest.raises(av.InvalidInput, match=r"layer: got '9'; needs the name of a submodule, such as "):
+        av.check_model(net, X, Y, loss="cross_entropy", layer="9")

@@ -125,3 +125,62 @@ def test_the_seed_makes_the_model(project):
     other, _ = model_io.load("my_net.py:build", None, device="cpu", seed=2)
     assert torch.equal(first[0].weight, again[0].weight)
     assert not torch.equal(first[0].weight, other[0].weight)
+
+
+MODULES = """
+import argparse
+import torch
+
+options = argparse.ArgumentParser()
+options.add_argument("--width", type=int, default=16)
+width = options.parse_args().width
+trained = torch.nn.Sequential(torch.nn.Linear(2, width), torch.nn.Softplus(), torch.nn.Linear(width, 1))
+
+def unset():
+    with torch.device("meta"):
+        return torch.nn.Linear(2, 1)
+
+def reads():
+    return torch.load("gone.pt")
+"""
+
+
+@pytest.mark.parametrize(
+    "model", ["script.py:trained", "parts/net.py:build", "package/net.py:build", "parts.net:build"]
+)
+def test_models_as_people_have_them(here, project, monkeypatch, model):
+    monkeypatch.chdir(project)
+    (project / "script.py").write_text(MODULES)
+    for name in ("parts", "package"):
+        (project / name).mkdir()
+        (project / name / "blocks.py").write_text(NET)
+        (project / name / "net.py").write_text("from .blocks import build\n")
+    (project / "package" / "__init__.py").touch()
+    for module in (
+        "script",
+        "parts",
+        "package",
+        "net",
+        *(f"{p}.{m}" for p in ("parts", "package") for m in ("net", "blocks")),
+    ):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    run = here("check", "alignment", model, "--data", "data.npz", "--loss", "squared", "--json")
+    assert (run.code, run.document()["verdict"]) == (0, "HOLDS")
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("script.py:unset", "'weight' is on the meta device, without values; needs a model that is not built on that"),
+        ("script.py:reads", "No such file or directory: 'gone.pt' (line 15 of script.py)"),
+        ("script.py:raeds", "did you mean 'reads'?"),
+        ("torch:nn", "BenchmarkExecutionStats, Block, ..."),
+    ],
+)
+def test_what_is_said_of_them(here, project, monkeypatch, model, words):
+    monkeypatch.chdir(project)
+    (project / "script.py").write_text(MODULES)
+    monkeypatch.delitem(sys.modules, "script", raising=False)
+    run = here("check", "alignment", model, "--data", "data.npz", "--loss", "squared")
+    assert (run.code, run.out) == (2, "")
+    assert words in run.err

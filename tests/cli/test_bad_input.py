@@ -12,6 +12,7 @@ import scipy.sparse
 import torch
 
 from alignver.cli import input_files as loading
+from alignver.cli import main
 from alignver.errors import InvalidInput
 
 
@@ -240,10 +241,12 @@ def test_files_of_other_programs_are_refused_with_a_remedy_that_works(tmp_path, 
     scipy.sparse.save_npz("sparse.npz", scipy.sparse.csr_matrix(A))
     scipy.io.mmwrite("m.mtx", scipy.sparse.coo_matrix(A))
     scipy.io.savemat("m.mat", {"A": A})
+    scipy.io.savemat("old.mat", {"A": A}, format="4")
     for name, words, array in (
         ("sparse.npz", r"scipy\.sparse\.load_npz", lambda: scipy.sparse.load_npz("sparse.npz").toarray()),
         ("m.mtx", r"scipy\.io\.mmread", lambda: scipy.io.mmread("m.mtx").toarray()),
         ("m.mat", r"scipy\.io\.loadmat", lambda: scipy.io.loadmat("m.mat")["A"]),
+        ("old.mat", r"scipy\.io\.loadmat", lambda: scipy.io.loadmat("old.mat")["A"]),
     ):
         with pytest.raises(InvalidInput, match=words):
             loading.read_matrix(name, "A")
@@ -288,4 +291,32 @@ def test_a_file_of_torch_is_read_by_the_remedy(tmp_path, monkeypatch):
         with pytest.raises(InvalidInput, match=r"a file of torch\.save; needs .*weights_only=True"):
             read()
     np.save("A.npy", torch.load("A.pt", weights_only=True).numpy())
+    assert loading.read_matrix("A.npy", "A").shape == (2, 3)
+
+
+@pytest.mark.parametrize("convert", ["csr", "csc", "coo", "bsr", "dia"])
+def test_the_numbers_of_a_sparse_matrix_are_not_its_rows(tmp_path, capsys, convert):
+    file = str(tmp_path / "sparse.npz")
+    scipy.sparse.save_npz(file, scipy.sparse.random(6, 9, 0.5, random_state=0).asformat(convert))
+    for command in (("check", "data", file), ("check", "rank", f"{file}:data")):
+        with pytest.raises(SystemExit) as end:
+            main.run(list(command))
+        assert end.value.code == 2
+        assert "a sparse matrix of SciPy; needs" in capsys.readouterr().err
+
+
+def test_a_table_of_pandas_with_its_index(tmp_path):
+    file = tmp_path / "A.csv"
+    for head in (",0,1", ",a,b"):
+        file.write_text(f"{head}\n0,1.5,2.5\n1,3.5,4.75\n")
+        with pytest.raises(InvalidInput, match=r"DataFrame\.to_csv\(file, header=False, index=False\)"):
+            loading.read_matrix(str(file), "A")
+
+
+def test_torch_files_of_the_old_format_have_a_remedy_that_works(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(torch.arange(6.0).reshape(2, 3), "A.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(InvalidInput, match=r"never opened since it can run code; needs .*weights_only=True"):
+        loading.read_matrix("A.pth", "A")
+    np.save("A.npy", torch.load("A.pth", weights_only=True).numpy(force=True))
     assert loading.read_matrix("A.npy", "A").shape == (2, 3)

@@ -15,6 +15,8 @@ RANK = ("check", "rank", "A.npy")
 CONFLICTS = {
     "quiet and verbose": ((*RANK, "--quiet", "--verbose"), "--quiet with --verbose"),
     "exact without a proof": ((*RANK, "--method", "exact", "--no-certify"), "exact arithmetic is a proof"),
+    "a plan as JSON": ((*RANK, "--plan", "--json"), "--plan with --json; needs one of them"),
+    "JUnit on stdout": ((*RANK, "--junit", "-"), "--junit: got -; needs the name of a file"),
     "one file for two reports": ((*RANK, "--html", "out", "--junit", "./out"), "the file of --html"),
     "a page over the input": ((*RANK, "--html", "A.npy"), "A.npy, which is read"),
     "a page over an array's file": (("check", "rank", "A.npz:A", "--html", "A.npz"), "A.npz, which is read"),
