@@ -97,7 +97,7 @@ class AlignmentEvaluation:
 
 
 class AlignmentEvaluator:
-    """Checks the alignment of one model with its data; each call of :meth:`look` uses the current parameters.
+    """Checks the alignment of one model with its data; each call of :meth:`evaluate` uses the current parameters.
 
     Parameters
     ----------

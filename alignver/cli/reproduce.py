@@ -96,7 +96,7 @@ def reproduce(
             ensure_writable("--figure", figure)
             _require_drawable(experiment, figure)
             setting = Setting(seeds, tuple(dataset or ()), device, data_folder, cache, reduced, reading)
-            session.farewell = _farewell(out)
+            session.interrupt_message = _interrupt_message(out)
             outcome = conduct(experiment, setting, folder=out, budget=budget)
     if listing:
         session.print(_listed([load(name) for name in NAMES]))
@@ -161,7 +161,7 @@ def _comparison(result: CheckResult) -> list[Any]:
     return [Padding(table, (0, 0, 0, 2), expand=False)]
 
 
-def _farewell(out: str | None) -> str:
+def _interrupt_message(out: str | None) -> str:
     """Return the message after Ctrl-C about the parts that are finished."""
     if out is None:
         return "interrupted; nothing was kept (--out DIR keeps finished parts)"

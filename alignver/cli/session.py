@@ -170,7 +170,7 @@ class Session:
         The option of each argument of the library, for its messages.
     device, dtype, seed
         What the provenance says about the computation.
-    farewell : str
+    interrupt_message : str
         The message on Ctrl-C.
     verify : str, optional
         The command that checks the saved certificate again.
@@ -193,7 +193,7 @@ class Session:
     device: str = "cpu"
     dtype: str | None = None
     seed: int | None = None
-    farewell: str = "interrupted"
+    interrupt_message: str = "interrupted"
     verify: str | None = None
     unwritten: OutputFailed | None = None
     files: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -211,7 +211,7 @@ class Session:
     def conduct(self, body: Callable[[], Exit]) -> int:
         """Run the body of a command and return the exit code; an error becomes a message and its exit code."""
         try:
-            with prompt(Exit.INTERRUPTED, lambda: f"alignver: {self.farewell}"), heard(self._warn):
+            with prompt(Exit.INTERRUPTED, lambda: f"alignver: {self.interrupt_message}"), warnings_as_notes(self._warn):
                 self._require_compatible()
                 ensure_writable("--html", None if self.html == "-" else self.html)
                 ensure_writable("--junit", self.junit)
@@ -224,7 +224,7 @@ class Session:
             self.print(str(plan))
             return int(Exit.HOLDS)
         except KeyboardInterrupt:
-            say(self.farewell)
+            say(self.interrupt_message)
             return int(Exit.INTERRUPTED)
         except Exception as error:
             code = explain(error, verbose=self.verbose)
@@ -481,7 +481,7 @@ class Session:
 
 
 @contextlib.contextmanager
-def heard(note: Callable[[str], None]) -> Iterator[None]:
+def warnings_as_notes(note: Callable[[str], None]) -> Iterator[None]:
     """Turn warnings, which may quote a file, into messages of the program itself."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_rest, **_more: note(f"warning: {message}")

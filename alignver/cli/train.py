@@ -21,7 +21,7 @@ from alignver import require
 from alignver.cli import input_files, model_io, options
 from alignver.cli.exits import Exit, OutputFailed, exit_of, write_output
 from alignver.cli.options import Loss, Weights, computation
-from alignver.cli.session import Session, command, given, heard, recheck_hint
+from alignver.cli.session import Session, command, given, recheck_hint, warnings_as_notes
 from alignver.errors import AlignverWarning, InvalidInput, MissingDependency
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def _sources_and_settings(options: Mapping[str, Any]) -> tuple[dict[str, Any], d
 
 
 def _new_run(session: Session, stack: contextlib.ExitStack) -> _Run:
-    from alignver.training.run_folder import RunFolder, vacant
+    from alignver.training.run_folder import RunFolder, require_vacant
 
     sources, settings = _sources_and_settings(session.options)
     required = {"MODEL": sources["model"], "--data": sources["data"]}
@@ -232,7 +232,7 @@ def _new_run(session: Session, stack: contextlib.ExitStack) -> _Run:
             raise InvalidInput(name, "no value", "MODEL, --data, --loss and --epochs; or --resume RUN")
     with input_files.rename_options({"folder": "--out"}):
         if session.options["out"] is not None:
-            vacant(session.options["out"])
+            require_vacant(session.options["out"])
         settings = _completed(settings)
         wrapper, samples, identity, inputs = _prepared(sources, settings)
         place, every = session.options["out"] or _free_name(), session.options["checkpoint_every"]
@@ -347,7 +347,7 @@ def _train(session: Session, run: _Run) -> Exit:
             table.note(message)
 
     def epoch(trained: EEWrapper, record: Mapping[str, Any]) -> None:
-        session.farewell = _farewell(folder)
+        session.interrupt_message = _interrupt_message(folder)
         if record["epoch"] == tau + 1:
             for sentence in folder.guarantee["sentences"]:
                 note(sentence)
@@ -359,11 +359,11 @@ def _train(session: Session, run: _Run) -> Exit:
                 estimated=batched and record["phase"] == "exploration",
             )
 
-    with session.working(display=table.shown()), heard(note), _resumable(folder, wrapper):
+    with session.working(display=table.shown()), warnings_as_notes(note), _resumable(folder, wrapper):
         warnings.simplefilter("always", AlignverWarning)
         done = folder.restore(wrapper, data)
-        session.farewell = _farewell(folder)
-        table.go_on(done)
+        session.interrupt_message = _interrupt_message(folder)
+        table.continue_after(done)
         if done:
             note(f"{folder.path}: resuming after epoch {done} of {epochs}")
         else:
@@ -445,7 +445,7 @@ def _resume_command(folder: RunFolder) -> str:
     return f"alignver train --resume {shlex.quote(str(folder.path))}"
 
 
-def _farewell(folder: RunFolder) -> str:
+def _interrupt_message(folder: RunFolder) -> str:
     where = f"after epoch {folder.saved_epochs}" if folder.saved_epochs else "from its beginning"
     return f"interrupted; resume {where} with: {_resume_command(folder)}"
 

@@ -214,7 +214,7 @@ class _Arbitration:
         weights = _weights(first.outputs)
         steps = _custom_steps(graph)
         if self._wrong(gradients, self.x, direction, weights) or (
-            steps and self._culprit(gradients, direction, weights)
+            steps and self._wrong_parameter(gradients, direction, weights)
         ):
             return Arbitrated(self.function, refusal=self._refusal(gradients, direction, weights, graph))
         result = self._of_single_samples(direction, weights, graph)
@@ -328,7 +328,7 @@ class _Arbitration:
         floor = 1e3 * self.eps * max(_norm(g) for g in second.values())
         return all(_close(first[name], g, self.eps, floor) for name, g in second.items())
 
-    def _culprit(self, gradients: Mapping[str, torch.Tensor], direction: Theta, weights: torch.Tensor) -> str:
+    def _wrong_parameter(self, gradients: Mapping[str, torch.Tensor], direction: Theta, weights: torch.Tensor) -> str:
         """Return the first parameter whose derivative contradicts differences in itself; empty if none does."""
         for candidate in list(gradients)[:_NAMED]:
             part = {n: v if n == candidate else torch.zeros_like(v) for n, v in direction.items()}
@@ -341,7 +341,7 @@ class _Arbitration:
     ) -> InvalidInput:
         """Name the parameter whose derivative is wrong, and what in the graph may be the reason."""
         culprit, need = "", _NEED
-        name = self._culprit(gradients, direction, weights)
+        name = self._wrong_parameter(gradients, direction, weights)
         steps = _custom_steps(graph)
         if steps:
             culprit = f": the custom backward of {', '.join(steps[:3])}"

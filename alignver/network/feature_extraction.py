@@ -17,7 +17,7 @@ from torch import nn
 from alignver import atomic, require
 from alignver.errors import InvalidInput, kind_of
 from alignver.network.copies import deep_copy
-from alignver.network.inputs import as_inputs, taken
+from alignver.network.inputs import as_inputs, reporting_input_errors
 from alignver.network.preserve_state import eval_mode, preserve_state
 from alignver.progress import track
 
@@ -199,7 +199,7 @@ def _output(model: nn.Module, module: nn.Module, batch: torch.Tensor, layer: str
     with preserve_state(model), eval_mode(model), torch.no_grad():
         handle = module.register_forward_hook(store)
         try:
-            with taken(model, batch):
+            with reporting_input_errors(model, batch):
                 model(batch.clone())  # a forward pass may write to its input
         finally:
             handle.remove()

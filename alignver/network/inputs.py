@@ -282,7 +282,7 @@ def as_targets(Y: Any, n: int) -> Any:
 
 
 @contextlib.contextmanager
-def taken(model: nn.Module, x: torch.Tensor) -> Iterator[None]:
+def reporting_input_errors(model: nn.Module, x: torch.Tensor) -> Iterator[None]:
     """Report an exception of a model's forward pass on ``x`` as an error in X."""
     try:
         yield

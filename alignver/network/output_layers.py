@@ -19,7 +19,7 @@ from torch import nn
 from alignver.errors import InvalidInput, kind_of
 from alignver.kernel.network.operators import COPIES
 from alignver.network.copies import deep_copy
-from alignver.network.inputs import DispatchMode, taken
+from alignver.network.inputs import DispatchMode, reporting_input_errors
 from alignver.network.preserve_state import eval_mode
 
 
@@ -189,7 +189,7 @@ def _recorded_calls(model: nn.Module, x: torch.Tensor) -> tuple[list[Call], Any]
 
 def _run(model: nn.Module, x: torch.Tensor, hooks: list[tuple[Callable[..., Any], Any]]) -> Any:
     """Run a model in eval mode under hooks; the hooks are removed and the modes restored."""
-    with eval_mode(model), taken(model, x), contextlib.ExitStack() as handles:
+    with eval_mode(model), reporting_input_errors(model, x), contextlib.ExitStack() as handles:
         for register, hook in hooks:
             handles.callback(register(hook).remove)
         return model(x)

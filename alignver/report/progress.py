@@ -155,7 +155,7 @@ class EpochTable:
             yield self
         self._live = None
 
-    def go_on(self, done: int) -> None:
+    def continue_after(self, done: int) -> None:
         """Continue after an epoch of an earlier part of the run."""
         self._bars.update(self._bar, completed=done)
 

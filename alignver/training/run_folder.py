@@ -42,7 +42,7 @@ _MOST_COPIED = 1 << 28  # bytes of inputs that are written beside a certificate
 _NEED = "a new folder, or an empty one"
 
 
-def vacant(path: str | os.PathLike[str]) -> None:
+def require_vacant(path: str | os.PathLike[str]) -> None:
     """Raise :class:`InvalidInput` unless a run can begin at a path: it does not exist, or is an empty folder."""
     place = pathlib.Path(path)
     if place.exists() and not place.is_dir():
@@ -156,7 +156,7 @@ class RunFolder:
         InvalidInput
             The path is not vacant, or it cannot be written.
         """
-        vacant(path)
+        require_vacant(path)
         place = pathlib.Path(path)
         config = {"format": _FORMAT, "settings": settings, **more}
         try:

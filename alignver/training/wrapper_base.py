@@ -19,7 +19,7 @@ from alignver.errors import InvalidInput
 from alignver.limits import in_memory
 from alignver.network.adapt import as_arrays
 from alignver.network.enclosed_loss import OptimalityProof, prove_optimality
-from alignver.network.inputs import as_inputs, as_targets, taken
+from alignver.network.inputs import as_inputs, as_targets, reporting_input_errors
 from alignver.network.preserve_state import eval_mode
 from alignver.results import CheckResult
 from alignver.theory.exploitation import Exploitation, objective
@@ -106,7 +106,7 @@ class TrainedNetwork:
         inputs = self._inputs(X)
         if self._cached is not None and self._cached.is_of(inputs):
             return as_model(self.module, self._cached.Z)
-        with taken(self.module, inputs):
+        with reporting_input_errors(self.module, inputs):
             return as_model(self.module, CachedProblem(self.module, inputs).Z)
 
     def training_record(self) -> TrainingRecord:
@@ -145,7 +145,7 @@ class TrainedNetwork:
         """Return the outputs (n, m_y) in eval mode, without a graph; the modes of the modules are restored."""
         self.require_prepared("outputs")
         inputs = self._inputs(as_arrays(X)[0])
-        with eval_mode(self.module), taken(self.module, inputs):
+        with eval_mode(self.module), reporting_input_errors(self.module, inputs):
             return torch.cat([self.module(part.clone()) for part in torch.split(inputs, batch_size)])
 
     def require_prepared(self, argument: str) -> None:

@@ -17,7 +17,7 @@ import alignver as av
 from alignver.errors import InvalidInput
 from alignver.results import Report
 from alignver.training import checkpoint
-from alignver.training.run_folder import RunFolder, certificate_inputs, vacant
+from alignver.training.run_folder import RunFolder, certificate_inputs, require_vacant
 from alignver.training.wrapper import EEWrapper
 
 EPOCHS, TAU = 8, 4
@@ -171,8 +171,8 @@ def test_a_run_begins_in_a_folder_of_its_own(tmp_path):
     for name, words in (("file", "not a folder"), ("full", "other files"), ("run", "resume")):
         with pytest.raises(av.InvalidInput, match=words):
             RunFolder.create(tmp_path / name, SETTINGS)
-    vacant(tmp_path / "new")
-    vacant(tmp_path / "empty")
+    require_vacant(tmp_path / "new")
+    require_vacant(tmp_path / "empty")
     with pytest.raises(av.InvalidInput, match=r"without config\.json"):
         RunFolder.open(tmp_path / "full")
 
