@@ -49,8 +49,9 @@ def test_every_script_is_known_and_has_a_docstring(collect):
         "gpu_run.py",
         "recheck.py",
         "data_sets.py",
+        "network_programs.py",
         "reproduce_fast.py",
-    }  # compares versions; runs the others; need a GPU; another version; data sets; results
+    }  # compares versions; runs the others; need a GPU; another version; data sets; programs; results
     assert {run.script for run in collect.RUNS.values()} == scripts
     assert all((FOLDER / script).read_text().startswith('"""') for script in scripts)
 

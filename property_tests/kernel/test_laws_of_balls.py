@@ -142,7 +142,7 @@ def test_every_layer_is_enclosed(name):
 WRONG: dict[str, tuple[str, str, str]] = {
     "a sum without its signs": ("difference", "total - term", "total + term"),
     "a difference, backward": ("difference", "g if sign > 0 else -g", "g"),
-    "a scale, backward": ("difference", "return [(of[0], g * _factor", "return [(of[0], g + _factor"),
+    "a scale, backward": ("difference", "return [(of[0], _scaled(g,", "return [(of[0], g + _scaled(g,"),
     "half of a product": ("gate", "return [(of[0], g * state[of[1]]), (of[1], g * state[of[0]])]",
                           "return [(of[0], g * state[of[1]])]"),
     "a quotient's sign": ("quotient", "-g * state[place] * inverse", "g * state[place] * inverse"),

@@ -114,12 +114,18 @@ def _gathered(sources: Sequence[Any], index: Any, shape: Sequence[int]) -> Any:
     return flat[index].reshape(shape)
 
 
-def _factor(factor: tuple[float, float, bool]) -> Any:
-    return _ratio(*factor, bits())
+def _ring(array: Any) -> Any:
+    """Return the ring of numbers that know more than balls; None if there are none."""
+    return next((entry.ring for entry in array.flat if type(entry) is not arb), None)
+
+
+def _scaled(array: Any, factor: tuple[float, float, bool], like: Any) -> Any:
+    """Return an array times a factor, which numbers that know more, as those of ``like`` may be, know exactly."""
+    return array * getattr(_ring(like), "ratio", functools.partial(_ratio, bits()))(*factor)
 
 
 @functools.lru_cache(64)
-def _ratio(num: float, den: float, root: bool, _bits: int) -> Any:
+def _ratio(_bits: int, num: float, den: float, root: bool) -> Any:
     return arb(num) / (arb(den).sqrt() if root else arb(den))  # one object is one number
 
 
@@ -155,7 +161,7 @@ def _value(step: Step, of: list[Any]) -> Any:
                 total = total + term if sign > 0 else total - term
             return total
         case "scale":
-            return of[0] * _factor(args["factor"])
+            return _scaled(of[0], args["factor"], of[0])
         case "product":
             return of[0] * of[1]
         case "quotient":
@@ -257,9 +263,9 @@ def shares(program: Program, state: State, column: int) -> dict[int, Leaf]:
     """Return the gradients of one output column in all trainable leaves, by the number of the leaf."""
     steps, B = program.steps, program.samples
     output = steps[program.output]
-    seed = np.zeros(output.shape).reshape(B, -1)
-    seed[:, column] = 1.0
-    incoming: dict[int, list[Any]] = {program.output: [exactly(seed.reshape(output.shape))]}
+    seed = np.tile(np.arange(program.columns) == column, B)
+    numbers = getattr(_ring(state[program.output]), "exactly", exactly)
+    incoming: dict[int, list[Any]] = {program.output: [numbers(seed.reshape(output.shape))]}
     leaves: dict[int, Leaf] = {}
     moving = _moving(program)
     for place in range(len(steps) - 1, -1, -1):
@@ -379,7 +385,7 @@ def _pulled(program: Program, state: State, place: int, g: Any) -> list[tuple[in
         case "sum":
             return [(k, g if sign > 0 else -g) for k, sign in zip(of, args["signs"], strict=True)]
         case "scale":
-            return [(of[0], g * _factor(args["factor"]))]
+            return [(of[0], _scaled(g, args["factor"], state[of[0]]))]
         case "product":
             return [(of[0], g * state[of[1]]), (of[1], g * state[of[0]])]
         case "quotient":

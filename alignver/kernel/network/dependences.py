@@ -65,6 +65,13 @@ class Ring:
         ball = number if isinstance(number, arb) else arb(number)
         return self.unknown(("object", id(ball)), ball)
 
+    def ratio(self, num: float, den: float, root: bool) -> Any:
+        """Return num / den, or num / sqrt(den)."""
+        if root:
+            return num / self.lifted(arb(den)).sqrt()
+        quotient = fmpq(*num.as_integer_ratio()) / fmpq(*den.as_integer_ratio())
+        return Number(self, arb(quotient), {_ONE: quotient} if num else {})
+
     def unknown(self, key: Any, ball: Any) -> Number:
         """Return the number that a key stands for, which is in a ball: an indeterminate, unless the ball is a point."""
         require(ball.is_finite(), "a number is not finite in this precision")

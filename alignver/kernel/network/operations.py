@@ -175,16 +175,6 @@ def _glu(c: Compiler, args: Args) -> Value:
     return Real(c.tape.product(first, c.tape.map(second, "sigmoid")))
 
 
-@rule("maximum", "minimum")
-def _maximum(c: Compiler, args: Args) -> Value:
-    a, b = c.tape.together(c.real(args["self"]), c.real(args["other"]))
-    size, least = c.tape.steps[a].size, c.node.base == "minimum"
-    pairs = c.tape.move((a, b), np.arange(2 * size).reshape(2, size).T)
-    pairs = c.tape.scale(pairs, -1.0) if least else pairs
-    largest = c.tape.reshape(c.tape.rows("max", pairs, keep=False), c.tape.shape(a))
-    return Real(c.tape.scale(largest, -1.0) if least else largest)
-
-
 @rule("lerp")
 def _lerp(c: Compiler, args: Args) -> Value:
     start, weight = c.real(args["self"]), args["weight"]

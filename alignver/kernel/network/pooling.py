@@ -171,6 +171,14 @@ def _amax(c: Compiler, args: Args) -> Value:
     return [largest] if c.node.op.endswith(".dim") else largest
 
 
+@rule("maximum", "minimum")
+def _maximum(c: Compiler, args: Args) -> Value:
+    a, b = c.tape.together(c.real(args["self"]), c.real(args["other"]))
+    size, sign = c.tape.steps[a].size, 1.0 if c.node.base == "maximum" else -1.0
+    pairs = c.tape.move((a, b), np.arange(2 * size).reshape(2, size).T)
+    return _largest(c, pairs, c.tape.indices(pairs), c.tape.shape(a), sign)
+
+
 @rule("var", "std", "var_mean")
 def _var(c: Compiler, args: Args) -> Value:
     step, dims, keep = c.real(args["self"]), args.get("dim"), args.get("keepdim", False)

@@ -262,6 +262,37 @@ def test_parameters_that_no_output_depends_on_do_not_hide_a_split():
     assert (result.verdict, result.subject, result.rigor) == (Verdict.FAILS, Subject.NETWORK, Rigor.PROOF)
 
 
+class Spread(nn.Module):
+    """The variance of three units, two of which are copies: a quadratic form of rank 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.f, self.g = nn.Linear(2, 3, bias=False), nn.Linear(1, 1, bias=False)
+        with torch.no_grad():
+            self.f.weight[1] = self.f.weight[0]
+
+    def forward(self, x):
+        return self.g(self.f(x).var(-1, keepdim=True))
+
+
+def test_means_of_three_are_known_exactly():
+    """1/3 is no float; that 3 (1/3) is 1 is what makes the rank 2."""
+    torch.manual_seed(0)
+    x, y = torch.randn(4, 2, dtype=torch.float64), np.array([1.0, 0.0, 2.0, -1.0])
+    network, proof = proved(Spread(), x, y)
+    assert (proof.verdict, proof.certificate.method) == (Verdict.FAILS, "exact")
+    assert verified(network, proof, y)
+    J = of(network, 4).J.astype(float)
+    assert np.linalg.matrix_rank(J, 1e-10) == 2
+    residual = np.linalg.norm(y - J @ np.linalg.lstsq(J, y, rcond=1e-10)[0])
+    assert proof.certificate.constants["distance"] == pytest.approx(residual, rel=1e-6)
+    with balls.precision(128):
+        ring = Ring()
+        third, root = ring.ratio(1.0, 3.0, False), ring.ratio(1.0, 2.0, True)
+        assert (3 * third - 1).terms == (2 * root * root - 1).terms == ring.ratio(0.0, 3.0, False).terms == {}
+        assert third.ball.contains(flint.arb(1) / 3)
+
+
 def test_bounds_of_kappa_may_be_far_apart():
     """The weight is of use only if it is large, and a bound of kappa from below knows the bias alone."""
     model, x, y = nn.Linear(1, 1), torch.tensor([[1.0], [2.0], [3.0]]).double() * 2.0**-200, [2.0, 3.0, 4.0]
