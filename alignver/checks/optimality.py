@@ -24,7 +24,7 @@ from alignver.proof.duplicate_inputs import DuplicateInputs
 from alignver.proof.rounding import FloatArray, add_up, mul_up, sub_down
 from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict, shown_down, shown_up
 from alignver.samples import fingerprints, open_samples
-from alignver.theory.enclosure import LossBounds, enclose, loss_bounds
+from alignver.theory.enclosure import Enclosure, LossBounds, enclose, loss_bounds
 from alignver.theory.exploitation import Exploitation, Objective, objective
 from alignver.theory.infimum import Infimum, better_weights, infimum
 from alignver.theory.losses import LOSSES, SampleLoss
@@ -161,10 +161,10 @@ def check_optimality(
                 raise InvalidInput("X", got, "the inputs that Z was computed from", "wrong-shape")
             data = DuplicateInputs.of(dataclasses.replace(known, targets=problem.targets))
         with threads_for(flops):
-            result = _proved(problem, theta, loss, tolerance, rank, data)
+            result = _proved(_Point(problem, theta, tolerance, data), rank)
     else:
         with threads_for(flops):
-            result = _measured(problem, theta, tolerance, infimum(problem, theta), ())
+            result = _measured(_Point(problem, theta, tolerance), infimum(problem, theta), ())
     if not certify and result.rigor is Rigor.PROOF and result.verdict is not Verdict.UNDECIDED:
         remark = "numerical: no certificate was requested"
         evidence = (*result.evidence, remark)
@@ -172,56 +172,66 @@ def check_optimality(
     return dataclasses.replace(result, cost={"seconds": time.perf_counter() - began, **peak_bytes()})
 
 
-def _proved(
-    problem: Objective, theta: FloatArray, loss: str, tolerance: float, rank: bool | None, data: DuplicateInputs | None
-) -> CheckResult:
-    if data is not None and not equal(problem.model.Z, problem.model.Z[data.first]):
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Point:
+    """A point of the exploitation phase, and what the data say: they keep the loss of every model above ``floor``."""
+
+    problem: Objective
+    theta: FloatArray
+    tolerance: float
+    data: DuplicateInputs | None = None
+    floor: float = 0.0
+
+    @property
+    def loss(self) -> str:
+        return self.problem.loss.name
+
+    def bounds(self, enclosed: Enclosure) -> LossBounds:
+        return loss_bounds(enclosed, self.problem.targets, self.loss)
+
+
+def _proved(point: _Point, rank: bool | None) -> CheckResult:
+    data, Z = point.data, point.problem.model.Z
+    if data is None:
+        return _decided(point, rank)
+    if not equal(Z, Z[data.first]):
         # Features of one input may differ in their last digits, from another batch: Z is not a function of the inputs.
-        result = _decided(problem, theta, loss, tolerance, rank, None, 0.0)
+        result = _decided(dataclasses.replace(point, data=None), rank)
         remark = "equal inputs have different features in Z: the bound from the data is not used"
         return dataclasses.replace(result, evidence=(*result.evidence, remark))
-    floor = 0.0 if data is None else data.least_loss(loss)[0]
-    result = _decided(problem, theta, loss, tolerance, rank, data if floor else None, floor)
-    if data is None or not data.conflicts.count:
+    floor = data.least_loss(point.loss)[0]
+    result = _decided(dataclasses.replace(point, data=data if floor else None, floor=floor), rank)
+    if not data.conflicts.count:
         return result
-    conflict = (conflict_sentence(data, loss, "no model"), bound_sentence(loss, floor))
+    conflict = (conflict_sentence(data, point.loss, "no model"), bound_sentence(point.loss, floor))
     measured = {**result.measured, "conflicts": data.conflicts.plain(), "loss_lower": floor}
     return dataclasses.replace(result, evidence=(*conflict, *result.evidence), measured=measured)
 
 
-def _decided(
-    problem: Objective,
-    theta: FloatArray,
-    loss: str,
-    tolerance: float,
-    rank: bool | None,
-    data: DuplicateInputs | None,
-    floor: float,
-) -> CheckResult:
-    """Decide, given that ``data`` keep the loss of every model above ``floor``."""
+def _decided(point: _Point, rank: bool | None) -> CheckResult:
+    problem, theta, floor = point.problem, point.theta, point.floor
     enclosed = arithmetic_fault() or enclose(problem.model, theta)
     if isinstance(enclosed, str):
-        return _measured(problem, theta, tolerance, _above(infimum(problem, theta), floor), (f"no proof: {enclosed}",))
-    tight = loss_bounds(enclosed, problem.targets, loss)
-    wide = loss_bounds(enclosed.widened(), problem.targets, loss)
+        return _measured(point, _above(infimum(problem, theta), floor), (f"no proof: {enclosed}",))
+    tight, wide = point.bounds(enclosed), point.bounds(enclosed.widened())
     gap = max(add_up(mul_up(wide.upper, 1.0 + 2.0**-30), 2.0**-900, -floor), 0.0)
     prove = problem.model.n <= _MOST if rank is None else rank
-    if gap <= tolerance:
+    if gap <= point.tolerance:
         ranks = prove_ranks(problem.model) if prove else None
-        return _holds(problem, theta, loss, tolerance, tight, wide, gap, ranks, data, floor)
+        return _holds(point, tight, wide, gap, ranks)
     better = better_weights(problem, theta)
     enclosed = enclose(problem.model, better)
     if not isinstance(enclosed, str):
-        smaller = loss_bounds(enclosed.widened(), problem.targets, loss)
+        smaller = point.bounds(enclosed.widened())
         lead = sub_down(wide.lower * (1.0 - 2.0**-30), mul_up(smaller.upper, 1.0 + 2.0**-30), 2.0**-900)
-        if lead > tolerance:
-            return _fails(problem, theta, loss, tolerance, tight, lead, better)
+        if lead > point.tolerance:
+            return _fails(point, tight, lead, better)
     ranks = prove_ranks(problem.model) if prove else None
     lead = sub_down(wide.lower * (1.0 - 2.0**-30), 2.0**-900)
-    if ranks is not None and ranks.all and lead > tolerance:
-        return _fails(problem, theta, loss, tolerance, tight, lead, None, ranks)
+    if ranks is not None and ranks.all and lead > point.tolerance:
+        return _fails(point, tight, lead, None, ranks)
     remarks = () if ranks is None else ranks.reasons
-    return _measured(problem, theta, tolerance, _above(infimum(problem, better), floor), remarks)
+    return _measured(point, _above(infimum(problem, better), floor), remarks)
 
 
 def _above(least: Infimum, floor: float) -> Infimum:
@@ -229,9 +239,9 @@ def _above(least: Infimum, floor: float) -> Infimum:
     return least if floor <= least.lower else dataclasses.replace(least, lower=floor, how="data")
 
 
-def _numbers(problem: Objective, loss: str, tight: LossBounds, ranks: Ranks | None) -> dict[str, Any]:
-    model = problem.model
-    numbers: dict[str, Any] = {"loss": loss, "samples": model.n, "outputs": model.m_y, "width": model.h}
+def _numbers(point: _Point, tight: LossBounds, ranks: Ranks | None) -> dict[str, Any]:
+    model = point.problem.model
+    numbers: dict[str, Any] = {"loss": point.loss, "samples": model.n, "outputs": model.m_y, "width": model.h}
     numbers |= {"features": model.m, "loss_lower": tight.lower, "loss_upper": tight.upper}
     numbers |= {"training_errors": tight.errors, "rank_n": None if ranks is None else ranks.all}
     if ranks is not None:
@@ -239,25 +249,15 @@ def _numbers(problem: Objective, loss: str, tight: LossBounds, ranks: Ranks | No
     return numbers
 
 
-def _holds(
-    problem: Objective,
-    theta: FloatArray,
-    loss: str,
-    tolerance: float,
-    tight: LossBounds,
-    wide: LossBounds,
-    gap: float,
-    ranks: Ranks | None,
-    data: DuplicateInputs | None,
-    floor: float,
-) -> CheckResult:
+def _holds(point: _Point, tight: LossBounds, wide: LossBounds, gap: float, ranks: Ranks | None) -> CheckResult:
+    model, tolerance = point.problem.model, point.tolerance
     bounds = [Bound("L(theta) - inf L", gap, "<=", tolerance)]
     evidence = []
     if wide.errors is not None:
         bounds.append(Bound("training errors", wide.errors, "<=", 0))
         errors = f"at most {wide.errors} training errors" if wide.errors else "no training errors"
         margins = "the other margins" if wide.errors else "the margins"
-        evidence.append(f"{errors} among {problem.model.n} samples: {margins} exceed the rounding bound")
+        evidence.append(f"{errors} among {model.n} samples: {margins} exceed the rounding bound")
     if ranks is not None:
         least = [entry["s_min"] for entry in ranks.entries if entry is not None]
         if ranks.all:
@@ -267,42 +267,35 @@ def _holds(
             )
         else:
             evidence += ["rank n is not proved, so the gap may be smaller than the bound", *ranks.reasons]
-    entries = (None,) * problem.model.m_y if ranks is None else ranks.entries
-    constants = {"loss": loss, "gap": gap, "errors": wide.errors, "ranks": entries}
-    inputs: dict[str, Any] = dict(problem.model.inputs(theta, problem.targets))
-    if data is not None:
-        inputs |= {"X": data.known.record}
+    entries = (None,) * model.m_y if ranks is None else ranks.entries
+    constants = {"loss": point.loss, "gap": gap, "errors": wide.errors, "ranks": entries}
+    inputs: dict[str, Any] = dict(model.inputs(point.theta, point.problem.targets))
+    if point.data is not None:
+        inputs |= {"X": point.data.known.record}
     return _result(
         verdict=Verdict.HOLDS,
         rigor=Rigor.PROOF,
         reason=f"the training loss exceeds its global infimum by at most {shown_up(gap)} (tolerance: {tolerance:.3g})",
         code="optimality-gap-below",
         evidence=tuple(evidence),
-        measured={**_numbers(problem, loss, tight, ranks), "gap_upper": gap, "infimum_lower": floor},
+        measured={**_numbers(point, tight, ranks), "gap_upper": gap, "infimum_lower": point.floor},
         bounds=tuple(bounds),
         certificate=seal("optimality", "outputs", inputs, {}, constants),
     )
 
 
 def _fails(
-    problem: Objective,
-    theta: FloatArray,
-    loss: str,
-    tolerance: float,
-    tight: LossBounds,
-    lead: float,
-    better: FloatArray | None,
-    ranks: Ranks | None = None,
+    point: _Point, tight: LossBounds, lead: float, better: FloatArray | None, ranks: Ranks | None = None
 ) -> CheckResult:
-    model = problem.model
+    problem, model, tolerance = point.problem, point.problem.model, point.tolerance
     data = {} if better is None else {"better": np.ascontiguousarray(better.reshape(model.m_y, -1))}
     entries = (None,) * model.m_y if ranks is None else ranks.entries
-    constants = {"loss": loss, "gap": lead, "errors": None, "ranks": entries}
+    constants = {"loss": point.loss, "gap": lead, "errors": None, "ranks": entries}
     witness: dict[str, Any] = {"kind": "rank n", "gap_lower": lead}
     how = "every output has rank n, so the infimum is 0"
     if better is not None:
         value = problem.value(better)
-        change = float(np.linalg.norm(better - theta))
+        change = float(np.linalg.norm(better - point.theta))
         witness = {"kind": "better weights", "gap_lower": lead, "loss": value, "distance": change}
         how = f"weights at a distance of {change:.3g} have the loss {value:.3g}: they are in the certificate"
     return _result(
@@ -312,18 +305,16 @@ def _fails(
         + how,
         code="optimality-rank-n" if better is None else "optimality-better-weights",
         next_steps=_TRAIN,
-        measured={**_numbers(problem, loss, tight, ranks), "gap_lower": lead},
+        measured={**_numbers(point, tight, ranks), "gap_lower": lead},
         bounds=(Bound("L(theta) - inf L", lead, "<=", tolerance),),
         witness=witness,
-        certificate=seal("suboptimality", "outputs", model.inputs(theta, problem.targets), data, constants),
+        certificate=seal("suboptimality", "outputs", model.inputs(point.theta, problem.targets), data, constants),
     )
 
 
-def _measured(
-    problem: Objective, theta: FloatArray, tolerance: float, least: Infimum, remarks: tuple[str, ...]
-) -> CheckResult:
+def _measured(point: _Point, least: Infimum, remarks: tuple[str, ...]) -> CheckResult:
     """Decide numerically: compare the loss with the interval of its infimum, with an allowance for rounding."""
-    value = problem.value(theta)
+    tolerance, value = point.tolerance, point.problem.value(point.theta)
     noise = 1e-12 * max(1.0, abs(value), abs(least.lower))
     high, low = value - least.lower, value - least.upper
     if high + noise <= tolerance:
@@ -355,7 +346,7 @@ def _measured(
         else (*_TRAIN, *((_RANK,) if least.how == "dual" else ())),
         evidence=(f"the infimum lies between {least.lower:.6g} ({names[least.how]}) and {least.upper:.6g}", *remarks),
         measured={
-            "loss": problem.loss.name,
+            "loss": point.loss,
             "loss_value": value,
             "infimum_lower": least.lower,
             "infimum_upper": least.upper,
