@@ -128,7 +128,7 @@ def judged(case, seconds=5.0):
         return word + ("" if known else ", unknown"), "", list(faults(case, result, known))
     if truth(case) is None:
         return "not differentiable", "", []
-    return "undecided", next((line for line in result.evidence if "of the network" in line), result.reason), []
+    return "undecided", next((line for line in result.evidence if "about the network" in line), result.reason), []
 
 
 def main(arguments):

@@ -226,7 +226,7 @@ def main(words):
         counts[decided] += 1
         if not decided:
             left.append(
-                f"{name}: {next((line for line in result.evidence if 'of the network' in line), result.reason)}"
+                f"{name}: {next((line for line in result.evidence if 'about the network' in line), result.reason)}"
             )
             print("undecided", left[-1], flush=True)
             continue

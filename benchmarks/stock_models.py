@@ -356,7 +356,7 @@ def examine(build, every):
             result, matrix = ask(model, X, Y, select, every, "same")
         row |= {"verdict": str(result.verdict), "rigor": str(result.rigor), "subject": str(result.subject)}
         if (result.rigor, result.subject) != ("PROOF", "NETWORK"):
-            row["said"] = "; ".join(line for line in result.evidence if "of the network" in line)
+            row["said"] = "; ".join(line for line in result.evidence if "about the network" in line)
         row["seconds"], row["harmed"] = time.perf_counter() - start, harmed(before, state(model))
         reference = oracle(model, X, select, row["dtype"])
         row["gram"] = float((matrix - reference).norm() / reference.norm())
