@@ -2,7 +2,8 @@
 
 :func:`listening` installs a listener. Without one, a call in the main thread of a program on a terminal, or in a
 notebook, draws a bar after two seconds; elsewhere, for example in a server, nothing is printed. :func:`show_progress`
-switches that, and so does a level of the logger ``alignver`` above INFO. Plans are records of that logger, at INFO.
+switches that, and so does a level of the logger ``alignver`` above INFO. Plans are records of that logger, at INFO; so
+is, without a bar, how far a long call is.
 """
 
 from __future__ import annotations
@@ -153,11 +154,11 @@ def flop_rate() -> float:
 def _current() -> Listener | None:
     """Return the listener, or the automatic display where one is to be shown."""
     listener = _listener.get()
-    if listener is not None or _shown is False or threading.current_thread() is not threading.main_thread():
+    if listener is not None or _shown is False or logger.disabled or logger.level > logging.INFO:
         return listener
-    if logger.disabled or logger.level > logging.INFO:
-        return None
-    return _automatic() if _shown or _notebook() or _terminal() else None
+    if threading.current_thread() is threading.main_thread() and (_shown or _notebook() or _terminal()):
+        return _automatic()
+    return _logged() if logger.isEnabledFor(logging.INFO) else None
 
 
 def _notebook() -> bool:
@@ -174,6 +175,13 @@ def _automatic() -> Listener:
     from alignver.progress_bars import Automatic  # which loads rich
 
     return Automatic()
+
+
+@functools.cache
+def _logged() -> Listener:
+    from alignver.progress_bars import Lines
+
+    return Lines(logger.info, plans=False)  # announce() logs them
 
 
 def track(steps: Iterable[T], label: str) -> Iterator[T]:

@@ -1,4 +1,4 @@
-"""Progress bars on a terminal or in a notebook; a thread draws those of a script after two seconds."""
+"""Progress bars on a terminal or in a notebook, and lines elsewhere; a thread shows them after some seconds."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import dataclasses
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -19,6 +20,9 @@ from alignver.errors import printable
 
 PATIENCE = 2.0
 """Seconds of silence before a bar appears."""
+
+SILENCE = 4.0
+"""Seconds of work without a line, or a tenth of the time since it began if that is longer, after which one is due."""
 
 _PACE = 3600.0  # seconds over which the speed is estimated: a step may last minutes
 
@@ -125,6 +129,7 @@ class Automatic:
         console.print(Text(f"alignver: {printable(words)}", style="dim"), soft_wrap=True)
 
     def _draw(self) -> None:
+        """Show the tasks until the process ends; runs in a thread."""
         idle = 0.0
         while True:
             if not self._tasks and self._display is None:
@@ -157,6 +162,56 @@ class Automatic:
             if self._display is not None:
                 self._display.stop()
                 self._display = None
+
+
+class Lines(Automatic):
+    """A listener that writes lines: plans at once, and how far a long call is, more rarely the longer it takes."""
+
+    def __init__(self, write: Callable[[str], None], *, plans: bool = True) -> None:
+        super().__init__()
+        self._write, self._plans, self._open = write, plans, True
+
+    def note(self, words: str) -> None:
+        """Write a plan."""
+        if self._plans:
+            self._write(words)
+
+    def close(self) -> None:
+        """Write no more lines."""
+        self._open = False
+        self._wake.set()
+
+    def _draw(self) -> None:
+        began = shown = ended = time.monotonic()
+        while self._open:
+            if not self._tasks:
+                self._wake.wait()
+            self._wake.clear()
+            time.sleep(_TICK)
+            with self._lock:
+                tasks = list(self._tasks)
+            now = time.monotonic()
+            if tasks and now - ended > _GAP:  # another call
+                began = shown = tasks[0].began
+            ended = now if tasks else ended
+            if tasks and self._open and now - shown >= max(SILENCE, (now - began) / 10.0):
+                self._write(_line(tasks, now - began))
+                shown = now
+
+
+def _line(tasks: list[_Task], seconds: float) -> str:
+    """Return a sentence about the innermost task, and the one around it that has steps."""
+    counted = [task for task in tasks[:-1] if task.total is not None][-1:]
+    parts = [f"{task.label}{_steps(task)}" for task in (*counted, tasks[-1])]
+    return f"{', '.join(parts)}; {_clock(seconds)} so far"
+
+
+def _steps(task: _Task) -> str:
+    if task.total is None:
+        return ""
+    spent = time.monotonic() - task.began
+    left = f", {_clock(spent / task.done * (task.total - task.done))} left" if task.done else ""
+    return f": {task.done} of {task.total}{left}"
 
 
 def _console() -> Console:

@@ -8,13 +8,14 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
 import pytest
 
 import alignver as av
-from alignver import progress
+from alignver import progress, progress_bars
 from alignver.limits import OutOfTime, time_limit
 
 SLOW = """
@@ -124,3 +125,26 @@ def test_a_long_check_stops_soon_after_an_interrupt():
         assert process.stdout.readline() == "interrupted\n"
         assert process.wait(20) == 7
         assert time.monotonic() - began < 10.0
+
+
+@pytest.mark.parametrize("where", ["the main thread", "a thread"])
+def test_a_log_has_the_progress_and_each_plan_once(where, caplog, monkeypatch):
+    monkeypatch.setattr(progress_bars, "SILENCE", 0.3)
+    monkeypatch.setattr(progress, "_terminal", lambda: False)
+
+    def work():
+        progress.announce("Cholesky", seconds=60.0)
+        for _ in progress.track(range(5), "long steps"):
+            time.sleep(0.2)
+
+    with caplog.at_level(logging.INFO, logger="alignver"):
+        thread = threading.Thread(target=work)
+        thread.start() if where == "a thread" else work()
+        thread.join() if where == "a thread" else None
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages.count("Cholesky: about 60 s") == 1
+    assert any(message.startswith("long steps: ") and "left" in message for message in messages)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="alignver"):
+        work()
+    assert caplog.records == []

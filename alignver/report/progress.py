@@ -18,8 +18,8 @@ from rich.progress import TaskID
 from rich.text import Text
 
 from alignver.errors import printable
-from alignver.progress import Silent, listening
-from alignver.progress_bars import PATIENCE, bars
+from alignver.progress import listening
+from alignver.progress_bars import PATIENCE, SILENCE, Lines, bars
 from alignver.report import text
 from alignver.results import shown_up
 
@@ -73,24 +73,12 @@ class Display:
             self._progress.stop()
 
 
-class _Plans(Silent):
-    """A listener that writes the plans of long computations, a line each, and nothing else."""
-
-    def __init__(self, file: IO[str]) -> None:
-        self._file = file
-
-    def note(self, words: str) -> None:
-        """Write a plan."""
-        self._file.write(f"alignver: {printable(words)}\n")
-        self._file.flush()
-
-
 @contextlib.contextmanager
 def shown(file: IO[str], label: str, *, patience: float = PATIENCE) -> Iterator[None]:
-    """Show the progress of the calls inside the block on ``file`` if that is a terminal."""
+    """Show the progress of the calls inside the block on ``file``: bars if that is a terminal, else a line at times."""
     console = text.console(file)
     if not file.isatty() or console.is_dumb_terminal:
-        with listening(_Plans(file)):
+        with _lines(file, label):
             yield
         return
     display = Display(console, label, patience=patience)
@@ -101,8 +89,24 @@ def shown(file: IO[str], label: str, *, patience: float = PATIENCE) -> Iterator[
         display.close()
 
 
-SILENCE = 30.0
-"""Seconds after which a row is written without a terminal, at any epoch."""
+@contextlib.contextmanager
+def _lines(file: IO[str], label: str | None) -> Iterator[None]:
+    """Write what a call does and how far it is, with ``label`` where it does not say what it does."""
+
+    def write(words: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # closed: what is computed is not lost
+            file.write(f"alignver: {printable(words)}\n")
+            file.flush()
+
+    lines = Lines(write)
+    try:
+        with listening(lines):
+            if label is not None:
+                lines.start(label, None)
+            yield
+    finally:
+        lines.close()
+
 
 _ROWS = 12
 
@@ -134,7 +138,8 @@ class EpochTable:
     def __init__(self, file: IO[str], epochs: int) -> None:
         self._console, self._epochs = text.console(file), epochs
         self._head = ""
-        self._step, self._phase, self._headed, self._written = step_of_rows(epochs), "", False, time.monotonic()
+        self._step, self._phase, self._headed = step_of_rows(epochs), "", False
+        self._began = self._written = time.monotonic()
         self._bars = bars(self._console)
         self._bar = self._bars.add_task("epochs", total=epochs)
         self._present = Text()
@@ -148,7 +153,8 @@ class EpochTable:
     def shown(self) -> Iterator[EpochTable]:
         """Show the table, and the progress of the calls inside the block."""
         if not self._console.is_terminal or self._console.is_dumb_terminal:
-            yield self
+            with _lines(self._console.file, None):
+                yield self
             return
         options: Any = {"transient": True, "redirect_stdout": False, "redirect_stderr": False}
         with Live(self, console=self._console, refresh_per_second=8, **options) as self._live, listening(self):
@@ -180,7 +186,8 @@ class EpochTable:
         self._head = _head(record)
         self._bars.update(self._bar, completed=epoch, description=phase)
         self._present = row
-        silent = self._live is None and time.monotonic() - self._written > SILENCE
+        now = time.monotonic()
+        silent = self._live is None and now - self._written > max(SILENCE, (now - self._began) / 10.0)
         first = phase != self._phase
         self._phase = phase
         if first or last_of_phase or silent or epoch % self._step == 0 or epoch == self._epochs:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+import re
 import time
 
 from rich.console import Console
@@ -27,6 +29,42 @@ def test_nothing_where_there_is_no_terminal():
     with progress.shown(stream, "work", patience=0.0), stage("inner"):
         time.sleep(0.05)
     assert stream.getvalue() == ""
+
+
+def test_long_work_without_a_terminal_is_told_in_lines(monkeypatch):
+    monkeypatch.setattr(progress_bars, "SILENCE", 0.4)
+    stream = io.StringIO()
+    with progress.shown(stream, "check"):
+        time.sleep(0.8)  # an import, for example
+        for _ in track(range(8), "rows"):
+            with stage("one\x1b row"):
+                time.sleep(0.2)
+    lines = stream.getvalue().splitlines()
+    assert re.fullmatch(r"alignver: check; 0:0\d so far", lines[0])
+    assert any(re.fullmatch(r"alignver: rows: \d of 8, 0:0\d left, one\\x1b row; 0:0\d so far", line) for line in lines)
+    assert 2 <= len(lines) <= 6
+    time.sleep(0.8)
+    assert len(stream.getvalue().splitlines()) == len(lines)
+
+
+def test_lines_come_more_rarely_the_longer_the_work_takes(monkeypatch):
+    monkeypatch.setattr(progress_bars, "SILENCE", 0.0)
+    monkeypatch.setattr(progress_bars, "_TICK", 0.01)
+    written = []
+    lines = progress_bars.Lines(lambda _: written.append(time.monotonic()))
+    with progress.listening(lines), stage("work"):
+        time.sleep(1.5)
+    lines.close()
+    gaps = [after - before for before, after in itertools.pairwise(written)]
+    assert gaps[-1] >= 0.1 > gaps[0]
+
+
+def test_a_closed_stream_costs_no_result(monkeypatch):
+    monkeypatch.setattr(progress_bars, "SILENCE", 0.0)
+    stream = io.StringIO()
+    with progress.shown(stream, "check"):
+        stream.close()
+        time.sleep(0.6)
 
 
 def test_quick_work_shows_nothing(monkeypatch):
