@@ -38,7 +38,7 @@ from alignver.jacobians.jacobian_form import (
 from alignver.jacobians.nonsmooth_points import find_nonsmooth_points
 from alignver.jacobians.operator import JacobianOperator
 from alignver.jacobians.prepare import PreparedAlignment, prepare_alignment
-from alignver.limits import OutOfTime, limited, out_of_time, remaining
+from alignver.limits import OutOfTime, limited, out_of_time, remaining, time_limit
 from alignver.network.enclosures import EnclosedNetwork, NetworkProof, prove_alignment
 from alignver.network.functional import parameter_layout
 from alignver.network.inputs import dtype_name
@@ -48,6 +48,7 @@ from alignver.results import CheckResult, Rigor, Subject, Verdict, shown_down, s
 
 _LONG = 2e11  # operations: about ten seconds, for which a second Gram matrix is worth its time
 _PATIENCE = 10.0  # estimated seconds of a proof about the network that is tried without a limit
+_PROOF_SHARE = 0.8  # of a limit of time, for a proof about the network, before the computed matrix is decided
 _ROWS = 100  # rows of J that may show that it is deficient
 _ENCLOSED = 10000  # rows of J for which a proof about the network is tried
 _BALLS = (
@@ -230,8 +231,14 @@ def decide_alignment(
     )
     certify = options.certify
     if certify and options.method == "auto" and options.engine is None and options.tolerance is None and seconds > 0.0:
-        with threads_for(flops):
-            theorem = prove_about_network(prepared, options.dtype, seconds=seconds, bound=bound, network=network)
+        started, left = time.perf_counter(), remaining()
+        try:
+            with threads_for(flops), time_limit(_PROOF_SHARE * left if 0.0 < left < math.inf else None):
+                theorem = prove_about_network(prepared, options.dtype, seconds=seconds, bound=bound, network=network)
+        except OutOfTime as error:
+            if remaining() <= 0.0:
+                raise
+            theorem = f"stopped after {time.perf_counter() - started:.1f} s in {error.place}"
         certify = not isinstance(theorem, NetworkProof)
     certify = certify and not prepared.custom
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import re
 import time
@@ -125,13 +126,12 @@ def test_an_alignment_is_decided_in_little_memory(memory):
 def test_a_check_without_enough_memory_is_undecided_and_its_remedy_works():
     torch = pytest.importorskip("torch")
     from alignver.limits import limited
-    from alignver.results import CheckResult
 
     net, X = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2)), torch.randn(5, 3)
 
     @limited("size", "the size of the Gram matrix")
-    def check(*, max_memory: int | None = None) -> CheckResult:
-        return CheckResult("size", str(av.gram(net, X).shape), "HOLDS", "NUMERICAL", "COMPUTED_MATRIX", "none", "")
+    def check(*, max_memory: int | None = None) -> av.CheckResult:
+        return dataclasses.replace(av.check_rank([[1.0]]), reason=f"{tuple(av.gram(net, X).shape)}")
 
     result = check(max_memory=100)
     assert (result.verdict, result.code) == ("UNDECIDED", "size-out-of-memory")
@@ -140,3 +140,21 @@ def test_a_check_without_enough_memory_is_undecided_and_its_remedy_works():
     assert need is not None
     assert check(max_memory=int(need[1])).verdict == "HOLDS"
     assert check(max_memory=int(need[1]) - 2).verdict == "UNDECIDED"
+
+
+def test_an_alignment_whose_proof_takes_too_long_is_decided_by_numbers(monkeypatch):
+    torch = pytest.importorskip("torch")
+    from alignver.checks import alignment
+
+    def endless(*_args, **_options):
+        for _ in track(range(10**6), "balls"):
+            time.sleep(0.01)
+
+    torch.manual_seed(0)
+    net, X = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)), torch.randn(7, 3)
+    assert av.check_alignment(net, X, torch.randn(7), loss="squared").subject == "NETWORK"  # and torch is loaded
+    monkeypatch.setattr(alignment, "prove_about_network", endless)
+    result = av.check_alignment(net, X, torch.randn(7), loss="squared", max_seconds=20.0)
+    assert (result.verdict, result.subject) == ("HOLDS", "COMPUTED_MATRIX")
+    assert any("nothing is proved of the network: stopped after 1" in line for line in result.evidence)
+    assert result.cost["seconds"] < 20.0
