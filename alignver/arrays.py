@@ -132,7 +132,8 @@ def native(value: Any, name: str) -> Array:
     """Return ``value`` as an array of a supported namespace, without changing one that already is."""
     value = from_frame(value, name)
     if hasattr(value, "tocsr") or getattr(getattr(value, "layout", None), "__repr__", str)() in _TORCH_SPARSE:
-        need = "a dense array (.toarray() or .to_dense()), or an operator"
+        need = "a dense array (.toarray() or .to_dense())"
+        need += ", or scipy.sparse.linalg.aslinearoperator(J)" * (name == "J")  # where products with vectors suffice
         raise InvalidInput(name, f"a sparse {type(value).__name__}", need, "wrong-type")
     if isinstance(value, np.ma.MaskedArray):
         need = "an array without a mask (.filled(...) or .compressed())"

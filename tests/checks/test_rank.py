@@ -105,3 +105,20 @@ def test_an_operator_has_no_rank():
 
     with pytest.raises(av.InvalidInput, match="operator"):
         av.check_rank(aslinearoperator(np.eye(3)))
+
+
+@pytest.mark.parametrize("convert", ["csr_array", "csc_matrix", "coo_array", "bsr_array", "dia_array", "lil_array"])
+def test_a_sparse_matrix_has_a_remedy_that_works(convert):
+    sparse = pytest.importorskip("scipy.sparse")
+    import scipy.sparse.linalg
+
+    A = np.random.default_rng(0).standard_normal((4, 6))
+    matrix = getattr(sparse, convert)(A)
+    with pytest.raises(
+        av.InvalidInput, match=r"A: got a sparse .*; needs a dense array \(\.toarray\(\) or .to_dense\(\)\)$"
+    ):
+        av.check_rank(matrix)
+    assert av.check_rank(matrix.toarray()).verdict == "HOLDS"
+    with pytest.raises(av.InvalidInput, match=r", or scipy\.sparse\.linalg\.aslinearoperator\(J\)$"):
+        av.check_membership(matrix, A[:, 0])
+    assert av.check_membership(scipy.sparse.linalg.aslinearoperator(matrix), A[:, 0]).verdict == "HOLDS"
