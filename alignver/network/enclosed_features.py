@@ -30,7 +30,7 @@ from alignver.progress import stage, track
 from alignver.results import CheckResult, Rigor, Subject, shown_up
 
 _ROWS = 64  # samples in a batch of a graph, at most
-_ENTRIES = 2**13  # inputs in a batch: larger batches of images do not stay in the caches
+_POSITIONS = 2**13  # of all samples in a batch: larger batches of images do not stay in the caches
 _COMPARED = 32  # samples whose features are computed by the module too
 
 
@@ -141,7 +141,7 @@ def network_inputs(model: nn.Module, X: Any) -> tuple[nn.Module, torch.Tensor]:
 
 def batch_rows(x: torch.Tensor) -> int:
     """Return the samples in a batch of a graph whose outputs are enclosed without gradients."""
-    most = max(1, min(_ROWS, _ENTRIES // max(1, math.prod(x.shape[1:])), len(x)))
+    most = max(1, min(_ROWS, _POSITIONS // max(1, math.prod(x.shape[2:])), len(x)))  # channels are not counted
     return -(-len(x) // -(-len(x) // most))
 
 
