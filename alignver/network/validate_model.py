@@ -309,7 +309,7 @@ def probes(x: torch.Tensor, count: int = _PROBES) -> torch.Tensor:
 def probe(function: Functional, x: torch.Tensor, *, strict: bool = True) -> Probed:
     """Evaluate a model on a few samples, and refuse it unless each output row depends on its sample and theta.
 
-    Up to eight samples, three of a model with more than 10^5 parameters, are evaluated as one batch, without gradients
+    Up to eight samples, three of a model with more than 10^6 parameters, are evaluated as one batch, without gradients
     and with them; then each alone, and all but the first in reverse order. A coupling that these batches do not reveal
     would have to be independent of the number of samples and of their order. If the modules rule a coupling out
     (:func:`~alignver.network.validate_model.is_sample_independent`), one batch suffices. The gradients are compared
