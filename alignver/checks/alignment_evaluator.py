@@ -25,7 +25,7 @@ import numpy.typing as npt
 import torch
 from scipy.linalg import lapack
 
-from alignver.arrays import EPS
+from alignver.arrays import EPS, available_memory
 from alignver.checks.combine import bounds_by_rule, membership_by_rule, residual_tolerance
 from alignver.checks.data import conflict_sentence
 from alignver.errors import InvalidInput
@@ -33,7 +33,7 @@ from alignver.features.threads import threads_for
 from alignver.jacobians.compression import CompressedJacobian, Factors
 from alignver.jacobians.gram import gram
 from alignver.jacobians.jacobian import bound_copy
-from alignver.jacobians.jacobian_form import Plan, available_memory, plan, represent
+from alignver.jacobians.jacobian_form import Plan, plan, represent
 from alignver.jacobians.operator import JacobianOperator
 from alignver.jacobians.prepare import PreparedAlignment
 from alignver.linalg import rank_rules

@@ -23,8 +23,6 @@ from alignver.proof.cholesky import row_rank_by_gram
 from alignver.proof.right_inverse import row_rank_by_inverse
 from alignver.proof.rounding import FloatArray, add_up, mul_up, sqrt_up, sub_down
 
-__all__ = ["Block", "BlockProver", "Plan", "RemoteProver", "SortedProjections", "cut_at", "even_plan", "prove_block"]
-
 Plan = list[tuple[int, int]]
 """Blocks as (start, stop) in the order of descending projections."""
 

@@ -53,8 +53,6 @@ from alignver.proof.rounding import (
 )
 from alignver.proof.substitution import substitution_fault
 
-__all__ = ["Definite", "factor_tiles", "make_with_threads", "prove_definite", "row_rank_by_tiles", "tiled_shift"]
-
 TILE = 1024
 _ROOM = 0.8  # the share of the proved bound that is claimed
 

@@ -45,18 +45,6 @@ from alignver.kernel.machine import arithmetic_fault
 from alignver.proof.gram_tiles import FactoredGram
 from alignver.proof.rounding import FloatArray
 
-__all__ = [
-    "Cluster",
-    "FileRows",
-    "Job",
-    "SentRows",
-    "connected",
-    "factor_tile",
-    "prove_rows",
-    "reduce_rows",
-    "solve_rows",
-]
-
 _NEED = f"a connected dask.distributed.Client, its scheduler and workers with alignver {__version__} installed"
 _ADDRESS = "the address of a running Dask scheduler, tcp://host:8786 for example"
 _AHEAD = 2  # tasks per thread of the cluster that are submitted before the first result is awaited

@@ -15,20 +15,6 @@ from alignver.errors import InvalidInput
 from alignver.proof.gram_tiles import ScaledGram
 from alignver.proof.rounding import OMEGA, FloatArray, add_up, gamma, mul_up, sqrt_up, square_sums_up, sum_up
 
-__all__ = [
-    "GATE_ERROR",
-    "GATE_UNDERFLOW",
-    "Phi",
-    "dense_phi",
-    "gate_matrix",
-    "gate_matrix_error",
-    "gram",
-    "logistic",
-    "logistic_plain",
-    "row_kronecker",
-    "scaled_gram",
-]
-
 GATE_ERROR = 2.0**-45
 r"""Bound of the relative error of :func:`logistic`: 256 u.
 

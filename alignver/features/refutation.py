@@ -19,8 +19,6 @@ from alignver.progress import stage
 from alignver.proof import prove_rank
 from alignver.results import Verdict, plain
 
-__all__ = ["Refutation", "by_columns", "by_count", "by_equal_rows"]
-
 _EXACT_ENTRIES = 2_000_000  # largest size of Z for an exact rank: beyond it that takes minutes
 _EXACT_SECONDS = 20.0
 _MOST_TIED = 200_000  # largest number of rows with equal projections that are compared

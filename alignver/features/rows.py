@@ -28,8 +28,6 @@ from alignver.kernel import snapshot
 from alignver.progress import track
 from alignver.proof.rounding import OMEGA, FloatArray, add_up, gamma, mul_up, norm_up, sqrt_up, square_sums_up
 
-__all__ = ["Location", "RowScan", "Rows", "digest_rows", "directions", "open_rows", "scan_rows"]
-
 _FLOATS = ("float16", "float32", "float64")
 _SAMPLE = 512  # rows: their standard deviation is accurate within a few per cent, and any direction is admissible
 _LEADING = 5  # principal directions from which others are mixed

@@ -33,8 +33,6 @@ from alignver.features.threads import single_threaded_blas
 from alignver.kernel import Certificate, seal
 from alignver.proof.rounding import FloatArray, add_up, mul_down, mul_up, norm_up, scale_up, sqrt_up, sub_down, sum_up
 
-__all__ = ["Search", "Staircase", "certify_staircase", "find_staircase", "gates", "gates_of"]
-
 _SHARE = 2.0**-10  # the share of s_min(phi) that a finite c may cost
 _ROOM = 0.98  # the share of the proved bound that is claimed: a re-check by other bounds finds a little less
 

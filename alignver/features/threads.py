@@ -20,8 +20,6 @@ from typing import Any, TypeVar
 
 from alignver.limits import address_space
 
-__all__ = ["SMALL", "dense_flops", "ordered", "single_threaded_blas", "threaded_flint", "threads_for", "workers"]
-
 T = TypeVar("T")
 
 SMALL = 2e9

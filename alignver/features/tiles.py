@@ -39,22 +39,6 @@ from alignver.errors import InvalidInput
 from alignver.proof.gram_tiles import FactoredGram
 from alignver.proof.rounding import OMEGA, FloatArray, U
 
-__all__ = [
-    "CHUNK",
-    "Column",
-    "FolderStore",
-    "MemoryStore",
-    "MirroredStore",
-    "Store",
-    "column_name",
-    "content_hash",
-    "factor_diagonal",
-    "make_on_device",
-    "open_store",
-    "solve_piece",
-    "unsupported_arithmetic",
-]
-
 CHUNK = 1024  # rows of a product that is computed at a time, so that it is still in the cache when it is subtracted
 _STEP = 32  # columns that a solve computes one by one: the rest of it is matrix products
 _ROWS = 65536  # rows of a piece on a device, 512 MiB: substitution is bound by the number of calls, not by their size

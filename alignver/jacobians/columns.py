@@ -30,7 +30,6 @@ from alignver.network.functional import Functional, ParameterLayout, Theta
 from alignver.network.inputs import DispatchMode, dtype_name
 from alignver.network.validate_model import probe, validate_model
 
-__all__ = ["BLOCK_BYTES", "ColumnBlock", "JacobianColumns", "Piece", "of_pieces", "packed"]
 Piece = tuple[int, int, int]
 """Index of a slot, first entry, and one past the last."""
 

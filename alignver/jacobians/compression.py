@@ -31,8 +31,6 @@ from alignver.network.inputs import dtype_name, full_precision
 from alignver.network.preserve_state import preserve_state
 from alignver.network.validate_model import validate_model
 
-__all__ = ["CompressedJacobian", "Factors"]
-
 Matrix = npt.NDArray[np.float64]
 
 _VERIFIED = 32  # calls from one comparison with a backward pass to the next: it costs as much as a call

@@ -23,7 +23,6 @@ from alignver.jacobians.layer_io import Lookup, Product
 from alignver.jacobians.sample_blocks import Block, Part, by_rows
 from alignver.network.functional import Functional
 
-__all__ = ["Rows", "add_product", "joined_factors", "mirror", "restricted"]
 _PANEL = 1 << 18  # approximate number of entries of a panel
 _LEAST = 32  # least number of rows of a panel
 _ROWS = 128  # rows of a panel of a triangle: larger panels waste work above the diagonal, smaller ones are slower

@@ -37,7 +37,6 @@ from alignver.network.inputs import dtype_name, resolve_dtype
 from alignver.proof.factored_gram import FactoredRank, Layer, row_rank_by_factors
 from alignver.results import CheckResult, Rigor, Subject, Tolerance, Verdict, shown_down
 
-__all__ = ["Attempt", "LayerFactors", "arrays_of", "layer_factors", "prove_by_factors"]
 BUDGET = 1 << 29  # bytes of factors in float64 that are always permitted
 _BLOCK = 1 << 30  # bytes of one pass; it does not depend on free memory, so that a second run has the same digits
 _TILED = 8192  # rows from which on one factorization in tiles is faster than several of a whole matrix

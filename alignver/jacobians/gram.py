@@ -16,7 +16,7 @@ from alignver.errors import InvalidInput, first_line
 from alignver.features.threads import threads_for
 from alignver.jacobians import jacobian
 from alignver.jacobians.contractions import Rows, add_product, mirror
-from alignver.jacobians.gram_planning import SUMS, GramPlan, SlotPlan, plan_slots, uniform, with_blocks
+from alignver.jacobians.gram_planning import SUMS, GramPlan, plan_slots, uniform, with_blocks
 from alignver.jacobians.jacobian import checked_chunk, nonfinite_derivative, probed_copy
 from alignver.jacobians.sample_blocks import Block, OutputScan, block, scan_outputs, verify_against_backward
 from alignver.limits import in_memory, in_time
@@ -32,7 +32,6 @@ from alignver.network.inputs import as_inputs
 from alignver.network.validate_model import probe, recomputes, require_own_values, validate_model
 from alignver.progress import track
 
-__all__ = ["GramPlan", "GramianComputation", "SlotPlan", "gram", "plan"]
 _SCANNED = 5  # samples of the pass that finds the structure: a prime, so that few other axes have this size
 
 

@@ -26,8 +26,6 @@ from alignver.jacobians.sample_blocks import OutputScan
 from alignver.network.functional import Functional
 from alignver.network.inputs import dtype_name
 
-__all__ = ["GramPlan", "Piece", "SlotPlan", "plan_slots", "uniform", "with_blocks"]
-
 SUMS = ("pairs", "contract")  # formulas with factors in place of columns
 POOL = 1 << 28  # bytes of per-sample gradients that are formed at once by automatic differentiation
 _SLAB = 1 << 24  # bytes of derivatives that are formed at once from factors: malloc reuses blocks up to 2^25 bytes

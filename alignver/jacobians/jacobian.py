@@ -35,23 +35,6 @@ from alignver.network.inputs import as_inputs, dtype_name, full_precision, resol
 from alignver.network.validate_model import Probed, probe, validate_model
 from alignver.progress import track
 
-__all__ = [
-    "Block",
-    "Differentiated",
-    "bind",
-    "bound_copy",
-    "checked_chunk",
-    "differentiate",
-    "fill",
-    "jacobian",
-    "loop",
-    "nonfinite_derivative",
-    "outputs",
-    "probed_copy",
-    "require_finite",
-    "sample_rows",
-    "vectorised",
-]
 Block = tuple[torch.Tensor, ...]
 """For each slot, the derivatives of a chunk of samples: (samples, m_y, size)."""
 

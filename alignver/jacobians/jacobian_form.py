@@ -32,22 +32,6 @@ from alignver.network.functional import parameter_layout
 from alignver.network.inputs import dtype_name
 from alignver.network.validate_model import Probed, probes, validate_model
 
-__all__ = [
-    "ENGINES",
-    "JacobianForm",
-    "Plan",
-    "Streamed",
-    "available_memory",
-    "gram_first",
-    "last_nonlinearity",
-    "plan",
-    "planned",
-    "probed_outputs",
-    "represent",
-    "represent_square",
-    "represent_tall",
-    "streamed_qr",
-]
 ENGINES = ("dense", "streamed", "gram", "matrix-free")
 """In the order of decreasing information and decreasing cost."""
 

@@ -24,8 +24,6 @@ from alignver.network.inputs import as_inputs
 from alignver.progress import track
 from alignver.results import Rigor
 
-__all__ = ["METHODS", "RepresentationChange", "RepresentationSnapshot", "representation_change", "squared_distance"]
-
 METHODS = ("auto", "exact", "probes")
 """The methods of computation of a change."""
 _FEWEST = 6  # products: two vectors each for the basis, its span and the rest

@@ -23,8 +23,6 @@ from torch.nn import functional as F
 from alignver.jacobians.layer_io import patches
 from alignver.network.functional import Functional
 
-__all__ = ["Captured", "Owner", "Use", "capture", "contract", "owners"]
-
 _SCRATCH = 1 << 22  # approximate bytes of the patches in memory
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

@@ -36,19 +36,6 @@ from torch.overrides import TorchFunctionMode
 from alignver.network.convolution import KEYS, convolution, each, paddings
 from alignver.network.functional import Functional
 
-__all__ = [
-    "Conv",
-    "ConvTranspose",
-    "Convolution",
-    "Lookup",
-    "Product",
-    "Scale",
-    "Use",
-    "captured",
-    "patches",
-    "windows",
-]
-
 
 def windows(
     x: torch.Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], *, first: int = 2

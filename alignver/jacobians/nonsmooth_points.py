@@ -31,8 +31,6 @@ from alignver.network.convolution import each
 from alignver.network.inputs import DispatchMode
 from alignver.network.validate_model import validate_model
 
-__all__ = ["Kink", "Kinks", "count_kinks", "find_nonsmooth_points"]
-
 _SAMPLES = 256  # samples of one pass
 
 

@@ -20,8 +20,6 @@ from alignver.network.functional import Functional, at_state, comparison_weights
 from alignver.network.inputs import dtype_name, full_precision
 from alignver.network.validate_model import probe, recomputes, require_own_values, validate_model
 
-__all__ = ["JacobianOperator", "differentiable", "pull", "push"]
-
 _SAMPLES = 256  # default number of samples of one pass
 
 

@@ -33,7 +33,6 @@ from alignver.results import shown_down, shown_up
 from alignver.samples import fingerprints, open_samples
 from alignver.theory.losses import loss_name, modified_targets
 
-__all__ = ["PreparedAlignment", "duplicates_of", "inputs_again", "prepare_alignment"]
 Matrix = npt.NDArray[np.float64]
 
 _MOST_ROWS = 4096  # samples in a batch of a graph that is traced again

@@ -26,8 +26,6 @@ from alignver.jacobians.layer_io import Conv, Convolution, ConvTranspose, Lookup
 from alignver.network.convolution import Convolutions, gradients_of_inputs
 from alignver.network.functional import Functional, comparison_weights
 
-__all__ = ["BatchAxis", "Block", "OutputScan", "Part", "block", "by_rows", "scan_outputs", "verify_against_backward"]
-
 _LONG = 128  # positions
 _BATCHED = 1 << 22  # entries of the gradients by one output, up to which all outputs are differentiated at once
 

@@ -154,7 +154,7 @@ def test_an_alignment_whose_proof_takes_too_long_is_decided_by_numbers(monkeypat
     net, X = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)), torch.randn(7, 3)
     assert av.check_alignment(net, X, torch.randn(7), loss="squared").subject == "NETWORK"  # and torch is loaded
     monkeypatch.setattr(alignment, "prove_about_network", endless)
-    result = av.check_alignment(net, X, torch.randn(7), loss="squared", max_seconds=20.0)
+    result = av.check_alignment(net, X, torch.randn(7), loss="squared", max_seconds=8.0)
     assert (result.verdict, result.subject) == ("HOLDS", "COMPUTED_MATRIX")
-    assert any("nothing is proved of the network: stopped after 1" in line for line in result.evidence)
-    assert result.cost["seconds"] < 20.0
+    assert any("nothing is proved about the network: stopped after" in line for line in result.evidence)
+    assert result.cost["seconds"] < 8.0
