@@ -51,9 +51,6 @@ _PATIENCE = 10.0  # estimated seconds of a proof about the network that is tried
 _PROOF_SHARE = 0.8  # of a limit of time, for a proof about the network, before the computed matrix is decided
 _ROWS = 100  # rows of J that may show that it is deficient
 _ENCLOSED = 10000  # rows of J for which a proof about the network is tried
-_BALLS = (
-    3 * 48
-)  # bytes of an entry of three matrices of balls: J J^T, a factor and a residual; 48 is FLINT's arb_struct
 STATEMENT = "Data-architecture alignment (Definition 2)"
 
 
@@ -383,8 +380,8 @@ def prove_about_network(
     least = EnclosedNetwork.least_seconds(d, len(prepared.x), prepared.m_y)
     if least > seconds:
         return f"enclosures would take more than {least:.0f} s"
-    if available_memory() < _BALLS * N**2:
-        return f"enclosures of J J^T would take more than {_BALLS * N**2 / 1e6:.3g} MB"
+    if available_memory() < 3 * 8 * N**2:  # J J^T, a factor and a residual in float64
+        return f"enclosures of J J^T would take more than {3 * 8 * N**2 / 1e6:.3g} MB"
     if network is None:
         with stage("tracing the network"):
             network = traced_network(prepared)

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from alignver.arrays import available_memory
 from alignver.errors import InvalidInput
 from alignver.features.threads import threaded_flint
 from alignver.kernel import Certificate, exact, seal
@@ -53,6 +54,7 @@ _HOW = {
 _QUICK = 1.0  # seconds that balls may take before float64 is tried
 _MOST_CONDITION = 1e11  # condition number of J J^T up to which float64 can prove that it is definite
 _EASY = 1e12  # condition number of J J^T up to which 128 bits are tried
+_BALL_BYTES = 3 * 48  # an entry of J J^T, of a factor and of a residual; 48 is the size of FLINT's arb_struct
 _REACHED = 150  # rows up to which rho is enclosed
 _REPEATED = Fraction(1, 10**6)  # share of a bound in float64 that a re-check with other roundings may lose
 _PERMUTATIONS = 20
@@ -276,6 +278,9 @@ def prove_alignment(
         if in_balls > seconds:
             words = f"would take about {in_balls:.0f} s" if balls.available() else "need python-flint"
             return "; ".join((*reasons, f"balls {words}"))
+        size = _BALL_BYTES * len(y) ** 2
+        if available_memory() < size:
+            return "; ".join((*reasons, f"balls would take more than {size / 1e6:.3g} MB"))
         small = network.trainable * len(y) <= alignment.MOST_EXACT and network.seconds_of_dependences <= seconds
         if deficient and not small:
             return "J has neither full row rank nor full column rank, and is too large for its exact dependences"
