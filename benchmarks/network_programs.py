@@ -208,6 +208,11 @@ def normal(x, eps, center=True):
     return [v / s for v in off]
 
 
+def unit(x, eps=1e-12):
+    length = total([v * v for v in x]).sqrt()
+    return [v / length if length.above(eps) else v / eps for v in x]
+
+
 def largest(x):
     best = x[0]
     for v in x[1:]:
@@ -329,8 +334,7 @@ FLAT = {
     "layer norm": of_row(lambda x: F.layer_norm(x, x.shape[-1:]), lambda x: normal(x, 1e-5), needs=MANY),
     "layer norm, no eps": of_row(lambda x: F.layer_norm(x, x.shape[-1:], eps=0.0), lambda x: normal(x, 0), needs=MANY),
     "rms norm": of_row(lambda x: F.rms_norm(x, x.shape[-1:], eps=1e-6), lambda x: normal(x, 1e-6, False)),
-    "normalize": of_row(lambda x: F.normalize(x, dim=-1, eps=1e-12), lambda x: [
-        v / total([u * u for u in x]).sqrt() for v in x]),
+    "normalize": of_row(lambda x: F.normalize(x, dim=-1, eps=1e-12), unit),
     "logsumexp": of_row(lambda x: torch.logsumexp(x, -1, True), lambda x: [total([v.exp() for v in x]).log()],
                         lambda k: 1),
     "mean": of_row(lambda x: x.mean(-1, True), lambda x: [total(x) / len(x)], lambda k: 1),
