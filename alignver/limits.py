@@ -134,17 +134,9 @@ def limited(
                 if not _is_shortage(error):
                     raise
                 words, step = _shortage(error), "a smaller input, or more memory for this process"
-            return CheckResult(
-                name=name,
-                statement=statement,
-                verdict=Verdict.UNDECIDED,
-                rigor=Rigor.NUMERICAL,
-                subject=subject,
-                code=f"{name}-out-of-memory",
-                reason=f"out of memory: {words}",
-                next_steps=(step,),
-                cost={"seconds": time.perf_counter() - began},
-            )
+            spent = time.perf_counter() - began
+            reason, code = f"out of memory: {words}", f"{name}-out-of-memory"
+            return _undecided(name, statement, subject, spent, reason=reason, code=code, next_steps=(step,))
 
         return run
 
@@ -227,15 +219,12 @@ def out_of_time(error: OutOfTime, name: str, statement: str, subject: Subject, s
     left = error.left
     more = f"; the rest of it would take about {left:.0f} s" if left is not None else ""
     measured: dict[str, Any] = {"stopped": {"label": error.label, "done": error.done, "total": error.total}}
-    return CheckResult(
-        name=name,
-        statement=statement,
-        verdict=Verdict.UNDECIDED,
-        rigor=Rigor.NUMERICAL,
-        subject=subject,
-        code=f"{name}-out-of-time",
-        reason=f"stopped after {spent:.1f} s, the limit, in {error.place}{more}",
-        next_steps=(_more_time(error, spent),),
-        measured=measured,
-        cost={"seconds": spent},
-    )
+    reason = f"stopped after {spent:.1f} s, the limit, in {error.place}{more}"
+    steps, code = (_more_time(error, spent),), f"{name}-out-of-time"
+    return _undecided(name, statement, subject, spent, reason=reason, code=code, next_steps=steps, measured=measured)
+
+
+def _undecided(name: str, statement: str, subject: Subject, spent: float, **fields: Any) -> CheckResult:
+    """Return the result of a check that stopped after some seconds."""
+    about: dict[str, Any] = {"rigor": Rigor.NUMERICAL, "subject": subject, "cost": {"seconds": spent}}
+    return CheckResult(name=name, statement=statement, verdict=Verdict.UNDECIDED, **about, **fields)
