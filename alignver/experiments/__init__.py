@@ -26,6 +26,7 @@ _MODULES = {
     "table2": "table2",
     "table2-gates": "table2",
     "table2-network": "table2",
+    "table2-distinct": "distinct_images",
     "table3": "image_tables",
     "table4": "image_tables",
     "figure4": "image_tables",

@@ -9,7 +9,7 @@ import pytest
 
 from alignver.data.archives import Dataset
 from alignver.errors import InvalidInput
-from alignver.experiments import table2
+from alignver.experiments import distinct_images, table2
 from alignver.experiments.conduct import Setting, conduct
 from alignver.experiments.networks import resnet18
 from alignver.results import Subject, Verdict
@@ -22,7 +22,8 @@ def small(monkeypatch):
     data = Dataset("Small", rng.integers(0, 2, (40, 16, 16), dtype=np.uint8), np.arange(40) % 10, "made here", "none")
     row = table2.Row(40, 17, 5, lambda folder: data)
     monkeypatch.setattr(table2, "PAPER", {"semeion": row})
-    monkeypatch.setattr(table2, "resnet18", lambda *args, **options: resnet18(*args, width=2, **options))
+    for module in (table2, distinct_images):
+        monkeypatch.setattr(module, "resnet18", lambda *args, **options: resnet18(*args, width=2, **options))
     monkeypatch.setattr(table2, "FEATURES", 16)
     return data
 
@@ -64,6 +65,21 @@ def test_equal_images_refute_the_row_of_the_network(small, monkeypatch):
     (result,) = conduct(table2.TABLE2_NETWORK).results
     assert result.verdict is Verdict.FAILS
     assert "FAILS with PROOF" in result.reason
+
+
+def test_without_repeated_images_the_row_is_proved(small, monkeypatch, tmp_path):
+    again = small.take(np.r_[0, 0, np.arange(40), 7])
+    monkeypatch.setitem(table2.PAPER, "semeion", table2.Row(43, 17, 6, lambda folder: again))
+    setting = Setting(datasets=("semeion",), cache=tmp_path)
+    (with_repeated,) = conduct(table2.TABLE2_NETWORK, setting).results
+    assert with_repeated.verdict is Verdict.FAILS
+    assert "at most 40, below n = 43" in with_repeated.reason
+    (result,) = conduct(distinct_images.TABLE2_DISTINCT, setting).results
+    assert (result.verdict, result.subject) == (Verdict.HOLDS, Subject.NETWORK)
+    paper, ours = result.measured["paper"], result.measured["ours"]
+    assert (paper["n"], ours["n"], ours["repeated"]) == (43, 40, 3)
+    assert (ours["subject"], ours["rigor"], ours["re-check"]) == ("NETWORK", "PROOF", "HOLDS")
+    assert set(paper) <= set(ours)
 
 
 def test_features_are_kept_by_content(small, tmp_path):
