@@ -54,7 +54,7 @@ else
   step cholesky 80
   step alignment 50
   step exploitation 40
-  step table3 155
+  step table3 215
   step jacobian 90
   step mnist 540
 fi
