@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Run all GPU tests, comparisons and benchmarks in at most nine minutes: benchmarks/gpu.sh [--dry] OUT
+# Run all GPU tests, comparisons and benchmarks in at most nine minutes: benchmarks/gpu.sh [--dry] OUT [STEP ...]
 # The packages that 'make gpu-carry' collected in .gpu are installed first. Each step has its own time limit and writes
 # OUT/STEP.json; the first two take at most three minutes. With --dry the steps are small and run on the CPU.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 dry=
 [ "${1-}" = --dry ] && { dry=--dry; shift; }
-[ $# -eq 1 ] || { echo "usage: benchmarks/gpu.sh [--dry] OUT" >&2; exit 2; }
+[ $# -ge 1 ] || { echo "usage: benchmarks/gpu.sh [--dry] OUT [STEP ...]" >&2; exit 2; }
 out=$1
+shift
+wanted=" $* "  # the steps to run; all, if none is named
 mkdir -p "$out" || exit 2
 PYTHON=${PYTHON:-python3}
 deadline=540
@@ -38,6 +40,7 @@ PYTHON
 worst=0
 step() {  # NAME SECONDS; or, dry, several names
   local left=$((deadline - SECONDS)) limit=$2
+  [[ -n $dry || $wanted == "  " || $wanted == *" $1 "* ]] || return 0
   [ "$left" -lt "$limit" ] && limit=$left
   if [ "$limit" -lt 10 ]; then echo "== $1: no time left"; return; fi
   echo "== $1 (at $SECONDS s, up to $limit s)"
