@@ -61,10 +61,11 @@ KERNEL: list[Mutant] = [
         ("len(m) > _MOST_TERMS or _bits(c) > _MOST_BITS", "False", _RANKS),
         ("<= _MOST_BITS:", "<= 2**62:", _RANKS),
     ),
+    Mutant("alignver/kernel/network/tape.py", 'self.decided |= made.kind == "input"', "pass", _OF_FEATURES),
+    Mutant("alignver/kernel/network/compiler.py", "self.tape.decided = True", "pass", _OF_FEATURES),
     *(
         Mutant("alignver/kernel/network/exploration.py", old, new, _OF_FEATURES)
         for old, new in (
-            ("self._same = dtype in FLOATS", "self._same = True"),
             ("(start, start + rows), len(self._x) - 1)", "(rows), len(self._x) - 1)"),
             ("output.error[:count]", "0.0 * output.error[:count]"),
             ('require(constants["add_constant"] is True,', "require(True,"),

@@ -127,6 +127,36 @@ def test_integers_are_compiled_batch_by_batch():
     np.testing.assert_allclose(enclosed.Z, expected, rtol=0, atol=1e-13)
 
 
+class Decided(nn.Module):
+    """Functions that compare or cast the inputs themselves."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.last = function, nn.Linear(1, 2)
+
+    def forward(self, x):
+        return self.last(self.function(x))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.where(x > 0, x, torch.zeros_like(x)),
+        lambda x: x.masked_fill(x.reshape(-1, 1) <= 0, 0.0),
+        lambda x: x * (x > 0).to(x.dtype),
+        lambda x: x * x.to(torch.bool).to(x.dtype) + x.to(torch.int64),
+    ],
+    ids=["where", "masked_fill", "product", "cast"],
+)
+def test_decisions_about_the_inputs_are_those_of_their_batch(function):
+    torch.manual_seed(0)
+    net = Decided(function).double()
+    X = torch.cat([torch.linspace(1, 2, 64), torch.linspace(-2, -1, 64)]).double()[:, None]  # batches of 64
+    with torch.no_grad():
+        expected = net(X).numpy()
+    np.testing.assert_allclose(enclose_features(net, X).Z, expected, rtol=0, atol=1e-13)
+
+
 class Bessel(nn.Module):
     def forward(self, x):
         return torch.special.bessel_j0(x)

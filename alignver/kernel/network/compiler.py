@@ -124,6 +124,7 @@ class Compiler:
         limits = _INTEGERS_OF.get(dtype, (-_MOST_INTEGER, _MOST_INTEGER))
         whole = bool((x == np.rint(x)).all()) and bool(((limits[0] <= x) & (x <= limits[1])).all())
         require(whole, f"the inputs have numbers that are not of {dtype}")
+        self.tape.decided = True
         return Exact(x.astype(bool if dtype == "bool" else np.int64), owner)
 
     def _leaf(self, index: int) -> Value:

@@ -19,7 +19,7 @@ from alignver.kernel.exact import number
 from alignver.kernel.failure import require
 from alignver.kernel.machine import require_ieee
 from alignver.kernel.network import normwise
-from alignver.kernel.network.graph import FLOATS, Graph, parse
+from alignver.kernel.network.graph import Graph, parse
 from alignver.kernel.network.program import compiled, unpacked
 from alignver.kernel.network.tape import Program
 from alignver.kernel.snapshot import Rows
@@ -53,15 +53,13 @@ class Features:
     def __init__(self, graph: Graph, parameters: Any, x: Any) -> None:
         inputs = [node.out[0] for node in graph.nodes if node.op == "input"]
         require(len(inputs) == 1 and len(inputs[0][1]) >= 1, "a graph without inputs, or with several")
-        dtype, shape = inputs[0]
+        _, shape = inputs[0]
         self._shape, self._x, self._graph = shape, x, graph
         require(len(x) >= 1 and shape[0] >= 1 and x.shape[1] == math.prod(shape[1:]), "inputs of another shape")
         self._values = unpacked(graph, parameters)
         self.starts = range(0, len(x), shape[0])
-        # A program depends on the values of integers, but not on those of real inputs.
-        self._same = dtype in FLOATS
         self._first = compiled(graph, self._values, self._batch(0))
-        self._fixed = normwise.constants(self._first) if self._same else None
+        self._fixed = None if self._first.decided else normwise.constants(self._first)
         self.m = self._first.columns
 
     def _batch(self, start: int) -> Any:
@@ -69,7 +67,7 @@ class Features:
         return self._x[np.minimum(np.arange(start, start + rows), len(self._x) - 1)].reshape(self._shape)
 
     def _program(self, start: int) -> Program:
-        if not self._same:
+        if self._first.decided:
             return compiled(self._graph, self._values, self._batch(start))
         steps = tuple(
             dataclasses.replace(step, args={**step.args, "value": self._batch(start)}) if step.kind == "input" else step

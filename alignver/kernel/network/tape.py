@@ -73,12 +73,14 @@ class Step:
 class Program:
     """Steps in the order of evaluation, the one that is the output, and the number of samples.
 
-    The output has the outputs of the first sample first.
+    The output has the outputs of the first sample first. With ``decided``, values of the inputs have been compared or
+    cast to integers: the steps are those of this batch alone.
     """
 
     steps: tuple[Step, ...]
     output: int
     samples: int
+    decided: bool = False
 
     @property
     def columns(self) -> int:
@@ -151,6 +153,7 @@ class Tape:
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
+        self.decided = False  # whether a step depends on the values of inputs
         self._exact: dict[int, Any] = {}
 
     def shape(self, step: int) -> tuple[int, ...]:
@@ -182,6 +185,7 @@ class Tape:
         return self._exact[step]
 
     def _computed_exactly(self, made: Step) -> Any:
+        self.decided |= made.kind == "input"
         if made.kind == "input" or (made.kind == "leaf" and not made.args["trainable"]):
             return made.args["value"]
         num, *rest = made.args.get("factor", (1.0, 1.0, False))
@@ -377,4 +381,4 @@ class Tape:
         steps = tuple(
             dataclasses.replace(self.steps[old], of=tuple(places[k] for k in self.steps[old].of)) for old in order
         )
-        return Program(steps, places[output], shape[0])
+        return Program(steps, places[output], shape[0], self.decided)
