@@ -124,6 +124,17 @@ def test_the_page_of_findings_agrees_with_the_results():
     assert "at least 19 decades before training" in page
     assert sine.measured["ours"]["kappa"].startswith("6.8e+05 to")
     assert "down to $7 \\cdot 10^5$" in page
+    moons, sine, contrast = committed("figure1a-network-4-default").results
+    for result in (moons, sine):
+        assert result.measured["ours"]["y is"] == "in it at 24, outside at 0 of 24 steps (proved)"
+    assert sine.measured["ours"]["kappa"] == "5.3e+12 to 2.1e+59"
+    assert "between $5 \\cdot 10^{12}$ and $3 \\cdot 10^{59}$, at least 10 decades above" in page
+    assert contrast.measured["ours"]["decades at all steps"] == 10
+    rows = {result.code.split("-")[2]: result.measured["ours"] for result in committed("table2-network").results}
+    assert all(rows[name]["re-check"] == "HOLDS" for name in ("mnist", "kmnist", "semeion", "cifar10"))
+    assert all(row["subject"] == "NETWORK" and row["rigor"] == "PROOF" for row in rows.values() if "re-check" in row)
+    assert (rows["cifar100"]["verdict"], rows["cifar100"]["rigor"]) == ("FAILS", "PROOF")
+    assert "For MNIST, KMNIST, Semeion and CIFAR-10 the rows of Table 2 [hold](reproduction.md), with a proof" in page
     answers = {result.code.removeprefix("kappa-"): result for result in committed("kappa").results}
     ratios = [answers[f"{name}-kappa"].reason.split(";")[0] for name in ("semeion", "mnist", "random")]
     assert ratios == [f"shuffled over true: {span}" for span in ("1.22 to 2.02", "1.32 to 1.65", "0.95 to 1.02")]
