@@ -172,9 +172,9 @@ def _terminal() -> bool:
 
 @functools.cache
 def _automatic() -> Listener:
-    from alignver.progress_bars import Automatic  # which loads rich
+    from alignver.progress_bars import Bars  # which loads rich
 
-    return Automatic()
+    return Bars()
 
 
 @functools.cache

@@ -89,14 +89,26 @@ class _Task:
     line: Any = None
 
 
-class Automatic:
-    """A :class:`~alignver.progress.Listener` whose tasks cost no more than an entry in a list while they are short."""
+class Bars:
+    """A :class:`~alignver.progress.Listener` whose tasks cost no more than an entry in a list while they are short.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    console : rich.console.Console, optional
+        Where the bars appear; by default stderr as it is at that time.
+    label : str, optional
+        Of a line that is shown while there is no task.
+    """
+
+    def __init__(self, console: Console | None = None, label: str | None = None) -> None:
+        self._console = console
         self._tasks: list[_Task] = []
-        self._lock, self._wake = threading.Lock(), threading.Event()
+        self._lock, self._wake, self._open = threading.Lock(), threading.Event(), True
         self._thread: threading.Thread | None = None
         self._display: Any = None
+        self._whole: _Task | None = None
+        if label is not None:
+            self._whole = self.start(label, None)
 
     def start(self, label: str, total: int | None) -> _Task:
         """Add a task."""
@@ -106,7 +118,7 @@ class Automatic:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._draw, name="alignver-progress", daemon=True)
                 self._thread.start()
-                atexit.register(self._close)
+                atexit.register(self._clear)
         self._wake.set()
         return task
 
@@ -120,18 +132,27 @@ class Automatic:
             self._tasks.remove(handle)
             over = not self._tasks
         if over and sys.exc_info()[0] is not None:  # an interrupt: what follows is for the terminal
-            self._close()
+            self._clear()
 
     def note(self, words: str) -> None:
         """Print a line above the bar."""
         with self._lock:
-            console = self._display.console if self._display is not None else _console()
+            console = self._display.console if self._display is not None else self._stderr()
         console.print(Text(f"alignver: {printable(words)}", style="dim"), soft_wrap=True)
 
+    def close(self) -> None:
+        """Clear the display and show nothing more."""
+        self._open = False
+        self._wake.set()
+        self._clear()
+
+    def _stderr(self) -> Console:
+        return self._console or Console(file=sys.stderr)
+
     def _draw(self) -> None:
-        """Show the tasks until the process ends; runs in a thread."""
+        """Show the tasks until the listener is closed; runs in a thread."""
         idle = 0.0
-        while True:
+        while self._open:
             if not self._tasks and self._display is None:
                 self._wake.wait()
             self._wake.clear()
@@ -139,8 +160,8 @@ class Automatic:
             with self._lock:
                 idle = 0.0 if self._tasks else idle + _TICK
                 late = bool(self._tasks) and time.monotonic() - self._tasks[0].began > PATIENCE
-                if late and self._display is None:
-                    self._display = bars(_console())
+                if late and self._open and self._display is None:
+                    self._display = bars(self._stderr())
                     self._display.start()
                 if self._display is not None:
                     self._update()
@@ -155,31 +176,27 @@ class Automatic:
         for task in self._tasks:
             if task.line not in self._display.task_ids:
                 task.line = self._display.add_task(task.label, total=task.total)
-            self._display.update(task.line, completed=task.done)
+            shown = task is not self._whole or len(self._tasks) == 1
+            self._display.update(task.line, completed=task.done, visible=shown)
 
-    def _close(self) -> None:
+    def _clear(self) -> None:
         with self._lock:
             if self._display is not None:
                 self._display.stop()
                 self._display = None
 
 
-class Lines(Automatic):
+class Lines(Bars):
     """A listener that writes lines: plans at once, and how far a long call is, more rarely the longer it takes."""
 
-    def __init__(self, write: Callable[[str], None], *, plans: bool = True) -> None:
-        super().__init__()
-        self._write, self._plans, self._open = write, plans, True
+    def __init__(self, write: Callable[[str], None], label: str | None = None, *, plans: bool = True) -> None:
+        self._write, self._plans = write, plans
+        super().__init__(label=label)
 
     def note(self, words: str) -> None:
         """Write a plan."""
         if self._plans:
             self._write(words)
-
-    def close(self) -> None:
-        """Write no more lines."""
-        self._open = False
-        self._wake.set()
 
     def _draw(self) -> None:
         began = shown = ended = time.monotonic()
@@ -212,7 +229,3 @@ def _steps(task: _Task) -> str:
     spent = time.monotonic() - task.began
     left = f", {_clock(spent / task.done * (task.total - task.done))} left" if task.done else ""
     return f": {task.done} of {task.total}{left}"
-
-
-def _console() -> Console:
-    return Console(file=sys.stderr)

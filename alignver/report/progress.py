@@ -7,86 +7,41 @@ from __future__ import annotations
 
 import contextlib
 import math
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress import TaskID
 from rich.text import Text
 
 from alignver.errors import printable
 from alignver.progress import listening
-from alignver.progress_bars import PATIENCE, SILENCE, Lines, bars
+from alignver.progress_bars import SILENCE, Bars, Lines, bars
 from alignver.report import text
 from alignver.results import shown_up
 
 
-class Display:
-    """A :class:`~alignver.progress.Listener` that draws on a console, once the work has lasted ``patience`` seconds."""
-
-    def __init__(self, console: Console, label: str, *, patience: float = PATIENCE) -> None:
-        self._progress = bars(console)
-        self._lock = threading.Lock()
-        self._closed = False
-        self._whole = self._progress.add_task(label, total=None)
-        self._open: list[TaskID] = []
-        self._timer = threading.Timer(patience, self._appear)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def _appear(self) -> None:
-        with self._lock:
-            if not self._closed:
-                self._progress.start()
-
-    def start(self, label: str, total: int | None) -> TaskID:
-        """Add a line for the task; it replaces the line of the whole."""
-        task = self._progress.add_task(label, total=total)
-        self._open.append(task)
-        self._progress.update(self._whole, visible=False)
-        return task
-
-    def advance(self, handle: object) -> None:
-        """Move the task's bar by a step."""
-        self._progress.advance(TaskID(handle))  # type: ignore[arg-type]  # the handle is a task id
-
-    def finish(self, handle: object) -> None:
-        """Remove the task's line."""
-        task = TaskID(handle)  # type: ignore[arg-type]  # the handle is a task id
-        self._progress.remove_task(task)
-        self._open.remove(task)
-        if not self._open:
-            self._progress.update(self._whole, visible=True)
-
-    def note(self, words: str) -> None:
-        """Write a line above the bars."""
-        text.put(self._progress.console, Text(f"alignver: {printable(words)}", style="dim"))
-
-    def close(self) -> None:
-        """Stop drawing and clear the display."""
-        self._timer.cancel()
-        with self._lock:
-            self._closed = True
-            self._progress.stop()
-
-
 @contextlib.contextmanager
-def shown(file: IO[str], label: str, *, patience: float = PATIENCE) -> Iterator[None]:
+def shown(file: IO[str], label: str) -> Iterator[None]:
     """Show the progress of the calls inside the block on ``file``: bars if that is a terminal, else a line at times."""
     console = text.console(file)
     if not file.isatty() or console.is_dumb_terminal:
         with _lines(file, label):
             yield
         return
-    display = Display(console, label, patience=patience)
+    with _until_closed(Bars(console, label)):
+        yield
+
+
+@contextlib.contextmanager
+def _until_closed(listener: Bars) -> Iterator[None]:
     try:
-        with listening(display):
+        with listening(listener):
             yield
     finally:
-        display.close()
+        listener.close()
 
 
 @contextlib.contextmanager
@@ -98,14 +53,8 @@ def _lines(file: IO[str], label: str | None) -> Iterator[None]:
             file.write(f"alignver: {printable(words)}\n")
             file.flush()
 
-    lines = Lines(write)
-    try:
-        with listening(lines):
-            if label is not None:
-                lines.start(label, None)
-            yield
-    finally:
-        lines.close()
+    with _until_closed(Lines(write, label)):
+        yield
 
 
 _ROWS = 12

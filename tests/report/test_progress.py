@@ -7,6 +7,7 @@ import itertools
 import re
 import time
 
+import pytest
 from rich.console import Console
 
 from alignver import progress_bars
@@ -24,10 +25,16 @@ def written(console: Console) -> str:
     return stream.getvalue()
 
 
-def test_nothing_where_there_is_no_terminal():
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(progress_bars, "PATIENCE", 0.0)
+    monkeypatch.setattr(progress_bars, "_TICK", 0.02)
+
+
+def test_no_bar_where_there_is_no_terminal(impatient):
     stream = io.StringIO()
-    with progress.shown(stream, "work", patience=0.0), stage("inner"):
-        time.sleep(0.05)
+    with progress.shown(stream, "work"), stage("inner"):
+        time.sleep(0.3)
     assert stream.getvalue() == ""
 
 
@@ -69,7 +76,7 @@ def test_a_closed_stream_costs_no_result(monkeypatch):
 
 def test_quick_work_shows_nothing(monkeypatch):
     console = terminal()
-    display = progress.Display(console, "work")
+    display = progress_bars.Bars(console, "work")
     handle = display.start("steps", 3)
     display.advance(handle)
     display.finish(handle)
@@ -77,9 +84,9 @@ def test_quick_work_shows_nothing(monkeypatch):
     assert written(console) == ""
 
 
-def test_long_work_shows_its_steps_and_the_time_left():
+def test_long_work_shows_its_steps_and_the_time_left(impatient):
     console = terminal()
-    display = progress.Display(console, "work", patience=0.0)
+    display = progress_bars.Bars(console, "whole")
     with progress.listening(display):
         for _ in track(range(4), "rows of J"):
             time.sleep(0.12)
@@ -88,16 +95,15 @@ def test_long_work_shows_its_steps_and_the_time_left():
         time.sleep(0.25)
     display.close()
     page = written(console)
-    for words in ("rows of J", "/4", "left", "one big SVD", "work"):
+    for words in ("rows of J", "/4", "left", "one big SVD", "whole"):
         assert words in page
     assert page.rstrip().endswith("\x1b[2K")  # the line is cleared
     assert "\x1b[?25h" in page  # and the cursor is back
 
 
-def test_closing_before_the_bar_appears_keeps_it_away():
+def test_closing_before_the_bar_appears_keeps_it_away(impatient):
     console = terminal()
-    display = progress.Display(console, "work", patience=0.05)
-    display.close()
+    progress_bars.Bars(console, "work").close()
     time.sleep(0.1)
     assert written(console) == ""
 
@@ -116,9 +122,9 @@ def test_steps_of_minutes_have_a_time_left():
     assert bars.tasks[0].time_remaining == 420
 
 
-def test_a_label_is_a_line_without_markup():
+def test_a_label_is_a_line_without_markup(impatient):
     console = terminal()
-    display = progress.Display(console, "work", patience=0.0)
+    display = progress_bars.Bars(console, "work")
     with progress.listening(display), stage("a\x1b]0;owned\x07\nb [red]c[/red]"):
         time.sleep(0.25)
     display.close()
