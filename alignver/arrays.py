@@ -211,11 +211,11 @@ def same_place(first: Array, second: Array, names: tuple[str, str]) -> None:
     xp, other = namespace(first), namespace(second)
     if xp is not other:
         libraries = [module.__name__.rpartition(".")[2] for module in (xp, other)]
-        got = f"a {libraries[1]} array beside a {libraries[0]} {names[0]}"
+        got = f"a {libraries[1]} array with a {libraries[0]} {names[0]}"
         raise InvalidInput(names[1], got, f"the library of {names[0]}", "wrong-type")
     device, other_device = array_api_compat.device(first), array_api_compat.device(second)
     if device != other_device:
-        got = f"device {other_device} beside {names[0]} on {device}"
+        got = f"device {other_device}, but {names[0]} on {device}"
         raise InvalidInput(names[1], got, f"the device of {names[0]}", "wrong-device")
 
 

@@ -66,7 +66,7 @@ def renamed_argument(old: str, new: str, *, gone: str) -> Callable[[Callable[P, 
         def run(*args: P.args, **kwargs: P.kwargs) -> T:
             if old in kwargs:
                 if new in kwargs:
-                    raise InvalidInput(new, f"{old} beside {new}", f"{new} only", "conflicting-arguments")
+                    raise InvalidInput(new, f"{old} with {new}", f"{new} only", "conflicting-arguments")
                 _warn(f"{function.__name__}({old}=...)", f"{new}=", gone)
                 kwargs[new] = kwargs.pop(old)
             return function(*args, **kwargs)

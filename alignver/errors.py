@@ -75,7 +75,7 @@ class AlignverWarning(UserWarning):
 
 # A RuntimeWarning too, which both were before they had categories of their own: filters that name it still apply.
 class LostGuarantee(AlignverWarning, RuntimeWarning):
-    """The trained gates do not have rank n: they were replaced, or a global minimum is not promised."""
+    """The trained gates do not have rank n: they were replaced, or a global minimum is not guaranteed."""
 
 
 class UnstableStep(AlignverWarning, RuntimeWarning):

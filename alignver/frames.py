@@ -50,7 +50,7 @@ def from_frame(value: Any, name: str) -> Any:
     common = np.result_type(*(array.dtype for _, array in arrays.values()))
     for label, array in arrays.values():
         if array.dtype.kind in "iu" and common.kind == "f" and not _survives(array, common):
-            got = f"integers in the column {label!r} that {common} does not hold, beside columns of fractions"
+            got = f"integers in the column {label!r} that {common} does not hold, together with columns of fractions"
             raise InvalidInput(name, got, "integers of at most 2**53 in magnitude", "wrong-dtype")
     return np.stack([array.astype(common) for _, array in arrays.values()], axis=1)
 

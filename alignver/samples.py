@@ -137,7 +137,7 @@ def open_samples(X: Any, Y: Any = None, *, names: tuple[str, str] = ("X", "Y")) 
     X, Y = from_frame(X, name), from_frame(Y, targets_name)
     if hasattr(X, "x") and hasattr(X, "y") and hasattr(X, "sha256"):  # of alignver.data
         if Y is not None:
-            got = f"targets beside {kind_of(X)} with its own"
+            got = f"targets in addition to those of {kind_of(X)}"
             raise InvalidInput(targets_name, got, "one of the two", "conflicting-arguments")
         X, Y = X.x, X.y
     if is_stream(X):
@@ -187,7 +187,7 @@ class Sequential:
         self._buffer = next(self._blocks)[0]
         sizes = shape if isinstance(shape, tuple | list) else ()
         if tuple(sizes[1:]) != self._buffer.shape[1:] or not all(type(size) is int for size in sizes):
-            got = f"samples of shape {self._buffer.shape[1:]} beside a certificate about {shape}"
+            got = f"samples of shape {self._buffer.shape[1:]} for a certificate about {shape}"
             raise InvalidInput(samples.name, got, "the inputs that the certificate is about", "wrong-shape")
         self.shape = tuple(sizes)
 
@@ -351,7 +351,7 @@ def _joined(batches: Iterator[tuple[npt.NDArray[Any], Any]], name: str) -> Itera
         if like is None:
             like = (inputs.shape[1:], inputs.dtype)
         if (inputs.shape[1:], inputs.dtype) != like:
-            got = f"sample {count} of shape {inputs.shape[1:]} and {inputs.dtype} beside {like[0]} and {like[1]}"
+            got = f"sample {count} of shape {inputs.shape[1:]} and {inputs.dtype}, but {like[0]} and {like[1]} before"
             raise InvalidInput(name, got, "samples of one shape and dtype", "wrong-shape")
         labels = None if y is None else list(y)
         if labels is not None and len(labels) != len(inputs):
@@ -422,7 +422,9 @@ def _targets(samples: Samples, streamed: list[Any] | None, n: int) -> tuple[npt.
     """Return targets as a matrix of float64, and whether they are one number per sample."""
     name = samples.targets_name
     if streamed is not None and samples.targets is not None:
-        raise InvalidInput(name, f"targets beside those in {samples.name}", "one of the two", "conflicting-arguments")
+        raise InvalidInput(
+            name, f"targets in addition to those in {samples.name}", "one of the two", "conflicting-arguments"
+        )
     given: Any = samples.targets if samples.targets is not None else streamed
     if given is None:
         return None, False
@@ -432,7 +434,7 @@ def _targets(samples: Samples, streamed: list[Any] | None, n: int) -> tuple[npt.
     if Y.ndim not in (1, 2) or 0 in Y.shape:
         raise InvalidInput(name, f"shape {Y.shape}", "a target for each sample: shape (n,) or (n, m)", "wrong-shape")
     if len(Y) != n:
-        got = f"{len(Y)} targets beside {n} samples in {samples.name}"
+        got = f"{len(Y)} targets for {n} samples in {samples.name}"
         raise InvalidInput(name, got, "a target for each sample", "wrong-shape")
     if Y.dtype.kind in "iu" and (int(Y.min()) < -(2**53) or int(Y.max()) > 2**53):
         raise InvalidInput(name, "integers beyond 2**53", "targets that float64 holds exactly", "wrong-dtype")

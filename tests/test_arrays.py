@@ -110,7 +110,7 @@ def test_huge_finite_entries_are_finite():
 
 def test_same_place():
     torch = pytest.importorskip("torch")
-    with pytest.raises(InvalidInput, match="torch array beside a numpy J"):
+    with pytest.raises(InvalidInput, match="torch array with a numpy J"):
         same_place(np.eye(2), torch.ones(2), ("J", "y"))
     same_place(torch.eye(2), torch.ones(2), ("J", "y"))
 

@@ -185,7 +185,7 @@ def test_a_renamed_argument_works_with_a_warning(pending):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert check(2.0, tolerance=3.0) == check(2.0) * 3.0 == 6.0
-    with pytest.raises(InvalidInput, match=r"tolerance: got tol beside tolerance") as refused:
+    with pytest.raises(InvalidInput, match=r"tolerance: got tol with tolerance") as refused:
         check(2.0, tol=3.0, tolerance=3.0)
     assert refused.value.code == "conflicting-arguments"
     assert [gone for *_, gone in pending] == ["9.0"]

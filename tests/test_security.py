@@ -146,13 +146,13 @@ def test_code_inside_of_a_run_folder(trained, monkeypatch):
         ):
             document["sources"]["model"] = model
             config.write_text(json.dumps(document))
-            with pytest.raises(InvalidInput, match="code inside of the run folder"):
+            with pytest.raises(InvalidInput, match="code inside the run folder"):
                 av.load("run")
             assert not marker.exists(), model
         refused = alignver(trained, "train", "--resume", "run", "--data", "train.npz")
         assert (refused.returncode, refused.stdout) == (2, "")
         assert not marker.exists()
-        assert "inside of the run folder" in refused.stderr
+        assert "inside the run folder" in refused.stderr
     finally:
         config.write_text(original)
 

@@ -186,7 +186,7 @@ def check_alignment(
     cluster = None if client is None else Cluster(client)
     if client is not None and folder is None:
         need = "a folder that this process and all workers share"
-        raise InvalidInput("folder", "no folder beside a client", need, "conflicting-arguments")
+        raise InvalidInput("folder", "a client without a folder", need, "conflicting-arguments")
     if folder is not None:
         if engine not in (None, "gram"):
             need = "engine='gram', whose tiles are stored"

@@ -238,7 +238,7 @@ def check_convergence(
     start = problem.value(theta)
     if int(steps[0]) == record.tau and not math.isclose(float(losses[0]), start, rel_tol=1e-3, abs_tol=1e-9):
         need = "the model, weights and targets that the record is about"
-        raise InvalidInput("record", f"the loss {losses[0]:.6g} at tau, beside {start:.6g} of the weights", need)
+        raise InvalidInput("record", f"the loss {losses[0]:.6g} at tau, but {start:.6g} for the weights", need)
     notes: tuple[str, ...] = ()
     if rank_n is None:
         ranks = prove_ranks(model) if model.n <= _FEW else None

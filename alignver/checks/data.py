@@ -294,12 +294,12 @@ def _agreement(duplicates: DuplicateInputs) -> str:
 def _overlap(duplicates: DuplicateInputs, tests: Fingerprints, loss: str | None) -> tuple[dict[str, Any], str]:
     """Compare test samples with training samples: which are equal, and with which targets."""
     if tests.shape[1:] != duplicates.known.shape[1:]:
-        got = f"samples of shape {tests.shape[1:]} beside {duplicates.known.shape[1:]} in X"
+        got = f"samples of shape {tests.shape[1:]}, but {duplicates.known.shape[1:]} in X"
         raise InvalidInput("X_test", got, "samples of one shape", "wrong-shape")
     Y, Y_test = duplicates.known.targets, tests.targets
     compared = Y is not None and Y_test is not None
     if Y is not None and Y_test is not None and Y.shape[1] != Y_test.shape[1]:
-        got = f"{Y_test.shape[1]} columns beside {Y.shape[1]} in Y"
+        got = f"{Y_test.shape[1]} columns, but {Y.shape[1]} in Y"
         raise InvalidInput("Y_test", got, "targets of one form", "wrong-shape")
     groups: dict[bytes, list[int]] = {}
     for i, digest in enumerate(duplicates.known.digests):

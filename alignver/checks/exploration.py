@@ -161,7 +161,7 @@ def check_safe_exploration(
         result = _check_model(Z, X, layer, batch_size, folder, {**options, "client": client})
         return dataclasses.replace(result, cost=_cost(began))
     if layer is not None:
-        raise InvalidInput("layer", f"{layer!r} beside features", "a model in place of Z", "conflicting-arguments")
+        raise InvalidInput("layer", f"{layer!r} with features", "a model in place of Z", "conflicting-arguments")
     require.one_of("method", method, METHODS)
     require.booleans(certify=certify, add_constant=add_constant, delta_is_estimate=delta_is_estimate)
     if method == "staircase" and q is not None:
@@ -257,7 +257,7 @@ def equal_inputs(X: Any, n: int | None = None) -> CheckResult | None:
     """
     duplicates = DuplicateInputs.of(fingerprints(open_samples(X)))
     if n is not None and duplicates.n != n:
-        got = f"{duplicates.n} samples beside {n} rows of Z"
+        got = f"{duplicates.n} samples for {n} rows of Z"
         raise InvalidInput("X", got, "the inputs that Z was computed from", "wrong-shape")
     if duplicates.distinct == duplicates.n or arithmetic_fault():
         return None

@@ -138,7 +138,7 @@ def check_optimality(
     seconds = min(require.real("budget_seconds", budget_seconds, least=0), remaining())
     if is_module(model):
         if weights is not None:
-            raise InvalidInput("weights", "weights beside a module", "an Exploitation", "conflicting-arguments")
+            raise InvalidInput("weights", "weights with a module", "an Exploitation", "conflicting-arguments")
         of_models: Any = importlib.import_module("alignver.checks.network_optimality")  # which loads torch
         result: CheckResult = of_models.check_network(
             model, X, Y, loss=loss, tolerance=tolerance, certify=certify, seconds=seconds
@@ -157,7 +157,7 @@ def check_optimality(
         if X is not None:
             known = fingerprints(open_samples(X))
             if len(known.digests) != problem.model.n:
-                got = f"{len(known.digests)} samples beside {problem.model.n} rows of Z"
+                got = f"{len(known.digests)} samples for {problem.model.n} rows of Z"
                 raise InvalidInput("X", got, "the inputs that Z was computed from", "wrong-shape")
             data = DuplicateInputs.of(dataclasses.replace(known, targets=problem.targets))
         with threads_for(flops):

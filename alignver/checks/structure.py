@@ -92,7 +92,7 @@ def check_structure(
     names = [f"theta {t}" for t in range(len(pairs))] if labels is None else list(labels)
     for argument, values in (("magnitudes", sizes), ("labels", names)):
         if len(values) != len(pairs):
-            raise InvalidInput(argument, f"{len(values)} beside {len(pairs)} outputs", "one for each", "wrong-shape")
+            raise InvalidInput(argument, f"{len(values)} for {len(pairs)} outputs", "one for each", "wrong-shape")
     terms = require.integer("terms", terms, least=0)
     require.one_of("computed_in", computed_in, EPS)
     limit = _tolerance(tolerance, terms, EPS[computed_in])
@@ -160,13 +160,13 @@ def _tolerance(given: float | None, terms: int, eps: float) -> Tolerance:
 
 def _pairs(outputs: Sequence[Any], products: Sequence[Any]) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
     if len(outputs) == 0 or len(outputs) != len(products):
-        got = f"{len(products)} arrays beside {len(outputs)} of outputs"
+        got = f"{len(products)} arrays for {len(outputs)} of outputs"
         raise InvalidInput("products", got, "as many arrays as outputs has, at least one", "wrong-shape")
     pairs = []
     for t, arrays in enumerate(zip(outputs, products)):
         f, p = (host(as_matrix(array, f"{name}[{t}]").array) for array, name in zip(arrays, ("outputs", "products")))
         if f.shape != p.shape:
-            got = f"shape {p.shape} beside {f.shape}"
+            got = f"shape {p.shape} for outputs of shape {f.shape}"
             raise InvalidInput(f"products[{t}]", got, "that of its outputs", "wrong-shape")
         pairs.append((f, p))
     return pairs

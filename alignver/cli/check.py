@@ -73,7 +73,7 @@ def rank(
     session: Session,
     a_file: Annotated[str, typer.Argument(metavar="A", help="The matrix: .npy, .npz, file.npz:key, .csv or .txt.")],
     expected: Annotated[
-        int | None, typer.Option("--rank", metavar="R", help="The rank that is claimed.", show_default="min(N, d)")
+        int | None, typer.Option("--rank", metavar="R", help="The claimed rank.", show_default="min(N, d)")
     ] = None,
     method: options.RankMethodOption = options.RankMethod.AUTO,
     rule: options.Rule = "golub",
@@ -228,10 +228,10 @@ def model(
     max_seconds: options.MaxSeconds = 60.0,
     max_memory: options.MaxMemory = None,
 ) -> Exit:
-    """Ask everything that can be asked of a model and its data.
+    """Run every check that applies to a model and its data.
 
     The data, the structure of the network, the loss, alignment (Definition 2) and safe exploration (Assumption 4),
-    within a limit of time. The exit code is that of alignment; -v shows every answer in full. MODEL is your own Python
+    within a time limit. The exit code is that of alignment; -v shows every answer in full. MODEL is your own Python
     code, which is imported and run.
 
     [bold]Examples[/bold]
@@ -383,7 +383,7 @@ def _read(data_file: str, targets: str | None, test: str | None) -> tuple[dict[s
     if targets is not None:
         if "Y" in places:
             need = f"one of the two; {places['X']} names the inputs alone"
-            raise InvalidInput("--targets", f"{targets} beside {places['Y']}", need)
+            raise InvalidInput("--targets", f"{targets} as well as {places['Y']}", need)
         places["Y"] = targets
     if test is not None:
         names = {f"{name}_test": (*keys, f"{name}_test") for name, keys in _NAMES.items()}
@@ -418,7 +418,7 @@ def builtin(
     dtype: options.Dtype = options.DtypeName.FLOAT64,
     seed: options.Seed = 0,
 ) -> Exit:
-    """Ask one question and get a verdict; without a question, try the built-in problems.
+    """Run one check; without a subcommand, run the built-in problems.
 
     The report compares each built-in problem with its expected verdict; the exit code is 0 if all agree, else 1.
 

@@ -83,7 +83,7 @@ def exploration(
         str | None,
         options.computation(
             metavar="ADDRESS",
-            help="Work on the cluster of this Dask scheduler; gram needs --tiles, a folder that its workers share.",
+            help="Compute on the cluster of this Dask scheduler; gram needs --tiles, a folder that its workers share.",
         ),
     ] = None,
     model: Annotated[
@@ -175,7 +175,7 @@ def exploration(
             if model is None or delta is not None:
                 need = "--model without --delta"
                 raise InvalidInput(
-                    "--estimate-delta", "no model, or --delta beside it", need, code="conflicting-arguments"
+                    "--estimate-delta", "no model, or --delta as well", need, code="conflicting-arguments"
                 )
             with input_files.rename_argument(files):
                 radius = estimate_row_error(net, samples["X"], layer, seed=seed)
@@ -218,7 +218,7 @@ def _inputs(z_file: str | None, data: str | None, keep_features: str | None) -> 
     """Return the inputs of the model that computes the features."""
     if z_file is not None:
         need = "one of the two"
-        raise InvalidInput("--model", f"a model beside the features {z_file}", need, code="conflicting-arguments")
+        raise InvalidInput("--model", f"a model as well as the features {z_file}", need, code="conflicting-arguments")
     if data is None:
         raise InvalidInput("--data", "no file", "a .npz file with the model's inputs X")
     samples = input_files.read_npz(data, "--data", ("X",))

@@ -65,10 +65,12 @@ def _seed(value: int) -> int:
 
 
 Json = Annotated[
-    bool, _output("--json", help="One JSON document on stdout and nothing else there; on bad input stdout stays empty.")
+    bool, _output("--json", help="Print one JSON document on stdout and nothing else; on bad input stdout stays empty.")
 ]
-Quiet = Annotated[bool, _output("--quiet", "-q", help="The verdict line only, and no progress.")]
-Verbose = Annotated[bool, _output("--verbose", "-v", help="Every table, the provenance, and tracebacks of errors.")]
+Quiet = Annotated[bool, _output("--quiet", "-q", help="Print the verdict line only, and no progress.")]
+Verbose = Annotated[
+    bool, _output("--verbose", "-v", help="Print every table, the provenance, and tracebacks of errors.")
+]
 Html = Annotated[
     str | None,
     _output("--html", metavar="FILE", help="Write the report as a self-contained HTML page; - is stdout."),
@@ -108,12 +110,12 @@ ComputedIn = Annotated[
     ),
 ]
 Certify = Annotated[
-    bool, decision("--certify/--no-certify", help="Try to prove the verdict, or stay with floating-point evidence.")
+    bool, decision("--certify/--no-certify", help="Try to prove the verdict, or give floating-point evidence only.")
 ]
 BackendOption = Annotated[Backend, computation(help="Array library that does the linear algebra.")]
 Device = Annotated[str, computation(metavar="NAME", help="Where to compute: cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[DtypeName, computation(help="Precision of the computation.")]
-Seed = Annotated[int, computation(metavar="N", callback=_seed, help="Seed of everything that is random.")]
+Seed = Annotated[int, computation(metavar="N", callback=_seed, help="Seed of all random numbers.")]
 MODEL = typer.Argument(
     metavar="MODEL",
     help="FILE.py:FUNCTION or package.module:FUNCTION; FUNCTION() returns a torch.nn.Module. "

@@ -27,14 +27,16 @@ def predict(
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="MODEL", help="The code of the model, if it is at another place.", show_default="that of the run"
+            metavar="MODEL",
+            help="The code of the model, if it was moved since the run.",
+            show_default="that of the run",
         ),
     ] = None,
     device: options.Device = "cpu",
 ) -> Exit:
     """Predict with a trained network: labels, or values for the squared loss.
 
-    One line for each sample on stdout, or a .npy file. With targets in the data, the error is said on stderr.
+    One line for each sample on stdout, or a .npy file. If the data contain targets, the error is printed on stderr.
 
     [bold]Examples[/bold]
 

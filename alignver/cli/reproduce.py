@@ -1,4 +1,4 @@
-"""``alignver reproduce``: a figure or table of the paper, the paper's numbers beside ours."""
+"""``alignver reproduce``: a figure or table of the paper, the paper's numbers next to ours."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def reproduce(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="How to read what the paper leaves open about its fully-connected network; the item readings compares "
+            help="Choice for what the paper leaves open about its fully-connected network; the item readings compares "
             "them all.",
             show_default="3-normal",
         ),
@@ -73,7 +73,7 @@ def reproduce(
     ] = None,
     device: options.Device = "cpu",
 ) -> Exit:
-    """Reproduce a figure or table of the paper: its claims beside what is measured here.
+    """Reproduce a figure or table of the paper: its claims next to what is measured here.
 
     The exit code is 0 if every claim agrees, 1 if one doesn't, 3 if one is not decided or not run yet.
 

@@ -81,7 +81,7 @@ def explain(
         ),
     ] = None,
 ) -> Exit:
-    """Say what a code of a result means, why it comes, what to do, and show an example.
+    """Explain the code of a result: what it means, its cause, what to do, and an example.
 
     [bold]Examples[/bold]
 
@@ -100,7 +100,7 @@ def explain(
 
 @command("doctor", "json quiet verbose")
 def doctor(session: Session) -> Exit:
-    """Test whether this machine computes as proofs assume: rounding, products, factorizations, functions, torch.
+    """Test what proofs assume of this machine: rounding, products, factorizations, functions, torch.
 
     The exit code is 0 if every part holds, 1 if one fails, and 3 if one could not be tested.
 

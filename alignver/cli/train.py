@@ -82,13 +82,15 @@ def train(
         str | None, typer.Option(metavar="FILE.npz", help="The training samples: a .npz file with X and Y.")
     ] = None,
     loss: Annotated[Loss | None, options.LOSS] = None,
-    epochs: Annotated[int | None, typer.Option(min=2, metavar="N", help="Epochs of both phases together.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=2, metavar="N", help="Epochs of the whole run, both phases together.")
+    ] = None,
     weights: Weights = None,
     test: Annotated[
         str | None,
         typer.Option(
             metavar="FILE.npz",
-            help="Samples that are not trained on; the table then has their error.",
+            help="Test samples; the table then shows their error.",
             show_default="none",
         ),
     ] = None,
@@ -198,7 +200,7 @@ def train(
             if resume is None:
                 run: _Run | RunFolder = _new_run(session, stack)
             elif out is not None:
-                raise InvalidInput("--out", f"{out} beside --resume", "one of the two", code="conflicting-arguments")
+                raise InvalidInput("--out", f"{out} with --resume", "one of the two", code="conflicting-arguments")
             else:
                 run = _resumed_run(session, {name for name in context.params if given(context, name)}, stack)
         return _train(session, run) if isinstance(run, _Run) else _show_finished(session, run)
@@ -275,7 +277,7 @@ def _completed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings with the defaults that depend on other options; refuse options that exclude each other."""
     adam, lr, momentum = settings["optimizer"] == "adam", settings["lr"], settings["momentum"]
     if adam and momentum is not None:
-        got = f"{momentum} beside --optimizer adam"
+        got = f"{momentum} with --optimizer adam"
         raise InvalidInput("--momentum", got, "--optimizer sgd, which has one", code="conflicting-arguments")
     require.real("--tolerance", settings["tolerance"], above=0, need="a positive finite number")
     if lr is None:

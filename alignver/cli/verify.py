@@ -35,14 +35,14 @@ def report(
             "-o",
             metavar="FILE",
             help="The HTML page; an existing file is replaced.",
-            show_default="report.html in the run folder, or beside the file",
+            show_default="report.html in the run folder, or next to the file",
             rich_help_panel="Output",
         ),
     ] = None,
 ) -> Exit:
-    """Make a page of a report: verdicts first, then evidence, then provenance.
+    """Write a report as an HTML page: verdicts first, then evidence, then provenance.
 
-    The page is one file that needs no network. The exit code is 0 if it is written, for every verdict.
+    The page is one file that loads nothing else. The exit code is 0 if it is written, whatever the verdict.
 
     [bold]Examples[/bold]
 
@@ -163,13 +163,13 @@ def _inputs(
     weights, target = given["weights"], Path(certificate)
     if (target / "config.json").is_file():
         if files or any(value is not None for value in (model, loss, weights)):
-            got, need = "other options beside a run folder", "the run folder alone, or with --data"
+            got, need = "other options with a run folder", "the run folder alone, or with --data"
             raise InvalidInput("CERT", got, need, code="conflicting-arguments")
         arrays, notes = _of_a_run(target, data)
         return str(target / "certificate"), arrays, {}, notes, True
     if any(value is not None for value in (model, data, loss, weights)):
         if files:
-            raise InvalidInput("--input", "inputs beside --model", "one or the other", code="conflicting-arguments")
+            raise InvalidInput("--input", "inputs with --model", "one or the other", code="conflicting-arguments")
         option = "--model" if model is None else "--data" if data is None else "--loss" if loss is None else ""
         if option and (option != "--loss" or _claim(certificate) != "network-exploration"):
             need = "--model, --data and --loss together"

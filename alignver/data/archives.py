@@ -49,7 +49,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         if self.x.ndim == 0 or self.y.ndim == 0 or len(self.x) != len(self.y):
-            got = f"shape {self.y.shape} beside x of shape {self.x.shape}"
+            got = f"shape {self.y.shape} for x of shape {self.x.shape}"
             raise InvalidInput("y", got, "one row for each row of x", code="wrong-shape")
         for field in ("x", "y"):
             array = np.array(getattr(self, field))  # a copy, so that the caller's array stays writable

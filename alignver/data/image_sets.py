@@ -274,5 +274,5 @@ def _jpeg(path: pathlib.Path, part: str) -> Arrays:
             images.append(np.asarray(image.convert("RGB")))
         x = np.stack(images)
     if y.shape != x.shape[:1]:
-        raise unreadable(f"{path.name} with {len(y)} labels beside {len(x)} images", "a label for each")
+        raise unreadable(f"{path.name} with {len(y)} labels for {len(x)} images", "a label for each")
     return x, y.astype(np.uint8)

@@ -180,7 +180,7 @@ def prove_definite(
                 matrix, make = gram.at(place), tiles.make_on_device
         elif folder is None:
             need = "a folder that this process and all workers share"
-            raise InvalidInput("folder", "no folder beside a client", need, "conflicting-arguments")
+            raise InvalidInput("folder", "a client without a folder", need, "conflicting-arguments")
         else:
             store = FolderStore(folder, key)
             make = cluster.maker(gram, store)

@@ -153,7 +153,7 @@ class Phi:
 
     def __init__(self, Z: Array, S: Array) -> None:
         if Z.ndim != 2 or S.ndim != 2 or int(Z.shape[0]) != int(S.shape[0]):
-            got = f"shape {tuple(S.shape)} beside Z of shape {tuple(Z.shape)}"
+            got = f"shape {tuple(S.shape)} for Z of shape {tuple(Z.shape)}"
             raise InvalidInput("S", got, "a row for each row of Z", "wrong-shape")
         self.Z, self.S = Z, S
         self.shape = (int(Z.shape[0]), int(Z.shape[1]) * int(S.shape[1]))

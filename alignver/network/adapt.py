@@ -244,7 +244,7 @@ def adapted(
     most = _most_positions(model)
     if X is not given and isinstance(X, tuple) and len(X) > most:  # what comes last are targets
         _one_of(Y if given_Y is not None else None, X[-1])
-        got = f"{len(X)} inputs beside targets in each sample, for a forward pass that takes {most}"
+        got = f"{len(X)} inputs in addition to the targets in each sample, for a forward pass that takes {most}"
         need = f"samples (inputs, targets), with the arguments {', '.join(arguments_of(model)[:most])}"
         raise InvalidInput("X", got, need, "wrong-shape")
     if isinstance(X, tuple) and len(X) == 1 and is_array(X[0]) and X[0].ndim:
@@ -303,7 +303,7 @@ class _Samples:
 def _one_of(Y: Any, given: Any) -> Any:
     """Return the targets that come with the inputs, unless there are others."""
     if Y is not None and given is not None:
-        raise InvalidInput("Y", "targets beside those in X", "one of the two: Y=None", "conflicting-arguments")
+        raise InvalidInput("Y", "targets in addition to those in X", "one of the two: Y=None", "conflicting-arguments")
     return given if Y is None else Y
 
 
@@ -325,7 +325,7 @@ def _packed(items: Any, model: nn.Module) -> tuple[torch.Tensor, list[_Part]]:
     first = tensors[0][0]
     for key, tensor in tensors:
         if len(tensor) != len(tensors[0][1]):
-            got = f"{len(tensor)} rows of the input {key!r} beside {len(tensors[0][1])} of {first!r}"
+            got = f"{len(tensor)} rows of the input {key!r}, but {len(tensors[0][1])} of {first!r}"
             need = "a row for each sample; forward_args takes what is the same for all"
             if any(name == "edge_index" for name, _ in tensors):
                 need = "graphs as they come from torch_geometric: X=batch"
@@ -342,7 +342,7 @@ def _packed(items: Any, model: nn.Module) -> tuple[torch.Tensor, list[_Part]]:
         if largest > _EXACT[dtype]:
             dtype = torch.float64
         if largest > _EXACT[dtype]:
-            raise InvalidInput("X", "integers beyond 2**53 beside floating-point inputs", "smaller integers")
+            raise InvalidInput("X", "integers beyond 2**53 together with floating-point inputs", "smaller integers")
     parts = [_Part(key, tuple(tensor.shape[1:]), tensor.dtype) for key, tensor in tensors]
     return torch.cat([tensor.reshape(len(tensor), -1).to(dtype) for _, tensor in tensors], 1), parts
 
@@ -405,18 +405,17 @@ def _read(X: Any, labelled: bool) -> tuple[dict[Any, torch.Tensor], Any]:
     batched = hasattr(X, "dataset") and hasattr(X, "__iter__")
     for count, item in enumerate(_items(X)):
         parts, label = _split(item, labelled)
+        where = f"{'batch' if batched else 'sample'} {count}"
         if columns and set(columns) != set(parts):
-            got = (
-                f"{'batch' if batched else 'sample'} {count} with the inputs {_listed(parts)} beside {_listed(columns)}"
-            )
+            got = f"{where} with the inputs {_listed(parts)}, but {_listed(columns)} before"
             raise InvalidInput("X", got, "samples of one structure", "wrong-shape")
         for key, value in parts.items():
-            tensor = _tensor_of(value, f"{'batch' if batched else 'sample'} {count}")
+            tensor = _tensor_of(value, where)
             tensor = tensor if batched else tensor[None]
             held = columns.setdefault(key, [])
             if held and (held[0].shape[1:] != tensor.shape[1:] or held[0].dtype != tensor.dtype):
-                got = f"{'batch' if batched else 'sample'} {count} of shape {tuple(tensor.shape[1:])} and "
-                got += f"{dtype_name(tensor.dtype)} beside {tuple(held[0].shape[1:])} and {dtype_name(held[0].dtype)}"
+                before = f"{tuple(held[0].shape[1:])} and {dtype_name(held[0].dtype)} before"
+                got = f"{where} of shape {tuple(tensor.shape[1:])} and {dtype_name(tensor.dtype)}, but {before}"
                 raise InvalidInput("X", got, "samples of one shape and dtype", "wrong-shape")
             held.append(tensor)
         if (label is None) != (not targets) and count:

@@ -277,7 +277,7 @@ def as_targets(Y: Any, n: int) -> Any:
     except TypeError as error:
         raise InvalidInput("Y", f"{kind_of(Y)} without rows", need, code="wrong-type") from error
     if rows != n:
-        raise InvalidInput("Y", f"{rows} rows beside {n} samples in X", need, code="wrong-shape")
+        raise InvalidInput("Y", f"{rows} rows for {n} samples in X", need, code="wrong-shape")
     return Y
 
 

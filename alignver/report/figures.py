@@ -112,8 +112,8 @@ def _reach(result: CheckResult, prefix: str) -> Iterator[Picture]:
     beside = f"; {shuffled:.3g} for shuffled targets (median)" if known else ""
     words = "".join(f" {row[2]:.2g} at {row[0]:g};" for row in rows[:4])
     yield _picture(
-        "The smallest residual, as a part of y, with parameters of limited norm, between its bounds. It is 0 from "
-        "kappa on, the norm of the smallest parameters that give y; dashed: kappa of shuffled targets.",
+        "Bounds of the smallest relative residual with parameters of limited norm. It is 0 from kappa on, the norm of "
+        "the smallest parameters that give y; dashed: kappa of shuffled targets.",
         f"kappa is between {low:.4g} and {high:.4g}{beside}. Residuals:{words or ' none'}".rstrip(";") + ".",
         ax.figure,
         f"{prefix}reach",
@@ -133,8 +133,8 @@ def _turning(result: CheckResult, prefix: str) -> Iterator[Picture]:
         return  # a document that alignver did not write
     ax = verdict_plots.turning(taus, rho, tau=tau, limit=limit, band=(band[0], band[1]))
     yield _picture(
-        "What is left of y, as a part of it, where singular values up to τ count as zero. Numerically HOLDS: below the "
-        "horizontal band all over the vertical one; FAILS: above it.",
+        "The relative residual of y if singular values up to τ count as zero. Numerically HOLDS: below the horizontal "
+        "band in the whole vertical band; FAILS: above it.",
         f"A rising staircase from {rho[0]:.1e} at τ = {taus[0]:.1e} to {rho[-1]:.1e} at τ = {taus[-1]:.1e}.",
         ax.figure,
         f"{prefix}turning",
@@ -286,7 +286,7 @@ def _tracked(history: History, prefix: str) -> Iterator[Picture]:
         limit = number(history.config.get("residual_tolerance"))
         ax = plots.residuals(steps, rho, limit=limit if limit > 0 else None)
         words = "; ".join(f"{rule} at the end: {high[-1]:.3g}" for rule, (_, high) in rho.items())
-        caption = "Part of the targets out of reach at each rule's tolerance, between its bounds."
+        caption = "Part of the targets that is out of reach at each rule's tolerance, between bounds."
         yield _picture(caption, words, ax.figure, f"{prefix}rho")
     bounds = [number((record.theorem_3 or {}).get("bound")) for record in history]
     if any(math.isfinite(value) for value in bounds):

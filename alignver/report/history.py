@@ -297,7 +297,7 @@ class HistoryFile:
 
 def _unwritable(path: pathlib.Path, error: OSError) -> InvalidInput:
     got = f"{path}, which cannot be written ({error.strerror})"
-    need = "a file in a folder that can be written to, on a disk with room"
+    need = "a file in a folder that can be written to, on a disk with free space"
     return InvalidInput("path", got, need, "unwritable-file")
 
 

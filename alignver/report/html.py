@@ -192,7 +192,7 @@ def _result(
 _HEADLINES = {
     "alignment": "these parameters allow a small change that moves the outputs onto the targets",
     "membership": "y is in the column space of J",
-    "rank": "A has the rank that was asked for",
+    "rank": "A has the claimed rank",
     "exploration": "the last hidden layer is wide enough for these samples",
     "optimality": "the training loss is at its global minimum, up to the tolerance",
     "data": "equal inputs have equal targets",
@@ -210,7 +210,7 @@ def headline(result: CheckResult) -> str:
     --------
     >>> from alignver.checks.rank import check_rank
     >>> headline(check_rank([[1.0, 0.0], [0.0, 0.0]]))
-    'No: it is not true that A has the rank that was asked for.'
+    'No: it is not true that A has the claimed rank.'
     """
     words = _HEADLINES.get(result.name)
     if words is None:

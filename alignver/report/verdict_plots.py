@@ -299,7 +299,7 @@ def conflict(images: Sequence[Any], labels: Sequence[str], *, names: Sequence[st
     'sample 41\\na 5'
     """
     if len(images) != len(labels) or not len(images):
-        got = f"{len(labels)} beside {len(images)} images"
+        got = f"{len(labels)} for {len(images)} images"
         raise InvalidInput("labels", got, "one for each image, at least one", "wrong-shape")
     pictures = [_picture(image) for image in images]
     low, high = min(float(p.min()) for p in pictures), max(float(p.max()) for p in pictures)
@@ -347,7 +347,7 @@ def pairs(
     ('samples 17 and 41', 2)
     """
     if len(images) != len(titles) or not len(images):
-        got = f"{len(titles)} beside {len(images)} pairs"
+        got = f"{len(titles)} for {len(images)} pairs"
         raise InvalidInput("titles", got, "one for each pair, at least one", "wrong-shape")
     drawn = [[_picture(image, _PIXELS) for image in pair] for pair in images]
     low = min(float(p.min()) for pair in drawn for p in pair)

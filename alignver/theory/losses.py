@@ -168,7 +168,7 @@ def _rows(Y: Any, loss: str, n: int, m_y: int, ndim: int) -> Targets:
     values = np.array(host(entries), dtype=np.float64)  # a copy: the result never aliases Y
     if values.shape[0] != n:
         need = f"one row for each sample, {n} in all"
-        raise InvalidInput("Y", f"{values.shape[0]} rows beside {n} samples", need, "wrong-shape")
+        raise InvalidInput("Y", f"{values.shape[0]} rows for {n} samples", need, "wrong-shape")
     values = values.reshape(n, -1)
     if values.shape[1] != m_y:
         need = f"shape ({n}, {m_y}), one column for each output of the model"
@@ -185,7 +185,7 @@ def _one_hot(Y: Any, n: int, m_y: int) -> Targets:
     values = host(entries.array)
     if values.shape[0] != n:
         need = f"one label for each sample, {n} in all"
-        raise InvalidInput("Y", f"{values.shape[0]} labels beside {n} samples", need, "wrong-shape")
+        raise InvalidInput("Y", f"{values.shape[0]} labels for {n} samples", need, "wrong-shape")
     if not np.all(values == np.floor(values)) or (kind == "bool" and m_y > 2):
         need = f"integer labels 0..{m_y - 1} or one-hot rows of shape ({n}, {m_y}); loss='squared' takes real targets"
         raise InvalidInput("Y", f"shape ({n},) and dtype {kind} for loss='cross_entropy'", need, "wrong-dtype")

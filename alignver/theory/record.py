@@ -73,7 +73,7 @@ class TrainingRecord:
                 continue
             vector: FloatArray = np.array(host(as_vector(value, name).array), dtype=np.float64)
             if vector.shape != steps.shape:
-                got = f"{vector.size} entries beside {steps.size} steps"
+                got = f"{vector.size} entries for {steps.size} steps"
                 raise InvalidInput(name, got, "one for each step", "wrong-shape")
             if name not in ("losses", "inner_products") and bool(np.any(vector < 0.0)):
                 raise InvalidInput(name, f"{vector.min():g} at {int(vector.argmin())}", "no negative numbers")

@@ -155,7 +155,7 @@ def save(wrapper: EEWrapper, path: str | os.PathLike[str]) -> None:
                 os.fsync(stream.fileno())
     except (OSError, SafetensorError) as error:
         got = f"{file}, which cannot be written ({first_line(error)})"
-        raise InvalidInput("checkpoint", got, "a disk with room", code="unwritable-file") from error
+        raise InvalidInput("checkpoint", got, "free space on the disk", code="unwritable-file") from error
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
             digest = (stored.metadata() or {}).get(_DIGEST)
             tensors = {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118 - no mapping
         if digest is not None and digest != _digest(tensors):
-            raise ValueError("its digest is another one: it has been damaged")
+            raise ValueError("its digest differs: the file is damaged")
         document = tensors.get(_DOCUMENT) if digest is not None else None
         saved = None if document is None else _assembled(json.loads(document.numpy().tobytes()), tensors)
     if not isinstance(saved, dict) or not saved.keys() >= _KEYS:

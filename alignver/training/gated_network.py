@@ -276,7 +276,7 @@ def gated(ending: OutputLayers, *, outputs: int, width: int | None = None, slope
     shared = {id(p) for p in body.parameters()}
     for call in layers:
         if any(id(p) in shared for p in call.module.parameters()):
-            changes.append(f"{call.name} shared its weights with another layer and does so no more")
+            changes.append(f"{call.name} shared its weights with another layer and no longer does")
     if ending.after:
         changes.append(f"what follows {layers[-1].name} is left out")
     changes.append(_counted(before, _size(body) + _size(head)))

@@ -369,7 +369,7 @@ class Guarantee:
             good = sum(entry is not None for entry in self.after.entries)
             if any(units):
                 lines.append("new gates without a proof have rank n in floating point only")
-            lines.append(f"rank n is proved for {good} of {count} outputs: the global minimum is not promised")
+            lines.append(f"rank n is proved for {good} of {count} outputs: the global minimum is not guaranteed")
         if self.after is not None and self.after.all:
             least = min(entry["s_min"] for entry in self.after.entries if entry is not None)
             lines.append(f"rank n is proved for every output, s_min >= {shown_down(least, 2)}")

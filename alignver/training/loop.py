@@ -53,7 +53,7 @@ def tau_epoch(tau: float, epochs: int) -> int:
     last = round(tau * epochs) if tau < 1 else int(tau)
     if not 0 < last < epochs or (tau > 1 and tau != last):
         got = f"tau={tau!r}: epoch {last if tau < 1 else tau:g} of {epochs}"
-        raise InvalidInput("tau", got, "an epoch inside the run, so that both phases have one")
+        raise InvalidInput("tau", got, "an epoch inside the run, so that each phase has at least one")
     return last
 
 

@@ -161,9 +161,9 @@ def _warn(result: Guarantee, repair: str) -> None:
     elif result.before.refuted:
         message += f", and no gates have it: {result.before.reasons[0]}"
     elif repair == "none":
-        message += ", and repair='none' leaves it so: a global minimum is not promised"
+        message += ", and repair='none' leaves it so: a global minimum is not guaranteed"
     else:
-        message += f", nor after repair={repair!r}: a global minimum is not promised"
+        message += f", nor after repair={repair!r}: a global minimum is not guaranteed"
     warnings.warn(message, LostGuarantee, stacklevel=4)
 
 

@@ -468,11 +468,11 @@ def _short(value: Any) -> str:
 def _unwritable(place: pathlib.Path, error: Exception) -> InvalidInput:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     got = f"{place}, which cannot be written ({reason})"
-    return InvalidInput("folder", got, "a disk with room, and the right to write", code="unwritable-file")
+    return InvalidInput("folder", got, "free space on the disk, and permission to write", code="unwritable-file")
 
 
 def require_code_elsewhere(folder: str | os.PathLike[str], model: str) -> None:
-    """Refuse code of a model that lies inside of the run folder that names it.
+    """Refuse code of a model that lies inside the run folder that names it.
 
     Loading a run runs this code. A folder from somewhere else could bring its own, with the digest that fits.
 
@@ -485,7 +485,7 @@ def require_code_elsewhere(folder: str | os.PathLike[str], model: str) -> None:
     Raises
     ------
     InvalidInput
-        The file, or the module or one of its packages, is inside of the folder.
+        The file, or the module or one of its packages, is inside the folder.
     """
     place, parts = model.rpartition(":")[0], model.rpartition(":")[0].split(".")
     inside, files = pathlib.Path(folder).resolve(), [place]
@@ -499,5 +499,7 @@ def require_code_elsewhere(folder: str | os.PathLike[str], model: str) -> None:
                 if spec is not None:
                     files += [*(spec.submodule_search_locations or ()), spec.origin or ""]
     if any(pathlib.Path(file).resolve().is_relative_to(inside) for file in files if file):
-        got = f"{model}, code inside of the run folder {folder}"
-        raise InvalidInput("model", got, "code elsewhere, which you know: loading a run runs it", "unreadable-file")
+        got = f"{model}, code inside the run folder {folder}"
+        raise InvalidInput(
+            "model", got, "code outside of the folder, which you trust: loading a run executes it", "unreadable-file"
+        )

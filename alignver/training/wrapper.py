@@ -198,7 +198,7 @@ class EEWrapper(TrainedNetwork):
                 for name, p in ending.body.named_parameters():
                     if not bool(torch.isfinite(p).all()):
                         got = f"parameter {name} with NaN or Inf"
-                        raise InvalidInput("model", got, "finite parameters at first", code="not-finite")
+                        raise InvalidInput("model", got, "finite initial parameters", code="not-finite")
                 y = as_tensor(Y, self.loss)
                 m_y = self._outputs or count_outputs(self.loss, y, ending.outputs or _logits(ending.out, y))
                 as_training_targets(self.loss, y, len(inputs), m_y, ending.out)

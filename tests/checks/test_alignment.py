@@ -165,7 +165,7 @@ BAD = {
     "an unknown rule": ({"rule": "thumb"}, r"rule"),
     "a tolerance below zero": ({"tolerance": -1.0}, r"tolerance"),
     "a residual tolerance of nan": ({"residual_tolerance": float("nan")}, r"residual_tolerance"),
-    "too few targets": ({"Y": [0, 1]}, r"Y: got 2 rows beside 5 samples in X"),
+    "too few targets": ({"Y": [0, 1]}, r"Y: got 2 rows for 5 samples in X"),
     "no rows": ({"Y": 3}, r"Y: got an int without rows"),
     "no targets": ({"Y": None}, r"Y: got no targets"),
     "a label out of range": ({"Y": [0, 1, 2, 0, 1]}, r"Y=2 at 2; needs labels 0\.\.1"),

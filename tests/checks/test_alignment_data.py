@@ -172,7 +172,7 @@ def test_exploration_is_refuted_by_equal_inputs():
     )
     assert av.recheck(result.certificate, X=X).verdict is Verdict.HOLDS
     assert av.check_safe_exploration(Z[:20].double(), X=X[:20]).verdict is Verdict.HOLDS
-    with pytest.raises(av.InvalidInput, match="X: got 22 samples beside 20 rows of Z"):
+    with pytest.raises(av.InvalidInput, match="X: got 22 samples for 20 rows of Z"):
         av.check_safe_exploration(Z[:20].double(), X=X)
 
 
@@ -197,7 +197,7 @@ def test_the_gap_is_counted_from_what_the_data_cost():
     assert av.recheck(result.certificate, **inputs, X=X).verdict is Verdict.HOLDS
     apart = X + np.array([[0.0], [1e-9], [0.0], [0.0]])
     assert av.recheck(result.certificate, **inputs, X=apart).verdict is Verdict.FAILS
-    with pytest.raises(av.InvalidInput, match="X: got 2 samples beside 4 rows of Z"):
+    with pytest.raises(av.InvalidInput, match="X: got 2 samples for 4 rows of Z"):
         av.check_optimality(model, weights, Y, X=X[:2], **options)
     with pytest.raises(av.InvalidInput, match="exactly R, W, X, Y, Z, theta"):
         av.recheck(result.certificate, **inputs)
@@ -232,6 +232,6 @@ def test_a_data_set_gives_inputs_and_targets():
     X, Y = samples(6)
     data = torch.utils.data.TensorDataset(X, Y)
     for given in (data, torch.utils.data.DataLoader(data, batch_size=2)):
-        with pytest.raises(av.InvalidInput, match=r"^Y: got targets beside those in X"):
+        with pytest.raises(av.InvalidInput, match=r"^Y: got targets in addition to those in X"):
             av.check_alignment(mlp(), given, Y, loss="cross_entropy")
         assert av.check_alignment(mlp(), given, loss="cross_entropy").verdict is Verdict.HOLDS

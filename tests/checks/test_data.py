@@ -220,7 +220,7 @@ def test_a_stream_is_not_read_by_the_sizes_of_a_hostile_certificate(shape):
     record = dict(certificate.inputs["X"]) | {"shape": shape}
     inputs = {**certificate.inputs, "X": record}
     forged = seal(certificate.claim, certificate.method, inputs, certificate.data, certificate.constants)
-    with pytest.raises(av.InvalidInput, match=r"^X: got samples of shape \(2,\) beside a certificate about"):
+    with pytest.raises(av.InvalidInput, match=r"^X: got samples of shape \(2,\) for a certificate about"):
         av.recheck(forged, X=Pairs(X, LABELS))
 
 
@@ -333,10 +333,10 @@ BAD = {
     "nothing": ((None, [0]), r"^X: got None"),
     "a dict": (({"a": 1}, [0]), r"^X: got a dict"),
     "a generator": (((x for x in X), LABELS), r"^X: got a generator, which can be read once"),
-    "fewer targets": ((X, LABELS[:6]), r"^Y: got 6 targets beside 7 samples in X"),
+    "fewer targets": ((X, LABELS[:6]), r"^Y: got 6 targets for 7 samples in X"),
     "targets of three dimensions": ((X, np.zeros((7, 1, 1))), r"^Y: got shape \(7, 1, 1\)"),
     "targets that are NaN": ((X, [0.0, np.nan, 0, 0, 0, 0, 0]), r"^Y: got NaN or Inf at sample 1"),
-    "targets twice": ((TensorDataset(T, L), LABELS), r"^Y: got targets beside those in X"),
+    "targets twice": ((TensorDataset(T, L), LABELS), r"^Y: got targets in addition to those in X"),
     "words and numbers": ((X, ["a", 1, None, 2, 3, 4, 5]), r"^Y: got entries of dtype object"),
     "triples": ((TensorDataset(T, L, L), None), r"^X: got samples of 3 parts"),
     "dicts": ((Stream([{"x": 1}]), None), r"^X: got samples that are a dict"),
@@ -385,9 +385,9 @@ def test_a_stream_that_shuffles_by_itself_is_named():
         ({"Y": -np.eye(7), "loss": "cross_entropy"}, r"^Y: "),
         ({"Y": [2, 0, 0, 0, 0, 0, 0], "loss": "binary_cross_entropy"}, r"^Y: .*from 0 to 1"),
         ({"Y_test": LABELS}, r"^Y_test: got targets without X_test"),
-        ({"X_test": X[:, :1]}, r"^X_test: got samples of shape \(1,\) beside \(2,\) in X"),
-        ({"X_test": X, "Y_test": np.eye(7)}, r"^Y_test: got 7 columns beside 1 in Y"),
-        ({"X_test": X, "Y_test": LABELS[:2]}, r"^Y_test: got 2 targets beside 7 samples in X_test"),
+        ({"X_test": X[:, :1]}, r"^X_test: got samples of shape \(1,\), but \(2,\) in X"),
+        ({"X_test": X, "Y_test": np.eye(7)}, r"^Y_test: got 7 columns, but 1 in Y"),
+        ({"X_test": X, "Y_test": LABELS[:2]}, r"^Y_test: got 2 targets for 7 samples in X_test"),
         ({"X_test": X * np.nan}, r"^X_test: got NaN or Inf at sample 0"),
         ({"X": np.array([[2**60], [2**60 + 1]]), "Y": [0, 1], "X_test": [[1.5]]}, r"^X: got integers beyond 2\*\*53"),
     ],

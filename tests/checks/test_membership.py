@@ -279,7 +279,7 @@ def test_shapes_and_places_that_disagree():
     torch = pytest.importorskip("torch")
     with pytest.raises(av.InvalidInput, match="entry per row"):
         av.check_membership(np.eye(3), np.ones(4))
-    with pytest.raises(av.InvalidInput, match="torch array beside a numpy J"):
+    with pytest.raises(av.InvalidInput, match="torch array with a numpy J"):
         av.check_membership(np.eye(3), torch.ones(3))
 
 

@@ -138,7 +138,7 @@ def test_bad_input_is_named():
         ({"Y": [1.0, 2.0]}, "Y: got"),
         ({"X": [[math.nan]]}, "X: got nan"),
         ({"budget_seconds": -1.0}, "budget_seconds"),
-        ({"weights": np.ones((1, 1, 1))}, "weights beside a module"),
+        ({"weights": np.ones((1, 1, 1))}, "weights with a module"),
     ):
         with pytest.raises(InvalidInput, match=word):
             av.check_optimality(net, **{"X": X, "Y": Y, "loss": "squared", "tolerance": 1.0, **options})

@@ -153,7 +153,7 @@ def test_the_key_of_an_npz_that_is_not_there(here):
 def test_shapes_that_disagree_name_both(here):
     run = here("check", "membership", "J.npy", "off.txt")
     assert run.code == 2
-    assert run.err == "alignver: y (off.txt): got 3 entries beside 8 rows of J; needs an entry per row of J\n"
+    assert run.err == "alignver: y (off.txt): got 3 entries for 8 rows of J; needs an entry per row of J\n"
 
 
 @pytest.mark.parametrize(

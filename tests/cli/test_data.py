@@ -67,12 +67,12 @@ def test_the_files_that_are_taken(here, arguments, code):
     [
         (["data/odd.npz"], "DATA (data/odd.npz): got the arrays A; needs inputs under the name X"),
         (["data/none.npz"], "X (data/none.npz): got no such file"),
-        (["data/short.npz"], "Y (data/short.npz:Y): got 3 targets beside 20 samples in X"),
-        (["data/train.npz", "--targets", "data/Y.npy"], "--targets: got data/Y.npy beside data/train.npz:Y"),
+        (["data/short.npz"], "Y (data/short.npz:Y): got 3 targets for 20 samples in X"),
+        (["data/train.npz", "--targets", "data/Y.npy"], "--targets: got data/Y.npy as well as data/train.npz:Y"),
         (["data/X.npy", "--loss", "squared"], "Y: got no targets; needs targets for --loss squared"),
         (["data/X.npy", "--test", "data/odd.npz"], "--test (data/odd.npz): got the arrays A"),
         (["data/train.npz", "--loss", "hinge"], "--loss"),
-        (["data/X.npy", "--test", "both.npz:J"], "X_test (both.npz:J): got samples of shape (20,) beside (3,) in X"),
+        (["data/X.npy", "--test", "both.npz:J"], "X_test (both.npz:J): got samples of shape (20,), but (3,) in X"),
     ],
 )
 def test_bad_files_are_named(here, arguments, words):

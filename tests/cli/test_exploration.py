@@ -183,7 +183,7 @@ def test_cluster(alignver, here, folder):
         assert run.code == 0, run.err
         run = here("check", "exploration", "Z.npy", "--method", "gram", *address)
         assert run.code == 2
-        assert "--tiles: got no folder beside a client" in run.err
+        assert "--tiles: got a client without a folder" in run.err
 
 
 def test_json(here, folder):
@@ -200,7 +200,7 @@ def test_json(here, folder):
         (["bare.npy"], "or --add-constant"),
         (["Z.npy", "--width", "0"], "--width: got 0"),
         (["Z.npy", "--q", "Z.npy"], "q (Z.npy): got shape (60, 9)"),
-        (["Z.npy", "--model", "net.py:build"], "a model beside the features Z.npy"),
+        (["Z.npy", "--model", "net.py:build"], "a model as well as the features Z.npy"),
         (["--model", "net.py:build"], "--data: got no file"),
         (["--model", "net.py:build", "--data", "data.npz", "--layer", "5"], "--layer: got '5'"),
         (["Z.npy", "--estimate-delta"], "--estimate-delta"),

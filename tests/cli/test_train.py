@@ -153,7 +153,7 @@ def test_a_run_folder_names_what_its_certificate_is_about(here, files, whole):
     assert "--data other.npz is read in place of the data of the run" in run.out
     run = here("verify", whole.place, "--input", f"{whole.place}/inputs.npz")
     assert (run.code, run.out) == (2, "")
-    assert "other options beside a run folder" in run.err
+    assert "other options with a run folder" in run.err
     copied(files, "damaged")
     (files / "damaged" / "model.safetensors").write_bytes(b"no tensors")
     run = here("verify", "damaged")
@@ -225,7 +225,7 @@ def copied(files, name: str) -> None:
         (["--data", "other.npz"], ["Y sha256", "there", "here"]),
         (["net.py:other"], ['function "build" there, "other" here']),
         (["edited.py:build"], ["code sha256"]),
-        (["--out", "new"], ["--out", "beside --resume"]),
+        (["--out", "new"], ["--out", "with --resume"]),
     ],
 )
 def test_another_run_is_refused_and_nothing_overwritten(here, files, whole, more, words):

@@ -211,7 +211,7 @@ def test_folder_that_workers_do_not_share(client, tmp_path, monkeypatch):
     """/proc/self/cwd is another folder in each process."""
     Z = features(60, 9)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InvalidInput, match="folder: got no folder beside a client"):
+    with pytest.raises(InvalidInput, match="folder: got a client without a folder"):
         check_safe_exploration(Z, method="gram", client=client)
     with pytest.raises(InvalidInput, match=r"folder: got /proc/self/cwd/tiles, which a worker on .* sees without A0"):
         check_safe_exploration(Z, method="gram", folder="/proc/self/cwd/tiles", client=client)

@@ -200,7 +200,7 @@ def test_outputs_are_selected_before_any_work():
 
 
 REFUSED = {
-    "rows": (lambda: (A, B[:5]), r"5 rows of the input 1 beside 6 of 0; needs a row for each sample"),
+    "rows": (lambda: (A, B[:5]), r"5 rows of the input 1, but 6 of 0; needs a row for each sample"),
     "a flag": (lambda: {"left": A, "right": B, "scale": 2.0}, r"'scale' that is a float.*forward_args=\{'scale'"),
     "not finite": (lambda: (A, B / 0.0), r"the input 1: (inf|-inf|nan)"),
     "text": (lambda: {"left": A, "right": ["a"] * 6}, r"the input 'right'.*real numbers"),
@@ -209,7 +209,7 @@ REFUSED = {
     "augmented": (lambda: Items.__new__(Augmented), r"other samples when read again.*without randomness"),
     "a generator": (lambda: ((a, b) for a, b in zip(A, B)), r"a generator, which can be read once"),
     "batches of other keys": (
-        lambda: Listed([{"left": A, "right": B}, {"left": A}]), r"1 with the inputs 'left' beside 'left', 'right'"),
+        lambda: Listed([{"left": A, "right": B}, {"left": A}]), r"1 with the inputs 'left', but 'left', 'right'"),
     "batches of other shapes": (
         lambda: Items([(A[0], B[0], 1), (A[0, :2], B[0], 0)]), r"sample 1 of shape \(2,\).*samples of one shape"),
     "nothing": (lambda: Items([]), r"no samples; needs at least one"),
@@ -221,7 +221,7 @@ REFUSED = {
     "batches of pairs": (
         lambda: DataLoader(TensorDataset(A, B, Y), batch_size=3, collate_fn=list), r"batch 0 with a tuple.*collate_fn"),
     "an exception": (lambda: Broken([0]), r"samples that cannot be read \(division by zero\)"),
-    "too many parts": (lambda: TensorDataset(A, B, A, A, A, Y), r"5 inputs beside targets.*takes 4; .*left, right"),
+    "too many parts": (lambda: TensorDataset(A, B, A, A, A, Y), r"5 inputs in addition to.*takes 4; .*left, right"),
     "not finite in a data set": (lambda: TensorDataset(A, B / 0.0, Y), r"the input 1: (inf|-inf|nan)"),
     "no targets": (lambda: (A, B), r"^Y: got no targets; needs one target for each of the 6 samples: Y="),
 }  # fmt: skip
@@ -282,7 +282,7 @@ def test_two_sets_of_targets_are_refused():
     for X in (TensorDataset(A, Y), {"left": A, "right": B, "labels": Y}):
         kept = X if isinstance(X, dict) else DataLoader(X)
         with (
-            pytest.raises(InvalidInput, match=r"Y: got targets beside those in X")
+            pytest.raises(InvalidInput, match=r"Y: got targets in addition to those in X")
             if isinstance(X, dict)
             else (pytest.raises(InvalidInput))
         ):

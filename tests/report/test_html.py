@@ -528,7 +528,9 @@ def _of_network(**measured):
 def test_kappa_and_what_limited_parameters_reach_are_drawn():
     text = page(Report((_of_network(),)))
     assert "kappa is between 24 and 25; 60 for shuffled targets (median). Residuals: 0.6 at 1; 0.1 at 10." in text
-    assert "The smallest residual" in page(Report((_of_network(reach=[], kappa_shuffled=float("nan")),)))
+    assert "Bounds of the smallest relative residual" in page(
+        Report((_of_network(reach=[], kappa_shuffled=float("nan")),))
+    )
 
 
 @pytest.mark.parametrize(
@@ -543,4 +545,4 @@ def test_kappa_and_what_limited_parameters_reach_are_drawn():
     ],
 )
 def test_a_kappa_that_cannot_be_drawn_is_left_out(measured):
-    assert "The smallest residual" not in page(Report((_of_network(**measured),)))
+    assert "Bounds of the smallest relative residual" not in page(Report((_of_network(**measured),)))

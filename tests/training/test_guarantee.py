@@ -96,7 +96,7 @@ def test_equal_rows_cannot_be_repaired_and_the_samples_are_named():
         assert "17" in outcome.before.reasons[0]
         assert outcome.before.reasons[0] in words
         assert "no gates give these samples rank n" in words
-        assert "the global minimum is not promised" in words
+        assert "the global minimum is not guaranteed" in words
 
 
 def test_gates_that_cannot_be_proved_may_still_have_rank_n_in_floating_point():

@@ -367,7 +367,7 @@ def test_data_is_a_pair_or_a_dataset():
     ):
         with pytest.raises(InvalidInput, match=words):
             wrapper().fit(data, 8)
-    with pytest.raises(InvalidInput, match=r"^Y: got targets beside those in X; needs one of the two"):
+    with pytest.raises(InvalidInput, match=r"^Y: got targets in addition to those in X; needs one of the two"):
         av.check_alignment(nets.plain(1), dataset, Y, loss="binary_cross_entropy")
 
 
