@@ -49,7 +49,7 @@ def from_frame(value: Any, name: str) -> Any:
         raise InvalidInput(name, "a frame without columns", "at least one column", "wrong-shape")
     common = np.result_type(*(array.dtype for _, array in arrays.values()))
     for label, array in arrays.values():
-        if array.dtype.kind in "iu" and common.kind == "f" and not _survives(array, common):
+        if array.dtype.kind in "iu" and common.kind == "f" and not _fits_exactly(array, common):
             got = f"integers in the column {label!r} that {common} does not hold, together with columns of fractions"
             raise InvalidInput(name, got, "integers of at most 2**53 in magnitude", "wrong-dtype")
     return np.stack([array.astype(common) for _, array in arrays.values()], axis=1)
@@ -74,7 +74,7 @@ def numbered(labels: Any) -> npt.NDArray[np.int64]:
     return np.unique(np.asarray(labels, dtype=np.str_).reshape(-1), return_inverse=True)[1].astype(np.int64)
 
 
-def _survives(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> bool:
+def _fits_exactly(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> bool:
     return all(int(wide) == int(entry) for wide, entry in zip(array.astype(dtype), array, strict=True))
 
 

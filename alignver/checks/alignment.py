@@ -440,9 +440,9 @@ def _with_theorem(result: CheckResult, theorem: NetworkProof) -> CheckResult:
     if theorem.hidden:
         evidence.append(f"about the derivatives of the function; those of autograd differ: {'; '.join(theorem.hidden)}")
     if theorem.verdict is Verdict.HOLDS:
-        beside = f"; {theorem.shuffled:.3g} for shuffled targets (median of 20)" if theorem.shuffled > 0.0 else ""
+        shuffled = f"; {theorem.shuffled:.3g} for shuffled targets (median of 20)" if theorem.shuffled > 0.0 else ""
         evidence.append(
-            f"kappa = min ||beta||, J beta = y, is between {shown_down(low, 4)} and {shown_up(high, 4)}{beside}"
+            f"kappa = min ||beta||, J beta = y, is between {shown_down(low, 4)} and {shown_up(high, 4)}{shuffled}"
         )
     if theorem.reach:
         listed = ", ".join(f"{shown_up(row.upper)} for ||beta|| <= {row.budget:g}" for row in theorem.reach[:4])

@@ -155,7 +155,7 @@ class _Phase:
         """Relative room for the rounding of a recorded loss: 4e-10 in float64, 7e-5 in float32."""
         return float(self.eps**0.6)
 
-    def noise(self, losses: Any) -> Any:
+    def rounding_bound(self, losses: Any) -> Any:
         """Bound of the change of losses if the outputs change by 1000 eps relative to the size of the first ones."""
         error = 1000.0 * self.eps * math.sqrt(max(float(self.losses[0]), 0.0))
         return self.slack * np.abs(losses) + error * (2.0 * np.sqrt(np.abs(losses)) + error)
@@ -347,7 +347,7 @@ def _descent(phase: _Phase) -> CheckResult:
     guaranteed = before.copy()
     if phase.norms is not None:
         guaranteed -= alphas * (1.0 - 0.5 * alphas * phase.bounds.spectral) * phase.norms[pairs] ** 2
-    excess = after - guaranteed - phase.noise(before)
+    excess = after - guaranteed - phase.rounding_bound(before)
     worst = int(np.argmax(excess))
     bound = Bound(f"loss after step {int(phase.steps[pairs[worst]])}", after[worst], "<=", guaranteed[worst])
     if excess[worst] <= 0.0:
@@ -375,7 +375,7 @@ def _theorem_5_i(phase: _Phase, points: Sequence[Any], counts: Any) -> list[Chec
     # 1 / alpha is a Lipschitz constant as well, since it is at least the spectral one.
     limits = gradient_descent_bound(points, 1.0 / alpha, counts[later])
     losses, steps = phase.losses[later], phase.steps[later]
-    excess = losses - limits - phase.noise(np.maximum(losses, limits))
+    excess = losses - limits - phase.rounding_bound(np.maximum(losses, limits))
     worst, last = int(np.argmax(excess)), int(steps.size - 1)
     used = min(points, key=lambda point: point.loss + point.distance**2 / (2.0 * alpha * float(counts[later][last])))
     bounds = tuple(Bound(f"L(theta^t), t = {int(steps[k])}", losses[k], "<=", limits[k]) for k in sorted({worst, last}))
@@ -437,7 +437,7 @@ def _theorem_5_ii(phase: _Phase, points: Sequence[Any], tau: int) -> CheckResult
         "the bound is about an expectation, and this is one run; a finite record cannot show that the steps have an "
         "infinite sum and their squares a finite one",
     )
-    if excess[worst] > phase.noise(limits[worst]):
+    if excess[worst] > phase.rounding_bound(limits[worst]):
         reason = f"this run's least loss {best[worst]:.4g} exceeds the bound {limits[worst]:.4g} of the expectation"
         verdict = Verdict.UNDECIDED
     else:

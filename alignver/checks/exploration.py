@@ -217,7 +217,7 @@ def _check_model(
         return refuted
     width = options["width"]
     refutable = isinstance(width, int) and width * features.m < features.n  # for the exact features as for all others
-    reason = "" if refutable else _why_not(options)
+    reason = "" if refutable else _why_not_enclosed(options)
     if not reason and not refutable:
         enclosed = features.enclosed(folder)
         if isinstance(enclosed, str):
@@ -238,7 +238,7 @@ def _check_model(
     return dataclasses.replace(result, evidence=(f"nothing is proved about the network: {reason}", *result.evidence))
 
 
-def _why_not(options: dict[str, Any]) -> str:
+def _why_not_enclosed(options: dict[str, Any]) -> str:
     """Return why the features of a model are not enclosed; empty if they are."""
     if options["q"] is not None or options["method"] in ("gram", "dense"):
         return "the errors of its features are proved for the staircase only"

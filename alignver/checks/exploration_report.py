@@ -125,8 +125,8 @@ def forget_peak() -> None:
 def _size_line(setting: Setting, width: int) -> str:
     """Return the first sentence of every report on a width."""
     n, m = setting.rows.n, setting.rows.m
-    beside = f"(smallest possible: {-(-n // m)}; the paper's: {-(-2 * n // m)})"
-    return f"{n} samples, {m} features, width {width} {beside}"
+    smallest = f"(smallest possible: {-(-n // m)}; the paper's: {-(-2 * n // m)})"
+    return f"{n} samples, {m} features, width {width} {smallest}"
 
 
 def _compare_with_rules(

@@ -315,13 +315,13 @@ def _fails(
 def _measured(point: _Point, least: Infimum, remarks: tuple[str, ...]) -> CheckResult:
     """Decide numerically: compare the loss with the interval of its infimum, with an allowance for rounding."""
     tolerance, value = point.tolerance, point.problem.value(point.theta)
-    noise = 1e-12 * max(1.0, abs(value), abs(least.lower))
+    rounding = 1e-12 * max(1.0, abs(value), abs(least.lower))
     high, low = value - least.lower, value - least.upper
-    if high + noise <= tolerance:
+    if high + rounding <= tolerance:
         # The dual bound is for these gates and features: without rank n another network may have a smaller loss.
         verdict = Verdict.UNDECIDED if least.how == "dual" else Verdict.HOLDS
         compared = f"at most {shown_up(high)}"
-    elif low - noise > tolerance:
+    elif low - rounding > tolerance:
         verdict, compared = Verdict.FAILS, f"more than {shown_down(low)}"
     else:
         verdict, compared = Verdict.UNDECIDED, f"between {max(low, 0.0):.3g} and {high:.3g}"
@@ -342,7 +342,7 @@ def _measured(point: _Point, least: Infimum, remarks: tuple[str, ...]) -> CheckR
         next_steps=()
         if verdict is Verdict.HOLDS
         else (_RANK,)
-        if high + noise <= tolerance
+        if high + rounding <= tolerance
         else (*_TRAIN, *((_RANK,) if least.how == "dual" else ())),
         evidence=(f"the infimum lies between {least.lower:.6g} ({names[least.how]}) and {least.upper:.6g}", *remarks),
         measured={

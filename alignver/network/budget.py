@@ -71,12 +71,12 @@ def reach(M: Any, y: Any, kappa: float) -> tuple[Reach, ...]:
         return ()
     last = 8 if not math.isfinite(kappa) else max(0, math.ceil(math.log10(max(kappa, 1e-300))) - 1)
     stride = max(1, -(-(last + 1) // _MOST))
-    Q, diagonal, beside = _krylov(balls.matrix(balls.middle(M)), y)
+    Q, diagonal, off_diagonal = _krylov(balls.matrix(balls.middle(M)), y)
     size, G = balls.norm(balls.exactly(y)), balls.matrix(M)
     rows = []
     for exponent in range(0, last + 1, stride):
         b = 10.0**exponent
-        a = balls.product(Q, _tikhonov(diagonal, beside, size, b)[:, None])[:, 0]
+        a = balls.product(Q, _tikhonov(diagonal, off_diagonal, size, b)[:, None])[:, 0]
         rows.append(_enclosed(G, y, balls.middle(a), b, size))
     return tuple(rows)
 
@@ -86,7 +86,7 @@ def _krylov(centre: Any, y: Any) -> tuple[Any, list[Any], list[Any]]:
     most, n = min(_STEPS, len(y)), len(y)
     q = balls.middle(balls.exactly(y))
     q = balls.middle(q / balls.norm(q))
-    rows, diagonal, beside = balls.matrix(balls.exactly(np.zeros((most, n)))), [], []
+    rows, diagonal, off_diagonal = balls.matrix(balls.exactly(np.zeros((most, n)))), [], []
     for k in range(most):
         for j in range(n):
             rows[k, j] = q[j]
@@ -97,45 +97,49 @@ def _krylov(centre: Any, y: Any) -> tuple[Any, list[Any], list[Any]]:
         size = balls.norm(w).mid()
         if k + 1 == most or not size > 0:
             break
-        beside.append(size)
+        off_diagonal.append(size)
         q = balls.middle(w / size)
-    return balls.matrix(np.array(rows.entries(), dtype=object).reshape(most, n)[: len(diagonal)].T), diagonal, beside
+    return (
+        balls.matrix(np.array(rows.entries(), dtype=object).reshape(most, n)[: len(diagonal)].T),
+        diagonal,
+        off_diagonal,
+    )
 
 
-def _tikhonov(diagonal: Sequence[Any], beside: Sequence[Any], size: Any, b: float) -> Any:
+def _tikhonov(diagonal: Sequence[Any], off_diagonal: Sequence[Any], size: Any, b: float) -> Any:
     """Return about (T + lambda I)^-1 |y| e_1 for the lambda with z^T T z = b^2, by bisection of its logarithm."""
     top = float(max(abs(d) for d in diagonal)) or 1.0
     low, high = math.log2(top) - 2.0 * balls.bits(), math.log2(top) + 60.0
     z = None
     for _ in range(_HALVINGS):
         middle = (low + high) / 2.0
-        z = _tridiagonal(diagonal, beside, size, balls.power(middle))
-        if float(_energy(diagonal, beside, z)) > b * b:
+        z = _solve_shifted(diagonal, off_diagonal, size, balls.power(middle))
+        if float(_quadratic_form(diagonal, off_diagonal, z)) > b * b:
             low = middle
         else:
             high = middle
-    return _tridiagonal(diagonal, beside, size, balls.power(high))
+    return _solve_shifted(diagonal, off_diagonal, size, balls.power(high))
 
 
-def _tridiagonal(diagonal: Sequence[Any], beside: Sequence[Any], size: Any, shift: Any) -> Any:
+def _solve_shifted(diagonal: Sequence[Any], off_diagonal: Sequence[Any], size: Any, shift: Any) -> Any:
     """Solve with a tridiagonal matrix plus a multiple of the identity, for a multiple of the first unit vector."""
     n = len(diagonal)
-    pivots, rights = [(diagonal[0] + shift).mid()], [size.mid()]
+    pivots, rhs = [(diagonal[0] + shift).mid()], [size.mid()]
     for k in range(1, n):
-        factor = beside[k - 1] / pivots[-1]
-        pivots.append((diagonal[k] + shift - factor * beside[k - 1]).mid())
-        rights.append((-factor * rights[-1]).mid())
-    z = [rights[-1] / pivots[-1]]
+        factor = off_diagonal[k - 1] / pivots[-1]
+        pivots.append((diagonal[k] + shift - factor * off_diagonal[k - 1]).mid())
+        rhs.append((-factor * rhs[-1]).mid())
+    z = [rhs[-1] / pivots[-1]]
     for k in range(n - 2, -1, -1):
-        z.append(((rights[k] - beside[k] * z[-1]) / pivots[k]).mid())
+        z.append(((rhs[k] - off_diagonal[k] * z[-1]) / pivots[k]).mid())
     result = np.empty(n, dtype=object)
     result[:] = z[::-1]
     return result
 
 
-def _energy(diagonal: Sequence[Any], beside: Sequence[Any], z: Any) -> Any:
+def _quadratic_form(diagonal: Sequence[Any], off_diagonal: Sequence[Any], z: Any) -> Any:
     total = sum(d * v * v for d, v in zip(diagonal, z, strict=True))
-    return (total + 2 * sum(s * p * q for s, p, q in zip(beside, z[:-1], z[1:], strict=False))).mid()
+    return (total + 2 * sum(s * p * q for s, p, q in zip(off_diagonal, z[:-1], z[1:], strict=False))).mid()
 
 
 def _enclosed(M: Any, y: Any, a: Any, b: float, size: Any) -> Reach:

@@ -79,7 +79,7 @@ def separate_copy(model: nn.Module) -> nn.Module:
         for name, value in vars(module).items():
             for part in _parts([value], torch.Tensor | np.ndarray):  # results of earlier passes, data sets
                 if not isinstance(part, nn.Parameter):
-                    memo.setdefault(id(part), _own(part))
+                    memo.setdefault(id(part), _copy_if_small(part))
             if name in _TRAINERS:
                 memo[id(value)] = value
     try:
@@ -191,7 +191,7 @@ def _parts(value: Any, kinds: Any, depth: int = 0) -> Iterator[Any]:
             yield from _parts(item, kinds, depth + 1)
 
 
-def _own(value: Any) -> Any:
+def _copy_if_small(value: Any) -> Any:
     """Return a copy of a small tensor: a forward pass may write to a tensor that is no buffer."""
     small = isinstance(value, torch.Tensor) and (value.layout != torch.strided or value.nbytes <= 1 << 26)
     if small and not value.is_meta:

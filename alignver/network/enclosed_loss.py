@@ -245,7 +245,7 @@ def _decided(
         certificate = seal("network-optimality", method, inputs, {"graph": graph}, content)
     elif bounds.lower - floor > tolerance and better is not None:
         values = {name: np.asarray(value, dtype=np.float64).reshape(-1) for name, value in better().items()}
-        lead = _lead(network, values, Y, loss, bits, bounds) if values else 0.0
+        lead = _excess(network, values, Y, loss, bits, bounds) if values else 0.0
         why = "no better parameters were found"
         if lead > tolerance:
             verdict, gap = Verdict.FAILS, lead
@@ -298,7 +298,7 @@ def _loss(network: EnclosedNetwork, theta: Any, Y: Any, loss: str, bits: int | N
     return _Loss(lower, upper, errors, wide_lower, wide_upper)
 
 
-def _lead(
+def _excess(
     network: EnclosedNetwork, values: Mapping[str, Any], Y: Any, loss: str, bits: int | None, bounds: _Loss
 ) -> float:
     """Return a lower bound of what the loss exceeds that of other parameters by; 0 if there is none."""

@@ -343,11 +343,11 @@ def _by_norms(network: EnclosedNetwork, y: Any, m_y: int, wide: bool, began: flo
     J = norm_alignment.jacobian(network.traced.graph, network.parameters[0], network.x, factored=wide)
     if not wide:
         A = np.concatenate([block.dense() for block in J.blocks], axis=1)
-        shift = _goal(A.T @ A)
+        shift = _half_smallest_eigenvalue(A.T @ A)
         low = exact.rounded_down(norm_alignment.misaligned(J, y, shift) * (1 - _REPEATED))
         return _outside(network, y, low, math.inf, {"shift": shift}, "norms", began)
     M, scale, _, _ = norm_alignment.scaled_gram(J)
-    shift = _goal(M)
+    shift = _half_smallest_eigenvalue(M)
     lower, upper, _ = norm_alignment.aligned(J, y, shift)
     spare = (upper - lower) / 2 + upper * _REPEATED  # another number of threads rounds differently
     kappa = exact.rounded_down(exact.sqrt_down(lower - spare)), exact.rounded_up(exact.sqrt_up(upper + spare))
@@ -357,7 +357,7 @@ def _by_norms(network: EnclosedNetwork, y: Any, m_y: int, wide: bool, began: flo
     return _inside(network, y, kappa, shuffled, {"shift": shift}, "norms", began)
 
 
-def _goal(M: Any) -> float:
+def _half_smallest_eigenvalue(M: Any) -> float:
     """Return about half of the smallest eigenvalue of a Gram matrix."""
     smallest = float(np.linalg.eigvalsh(M)[0])
     if not smallest > 0.0:

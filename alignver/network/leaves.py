@@ -238,9 +238,9 @@ def _is_exact(
         operands, common = operands[:1], result.dtype
     else:
         common = functools.reduce(torch.promote_types, (operand.dtype for operand in operands), torch.bool)
-    if any(not _survives(operand, common) for operand in operands):
+    if any(not _fits_exactly(operand, common) for operand in operands):
         return False
-    if name in ("copy", "slice_scatter", "select_scatter") and not _survives(values[refs[-1]], result.dtype):
+    if name in ("copy", "slice_scatter", "select_scatter") and not _fits_exactly(values[refs[-1]], result.dtype):
         return False
     target = common if result.dtype == torch.bool and operands else result.dtype
     entries = [args[key] for key in ("self", "other", "value", "fill_value", "s") if key in args]
@@ -252,6 +252,6 @@ def _is_exact(
     return True
 
 
-def _survives(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
+def _fits_exactly(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
     """Whether a conversion keeps the values of a tensor."""
     return tensor.dtype == dtype or bool((tensor.to(dtype).double() == tensor.double()).all())

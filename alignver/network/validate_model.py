@@ -344,7 +344,7 @@ def _probed(function: Functional, x: torch.Tensor, *, strict: bool) -> Probed:
             raise refused_write(function.source, name)
     if _differ(batch, apart, observer.coarsest) or _differ(batch, turned, observer.coarsest):
         raise _refused_rows(function, x, batch, observer.coarsest)
-    direct = _own_outputs(function, x)
+    direct = _native_outputs(function, x)
     backward = _backward_pass(function, x, direct)
     function, notes = _with_gradients(function, x, batch, backward.outputs, observer.coarsest)
     if direct is not None:
@@ -503,7 +503,7 @@ def _differ(first: torch.Tensor, second: torch.Tensor, dtype: torch.dtype, power
     return float((first - second).abs().max()) > math.pow(torch.finfo(dtype).eps, power) * size
 
 
-def _own_outputs(function: Functional, x: torch.Tensor) -> torch.Tensor | None:
+def _native_outputs(function: Functional, x: torch.Tensor) -> torch.Tensor | None:
     """Return the outputs of the module itself, in its own dtype, with their graph; None if it cannot be compared."""
     model = function.model
     if any(tensor.is_inference() for tensor in [*model.parameters(), *model.buffers()]):

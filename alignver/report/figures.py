@@ -109,12 +109,12 @@ def _reach(result: CheckResult, prefix: str) -> Iterator[Picture]:
     known = 0 < shuffled < math.inf
     columns = [list(column) for column in zip(*rows)] if rows else [[], [], []]
     ax = verdict_plots.reach(*columns, kappa=(low, high), shuffled=shuffled if known else None)
-    beside = f"; {shuffled:.3g} for shuffled targets (median)" if known else ""
+    of_shuffled = f"; {shuffled:.3g} for shuffled targets (median)" if known else ""
     words = "".join(f" {row[2]:.2g} at {row[0]:g};" for row in rows[:4])
     yield _picture(
         "Bounds of the smallest relative residual with parameters of limited norm. It is 0 from kappa on, the norm of "
         "the smallest parameters that give y; dashed: kappa of shuffled targets.",
-        f"kappa is between {low:.4g} and {high:.4g}{beside}. Residuals:{words or ' none'}".rstrip(";") + ".",
+        f"kappa is between {low:.4g} and {high:.4g}{of_shuffled}. Residuals:{words or ' none'}".rstrip(";") + ".",
         ax.figure,
         f"{prefix}reach",
     )

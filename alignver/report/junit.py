@@ -1,10 +1,10 @@
-"""A report as JUnit XML, which CI systems show beside the tests: a test case for each result.
+"""A report as JUnit XML, which CI systems show next to the tests: a test case for each result.
 
 All texts are printable, so they have no characters that XML 1.0 excludes (section 2.2): controls and surrogates.
 
 HOLDS passes. FAILS is a ``<failure>``. UNDECIDED is an ``<error>``: it must not look like a pass, as ``<skipped>``
 would. For built-in problems a case passes if the verdict is the expected one. In a report of ``check_model``, whose
-verdict and exit code are those of alignment, the other questions are asked beside it: what does not hold there, such as
+verdict and exit code are those of alignment, the other questions are secondary: what does not hold there, such as
 the optimality of a model before its training, is ``<skipped>`` with its verdict, and the suite passes with the command.
 """
 
@@ -49,9 +49,9 @@ def document(report: Report) -> bytes:
         text = " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
         ET.SubElement(properties, "property", name=printable(name), value=printable(text))
     problems = problems_of(report)
-    beside = set(report.results[0].measured.get("checks", ())) - {"alignment"} if report.results else set()
+    secondary = set(report.results[0].measured.get("checks", ())) - {"alignment"} if report.results else set()
     for k, result in enumerate(report.results):
-        suite.append(_case(result, problems.get(k), beside=k > 0 and result.name in beside))
+        suite.append(_case(result, problems.get(k), secondary=k > 0 and result.name in secondary))
     return _whole(suite)
 
 
@@ -66,7 +66,7 @@ def stopped(command: str, kind: str, message: str) -> bytes:
     return _whole(suite)
 
 
-def _case(result: CheckResult, problem: Any, *, beside: bool) -> ET.Element:
+def _case(result: CheckResult, problem: Any, *, secondary: bool) -> ET.Element:
     seconds = result.cost.get("seconds", 0.0)
     case = ET.Element(
         "testcase",
@@ -80,8 +80,8 @@ def _case(result: CheckResult, problem: Any, *, beside: bool) -> ET.Element:
         verdict = problem.get("found", result.verdict)
         kind = None if problem.get("agrees", result.verdict == problem["expected"]) is True else "failure"
         message = f"expected {problem['expected']}, found {verdict}: {message}"
-    if kind is not None and beside:
-        ET.SubElement(case, "skipped", message=printable(f"{result.verdict}, beside alignment: {message}"))
+    if kind is not None and secondary:
+        ET.SubElement(case, "skipped", message=printable(f"{result.verdict}, secondary to alignment: {message}"))
     elif kind is not None:
         named = f"{result.verdict} {result.rigor}"
         ET.SubElement(case, kind, type=named, message=printable(message)).text = str(result)

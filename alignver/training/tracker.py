@@ -87,7 +87,7 @@ class Schedule:
         """Whether a check is due at ``step``, where ``last`` is the previous step."""
         if self.steps:
             return step // self.steps > last // self.steps
-        return self.share > 0.0 and clock.affords(self.share)
+        return self.share > 0.0 and clock.within_share(self.share)
 
     def due_at_epoch(self, epoch: int, clock: Clock) -> bool:
         """Whether a check is due at the end of an epoch."""
@@ -112,12 +112,12 @@ class Clock:
         """Seconds since the start that were not spent on checks."""
         return 0.0 if self._began is None else time.perf_counter() - self._began - self.checking
 
-    def spent(self, seconds: float) -> None:
+    def add_check(self, seconds: float) -> None:
         """Add the duration of a check."""
         self.checking += seconds
         self._last = seconds
 
-    def affords(self, share: float) -> bool:
+    def within_share(self, share: float) -> bool:
         """Whether the total time of the checks, with one more like the last, is within a share of the training time."""
         return self.checking + self._last <= share * self.training
 
@@ -377,7 +377,7 @@ class AlignmentTracker:
             record = self._record(began, training)
         (self._file or self.history).append(record)
         self._first = False
-        self.clock.spent(time.perf_counter() - began)
+        self.clock.add_check(time.perf_counter() - began)
         return record
 
     def q(self) -> dict[str, tuple[int, int]]:
