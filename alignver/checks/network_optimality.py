@@ -18,7 +18,7 @@ from alignver.errors import InvalidInput, kind_of
 from alignver.features.threads import threads_for
 from alignver.network.enclosed_features import model_inputs, network_inputs
 from alignver.network.enclosed_loss import OptimalityProof, prove_optimality
-from alignver.network.inputs import as_targets
+from alignver.network.inputs import as_targets, in_dtype_of
 from alignver.network.preserve_state import RefuseWrites, eval_mode, preserve_random_states, preserve_state
 from alignver.proof.duplicate_inputs import DuplicateInputs
 from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict, shown_down, shown_up
@@ -183,9 +183,7 @@ def outputs_as_run(model: nn.Module, X: Any) -> Any:
     InvalidInput
         The model writes to its parameters or buffers, or does not return a tensor with a row for each sample.
     """
-    x = model_inputs(model, X)
-    dtype = next((parameter.dtype for parameter in model.parameters()), None)
-    x = x.to(dtype) if dtype is not None and x.is_floating_point() else x
+    x = in_dtype_of(model, model_inputs(model, X))
     size = sum(parameter.numel() for parameter in model.parameters())
     with threads_for(len(x) * size), preserve_state(model), eval_mode(model), RefuseWrites(model):
         parts = [model(part.clone()) for part in torch.split(x, _BATCH)]  # it may write to its input

@@ -17,6 +17,7 @@ from alignver.network.leaves import apply, refused, shares_memory
 
 ROWS = 4
 """Samples of the trace: the graph is one for a batch of this many."""
+_APART = 32  # samples that the model is given in batches of this many
 
 Attribute = tuple[nn.Module, str]
 _DIVISORS = {"div": "other", "divide": "other", "true_divide": "other", "addcdiv": "tensor2"}
@@ -148,16 +149,18 @@ def _slack(outputs: torch.Tensor) -> float:
 
 
 def require_same_in_batches(model: nn.Module, x: torch.Tensor, room: float = 0.0) -> None:
-    """Compare the outputs of one batch with those of batches of the trace, which may differ by ``room``.
+    """Compare the outputs of one batch with those of small batches, of its first samples; they may differ by ``room``.
 
     The function of a sample is to be one.
     """
     if len(x) <= ROWS:
         return
     with torch.no_grad():
-        whole, parts = model(x.clone()), [model(part.clone()) for part in torch.split(x, ROWS)]
+        whole, parts = model(x.clone()), [model(part.clone()) for part in torch.split(x[:_APART], ROWS)]
     if not all(isinstance(part, torch.Tensor) and part.ndim for part in (whole, *parts)):
         return  # which is refused below
+    if len(whole) == len(x):
+        whole = whole[:_APART]
     apart = torch.cat(parts)
     same = whole.shape == apart.shape
     finite = torch.isfinite(whole)

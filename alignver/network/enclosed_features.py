@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -22,16 +23,18 @@ from alignver.kernel.failure import NotProved, Unsupported
 from alignver.kernel.machine import require_ieee
 from alignver.kernel.network.exploration import Features
 from alignver.kernel.network.graph import parse
-from alignver.network.copies import copied
+from alignver.network.copies import copied, deep_copy
 from alignver.network.enclosures import EnclosedNetwork, traced_again
 from alignver.network.feature_extraction import extract_features
-from alignver.network.inputs import as_inputs
+from alignver.network.inputs import as_inputs, in_dtype_of
+from alignver.network.leaves import refused
 from alignver.progress import stage, track
 from alignver.results import CheckResult, Rigor, Subject, shown_up
 
 _ROWS = 64  # samples in a batch of a graph, at most
 _POSITIONS = 2**13  # of all samples in a batch: larger batches of images do not stay in the caches
 _COMPARED = 32  # samples whose features are computed by the module too
+_LOST = 2.0**-7  # share of the largest feature that rounding in the module may change: that of bfloat16, 2^-8, and more
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,7 +50,7 @@ class EnclosedFeatures:
     delta : float
         A bound of the error of each row (2-norm), with some room for another machine.
     apart : float
-        The largest distance of a row that the module computes, among the first ones.
+        The largest distance of a row that the module computes, of some rows.
     resumed : int
         The number of batches that were read from a folder.
     seconds : float
@@ -134,9 +137,7 @@ def network_inputs(model: nn.Module, X: Any) -> tuple[nn.Module, torch.Tensor]:
         The model cannot be copied; inputs that are not valid.
     """
     twin = copied(model).cpu().eval()
-    x = model_inputs(model, X).detach().cpu()
-    dtype = next((parameter.dtype for parameter in twin.parameters()), None)
-    return twin, x.to(dtype) if dtype is not None and x.is_floating_point() else x
+    return twin, in_dtype_of(twin, model_inputs(model, X).detach().cpu())
 
 
 def batch_rows(x: torch.Tensor) -> int:
@@ -212,10 +213,30 @@ def enclose_features(
         results = ordered(features.enclose, ((start,) for start in others))
         for start, (rows, error) in zip(track(others, "features with errors"), results, strict=True):
             keep(start, rows, error)
-    computed = extract_features(model, model_inputs(model, X)[:_COMPARED], layer).astype(np.float64)
-    apart = float(np.linalg.norm(computed - Z[: len(computed)], axis=1).max())
+    apart = _distance(model, X, layer, Z)
     delta = float(errors.max()) * (1.0 + 2.0**-10)
     return EnclosedFeatures(network, layer, Z, delta, apart, resumed, time.perf_counter() - began)
+
+
+def _distance(model: nn.Module, X: Any, layer: str | None, Z: Any) -> float:
+    """Return how far rows are from those that the module computes; refuse what rounding errors do not explain.
+
+    Otherwise the module computes another function than its trace: its forward may depend on ``requires_grad``, or
+    compare its inputs with rounded ones.
+    """
+    x = model_inputs(model, X)
+    rows = np.unique(np.linspace(0, len(x) - 1, _COMPARED).astype(np.int64))
+    x, enclosed = in_dtype_of(model, x[torch.from_numpy(rows).to(x.device)]), Z[rows]
+    largest, computed = float(np.abs(enclosed).max()), extract_features(model, x, layer)
+    apart = float(np.linalg.norm(computed - enclosed, axis=1).max())
+    if apart > _LOST * largest:  # cancellation, perhaps, which float64 survives
+        with contextlib.suppress(Exception):  # code that needs its own dtype
+            wide = extract_features(deep_copy(model).double(), x.double() if x.is_floating_point() else x, layer)
+            if float(np.abs(wide - enclosed).max()) <= _LOST * largest:
+                return apart
+        got = f"features that are up to {shown_up(apart)} away from those of its trace"
+        raise refused(model, got)
+    return apart
 
 
 def inputs_again(certificate: Certificate, model: nn.Module, X: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -337,7 +358,7 @@ class ModelFeatures:
         evidence = [
             f"in real arithmetic: each row of the features is proved within {shown_up(enclosed.delta)}, by norm-wise "
             "enclosures in float64",
-            f"the features of the module, as computed, are up to {shown_up(enclosed.apart)} away (the first rows)",
+            f"the features of the module, as computed, are up to {shown_up(enclosed.apart)} away ({_COMPARED} rows)",
         ]
         if enclosed.resumed:
             evidence.append(
@@ -346,7 +367,7 @@ class ModelFeatures:
         evidence += result.evidence
         x = self.x.detach().cpu().double().numpy()
         if not np.array_equal(enclosed.network.x.reshape(x.shape), x):
-            dtype = next(self.model.parameters()).dtype
+            dtype = in_dtype_of(self.model, self.x).dtype
             evidence.append(f"the inputs are rounded to the dtype of the parameters, {dtype}")
         network = {"delta": enclosed.delta, "apart": enclosed.apart, "seconds": enclosed.seconds}
         return dataclasses.replace(

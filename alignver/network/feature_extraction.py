@@ -17,8 +17,8 @@ from torch import nn
 from alignver import atomic, require
 from alignver.errors import InvalidInput, kind_of
 from alignver.network.copies import deep_copy
-from alignver.network.inputs import as_inputs, reporting_input_errors
-from alignver.network.preserve_state import eval_mode, preserve_state
+from alignver.network.inputs import as_inputs, in_dtype_of, reporting_input_errors
+from alignver.network.preserve_state import RefuseWrites, eval_mode, preserve_state
 from alignver.progress import track
 
 
@@ -50,7 +50,7 @@ def extract_features(
     ------
     InvalidInput
         There is no such layer; the layer does not run exactly once per pass; its output is not a real tensor with one
-        row per sample; its output has NaN or Inf (the message gives the row).
+        row per sample; its output has NaN or Inf (the message gives the row); the forward pass writes to the model.
 
     Examples
     --------
@@ -77,12 +77,9 @@ def feature_blocks(
     """
     batch_size = require.integer("batch_size", batch_size, least=1)
     module = model if layer is None else submodule(model, layer)
-    parameter = next(iter(model.parameters()), None)
     x = as_inputs(X, _device(model))
     for start in track(range(0, len(x), batch_size), "features"):
-        batch = x[start : start + batch_size]
-        if parameter is not None and x.is_floating_point():
-            batch = batch.to(parameter.dtype)
+        batch = in_dtype_of(model, x[start : start + batch_size])
         yield _rows(_output(model, module, batch, layer), start, len(batch), layer)
 
 
@@ -196,7 +193,7 @@ def _output(model: nn.Module, module: nn.Module, batch: torch.Tensor, layer: str
         # A copy: a later layer may work in place.
         outputs.append(output.detach().clone() if isinstance(output, torch.Tensor) else output)
 
-    with preserve_state(model), eval_mode(model), torch.no_grad():
+    with preserve_state(model), eval_mode(model), RefuseWrites(model), torch.no_grad():
         handle = module.register_forward_hook(store)
         try:
             with reporting_input_errors(model, batch):

@@ -254,6 +254,18 @@ def as_inputs(X: Any, device: torch.device) -> torch.Tensor:
     return x if isinstance(X, torch.Tensor) else x.to(device)
 
 
+def in_dtype_of(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Return floating-point inputs in the dtype of a model's first floating-point parameter, others as they are.
+
+    Examples
+    --------
+    >>> in_dtype_of(nn.Linear(2, 1), torch.zeros(1, 2, dtype=torch.float64)).dtype
+    torch.float32
+    """
+    dtypes = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    return x.to(next(dtypes, x.dtype)) if x.is_floating_point() else x
+
+
 def as_targets(Y: Any, n: int) -> Any:
     """Convert targets for :func:`~alignver.theory.losses.modified_targets`: a tensor becomes a NumPy array.
 

@@ -43,7 +43,7 @@ from alignver.network.inputs import as_inputs, dtype_name, without_fused_layers
 from alignver.network.leaves import Leaves, facts, fold, refused
 from alignver.network.preserve_state import preserve_random_states
 
-_COMPARED = 32  # samples on which the model has to give the same in one batch and in batches of the trace
+_COMPARED = 32  # samples, at least, on which the model has to give the same in every order
 _DROPPED = {"device", "layout", "pin_memory", "memory_format", "generator", "non_blocking", "cudnn_enabled"}
 _SILENT = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size")
 _SEEDED = ("scaled_dot_product_attention", "gru", "lstm", "rnn_tanh", "rnn_relu", "dropout", "native_dropout",
@@ -133,7 +133,7 @@ def trace_model(model: nn.Module, X: Any, *, rows: int = ROWS) -> NetworkGraph:
     """
     require_time("tracing the network")
     device, dtype = _placement(model)
-    more = as_inputs(X, device)[:_COMPARED]
+    more = as_inputs(X, device)[: max(rows, _COMPARED)]
     more = more.to(dtype) if more.is_floating_point() and dtype is not None else more
     x = as_inputs(X, device)[:rows].to(more.dtype)
     twin = copied(model)

@@ -182,6 +182,34 @@ def test_what_cannot_be_enclosed_falls_back(last):
     assert result.certificate is None or "Z" in result.certificate.inputs
 
 
+class Shifted(nn.Module):
+    """A function of its inputs and of what else it is given."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.weight = function, nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return self.weight * x + self.function(self, x)
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda net, x: 0.0 if net.weight.requires_grad else x * x, "away from those of its trace"),
+        (lambda net, x: torch.where(x.half() == x, x * x, 0.0), "away from those of its trace"),
+        (lambda net, x: x * x if len(x) >= 40 else 0.0, "differ between a batch of 50"),
+        (lambda net, x: (torch.arange(len(x)) >= 40).float()[:, None], "place of the sample in the batch"),
+    ],
+    ids=["requires_grad", "rounded", "size", "place"],
+)
+def test_what_is_not_a_function_of_the_sample_falls_back(function, words):
+    X = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
+    result = av.check_safe_exploration(nn.Sequential(Shifted(function), nn.Linear(4, 6)), X=X)
+    assert result.subject is Subject.COMPUTED_MATRIX
+    assert words in result.evidence[0]
+
+
 def test_errors_that_are_too_large_fall_back():
     """The features of float64 have full rank by their rounding errors alone."""
     net = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Unflatten(1, (1, 1)), nn.Flatten()).double()

@@ -74,6 +74,33 @@ def test_layers_that_have_no_features(layer, words):
         extract_features(Twice(), np.ones((2, 4)), layer)
 
 
+class Counted(nn.Linear):
+    """Counts its calls in a buffer."""
+
+    def __init__(self):
+        super().__init__(2, 3)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+def test_a_forward_that_writes_is_refused():
+    model = Counted()
+    with pytest.raises(InvalidInput, match="writes to 'calls' in place"):
+        extract_features(model, torch.ones(2, 2))
+    assert model.calls == 0
+
+
+def test_inputs_keep_their_fractions_beside_integer_parameters():
+    model = nn.Sequential(nn.Module(), nn.Linear(2, 3))
+    model[0].register_parameter("size", nn.Parameter(torch.tensor([2]), requires_grad=False))
+    model[0].forward = lambda x: x
+    X = torch.tensor([[0.5, 0.25]])
+    np.testing.assert_array_equal(extract_features(model, X), model[1](X).detach().numpy())
+
+
 def test_inputs_that_do_not_fit():
     with pytest.raises(InvalidInput, match="needs 4 numbers for each sample"):
         extract_features(network(), np.ones((2, 5)), "2")
