@@ -311,9 +311,11 @@ def _batches(source: Any, name: str) -> Iterator[tuple[npt.NDArray[Any], Any]]:
 
 
 def require_all(loader: Any, count: int, name: str = "X") -> None:
-    """Refuse a DataLoader that gave another number of samples than it has, as one with ``drop_last`` does."""
+    """Refuse a DataLoader that gave another number of samples than it has, or may give, as one with ``drop_last``."""
     lengths = (_length(getattr(loader, "sampler", None)), _length(loader.dataset))
     expected = next((n for n in lengths if n is not None), None)
+    if expected is None and getattr(loader, "drop_last", False):
+        raise InvalidInput(name, "a loader that may leave samples out", "all samples: drop_last=False")
     if expected is not None and count != expected:
         raise InvalidInput(name, f"{count} samples of a loader over {expected}", "all samples: drop_last=False")
 

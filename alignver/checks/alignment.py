@@ -40,12 +40,13 @@ from alignver.jacobians.operator import JacobianOperator
 from alignver.jacobians.prepare import PreparedAlignment, prepare_alignment
 from alignver.limits import OutOfTime, limited, out_of_time, remaining, time_limit
 from alignver.network.enclosures import EnclosedNetwork, NetworkProof, prove_alignment
-from alignver.network.functional import parameter_layout
+from alignver.network.functional import parameter_layout, write_counts
 from alignver.network.inputs import dtype_name
 from alignver.network.row_rank_bound import RankBound, row_rank_bound
 from alignver.progress import announce, flop_rate, stage
 from alignver.results import CheckResult, Rigor, Subject, Verdict, shown_down, shown_up
 
+_TRAINED = "the model was trained meanwhile: a proof is about the parameters at one time, numbers may be of another"
 _LONG = 2e11  # operations: about ten seconds, for which a second Gram matrix is worth its time
 _PATIENCE = 10.0  # estimated seconds of a proof about the network that is tried without a limit
 _PROOF_SHARE = 0.8  # of a limit of time, for a proof about the network, before the computed matrix is decided
@@ -211,7 +212,7 @@ def decide_alignment(
 
     ``network`` is the traced model, or why it cannot be traced; traced here by default.
     """
-    began = time.perf_counter()
+    began, writes = time.perf_counter(), write_counts(prepared.model)
     loss, m_y, d = prepared.loss, prepared.m_y, parameter_layout(prepared.model).d
     sizes = {"n": prepared.duplicates.n, "m_y": m_y, "d": d, "loss": loss}
     refuted = refutation(prepared.duplicates, loss, name="alignment", statement=STATEMENT, measured=sizes)
@@ -257,9 +258,10 @@ def decide_alignment(
     lines = (f"nothing is proved about the network: {unproved}",) if unproved else ()
     merged = (merge_sentence(prepared.duplicates),) if prepared.merged else ()
     limit = (bound.sentence,) if bound.sentence else ()
+    trained = (_TRAINED,) if write_counts(prepared.model) != writes else ()
     return dataclasses.replace(
         result,
-        evidence=(*prepared.notes, *lines, *merged, *limit, *result.evidence),
+        evidence=(*trained, *prepared.notes, *lines, *merged, *limit, *result.evidence),
         next_steps=alignment_steps(result, len(prepared.x) * m_y, d, bound.sentence, unproved),
     )
 

@@ -28,8 +28,8 @@ from alignver.kernel.network.kinks import bent_output
 from alignver.kernel.network.methods import described, domain_gaps
 from alignver.kernel.network.operators import COPIES, words
 from alignver.limits import limited
+from alignver.network.adapt import adapted
 from alignver.network.inputs import example_inputs
-from alignver.network.preserve_state import preserve_state
 from alignver.network.summary import module_rows
 from alignver.network.trace import NetworkGraph, trace_model
 from alignver.network.validate_model import train_mode_fault
@@ -106,14 +106,14 @@ def check_analytic(
         return _result(
             Verdict.UNDECIDED, "untraced", f"not established: {modes}", began, next_steps=("call model.eval()",)
         )
-    with preserve_state(model):
-        try:
-            traced = trace_model(model, example_inputs(model) if X is None else X)
-        except InvalidInput as error:
-            if error.argument == "X":
-                raise
-            steps = (*(("give inputs of the right shape: X=",) if X is None else ()), f"a model that is {error.need}")
-            return dataclasses.replace(analytic_by_graph(error.got, began), next_steps=steps)
+    try:
+        model, X, _ = (model, example_inputs(model), None) if X is None else adapted(model, X)
+        traced = trace_model(model, X)
+    except InvalidInput as error:
+        if error.argument == "X":
+            raise
+        steps = (*(("give inputs of the right shape: X=",) if X is None else ()), f"a model that is {error.need}")
+        return dataclasses.replace(analytic_by_graph(error.got, began), next_steps=steps)
     return analytic_by_graph(traced, began)
 
 

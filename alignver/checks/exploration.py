@@ -118,7 +118,8 @@ def check_safe_exploration(
         that all of them share with this process. ``dense`` runs in this process.
     X : array, Dataset or DataLoader, optional
         The inputs that Z was computed from, as :func:`~alignver.checks.data.check_data` takes them. If two of them are
-        equal, rank phi is below n for every theta, width and q. For a model, its inputs.
+        equal, rank phi is below n for every theta, width and q. For a model, its inputs, in a form that
+        :func:`~alignver.check_alignment` takes.
     layer : str, optional
         For a model: the submodule whose output is z without its constant; None is the output of the model.
     batch_size : int
@@ -211,6 +212,7 @@ def _check_model(
 ) -> CheckResult:
     """Check the exact features of a model if they can be enclosed, else those that the module computes."""
     module: Any = importlib.import_module("alignver.network.enclosed_features")  # which loads torch
+    model, X, _ = importlib.import_module("alignver.network.adapt").adapted(model, X)
     features = module.ModelFeatures.of(model, X, layer, batch_size)  # refuses a wrong layer before anything is decided
     refuted = equal_inputs(X)
     if refuted is not None:

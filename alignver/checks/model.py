@@ -28,7 +28,7 @@ from alignver.network.enclosures import EnclosedNetwork
 from alignver.network.feature_extraction import submodule
 from alignver.network.functional import parameter_layout
 from alignver.network.output_layers import find_output_layers
-from alignver.network.preserve_state import preserve_state
+from alignver.network.preserve_state import preserve_random_states
 from alignver.network.row_rank_bound import row_rank_bound
 from alignver.network.summary import module_rows
 from alignver.network.trace import NetworkGraph
@@ -158,7 +158,7 @@ class _Questions:
     @functools.cached_property
     def network(self) -> EnclosedNetwork | str:
         """The model as a graph with its numbers, or why there is none."""
-        with preserve_state(self.prepared.model), stage("tracing the network"):
+        with stage("tracing the network"):
             return alignment.traced_network(self.prepared)
 
     @property
@@ -235,7 +235,7 @@ class _Questions:
         layer, width, words = self.layer, None, f"z: the output of {self.layer!r} and the constant 1"
         if layer is None:
             sample = x[:2].to(next(model.parameters()).dtype) if x.is_floating_point() else x[:2]
-            with preserve_state(model):
+            with preserve_random_states():
                 ending = find_output_layers(model, sample)
             if not ending.layers or ending.features is None:
                 got = f"{type(model).__name__}, whose last hidden layer reads no output of a module that runs once"

@@ -16,10 +16,12 @@ from torch.nn import functional as F
 from alignver.checks.data import bound_sentence, conflict_sentence
 from alignver.errors import InvalidInput, kind_of
 from alignver.features.threads import threads_for
+from alignver.network.adapt import adapted
 from alignver.network.enclosed_features import model_inputs, network_inputs
 from alignver.network.enclosed_loss import OptimalityProof, prove_optimality
+from alignver.network.functional import running_copy
 from alignver.network.inputs import as_targets, in_dtype_of
-from alignver.network.preserve_state import RefuseWrites, eval_mode, preserve_random_states, preserve_state
+from alignver.network.preserve_state import eval_mode, preserve_random_states
 from alignver.proof.duplicate_inputs import DuplicateInputs
 from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict, shown_down, shown_up
 from alignver.samples import fingerprints, open_samples
@@ -42,6 +44,7 @@ def check_network(
     model: nn.Module, X: Any, Y: Any, *, loss: Any, tolerance: float, certify: bool, seconds: float
 ) -> CheckResult:
     """Check the training loss of a model; the arguments are those of :func:`~alignver.check_optimality`."""
+    model, X, Y = adapted(model, X, Y)
     if X is None or Y is None:
         raise InvalidInput("Y" if Y is None else "X", "nothing", "X= and Y=, inputs and targets", "wrong-type")
     loss = loss_name(loss)
@@ -185,8 +188,8 @@ def outputs_as_run(model: nn.Module, X: Any) -> Any:
     """
     x = in_dtype_of(model, model_inputs(model, X))
     size = sum(parameter.numel() for parameter in model.parameters())
-    with threads_for(len(x) * size), preserve_state(model), eval_mode(model), RefuseWrites(model):
-        parts = [model(part.clone()) for part in torch.split(x, _BATCH)]  # it may write to its input
+    with threads_for(len(x) * size), running_copy(model) as twin, eval_mode(twin):
+        parts = [twin(part.clone()) for part in torch.split(x, _BATCH)]  # it may write to its input
     if not all(isinstance(part, torch.Tensor) and part.ndim for part in parts):
         raise InvalidInput("model", kind_of(parts[0]), "a model that returns a tensor", "unsupported-model")
     outputs = torch.cat([part.detach().cpu().double() for part in parts]).numpy()

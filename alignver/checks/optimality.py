@@ -96,10 +96,10 @@ def check_optimality(
         Whether to prove rank n of every A_j of an Exploitation. None: if n is at most 6000. It costs a Cholesky
         factorization of order n for each output.
     X : array, Dataset or DataLoader, optional
-        The inputs. A module needs them, as an array or a tensor. With an Exploitation, the inputs of its features, as
-        :func:`~alignver.checks.data.check_data` takes them. Equal inputs with different targets keep the loss of every
-        model above a bound, and the gap is measured from this bound. That alone does not give FAILS: the loss may be as
-        small as such data allow.
+        The inputs. A module needs them, in a form that :func:`~alignver.check_alignment` takes. With an Exploitation,
+        the inputs of its features, as :func:`~alignver.checks.data.check_data` takes them. Equal inputs with different
+        targets keep the loss of every model above a bound, and the gap is measured from this bound. That alone does not
+        give FAILS: the loss may be as small as such data allow.
     budget_seconds : float
         The estimated time that the enclosures of a module's outputs may take; beyond it, and where the module cannot be
         traced, the verdict is about its loss as it runs, and NUMERICAL.

@@ -17,8 +17,9 @@ from torch import nn
 from alignver import atomic, require
 from alignver.errors import InvalidInput, kind_of
 from alignver.network.copies import deep_copy
+from alignver.network.functional import running_copy
 from alignver.network.inputs import as_inputs, in_dtype_of, reporting_input_errors
-from alignver.network.preserve_state import RefuseWrites, eval_mode, preserve_state
+from alignver.network.preserve_state import eval_mode
 from alignver.progress import track
 
 
@@ -76,11 +77,12 @@ def feature_blocks(
     [(2, 3), (2, 3), (1, 3)]
     """
     batch_size = require.integer("batch_size", batch_size, least=1)
-    module = model if layer is None else submodule(model, layer)
+    if layer is not None:
+        submodule(model, layer)
     x = as_inputs(X, _device(model))
     for start in track(range(0, len(x), batch_size), "features"):
         batch = in_dtype_of(model, x[start : start + batch_size])
-        yield _rows(_output(model, module, batch, layer), start, len(batch), layer)
+        yield _rows(_output(model, batch, layer), start, len(batch), layer)
 
 
 def save_features(
@@ -186,18 +188,18 @@ def submodule(model: nn.Module, layer: str) -> nn.Module:
     return modules[layer]
 
 
-def _output(model: nn.Module, module: nn.Module, batch: torch.Tensor, layer: str | None) -> Any:
+def _output(model: nn.Module, batch: torch.Tensor, layer: str | None) -> Any:
     outputs: list[Any] = []
 
     def store(_module: nn.Module, _inputs: Any, output: Any) -> None:
         # A copy: a later layer may work in place.
         outputs.append(output.detach().clone() if isinstance(output, torch.Tensor) else output)
 
-    with preserve_state(model), eval_mode(model), RefuseWrites(model), torch.no_grad():
-        handle = module.register_forward_hook(store)
+    with running_copy(model) as twin, eval_mode(twin), torch.no_grad():
+        handle = (twin if layer is None else submodule(twin, layer)).register_forward_hook(store)
         try:
-            with reporting_input_errors(model, batch):
-                model(batch.clone())  # a forward pass may write to its input
+            with reporting_input_errors(twin, batch):
+                twin(batch.clone())  # a forward pass may write to its input
         finally:
             handle.remove()
     if len(outputs) != 1:

@@ -24,7 +24,7 @@ from alignver import require
 from alignver.errors import InvalidInput, kind_of
 from alignver.network.copies import separate_copy
 from alignver.network.inputs import FunctionDerivatives, dtype_name, without_fused_layers
-from alignver.network.preserve_state import preserve_state
+from alignver.network.preserve_state import RefuseWrites, preserve_state
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -181,17 +181,13 @@ class Functional:
     @contextlib.contextmanager
     def undisturbed(self) -> Iterator[None]:
         """Restore the state of the modules that run at the end of the block; one thread at a time without a copy."""
-        if self.model is not self.source:
-            with preserve_state(self.model, tensors=False):
-                yield
-            return
-        with _lock_of(self.model), preserve_state(self.model):
+        with _undisturbed(self.model, self.source):
             yield
 
     @property
     def changed(self) -> bool:
         """Whether the caller's parameters or buffers were written to since they were copied."""
-        return _versions(self.source) != self.versions
+        return write_counts(self.source) != self.versions
 
     def batch(self, x: torch.Tensor) -> torch.Tensor:
         """Copy a batch of inputs in the dtype of computation: a forward pass may write to its input."""
@@ -240,7 +236,48 @@ def _lock_of(model: nn.Module) -> Any:
         return _LOCKS.setdefault(model, threading.RLock())
 
 
-def _versions(model: nn.Module) -> dict[str, int]:
+@contextlib.contextmanager
+def _undisturbed(twin: nn.Module, model: nn.Module) -> Iterator[None]:
+    """Restore modules that run: a copy, whose tensors other threads may write to, or the model, under its lock."""
+    if twin is not model:
+        with preserve_state(twin, tensors=False):
+            yield
+        return
+    with _lock_of(model), preserve_state(model):
+        yield
+
+
+@contextlib.contextmanager
+def running_copy(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield a copy of a model's modules to run, with the model's own tensors, which a pass may not write to.
+
+    Another thread may train the model meanwhile. A model that cannot be copied runs itself, one thread at a time.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 1)
+    >>> with running_copy(model) as twin:
+    ...     twin is model, twin.weight is model.weight
+    (False, True)
+    """
+    twin = separate_copy(model)
+    with _undisturbed(twin, model), RefuseWrites(twin):
+        yield twin
+
+
+def write_counts(model: nn.Module) -> dict[str, int]:
+    """Return torch's counters of the writes to each parameter and buffer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 1)
+    >>> before = write_counts(model)
+    >>> _ = torch.nn.init.ones_(model.bias)
+    >>> {name: count - before[name] for name, count in write_counts(model).items()}
+    {'weight': 0, 'bias': 1}
+    """
     return {name: t._version for name, t in (*model.named_parameters(), *model.named_buffers()) if not t.is_inference()}
 
 
@@ -260,7 +297,7 @@ def functional(
     torch.float32
     """
     layout = parameter_layout(model, include_frozen=include_frozen)
-    versions = _versions(model)
+    versions = write_counts(model)
     theta = {name: _copy(value, dtype) for name, value in zip(layout.names, layout.parameters)}
     held = {name: _copy(value, dtype) for name, value in layout.fixed.items()}
     held.update({name: _copy(value, dtype) for name, value in model.named_buffers()})

@@ -7,8 +7,7 @@ import dataclasses
 import torch
 from torch import nn
 
-from alignver.network.functional import parameter_layout
-from alignver.network.preserve_state import preserve_state
+from alignver.network.functional import parameter_layout, running_copy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +79,8 @@ def _cuts(model: nn.Module, x: torch.Tensor) -> list[tuple[str, int, int, int]]:
     cuts: list[tuple[str, int, int, int]] = []
     first = next(model.parameters())
     value = x[:2].to(first.dtype) if x.is_floating_point() else x[:2]
-    with preserve_state(model), torch.no_grad():
-        for k, (name, module) in enumerate(chain[:-1]):
+    with running_copy(model) as twin, torch.no_grad():
+        for k, (name, module) in enumerate(_chain(twin, "")[:-1]):
             value = module(value)
             if not isinstance(value, torch.Tensor) or value.ndim < 1 or len(value) != len(x[:2]):
                 return cuts

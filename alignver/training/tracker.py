@@ -134,10 +134,11 @@ class AlignmentTracker:
     ----------
     model : torch.nn.Module
         The model that is being trained; its outputs are the values before the last nonlinearity (logits).
-    X : torch.Tensor or numpy.ndarray
-        Inputs of the check, one sample per row: the training data, or a part of them. Copied.
-    Y : array
-        Targets, in a form that the loss accepts.
+    X : array, Dataset or DataLoader
+        Inputs of the check, as :func:`alignver.check_alignment` takes them: the training data, or a part of them, in a
+        fixed order. Copied.
+    Y : array, optional
+        Targets, in a form that the loss accepts; by default those in X.
     loss : str
         ``"squared"``, ``"binary_cross_entropy"`` or ``"cross_entropy"``.
     every : int or str
@@ -218,7 +219,7 @@ class AlignmentTracker:
         self,
         model: nn.Module,
         X: Any,
-        Y: Any,
+        Y: Any = None,
         *,
         loss: str,
         every: int | str = 1,

@@ -393,3 +393,31 @@ def test_the_softmax_of_one_output_is_refused():
     with pytest.raises(InvalidInput, match=r"'cross_entropy' of one output.*binary_cross_entropy"):
         av.check_alignment(nn.Linear(3, 1), A, Y, loss="ce")
     assert av.check_alignment(nn.Linear(3, 1), A, Y, loss="binary_cross_entropy").measured["m_y"] == 1
+
+
+@pytest.mark.parametrize("batch", [lambda x, y: (x, y), lambda x, y: {"x": x, "labels": y}], ids=["pair", "dict"])
+def test_every_check_of_a_model_reads_a_loader(batch):
+    class Net(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    net, X, Y = Net(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 2)), torch.randn(6, 3), torch.arange(6) % 2
+    rows = list(zip(X, Y))
+    loader = DataLoader(rows, batch_size=2, collate_fn=lambda part: batch(*map(torch.stack, zip(*part))))
+    width = av.check_safe_exploration(net, X=X, layer="1").measured["width"]
+    assert av.check_safe_exploration(net, X=loader, layer="1").measured["width"] == width
+    options = {"loss": "cross_entropy", "tolerance": 1e-3, "certify": False}
+    loss = av.check_optimality(net, X=X, Y=Y, **options).measured["loss_as_run"]
+    assert av.check_optimality(net, X=loader, **options).measured["loss_as_run"] == loss
+    assert av.check_analytic(net, loader).verdict == "HOLDS"
+    assert av.AlignmentTracker(net, loader, loss="cross_entropy").update().verdict("golub") == "HOLDS"
+
+
+def test_a_loader_that_may_leave_samples_out_is_refused():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter((torch.ones(2) * k, k) for k in range(5))
+
+    with pytest.raises(InvalidInput, match=r"may leave samples out; needs all samples: drop_last=False"):
+        av.adapted(nn.Linear(2, 1), DataLoader(Stream(), batch_size=2, drop_last=True))

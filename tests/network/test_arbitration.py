@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from alignver import check_analytic, check_model, check_optimality, check_safe_exploration
 from alignver.checks.alignment import check_alignment
 from alignver.errors import InvalidInput
 from alignver.jacobians.gram import gram
@@ -370,6 +371,51 @@ def test_a_model_is_checked_while_another_thread_trains_it():
         thread.join()
     assert not failures
     assert all(torch.equal(p, q) for p, q in zip(alone.parameters(), watched.parameters()))
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        lambda net: check_alignment(net, X, Y, loss="cross_entropy"),
+        lambda net: check_model(net, X, Y, loss="cross_entropy"),
+        lambda net: check_safe_exploration(net, X=X, layer="1", certify=False),
+        lambda net: check_optimality(net, X=X, Y=Y, loss="cross_entropy", tolerance=1e-3, certify=False),
+        lambda net: check_analytic(net, X),
+    ],
+    ids=["alignment", "model", "exploration", "optimality", "analytic"],
+)
+def test_checks_take_nothing_back_that_another_thread_writes(check):
+    """Nor its modes: the other thread evaluates between its steps."""
+    torch.manual_seed(0)
+    watched, steps, done, wrong = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 2)), 0, threading.Event(), []
+
+    def count() -> None:
+        nonlocal steps
+        while not done.is_set():
+            with torch.no_grad():
+                watched[0].bias.add_(1.0)
+            watched.train(not watched.training)
+            mode = watched.training
+            steps += 1
+            watched(X)
+            if watched.training != mode or not torch.equal(watched[0].bias, first + steps):
+                wrong.append(steps)
+                return
+
+    with torch.no_grad():
+        watched[0].bias.round_()
+    first = watched[0].bias.detach().clone()
+    thread = threading.Thread(target=count)
+    thread.start()
+    try:
+        result = check(watched)
+    finally:
+        done.set()
+        thread.join()
+    assert steps
+    assert not wrong
+    if getattr(result, "name", "") == "alignment":
+        assert "the model was trained meanwhile" in result.evidence[0]
 
 
 class Claimed(torch.autograd.Function):
