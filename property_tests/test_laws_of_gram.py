@@ -10,6 +10,9 @@ from torch import nn
 
 from alignver.jacobians.gram import gram, plan
 from alignver.jacobians.jacobian import jacobian
+from tests.one_thread import single_thread
+
+one_thread = pytest.fixture(autouse=True, scope="module")(single_thread)
 
 WIDTH = 4
 STEPS = {
@@ -25,14 +28,6 @@ STEPS = {
     "attention": lambda: nn.MultiheadAttention(WIDTH, 2, batch_first=True),
     "square": lambda: Square(),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Scale(nn.Module):

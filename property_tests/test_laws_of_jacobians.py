@@ -12,20 +12,15 @@ from alignver.jacobians.jacobian import jacobian
 from alignver.jacobians.jacobian_form import streamed_qr
 from alignver.jacobians.kernel_distance import representation_change
 from alignver.jacobians.operator import JacobianOperator
+from tests.one_thread import single_thread
 from tests.reference import fingerprint, reference_jacobian
 
 from .test_laws_of_gram import close, drawn
 
+one_thread = pytest.fixture(autouse=True, scope="module")(single_thread)
+
 # Each example differentiates output by output: a third of what the profile says.
 fewer = settings(max_examples=max(5, settings().max_examples // 3))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @fewer

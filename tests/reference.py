@@ -27,6 +27,11 @@ def reference_jacobian(model: nn.Module, x: torch.Tensor, include_frozen: bool =
     return torch.stack(rows)
 
 
+def relative(computed: torch.Tensor, wanted: torch.Tensor) -> float:
+    assert computed.shape == wanted.shape
+    return float((computed.double() - wanted).norm() / wanted.norm())
+
+
 def fingerprint(model: nn.Module) -> dict[str, object]:
     """Everything of a model that a check may not change."""
     marks: dict[str, object] = {}

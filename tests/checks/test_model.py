@@ -13,6 +13,7 @@ import alignver as av
 from alignver.checks import model as of_model
 from alignver.jacobians.prepare import inputs_again
 from alignver.network import trace
+from tests import zoo
 from tests.reference import fingerprint
 
 NAMES = ["model", "data", "structure", "analytic", "alignment", "exploration", "optimality"]
@@ -110,20 +111,9 @@ def test_a_fitted_model_is_optimal_at_the_tolerance():
     assert moved.measured["loss_as_run"] == pytest.approx(0.01)
 
 
-class Branching(nn.Module):
-    """Control flow on the data cannot be traced."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.left, self.right = nn.Linear(3, 2), nn.Linear(3, 2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.stack([self.left(row) if float(row.sum()) > 0 else self.right(row).sin() for row in x])
-
-
 def test_a_model_without_a_graph_gets_the_other_answers():
     _, X, Y = problem(n=4)
-    report = av.check_model(Branching(), X, Y, loss="cross_entropy", max_seconds=None)
+    report = av.check_model(zoo.Branching(), X, Y, loss="cross_entropy", max_seconds=None)
     assert [result.name for result in report.results] == NAMES
     assert report["analytic"].code == "analytic-untraced"
     assert report["structure"].code.startswith("structure-")

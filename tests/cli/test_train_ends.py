@@ -7,13 +7,10 @@ import sys
 import pytest
 
 from tests.cli.test_terminal import on_terminal, plain
-from tests.cli.trained import QUICK, RUN, one_thread, written
+from tests.cli.trained import QUICK, RUN, written
+from tests.one_thread import single_thread
 
-
-@pytest.fixture(autouse=True, scope="module")
-def alone():
-    with one_thread():
-        yield
+one_thread = pytest.fixture(autouse=True, scope="module")(single_thread)
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import numpy as np
-import pytest
-import torch
 
 NET = """
 import os, time, torch
@@ -31,20 +27,6 @@ RUN = ["net.py:build", "--data", "train.npz", "--loss", "binary_cross_entropy", 
 RUN += ["--tau", str(TAU), "--batch-size", "10", "--exploit-optimizer", "momentum", "--tolerance", "0.7"]
 
 QUICK = ["net.py:other", "--data", "train.npz", "--loss", "binary_cross_entropy", "--epochs", "2", "--tau", "1"]
-
-
-@contextlib.contextmanager
-def one_thread():
-    """Here and in processes that are started: runs are the same to the last bit on as many threads, and a busy machine
-    may give fewer.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("MKL_NUM_THREADS", "1")
-        yield
-    torch.set_num_threads(before)
 
 
 def written(folder):

@@ -12,6 +12,9 @@ import pytest
 import torch
 
 from tests.gpu import pretend
+from tests.one_thread import one_thread
+
+__all__ = ["device", "one_thread", "pytest_generate_tests"]
 
 
 def _devices() -> list[str]:
@@ -34,11 +37,3 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def device(place: str) -> torch.device:
     return torch.device(place, 0) if place != "cpu" else torch.device("cpu")
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -16,7 +16,7 @@ from alignver.jacobians.jacobian import jacobian
 from alignver.progress import listening
 from tests import zoo
 from tests.jacobians import networks
-from tests.reference import fingerprint, reference_jacobian
+from tests.reference import fingerprint, reference_jacobian, relative
 
 # What torch says about two of the networks, whoever calls them.
 pytestmark = [
@@ -34,11 +34,6 @@ def build(name: str, dtype: torch.dtype = torch.float32):
 
 def reference(model: nn.Module, x: torch.Tensor, include_frozen: bool = False) -> torch.Tensor:
     return reference_jacobian(model.layer if isinstance(model, zoo.Counting) else model, x, include_frozen)
-
-
-def relative(computed: torch.Tensor, wanted: torch.Tensor) -> float:
-    assert computed.shape == wanted.shape
-    return float((computed.double() - wanted).norm() / wanted.norm())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -15,7 +15,8 @@ from alignver.jacobians.gram import gram, plan
 from alignver.jacobians.gram_planning import plan_slots, uniform
 from alignver.jacobians.sample_blocks import BatchAxis, candidates
 from alignver.network.functional import functional
-from tests.jacobians.test_gram import build, reference, relative
+from tests.jacobians.test_gram import build, reference
+from tests.reference import relative
 
 
 def forced(monkeypatch, wanted):

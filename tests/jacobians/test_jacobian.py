@@ -15,12 +15,7 @@ from alignver.jacobians.operator import JacobianOperator
 from alignver.progress import listening
 from tests import zoo
 from tests.jacobians import networks
-from tests.reference import fingerprint, reference_jacobian
-
-
-def relative(computed: torch.Tensor, wanted: torch.Tensor) -> float:
-    assert computed.shape == wanted.shape
-    return float((computed.double() - wanted).norm() / wanted.norm())
+from tests.reference import fingerprint, reference_jacobian, relative
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

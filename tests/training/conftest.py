@@ -1,17 +1,5 @@
-"""One thread, here and in processes that are started: runs are the same to the last bit on as many threads."""
+"""One thread: see :mod:`tests.one_thread`."""
 
-from __future__ import annotations
+from tests.one_thread import one_thread
 
-import pytest
-import torch
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("MKL_NUM_THREADS", "1")
-        yield
-    torch.set_num_threads(before)
+__all__ = ["one_thread"]
