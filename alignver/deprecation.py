@@ -1,4 +1,4 @@
-"""Names and arguments that go away: for one minor version they still work, with a warning.
+"""Deprecated names and arguments: they still work for one minor version, with a warning.
 
 ``docs/versions.md`` has the rule. :data:`PENDING` lists what is deprecated; a test fails when the version in which
 something goes has come, and it is still there.

@@ -127,7 +127,7 @@ def check_theorem_3(
         "Theorem 3",
         Verdict.HOLDS if holds else Verdict.FAILS,
         f"the least loss of {count} aligned steps is {least:.4g}, {side} the bound {limit:.4g}",
-        evidence=("L is the caller's: with a lower bound of it, as power iteration gives, this shows little",),
+        evidence=("L was given by the caller: if it is a lower bound, as from power iteration, this shows little",),
         measured={"least_loss": least, "bound": limit, "zeta": size, "alpha": alpha, "aligned_steps": count},
         bounds=(Bound("least loss", least, "<=", limit),),
         witness=None if holds else {"kind": "loss", "loss": least, "bound": limit},

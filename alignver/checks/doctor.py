@@ -260,7 +260,7 @@ _TORCH = {"arctan": "atan"}
 def _torch() -> _Outcome:
     """Test torch's functions, products, and the modes in which it computes."""
     if importlib.util.find_spec("torch") is None:
-        return Verdict.HOLDS, "not installed: nothing rests on it", {}
+        return Verdict.HOLDS, "not installed: nothing depends on it", {}
     import torch
 
     def function(name: str) -> Callable[[Any], Any]:

@@ -229,7 +229,7 @@ def _check_model(
             if proved.verdict is Verdict.HOLDS and isinstance(proved.certificate, Certificate):
                 result: CheckResult = features.about_the_network(proved, enclosed)
                 return result
-            reason = f"its features are proved within {shown_up(enclosed.delta)} only ({proved.reason})"
+            reason = f"its features are only proved to within {shown_up(enclosed.delta)} ({proved.reason})"
     folder = folder if options["method"] == "gram" or options["q"] is not None else None
     result = check_safe_exploration(features.computed(), add_constant=True, folder=folder, **options)
     if result.code == "exploration-count":

@@ -1,4 +1,4 @@
-"""Everything that can be asked of a model and its data, in one report: cheap questions first, within a limit of time.
+"""Every check that applies to a model and its data, in one report: cheap ones first, within a time limit.
 
 The model is validated once. Structure, analyticity and alignment share one graph; the features and the loss, which are
 enclosed without gradients and in other batches, have one each.
@@ -63,7 +63,7 @@ def check_model(
     select: str | int | Callable[[Any], Any] | None = None,
     forward_args: Mapping[str, Any] | None = None,
 ) -> Report:
-    """Ask everything that can be asked of a model and its data: one report with an overview and an answer per question.
+    """Run every check that applies to a model and its data: one report with an overview and an answer per question.
 
     The questions, in this order: are the data consistent (:func:`~alignver.checks.data.check_data`)? do some parameters
     enter linearly (:func:`~alignver.checks.common_structure.check_common_structure`)? is the model analytic in its
@@ -100,7 +100,7 @@ def check_model(
     ------
     InvalidInput
         For a model, inputs or targets without a verdict, as :func:`~alignver.checks.alignment.check_alignment`. A
-        question that cannot be asked of the model is UNDECIDED, with the reason.
+        question that does not apply to the model is UNDECIDED, with the reason.
 
     Notes
     -----
@@ -186,7 +186,7 @@ class _Questions:
         return [*results, ask("optimality", _OPTIMALITY, Subject.NETWORK, self._optimality)]
 
     def _answer(self, name: str, statement: str, subject: Subject, question: Callable[[], CheckResult]) -> CheckResult:
-        """Return the answer to a question; UNDECIDED if it cannot be asked, or if the time is over."""
+        """Return the answer to a question; UNDECIDED if it does not apply, or if the time is over."""
         began = time.perf_counter()
         try:
             result = question()
@@ -200,7 +200,7 @@ class _Questions:
                 rigor=Rigor.NUMERICAL,
                 subject=subject,
                 code=f"{name}-refused",
-                reason=f"the question cannot be asked: {error.argument}: got {error.got}",
+                reason=f"this check does not apply: {error.argument}: got {error.got}",
                 next_steps=(f"{error.argument}: {error.need}",),
             )
         return dataclasses.replace(result, cost={**result.cost, "seconds": time.perf_counter() - began})

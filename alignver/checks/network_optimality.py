@@ -83,7 +83,7 @@ def check_network(
 def with_proof(
     stored: CheckResult, proof: OptimalityProof | str, tolerance: float, as_run: float, dtype: str
 ) -> CheckResult:
-    """Return what is proved about a network beside a result about its stored features, or that one alone.
+    """Return what is proved about a network, with the result about its stored features as evidence; else that result.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def with_proof(
     measured = {**stored.measured, "loss_as_run": as_run}
     undecided = isinstance(proof, OptimalityProof) and proof.verdict is Verdict.UNDECIDED
     if not isinstance(proof, OptimalityProof) or (undecided and proof.lower - proof.floor <= tolerance):
-        why = proof if isinstance(proof, str) else f"its loss is proved to be within {_interval(proof)} only"
+        why = proof if isinstance(proof, str) else f"its loss is only proved to be within {_interval(proof)}"
         evidence = (f"nothing is proved about the network: {why}", "about the features as stored", *stored.evidence)
         return dataclasses.replace(stored, evidence=evidence, measured=measured)
     conflicts = stored.evidence[:2] if "conflicts" in stored.measured else ()

@@ -94,7 +94,7 @@ def _idx(path: pathlib.Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
             whole + 1
         )  # one byte more than expected: a gzip file may unpack to a thousand times its size
     if not content.startswith(head) or len(content) != whole:
-        raise unreadable(f"{path.name} that is not an IDX file of shape {shape}", "the file whole")
+        raise unreadable(f"{path.name} that is not an IDX file of shape {shape}", "the complete file")
     return np.frombuffer(content, dtype=np.uint8, offset=len(head)).reshape(shape)
 
 

@@ -288,7 +288,7 @@ def _is_sample(item: Any) -> bool:
 
 
 class _Samples:
-    """A list of samples as a data set, which is no sequence."""
+    """A list of samples as a data set, which is not a sequence."""
 
     def __init__(self, items: Sequence[Any]) -> None:
         self._items = items
@@ -480,7 +480,7 @@ def graphs_in(X: Any) -> list[Any] | None:
     source = getattr(X, "dataset", X)
     try:
         first = source[0]
-    except Exception:  # what is no sequence can raise anything
+    except Exception:  # an object that is not a sequence may raise anything
         return None
     if not _is_graph(first):
         return None

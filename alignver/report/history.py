@@ -350,4 +350,4 @@ def require_same_config(there: Mapping[str, Any], here: Mapping[str, Any], path:
     if differing:
         words = "; ".join(f"{name} {there.get(name)!r} there, {here.get(name)!r} here" for name in differing)
         got = f"{path}, of another configuration: {words}"
-        raise InvalidInput("path", got, "its own, or another file", "conflicting-arguments")
+        raise InvalidInput("path", got, "the configuration of the file, or another file", "conflicting-arguments")

@@ -179,7 +179,7 @@ def load(folder: str | os.PathLike[str], *, model: nn.Module | Callable[[], nn.M
     weights = place / "model.safetensors"
     if not weights.exists():
         got = f"{place}, a run that is not finished"
-        raise InvalidInput("folder", got, f"the end of it: alignver train --resume {place}", "unreadable-file")
+        raise InvalidInput("folder", got, f"a finished run: alignver train --resume {place}", "unreadable-file")
     try:
         description = _description(weights, config)
         dtype = load_file(weights)["head.hidden"].dtype

@@ -112,8 +112,8 @@ class Theorem3Conditions:
             "premises": {
                 "alignment at this check": aligned,
                 "Assumption 1 at this check": structure,
-                "lipschitz": "the caller's word",
-                "gradient descent with a constant step": "the caller's word",
+                "lipschitz": "asserted by the caller",
+                "gradient descent with a constant step": "asserted by the caller",
             },
             **self.constants,
         }

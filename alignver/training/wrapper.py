@@ -241,7 +241,7 @@ class EEWrapper(TrainedNetwork):
         require.booleans(cache=cache, prove=False if prove is None else prove)
         self.prepare(X, Y)
         if self.phase != EXPLORING:
-            raise InvalidInput("enter_exploitation", "a second call", "one call a run")
+            raise InvalidInput("enter_exploitation", "a second call", "one call per run")
         inputs = self._inputs(X)
         targets = self._targets(Y, len(inputs))
         if self.exploiting == "newton" and not cache:

@@ -141,7 +141,7 @@ def test_what_cannot_be_loaded_says_why(tmp_path):
     with pytest.raises(InvalidInput, match="which cannot be read"):
         av.load(tmp_path / "run", model=nets.plain(3))
     (tmp_path / "run/model.safetensors").unlink()
-    with pytest.raises(InvalidInput, match="a run that is not finished; needs the end of it: alignver train --resume"):
+    with pytest.raises(InvalidInput, match="a run that is not finished; needs a finished run: alignver train --resume"):
         av.load(tmp_path / "run", model=nets.plain(3))
 
 
