@@ -20,7 +20,7 @@ from alignver.network.adapt import adapted
 from alignver.network.enclosed_features import model_inputs, network_inputs
 from alignver.network.enclosed_loss import OptimalityProof, prove_optimality
 from alignver.network.functional import running_copy
-from alignver.network.inputs import as_targets, in_dtype_of
+from alignver.network.inputs import as_targets, in_dtype_of, reporting_input_errors
 from alignver.network.preserve_state import eval_mode, preserve_random_states
 from alignver.proof.duplicate_inputs import DuplicateInputs
 from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict, shown_down, shown_up
@@ -184,14 +184,17 @@ def outputs_as_run(model: nn.Module, X: Any) -> Any:
     Raises
     ------
     InvalidInput
-        The model writes to its parameters or buffers, or does not return a tensor with a row for each sample.
+        The model raises, writes to its parameters or buffers, or does not return a dense real tensor with a row for
+        each sample.
     """
     x = in_dtype_of(model, model_inputs(model, X))
     size = sum(parameter.numel() for parameter in model.parameters())
-    with threads_for(len(x) * size), running_copy(model) as twin, eval_mode(twin):
+    with threads_for(len(x) * size), running_copy(model) as twin, eval_mode(twin), reporting_input_errors(twin, x):
         parts = [twin(part.clone()) for part in torch.split(x, _BATCH)]  # it may write to its input
-    if not all(isinstance(part, torch.Tensor) and part.ndim for part in parts):
-        raise InvalidInput("model", kind_of(parts[0]), "a model that returns a tensor", "unsupported-model")
+    tensors = all(isinstance(part, torch.Tensor) and part.ndim and part.layout == torch.strided for part in parts)
+    if not tensors or parts[0].is_complex():
+        got, need = kind_of(parts[0]), "a model that returns a dense tensor of real numbers"
+        raise InvalidInput("model", got, need, "unsupported-model")
     outputs = torch.cat([part.detach().cpu().double() for part in parts]).numpy()
     if len(outputs) != len(x) or not np.isfinite(outputs).all():
         got = f"outputs of shape {outputs.shape}" if len(outputs) != len(x) else "outputs that are NaN or Inf"
@@ -257,7 +260,7 @@ def better_parameters(model: nn.Module, X: Any, targets: Any, loss: str, *, seco
             optimizer.step(closure)  # type: ignore[no-untyped-call]  # torch leaves it unannotated
     except TimeoutError:
         pass  # the best so far
-    except RuntimeError:  # code that needs its own dtype
+    except Exception:  # the user's code, which may need its own dtype
         return {}
     return {name: value.numpy().reshape(-1) for name, value in values.items()}
 

@@ -208,9 +208,10 @@ def _output(model: nn.Module, batch: torch.Tensor, layer: str | None) -> Any:
 
 
 def _rows(output: Any, start: int, count: int, layer: str | None) -> npt.NDArray[np.floating[Any]]:
-    if not isinstance(output, torch.Tensor) or output.is_complex() or not output.is_floating_point():
-        kind = f"a tensor of {output.dtype}" if isinstance(output, torch.Tensor) else kind_of(output)
-        need = "a layer whose output is one real tensor"
+    dense = isinstance(output, torch.Tensor) and output.layout == torch.strided
+    if not dense or not output.is_floating_point():
+        kind = f"a tensor of {output.dtype}" if dense else kind_of(output)
+        need = "a layer whose output is one dense tensor of real numbers"
         raise InvalidInput("layer", f"{layer!r}, whose output is {kind}", need, code="wrong-type")
     if output.ndim == 0 or output.shape[0] != count:
         got = f"{layer!r} with an output of shape {tuple(output.shape)} for {count} samples"

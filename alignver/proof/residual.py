@@ -159,11 +159,11 @@ def distance_from(J: FloatArray, y: FloatArray, ball: Ball | None = None) -> Dis
     delta = mul_up(2.0, scale_up(lost, max(0, int(full.exponents.max()))))  # two scalings, each may underflow
     if ball is not None:
         delta = add_up(delta, ball.transposed().scaled(exponents).radius((d, n)))
-    beta = _least_squares(matrix, target)
+    with np.errstate(all="ignore"):
+        original = np.ldexp(_least_squares(matrix, target), exponents + power)
+        beta = np.ldexp(original, -exponents - power)  # those of a certificate, which may underflow
     bound = distance_bound(matrix, target, beta, full.scaled_s_min, delta)
     bound = max(0.0, sub_down(bound, _underflow(target, mul_up(float(n), OMEGA))))
-    with np.errstate(all="ignore"):
-        original = np.ldexp(beta, exponents + power)
     if not bound > 0.0:
         reason = "the residual is not large enough for full column rank, rounding and the ball"
         return Distance(False, 0.0, reason, full=full)

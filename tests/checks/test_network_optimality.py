@@ -151,3 +151,34 @@ def test_bad_input_is_named():
     deep = nn.Sequential(nn.Linear(1, 4), nn.Unflatten(1, (2, 2)))
     with pytest.raises(InvalidInput, match="a row of outputs per sample"):
         check(deep, X, Y)
+    with pytest.raises(InvalidInput, match="X: got dtype int64; needs floating-point numbers for Linear"):
+        check(line(), [[1], [2]], [3.0, 5.0])
+
+
+class Formed(nn.Linear):
+    """A line, and a function of what it gives."""
+
+    def __init__(self, function):
+        super().__init__(1, 1)
+        self.function = function
+
+    def forward(self, x):
+        return self.function(super().forward(x))
+
+
+@pytest.mark.parametrize("function", [torch.Tensor.to_sparse, lambda y: y * 1j], ids=["sparse", "complex"])
+def test_outputs_that_are_no_dense_real_tensor_are_refused(function):
+    with pytest.raises(InvalidInput, match="needs a model that returns a dense tensor of real numbers"):
+        check(Formed(function), [[1.0]], [3.0])
+
+
+class Single(nn.Linear):
+    """Accepts float32 only."""
+
+    def forward(self, x):
+        assert x.dtype == torch.float32
+        return super().forward(x)
+
+
+def test_a_search_for_better_parameters_may_fail():
+    assert check(Single(1, 1), [[1.0], [2.0]], [3.0, 5.0]).verdict is Verdict.UNDECIDED

@@ -8,6 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from alignver import Verdict, check_membership, recheck
 from alignver.proof import right_inverse as right_inverse_module
 from alignver.proof import rounding
 from alignver.proof.cholesky import is_positive_definite, row_rank_by_gram, rump_shift
@@ -180,6 +181,14 @@ def test_distance_is_below_the_exact_distance_and_close() -> None:
                 exact = float(mpmath.norm(b - M * beta))
             assert computed.proved
             assert 0.99 * exact < computed.distance <= exact
+
+
+def test_coefficients_that_underflow_are_those_of_the_certificate() -> None:
+    J = 2.0**1010 * np.random.default_rng(0).standard_normal((5, 3))
+    y = 2.0**-560 * np.ones(5)
+    result = check_membership(J, y)
+    assert result.verdict is Verdict.FAILS
+    assert recheck(result.certificate, J=J, y=y).verdict is Verdict.HOLDS
 
 
 def test_distance_over_a_ball_is_below_that_of_every_member_tried() -> None:
