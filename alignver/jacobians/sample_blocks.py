@@ -228,7 +228,13 @@ class Mixture:
 
     def __init__(self, part: Part, outputs: torch.Tensor, samples: torch.Tensor) -> None:
         self.part, self.samples = part, samples
-        self.raw = torch.tensordot(outputs, part.raw, 1).unsqueeze(0)
+        if part.raw.is_contiguous():
+            self.raw = torch.tensordot(outputs, part.raw, 1).unsqueeze(0)
+            return
+        samples_axis = max(0, part.batch_axis.axis)  # of rows that are stored side by side: no copy of all outputs
+        rows = part.raw.movedim(1 + samples_axis, 0)
+        mixed = torch.matmul(outputs, rows.flatten(2)).view(len(rows), *rows.shape[2:])
+        self.raw = mixed.movedim(0, samples_axis).unsqueeze(0)
 
     def rows(self, name: str, shape: torch.Size) -> torch.Tensor:
         """Return :func:`weighted_rows` of the formula's value of the gradient by a slot, without forming it."""

@@ -14,8 +14,9 @@ the difference decides. Forward mode and vmap are compared with a backward pass 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -99,7 +100,11 @@ class _RoundingErrors(DispatchMode):
 
 
 def arbitrate(
-    function: Functional, x: torch.Tensor, computed_in: torch.dtype, first: BackwardPass | None = None
+    function: Functional,
+    x: torch.Tensor,
+    computed_in: torch.dtype,
+    batch: ForwardPass | None = None,
+    single: Mapping[int, ForwardPass] | None = None,
 ) -> Arbitrated:
     """Compare backward passes of a model with differences of its outputs, on the samples in ``x``.
 
@@ -110,8 +115,8 @@ def arbitrate(
         A few samples that the model takes.
     computed_in : torch.dtype
         The coarsest dtype that a forward pass rounds to, on which the step h depends.
-    first : BackwardPass, optional
-        That of ``x``, if there is one already.
+    batch, single : ForwardPass, and mapping of int to ForwardPass, optional
+        Those of ``x`` and of some of its samples alone, if there are any already.
 
     Raises
     ------
@@ -126,7 +131,12 @@ def arbitrate(
     >>> arbitrate(f, torch.ones(4, 2), torch.float64).refusal is None
     True
     """
-    return _Arbitration(function, x, computed_in).decide(first)
+    return _Arbitration(function, x, computed_in, single or {}).decide(batch)
+
+
+def graded_rows(x: torch.Tensor) -> list[int]:
+    """Return the samples whose gradients alone are compared: all of three, the first and the last of more."""
+    return list(range(len(x))) if len(x) <= 3 else [0, len(x) - 1]
 
 
 class PaddingRows(TorchFunctionMode):
@@ -147,48 +157,71 @@ class PaddingRows(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class BackwardPass:
-    """``J^T u`` by parameter, with fixed weights u of the outputs; the outputs; their graph; rows that are padding."""
+def _evaluated(function: Functional, x: torch.Tensor, theta: Theta) -> torch.Tensor:
+    with Convolutions():
+        return function(theta, function.batch(x)).reshape(len(x), -1)
 
-    gradients: Mapping[str, torch.Tensor]
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ForwardPass:
+    """The outputs of some samples, with their graph, at leaves theta; and the tables with rows that are padding."""
+
+    function: Functional
+    theta: Theta
     outputs: torch.Tensor
-    graph: Any
-    padding: Mapping[str, set[int]]
+    padding: PaddingRows
 
     @classmethod
     def of(
-        cls,
-        function: Functional,
-        theta: Theta,
-        out: torch.Tensor,
-        padding: PaddingRows,
-        weights: torch.Tensor | None = None,
-    ) -> BackwardPass:
-        """Differentiate outputs (samples, m_y) that were computed at the leaves ``theta``.
+        cls, function: Functional, x: torch.Tensor, evaluate: Callable[..., torch.Tensor] = _evaluated
+    ) -> ForwardPass:
+        """Run a model on a batch by ``evaluate(function, x, theta=theta)``, which returns (samples, m_y)."""
+        theta = function.leaves()
+        with torch.enable_grad(), PaddingRows() as padding:
+            return cls(function, theta, evaluate(function, x, theta=theta), padding)
+
+    @functools.cached_property
+    def gradients(self) -> Mapping[str, torch.Tensor]:
+        """``J^T u`` by parameter, with fixed weights u of the outputs."""
+        return self.product(_weights(self.outputs.detach()))
+
+    def product(self, weights: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return ``J^T u`` by parameter, once.
 
         Raises
         ------
         InvalidInput
             The outputs have no gradient, or the backward pass raises an exception.
         """
-        if not out.requires_grad:
-            got = f"{type(function.source).__name__}, whose outputs have no gradient"
+        if not self.outputs.requires_grad:
+            got = f"{type(self.function.source).__name__}, whose outputs have no gradient"
             need = "a forward without no_grad, detach or .data, that uses its parameters"
             raise InvalidInput("model", got, need, code="unsupported-model")
-        u = _weights(out.detach()) if weights is None else weights
+        leaves, options = list(self.theta.values()), {"allow_unused": True, "materialize_grads": True}
         try:
-            gradients = torch.autograd.grad(out, list(theta.values()), u, allow_unused=True, materialize_grads=True)
+            gradients = torch.autograd.grad(self.outputs, leaves, weights, **options)
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:  # a backward pass of the user, or a checkpoint, can raise anything
-            raise refused_backward(function.model, error) from error
-        names = {id(value): name for name, value in theta.items()}
+            raise refused_backward(self.function.model, error) from error
+        return dict(zip(self.theta, (g.detach() for g in gradients)))
+
+    @property
+    def padding_rows(self) -> dict[str, set[int]]:
+        """Rows of slots that are padding."""
+        names = {id(value): name for name, value in self.theta.items()}
         rows: dict[str, set[int]] = {}
-        for table, index in padding.rows:
+        for table, index in self.padding.rows:
             if id(table) in names:
                 rows.setdefault(names[id(table)], set()).add(index % len(table))
-        return cls(dict(zip(theta, (g.detach() for g in gradients))), out.detach(), out.grad_fn, rows)
+        return rows
+
+    @property
+    def other_leaves(self) -> bool:
+        """Whether the outputs have derivatives by tensors that are not in theta."""
+        known = {id(value) for value in self.theta.values()}
+        leaves = (getattr(step, "variable", None) for step in _steps(self.outputs.grad_fn))
+        return any(leaf is not None and id(leaf) not in known for leaf in leaves)
 
 
 def _weights(outputs: torch.Tensor) -> torch.Tensor:
@@ -198,48 +231,54 @@ def _weights(outputs: torch.Tensor) -> torch.Tensor:
 class _Arbitration:
     """The comparisons on some samples, with one direction and one set of weights."""
 
-    def __init__(self, function: Functional, x: torch.Tensor, computed_in: torch.dtype) -> None:
-        self.function, self.x = function, x
+    def __init__(
+        self, function: Functional, x: torch.Tensor, computed_in: torch.dtype, single: Mapping[int, ForwardPass]
+    ) -> None:
+        self.function, self.x, self.single = function, x, single
         self.eps = float(torch.finfo(computed_in).eps)
         self.h = self.eps ** (1 / 3)
         self.padding: Mapping[str, set[int]] = {}
 
-    def decide(self, first: BackwardPass | None) -> Arbitrated:
+    def decide(self, batch: ForwardPass | None) -> Arbitrated:
         """Compare all gradients together; those of parameters one by one too, if a backward pass is the user's."""
-        if first is None:
-            first = self._differentiated(self.x)
-        self.padding = first.padding
-        gradients, graph = first.gradients, first.graph
+        if batch is None:
+            batch = ForwardPass.of(self.function, self.x)
+        self.padding = batch.padding_rows
+        outputs, graph = batch.outputs.detach(), batch.outputs.grad_fn
+        gradients, weights = batch.gradients, _weights(outputs)
         direction = self._direction(gradients)
-        weights = _weights(first.outputs)
         steps = _custom_steps(graph)
-        if self._wrong(gradients, self.x, direction, weights) or (
+        if self._wrong(gradients, self.x, direction, weights, outputs.double()) or (
             steps and self._wrong_parameter(gradients, direction, weights)
         ):
             return Arbitrated(self.function, refusal=self._refusal(gradients, direction, weights, graph))
-        result = self._of_single_samples(direction, weights, graph)
+        result = self._of_single_samples(gradients, direction, weights, graph)
         if not steps or result.refusal is not None:
             return result
         note = f"the backward pass of {', '.join(steps[:3])} is the model's own: it agrees with differences of the "
         note += "outputs, which see no errors below theirs, so nothing is proved with it"
         return dataclasses.replace(result, notes=(*result.notes, note), custom=True)
 
-    def _of_single_samples(self, direction: Theta, weights: torch.Tensor, graph: Any) -> Arbitrated:
-        """Compare the gradients of the first and the last sample, alone and in batches of two.
+    def _of_single_samples(
+        self, gradients: Mapping[str, torch.Tensor], direction: Theta, weights: torch.Tensor, graph: Any
+    ) -> Arbitrated:
+        """Compare the gradients of samples alone with those in batches.
 
-        Both are in one batch first: if the sum of their gradients is that of the gradients alone, so are the terms, up
+        They are in one batch first: if the sum of their gradients is that of the gradients alone, so are the terms, up
         to what the comparison would allow them.
         """
-        rows = list(dict.fromkeys((0, len(self.x) - 1)))
-        u = weights[:1]
-        alone = {row: self._differentiated(self.x[row : row + 1]).gradients for row in rows}
-        if len(rows) == 2:
-            both = self._differentiated(torch.cat([self.x[:1], self.x[-1:]]), u.expand(2, -1)).gradients
-            if self._agree({name: alone[rows[0]][name] + g for name, g in alone[rows[1]].items()}, both):
+        rows = graded_rows(self.x)
+        alone = {row: self._alone(row).product(weights[row : row + 1]) for row in rows}
+        if len(rows) > 1:
+            if len(rows) < len(self.x):
+                ends = torch.cat([self.x[:1], self.x[-1:]])
+                gradients = self._gradients(ends, torch.cat([weights[:1], weights[-1:]]))
+            first, *others = alone.values()
+            if self._agree({name: sum((other[name] for other in others), g) for name, g in first.items()}, gradients):
                 return Arbitrated(self.function)
         for row, single in alone.items():
-            sample, again = self.x[row : row + 1], self.x[(row + 1) % len(self.x)][None]
-            pair = self._differentiated(torch.cat([sample, again]), u, rows=1).gradients
+            sample, again, u = self.x[row : row + 1], self.x[(row + 1) % len(self.x)][None], weights[row : row + 1]
+            pair = self._gradients(torch.cat([sample, again]), torch.cat([u, torch.zeros_like(u)]))
             if self._agree(single, pair):
                 continue
             if self._wrong(pair, sample, direction, u):
@@ -252,14 +291,12 @@ class _Arbitration:
             return Arbitrated(dataclasses.replace(self.function, doubled=True), (note,))
         return Arbitrated(self.function)
 
-    def _differentiated(
-        self, x: torch.Tensor, weights: torch.Tensor | None = None, rows: int | None = None
-    ) -> BackwardPass:
-        """Return J^T u by one backward pass for the first ``rows`` samples."""
-        theta = self.function.leaves()
-        with PaddingRows() as padding, Convolutions():
-            out = self.function(theta, self.function.batch(x)).reshape(len(x), -1)[:rows]
-        return BackwardPass.of(self.function, theta, out, padding, weights)
+    def _alone(self, row: int) -> ForwardPass:
+        known = self.single.get(row)
+        return ForwardPass.of(self.function, self.x[row : row + 1]) if known is None else known
+
+    def _gradients(self, x: torch.Tensor, weights: torch.Tensor) -> dict[str, torch.Tensor]:
+        return ForwardPass.of(self.function, x).product(weights)
 
     def _direction(self, gradients: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return noise of the size of each parameter, less for those that would dominate the products."""
@@ -269,7 +306,8 @@ class _Arbitration:
         middle = shares[len(shares) // 2] if shares else 1.0
         direction = {}
         for name, value in self.function.theta.items():
-            noise = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
+            noise = torch.rand(value.shape, generator=generator, dtype=torch.float64).to(value)  # faster than randn
+            noise = noise.sub_(0.5).mul_(math.sqrt(12.0))  # of mean 0 and variance 1
             share = sizes[name] * _norm(gradients[name])
             direction[name] = noise * (sizes[name] * min(1.0, middle / share if share else 1.0))
             for index in self.padding.get(name, ()):
@@ -300,21 +338,39 @@ class _Arbitration:
         return min(sizes) >= 0.9 * off and sizes[1] >= 0.5 * sizes[0]
 
     def _wrong(
-        self, gradients: Mapping[str, torch.Tensor], x: torch.Tensor, direction: Theta, weights: torch.Tensor
+        self,
+        gradients: Mapping[str, torch.Tensor],
+        x: torch.Tensor,
+        direction: Theta,
+        weights: torch.Tensor,
+        outputs: torch.Tensor | None = None,
     ) -> bool:
-        """Whether J^T u contradicts differences that agree with each other at two steps."""
+        """Whether J^T u contradicts differences that agree with each other at two steps.
+
+        With the ``outputs`` at theta, the difference from them is tried first: it takes one evaluation, and its error,
+        of the order of h, is below what the comparison allows unless the second derivative is large.
+        """
         terms = [gradients[name].double() * direction[name].double() for name in gradients]
         product = float(sum(term.sum() for term in terms))
         if not math.isfinite(product):
             return False  # which the caller refuses, with the sample and the parameter
         spread = math.sqrt(float(sum(term.square().sum() for term in terms)))
+
+        def compared(Jv: torch.Tensor, h: float, largest: float) -> tuple[float, float]:
+            """Return u^T J v by a difference, and how far it may be from that of the gradients."""
+            noise = 16.0 * self.eps / h * largest * float(weights.norm())
+            scale = max(spread, abs(product), float(weights.norm() * Jv.norm()) / math.sqrt(weights.numel()))
+            return float((weights.double() * Jv).sum()), max(_LEAST, 30.0 * self.h) * scale + noise
+
+        if outputs is not None:
+            Jv = (self._moved(x, direction, self.h) - outputs) / self.h
+            value, limit = compared(Jv, self.h, float(outputs.abs().max()))
+            if abs(value - product) <= limit:
+                return False
         seen: list[float] = []
         for h in (self.h, self.h / 4.0):
             Jv, largest = self._difference(x, direction, h)
-            value = float((weights.double() * Jv).sum())
-            noise = 16.0 * self.eps / h * largest * float(weights.norm())
-            scale = max(spread, abs(product), float(weights.norm() * Jv.norm()) / math.sqrt(weights.numel()))
-            limit = max(_LEAST, 30.0 * self.h) * scale + noise
+            value, limit = compared(Jv, h, largest)
             if not math.isfinite(value) or abs(value - product) <= limit:
                 return False
             seen.append(value)
@@ -370,17 +426,22 @@ def refused_backward(model: nn.Module, error: Exception) -> InvalidInput:
     return InvalidInput("model", got, need, code="unsupported-model")
 
 
-def _custom_steps(graph: Any) -> list[str]:
-    """Return the names of the user's functions in a graph of autograd."""
-    stack, seen, names = [graph] if graph is not None else [], {graph}, []
+def _steps(graph: Any) -> Iterator[Any]:
+    """Yield the steps of a graph of autograd."""
+    stack, seen = [graph] if graph is not None else [], {graph}
     while stack:
         step = stack.pop()
-        if isinstance(step, torch.autograd.function.BackwardCFunction) and not _library(step):
-            names.append(type(step).__name__.removesuffix("Backward"))
+        yield step
         following = [part for part, _ in step.next_functions if part is not None and part not in seen]
         seen.update(following)
         stack += following
-    return list(dict.fromkeys(names))
+
+
+def _custom_steps(graph: Any) -> list[str]:
+    """Return the names of the user's functions in a graph of autograd."""
+    kind = torch.autograd.function.BackwardCFunction
+    custom = [step for step in _steps(graph) if isinstance(step, kind) and not _library(step)]
+    return list(dict.fromkeys(type(step).__name__.removesuffix("Backward") for step in custom))
 
 
 def _library(step: Any) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
@@ -183,38 +182,67 @@ class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         return False
 
 
-class RoundingObserver(DispatchMode):
-    """Watch the operations of a forward pass for results narrower than their operands.
+class OperationObserver(DispatchMode):
+    """Watch the operations of a pass for results narrower than their operands, and for some tensors as operands.
 
     A model may contain ``x.float()``; its float64 evaluation then has the accuracy of float32, and tolerances must
     account for that.
 
+    Attributes
+    ----------
+    coarsest : torch.dtype
+        ``dtype``, or the coarsest to which the result of an operation on finer numbers was rounded.
+    seen : bool
+        Whether an operand was one of ``tensors``, or a view of one.
+
     Examples
     --------
     >>> import torch
-    >>> with RoundingObserver(torch.float64) as observer:
-    ...     _ = torch.ones(2, dtype=torch.float64).float().double()
-    >>> observer.coarsest
-    torch.float32
+    >>> one = torch.ones(2, dtype=torch.float64)
+    >>> with OperationObserver(torch.float64, [one]) as observer:
+    ...     _ = one[:1].float().double()
+    >>> observer.coarsest, observer.seen
+    (torch.float32, True)
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, tensors: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()
-        self.coarsest = dtype
+        self.coarsest, self.seen = dtype, False
+        self.memory = {memory_of(tensor) for tensor in tensors} - {None}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation and note the coarsest floating result that came from a finer operand."""
         result = func(*args, **(kwargs or {}))
-        finest = min((_eps(item) for item in pytree.tree_leaves((args, kwargs))), default=1.0)
-        for item in pytree.tree_leaves(result):
-            if finest < _eps(item) < 1.0 and _eps(item) > torch.finfo(self.coarsest).eps:
-                self.coarsest = item.dtype
+        operands = list(_tensors((args, kwargs)))
+        self.seen = self.seen or any(memory_of(tensor) in self.memory for tensor in operands)
+        finest = min(map(_eps, operands), default=1.0)
+        for tensor in _tensors(result):
+            if finest < _eps(tensor) < 1.0 and _eps(tensor) > torch.finfo(self.coarsest).eps:
+                self.coarsest = tensor.dtype
         return result
 
 
-def _eps(item: Any) -> float:
-    floating = isinstance(item, torch.Tensor) and item.dtype.is_floating_point
-    return float(torch.finfo(item.dtype).eps) if floating else 1.0
+def memory_of(value: Any) -> int | None:
+    """Return a number for the storage of a dense tensor with entries, of which not every backend has an address."""
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or not value.numel():
+        return None
+    try:
+        return int(value.untyped_storage()._cdata)
+    except RuntimeError:  # a wrapper of tensors
+        return None
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors among the operands of an operation: much faster than torch's trees."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
+
+
+def _eps(tensor: torch.Tensor) -> float:
+    return float(torch.finfo(tensor.dtype).eps) if tensor.dtype.is_floating_point else 1.0
 
 
 def as_inputs(X: Any, device: torch.device) -> torch.Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from alignver.errors import InvalidInput
-from alignver.network.inputs import DispatchMode
+from alignver.network.inputs import DispatchMode, memory_of
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 _CONTAINERS = (list, dict, set)
@@ -322,8 +322,7 @@ class RefuseWrites(DispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        # The storages are compared, not their addresses, which not every backend has.
-        self.memory = {t.untyped_storage()._cdata: name for name, t in named_tensors(model) if t.numel()}
+        self.memory = {memory_of(t): name for name, t in named_tensors(model) if t.numel()}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Inspect the operands that are written to, and run the operation."""
@@ -333,10 +332,9 @@ class RefuseWrites(DispatchMode):
                 continue
             value = args[position] if position < len(args) else kwargs.get(operand.name)
             for tensor in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and tensor.numel():
-                    name = self.memory.get(tensor.untyped_storage()._cdata)
-                    if name is not None:
-                        raise refused_write(self.model, name)
+                name = self.memory.get(memory_of(tensor))
+                if name is not None:
+                    raise refused_write(self.model, name)
         return func(*args, **kwargs)
 
 

@@ -10,7 +10,9 @@ the forward pass, the computed derivatives are those of no function, and no erro
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -22,17 +24,15 @@ from torch.nn.modules import module as global_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
-from torch.utils import _pytree as pytree
 
 from alignver import require
 from alignver.errors import InvalidInput, first_line, kind_of
 from alignver.network.adapt import arguments_of, names_of
-from alignver.network.arbitration import BackwardPass, PaddingRows, arbitrate, is_rounding, refused_backward
+from alignver.network.arbitration import ForwardPass, arbitrate, graded_rows, is_rounding, refused_backward
 from alignver.network.convolution import Convolutions
 from alignver.network.functional import Functional, Theta, comparison_weights
 from alignver.network.inputs import (
-    DispatchMode,
-    RoundingObserver,
+    OperationObserver,
     dtype_name,
     failing_module,
     has_attention,
@@ -102,20 +102,6 @@ def _is_foreign(key: str, value: Any, kind: type) -> bool:
     return isinstance(value, torch.Tensor) or (callable(value) and hasattr(kind, key))
 
 
-class _ParameterObserver(DispatchMode):
-    """Detect operations on the module's own parameters."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.parameters = {id(p) for p in model.parameters()}
-        self.seen = False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Inspect the arguments, and run the operation."""
-        self.seen = self.seen or any(id(leaf) in self.parameters for leaf in pytree.tree_leaves((args, kwargs)))
-        return func(*args, **(kwargs or {}))
-
-
 def recomputes(function: Functional, x: torch.Tensor) -> bool:
     """Whether a backward pass runs modules of the model or operations on the module's own parameters.
 
@@ -138,7 +124,7 @@ def recomputes(function: Functional, x: torch.Tensor) -> bool:
     # A hook beside the dispatch mode: the mode does not see the threads of a backward pass on a GPU.
     hook = global_hooks.register_module_forward_pre_hook(note)
     try:
-        with _ParameterObserver(function.model) as observer:
+        with OperationObserver(function.dtype, function.model.parameters()) as observer:
             torch.autograd.grad(out.sum(), list(theta.values()), allow_unused=True)
     finally:
         hook.remove()
@@ -328,35 +314,55 @@ def probe(function: Functional, x: torch.Tensor, *, strict: bool = True) -> Prob
         return _probed(function, probes(x, count), strict=strict)
 
 
-def _probed(function: Functional, x: torch.Tensor, *, strict: bool) -> Probed:
+def _probed(function: Functional, x: torch.Tensor, *, strict: bool, notes: tuple[str, ...] = ()) -> Probed:
     if is_sample_independent(function.model, x):
         with torch.no_grad():
             return Probed(int(_rows(function, x).shape[1]), function.dtype, function, plain=True)
-    function = _with_inner_gradients(function, x)
+    always_graded = dataclasses.replace(function, graded=True)
     versions = {name: t._version for name, t in {**function.theta, **function.held}.items()}
-    with torch.no_grad(), RoundingObserver(function.dtype) as observer:
-        batch = _rows(function, x)
+    observer = OperationObserver(function.dtype, function.model.parameters())
+    try:
+        with torch.no_grad(), observer:
+            batch = _rows(function, x)
+    except InvalidInput as refused:  # a model that differentiates inside its forward pass needs gradients in every pass
+        if function.graded or "does not require grad" not in str(refused.__cause__):
+            raise
+        return _probed(always_graded, x, strict=strict)
+    _require_unwritten(function, versions)
+    # Each further pass has another batch: all samples in reverse order, each alone, all but the first.
+    computed_in, expect, turned = observer.coarsest, batch.shape[1], x.flip(0)
+    graded = ForwardPass.of(function, turned, _rows)
+    alone = functools.partial(_rows, expect=expect)
+    single = {row: ForwardPass.of(function, turned[row : row + 1], alone) for row in graded_rows(x)}
     with torch.no_grad():
-        apart = torch.cat([_rows(function, part, expect=batch.shape[1]) for part in torch.split(x, 1)])
-        turned = torch.cat([batch[:1], _rows(function, x[1:].flip(0)).flip(0)]) if len(x) > 2 else batch
-    for name, tensor in {**function.theta, **function.held}.items():
-        if tensor._version != versions[name]:
-            raise refused_write(function.source, name)
-    if _differ(batch, apart, observer.coarsest) or _differ(batch, turned, observer.coarsest):
-        raise _refused_rows(function, x, batch, observer.coarsest)
-    direct = _native_outputs(function, x)
-    backward = _backward_pass(function, x, direct)
-    function, notes = _with_gradients(function, x, batch, backward.outputs, observer.coarsest)
-    if direct is not None:
-        _require_same_gradient(function, x, direct, backward)
-    arbitrated = arbitrate(function, x, observer.coarsest, backward)
+        apart = [
+            single[row].outputs.detach() if row in single else alone(function, part)
+            for row, part in enumerate(torch.split(turned, 1))
+        ]
+    _require_unwritten(function, versions)
+    coupled = _differ(batch.flip(0), torch.cat(apart), computed_in)
+    if coupled or _differ(batch.flip(0), graded.outputs.detach(), computed_in):
+        if not function.graded:
+            with torch.no_grad():
+                another = _differ(batch, _rows(always_graded, x), computed_in)
+            if another:
+                return _probed(always_graded, x, strict=strict, notes=(_another_function(function),))
+        raise _refused_rows(function, x, batch, computed_in)
+    _require_gradients(function, turned, graded)
+    if observer.seen or graded.other_leaves or not _is_own_function(function, turned, batch.flip(0), computed_in):
+        with torch.no_grad():
+            if len(x) > 2 and _differ(batch[1:].flip(0), _rows(function, turned[:-1]), computed_in):
+                raise _refused_rows(function, x, batch, computed_in)
+        direct = _native_outputs(function, turned)
+        notes = tuple(dict.fromkeys((*notes, *_notes(function, x, batch))))
+        if direct is not None:
+            _require_same_gradient(function, turned, direct, graded)
+    arbitrated = arbitrate(function, turned, computed_in, graded, single)
     if strict and arbitrated.refusal is not None:
         raise arbitrated.refusal
     notes = (*notes, *arbitrated.notes)
-    m_y = int(batch.shape[1])
-    return Probed(
-        m_y, observer.coarsest, arbitrated.function, notes=notes, refusal=arbitrated.refusal, custom=arbitrated.custom
-    )
+    found = arbitrated.function
+    return Probed(expect, computed_in, found, notes=notes, refusal=arbitrated.refusal, custom=arbitrated.custom)
 
 
 def _in_eval_mode(function: Functional, test: Callable[[], bool]) -> bool:
@@ -395,23 +401,19 @@ def _refused_rows(function: Functional, x: torch.Tensor, batch: torch.Tensor, dt
     return _unsupported(got, f"{need}: no batch statistics, and loops and solvers with a fixed number of steps")
 
 
-def _with_inner_gradients(function: Functional, x: torch.Tensor) -> Functional:
-    """Enable gradients in every pass of a model that differentiates inside its forward pass."""
-    try:
-        with torch.no_grad():
-            function(function.theta, function.batch(x[:1]))
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except Exception as error:  # of which _rows makes a message, unless gradients are the remedy
-        if "does not require grad" in str(error):
-            return dataclasses.replace(function, graded=True)
-    return function
+def _require_unwritten(function: Functional, versions: dict[str, int]) -> None:
+    for name, tensor in {**function.theta, **function.held}.items():
+        if tensor._version != versions[name]:
+            raise refused_write(function.source, name)
 
 
-def _with_gradients(
-    function: Functional, x: torch.Tensor, batch: torch.Tensor, graded: torch.Tensor, computed_in: torch.dtype
-) -> tuple[Functional, tuple[str, ...]]:
-    """Compare the outputs with those of a pass with gradients, and of the model as it runs under no_grad.
+def _another_function(function: Functional) -> str:
+    model = type(function.source).__name__
+    return f"{model} is another function under torch.no_grad(): this is about the one that gradients are computed of"
+
+
+def _notes(function: Functional, x: torch.Tensor, batch: torch.Tensor) -> tuple[str, ...]:
+    """Compare the outputs with those in the model's own dtype, and of the model as it runs under no_grad.
 
     Raises
     ------
@@ -419,7 +421,6 @@ def _with_gradients(
         The model is another function in the dtype of computation than in its own.
     """
     model = type(function.source).__name__
-    differ = _differ(batch, graded, computed_in)
     native = next(function.source.parameters()).dtype
     narrow = function.in_dtype(native)
     theta = narrow.theta
@@ -433,18 +434,14 @@ def _with_gradients(
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception:  # a model that runs in float64 only, where there is nothing to compare
-        return (dataclasses.replace(function, graded=True) if differ else function), ()
-    finite = bool(torch.isfinite(plain).all())
-    another = finite and native != function.dtype and _differ(batch, plain.to(batch.dtype), native, power=0.25)
+        return ()
+    if not bool(torch.isfinite(plain).all()):
+        return ()
+    another = native != function.dtype and _differ(batch, plain.to(batch.dtype), native, power=0.25)
     if another and not is_rounding(function, x, batch, plain):
         got = f"{model}, whose outputs in {dtype_name(function.dtype)} are not those in {dtype_name(native)}, rounded"
         raise _unsupported(got, f"dtype='same', which checks the model in its own {dtype_name(native)}")
-    notes: tuple[str, ...] = ()
-    if differ or (finite and _differ(plain, bare, native)):
-        notes = (
-            f"{model} is another function under torch.no_grad(): this is about the one that gradients are computed of",
-        )
-    return (dataclasses.replace(function, graded=True) if differ else function), notes
+    return (_another_function(function),) if _differ(plain, bare, native) else ()
 
 
 def _rows(
@@ -503,20 +500,26 @@ def _differ(first: torch.Tensor, second: torch.Tensor, dtype: torch.dtype, power
     return float((first - second).abs().max()) > math.pow(torch.finfo(dtype).eps, power) * size
 
 
-def _native_outputs(function: Functional, x: torch.Tensor) -> torch.Tensor | None:
-    """Return the outputs of the module itself, in its own dtype, with their graph; None if it cannot be compared."""
+def _native_outputs(function: Functional, x: torch.Tensor, *, graded: bool = True) -> torch.Tensor | None:
+    """Return the outputs of the module itself, in its own dtype, with their graph; None if it cannot be compared.
+
+    Without ``graded`` it runs as it does under no_grad.
+    """
     model = function.model
     if any(tensor.is_inference() for tensor in [*model.parameters(), *model.buffers()]):
         return None  # autograd works on the copies only, not on the module itself
     native = next(model.parameters()).dtype
     before = {name: id(tensor) for name, tensor in named_tensors(model)}
+    inputs = dataclasses.replace(function, dtype=native).batch(x)
     try:
-        with function.evaluated(), RefuseWrites(model):
-            direct: torch.Tensor = model(function.in_dtype(native).batch(x))
+        # In a mode such as Convolutions, torch does not run its fused layers, which may be another function.
+        fast = contextlib.nullcontext() if graded or has_attention(model) else Convolutions()
+        with function.evaluated() if graded else torch.no_grad(), fast, RefuseWrites(model):
+            direct: torch.Tensor = model(inputs)
     except InvalidInput:
         raise
     except Exception as error:
-        if native == function.dtype:
+        if native == function.dtype and graded:
             raise refused_inputs(model, x, error) from error
         return None  # the model runs in float64 only: there is nothing to compare with
     for name, tensor in named_tensors(model):
@@ -525,20 +528,30 @@ def _native_outputs(function: Functional, x: torch.Tensor) -> torch.Tensor | Non
     return direct
 
 
-def _backward_pass(function: Functional, x: torch.Tensor, direct: torch.Tensor | None) -> BackwardPass:
-    """Return the backward pass through the copies in the dtype of computation; ``direct`` is that of the module.
+def _is_own_function(function: Functional, x: torch.Tensor, batch: torch.Tensor, computed_in: torch.dtype) -> bool:
+    """Whether the module itself, in its own dtype and without gradients, has the same outputs; all but the last."""
+    rows = slice(0, max(2, len(x) - 1))
+    out = _native_outputs(function, x[rows], graded=False)
+    if not isinstance(out, torch.Tensor) or out.numel() != batch[rows].numel() or not bool(torch.isfinite(out).all()):
+        return False
+    coarsest = max(computed_in, next(function.model.parameters()).dtype, key=lambda dtype: torch.finfo(dtype).eps)
+    return not _differ(batch[rows], out.reshape(batch[rows].shape).to(batch.dtype), coarsest)
+
+
+def _require_gradients(function: Functional, x: torch.Tensor, graded: ForwardPass) -> None:
+    """Differentiate through the copies in the dtype of computation.
 
     A checkpoint (``torch.utils.checkpoint``) runs parts of the model again in it, with the module's own parameters.
     """
-    theta, native = function.leaves(), next(function.model.parameters()).dtype
-    with torch.enable_grad(), PaddingRows() as padding:
-        out = _rows(function, x, theta=theta)
+    native = next(function.model.parameters()).dtype
     try:
-        return BackwardPass.of(function, theta, out, padding)
+        _ = graded.gradients
+        return
     except InvalidInput as refused:
         error = refused.__cause__
         if native == function.dtype or not isinstance(error, RuntimeError):
             raise
+    direct = _native_outputs(function, x)
     if direct is not None:
         _require_same_gradient(function, x, direct, None)  # which may fail too
     failing, wide = module_name(*failing_module(function.model, error)), dtype_name(function.dtype)
@@ -548,13 +561,13 @@ def _backward_pass(function: Functional, x: torch.Tensor, direct: torch.Tensor |
 
 
 def _require_same_gradient(
-    function: Functional, x: torch.Tensor, direct: torch.Tensor, backward: BackwardPass | None
+    function: Functional, x: torch.Tensor, direct: torch.Tensor, graded: ForwardPass | None
 ) -> None:
     """Compare a gradient through the copies with one through the module itself, in the module's own dtype.
 
     Both run the same operations on the same numbers. If they differ, the forward pass accesses parameters other than
     through the module's attributes (a list, a closure, a view made at construction), and the Jacobian would silently
-    miss columns. ``backward`` is the pass through the copies if the module's own dtype is that of computation.
+    miss columns. ``graded`` is the pass through the copies if the module's own dtype is that of computation.
     """
     model, layout = function.model, function.layout
     native = next(model.parameters()).dtype
@@ -566,12 +579,9 @@ def _require_same_gradient(
         expected = torch.autograd.grad(
             direct, list(parameters.values()), weights, allow_unused=True, materialize_grads=True
         )
-        if backward is None or native != function.dtype:
-            narrow = function.in_dtype(native)
-            theta = narrow.leaves()
-            with PaddingRows() as padding:
-                out = _rows(narrow, x, theta=theta)
-            backward = BackwardPass.of(narrow, theta, out, padding)
+        if graded is None or native != function.dtype:
+            graded = ForwardPass.of(function.in_dtype(native), x, _rows)
+        gradients = graded.gradients
     except (InvalidInput, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:  # a backward pass of the user, or a checkpoint, can raise anything
@@ -581,7 +591,7 @@ def _require_same_gradient(
     if function.changed:
         return  # another thread trains the model: the two passes saw other parameters
     for name, reference in zip(parameters, expected):
-        if _norm(reference - backward.gradients[name]) > math.sqrt(torch.finfo(native).eps) * _norm(reference):
+        if _norm(reference - gradients[name]) > math.sqrt(torch.finfo(native).eps) * _norm(reference):
             got = f"{type(model).__name__}, whose forward accesses {name!r} other than through the module's attributes"
             raise _unsupported(got, "a forward that reads its parameters from the module (self.weight) at every call")
 

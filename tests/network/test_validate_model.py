@@ -11,6 +11,8 @@ from torch import nn
 from alignver.checks.alignment import check_alignment
 from alignver.errors import InvalidInput
 from alignver.jacobians.jacobian import jacobian, outputs
+from alignver.network.functional import functional
+from alignver.network.validate_model import probe
 from alignver.progress import Silent, listening
 from tests.reference import fingerprint
 
@@ -71,6 +73,17 @@ class Hidden(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.layer(x) + self.after(x)
+
+
+class Doubled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2).double()
+        doubled = 2.0 * self.layer.weight
+        self.run = lambda x: x @ doubled.T + self.layer.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.run(x.double())
 
 
 class NoGradient(nn.Module):
@@ -184,6 +197,7 @@ MODELS = {
 DERIVATIVES = {
     "a frozen model": (_frozen, r"Linear with no trainable parameter.*include_frozen=True"),
     "a closure": (Hidden, r"Hidden, whose forward accesses 'layer.weight' other than through the module's attributes"),
+    "a product made at construction": (Doubled, r"Doubled, whose forward accesses 'layer.weight' other than through"),
     "no gradient": (NoGradient, r"NoGradient, whose outputs have no gradient"),
     "an infinite derivative": (Root, r"derivative of output 0 by parameter 'scale' that is NaN or Inf, at sample 0"),
 }
@@ -211,6 +225,19 @@ def test_models_whose_derivatives_are_refused(name, entry):
     with pytest.raises(InvalidInput, match=words):
         entry(model, torch.arange(12.0).reshape(4, 3) + 1.0)
     assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_model_is_probed_in_few_passes(large):
+    """Batches of samples that a forward pass is run on, before its derivatives are used."""
+    model, x, batches = Wrap(torch.tanh).double(), torch.randn(20, 3).double(), []
+    if large:
+        model.register_parameter("more", nn.Parameter(torch.zeros(10**6, dtype=torch.float64)))
+    function = functional(model, torch.float64)
+    function.model.after = lambda h: batches.append((len(h), h.requires_grad)) or torch.tanh(h)
+    probe(function, x)
+    ones, every = ([(1, True)] * 3, 3) if large else ([(1, True)] * 2 + [(1, False)] * 6 + [(2, True)], 8)
+    assert sorted(batches) == sorted([(every, False)] * 2 + [(every, True), (every - 1, False), *ones])
 
 
 def test_a_scripted_model_is_refused():
