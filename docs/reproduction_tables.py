@@ -30,7 +30,7 @@ def write(*_: Any) -> None:
 
 def _section(path: pathlib.Path, document: Mapping[str, Any]) -> str:
     provenance = document["provenance"]
-    lines = [f"## {provenance['command'].removeprefix('reproduce ')}", ""]
+    lines = [f"## {_command(provenance).removeprefix('reproduce ')}", ""]
     figure = path.with_suffix(".png")
     if figure.is_file():
         lines += [f"```{{figure}} results/{figure.name}", ":width: 100%", "", f"{path.stem}", "```", ""]
@@ -59,11 +59,16 @@ def _origin(path: pathlib.Path, provenance: Mapping[str, Any]) -> list[str]:
     )
     runs = "1 run" if len(made) == 1 else f"{len(made)} runs"
     return [
-        f"`alignver {provenance['command']}` produced {{download}}`{path.name} <results/{path.name}>`: {runs}, "
+        f"`alignver {_command(provenance)}` produced {{download}}`{path.name} <results/{path.name}>`: {runs}, "
         f"{_minutes(provenance['work_seconds'])} of work on {' and '.join(machines)}; {' and '.join(versions)}, "
         f"Python {provenance['versions']['python']}." + STALE * stale(provenance),
         "",
     ]
+
+
+def _command(provenance: Mapping[str, Any]) -> str:
+    device = provenance["device"]
+    return provenance["command"] + (f" --device {device}" if device != "cpu" else "")
 
 
 STALE = " The code of the experiment has changed since."
