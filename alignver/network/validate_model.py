@@ -335,10 +335,8 @@ def _probed(function: Functional, x: torch.Tensor, *, strict: bool, notes: tuple
     alone = functools.partial(_rows, expect=expect)
     single = {row: ForwardPass.of(function, turned[row : row + 1], alone) for row in graded_rows(x)}
     with torch.no_grad():
-        apart = [
-            single[row].outputs.detach() if row in single else alone(function, part)
-            for row, part in enumerate(torch.split(turned, 1))
-        ]
+        parts = enumerate(torch.split(turned, 1))
+        apart = [single[k].outputs.detach() if k in single else alone(function, part) for k, part in parts]
     _require_unwritten(function, versions)
     coupled = _differ(batch.flip(0), torch.cat(apart), computed_in)
     if coupled or _differ(batch.flip(0), graded.outputs.detach(), computed_in):
@@ -360,9 +358,8 @@ def _probed(function: Functional, x: torch.Tensor, *, strict: bool, notes: tuple
     arbitrated = arbitrate(function, turned, computed_in, graded, single)
     if strict and arbitrated.refusal is not None:
         raise arbitrated.refusal
-    notes = (*notes, *arbitrated.notes)
-    found = arbitrated.function
-    return Probed(expect, computed_in, found, notes=notes, refusal=arbitrated.refusal, custom=arbitrated.custom)
+    special = (*notes, *arbitrated.notes), arbitrated.refusal, arbitrated.custom
+    return Probed(expect, computed_in, arbitrated.function, False, *special)
 
 
 def _in_eval_mode(function: Functional, test: Callable[[], bool]) -> bool:
@@ -511,10 +508,13 @@ def _native_outputs(function: Functional, x: torch.Tensor, *, graded: bool = Tru
     native = next(model.parameters()).dtype
     before = {name: id(tensor) for name, tensor in named_tensors(model)}
     inputs = dataclasses.replace(function, dtype=native).batch(x)
+    modes: tuple[Any, ...] = (function.evaluated(),) if graded else (function.evaluated(), Convolutions())
+    if not graded and has_attention(model):
+        modes = ()  # in which torch would not run its fused layers, another function on padded sequences
     try:
-        # In a mode such as Convolutions, torch does not run its fused layers, which may be another function.
-        fast = contextlib.nullcontext() if graded or has_attention(model) else Convolutions()
-        with function.evaluated() if graded else torch.no_grad(), fast, RefuseWrites(model):
+        with contextlib.ExitStack() as stack:
+            for context in (torch.set_grad_enabled(graded), *modes, RefuseWrites(model)):
+                stack.enter_context(context)
             direct: torch.Tensor = model(inputs)
     except InvalidInput:
         raise
@@ -535,7 +535,7 @@ def _is_own_function(function: Functional, x: torch.Tensor, batch: torch.Tensor,
     if not isinstance(out, torch.Tensor) or out.numel() != batch[rows].numel() or not bool(torch.isfinite(out).all()):
         return False
     coarsest = max(computed_in, next(function.model.parameters()).dtype, key=lambda dtype: torch.finfo(dtype).eps)
-    return not _differ(batch[rows], out.reshape(batch[rows].shape).to(batch.dtype), coarsest)
+    return not _differ(batch[rows], out.detach().reshape(batch[rows].shape).to(batch.dtype), coarsest)
 
 
 def _require_gradients(function: Functional, x: torch.Tensor, graded: ForwardPass) -> None:
