@@ -100,7 +100,7 @@ def is_operator(value: Any) -> bool:
 
 def _validated(value: Any, name: str, ndim: int, computed_in: str | None) -> Entries:
     array = native(value, name)
-    dtype = _dtype_name(array)
+    dtype = str(array.dtype).rpartition(".")[2]
     kind = {1: "vector", 2: "matrix"}[ndim]
     shape = tuple(array.shape)
     if dtype not in EPS and dtype not in _INTEGERS and dtype != "bool":
@@ -164,10 +164,6 @@ def native(value: Any, name: str) -> Array:
 
 
 _TORCH_SPARSE = {f"torch.sparse_{kind}" for kind in ("coo", "csr", "csc", "bsr", "bsc")}
-
-
-def _dtype_name(array: Array) -> str:
-    return str(array.dtype).rpartition(".")[2]
 
 
 def _require_finite(array: Array, name: str) -> None:

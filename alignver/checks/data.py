@@ -226,7 +226,8 @@ def merge_sentence(duplicates: DuplicateInputs) -> str:
 
 def bound_sentence(loss: str, lower: float) -> str:
     """State the lower bound of the loss of every model."""
-    return f"every model has a {_loss_name(loss)} loss of at least {shown_down(lower, 6)}"
+    name = loss.replace("_entropy", "-entropy").replace("_", " ")
+    return f"every model has a {name} loss of at least {shown_down(lower, 6)}"
 
 
 def _measured(duplicates: DuplicateInputs, loss: str | None, lower: float, errors: int | None) -> dict[str, Any]:
@@ -361,7 +362,3 @@ def _label(known: Fingerprints, k: int, loss: str | None) -> str:
 
 def _listed(items: list[str], count: int) -> str:
     return ", ".join(items) + (", ..." if count > len(items) else "")
-
-
-def _loss_name(loss: str) -> str:
-    return {"cross_entropy": "cross-entropy", "binary_cross_entropy": "binary cross-entropy"}.get(loss, loss)

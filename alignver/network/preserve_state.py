@@ -117,7 +117,8 @@ class _RandomStates:
 
     def __init__(self) -> None:
         self.torch = torch.get_rng_state()
-        self.cuda = torch.cuda.get_rng_state_all() if _cuda_in_use() else []
+        used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        self.cuda = torch.cuda.get_rng_state_all() if used else []
         self.numpy = np.random.get_state(legacy=False)  # noqa: NPY002 - the state that models may use
         self.python = random.getstate()
 
@@ -230,10 +231,6 @@ def _restorers(value: Any) -> Iterator[Callable[[], Any]]:
 def _numbers(state: Any) -> tuple[bytes, int, int, float]:
     """Return what differs between two states of NumPy's generator."""
     return state["state"]["key"].tobytes(), state["state"]["pos"], state["has_gauss"], state["gauss"]
-
-
-def _cuda_in_use() -> bool:
-    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]  # torch leaves it unannotated
 
 
 def _copy(scratch: dict[Any, torch.Tensor] | None, key: Any, tensor: torch.Tensor) -> torch.Tensor:

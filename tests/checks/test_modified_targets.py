@@ -45,12 +45,12 @@ def test_one_output_takes_bits_with_or_without_an_axis(dtype, loss):
 
 
 def test_several_ones_in_a_row_are_for_the_binary_loss_only():
-    Y = [[1, 1, 0], [0, 0, 0]]
-    assert modified_targets(Y, "binary_cross_entropy", 2, 3).tolist() == [[1, 1, -1], [-1, -1, -1]]
-    with pytest.raises(InvalidInput, match=r"Y: got a row with 2 ones at 0.*binary_cross_entropy"):
-        modified_targets(Y, "cross_entropy", 2, 3)
-    with pytest.raises(InvalidInput, match=r"a row with 0 ones at 0"):
-        modified_targets(Y[1:], "cross_entropy", 1, 3)
+    Y = [[0, 1, 0], [1, 1, 0], [0, 0, 0]]
+    assert modified_targets(Y, "binary_cross_entropy", 3, 3).tolist() == [[-1, 1, -1], [1, 1, -1], [-1, -1, -1]]
+    with pytest.raises(InvalidInput, match=r"Y: got a row with 2 ones at 1.*binary_cross_entropy"):
+        modified_targets(Y, "cross_entropy", 3, 3)
+    with pytest.raises(InvalidInput, match=r"a row with 0 ones at 1"):
+        modified_targets(Y[::2], "cross_entropy", 2, 3)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int64", "bool"])

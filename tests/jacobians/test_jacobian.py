@@ -9,9 +9,10 @@ from torch import nn
 
 from alignver.errors import InvalidInput
 from alignver.jacobians import jacobian as jacobian_module
-from alignver.jacobians.jacobian import differentiate, jacobian, outputs
+from alignver.jacobians.jacobian import differentiate, jacobian, outputs, require_finite
 from alignver.jacobians.jacobian_form import streamed_qr
 from alignver.jacobians.operator import JacobianOperator
+from alignver.network.functional import parameter_layout
 from alignver.progress import listening
 from tests import zoo
 from tests.jacobians import networks
@@ -295,3 +296,12 @@ def test_recurrent_layers_run_without_cudnn(kind):
     jacobian(model, torch.randn(2, 4, 3) if kind is not nn.Linear else torch.randn(2, 3))
     assert set(seen) == {before and kind is nn.Linear}
     assert torch.backends.cudnn.enabled is before
+
+
+def test_the_entry_that_is_not_finite_is_named():
+    block, layout = torch.zeros(3, 4, 9, dtype=torch.float64), parameter_layout(nn.Linear(2, 3))
+    block[1:, 3, 8] = 1e308  # the sum overflows
+    require_finite(layout, block, 10)
+    block[1, 2, 7] = float("-inf")
+    with pytest.raises(InvalidInput, match="output 1 by parameter 'bias' that is NaN or Inf, at sample 12"):
+        require_finite(layout, block, 10)
