@@ -22,7 +22,7 @@ PATIENCE = 2.0
 """Seconds of silence before a bar appears."""
 
 SILENCE = 4.0
-"""Seconds of work without a line, or a tenth of the time since it began if that is longer, after which one is due."""
+"""Seconds of work without a line after which one is due."""
 
 _PACE = 3600.0  # seconds over which the speed is estimated: a step may last minutes
 
@@ -187,7 +187,7 @@ class Bars:
 
 
 class Lines(Bars):
-    """A listener that writes lines: plans at once, and how far a long call is, more rarely the longer it takes."""
+    """A listener that writes lines: plans at once, and how far a long call is."""
 
     def __init__(self, write: Callable[[str], None], label: str | None = None, *, plans: bool = True) -> None:
         self._write, self._plans = write, plans
@@ -211,7 +211,7 @@ class Lines(Bars):
             if tasks and now - ended > _GAP:  # another call
                 began = shown = tasks[0].began
             ended = now if tasks else ended
-            if tasks and self._open and now - shown >= max(SILENCE, (now - began) / 10.0):
+            if tasks and self._open and now - shown >= SILENCE:
                 self._write(_line(tasks, now - began))
                 shown = now
 

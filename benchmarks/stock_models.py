@@ -342,10 +342,20 @@ def ask(model, X, Y, select, every, dtype):
 def examine(build, every):
     """Return the row of one configuration."""
     torch.manual_seed(0)
-    model, X, select = build()
-    model, Y = model.eval(), torch.arange(SAMPLES) % 2
-    before, start = state(model), time.perf_counter()
+    start = time.perf_counter()
     row = {"verdict": "-", "rigor": "", "subject": "", "said": "", "gram": 0.0, "raw": 0, "dtype": "float64"}
+    try:
+        model, X, select = build()
+    except Exception as error:  # of the library whose model it is, for example of another version
+        return {
+            **row,
+            "said": f"not built: {type(error).__name__}: {error}",
+            "seconds": 0.0,
+            "harmed": [],
+            "built": False,
+        }
+    model, Y = model.eval(), torch.arange(SAMPLES) % 2
+    before = state(model)
     try:
         try:
             result, matrix = ask(model, X, Y, select, every, "float64")
@@ -373,17 +383,23 @@ def main():
     parser.add_argument("--every", action="store_true", help="all questions, and the tracker")
     parser.add_argument("words", nargs="*", help="parts of names")
     options = parser.parse_args()
-    rows = {}
+    rows, missing = {}, []
     print(f"{'model':22} {'verdict':9} {'rigor':10} {'subject':15} {'gram':8} {'s':>5}  harmed, refusal or next step")
     for name, build in stock().items():
         if options.words and not any(word in name for word in options.words):
             continue
-        row = rows[name] = examine(build, options.every)
+        row = examine(build, options.every)
+        if row.get("built", True):
+            rows[name] = row
+        else:
+            missing.append(name)
         said = f"{', '.join(row['harmed'])} {row['said']}".strip() + (
             " (dtype='same')" if row["dtype"] == "same" else ""
         )
         print(f"{name:22} {row['verdict']:9} {row['rigor']:10} {row['subject']:15} {row['gram']:8.0e} "
               f"{row['seconds']:5.1f}  {said[:200]}", flush=True)  # fmt: skip
+    if missing:
+        print(f"{len(missing)} models that this version of transformers does not build: {', '.join(missing)}")
     answered = sum(row["verdict"] in ("HOLDS", "FAILS") for row in rows.values())
     off = [name for name, row in rows.items() if row["gram"] > ACCURACY[row["dtype"]]]
     hurt = [name for name, row in rows.items() if row["harmed"]]

@@ -96,6 +96,9 @@ def rename_options(options: Mapping[str, str]) -> Iterator[None]:
 _ASSIGNED = re.compile(r"(?<![\w./-])(?<!\w\()(\w+)=('[^']*'|[\w.+-]+|(?=[\s;,:)]|$))")
 
 
+_SELECTED = re.compile(r"model, X, Y = alignver\.adapted\(model, X, Y, (select='[^']*')\)")
+
+
 def with_options(words: str, options: Mapping[str, str]) -> str:
     """Return a message of the library with every ``argument=value`` that has an option as that option.
 
@@ -115,6 +118,8 @@ def with_options(words: str, options: Mapping[str, str]) -> str:
         return f"no {name}" if match[2] == "None" else f"{name} {value}".rstrip()
 
     words = words.replace("model.eval()", options.get("eval_mode", "model.eval()"))
+    if "select" in options:
+        words = _SELECTED.sub(r"\1", words)
     return _ASSIGNED.sub(option, words)
 
 

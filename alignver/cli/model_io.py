@@ -10,22 +10,22 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import itertools
-import shlex
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from alignver import require
-from alignver.cli.input_files import file_argument, library, regular, torch_device
+from alignver.cli.input_files import library, regular, torch_device
+from alignver.cli.weights import load_weights, weight_files
 from alignver.errors import InvalidInput, MissingDependency, kind_of
 
 _ARGUMENT = "MODEL"
-_PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 _NEED = "FILE.py:FUNCTION or package.module:FUNCTION"
 _LISTED = 12  # functions of a module that a message names
 
@@ -47,12 +47,46 @@ def find(spec: str) -> Callable[[], Any]:
 
 
 def built(spec: str) -> Any:
-    """Call the function that ``spec`` names and return what it builds; return a torch module of that name."""
-    builder = find(spec)
-    if isinstance(builder, library("torch", "checking a torch model").nn.Module):
+    """Return the module that ``spec`` names, or the one that its function returns, also beside a tokenizer or so.
+
+    Raises
+    ------
+    InvalidInput
+        The function raises, takes arguments, or returns no module.
+    """
+    builder, kind = find(spec), library("torch", "checking a torch model").nn.Module
+    from alignver.network.adapt import built_by
+
+    if isinstance(builder, kind):
         return builder
     with _user_code(spec, "called without arguments"):
-        return builder()
+        required = _required(builder)
+        if required:
+            name = spec.rpartition(":")[2]
+            got = f"{spec}, which takes the arguments {', '.join(required)}"
+            need = f"a function without arguments: def build(): return {name}({required[0]}=..., ...)"
+            raise InvalidInput(_ARGUMENT, got, need.replace(", ...", "" if len(required) == 1 else ", ..."))
+        model = built_by(builder)
+    if isinstance(model, kind):
+        return model
+    need = "a torch.nn.Module"
+    if isinstance(model, type):
+        need += f": return {model.__name__}(...)"
+    elif isinstance(model, tuple) and any(isinstance(part, kind) for part in model):
+        need = "one torch.nn.Module"
+    elif isinstance(model, Mapping):
+        need += ", and its state dict as a file: --weights FILE.safetensors"
+    raise InvalidInput(_ARGUMENT, f"{spec}() that returns {kind_of(model)}", need, code="wrong-type")
+
+
+def _required(builder: Callable[..., Any]) -> list[str]:
+    """Return the arguments without which a function cannot be called."""
+    try:
+        parameters = inspect.signature(builder).parameters.values()
+    except (TypeError, ValueError):  # of a builtin
+        return []
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
 
 
 def code_digest(spec: str) -> dict[str, Any] | None:
@@ -159,67 +193,21 @@ def load(
     torch = library("torch", "checking a torch model")
     destination = torch_device(device)
     if weights is not None:
-        regular(weights, "--weights")
+        weight_files(weights)  # before the model is built
     torch.manual_seed(seed)
     model = built(spec)
-    if not isinstance(model, torch.nn.Module):
-        got = f"{spec}() that returns {kind_of(model)}"
-        raise InvalidInput(_ARGUMENT, got, "a torch.nn.Module", code="wrong-type")
     identity = {}
     code = code_digest(spec)
     if code is not None:
         identity["model"] = code
     if weights is not None:
-        _load_weights(model, weights)
-        content = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
-        identity["weights"] = {"sha256": content, "file": Path(weights).name}
+        identity["weights"] = load_weights(model, weights)
     tensors = itertools.chain(model.named_parameters(), model.named_buffers())
     empty = next((name for name, tensor in tensors if tensor.is_meta), None)
     if empty is not None and destination.type != "meta":
         got = f"{spec}, whose {empty!r} is on the meta device, without values"
         raise InvalidInput(_ARGUMENT, got, "a model that is not built on that device", "wrong-device")
     return (model.eval() if in_eval_mode else model).to(destination), identity
-
-
-def _load_weights(model: Any, file: str) -> None:
-    """Load a .safetensors file into the model, strictly; a pickled checkpoint is never opened."""
-    name = file_argument("--weights", file)
-    safetensors = library("safetensors", "--weights")
-    reader = library("safetensors.torch", "--weights")
-    try:
-        missing, unexpected = reader.load_model(model, file, strict=False)
-    except (safetensors.SafetensorError, OSError) as error:
-        remedy = "a .safetensors file: safetensors.torch.save_model(model, file) makes one; pickles are never opened"
-        if Path(file).suffix in _PICKLES:
-            remedy = f"a .safetensors file, since a pickle can run code; this makes one: {_conversion(Path(file))}"
-        got = "a damaged file, or one of another format"
-        if isinstance(error, OSError) and error.strerror:
-            got = f"a file that cannot be read: {error.strerror.lower()}"
-        raise InvalidInput(name, got, remedy, code="unreadable-file") from error
-    except RuntimeError as error:
-        with safetensors.safe_open(file, "pt") as stored:
-            shapes = {key: tuple(stored.get_slice(key).get_shape()) for key in stored.keys()}  # noqa: SIM118 - no mapping
-        expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-        other = [
-            f"{key} {shape}, {expected[key]} in the model"
-            for key, shape in shapes.items()
-            if expected.get(key, shape) != shape
-        ]
-        got = "tensors of other shapes" + f": {'; '.join(other[:3])}" * bool(other)
-        raise InvalidInput(name, got, "the weights of this model", code="wrong-shape") from error
-    if missing or unexpected:
-        parts = [f"without {', '.join(sorted(missing)[:4])}"] if missing else []
-        parts += [f"with {', '.join(sorted(unexpected)[:4])}, which the model does not have"] if unexpected else []
-        raise InvalidInput(name, "weights " + " and ".join(parts), "the weights of this model")
-
-
-def _conversion(file: Path) -> str:
-    """Return a command that converts a pickled state dict."""
-    code = (
-        "import torch; from safetensors.torch import save_file; save_file({name: value.clone() for name, value in "
-        f"torch.load({str(file)!r}, weights_only=True).items()}}, {str(file.with_suffix('.safetensors'))!r})"
-    )
-    return "python -c " + (shlex.quote(code) if set(code) & set('"$`\\') else f'"{code}"')
 
 
 def optimizer(name: str, lr: float, momentum: float | None, weight_decay: float) -> Callable[[Any], Any]:

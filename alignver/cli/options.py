@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import enum
 import functools
+import math
+import re
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -56,6 +59,47 @@ JacobianDtype = enum.StrEnum("JacobianDtype", "FLOAT64 SAME")
 def selected(value: str | None) -> str | int | None:
     """Return ``--select`` as the library takes it: digits are a position."""
     return int(value) if value is not None and value.lstrip("-").isdigit() else value
+
+
+_QUANTITY = re.compile(r"\s*(\d+\.?\d*(?:e[+-]?\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
+_BYTES = {"": 1, "b": 1} | {
+    f"{letter}{unit}": base**power
+    for power, letter in enumerate("kmgt", 1)
+    for unit, base in (("", 1000), ("b", 1000), ("ib", 1024))
+}
+_SECONDS = {"": 1, "s": 1, "min": 60, "m": 60, "h": 3600}
+
+
+def _quantity(text: str, units: Mapping[str, int], need: str) -> float:
+    match = _QUANTITY.fullmatch(text)
+    value = float(match[1]) * units.get(match[2].lower(), 0) if match else 0.0
+    if not 0.0 < value < math.inf:
+        raise typer.BadParameter(f"{text!r} is not {need}")
+    return value
+
+
+def size_in_bytes(text: str | int) -> int:
+    """Read a size in bytes; a default is not changed.
+
+    Examples
+    --------
+    >>> [size_in_bytes(text) for text in ("2GB", "2 GiB", "500mb", "4096")]
+    [2000000000, 2147483648, 500000000, 4096]
+    """
+    if isinstance(text, int):
+        return text
+    return max(1, int(_quantity(text, _BYTES, "a positive size, such as 2GB, 2GiB or 500MB")))
+
+
+def seconds(text: str | float) -> float:
+    """Read a time in seconds; a default is not changed.
+
+    Examples
+    --------
+    >>> [seconds(text) for text in ("90", "1.5h", "10m", "10min", "30 s")]
+    [90.0, 5400.0, 600.0, 600.0, 30.0]
+    """
+    return text if isinstance(text, float) else _quantity(text, _SECONDS, "a positive time, such as 90, 90s, 10m or 2h")
 
 
 def _seed(value: int) -> int:
@@ -143,7 +187,9 @@ ChunkSize = Annotated[
 MaxSeconds = Annotated[
     float | None,
     computation(
-        metavar="S", help="Stop after about this many seconds; the answer is then what is known, or undecided."
+        metavar="TIME",
+        parser=seconds,
+        help="Stop after about this time, in seconds, or as 10m or 2h; the answer is then what is known, or undecided.",
     ),
 ]
 Select = Annotated[
@@ -154,7 +200,10 @@ Select = Annotated[
         show_default="the only one",
     ),
 ]
-MaxMemory = Annotated[int | None, computation(min=1, metavar="BYTES", help="The memory to plan with.")]
+MaxMemory = Annotated[
+    int | None,
+    computation(metavar="SIZE", parser=size_in_bytes, help="The memory to plan with, in bytes, or as 500MB or 2GiB."),
+]
 ModelDtype = Annotated[
     JacobianDtype, computation(help="Precision of the Jacobian: float64 widens the model exactly, same keeps its own.")
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from typing import Annotated
@@ -57,7 +58,7 @@ def predict(
         samples = input_files.read_npz(data, "--data", ("X", "Y") if with_targets else ("X",)) if archive else {}
         X = samples["X"] if archive else input_files.read_matrix(data, "--data")
         with input_files.rename_argument({"X": data, "folder": run}):
-            network = load(run, model=None if model is None else model_io.find(model))
+            network = load(run, model=None if model is None else functools.partial(model_io.built, model))
             network.to(input_files.torch_device(device))
             answers = (network.predict_proba(X) if proba else network.predict(X)).cpu().numpy()
         measured = network.evaluate(X, samples["Y"]) if with_targets else {}

@@ -7,6 +7,7 @@ parameters, buffers and submodules of the model, under the same names.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import importlib
@@ -150,6 +151,22 @@ def _applied(select: Callable[[Any], Any], output: Any) -> torch.Tensor:
         need = "a function of the output that returns one tensor"
         raise InvalidInput("select", f"a function that returns {kind_of(selection)}", need, "wrong-type")
     return selection
+
+
+def built_by(code: Any) -> Any:
+    """Return what the code of a user builds: a module is itself, a function what it returns, awaited if it is async.
+
+    Of a tuple with a single module, such as a model and its tokenizer, the module.
+
+    Examples
+    --------
+    >>> built_by(lambda: (nn.Linear(2, 1), "tokenizer"))
+    Linear(in_features=2, out_features=1, bias=True)
+    """
+    built = code() if callable(code) and not isinstance(code, nn.Module) else code
+    built = asyncio.run(built) if inspect.iscoroutine(built) else built
+    modules = [part for part in built if isinstance(part, nn.Module)] if isinstance(built, tuple) else []
+    return modules[0] if len(modules) == 1 else built
 
 
 def arguments_of(model: nn.Module) -> list[str]:

@@ -324,7 +324,7 @@ def require_state(model: nn.Module, state: Mapping[str, torch.Tensor], argument:
         raise InvalidInput(argument, kind_of(state), need, code="wrong-type")
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     known = {name for name, _ in named}
-    state = _without_prefix(state, known)
+    state = without_prefix(state, known)
     unknown = [name for name in state if name not in known and not str(name).endswith("_extra_state")]
     if unknown:
         raise InvalidInput(argument, f"{unknown[0]!r}, which the model does not have", need)
@@ -345,8 +345,14 @@ def require_state(model: nn.Module, state: Mapping[str, torch.Tensor], argument:
     return values
 
 
-def _without_prefix(state: Mapping[str, torch.Tensor], known: set[str]) -> Mapping[str, torch.Tensor]:
-    """Remove the prefix of torch.compile or a data-parallel wrapper from names, if all of them have it."""
+def without_prefix(state: Mapping[str, torch.Tensor], known: set[str]) -> Mapping[str, torch.Tensor]:
+    """Remove the prefix of torch.compile or a data-parallel wrapper from names, if all of them have it.
+
+    Examples
+    --------
+    >>> without_prefix({"module.bias": torch.zeros(1)}, {"bias"})
+    {'bias': tensor([0.])}
+    """
     for prefix in ("_orig_mod.", "module."):
         if state and not known.intersection(state) and all(str(name).startswith(prefix) for name in state):
             return {name.removeprefix(prefix): value for name, value in state.items()}

@@ -88,7 +88,7 @@ class EpochTable:
         self._console, self._epochs = text.console(file), epochs
         self._head = ""
         self._step, self._phase, self._headed = step_of_rows(epochs), "", False
-        self._began = self._written = time.monotonic()
+        self._written = time.monotonic()
         self._bars = bars(self._console)
         self._bar = self._bars.add_task("epochs", total=epochs)
         self._present = Text()
@@ -136,7 +136,7 @@ class EpochTable:
         self._bars.update(self._bar, completed=epoch, description=phase)
         self._present = row
         now = time.monotonic()
-        silent = self._live is None and now - self._written > max(SILENCE, (now - self._began) / 10.0)
+        silent = self._live is None and now - self._written > SILENCE
         first = phase != self._phase
         self._phase = phase
         if first or last_of_phase or silent or epoch % self._step == 0 or epoch == self._epochs:

@@ -24,6 +24,7 @@ from alignver import require
 from alignver.checks.recheck import recheck
 from alignver.errors import InvalidInput, MissingDependency, first_line
 from alignver.limits import in_memory
+from alignver.network.adapt import built_by
 from alignver.network.copies import deep_copy
 from alignver.results import CheckResult, Report
 from alignver.theory.losses import LOSSES
@@ -184,8 +185,7 @@ def load(folder: str | os.PathLike[str], *, model: nn.Module | Callable[[], nn.M
         description = _description(weights, config)
         dtype = load_file(weights)["head.hidden"].dtype
         with torch.random.fork_rng(devices=[]):
-            built = _built(place, config) if model is None else model
-            built = built() if callable(built) and not isinstance(built, nn.Module) else built
+            built = _built(place, config) if model is None else built_by(model)
             require.instance("model", built, nn.Module, _MODEL)
             example = torch.zeros(2, *description["shape"], dtype=getattr(torch, description["dtype"]))
             example = example.to(dtype) if example.is_floating_point() else example
@@ -228,11 +228,11 @@ def _built(folder: pathlib.Path, config: Mapping[str, Any]) -> Any:
     digest = (config["settings"].get("code") or {}).get("sha256")
     try:
         if not place.endswith(".py"):
-            return getattr(importlib.import_module(place), function)()
+            return built_by(getattr(importlib.import_module(place), function))
         if digest != hashlib.sha256(pathlib.Path(place).read_bytes()).hexdigest():
             raise InvalidInput("model", f"{place}, which has changed since the run", _MODEL)
         with _importable(pathlib.Path(place).resolve().parent):
-            return runpy.run_path(place)[function]()
+            return built_by(runpy.run_path(place)[function])
     except InvalidInput:
         raise
     except Exception as error:  # it is the user's code

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from alignver.cli import model_io
+from alignver.errors import InvalidInput
 from tests.cli.conftest import COMMAND, environment
 
 NET = """
+import torch
 from torch import nn
 def build():
     return nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Dropout(), nn.Linear(8, 2))
@@ -130,20 +135,95 @@ def test_verify_says_what_a_certificate_of_a_model_needs(here, project):
     assert here("verify", "proof", "--model", "net.py:plain", *words).code == 0
 
 
-@pytest.mark.parametrize("name", ["weights.pt", "it's $5.pt"])
-def test_a_pickle_is_refused_with_a_command_that_converts_it(here, project, name):
+@pytest.mark.parametrize(
+    ("name", "write", "kind"),
+    [
+        ("weights.pt", lambda torch, net, file: torch.save(net.state_dict(), file), "a damaged file"),
+        ("it's $5.pt", lambda torch, net, file: torch.save(net.state_dict(), file), "a damaged file"),
+        (
+            "epoch.ckpt",
+            lambda torch, net, file: torch.save({"state_dict": net.state_dict(), "epoch": 3}, file),
+            "a dam",
+        ),
+        ("whole.pt", lambda torch, net, file: torch.save(net, file), "a pickle of a whole module"),
+        ("script.pt", lambda torch, net, file: torch.jit.trace(net, torch.ones(1, 2)).save(file), "a TorchScript file"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_pickle_is_refused_with_a_command_that_converts_it(here, project, name, write, kind):
     torch = pytest.importorskip("torch")
     layers = torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)
-    torch.save(torch.nn.Sequential(*layers).state_dict(), project / name)
+    write(torch, torch.nn.Sequential(*layers), project / name)
     words = ["check", "alignment", "net.py:plain", "--data", "xy.npz", "--loss", "squared", "--weights"]
     run = here(*words, name)
     assert (run.code, run.out) == (2, "")
+    assert kind in run.err
     (command,) = re.findall("this makes one: python -c (.*)$", run.err, re.MULTILINE)
     (code,) = shlex.split(command)
-    environ = {**os.environ, "PYTHONWARNINGS": "error"}
+    environ = {**os.environ, "PYTHONWARNINGS": "default" if "jit" in code else "error"}  # torch.jit is deprecated
     subprocess.run([sys.executable, "-c", code], cwd=project, env=environ, check=True)
-    run = here(*words, name.replace(".pt", ".safetensors"))
+    run = here(*words, str(Path(name).with_suffix(".safetensors")))
     assert run.code == 0, run.err
+
+
+def test_weights_in_the_forms_that_they_have(project, monkeypatch):
+    monkeypatch.chdir(project)
+    torch, safetensors = pytest.importorskip("torch"), pytest.importorskip("safetensors.torch")
+    torch.manual_seed(3)
+    state = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).state_dict()
+
+    def loaded(place: str):
+        return model_io.load("net.py:plain", place, device="cpu", seed=0)[0].state_dict()
+
+    def saved(name: str, tensors) -> str:
+        safetensors.save_file({key: value.clone() for key, value in tensors.items()}, name)
+        return name
+
+    (project / "hub").mkdir()
+    names, parts = list(state), {}
+    for k, part in enumerate((names[:1], names[1:])):
+        file = saved(f"hub/model-{k}.safetensors", {name: state[name] for name in part})
+        parts |= dict.fromkeys(part, Path(file).name)
+    index = project / "hub" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": parts}))
+    wrapped = saved("ddp.safetensors", {f"module.{name}": value for name, value in state.items()})
+    for place in ("hub", "hub/model.safetensors.index.json", wrapped):
+        assert all(torch.equal(value, state[name]) for name, value in loaded(place).items()), place
+    double = saved("double.safetensors", {name: value.double() + 1e-12 for name, value in state.items()})
+    with pytest.raises(InvalidInput, match=r"float64, which the float32 of the model rounds; needs a model in float64"):
+        loaded(double)
+    index.write_text(json.dumps({"weight_map": {"0.weight": "../ddp.safetensors"}}))
+    with pytest.raises(InvalidInput, match="an index that names no files beside it"):
+        loaded("hub")
+    index.unlink()
+    with pytest.raises(InvalidInput, match=r"a folder without model\.safetensors"):
+        loaded("hub")
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("async def make(): return plain()", None),
+        ("def make(): return plain(), 'a tokenizer'", None),
+        ("make = plain()", None),
+        (
+            "def make(width, depth): return plain()",
+            "takes the arguments width, depth; needs a function without argumen",
+        ),
+        ("def make(): return plain(), plain()", "returns a tuple; needs one torch.nn.Module"),
+        ("def make(): return plain().state_dict()", "needs a torch.nn.Module, and its state dict as a file: --weights"),
+        ("def make(): return torch.nn.Linear", "returns a type; needs a torch.nn.Module: return Linear(...)"),
+    ],
+)
+def test_what_builds_a_model(here, project, code, words):
+    with open(project / "net.py", "a") as file:
+        file.write(f"\n\n{code}\n")
+    run = here("check", "alignment", "net.py:make", "--data", "xy.npz", "--loss", "squared", "-q", "--no-certify")
+    assert "never awaited" not in run.err
+    if words is None:
+        assert run.code == 0, run.err
+    else:
+        assert (run.code, words in run.err) == (2, True), run.err
 
 
 def test_a_report_says_when_from_which_command_and_from_which_files(here, project):

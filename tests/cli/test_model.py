@@ -126,13 +126,24 @@ def test_an_output_that_is_not_there(here, words):
 def test_every_check_has_limits(here, command):
     A = np.random.default_rng(0).standard_normal((30, 40))
     np.save("A.npy", A), np.save("y.npy", A[:, 0])
-    assert here("check", *command, "--max-seconds", "1e-9").code == 3
+    assert here("check", *command, "--max-seconds", "1e-9 min", "--max-memory", "2 GiB").code == 3
     refused = here("check", *command, "--max-memory", "0")
     assert refused.code == 2
     assert "--max-memory" in refused.err
 
 
-@pytest.mark.parametrize("option", [("--max-seconds", "0"), ("--max-memory", "0"), ("--gap", "-1")])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--max-seconds", "0"),
+        ("--max-seconds", "nan"),
+        ("--max-seconds", "10 weeks"),
+        ("--max-memory", "0"),
+        ("--max-memory", "2XB"),
+        ("--max-memory", "-1GB"),
+        ("--gap", "-1"),
+    ],
+)
 def test_limits_that_make_no_sense(here, option):
     run = here("check", "model", "one_net.py:build", *OPTIONS, *option)
     assert run.code == 2
