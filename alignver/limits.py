@@ -102,6 +102,14 @@ def most_memory() -> int | None:
     return _memory.get()
 
 
+_surrounding: list[Callable[[str], contextlib.AbstractContextManager[Any]]] = [contextlib.nullcontext]
+
+
+def surround(manager: Callable[[str], contextlib.AbstractContextManager[Any]]) -> None:
+    """Run every check inside of ``manager(name)``: progress, which knows the limits, reports whole calls."""
+    _surrounding[:] = [manager]
+
+
 def limited(
     name: str, statement: str, subject: Subject = Subject.COMPUTED_MATRIX
 ) -> Callable[[Callable[P, CheckResult]], Callable[P, CheckResult]]:
@@ -119,7 +127,7 @@ def limited(
             seconds, memory = (kwargs.get(key) for key in ("max_seconds", "max_memory"))
             began = time.perf_counter()
             try:
-                with time_limit(seconds), memory_limit(memory):  # type: ignore[arg-type]  # they validate
+                with _surrounding[-1](f"check of {name}"), time_limit(seconds), memory_limit(memory):  # type: ignore[arg-type]  # they validate
                     return function(*args, **kwargs)
             except OutOfTime as error:
                 if seconds is None:  # the limit of a call around this one

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import ParamSpec, Protocol, TypeVar
 
 from alignver import require
-from alignver.limits import OutOfTime, remaining, require_time
+from alignver.limits import OutOfTime, remaining, require_time, surround
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -64,6 +64,7 @@ class Planned(BaseException):
 
 _listener: contextvars.ContextVar[Listener | None] = contextvars.ContextVar("alignver_progress", default=None)
 _planning: contextvars.ContextVar[bool] = contextvars.ContextVar("alignver_planning", default=False)
+_reported: contextvars.ContextVar[bool] = contextvars.ContextVar("alignver_reported", default=False)
 _shown: bool | None = None
 
 
@@ -225,6 +226,26 @@ def stage(label: str) -> Iterator[None]:
         yield
     finally:
         listener.finish(handle)
+
+
+@contextlib.contextmanager
+def reported(label: str) -> Iterator[None]:
+    """Report a whole call as a stage, unless it is inside another one or a program listens.
+
+    What a call does between its stages would be silent otherwise.
+    """
+    if _reported.get() or _listener.get() is not None:
+        yield
+        return
+    token = _reported.set(True)
+    try:
+        with stage(label):
+            yield
+    finally:
+        _reported.reset(token)
+
+
+surround(reported)
 
 
 def run_stage(label: str, flops: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

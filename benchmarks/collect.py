@@ -52,6 +52,7 @@ RUNS = {
     "network-large": Run("network.py", ("trained", "random"), 30, default=False),
     "network-zoo": Run("network_zoo.py", minutes=20, default=False),
     "network-fuzz": Run("network_fuzz.py", ("--cases", "1000"), 30, default=False),
+    "silence": Run("silence.py", minutes=30, default=False),
     "stock-models": Run("stock_models.py", minutes=60, default=False),
     "membership": Run("membership.py", minutes=10),
     "proof": Run("proof.py", minutes=10),

@@ -148,3 +148,24 @@ def test_a_log_has_the_progress_and_each_plan_once(where, caplog, monkeypatch):
     with caplog.at_level(logging.WARNING, logger="alignver"):
         work()
     assert caplog.records == []
+
+
+def test_a_call_reports_itself_between_its_stages(monkeypatch, caplog):
+    """Of a check inside a check, and where a program listens, nothing is reported twice."""
+    seen = []
+
+    class Recorder(progress.Silent):
+        def start(self, label, total):
+            seen.append(label)
+
+    monkeypatch.setattr(progress, "_automatic", Recorder)
+    monkeypatch.setattr(progress, "_terminal", lambda: True)
+    av.check_rank(np.eye(3))
+    assert seen[0] == "check of rank"
+    with progress.reported("check of model"):
+        av.check_rank(np.eye(3))
+    assert [label for label in seen if label.startswith("check of ")] == ["check of rank", "check of model"]
+    seen.clear()
+    with progress.listening(Recorder()):
+        av.check_rank(np.eye(3))
+    assert not [label for label in seen if label.startswith("check of ")]

@@ -30,6 +30,7 @@ from alignver.jacobians.jacobian_form import (
     JacobianForm,
     Plan,
     gram_first,
+    gram_plan,
     planned,
     represent,
     represent_square,
@@ -221,11 +222,16 @@ def decide_alignment(
     bound = row_rank_bound(prepared.model, prepared.x, m_y)
     theorem: NetworkProof | str = ""
     seconds, flops = _proof_seconds(options.budget_seconds), dense_flops(len(prepared.x) * m_y, d)
-    form = planned(len(prepared.x), m_y, d, options.engine)
+    announced = planned(len(prepared.x), m_y, d, options.engine)
+    on_cpu = prepared.x.device.type == "cpu"
+    least = least_seconds(prepared, announced, options.engine) if on_cpu else None
+    if not bound.sentence and (options.engine == "gram" or _gram_only(prepared, announced, options)):
+        announced = gram_plan(len(prepared.x), m_y, d, stored=options.folder is not None)
     announce(
-        f"alignment of {len(prepared.x)} samples, {m_y} output{'s' * (m_y > 1)} and {d} parameters ({form.reason})",
-        seconds=None if prepared.x.device.type != "cpu" else least_seconds(prepared, form, options.engine),
-        peak_bytes=form.peak_bytes,
+        f"alignment of {len(prepared.x)} samples, {m_y} output{'s' * (m_y > 1)} and {d} parameters "
+        f"({announced.reason})",
+        seconds=least,
+        peak_bytes=announced.peak_bytes,
     )
     certify = options.certify
     if certify and options.method == "auto" and options.engine is None and options.tolerance is None and seconds > 0.0:
@@ -401,11 +407,21 @@ def prove_about_network(
         )
 
 
+def _gram_only(prepared: PreparedAlignment, form: Plan, options: Options) -> bool:
+    """Whether the Gram matrix fits in memory, and no other form of the Jacobian but products with it."""
+    free = options.method == "auto" and options.engine is None and form.engine == "matrix-free"
+    return free and gram_first(len(prepared.x), prepared.m_y, parameter_layout(prepared.model).d, form)
+
+
 def least_seconds(prepared: PreparedAlignment, form: Plan, engine: str | None) -> float:
-    """Estimate the time of the linear algebra on this CPU: of the factorizations of J J^T where they come first."""
+    """Estimate the time of the linear algebra on this CPU: of J J^T and its factorizations where they come first.
+
+    In tiles, one factorization takes N^3 / 3 operations, and the matrix about as many again, for layers of usual width.
+    """
     N, d = len(prepared.y), parameter_layout(prepared.model).d
     first = engine is None and gram_first(len(prepared.x), prepared.m_y, d, form)
-    flops = 2.0 * float(N) ** 3 if first or engine == "gram" else form.flops
+    tiled = engine == "gram" or form.engine == "matrix-free"
+    flops = (1.0 if tiled else 2.0) * float(N) ** 3 if first or engine == "gram" else form.flops
     return flops / flop_rate() if flops > 1e9 else 0.0
 
 

@@ -32,7 +32,7 @@ from alignver.network.preserve_state import preserve_random_states
 from alignver.network.row_rank_bound import row_rank_bound
 from alignver.network.summary import module_rows
 from alignver.network.trace import NetworkGraph
-from alignver.progress import announce, stage
+from alignver.progress import announce, reported, stage
 from alignver.results import CheckResult, Report, Rigor, Subject, Verdict, shown_up
 
 _STATEMENT = "Model and data"
@@ -48,6 +48,7 @@ _CODES = {Verdict.HOLDS: "aligned", Verdict.FAILS: "not-aligned", Verdict.UNDECI
 _LAYERS = 8  # layers that a sentence lists
 
 
+@reported("check of model")
 @in_memory
 def check_model(
     model: nn.Module,

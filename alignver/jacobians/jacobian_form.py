@@ -170,6 +170,28 @@ def gram_first(n: int, m_y: int, d: int, form: Plan, *, memory: int | None = Non
     return d >= N and peak <= room and form.flops > max(_ONE_SECOND, factorizations * float(N) ** 3)
 
 
+def gram_plan(n: int, m_y: int, d: int, *, stored: bool = False, memory: int | None = None) -> Plan:
+    """Return the cost of a proof through the Gram matrix, with its tiles in memory or ``stored`` in a folder.
+
+    Examples
+    --------
+    >>> print(gram_plan(50000, 1, 10**6, memory=14 << 30).reason)
+    gram: N = 50000, J J^T from the layers' factors in tiles: 14.1 GB, 10.0 GB of them the tiles
+    >>> print(gram_plan(50000, 1, 10**6, stored=True, memory=2 * 10**9).reason)
+    gram: N = 50000, J J^T from the layers' factors in tiles: 4.1 GB, more than the 2.0 GB available; on disk 10.0 GB
+    """
+    N = n * m_y
+    room = available_memory() if memory is None else memory
+    peak, flops = _cost("gram", N, d, "float64", BLOCK_BYTES)
+    tiles = 4 * N**2
+    peak -= tiles if stored else 0
+    more = f", more than the {_gb(room)} available" if peak > room else ""
+    where = f"; on disk {_gb(tiles)}" if stored else f", {_gb(tiles)} of them the tiles"
+    return Plan(
+        "gram", f"gram: N = {N}, J J^T from the layers' factors in tiles: {_gb(peak)}{more}{where}", peak, flops
+    )
+
+
 def _cost(engine: str, N: int, d: int, dtype: str, block_bytes: int) -> tuple[int, float]:
     """Return the peak memory in bytes, and the operations."""
     item = {"float64": 8, "float32": 4}.get(dtype, 2)
@@ -357,7 +379,10 @@ def planned(n: int, m_y: int, d: int, engine: str | None, memory: int | None = N
         The engine is unknown.
     """
     form = plan(n, m_y, d, engine=None if engine == "gram" else engine, memory=memory)
-    return plan(n, m_y, d, engine="matrix-free", memory=memory) if form.engine == "gram" else form
+    if form.engine != "gram":
+        return form
+    after = plan(n, m_y, d, engine="matrix-free", memory=memory)
+    return dataclasses.replace(after, reason=after.reason.replace(", as requested", ""))
 
 
 def represent_square(

@@ -22,6 +22,7 @@ from alignver.features import cholesky, tiles
 from alignver.jacobians import factored_proof
 from alignver.jacobians.jacobian_form import gram_first, plan
 from alignver.jacobians.prepare import inputs_again
+from alignver.progress import Planned, planning
 from alignver.results import Rigor, Verdict
 from tests.reference import reference_jacobian
 
@@ -198,3 +199,24 @@ def test_a_column_that_another_program_writes_to_is_refused(small_tiles, tmp_pat
     monkeypatch.setattr(tiles.FolderStore, "append", written)
     with pytest.raises(InvalidInput, match="changed during the run; needs a folder that no other program writes to"):
         check_alignment(model, x, y, loss="cross_entropy", folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"max_memory": 14 << 30},
+            r"gram: N = 50000, .* in tiles: 14\.1 GB, 10\.0 GB of them the tiles\): about .*, 14\.1 GB",
+        ),
+        ({"max_memory": 5 << 30, "folder": "tiles"}, r"in tiles: 4\.1 GB; on disk 10\.0 GB\): about .*, 4\.1 GB"),
+        ({"max_memory": 2 << 30, "folder": "tiles"}, r"4\.1 GB, more than the 2\.1 GB available; on disk 10\.0 GB"),
+    ],
+)
+def test_the_plan_of_many_rows_says_what_the_tiles_need(options, words):
+    torch.manual_seed(0)
+    model, X = (
+        nn.Sequential(nn.Linear(8, 1300), nn.Tanh(), nn.Linear(1300, 1000), nn.Tanh(), nn.Linear(1000, 1)),
+        torch.randn(50000, 8),
+    )
+    with planning(), pytest.raises(Planned, match=words):
+        check_alignment(model, X, torch.randn(50000), loss="squared", **options)
