@@ -212,7 +212,9 @@ def _check_model(
 ) -> CheckResult:
     """Check the exact features of a model if they can be enclosed, else those that the module computes."""
     module: Any = importlib.import_module("alignver.network.enclosed_features")  # which loads torch
-    model, X, _ = importlib.import_module("alignver.network.adapt").adapted(model, X)
+    if X is None:
+        raise InvalidInput("X", "no inputs", "the inputs of the model", "wrong-type")
+    model, X, _ = module.adapted(model, X)
     features = module.ModelFeatures.of(model, X, layer, batch_size)  # refuses a wrong layer before anything is decided
     refuted = equal_inputs(X)
     if refuted is not None:

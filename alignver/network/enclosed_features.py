@@ -23,6 +23,7 @@ from alignver.kernel.failure import NotProved, Unsupported
 from alignver.kernel.machine import require_ieee
 from alignver.kernel.network.exploration import Features
 from alignver.kernel.network.graph import parse
+from alignver.network.adapt import adapted
 from alignver.network.copies import copied, deep_copy
 from alignver.network.enclosures import EnclosedNetwork, traced_again
 from alignver.network.feature_extraction import extract_features
@@ -265,6 +266,7 @@ def inputs_again(certificate: Certificate, model: nn.Module, X: Any) -> tuple[di
     layer = certificate.constants.get("layer")
     if not (layer is None or isinstance(layer, str)):
         raise InvalidInput("certificate", f"a layer {layer!r}", "the name of a module, or None")
+    model, X, _ = adapted(model, X)
     network, note = traced_again(certificate, lambda rows: feature_network(model, X, layer, rows=rows), _ROWS)
     return {"parameters": network.parameters, "x": network.x}, (note,)
 
@@ -326,8 +328,6 @@ class ModelFeatures:
     @classmethod
     def of(cls, model: Any, X: Any, layer: str | None, batch_size: int) -> ModelFeatures:
         """Read the inputs, and pass two of them through the model, which refuses a wrong layer."""
-        if X is None:
-            raise InvalidInput("X", "no inputs", "the inputs of the model", "wrong-type")
         x = model_inputs(model, X)
         m = extract_features(model, x[:2], layer, batch_size=batch_size).shape[1] + 1
         return cls(model, x, layer, batch_size, m)

@@ -276,6 +276,29 @@ def test_too_few_columns_need_no_features(images, monkeypatch):
     assert "nothing is proved" not in str(result)
 
 
+class Pair(nn.Linear):
+    """A function of two inputs."""
+
+    def forward(self, left, right):
+        return super().forward(left * right)
+
+
+def test_inputs_in_parts(images):
+    torch.manual_seed(0)
+    net = Pair(36, 3)
+    parts = (images, images)
+    result = av.check_safe_exploration(net, X=parts)
+    assert (result.verdict, result.subject) == (Verdict.HOLDS, Subject.NETWORK)  # and not two samples that are equal
+    assert result.measured["samples"] == len(images)
+    again = av.recheck(result.certificate, **inputs_again(result.certificate, net, parts)[0])
+    assert again.verdict is Verdict.HOLDS, again.reason
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images), batch_size=50)
+    streamed = av.check_safe_exploration(convolutional(), X=loader, layer="5")
+    assert (streamed.verdict, streamed.subject) == (Verdict.HOLDS, Subject.NETWORK)
+    with pytest.raises(InvalidInput, match="X: got"):
+        av.check_safe_exploration(convolutional(), X=parts, layer="5")
+
+
 def test_rounded_inputs_are_named(images):
     wide = np.random.default_rng(0).standard_normal((30, 36))
     result = av.check_safe_exploration(convolutional(), X=wide, layer="5")
