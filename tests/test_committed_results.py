@@ -135,6 +135,9 @@ def test_the_pages_agree_with_the_results():
     assert all(row["subject"] == "NETWORK" and row["rigor"] == "PROOF" for row in rows.values() if "re-check" in row)
     assert (rows["cifar100"]["verdict"], rows["cifar100"]["rigor"]) == ("FAILS", "PROOF")
     assert "For MNIST, KMNIST, Semeion and CIFAR-10 the rows of Table 2 [hold](reproduction.md), with a proof" in page
+    (row,) = (result.measured["ours"] for result in committed("table2-distinct").results)
+    assert (row["n"], row["m_H"], row["limit"], row["subject"], row["rigor"]) == (49986, 98, 98, "NETWORK", "PROOF")
+    assert row["re-check"] == "HOLDS"
     errors, loss = committed("table3-full").results, committed("figure4-full").results[0]
     assert [result.verdict for result in errors] == [Verdict.HOLDS] * 2
     assert "rank n of the trained gates proved for every output in 5 of 5 runs" in errors[0].evidence
