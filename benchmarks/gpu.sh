@@ -54,11 +54,11 @@ if [ -n "$dry" ]; then
 else
   step tests 120
   step agreement 60
-  step cholesky 80
-  step alignment 50
+  step cholesky 60
+  step alignment 40
   step exploitation 40
   step table3 215
-  step jacobian 90
+  step jacobian 60
   step mnist 540
 fi
 echo "== done at $SECONDS s"
