@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from alignver.errors import InvalidInput
@@ -49,10 +49,18 @@ def rank(rows: list[list[Any]]) -> int:
 
 
 def jacobian(model: RandomNetwork, x: Any) -> list[list[Any]]:
-    """The rows of all samples, output by output."""
-    with mp.workdps(DIGITS):
-        samples = [exact(model, row.tolist())[1] for row in x]
-        return [sample[j] for j in range(3) for sample in samples]
+    """The rows of all samples, output by output; entries that shrink with more digits are rounding errors of 0."""
+
+    def computed(digits: int) -> list[list[Any]]:
+        with mp.workdps(digits):
+            samples = [exact(model, row.tolist())[1] for row in x]
+            return [sample[j] for j in range(3) for sample in samples]
+
+    J = computed(DIGITS)
+    if all(v == 0 or abs(v) > TINY for row in J for v in row):
+        return J
+    finer = computed(2 * DIGITS)
+    return [[w if abs(w) > TINY * abs(v) else mp.mpf(0) for v, w in zip(*rows, strict=True)] for rows in zip(J, finer)]
 
 
 @cache
@@ -116,6 +124,7 @@ def violations(seed: int, size: int, n: int) -> list[str]:
 
 
 @given(seed=st.integers(0, 10**6), size=st.integers(1, 4), n=st.sampled_from([2, 6]))
+@example(seed=185189, size=2, n=2)  # J is 0: sums of what is centred
 def test_ranks_of_random_networks(seed, size, n):
     assert not violations(seed, size, n)
 
