@@ -1,22 +1,27 @@
 """Alignment of a network by tiles of its Jacobian's Gram matrix, with the rate of dgemm in the same run.
 
-    python benchmarks/alignment.py [--samples N] [--width H] [--folder DIR] [--kill COLUMN] [--memory GIB]
+    python benchmarks/alignment.py [--samples N] [--width H] [--folder DIR] [--kill COLUMN] [--workers K] [--memory GIB]
 
 The network is an MLP with two hidden layers of H = 1000 units and 10 outputs: N = 10 x samples rows. The default is
 N = 20000, 2.7e12 operations and those of the Gram matrix; ``--samples 5000 --folder DIR --memory 14`` is N = 50000 in
 14 GiB, 4.2e13 operations. ``--kill COLUMN`` kills the run with SIGKILL when it has stored so many tile columns in the
-folder, and starts it again. Between tile columns products of matrices are timed, one on each core.
+folder, and starts it again. ``--workers K`` computes the tiles on a Dask cluster of K processes, of which ``--kill``
+kills one; the memory is that of this process and of the workers. Between tile columns products of matrices are timed,
+one on each core.
 """
 
 from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +67,58 @@ class Rates:
         pass
 
 
+class Cluster(Rates):
+    """Worker processes, one of which is killed after ``kill`` tile columns; ``peak`` is the memory of all."""
+
+    def __init__(self, client: Any, kill: int | None) -> None:
+        super().__init__()
+        self.client, self.kill, self.peak = client, kill, 0
+
+    def advance(self, handle: object) -> None:
+        super().advance(handle)
+        if handle == "Cholesky" and self.columns == self.kill:
+            pid = max(self.client.run(os.getpid).values())
+            os.kill(pid, signal.SIGKILL)
+            print(f"killed worker {pid} after {self.columns} tile columns", flush=True)
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Measure the memory of this process and of its children ten times a second."""
+        import psutil
+
+        ended = threading.Event()
+
+        def watch() -> None:
+            this = psutil.Process()
+            while not ended.wait(0.1):
+                total = 0
+                for process in (this, *this.children(recursive=True)):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        total += process.memory_info().rss
+                self.peak = max(self.peak, total)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()
+
+
+@contextlib.contextmanager
+def cluster(workers: int, kill: int | None) -> Iterator[Cluster]:
+    import distributed
+
+    with (
+        distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0") as processes,
+        distributed.Client(processes, set_as_default=False) as client,
+    ):
+        rates = Cluster(client, kill)
+        with rates.watched():
+            yield rates
+
+
 def problem(samples: int, width: int) -> tuple[nn.Sequential, torch.Tensor, torch.Tensor, float]:
     """Return a model, inputs, labels, and the operations of the proof."""
     torch.manual_seed(0)
@@ -74,14 +131,14 @@ def problem(samples: int, width: int) -> tuple[nn.Sequential, torch.Tensor, torc
     return model, X, torch.arange(samples) % 10, N**3 / 3 + gram
 
 
-def run(arguments: argparse.Namespace) -> bool:
+def run(arguments: argparse.Namespace, rates: Rates) -> bool:
     model, X, Y, operations = problem(arguments.samples, arguments.width)
-    rates = Rates()
+    options = {"client": rates.client} if isinstance(rates, Cluster) else {}
     forget_peak()
     began = time.perf_counter()
     rates.measure()
     with listening(rates):
-        result = check_alignment(model, X, Y, loss="cross_entropy", engine="gram", folder=arguments.folder)
+        result = check_alignment(model, X, Y, loss="cross_entropy", engine="gram", folder=arguments.folder, **options)
     seconds = time.perf_counter() - began - rates.spent
     print(result, flush=True)
     taken = result.measured.get("proof", {}).get("tiles_taken", 0)
@@ -90,7 +147,7 @@ def run(arguments: argparse.Namespace) -> bool:
     met = [result.verdict is Verdict.HOLDS, result.rigor is (Rigor.NUMERICAL if taken else Rigor.PROOF)]
     if not taken:
         met.append(_line("share of dgemm's rate", 100 * rate / dgemm, "%", 50.0, False))
-    peak: Any = peak_bytes().get("peak_bytes")
+    peak: Any = rates.peak if isinstance(rates, Cluster) else peak_bytes().get("peak_bytes")
     if peak is not None and arguments.memory:
         met.append(_line("peak memory", peak / GIB, "GiB", arguments.memory, True))
     return all(met)
@@ -123,13 +180,17 @@ def main() -> int:
     parser.add_argument("--width", type=int, default=1000)
     parser.add_argument("--folder", type=Path, help="folder for the tiles; in memory without it")
     parser.add_argument("--kill", type=int, metavar="COLUMN")
+    parser.add_argument("--workers", type=int, metavar="K", help="processes of a Dask cluster that compute the tiles")
     parser.add_argument("--memory", type=float, metavar="GIB", help="largest peak memory")
     arguments = parser.parse_args()
+    if (arguments.kill is not None or arguments.workers) and arguments.folder is None:
+        parser.error("--kill and --workers need --folder")
+    if arguments.workers:
+        with cluster(arguments.workers, arguments.kill) as rates:
+            return 0 if run(arguments, rates) else 1
     if arguments.kill is not None:
-        if arguments.folder is None:
-            parser.error("--kill needs --folder")
         killed(arguments)
-    return 0 if run(arguments) else 1
+    return 0 if run(arguments, Rates()) else 1
 
 
 if __name__ == "__main__":
