@@ -17,9 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from alignver import require
-from alignver.arrays import host, is_array, native
+from alignver.arrays import from_frame, host, is_array, is_text, native, numbered
 from alignver.errors import InvalidInput, kind_of, reading
-from alignver.frames import from_frame, is_text, numbered
 from alignver.kernel.data import canonical, digests_of, record_of
 from alignver.progress import track
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import alignver as av
-from alignver.frames import from_frame
+from alignver.arrays import from_frame
 from alignver.theory.losses import modified_targets
 
 FRACTIONS = [1.0, 2.0, 3.0, 4.0, 5.0, 6.5]

@@ -24,7 +24,7 @@ from alignver.features.tiles import unsupported_arithmetic
 from alignver.kernel import machine
 from alignver.limits import in_memory
 from alignver.progress import logger
-from alignver.proof import substitution
+from alignver.proof import cholesky
 from alignver.report import provenance
 from alignver.results import Verdict, encode, plain, worst
 
@@ -185,17 +185,15 @@ def _products() -> _Outcome:
     libraries = {name: _library(name) for name in ("numpy", "scipy")}
     fault = next(filter(None, map(machine.product_fault, _PRODUCTS)), "")
     if not fault:
-        faults = map(functools.partial(machine.product_fault, multiply=substitution.blas_product), _PRODUCTS[:-1])
+        faults = map(functools.partial(machine.product_fault, multiply=cholesky.blas_product), _PRODUCTS[:-1])
         fault = next((f"SciPy's BLAS: {each}" for each in faults if each), "")
     reason = f"conventional, up to order {_PRODUCTS[-1]}: {', '.join(dict.fromkeys(libraries.values()))}"
     return _decided(fault, reason, libraries=libraries, loaded=_loaded(), orders=_PRODUCTS)
 
 
 def _factorizations() -> _Outcome:
-    fault = machine.distributed_fault(multiply=substitution.blas_product)
-    fault = (f"SciPy's BLAS: {fault}" if fault else "") or next(
-        filter(None, map(substitution.solve_fault, _SOLVES)), ""
-    )
+    fault = machine.distributed_fault(multiply=cholesky.blas_product)
+    fault = (f"SciPy's BLAS: {fault}" if fault else "") or next(filter(None, map(cholesky.solve_fault, _SOLVES)), "")
     return _decided(fault, f"by substitution, up to order {_SOLVES[-1]}", orders=_SOLVES)
 
 

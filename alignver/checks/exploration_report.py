@@ -2,6 +2,12 @@
 
 Gates that are given or sampled are checked by the Gram matrix of phi, which proves, or by the singular values of phi,
 which decide numerically.
+
+Proofs that no gates of a width give phi(q) rank n, each with a witness:
+
+* Count: phi has h m columns, so its rank is below n if h m < n.
+* Equal rows: z_i = z_j makes rows i and j of phi equal for every q. Equal inputs make z_i = z_j for every theta.
+* Columns: rank phi <= h rank Z, as phi = [diag(S_1) Z, ..., diag(S_h) Z], so its rank is below n if h rank(Z) < n.
 """
 
 from __future__ import annotations
@@ -13,6 +19,7 @@ import os
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from alignver.arrays import Array
 from alignver.checks.rank import check_rank
@@ -20,21 +27,26 @@ from alignver.errors import InvalidInput
 from alignver.features.cholesky import Definite, prove_definite
 from alignver.features.cluster import Cluster
 from alignver.features.products import dense_phi, scaled_gram
-from alignver.features.refutation import Refutation, by_columns, by_count, by_equal_rows
 from alignver.features.rows import Rows, RowScan, directions, scan_rows
 from alignver.features.staircase import Staircase
 from alignver.kernel import Certificate, seal
 from alignver.kernel.machine import arithmetic_fault
 from alignver.linalg import rank_rules
 from alignver.linalg.rank_rules import Scale
+from alignver.progress import stage
+from alignver.proof import prove_rank
 from alignver.proof.rounding import FloatArray, add_up, mul_down, mul_up, sqrt_up
-from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict, shown_down
+from alignver.results import Bound, CheckResult, Rigor, Subject, Verdict, plain, shown_down
 
 STATEMENT = "Safe exploration (Assumption 4)"
 exploration_result = functools.partial(
     CheckResult, name="exploration", statement=STATEMENT, subject=Subject.COMPUTED_MATRIX
 )
 """Make a result of the check."""
+
+_EXACT_ENTRIES = 2_000_000  # largest size of Z for an exact rank: beyond it that takes minutes
+_EXACT_SECONDS = 20.0
+_MOST_TIED = 200_000  # largest number of rows with equal projections that are compared
 
 _DENSE_BYTES = 2_000_000_000
 """Largest phi that ``dense`` forms: beyond that its SVD takes hours."""
@@ -212,43 +224,38 @@ def staircase_result(setting: Setting, stairs: Staircase, certificate: Certifica
     )
 
 
-def _refutation_result(setting: Setting, refuted: Refutation | None) -> CheckResult | None:
-    """Return FAILS with its witness and certificate; None without a refutation."""
-    if refuted is None:
-        return None
-    kind = refuted.witness["kind"]
+def _refuted(setting: Setting, reason: str, witness: dict[str, Any], certificate: Certificate) -> CheckResult:
+    """Return FAILS with its witness and certificate."""
+    kind, least = witness["kind"], -(-setting.rows.n // setting.rows.m)
     evidence = [f"{setting.rows.n} samples, {setting.rows.m} features"]
     if kind == "equal rows":
         evidence.append("if their inputs are equal too, this holds for every theta and every width")
     elif kind == "count":
-        evidence.append(f"the smallest possible width is {-(-setting.rows.n // setting.rows.m)}, for every theta")
+        evidence.append(f"the smallest possible width is {least}, for every theta")
     return exploration_result(
         verdict=Verdict.FAILS,
         rigor=Rigor.PROOF,
         code=f"exploration-{kind.replace(' ', '-')}",
-        next_steps=(_REMEDIES[kind].format(least=-(-setting.rows.n // setting.rows.m)),),
-        reason=refuted.reason,
+        next_steps=(_REMEDIES[kind].format(least=least),),
+        reason=reason,
         evidence=(*evidence, *setting.remarks()),
         measured=setting.measured(),
-        witness=refuted.witness,
-        certificate=refuted.certificate,
+        witness=witness,
+        certificate=certificate,
     )
 
 
 def refute_by_rows(setting: Setting, scan: RowScan) -> CheckResult | None:
     """Refute by the number of columns or by equal rows of Z; None if neither applies."""
-    rows, width = setting.rows, setting.width
-    refuted = None if width is None else by_count(rows.n, rows.m, width, scan.record, rows.added)
-    if refuted is None and not setting.delta:  # a refutation for Z does not extend to the Z within delta
-        refuted = by_equal_rows(rows, scan, rows.n if width is None else width)
-    return _refutation_result(setting, refuted)
-
-
-def refute_by_columns(setting: Setting, scan: RowScan) -> CheckResult | None:
-    """Refute by the rank of Z, after a proof has failed: it may take a pass over Z and seconds."""
-    if setting.width is None or setting.delta:
-        return None
-    return _refutation_result(setting, by_columns(setting.rows, scan, setting.width))
+    n, m, width = setting.rows.n, setting.rows.m, setting.width
+    if width is not None and width * m < n:
+        constants = {"rank": n, "width": width, "add_constant": setting.rows.added}
+        certificate = seal("no-exploration", "count", {"Z": scan.record}, {}, constants)
+        reason = f"width {width} times {m} features is {width * m} columns, fewer than {n} samples"
+        witness = {"kind": "count", "width": width, "features": m, "samples": n}
+        return _refuted(setting, reason, witness, certificate)
+    # A refutation for Z does not extend to the Z within delta.
+    return None if setting.delta else _refute_by_equal_rows(setting, scan, n if width is None else width)
 
 
 def check_gates(
@@ -376,3 +383,102 @@ def _check_by_svd(setting: Setting, q: FloatArray, origin: str, sampled: bool) -
         measured={**setting.measured(), "method": "dense", **levels},
         tolerance=deciding.tolerance,
     )
+
+
+def _refute_by_equal_rows(setting: Setting, scan: RowScan, width: int) -> CheckResult | None:
+    """Search for equal rows of Z among the rows whose projections agree up to rounding."""
+    rows = setting.rows
+    values = scan.projections[:, 0]
+    order = np.argsort(values, kind="stable")
+    tied = np.diff(values[order]) <= 2.0 * float(scan.errors[0])
+    ends = np.concatenate([[0], np.flatnonzero(~tied) + 1, [rows.n]])  # of the groups of tied rows
+    pairs: list[tuple[int, int]] = []
+    compared = 0
+    for k in np.flatnonzero(np.diff(ends) > 1).tolist():
+        compared += int(ends[k + 1] - ends[k])
+        if compared > _MOST_TIED:
+            break
+        pairs += _equal(rows, np.sort(order[ends[k] : ends[k + 1]]))
+    if not pairs:
+        return None
+    i, j = min(pairs)
+    data = {"rows": np.array([i, j], dtype=np.int64)}
+    constants = {"rank": rows.n, "width": width, "add_constant": rows.added}
+    certificate = seal("no-exploration", "equal rows", {"Z": scan.record}, data, constants)
+    others = "" if len(pairs) == 1 else f" ({len(pairs)} such pairs in all)"
+    reason = f"samples {i} and {j} have equal features{others}: their rows of phi are equal for every q"
+    return _refuted(setting, reason, {"kind": "equal rows", "rows": (i, j), "pairs": len(pairs)}, certificate)
+
+
+def _equal(rows: Rows, indices: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+    first: dict[bytes, int] = {}
+    pairs = []
+    for start in range(0, indices.size, 4096):
+        chunk = indices[start : start + 4096]
+        content = rows.take(chunk) + 0.0  # -0.0 + 0.0 is 0.0
+        for index, row in zip(chunk.tolist(), content):
+            other = first.setdefault(row.tobytes(), index)
+            if other != index:
+                pairs.append((other, index))
+    return pairs
+
+
+def refute_by_columns(setting: Setting, scan: RowScan) -> CheckResult | None:
+    """Refute by the rank of Z, after a proof has failed: it may take a pass over Z and seconds.
+
+    Zero and repeated columns come first, then exact arithmetic if Z is small.
+    """
+    rows, width = setting.rows, setting.width
+    if width is None or setting.delta:
+        return None
+    zero, copies = _idle_columns(rows)
+    rank = rows.m - len(zero) - len(copies)
+    if rank * width < rows.n:
+        data = {"zero": np.array(zero, dtype=np.int64), "copies": np.array(copies, dtype=np.int64).reshape(-1, 2)}
+        constants = {"rank": rows.n, "width": width, "add_constant": rows.added}
+        certificate = seal("no-exploration", "columns", {"Z": scan.record}, data, constants)
+        reason = (
+            f"{len(zero)} features are zero and {len(copies)} repeat another one, so Z has rank {rank} at most: times "
+            f"width {width} that is fewer than {rows.n} samples"
+        )
+        return _refuted(setting, reason, {"kind": "columns", "zero": zero, "copies": copies, "rank": rank}, certificate)
+    if rows.n * rows.m > _EXACT_ENTRIES:
+        return None
+    Z = rows.read(0, rows.n)
+    rank = int(np.linalg.matrix_rank(Z))
+    if rank * width >= rows.n:
+        return None
+    with stage("exact rank of Z"):
+        decision = prove_rank(Z, rank, budget_seconds=_EXACT_SECONDS)
+    inner = decision.certificate
+    if decision.verdict is not Verdict.HOLDS or inner is None:
+        return None
+    # The inner certificate is about Z with its constant; the outer one contains it, and is about Z as it was given.
+    of_Z = {"method": inner.method, "constants": plain(dict(inner.constants))}
+    outer: dict[str, Any] = {"rank": rows.n, "width": width, "add_constant": rows.added, "of Z": of_Z}
+    certificate = seal("no-exploration", "rank of Z", {"Z": scan.record}, inner.data, outer)
+    reason = f"Z has rank {rank} exactly: times width {width} that is fewer than {rows.n} samples"
+    return _refuted(setting, reason, {"kind": "rank of Z", "rank": rank, "width": width}, certificate)
+
+
+def _idle_columns(rows: Rows) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return the columns that are zero, and (column, earlier column) pairs that are equal, in one pass."""
+    zero = np.ones(rows.m, dtype=bool)
+    earlier: npt.NDArray[np.int64] | None = None
+    for _, stored in rows.passes("columns of Z"):
+        block = rows.complete(stored)
+        zero &= ~np.any(block, axis=0)
+        if earlier is None:
+            seen: dict[bytes, int] = {}
+            columns = block.T + 0.0
+            earlier = np.array([seen.setdefault(column.tobytes(), k) for k, column in enumerate(columns)])
+        else:
+            candidates = np.flatnonzero(earlier != np.arange(rows.m))
+            same = np.all(block[:, candidates] == block[:, earlier[candidates]], axis=0)
+            # A column that differs from its first match may still equal another one: no proof needs that pair, and it
+            # is dropped.
+            earlier[candidates[~same]] = candidates[~same]
+    assert earlier is not None
+    idle = [int(k) for k in np.flatnonzero(zero)]
+    copies = [(k, int(j)) for k, j in enumerate(earlier.tolist()) if j != k and not zero[k]]
+    return idle, copies

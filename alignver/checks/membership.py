@@ -22,9 +22,8 @@ from alignver.features.threads import dense_flops, threads_for
 from alignver.limits import limited
 from alignver.linalg import rank_rules
 from alignver.linalg.least_squares import least_squares, preconditioned_iterates, residual_interval
-from alignver.linalg.lsmr import Iterate, lsmr
+from alignver.linalg.lsmr import Iterate, Operator, lsmr
 from alignver.linalg.norms import extreme_scale, largest_singular_value, norm, row_sum_norm, spectral_norm, start_vector
-from alignver.linalg.operators import Operator
 from alignver.linalg.pivoted_qr import qr_profile
 from alignver.linalg.qr_reduction import reduce
 from alignver.linalg.rank_rules import Scale

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from alignver.cli import check, options, predict, reproduce, session, show, train, verify
+from alignver.cli import check, options, reproduce, session, show, train, verify
 from alignver.cli.exits import Exit, explain, say
 from alignver.errors import InvalidInput
 from alignver.require import similar
@@ -47,7 +47,7 @@ app = typer.Typer(
 app.add_typer(check.app)
 app.add_typer(show.app, name="show")
 app.command("train")(train.train)
-app.command("predict")(predict.predict)
+app.command("predict")(train.predict)
 app.command("reproduce")(reproduce.reproduce)
 app.command("verify")(verify.verify)
 app.command("report")(verify.report)

@@ -36,6 +36,7 @@ from alignver.features.tiles import Column, FolderStore, Store, factor_diagonal,
 from alignver.kernel.failure import Unsupported
 from alignver.kernel.machine import arithmetic_fault, require_ieee
 from alignver.progress import track
+from alignver.proof.cholesky import substitution_fault
 from alignver.proof.factored_gram import FactoredRank, Layer, in_ball, scaled_layers
 from alignver.proof.gram_tiles import FactoredGram, ScaledGram
 from alignver.proof.rounding import (
@@ -51,7 +52,6 @@ from alignver.proof.rounding import (
     sqrt_down,
     sub_down,
 )
-from alignver.proof.substitution import substitution_fault
 
 TILE = 1024
 _ROOM = 0.8  # the share of the proved bound that is claimed

@@ -17,9 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from alignver.arrays import EPS, host
+from alignver.arrays import EPS, host, is_text
 from alignver.errors import InvalidInput
-from alignver.frames import is_text
 from alignver.jacobians.factored_proof import LayerFactors, arrays_of, layer_factors
 from alignver.jacobians.jacobian_form import last_nonlinearity, plan, probed_outputs, represent
 from alignver.kernel import Certificate

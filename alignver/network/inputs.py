@@ -21,9 +21,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
-from alignver.arrays import EPS
+from alignver.arrays import EPS, from_frame
 from alignver.errors import InvalidInput, first_line, kind_of
-from alignver.frames import from_frame
 from alignver.network.copies import deep_copy
 from alignver.samples import is_stream
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alignver.kernel.machine import arithmetic_fault
-from alignver.proof.cholesky import safety_margin, verified_shift
+from alignver.proof.cholesky import safety_margin, substitution_fault, verified_shift
 from alignver.proof.gram_tiles import WIDTH, ScaledGram, by_pairs
 from alignver.proof.rounding import (
     OMEGA,
@@ -33,7 +33,6 @@ from alignver.proof.rounding import (
     sub_down,
     sum_up,
 )
-from alignver.proof.substitution import substitution_fault
 
 _FAR = 2.0**400  # magnitude from which on factors are left to other methods
 _NEAR = 64  # largest exponent of rows that need no scaling

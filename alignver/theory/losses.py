@@ -13,10 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from alignver import require
-from alignver.arrays import as_matrix, as_vector, host
+from alignver.arrays import as_matrix, as_vector, from_frame, host, is_text, numbered
 from alignver.errors import InvalidInput, kind_of
 from alignver.features.products import logistic
-from alignver.frames import from_frame, is_text, numbered
 from alignver.proof.rounding import FloatArray
 
 LOSSES = ("squared", "binary_cross_entropy", "cross_entropy")

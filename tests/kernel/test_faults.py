@@ -16,10 +16,10 @@ import pytest
 import alignver as av
 from alignver import kernel
 from alignver.checks import exploration as ranks_module
-from alignver.checks import optimality
-from alignver.features import block_prover, products, refutation, rows, staircase
+from alignver.checks import exploration_report, optimality
+from alignver.features import block_prover, products, rows, staircase
 from alignver.features import cholesky as tiled_cholesky
-from alignver.proof import Ball, cholesky, exact, prove_floating, prove_membership, prove_rank, residual, right_inverse
+from alignver.proof import Ball, cholesky, exact, prove, prove_membership, prove_rank, residual, right_inverse
 from alignver.proof.cholesky import factor_shifted
 from alignver.proof.exact import Combination, Profile
 from alignver.proof.matrix_structure import Conflict
@@ -102,7 +102,7 @@ def rank(A: Any, r: int, **options: Any) -> Any:
     return lambda: prove_rank(A, r, **options), {"A": A}
 
 
-NO_REFUTATION = [("alignver.checks.exploration_report.by_equal_rows", no_pair)]
+NO_REFUTATION = [("alignver.checks.exploration_report._refute_by_equal_rows", no_pair)]
 FREE = cholesky.FullRank(True, 1.0, "", exponents=np.zeros(3, np.int64))
 
 
@@ -148,10 +148,10 @@ CASES: dict[str, tuple[list[tuple[str, Any]], Any]] = {
     "s_min of a staircase": ([(f"{staircase.__name__}._ROOM", 4.0)], distinct(width=5)),
     "s_min of gates": ([(f"{tiled_cholesky.__name__}._ROOM", 1e8)], distinct(q=GATES, method="gram")),
     "equal rows": (
-        [(f"{refutation.__name__}._equal", always([(0, 1)])), (f"{rows.__name__}.gamma", always(1e9))],
+        [(f"{exploration_report.__name__}._equal", always([(0, 1)])), (f"{rows.__name__}.gamma", always(1e9))],
         distinct(width=5),
     ),
-    "idle columns": ([(f"{refutation.__name__}._idle_columns", always(([0, 1], []))),
+    "idle columns": ([(f"{exploration_report.__name__}._idle_columns", always(([0, 1], []))),
         (f"{block_prover.__name__}.prove_block",
         lambda Z, start, stop, delta=0.0: block_prover.Block(start, stop, 0.0, "", "no"))], distinct(width=6)),
     # Matrices: Gram matrix, scaling, right inverse, residual.
@@ -164,7 +164,7 @@ CASES: dict[str, tuple[list[tuple[str, Any]], Any]] = {
     "s_min of a rank": ([(f"{cholesky.__name__}.scale_down", lambda x, e: 10.0 * x)], rank(FULL, 5)),
     "right inverses": (
         [(f"{right_inverse.__name__}.right_residual", lambda A, X: (0.01, np.zeros((len(A), len(A))))),
-         (f"{prove_floating.__name__}.by_gram", always(None))], membership(LOW, OFF),
+         (f"{prove.__name__}.by_gram", always(None))], membership(LOW, OFF),
     ),
     "norms of right inverses": (
         [(f"{right_inverse.__name__}._norm_up", always(1e-3)), ("alignver.proof.prove.by_gram", always(None))],
@@ -179,20 +179,20 @@ CASES: dict[str, tuple[list[tuple[str, Any]], Any]] = {
     ),
     # Structure and exact arithmetic.
     "conflicts": (
-        [(f"{prove_floating.__name__}.find_conflict", always(Conflict("equal rows", (0, 1), (1.0, -1.0), "said so")))],
+        [(f"{prove.__name__}.find_conflict", always(Conflict("equal rows", (0, 1), (1.0, -1.0), "said so")))],
         membership(FULL, FULL[:, 0]),
     ),
     "repeated rows": (
-        [(f"{prove_floating.__name__}.redundant_rows", always({3: 0, 4: 1, 5: 2})),
-         (f"{prove_floating.__name__}.by_gram",
+        [(f"{prove.__name__}.redundant_rows", always({3: 0, 4: 1, 5: 2})),
+         (f"{prove.__name__}.by_gram",
           lambda wide, attempts, ball: (FREE, "gram") if len(wide) == 3 else None),
-         (f"{prove_floating.__name__}.find_conflict", always(None))],
+         (f"{prove.__name__}.find_conflict", always(None))],
         membership(LOW, np.append(OFF[:3], OFF[:3])),
     ),
     "ranks from repeats": (
-        [(f"{prove_floating.__name__}.redundant_rows", always({3: 0})), (f"{prove_floating.__name__}._wide_rank",
+        [(f"{prove.__name__}.redundant_rows", always({3: 0})), (f"{prove.__name__}._wide_rank",
           lambda rest, attempts: (cholesky.FullRank(True, 1.0, ""), "gram")),
-         (f"{prove_floating.__name__}.full_rank", always(None)),
+         (f"{prove.__name__}.full_rank", always(None)),
          ("alignver.proof.prove.full_rank", always(None))], rank(FULL, 4),
     ),
     "profiles": ([(f"{exact.__name__}.profile", always(SPOILED_PROFILE))], membership(LOW, OFF, exact="force")),

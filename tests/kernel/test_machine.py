@@ -14,15 +14,15 @@ from flint import arb, ctx
 from alignver.checks.doctor import function_errors
 from alignver.kernel import machine, seal
 from alignver.kernel.failure import Unsupported
-from alignver.proof import substitution
+from alignver.proof import cholesky
 from tests import faults
 from tests.features.test_device import fixed_point, single, strassen
 
 EVERYTHING = """
 import json
 from alignver.kernel import machine
-from alignver.proof import substitution
-print(json.dumps([machine.arithmetic_fault(), machine.outcome()["products"], substitution.substitution_fault()]))
+from alignver.proof import cholesky
+print(json.dumps([machine.arithmetic_fault(), machine.outcome()["products"], cholesky.substitution_fault()]))
 """
 
 
@@ -121,7 +121,7 @@ def test_conventional_products_pass(order):
         return total
 
     assert machine.product_fault(order) == machine.product_fault(order, backwards) == ""
-    assert substitution.solve_fault(order + 1) == ""
+    assert cholesky.solve_fault(order + 1) == ""
 
 
 FAULTS = {
@@ -134,15 +134,15 @@ FAULTS = {
 IN_TURN = """
 import itertools, json, os
 from alignver.kernel import machine
-from alignver.proof import substitution
+from alignver.proof import cholesky
 found = {}
 for fault, routine in itertools.product(%r, ("gemm", "syrk", "gemv", "dot", "scipy")):
     os.environ |= {"FAULT": fault, "FAULT_IN": routine}
-    machine._tested.cache_clear(), substitution._tested.cache_clear()
-    found[fault + " " + routine] = machine.arithmetic_fault(), substitution.substitution_fault()
+    machine._tested.cache_clear(), cholesky._substitution_tested.cache_clear()
+    found[fault + " " + routine] = machine.arithmetic_fault(), cholesky.substitution_fault()
 os.environ["FAULT"] = "plain"
-machine._tested.cache_clear(), substitution._tested.cache_clear()
-found["plain"] = machine.arithmetic_fault(), substitution.substitution_fault()
+machine._tested.cache_clear(), cholesky._substitution_tested.cache_clear()
+found["plain"] = machine.arithmetic_fault(), cholesky.substitution_fault()
 print(json.dumps(found))
 """
 
@@ -199,7 +199,7 @@ def test_a_thread_that_rounds_otherwise_blames_nothing_for_good(forgetful):
     def elsewhere():
         mode(upward)
         try:
-            return machine.outcome(), machine.digest(), substitution.substitution_fault(), machine.arithmetic_fault()
+            return machine.outcome(), machine.digest(), cholesky.substitution_fault(), machine.arithmetic_fault()
         finally:
             mode(nearest)
 
