@@ -199,7 +199,11 @@ class Lines(Bars):
             self._write(words)
 
     def _draw(self) -> None:
-        began = shown = ended = time.monotonic()
+        early = max(
+            0.0, SILENCE - PATIENCE
+        )  # a program has been silent while it was loaded: its first line is due soon
+        began = ended = time.monotonic()
+        shown = began - early
         while self._open:
             if not self._tasks:
                 self._wake.wait()
@@ -209,7 +213,8 @@ class Lines(Bars):
                 tasks = list(self._tasks)
             now = time.monotonic()
             if tasks and now - ended > _GAP:  # another call
-                began = shown = tasks[0].began
+                began = tasks[0].began
+                shown = began - early
             ended = now if tasks else ended
             if tasks and self._open and now - shown >= SILENCE:
                 self._write(_line(tasks, now - began))

@@ -6,6 +6,7 @@ a mode that is wrong in the same way every time, not one wrong result in a milli
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from alignver.arrays import available_memory
+from alignver.errors import first_line
 from alignver.features import threads
 from alignver.features.tiles import unsupported_arithmetic
 from alignver.kernel import machine
@@ -259,7 +261,10 @@ def _torch() -> _Outcome:
     """Test torch's functions, products, and the modes in which it computes."""
     if importlib.util.find_spec("torch") is None:
         return Verdict.HOLDS, "not installed: nothing depends on it", {}
-    import torch
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError where a shared library is missing
+        return Verdict.FAILS, f"torch is installed, but cannot be imported: {first_line(error)}", {}
 
     def function(name: str) -> Callable[[Any], Any]:
         computed = getattr(torch, _TORCH.get(name, name))
@@ -299,7 +304,7 @@ def _torch() -> _Outcome:
 def _devices() -> _Outcome:
     """Test the arithmetic of each GPU that torch or CuPy finds."""
     faults: dict[str, str] = {}
-    if importlib.util.find_spec("torch") is not None:
+    with contextlib.suppress(ImportError, OSError):
         import torch
 
         for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):

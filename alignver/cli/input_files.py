@@ -386,11 +386,15 @@ _EXTRA = {"cupy": "cupy-cuda13x"}  # or cupy-cuda12x, depending on the CUDA vers
 
 
 def library(name: str, purpose: str) -> Any:
-    """Import a library by name, or raise :class:`~alignver.errors.MissingDependency` with the remedy."""
+    """Import a library by name, or raise MissingDependency, or InvalidInput if it is broken, with the remedy."""
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise MissingDependency(name, purpose, _EXTRA.get(name, name)) from error
+    except (ImportError, OSError) as error:  # OSError where a shared library is missing
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            raise MissingDependency(name, purpose, _EXTRA.get(name, name)) from error
+        got = f"an installation that cannot be imported ({type(error).__name__}: {first_line(error)})"
+        need = f"one that works: pip install --force-reinstall {name.partition('.')[0]}"
+        raise InvalidInput(name, got, need) from error
 
 
 def torch_device(name: str) -> Any:

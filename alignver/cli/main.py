@@ -139,7 +139,8 @@ def _refusal(error: Any) -> str:
 
 
 def _sentence(message: str) -> str:
-    """Return a message in the style of the others: without a capital letter and a full stop."""
+    """Return a message in the style of the others: on one line, without a capital letter and a full stop."""
+    message = re.sub(r"[.:]?\s*\n\s*", lambda gap: ": " if ":" in gap[0] else " ", message)
     message = re.sub(r" \(Possible options: (.*)\)$", r"; did you mean \1?", message)
     return (message[:1].lower() + message[1:]).rstrip().removesuffix(".").replace(". Did you", "; did you")
 

@@ -85,7 +85,7 @@ def reproduce(
     """
     session.command = _command(item, dataset, seeds, reading, reduced)
     with session.working():
-        input_files.library("torch", "the experiments of the paper")
+        input_files.library("torch", "reproducing the experiments of the paper")
         from alignver.experiments import NAMES, load
         from alignver.experiments.conduct import Setting, conduct
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -186,6 +187,16 @@ def test_torch_that_is_inaccurate(name, words, monkeypatch):
     verdict, reason, _ = module._torch()
     assert verdict is Verdict.FAILS
     assert words in reason
+
+
+def test_torch_that_cannot_be_imported(monkeypatch, tmp_path):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise OSError('libtorch_cpu.so: cannot open shared object')")
+    code = "from alignver.checks import doctor; print(doctor._torch()[:2], doctor._devices()[0])"
+    environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "FAILS" in done.stdout
+    assert "cannot be imported: libtorch_cpu.so" in done.stdout
 
 
 def test_without_flint_accuracy_is_undecided(monkeypatch):

@@ -167,6 +167,7 @@ def test_shapes_that_disagree_name_both(here):
         (["check", "rank", "J.npy", "--device", "cuda"], ["--device", "cpu"]),
         (["check", "rank", "J.npy", "--rule", "gloub"], ["--rule", "golub"]),
         (["check", "rank", "J.npy", "--method", "lu"], ["--method", "svd"]),
+        (["check", "model", "net.py:build", "--data", "d.npz"], ["'--loss'. Choose from: squared, "]),
         (["check", "rank", "J.npy", "--tolerance", "-1"], ["--tolerance"]),
         (["check", "rank", "J.npy", "--tolerance", "nan"], ["--tolerance"]),
         (["check", "rank", "J.npy", "--computed-in", "float8"], ["--computed-in", "float32"]),
@@ -184,6 +185,27 @@ def test_wrong_usage(here, arguments, words):
     assert "Traceback" not in run.err
     for word in words:
         assert word in run.err
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            ModuleNotFoundError("No module named 'torch'", name="torch"),
+            "which is not installed: pip install 'alignver[",
+        ),
+        (OSError("libtorch_cpu.so: cannot open shared object file"), "libtorch_cpu.so: cannot open"),
+        (ModuleNotFoundError("No module named 'filelock'", name="filelock"), "pip install --force-reinstall torch"),
+    ],
+)
+def test_torch_that_is_missing_or_broken(here, monkeypatch, error, words):
+    def broken(name):
+        raise error
+
+    monkeypatch.setattr(loading.importlib, "import_module", broken)
+    run = here("check", "alignment", "net.py:build", "--data", "both.npz", "--loss", "mse")
+    assert (run.code, run.out) == (2, "")
+    assert words in run.err
 
 
 def test_no_command_shows_help_and_is_no_verdict(alignver):

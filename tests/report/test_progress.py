@@ -35,7 +35,8 @@ def test_no_bar_where_there_is_no_terminal(impatient):
     stream = io.StringIO()
     with progress.shown(stream, "work"), stage("inner"):
         time.sleep(0.3)
-    assert stream.getvalue() == ""
+    assert "\x1b" not in stream.getvalue()
+    assert len(stream.getvalue().splitlines()) == 1  # it would be a line, after as long
 
 
 def test_long_work_without_a_terminal_is_told_in_lines(monkeypatch):
@@ -65,6 +66,20 @@ def test_lines_come_as_often_at_the_end_of_long_work(monkeypatch):
     gaps = [after - before for before, after in itertools.pairwise(written)]
     assert len(gaps) > 15
     assert max(gaps[-5:]) < 2.0 * max(gaps[:5])
+
+
+def test_the_first_line_comes_early(monkeypatch):
+    monkeypatch.setattr(progress_bars, "PATIENCE", 0.3)
+    monkeypatch.setattr(progress_bars, "SILENCE", 600.0)  # the second one never
+    monkeypatch.setattr(progress_bars, "_TICK", 0.02)
+    written = []
+    lines = progress_bars.Lines(written.append)
+    for _ in range(2):  # each call of a program
+        with progress.listening(lines), stage("work"):
+            time.sleep(1.0)
+        time.sleep(1.2)
+    lines.close()
+    assert [line.rpartition(";")[0] for line in written] == ["work", "work"]
 
 
 def test_a_closed_stream_costs_no_result(monkeypatch):
