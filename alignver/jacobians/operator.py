@@ -155,15 +155,7 @@ class JacobianOperator:
             except RuntimeError:  # NotImplementedError is one: no forward rule, or no rule under torch.func
                 pass
             self.mode = "double backward"
-        try:
-            return push_twice(self._function, x, tangents, self.m_y)[1]
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            name = type(self._function.model).__name__
-            got = f"{name}, whose operations have neither a forward mode nor second derivatives ({first_line(error)})"
-            need = "the matrix itself: alignver.jacobian(model, X)"
-            raise InvalidInput("model", got, need, code="unsupported-model") from error
+        return push_twice(self._function, x, tangents, self.m_y)[1]
 
     def _agrees(self, x: torch.Tensor, tangents: Mapping[str, torch.Tensor], rows: torch.Tensor) -> bool:
         """Compare <w, J v> with <J^T w, v> for fixed weights w, up to sqrt(eps)."""
@@ -229,16 +221,32 @@ def push(
 def push_twice(
     function: Functional, x: torch.Tensor, tangents: Mapping[str, torch.Tensor], m_y: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return f_X(theta) and J v as :func:`push` does, by two backward passes."""
+    """Return f_X(theta) and J v as :func:`push` does, by two backward passes.
+
+    Raises
+    ------
+    InvalidInput
+        The model has no second derivatives: this is the second way, for models without a forward mode.
+    """
     moving = {name: function.theta[name].detach().requires_grad_() for name in tangents}
     still = {name: value.detach() for name, value in function.theta.items() if name not in tangents}
-    out = function({**still, **moving}, function.batch(x)).reshape(-1, m_y)
-    u = torch.zeros_like(out, requires_grad=True)
-    gradients = torch.autograd.grad(out, list(moving.values()), u, create_graph=True, allow_unused=True)
-    pairs = [(g, tangents[name].to(g.dtype)) for name, g in zip(moving, gradients) if g is not None and g.requires_grad]
-    if not pairs:
-        return out.detach(), torch.zeros_like(out)
-    (rows,) = torch.autograd.grad([g for g, _ in pairs], [u], [t for _, t in pairs], allow_unused=True)
+    try:
+        out = function({**still, **moving}, function.batch(x)).reshape(-1, m_y)
+        u = torch.zeros_like(out, requires_grad=True)
+        gradients = torch.autograd.grad(out, list(moving.values()), u, create_graph=True, allow_unused=True)
+        pairs = [
+            (g, tangents[name].to(g.dtype)) for name, g in zip(moving, gradients) if g is not None and g.requires_grad
+        ]
+        if not pairs:
+            return out.detach(), torch.zeros_like(out)
+        (rows,) = torch.autograd.grad([g for g, _ in pairs], [u], [t for _, t in pairs], allow_unused=True)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        name = type(function.model).__name__
+        got = f"{name}, whose operations have neither a forward mode nor second derivatives ({first_line(error)})"
+        need = "operations that have one; alignver.jacobian(model, X) needs neither"
+        raise InvalidInput("model", got, need, code="unsupported-model") from error
     return out.detach(), torch.zeros_like(out) if rows is None else rows.detach()
 
 

@@ -52,6 +52,7 @@ _LIKE = {"zeros_like": "zeros", "new_zeros": "zeros", "ones_like": "ones", "new_
          "new_full": "full"}  # fmt: skip
 _OPERATORS = {f"__{name}__": f"bitwise_{name}" for name in ("and", "or", "xor")}
 _CASTS = (("to", "dtype_layout"), ("to", "device"), ("to", "other"), ("type_as", "default"))
+_UNCHANGING = ("to", "_to_copy", "type_as", "detach", "clone", "contiguous", "alias")
 _MOST_INTEGER = 2**53
 
 
@@ -440,6 +441,8 @@ class _Builder:
         self._note(name, args, module)
         folded = fold(op, name, args, self.values)
         if folded is not None:
+            if name in _UNCHANGING:  # a buffer in another dtype is still that buffer
+                name = self.entries[args["self"].node]["args"]["name"]
             index = self._add("constant", {"name": name, **facts(folded)}, [folded], module)
             self.tensors[index] = self.values[index] = folded
             return index

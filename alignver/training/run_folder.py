@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_model
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_model
 
 from alignver import atomic, require
 from alignver.errors import InvalidInput, reading
@@ -401,12 +401,12 @@ def certificate_inputs(
         config = json.loads((place / "config.json").read_text(encoding="utf-8"))
         with np.load(place / "inputs.npz", allow_pickle=False) as archive:
             inputs = dict(archive)
-        state = load_file(place / "model.safetensors")
+        state, tied = _weights(place / "model.safetensors")
     if "parameters" not in certificate.inputs:
         return inputs, (f"all inputs are read from {place / 'inputs.npz'}",)
     with reading("folder", f"{place / 'certificate'} without the graph of a network", need):
         graph = parse(certificate.data["graph"])
-        inputs["parameters"], others = _saved(graph, inputs["parameters"], state)
+        inputs["parameters"], others = _saved(graph, inputs["parameters"], state, tied)
     notes = [f"the parameters are read from {place / 'model.safetensors'}"]
     if others:
         notes.append(f"constants of the graph from {place / 'inputs.npz'}: {', '.join(others)}")
@@ -423,22 +423,35 @@ def certificate_inputs(
     return inputs, (*notes, f"x and Y are read from {source}, X as {kind}")
 
 
-def _saved(graph: Graph, parameters: Any, state: Mapping[str, torch.Tensor]) -> tuple[Any, tuple[str, ...]]:
+def _weights(file: pathlib.Path) -> tuple[dict[str, torch.Tensor], Mapping[str, str]]:
+    """Return the saved tensors by name, and the metadata, which name the tensor that a tied one is saved as."""
+    with safe_open(file, "pt") as stored:
+        return {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata() or {}  # noqa: SIM118 - no mapping
+
+
+def _saved(
+    graph: Graph, parameters: Any, state: Mapping[str, torch.Tensor], tied: Mapping[str, str]
+) -> tuple[Any, tuple[str, ...]]:
     """Return the leaves of a graph with the saved values, and the names of constants that are not saved.
 
-    The trace computes what depends on constants alone: a saved buffer may have another name, or dtype, there.
+    Parameters that the saved tensors lack, or have in another shape, are refused; a view of one is not saved. The trace
+    computes what depends on constants alone: a saved buffer may have another name, or dtype, there.
     """
     result, place, others = parameters.copy(), 0, []
-    saved = {name: tensor.double().reshape(-1).numpy() for name, tensor in state.items()}
+    saved = {name: tensor.double() for name, tensor in state.items() if not tensor.is_complex()}
+    leaves = {leaf for name, leaf in graph.leaves().items() if name in saved}
     for node in graph.nodes:
         if node.op not in ("parameter", "constant"):
             continue
-        part = slice(place, place := place + math.prod(node.out[0][1]))
-        values = result[0, part]
-        name = node.args["name"]
-        if name in saved and saved[name].shape == values.shape:
-            result[0, part] = saved[name]
-        elif not any(np.array_equal(array, values) for array in saved.values()):
+        name, shape = node.args["name"], node.out[0][1]
+        part = slice(place, place := place + math.prod(shape))
+        tensor = saved.get(name, saved.get(tied.get(name, "")))
+        if tensor is not None and tuple(tensor.shape) == shape:
+            result[0, part] = tensor.reshape(-1).numpy()
+        elif node.op == "parameter" and (name in saved or node.args["leaf"] not in leaves):
+            got = f"weights without the parameter {name}, {shape}, of the network in the certificate"
+            raise InvalidInput("folder", got, "the model.safetensors that the run wrote", "unreadable-file")
+        elif not any(np.array_equal(array.reshape(-1).numpy(), result[0, part]) for array in saved.values()):
             others.append(name)
     return result, tuple(others)
 

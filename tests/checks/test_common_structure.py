@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from alignver.checks.common_structure import check_common_structure
+from alignver.checks.model import check_model
 from alignver.checks.structure import check_structure, indicator
 from alignver.errors import InvalidInput
 from alignver.kernel import verify
@@ -339,3 +340,20 @@ def test_indicators(rng):
     assert not again.unique
     assert indicator(G, rng.standard_normal(12)).residual > 1e-3
     assert indicator(np.zeros((3, 2)), np.zeros(3)).subset() == ()
+
+
+def test_a_model_without_second_derivatives_is_refused():
+    """torch.cdist has neither a forward mode nor a second backward pass."""
+
+    class Distances(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.centres = nn.Parameter(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)))
+
+        def forward(self, x):
+            return torch.cdist(x, self.centres)
+
+    model, x = Distances(), torch.ones(5, 3)
+    with pytest.raises(InvalidInput, match="neither a forward mode nor second derivatives"):
+        check_common_structure(model, x)
+    assert check_model(model, x, torch.zeros(5, 4), loss="squared")["structure"].code == "structure-refused"

@@ -10,7 +10,8 @@ import resource
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_model
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 
 import alignver as av
@@ -305,6 +306,45 @@ def test_the_certificate_is_about_the_saved_model_and_the_named_data(tmp_path, d
     assert "parameters is not the input" in av.recheck(place / "certificate", **other).reason
     with pytest.raises(av.InvalidInput, match="without certificate"):
         certificate_inputs(tmp_path)
+
+
+class Tied(nn.Module):
+    """Uses one parameter in two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.z, self.a = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 10)
+        self.z.weight, self.last = self.first.weight, nn.Linear(10, 2)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.a(torch.tanh(self.z(torch.tanh(self.first(x)))))))
+
+
+@pytest.mark.filterwarnings("ignore::alignver.errors.LostGuarantee")
+@pytest.mark.parametrize("of", ["layers of their own", "tied layers"])
+def test_a_certificate_is_not_verified_with_other_weights_than_the_saved_ones(tmp_path, data, of):
+    """Every parameter comes from the weights: none is taken from the inputs that lie beside the certificate."""
+    torch.manual_seed(3)
+    net = Tied() if of == "tied layers" else network()
+    trained, place = EEWrapper(net, loss="cross_entropy", tau=TAU, exploit_optimizer="newton"), tmp_path / "run"
+    with RunFolder.create(place, SETTINGS) as folder:
+        folder.fit(trained, data, EPOCHS)
+        folder.finish(trained, data)
+    assert av.recheck(place / "certificate", **certificate_inputs(place)[0]).verdict is av.Verdict.HOLDS
+    state = load_file(place / "model.safetensors")
+    with safe_open(place / "model.safetensors", "pt") as stored:
+        metadata = stored.metadata()
+    for name in (name for name in state if not name.endswith(("frozen", "num_batches_tracked"))):
+        save_file({**state, name: state[name] + 1.0}, place / "model.safetensors", metadata)
+        again = av.recheck(place / "certificate", **certificate_inputs(place)[0])
+        assert "parameters is not the input" in again.reason
+    for name, _ in trained.module.named_parameters():
+        if name in state:  # of tied parameters the first is saved
+            rest = {other: tensor for other, tensor in state.items() if other != name}
+            for changed in (rest, {**rest, name: state[name][:1] * 7}, {**rest, name: state[name].reshape(-1, 1)}):
+                save_file(changed, place / "model.safetensors", metadata)
+                with pytest.raises(av.InvalidInput, match=f"weights without the parameter {name}"):
+                    certificate_inputs(place)
 
 
 @pytest.mark.parametrize("every", [0, True, 1.5])
