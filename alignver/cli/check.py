@@ -13,34 +13,28 @@ import typer
 from alignver.cli import input_files, model_io, options
 from alignver.cli.exits import Exit, say
 from alignver.cli.exploration import connected_client, exploration
-from alignver.cli.options import ChunkSize, JacobianDtype, Loss, Model, ModelDtype, Weights, computation, decision
+from alignver.cli.options import Loss, Model, computation, decision
 from alignver.cli.session import Session, command, given, signed
 from alignver.errors import InvalidInput
 from alignver.results import CheckResult
 
-_REPORT = "html junit json quiet verbose"
+_REPORT = "max_seconds max_memory html junit json quiet verbose"
 _CERTIFIED = f"certificate {_REPORT}"
-_LIMITS = "max_seconds max_memory"
 _PLANNED = f"plan {_CERTIFIED}"
+_MODEL = "select weights eval_mode device dtype seed"
 _NAMES = input_files.NAMES
 _TEST_NAMES = {"X_test": ("X_test", "x_test"), "Y_test": ("Y_test", "y_test")}
 
 
-@command("check membership", _PLANNED, provenance="device")
+@command(
+    "check membership",
+    f"method rule tolerance residual_tolerance computed_in certify backend device {_PLANNED}",
+    provenance="device",
+)
 def membership(
     session: Session,
     j_file: Annotated[str, typer.Argument(metavar="J", help="The matrix: .npy, .npz, file.npz:key, .csv or .txt.")],
     y_file: Annotated[str, typer.Argument(metavar="Y", help="The vector: the same kinds of file.")],
-    method: options.MethodOption = options.Method.AUTO,
-    rule: options.Rule = "golub",
-    tolerance: options.Tolerance = None,
-    residual_tolerance: options.ResidualTolerance = None,
-    computed_in: options.ComputedIn = None,
-    certify: options.Certify = True,
-    backend: options.BackendOption = options.Backend.NUMPY,
-    device: options.Device = "cpu",
-    max_seconds: options.MaxSeconds = None,
-    max_memory: options.MaxMemory = None,
 ) -> Exit:
     """Is y in the column space of J?
 
@@ -59,16 +53,15 @@ def membership(
         files_of = {"J": j_file, "y": y_file}
         inputs = {"J": input_files.read_matrix(j_file, "J"), "y": input_files.read_vector(y_file, "y")}
         with input_files.rename_argument(files_of):
-            result = check_membership(
-                input_files.to_backend(inputs["J"], backend, device),
-                input_files.to_backend(inputs["y"], backend, device),
-                **session.arguments_of("method rule certify tolerance residual_tolerance computed_in", _LIMITS),
-            )
+            place = session.options["backend"], session.options["device"]
+            J, y = (input_files.to_backend(array, *place) for array in inputs.values())
+            options_of = "method rule certify tolerance residual_tolerance computed_in"
+            result = check_membership(J, y, **session.arguments_of(options_of))
         notes = session.save_certificate(result, files_of)
     return session.finish(result, inputs=inputs, notes=notes)
 
 
-@command("check rank", _PLANNED, provenance="device")
+@command("check rank", f"rule tolerance computed_in certify backend device {_PLANNED}", provenance="device")
 def rank(
     session: Session,
     a_file: Annotated[str, typer.Argument(metavar="A", help="The matrix: .npy, .npz, file.npz:key, .csv or .txt.")],
@@ -76,14 +69,6 @@ def rank(
         int | None, typer.Option("--rank", metavar="R", help="The claimed rank.", show_default="min(N, d)")
     ] = None,
     method: options.RankMethodOption = options.RankMethod.AUTO,
-    rule: options.Rule = "golub",
-    tolerance: options.Tolerance = None,
-    computed_in: options.ComputedIn = None,
-    certify: options.Certify = True,
-    backend: options.BackendOption = options.Backend.NUMPY,
-    device: options.Device = "cpu",
-    max_seconds: options.MaxSeconds = None,
-    max_memory: options.MaxMemory = None,
 ) -> Exit:
     """Does A have full rank, min(N, d), or rank R?
 
@@ -100,11 +85,8 @@ def rank(
 
         inputs = {"A": input_files.read_matrix(a_file, "A")}
         with input_files.rename_argument({"A": a_file}):
-            result = check_rank(
-                input_files.to_backend(inputs["A"], backend, device),
-                rank=expected,
-                **session.arguments_of("method rule certify tolerance computed_in", _LIMITS),
-            )
+            A = input_files.to_backend(inputs["A"], session.options["backend"], session.options["device"])
+            result = check_rank(A, rank=expected, **session.arguments_of("method rule certify tolerance computed_in"))
         notes = session.save_certificate(result, {"A": a_file})
     return session.finish(result, inputs=inputs, notes=notes)
 
@@ -117,7 +99,7 @@ Engine = enum.StrEnum(
 
 @command(
     "check alignment",
-    _PLANNED,
+    f"{_MODEL} method rule tolerance residual_tolerance certify chunk_size {_PLANNED}",
     provenance="device dtype seed",
     aliases={"folder": "--tiles", "client": "--scheduler"},
 )
@@ -126,18 +108,6 @@ def alignment(
     model: Model,
     data: Annotated[str, options.DATA],
     loss: Annotated[Loss, options.LOSS],
-    select: options.Select = None,
-    weights: Weights = None,
-    eval_mode: options.Eval = False,
-    method: options.MethodOption = options.Method.AUTO,
-    rule: options.Rule = "golub",
-    tolerance: options.Tolerance = None,
-    residual_tolerance: options.ResidualTolerance = None,
-    certify: options.Certify = True,
-    device: options.Device = "cpu",
-    dtype: ModelDtype = JacobianDtype.FLOAT64,
-    seed: options.Seed = 0,
-    chunk_size: ChunkSize = None,
     engine: Annotated[
         Engine | None,
         computation(
@@ -161,8 +131,6 @@ def alignment(
             help="Compute the tiles on the cluster of this Dask scheduler; its workers share the folder of --tiles.",
         ),
     ] = None,
-    max_seconds: options.MaxSeconds = None,
-    max_memory: options.MaxMemory = None,
 ) -> Exit:
     """Is the data aligned with the architecture (Definition 2) at the model's parameters?
 
@@ -177,40 +145,24 @@ def alignment(
     with session.working():
         X, Y, samples = input_files.read_samples(data)
         session.files = dict.fromkeys(samples, data)
-        net, identity = model_io.load(model, weights, device=device, seed=seed, in_eval_mode=eval_mode)
+        net, identity = model_io.load(session.options)
         from alignver.checks.alignment import check_alignment
 
-        files = {"X": f"{data}:X", "Y": f"{data}:Y", "model": model}
-        with input_files.rename_argument(files), connected_client(scheduler) as client:
-            decisive = "loss method rule certify tolerance residual_tolerance dtype chunk_size engine"
-            shared = session.arguments_of(decisive, _LIMITS) | {"select": options.selected(select)}
-            result = check_alignment(net, X, Y, folder=tiles, client=client, **shared)
-        named: dict[str, tuple[Any, Any]] = {"--select": (select, None)}
-        named |= {"--weights": (weights, None), "--seed": (seed, 0), "--device": (device, "cpu")}
-        named |= {"--dtype": (dtype, "float64"), "--chunk-size": (chunk_size, None)}
-        again = _of_samples(model, data, loss, named)
-        again += ["--eval"] if eval_mode else []
-        notes = session.save_certificate(result, {}, again)
+        with input_files.of_model(model, data), connected_client(scheduler) as client:
+            decisive = "loss select method rule certify tolerance residual_tolerance dtype chunk_size engine"
+            result = check_alignment(net, X, Y, folder=tiles, client=client, **session.arguments_of(decisive))
+        notes = session.save_certificate(result, {}, session.model_again())
     return session.finish(result, inputs={**samples, **identity}, notes=notes)
 
 
-def _of_samples(model: str, data: str, loss: str, values: Mapping[str, tuple[Any, Any]]) -> list[str]:
-    """Return the options of ``alignver verify`` for a model on samples; each option with its value and its default."""
-    again = ["--model", model, "--data", data, "--loss", loss]
-    for option, (value, default) in values.items():
-        again += [] if value == default else [option, str(value)]
-    return again
-
-
-@command("check model", _PLANNED, provenance="device dtype seed")
+@command(
+    "check model", f"{_MODEL} max_memory plan certificate html junit json quiet verbose", provenance="device dtype seed"
+)
 def model(
     session: Session,
     model: Model,
     data: Annotated[str, options.DATA],
     loss: Annotated[Loss, options.LOSS],
-    select: options.Select = None,
-    weights: Weights = None,
-    eval_mode: options.Eval = False,
     layer: Annotated[
         str | None,
         decision(
@@ -222,11 +174,7 @@ def model(
     gap: Annotated[
         float, decision(metavar="EPS", help="The loss counts as optimal up to this distance from the least one.")
     ] = 1e-3,
-    device: options.Device = "cpu",
-    dtype: ModelDtype = JacobianDtype.FLOAT64,
-    seed: options.Seed = 0,
     max_seconds: options.MaxSeconds = 60.0,
-    max_memory: options.MaxMemory = None,
 ) -> Exit:
     """Run every check that applies to a model and its data.
 
@@ -241,24 +189,16 @@ def model(
     """
     with session.working():
         X, Y, samples = input_files.read_samples(data)
-        net, identity = model_io.load(model, weights, device=device, seed=seed, in_eval_mode=eval_mode)
+        net, identity = model_io.load(session.options)
         from alignver.checks.model import check_model
 
-        with input_files.rename_argument({"X": f"{data}:X", "Y": f"{data}:Y", "model": model}):
-            shared = session.arguments_of("loss layer gap dtype", _LIMITS) | {"select": options.selected(select)}
-            overview, *parts = check_model(net, X, Y, **shared).results
-        named: dict[str, tuple[Any, Any]] = {
-            "--select": (select, None),
-            "--weights": (weights, None),
-            "--seed": (seed, 0),
-        }
-        named |= {"--device": (device, "cpu"), "--dtype": (dtype, "float64")}
-        again = _of_samples(model, data, loss, named) + (["--eval"] if eval_mode else [])
-        notes = session.save_certificate(overview, {}, again)
+        with input_files.of_model(model, data):
+            overview, *parts = check_model(net, X, Y, **session.arguments_of("loss select layer gap dtype")).results
+        notes = session.save_certificate(overview, {}, session.model_again())
     return session.finish(overview, inputs={**samples, **identity}, notes=notes, parts=tuple(parts))
 
 
-@command("check structure", _REPORT, provenance="device dtype seed", aliases={"S": "--subset"})
+@command("check structure", f"{_MODEL} {_REPORT}", provenance="device dtype seed", aliases={"S": "--subset"})
 def structure(
     session: Session,
     model: Model,
@@ -271,9 +211,6 @@ def structure(
             show_default="the S that a search finds",
         ),
     ] = None,
-    select: options.Select = None,
-    weights: Weights = None,
-    eval_mode: options.Eval = False,
     tolerance: Annotated[
         float | None,
         decision(
@@ -282,11 +219,6 @@ def structure(
             show_default="from eps and the size of S",
         ),
     ] = None,
-    device: options.Device = "cpu",
-    dtype: ModelDtype = JacobianDtype.FLOAT64,
-    seed: options.Seed = 0,
-    max_seconds: options.MaxSeconds = None,
-    max_memory: options.MaxMemory = None,
 ) -> Exit:
     """Is f = J nu for some set S of parameters, where nu is theta on S and 0 elsewhere (Assumption 1)?
 
@@ -300,14 +232,13 @@ def structure(
     with session.working():
         X, _, samples = input_files.read_samples(data, targets=False)
         session.files = dict.fromkeys(samples, data)
-        net, identity = model_io.load(model, weights, device=device, seed=seed, in_eval_mode=eval_mode)
+        net, identity = model_io.load(session.options)
         from alignver.checks.common_structure import check_common_structure
         from alignver.network.adapt import adapted
 
-        with input_files.rename_argument({"X": f"{data}:X", "model": model}):
-            net, X, _ = adapted(net, X, select=options.selected(select))
-            shared = session.arguments_of("tolerance dtype seed", _LIMITS)
-            result = check_common_structure(net, X, S=subset or None, **shared)
+        with input_files.of_model(model, data):
+            net, X, _ = adapted(net, X, select=session.options["select"])
+            result = check_common_structure(net, X, S=subset or None, **session.arguments_of("tolerance dtype seed"))
     return session.finish(result, inputs={**samples, **identity})
 
 
@@ -351,8 +282,6 @@ def data(
             help="Round the inputs to it first, as a model of that precision does.", show_default="as they are"
         ),
     ] = None,
-    max_seconds: options.MaxSeconds = None,
-    max_memory: options.MaxMemory = None,
 ) -> Exit:
     """Do samples with equal inputs have equal targets?
 
@@ -371,8 +300,7 @@ def data(
         arrays, places = _read(data_file, targets, test)
         with input_files.rename_argument(places):
             tests = {name: arrays.get(name) for name in _TEST_NAMES}
-            limits = session.arguments_of("", _LIMITS)
-            result = check_data(arrays["X"], arrays.get("Y"), loss=loss, dtype=dtype, **tests, **limits)
+            result = check_data(arrays["X"], arrays.get("Y"), **tests, **session.arguments_of("loss dtype"))
         notes = session.save_certificate(result, {name: places[name] for name in ("X", "Y") if name in places})
     return session.finish(result, inputs=arrays, notes=notes)
 
@@ -411,12 +339,10 @@ def _places(file: str, argument: str, names: Mapping[str, tuple[str, ...]], *, r
     return places if inputs in places else {}
 
 
-@command("check", _REPORT, provenance="device dtype seed")
+@command("check", "device seed html junit json quiet verbose", provenance="device dtype seed")
 def builtin(
     session: Session,
-    device: options.Device = "cpu",
     dtype: options.Dtype = options.DtypeName.FLOAT64,
-    seed: options.Seed = 0,
 ) -> Exit:
     """Run one check; without a subcommand, run the built-in problems.
 
@@ -439,7 +365,7 @@ def builtin(
     results: list[CheckResult] = []
     for problem in listed:
         with session.working(problem.name):
-            results.append(problem.run(seed, device, dtype))
+            results.append(problem.run(session.options["seed"], session.device, dtype))
         if not session.json:
             _show(session, problem, results[-1], first=len(results) == 1)
     agreed = [problem.agrees(result) for problem, result in zip(listed, results)]

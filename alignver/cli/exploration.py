@@ -16,7 +16,6 @@ from alignver.cli.exits import Exit
 from alignver.cli.session import Session, command
 from alignver.errors import InvalidInput
 
-_LIMITS = "max_seconds max_memory"
 _IN_NO_FILE = "its features are in no file: a re-check needs them, and --keep-features FILE.npy keeps them"
 _model = functools.partial(typer.Option, rich_help_panel="Features from a model")
 
@@ -27,7 +26,7 @@ ExplorationMethod = enum.StrEnum("ExplorationMethod", "AUTO STAIRCASE GRAM DENSE
 
 @command(
     "check exploration",
-    "plan certificate html junit json quiet verbose",
+    "rule certify eval_mode device seed max_seconds max_memory plan certificate html junit json quiet verbose",
     provenance="device seed",
     aliases={"folder": "--tiles", "file": "--keep-features", "client": "--scheduler"},
 )
@@ -67,8 +66,6 @@ def exploration(
         bool,
         _model("--estimate-delta", help="Estimate R by a float64 pass on a sample; the verdict is then numerical."),
     ] = False,
-    rule: options.Rule = "golub",
-    certify: options.Certify = True,
     tries: Annotated[int, options.computation(min=1, metavar="N", help="Directions to try.")] = 8,
     tiles: Annotated[
         str | None,
@@ -98,7 +95,6 @@ def exploration(
         str | None, _model(metavar="NAME", help="The layer whose output is z.", show_default="the model's output")
     ] = None,
     weights: Annotated[str | None, _model(metavar="FILE", help="Parameters to load: a .safetensors file.")] = None,
-    eval_mode: options.Eval = False,
     batch_size: Annotated[int, _model(min=1, metavar="N", help="Samples run at a time.")] = 256,
     keep_features: Annotated[
         str | None,
@@ -108,10 +104,6 @@ def exploration(
             show_default="in memory",
         ),
     ] = None,
-    device: options.Device = "cpu",
-    seed: options.Seed = 0,
-    max_seconds: options.MaxSeconds = None,
-    max_memory: options.MaxMemory = None,
 ) -> Exit:
     """Is the last hidden layer wide enough (Assumption 4)?
 
@@ -129,6 +121,7 @@ def exploration(
         """Return the result, the inputs for the provenance, and notes."""
         from alignver.checks.exploration import check_safe_exploration, equal_inputs
 
+        device, seed = session.options["device"], session.options["seed"]
         gram = q is not None or method == ExplorationMethod.GRAM
         unused = {"--keep-features": keep_features, "--data": data, "--layer": layer, "--weights": weights}
         _require_used(model is not None, unused, "--model, whose features are checked")
@@ -142,7 +135,7 @@ def exploration(
         inputs: dict[str, Any] = {}
         if model is not None:
             samples = _inputs(z_file, data, keep_features)
-            net, identity = model_io.load(model, weights, device=device, seed=seed, in_eval_mode=eval_mode)
+            net, identity = model_io.load(session.options)
             from alignver.network.feature_extraction import estimate_row_error, extract_features, save_features
 
             inputs = {**samples, **identity}
@@ -150,12 +143,9 @@ def exploration(
                 session.note("the features are the model's outputs: --layer NAME takes those of an inner layer")
             if about_network:
                 with input_files.rename_argument(files), connected_client(scheduler) as client:
-                    options_of = session.arguments_of("width method rule certify tries seed batch_size layer", _LIMITS)
+                    options_of = session.arguments_of("width method rule certify tries seed batch_size layer")
                     result = check_safe_exploration(net, X=samples["X"], folder=tiles, client=client, **options_of)
-                again = ["--model", model, "--data", str(data)]
-                again += [] if weights is None else ["--weights", weights]
-                again += [] if seed == 0 else ["--seed", str(seed)]
-                return result, inputs, _notes(session, result, data, again)
+                return result, inputs, _notes(session, result, data)
             with input_files.rename_argument(files):
                 # A wrong name of a layer is refused before anything is decided.
                 extract_features(net, samples["X"][:2], layer, batch_size=batch_size)
@@ -190,7 +180,7 @@ def exploration(
                 add_constant=add_constant or model is not None,
                 folder=tiles,
                 client=client,
-                **session.arguments_of("width method rule certify tries seed", _LIMITS),
+                **session.arguments_of("width method rule certify tries seed"),
             )
         place = z_file if z_file is not None else keep_features
         notes = session.save_certificate(result, {} if place is None else {"Z": place})
@@ -203,11 +193,11 @@ def exploration(
     return session.finish(result, inputs=inputs, notes=notes)
 
 
-def _notes(session: Session, result: Any, data: str | None, again: list[str]) -> tuple[str, ...]:
+def _notes(session: Session, result: Any, data: str | None) -> tuple[str, ...]:
     """Save the certificate of a result of a model, which may be about the network, the features or the inputs."""
     about = set(getattr(result.certificate, "inputs", {}))
     if about == {"parameters", "x"}:
-        return session.save_certificate(result, {}, again)
+        return session.save_certificate(result, {}, session.model_again())
     if about == {"X"}:
         return session.save_certificate(result, {"X": f"{data}:X"})
     notes = session.save_certificate(result, {})

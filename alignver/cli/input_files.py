@@ -80,6 +80,11 @@ def rename_argument(files: Mapping[str, str]) -> Iterator[None]:
         yield
 
 
+def of_model(model: str, data: str) -> contextlib.AbstractContextManager[None]:
+    """Add the code of a model and the file of its samples to the names of arguments, as :func:`rename_argument`."""
+    return rename_argument({"X": f"{data}:X", "Y": f"{data}:Y", "model": model})
+
+
 @contextlib.contextmanager
 def rename_options(options: Mapping[str, str]) -> Iterator[None]:
     """Replace the argument by its option in every InvalidInput of the block, also in what it got and needs."""

@@ -185,18 +185,16 @@ def _failure(error: BaseException, doing: str) -> str:
     return f"raised {type(error).__name__}{': ' + message if message else ''}{where} when it was {doing}"
 
 
-def load(
-    spec: str, weights: str | None, *, device: str, seed: int, in_eval_mode: bool = False
-) -> tuple[Any, dict[str, dict[str, Any]]]:
-    """Build the user's model from ``seed``, load its weights and move it to ``device``.
+def load(options: Mapping[str, Any]) -> tuple[Any, dict[str, dict[str, Any]]]:
+    """Build the ``model`` of the options from their ``seed``, load their ``weights`` and move it to their ``device``.
 
     Returns the model and what identifies it in a report: the hashes of its code and of its weights.
     """
     torch = library("torch", "checking a torch model")
-    destination = torch_device(device)
+    spec, weights, destination = options["model"], options["weights"], torch_device(options["device"])
     if weights is not None:
         weight_files(weights)  # before the model is built
-    torch.manual_seed(seed)
+    torch.manual_seed(options["seed"])
     model = built(spec)
     identity = {}
     code = code_digest(spec)
@@ -209,7 +207,7 @@ def load(
     if empty is not None and destination.type != "meta":
         got = f"{spec}, whose {empty!r} is on the meta device, without values"
         raise InvalidInput(_ARGUMENT, got, "a model that is not built on that device", "wrong-device")
-    return (model.eval() if in_eval_mode else model).to(destination), identity
+    return (model.eval() if options.get("eval_mode") else model).to(destination), identity
 
 
 def optimizer(name: str, lr: float, momentum: float | None, weight_decay: float) -> Callable[[Any], Any]:
@@ -237,7 +235,7 @@ def environment() -> dict[str, Any]:
 
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 _INDEX, _ONE = "model.safetensors.index.json", "model.safetensors"
-_NEED = "the weights of this model"
+_OTHER_WEIGHTS = "the weights of this model"
 _KEYS = ("state_dict", "model_state_dict", "model")  # under which checkpoints have the state dict
 
 
@@ -269,13 +267,13 @@ def load_weights(model: Any, place: str) -> dict[str, Any]:
             if name in present and present[name].shape != value.shape
         ]
         got = "tensors of other shapes" + f": {'; '.join(other[:3])}" * bool(other)
-        raise InvalidInput(argument, got, _NEED, code="wrong-shape") from error
+        raise InvalidInput(argument, got, _OTHER_WEIGHTS, code="wrong-shape") from error
     known = {id(present[name]) for name in state if name in present}
     missing = [name for name in missing if name not in present or id(present[name]) not in known]
     if missing or unexpected:
         parts = [f"without {', '.join(sorted(missing)[:4])}"] if missing else []
         parts += [f"with {', '.join(sorted(unexpected)[:4])}, which the model does not have"] if unexpected else []
-        raise InvalidInput(argument, "weights " + " and ".join(parts), _NEED)
+        raise InvalidInput(argument, "weights " + " and ".join(parts), _OTHER_WEIGHTS)
     for name, value in state.items():
         _require_exact(name, value, present[name].detach(), argument)
     digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]

@@ -7,7 +7,7 @@ import functools
 import math
 import re
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -56,9 +56,9 @@ def canonical(word: str) -> str:
 JacobianDtype = enum.StrEnum("JacobianDtype", "FLOAT64 SAME")
 
 
-def selected(value: str | None) -> str | int | None:
-    """Return ``--select`` as the library takes it: digits are a position."""
-    return int(value) if value is not None and value.lstrip("-").isdigit() else value
+def _selected(value: str) -> str | int:
+    """Read ``--select`` as the library takes it: digits are a position."""
+    return int(value) if value.lstrip("-").isdigit() else value
 
 
 _QUANTITY = re.compile(r"\s*(\d+\.?\d*(?:e[+-]?\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
@@ -196,6 +196,7 @@ Select = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
+        parser=_selected,
         help="The output of a model that returns several: its name or position, such as logits or 0.",
         show_default="the only one",
     ),
@@ -207,3 +208,33 @@ MaxMemory = Annotated[
 ModelDtype = Annotated[
     JacobianDtype, computation(help="Precision of the Jacobian: float64 widens the model exactly, same keeps its own.")
 ]
+
+SHARED: dict[str, tuple[Any, Any]] = {
+    "select": (Select, None),
+    "weights": (Weights, None),
+    "eval_mode": (Eval, False),
+    "method": (MethodOption, Method.AUTO),
+    "rule": (Rule, "golub"),
+    "tolerance": (Tolerance, None),
+    "residual_tolerance": (ResidualTolerance, None),
+    "computed_in": (ComputedIn, None),
+    "certify": (Certify, True),
+    "backend": (BackendOption, Backend.NUMPY),
+    "device": (Device, "cpu"),
+    "dtype": (ModelDtype, JacobianDtype.FLOAT64),
+    "seed": (Seed, 0),
+    "chunk_size": (ChunkSize, None),
+    "max_seconds": (MaxSeconds, None),
+    "max_memory": (MaxMemory, None),
+    "certificate": (Certificate, None),
+    "plan": (Plan, False),
+    "html": (Html, None),
+    "junit": (Junit, None),
+    "json": (Json, False),
+    "quiet": (Quiet, False),
+    "verbose": (Verbose, False),
+}
+"""The options that a command has by their names alone, with their defaults."""
+
+OUTPUT = ("certificate", "plan", "html", "junit", "json", "quiet", "verbose")
+"""Those that belong to the session of a command."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alignver.cli import input_files, options
+from alignver.cli import input_files
 from alignver.cli.exits import Exit, ensure_writable, exit_of, write_output
 from alignver.cli.session import Session, command
 from alignver.errors import InvalidInput, printable
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 _FORMATS = (".png", ".svg", ".pdf")
 
 
-@command("reproduce", "json quiet verbose", provenance="device", aliases={"item": "ITEM", "folder": "--data-folder"})
+@command(
+    "reproduce", "device json quiet verbose", provenance="device", aliases={"item": "ITEM", "folder": "--data-folder"}
+)
 def reproduce(
     session: Session,
     item: Annotated[str | None, typer.Argument(metavar="ITEM", help="Such as figure1a or table2.")] = None,
@@ -71,7 +73,6 @@ def reproduce(
             show_default="reduced on the CPU, in full on a GPU",
         ),
     ] = None,
-    device: options.Device = "cpu",
 ) -> Exit:
     """Reproduce a figure or table of the paper: its claims next to what is measured here.
 
@@ -95,7 +96,7 @@ def reproduce(
             experiment = load(item)
             ensure_writable("--figure", figure)
             _require_drawable(experiment, figure)
-            setting = Setting(seeds, tuple(dataset or ()), device, data_folder, cache, reduced, reading)
+            setting = Setting(seeds, tuple(dataset or ()), session.device, data_folder, cache, reduced, reading)
             session.interrupt_message = _interrupt_message(out)
             outcome = conduct(experiment, setting, folder=out, budget=budget)
     if listing:

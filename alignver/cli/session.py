@@ -41,24 +41,11 @@ if TYPE_CHECKING:
 
     from alignver.report.source import Source
 
-_SHARED = {
-    name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-    for name, annotation, default in (
-        ("certificate", options.Certificate, None),
-        ("plan", options.Plan, False),
-        ("html", options.Html, None),
-        ("junit", options.Junit, None),
-        ("json", options.Json, False),
-        ("quiet", options.Quiet, False),
-        ("verbose", options.Verbose, False),
-    )
-}
-"""The options that belong to the session."""
-
 invoked: contextvars.ContextVar[str] = contextvars.ContextVar("invoked", default="")
 """The whole command line of this run, for the provenance."""
 
 Command = Callable[..., int]
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 def command(
@@ -66,15 +53,16 @@ def command(
 ) -> Callable[[Callable[..., Exit]], Command]:
     """Make a function a command that Typer accepts: add shared options and run the function in a :class:`Session`.
 
-    The function gets the session as its first argument and its own options by name; the value of a choice is a plain
-    string. If the library refuses an argument that has an option, the message names the option.
+    The function gets the session as its first argument and its own options by name; the shared ones are in
+    :attr:`Session.options`, or belong to the session. The value of a choice is a plain string. If the library refuses
+    an argument that has an option, the message names the option.
 
     Parameters
     ----------
     name : str
         The command as the report names it.
     shared : str
-        Names of the session's options that the command has, in the order of the help.
+        Names of :data:`alignver.cli.options.SHARED` that the command has, in the order of the help.
     provenance : str
         Which of the options device, dtype and seed the provenance records.
     aliases : mapping, optional
@@ -88,32 +76,37 @@ def command(
             for parameter in inspect.signature(function).parameters.values()
             if parameter.name != "session"
         ]
+        own = [parameter.name for parameter in parameters]
+        for key in shared.split():
+            annotation, default = options.SHARED[key]
+            parameters.append(inspect.Parameter(key, _KEYWORD, default=default, annotation=annotation))
         for parameter in parameters:
             _declare_name(parameter)
-        renames = {**dict(pair for parameter in parameters for pair in _option_names(parameter)), **(aliases or {})}
+        named = [parameter for parameter in parameters if parameter.name not in options.OUTPUT]
+        renames = {**dict(pair for parameter in named for pair in _option_names(parameter)), **(aliases or {})}
 
         def run(**values: Any) -> int:
             values = {key: value.value if isinstance(value, enum.Enum) else value for key, value in values.items()}
-            outputs = {key: values.pop(key) for key in shared.split()}
+            outputs = {key: values.pop(key) for key in shared.split() if key in options.OUTPUT}
             session = Session(name, **outputs, options=values, arguments=renames)
             for key in provenance.split():
                 setattr(session, key, values[key])
 
             def body() -> Exit:
                 with rename_options(renames):
-                    return function(session, **values)
+                    return function(session, **{key: values[key] for key in own})
 
             return session.conduct(body)
 
         run.__name__, run.__doc__, run.__module__ = function.__name__, function.__doc__, function.__module__
-        return signed(run, [*parameters, *(_SHARED[key] for key in shared.split())])
+        return signed(run, parameters)
 
     return decorate
 
 
 def signed(function: Command, parameters: Sequence[inspect.Parameter]) -> Command:
     """Give a function of keyword arguments the signature that Typer reads."""
-    keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    keywords = [parameter.replace(kind=_KEYWORD) for parameter in parameters]
     function.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]  # inspect.signature reads it
     function.__annotations__ = {parameter.name: parameter.annotation for parameter in keywords}
     return function
@@ -199,9 +192,18 @@ class Session:
     files: dict[str, str] = dataclasses.field(default_factory=dict)
     _began: float = dataclasses.field(default_factory=time.perf_counter)
 
-    def arguments_of(self, *names: str) -> dict[str, Any]:
-        """Return the named options, which are arguments of the same name in the library."""
-        return {name: self.options[name] for part in names for name in part.split()}
+    def arguments_of(self, names: str) -> dict[str, Any]:
+        """Return the named options and the limits, which are arguments of the same name in the library."""
+        return {name: self.options[name] for name in (*names.split(), "max_seconds", "max_memory")}
+
+    def model_again(self) -> list[str]:
+        """Return the options of ``alignver verify`` for the model, its samples and what differs from the defaults."""
+        given = self.options
+        again = [word for name in ("model", "data", "loss") if name in given for word in (f"--{name}", given[name])]
+        for name in ("select", "weights", "seed", "device", "dtype", "chunk_size"):
+            if name in given and given[name] != options.SHARED[name][1]:
+                again += [self.arguments[name], str(given[name])]
+        return again + ["--eval"] * given["eval_mode"]
 
     @property
     def verbosity(self) -> int:

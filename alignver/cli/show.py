@@ -7,15 +7,14 @@ from typing import Annotated
 
 import typer
 
-from alignver.cli import input_files, model_io, options
+from alignver.cli import input_files, model_io
 from alignver.cli.exits import Exit, exit_of
-from alignver.cli.options import Weights
 from alignver.cli.session import Session, command
 
 app = typer.Typer(help="Show a model as a graph of operators.", no_args_is_help=True)
 
 
-@command("show model", "verbose", provenance="device seed")
+@command("show model", "weights eval_mode device seed verbose", provenance="device seed")
 def model(
     session: Session,
     model: Annotated[
@@ -25,10 +24,6 @@ def model(
         str | None,
         typer.Option(metavar="FILE.npz", help="The samples: a .npz file with X.", show_default="a shape that fits"),
     ] = None,
-    weights: Weights = None,
-    eval_mode: options.Eval = False,
-    device: options.Device = "cpu",
-    seed: options.Seed = 0,
 ) -> Exit:
     """Print a table of the model's modules: operators, shapes, degrees in S, analytic or not, parameters.
 
@@ -43,7 +38,7 @@ def model(
     """
     with session.working():
         samples = None if data is None else input_files.read_npz(data, "--data", ("X",))
-        net, _ = model_io.load(model, weights, device=device, seed=seed, in_eval_mode=eval_mode)
+        net, _ = model_io.load(session.options)
         from alignver.network.degrees import mismatch, prove_structure
         from alignver.network.inputs import example_inputs
         from alignver.network.summary import module_rows, table

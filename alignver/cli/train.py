@@ -21,7 +21,7 @@ import typer
 from alignver import require
 from alignver.cli import input_files, model_io, options
 from alignver.cli.exits import Exit, OutputFailed, ensure_writable, exit_of, write_output
-from alignver.cli.options import Loss, Weights, computation
+from alignver.cli.options import Loss, computation
 from alignver.cli.session import Session, command, given, recheck_hint, warnings_as_notes
 from alignver.errors import AlignverWarning, InvalidInput, MissingDependency
 
@@ -72,7 +72,7 @@ TrainedIn = enum.StrEnum("TrainedIn", "SAME FLOAT64 FLOAT32")
 
 @command(
     "train",
-    "json quiet verbose",
+    "weights device seed json quiet verbose",
     provenance="device dtype seed",
     aliases={"layers": "--layer", "optimizer": "--lr", "every": "--checkpoint-every"},
 )
@@ -87,7 +87,6 @@ def train(
     epochs: Annotated[
         int | None, typer.Option(min=2, metavar="N", help="Epochs of the whole run, both phases together.")
     ] = None,
-    weights: Weights = None,
     test: Annotated[
         str | None,
         typer.Option(
@@ -179,11 +178,9 @@ def train(
             help="Treat subnormal numbers as zero while training; steep softplus layers are slow otherwise.",
         ),
     ] = False,
-    device: options.Device = "cpu",
     dtype: Annotated[
         TrainedIn, computation(help="Precision of the training; same keeps the model's own.")
     ] = TrainedIn.SAME,
-    seed: options.Seed = 0,
 ) -> Exit:
     """Train in two phases, the second of which reaches a global minimum (Algorithm 1), and prove how close it came.
 
@@ -302,7 +299,7 @@ def _prepared(
     assert data is not None
     tau_epoch(settings["tau"], settings["epochs"])
     samples = input_files.read_npz(data, "--data", ("X", "Y"))
-    net, identity = model_io.load(model, sources["weights"], device=settings["device"], seed=settings["seed"])
+    net, identity = model_io.load({**sources, **settings})
     optimizer = model_io.optimizer(*(settings[name] for name in ("optimizer", "lr", "momentum", "weight_decay")))
     same_names = ("loss", "tau", "epsilon", "gate", "exploit_optimizer", "seed", "repair", "width")
     with input_files.rename_argument({"X": f"{data}:X", "Y": f"{data}:Y", "model": model}):
@@ -484,7 +481,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
             yield f"{name} {before[name]} when the run began, {now[name]} now"
 
 
-@command("predict", "quiet verbose", provenance="device")
+@command("predict", "device quiet verbose", provenance="device")
 def predict(
     session: Session,
     run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a finished run of 'alignver train'.")],
@@ -502,7 +499,6 @@ def predict(
             show_default="that of the run",
         ),
     ] = None,
-    device: options.Device = "cpu",
 ) -> Exit:
     """Predict with a trained network: labels, or values for the squared loss.
 
@@ -528,7 +524,7 @@ def predict(
         X = samples["X"] if archive else input_files.read_matrix(data, "--data")
         with input_files.rename_argument({"X": data, "folder": run}):
             network = load(run, model=None if model is None else functools.partial(model_io.built, model))
-            network.to(input_files.torch_device(device))
+            network.to(input_files.torch_device(session.device))
             answers = (network.predict_proba(X) if proba else network.predict(X)).cpu().numpy()
         measured = network.evaluate(X, samples["Y"]) if with_targets else {}
     if measured:

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from alignver.cli import input_files, model_io, options
+from alignver.cli import input_files, model_io
 from alignver.cli.exits import Exit, ensure_writable
-from alignver.cli.options import ChunkSize, JacobianDtype, Loss, ModelDtype, Weights, selected
+from alignver.cli.options import Loss
 from alignver.cli.session import Session, command
 from alignver.errors import InvalidInput
 from alignver.limits import OutOfTime, memory_limit, out_of_time, time_limit
@@ -63,7 +63,11 @@ def report(
     return Exit.HOLDS
 
 
-@command("verify", "html junit json quiet verbose", aliases={"certificate": "CERT"})
+@command(
+    "verify",
+    "select weights eval_mode device dtype seed chunk_size max_seconds max_memory html junit json quiet verbose",
+    aliases={"certificate": "CERT"},
+)
 def verify(
     session: Session,
     certificate: Annotated[
@@ -92,15 +96,6 @@ def verify(
     loss: Annotated[
         Loss | None, _alignment(metavar="LOSS", help="squared, binary_cross_entropy or cross_entropy.")
     ] = None,
-    select: options.Select = None,
-    weights: Weights = None,
-    eval_mode: options.Eval = False,
-    device: options.Device = "cpu",
-    dtype: ModelDtype = JacobianDtype.FLOAT64,
-    seed: options.Seed = 0,
-    chunk_size: ChunkSize = None,
-    max_seconds: options.MaxSeconds = None,
-    max_memory: options.MaxMemory = None,
     export: Annotated[
         str | None,
         typer.Option(
@@ -136,7 +131,7 @@ def verify(
         files = _split(inputs or [])
         began = time.perf_counter()
         try:
-            with time_limit(max_seconds), memory_limit(max_memory):
+            with time_limit(session.options["max_seconds"]), memory_limit(session.options["max_memory"]):
                 certificate, arrays, identity, notes, about_model = _inputs(session.options, files)
                 with input_files.rename_argument(files):
                     result = recheck(certificate, **arrays)
@@ -243,21 +238,19 @@ def _alignment_inputs(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
         return {}, {}, (), True  # the checker says what is wrong with it
     model, data, features = options["model"], options["data"], loaded.claim == "network-exploration"
     X, Y, samples = input_files.read_samples(data, targets=not features)
-    net, identity = model_io.load(
-        model, options["weights"], device=options["device"], seed=options["seed"], in_eval_mode=options["eval_mode"]
-    )
+    net, identity = model_io.load(options)
     if features:
         from alignver.network import enclosed_features
 
-        with input_files.rename_argument({"X": f"{data}:X", "model": model}):
+        with input_files.of_model(model, data):
             arrays, notes = enclosed_features.inputs_again(loaded, net, X)
         return arrays, {**samples, **identity}, notes, True
     from alignver.jacobians.prepare import inputs_again
     from alignver.network.adapt import adapted
 
-    with input_files.rename_argument({"X": f"{data}:X", "Y": f"{data}:Y", "model": model}):
+    with input_files.of_model(model, data):
         choices = {name: options[name] for name in ("loss", "dtype", "chunk_size")}
-        net, X, Y = adapted(net, X, Y, select=selected(options["select"]))
+        net, X, Y = adapted(net, X, Y, select=options["select"])
         arrays, notes, about_model = inputs_again(loaded, net, X, Y, **choices)
     return arrays, {**samples, **identity}, notes, about_model
 

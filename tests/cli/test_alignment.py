@@ -11,6 +11,7 @@ from alignver.cli import model_io
 from alignver.errors import InvalidInput
 
 torch = pytest.importorskip("torch")
+MODEL = {"model": "my_net.py:build", "weights": None, "device": "cpu", "seed": 0}
 NET = """
 import torch
 
@@ -104,25 +105,25 @@ def test_options_that_cannot_be(here, project, monkeypatch, options, words):
 
 def test_weights_are_loaded_strictly(project):
     safetensors = pytest.importorskip("safetensors.torch")
-    model, _ = model_io.load("my_net.py:build", None, device="cpu", seed=1)
+    model, _ = model_io.load({**MODEL, "seed": 1})
     state = model.state_dict()
     safetensors.save_file(state, "net.safetensors")
-    loaded, identity = model_io.load("my_net.py:build", "net.safetensors", device="cpu", seed=2)
+    loaded, identity = model_io.load({**MODEL, "weights": "net.safetensors", "seed": 2})
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, state[name])
     assert identity["weights"]["file"] == "net.safetensors"
     safetensors.save_file({"0.weight": state["0.weight"]}, "part.safetensors")
     with pytest.raises(InvalidInput, match=r"without 0\.bias, 2\.bias, 2\.weight"):
-        model_io.load("my_net.py:build", "part.safetensors", device="cpu", seed=0)
+        model_io.load({**MODEL, "weights": "part.safetensors"})
     safetensors.save_file({**state, "0.bias": torch.zeros(3)}, "shape.safetensors")
     with pytest.raises(InvalidInput, match=r"0\.bias \(3,\), \(\d+,\) in the model"):
-        model_io.load("my_net.py:build", "shape.safetensors", device="cpu", seed=0)
+        model_io.load({**MODEL, "weights": "shape.safetensors"})
 
 
 def test_the_seed_makes_the_model(project):
-    first, _ = model_io.load("my_net.py:build", None, device="cpu", seed=1)
-    again, _ = model_io.load("my_net.py:build", None, device="cpu", seed=1)
-    other, _ = model_io.load("my_net.py:build", None, device="cpu", seed=2)
+    first, _ = model_io.load({**MODEL, "seed": 1})
+    again, _ = model_io.load({**MODEL, "seed": 1})
+    other, _ = model_io.load({**MODEL, "seed": 2})
     assert torch.equal(first[0].weight, again[0].weight)
     assert not torch.equal(first[0].weight, other[0].weight)
 

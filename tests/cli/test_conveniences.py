@@ -173,7 +173,7 @@ def test_weights_in_the_forms_that_they_have(project, monkeypatch):
     state = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).state_dict()
 
     def loaded(place: str):
-        return model_io.load("net.py:plain", place, device="cpu", seed=0)[0].state_dict()
+        return model_io.load({"model": "net.py:plain", "weights": place, "device": "cpu", "seed": 0})[0].state_dict()
 
     def saved(name: str, tensors) -> str:
         safetensors.save_file({key: value.clone() for key, value in tensors.items()}, name)
