@@ -1,13 +1,27 @@
-"""Upper bounds of the rank of a Jacobian from sizes alone: few parameters, and narrow places of a chain of modules."""
+"""What the modules show without a forward pass: bounds of the rank of a Jacobian, and that samples are independent.
+
+The bounds are from sizes alone: few parameters, and narrow places of a chain of modules.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules import module as global_hooks
 
 from alignver.network.functional import parameter_layout, running_copy
+
+_ELEMENTWISE = (
+    nn.CELU, nn.Dropout, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.Identity,
+    nn.LeakyReLU, nn.LogSigmoid, nn.Mish, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softshrink,
+    nn.Softsign, nn.Tanh, nn.Tanhshrink, nn.Threshold,
+)  # fmt: skip
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_SLOTS: dict[type, set[str]] = {kind: set() for kind in (nn.Sequential, nn.Flatten, *_ELEMENTWISE)}
+_SLOTS |= {nn.Linear: {"weight", "bias"}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +86,7 @@ def row_rank_bound(model: nn.Module, x: torch.Tensor, m_y: int) -> RankBound:
 def _cuts(model: nn.Module, x: torch.Tensor) -> list[tuple[str, int, int, int]]:
     """Return, for each module of a chain but the last: name, numbers per sample, parameters before and after it."""
     chain = _chain(model, "")
-    if len(chain) < 2 or not all(_plain(module) for module in model.modules()):
+    if len(chain) < 2 or not all(_unchanged(module) for module in model.modules()):
         return []
     free = {id(p): p.numel() for p in parameter_layout(model).parameters}
     uses = [{id(p) for p in module.parameters()} & free.keys() for _, module in chain]
@@ -99,8 +113,47 @@ def _chain(module: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
     return [link for links in inner for link in links]
 
 
-def _plain(module: nn.Module) -> bool:
+def _unchanged(module: nn.Module) -> bool:
     """Whether a module is of a class of torch.nn, without hooks and with the forward method of its class."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    library = type(module).__module__.startswith("torch.nn.modules.")
-    return library and "forward" not in vars(module) and not any(hooks)
+    kind, attributes = type(module), vars(module)
+    forward_of_class = kind.forward.__module__ == kind.__module__ and "forward" not in attributes
+    hooked = any(attributes.get(name) or getattr(global_hooks, f"_global{name}", None) for name in _HOOKS)
+    return kind.__module__.startswith("torch.nn.modules.") and forward_of_class and not hooked
+
+
+def is_sample_independent(model: nn.Module, x: torch.Tensor) -> bool:
+    """Whether the modules prove that each output row depends on its own sample and theta alone.
+
+    That holds for a chain of linear layers, elementwise functions and flattenings from torch.nn, without hooks,
+    subclasses, replaced methods or parametrizations, in which every parameter is a registered attribute of its class:
+    such a chain is deterministic, computes in one dtype and writes to its activations only. If ``x`` has two axes or
+    more, the first one holds the samples throughout: a linear layer acts on the last axis, and a flattening that starts
+    at axis 1 keeps two axes. Dropout in train mode is refused earlier. True is a proof; False says nothing.
+
+    Examples
+    --------
+    >>> is_sample_independent(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)), torch.zeros(4, 2))
+    True
+    >>> is_sample_independent(nn.Sequential(nn.Linear(4, 1)), torch.zeros(4))  # the samples are features
+    False
+    """
+    return type(x) is torch.Tensor and x.ndim >= 2 and all(_acts_on_rows(module) for module in model.modules())
+
+
+def _acts_on_rows(module: nn.Module) -> bool:
+    kind, attributes = type(module), vars(module)
+    if kind not in _SLOTS or set(attributes["_parameters"]) != _SLOTS[kind] or attributes["_buffers"]:
+        return False
+    if not _unchanged(module) or any(_is_foreign(key, value, kind) for key, value in attributes.items()):
+        return False
+    if kind is nn.Flatten and (module.start_dim < 1 or 0 <= module.end_dim < module.start_dim):  # type: ignore[operator]  # numbers
+        return False
+    if kind is nn.Dropout and module.training and module.p > 0:  # type: ignore[operator]  # numbers
+        return False
+    parameters = [p for p in attributes["_parameters"].values() if p is not None]
+    return all(type(p) is nn.Parameter and not p._backward_hooks and p.grad_fn is None for p in parameters)
+
+
+def _is_foreign(key: str, value: Any, kind: type) -> bool:
+    """Whether an attribute of an instance replaces a method of its class, or is an unregistered tensor."""
+    return isinstance(value, torch.Tensor) or (callable(value) and hasattr(kind, key))

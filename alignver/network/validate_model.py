@@ -40,66 +40,12 @@ from alignver.network.inputs import (
     refused_inputs,
 )
 from alignver.network.preserve_state import RefuseWrites, attribute_of, eval_mode, named_tensors, refused_write
+from alignver.network.row_rank_bound import is_sample_independent
 from alignver.progress import stage
 
 _PROBES, _FEW = 8, 3  # samples that probe() evaluates, spread over X; three is the least for a batch in another order
 _LARGE = 10**6  # parameters from which on it evaluates _FEW: the passes of eight would take longer than many a check
 _FLOATING = "the model before it was quantized"
-_ELEMENTWISE = (
-    nn.CELU, nn.Dropout, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.Identity,
-    nn.LeakyReLU, nn.LogSigmoid, nn.Mish, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softshrink,
-    nn.Softsign, nn.Tanh, nn.Tanhshrink, nn.Threshold,
-)  # fmt: skip
-_HOOKS = (
-    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
-    "_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks", "_global_backward_pre_hooks",
-)  # fmt: skip
-_SLOTS: dict[type, set[str]] = {kind: set() for kind in (nn.Sequential, nn.Flatten, *_ELEMENTWISE)}
-_SLOTS |= {nn.Linear: {"weight", "bias"}}
-
-
-def is_sample_independent(model: nn.Module, x: torch.Tensor) -> bool:
-    """Whether the modules prove that each output row depends on its own sample and theta alone.
-
-    That holds for a chain of linear layers, elementwise functions and flattenings from torch.nn, without hooks,
-    subclasses, replaced methods or parametrizations, in which every parameter is a registered attribute of its class:
-    such a chain is deterministic, computes in one dtype and writes to its activations only. If ``x`` has two axes or
-    more, the first one holds the samples throughout: a linear layer acts on the last axis, and a flattening that starts
-    at axis 1 keeps two axes. Dropout in train mode is refused earlier. True is a proof; False says nothing.
-
-    Examples
-    --------
-    >>> is_sample_independent(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)), torch.zeros(4, 2))
-    True
-    >>> is_sample_independent(nn.Sequential(nn.Linear(4, 1)), torch.zeros(4))  # the samples are features
-    False
-    """
-    if x.ndim < 2 or any(getattr(global_hooks, name, None) for name in _HOOKS if name.startswith("_global")):
-        return False
-    return type(x) is torch.Tensor and all(_is_plain(module) for module in model.modules())
-
-
-def _is_plain(module: nn.Module) -> bool:
-    kind, attributes = type(module), vars(module)
-    if kind not in _SLOTS or set(attributes["_parameters"]) != _SLOTS[kind] or attributes["_buffers"]:
-        return False
-    if kind.forward.__module__ != kind.__module__:  # replaced in the class
-        return False
-    if any(attributes.get(name) for name in _HOOKS):
-        return False
-    if any(_is_foreign(key, value, kind) for key, value in attributes.items()):
-        return False
-    if kind is nn.Flatten and (module.start_dim < 1 or 0 <= module.end_dim < module.start_dim):  # type: ignore[operator]  # numbers
-        return False
-    if kind is nn.Dropout and module.training and module.p > 0:  # type: ignore[operator]  # numbers
-        return False
-    parameters = [p for p in attributes["_parameters"].values() if p is not None]
-    return all(type(p) is nn.Parameter and not p._backward_hooks and p.grad_fn is None for p in parameters)
-
-
-def _is_foreign(key: str, value: Any, kind: type) -> bool:
-    """Whether an attribute of an instance replaces a method of its class, or is an unregistered tensor."""
-    return isinstance(value, torch.Tensor) or (callable(value) and hasattr(kind, key))
 
 
 def recomputes(function: Functional, x: torch.Tensor) -> bool:
@@ -298,7 +244,7 @@ def probe(function: Functional, x: torch.Tensor, *, strict: bool = True) -> Prob
     Up to eight samples, three of a model with more than 10^6 parameters, are evaluated as one batch, without gradients
     and with them; then each alone, and all but the first in reverse order. A coupling that these batches do not reveal
     would have to be independent of the number of samples and of their order. If the modules rule a coupling out
-    (:func:`~alignver.network.validate_model.is_sample_independent`), one batch suffices. The gradients are compared
+    (:func:`~alignver.network.row_rank_bound.is_sample_independent`), one batch suffices. The gradients are compared
     with the module's own, with each other and with differences (:func:`alignver.network.arbitration.arbitrate`);
     without ``strict``, a model whose derivatives are wrong is returned with the refusal.
 

@@ -14,7 +14,7 @@ from alignver.errors import InvalidInput
 from alignver.jacobians.gram import gram
 from alignver.jacobians.jacobian import jacobian
 from alignver.network import validate_model
-from alignver.network.validate_model import _ELEMENTWISE, is_sample_independent
+from alignver.network.row_rank_bound import _ELEMENTWISE, is_sample_independent
 
 X = torch.linspace(-1.0, 1.0, 12).reshape(4, 3)
 
