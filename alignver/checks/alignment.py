@@ -47,7 +47,9 @@ from alignver.network.row_rank_bound import RankBound, row_rank_bound
 from alignver.progress import announce, flop_rate, stage
 from alignver.results import CheckResult, Rigor, Subject, Verdict, shown_down, shown_up
 
-_TRAINED = "the model was trained meanwhile: a proof is about the parameters at one time, numbers may be of another"
+_TRAINED = (
+    "the model was trained meanwhile: a proof is about the parameters at one time, the numbers may be from another"
+)
 _LONG = 2e11  # operations: about ten seconds, for which a second Gram matrix is worth its time
 _PATIENCE = 10.0  # estimated seconds of a proof about the network that is tried without a limit
 _PROOF_SHARE = 0.8  # of a limit of time, for a proof about the network, before the computed matrix is decided

@@ -472,7 +472,7 @@ def _parsed(text: bytes) -> Any:
         _demand(actual is kind, f"{name} of type {actual.__name__}", kind.__name__)
     for name, entry in [*document["inputs"].items(), *document["data"].items()]:
         whole = isinstance(entry, dict) and set(entry) == {"sha256", "shape", "dtype"}
-        _demand(whole, f"a record of another form ({name[:80]!r})", "sha256, shape and dtype")
+        _demand(whole, f"a record of an unknown form ({name[:80]!r})", "sha256, shape and dtype")
     return document
 
 
@@ -506,7 +506,7 @@ def _declared(name: str, entry: Mapping[str, Any]) -> tuple[tuple[int, ...], Any
     shape, kind = entry["shape"], entry["dtype"]
     known = isinstance(shape, list) and len(shape) <= 2 and kind in DTYPES
     known = known and all(type(length) is int and 0 <= length <= MOST_BYTES for length in shape)
-    _demand(known, f"an array of another form ({name[:80]!r})", "at most two dimensions of " + ", ".join(DTYPES))
+    _demand(known, f"an array of an unknown form ({name[:80]!r})", "at most two dimensions of " + ", ".join(DTYPES))
     return tuple(shape), np.dtype(kind), np.dtype(kind).itemsize * math.prod(shape)
 
 
@@ -514,14 +514,14 @@ def _member(name: str, shape: tuple[int, ...], dtype: Any, size: int, read: Call
     """Read the next member, which must be the declared array."""
     header = _LOCAL.unpack(read(_LOCAL.size))
     stored = (header[0], header[3], header[-2:]) == (b"PK\3\4", 0, (len(name) + 4, 0))
-    _demand(stored and read(len(name) + 4) == f"{name}.npy".encode(), f"{_DATA} with other members than are declared")
+    _demand(stored and read(len(name) + 4) == f"{name}.npy".encode(), f"{_DATA} whose members are not those declared")
     prefix = read(10)  # of a .npy file: magic bytes, version, length of the header
-    _demand(prefix[:8] == b"\x93NUMPY\1\0", f"{_DATA} with an array of another format")
+    _demand(prefix[:8] == b"\x93NUMPY\1\0", f"{_DATA} with an array of an unknown format")
     try:
         form = np.lib.format.read_array_header_1_0(io.BytesIO(prefix[8:] + read(int.from_bytes(prefix[8:], "little"))))
     except Exception as error:  # NumPy raises many types for hostile bytes, all with the same meaning
-        raise _refused(f"{_DATA} with an array of another format ({type(error).__name__})", _NEED) from None
-    _demand(form == (shape, False, dtype), f"{_DATA} with other arrays than are declared")
+        raise _refused(f"{_DATA} with an array of an unknown format ({type(error).__name__})", _NEED) from None
+    _demand(form == (shape, False, dtype), f"{_DATA} whose arrays are not those declared")
     array = np.empty(shape, dtype)
     view = array.reshape(-1).view(np.uint8).data
     for start in range(0, size, _CHUNK):

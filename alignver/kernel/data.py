@@ -184,7 +184,7 @@ def least_loss(first: Any, Y: Any, loss: str | None) -> tuple[float, int | None]
 
 
 def _demand_targets(good: bool, loss: str | None) -> None:
-    labels = "classes 0, 1, ... (labels -1 and 1 are (Y + 1) / 2; samples without a label are left out)"
+    labels = "classes 0, 1, ... ((Y + 1) / 2 converts labels of -1 and 1; samples without a label are left out)"
     needs = {"cross_entropy": f"{labels}, or a column of numbers from 0 to 2**{_FAR} for each class"}
     need = needs.get(str(loss), "numbers from 0 to 1" if loss == "binary_cross_entropy" else "numbers of at least 0")
     demand(good, "Y", f"targets that loss={loss!r} does not take", need)
@@ -228,7 +228,7 @@ def _distinct(certificate: Certificate, inputs: Inputs, run: Run) -> str:
     rank, stored = certificate.constants["rank"], certificate.data.get("digests")
     require(type(rank) is int and rank == rows.size, f"{rows.size} rows of {rows_of(certificate)} are distinct")
     if stored is not None:
-        require(stored.shape == (rows.size, 32) and stored.dtype == np.uint8, "digests of another kind or number")
+        require(stored.shape == (rows.size, 32) and stored.dtype == np.uint8, "digests of the wrong kind or number")
         expected = b"".join(digests[i] for i in rows.tolist())
         require(stored.tobytes() == expected, "the digests are not those of the distinct rows")
     return f"{rows.size} of {first.size} rows of {rows_of(certificate)} are distinct"

@@ -122,14 +122,14 @@ def number(constants: Mapping[str, Any], name: str) -> Fraction:
 
 def floats(array: Any, shape: tuple[int, ...], what: str) -> Any:
     """Return an array of a certificate, which must be float64 (squares of integers could overflow) and of a shape."""
-    require(array.dtype == np.float64 and array.shape == shape, f"{what} of another kind or shape")
+    require(array.dtype == np.float64 and array.shape == shape, f"{what} of the wrong kind or shape")
     return array
 
 
 def indices(array: Any, size: int) -> list[int]:
     """Return an array of a certificate as a list of distinct indices below ``size``."""
     fits = array.ndim == 1 and array.dtype == np.int64 and array.size <= size
-    require(fits, "an index set of another kind or size")
+    require(fits, "an index set of the wrong kind or size")
     values: list[int] = array.tolist()
     require(len(set(values)) == len(values), "indices that are repeated")
     require(all(0 <= value < size for value in values), "indices that are out of range")

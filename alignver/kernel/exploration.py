@@ -73,7 +73,7 @@ def _rank_of_z(certificate: Certificate, rows: Rows, run: Run, track: Any) -> st
     rows.identify(certificate, track, lambda start, block: np.copyto(Z[start : start + len(block)], block))
     of_z = certificate.constants["of Z"]
     inner = seal("rank", of_z["method"], {"A": Z}, certificate.data, of_z["constants"], version=certificate.version)
-    require(inner.constants.get("ball") is None, "the rank of Z is that of one matrix")
+    require(inner.constants.get("ball") is None, "a rank of Z holds for one matrix, not for a ball")
     MATRIX_METHODS["rank", inner.method](inner, {"A": Z}, run)
     rank = inner.constants["rank"]
     require(rank * certificate.constants["width"] < rows.n, f"rank {rank} times the width is enough")

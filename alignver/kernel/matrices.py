@@ -302,7 +302,7 @@ def _outside(certificate: Certificate, inputs: Inputs, run: Run) -> str:
     wide = np.ascontiguousarray(J.T)
     delta = ball_radius(certificate, wide.shape, True) if in_ball else Fraction(0)
     floor, _ = _singular_floor(certificate, wide, None, run)
-    require(floor > delta, "the columns are not proved independent throughout the ball")
+    require(floor > delta, "the columns are not proved to be independent throughout the ball")
     matrix = np.ascontiguousarray(_scaled(certificate, wide).T)
     beta = floats(certificate.data["beta"], (d,), "beta")
     scale = -math.frexp(float(np.abs(y).max()))[1]

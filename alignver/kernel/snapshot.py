@@ -32,7 +32,7 @@ def frozen(certificate: Certificate) -> Certificate:
     mappings = (certificate.data, certificate.constants, certificate.inputs, *certificate.inputs.values())
     words = (certificate.claim, certificate.method, certificate.seal)
     if not all(isinstance(part, Mapping) for part in mappings) or not all(isinstance(word, str) for word in words):
-        raise TypeError("parts of a certificate of another kind")
+        raise TypeError("parts of a certificate of the wrong kind")
     data = {name: np.array(array, order="C", copy=True) for name, array in certificate.data.items()}
     constants, inputs = plain(dict(certificate.constants)), plain(dict(certificate.inputs))
     return dataclasses.replace(certificate, data=Frozen(data), constants=constants, inputs=inputs)

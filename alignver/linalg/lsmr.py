@@ -231,7 +231,7 @@ class Operator:
         xp, like = namespace(result), namespace(vector)
         if xp is not like:
             got = f"products of {kind_of(value)} for a vector that is {kind_of(vector)}"
-            raise InvalidInput(self.name, got, "products of the library of y", "wrong-type")
+            raise InvalidInput(self.name, got, "products in the library of y", "wrong-type")
         result = xp.reshape(result, (length,)) if result.ndim != 1 else result
         result = result if dtype == "float64" else xp.astype(result, xp.float64)
         return result if self.unit == 1.0 else result / (self.unit / half)

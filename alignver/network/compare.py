@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from alignver.kernel.network.graph import FLOATS, Graph, Node, Ref
 from alignver.network.copies import copied
-from alignver.network.leaves import apply, refused, shares_memory
+from alignver.network.leaves import ANOTHER, apply, refused, shares_memory
 
 ROWS = 4
 """Samples of the trace: the graph is one for a batch of this many."""
@@ -132,14 +132,14 @@ def require_same(
                 except _Undefined as error:
                     raise refused(model, str(error), "a model whose operations are defined at X") from error
         if actual is None or expected.shape != actual.shape:
-            raise refused(model, "the model and its trace return different kinds of values")
+            raise refused(model, "they return different kinds of values", fault=ANOTHER)
         a, b = actual.double(), expected.detach().cpu().double()
         finite_outputs = finite_outputs and (step > 0 or bool(torch.isfinite(b).all()))
         finite = torch.isfinite(a) & torch.isfinite(b)
         limit = _slack(expected) * float(b[finite].abs().max()) if bool(finite.any()) else 0.0
         limit = limit if step else max(limit, room)
         if bool(((a - b)[finite].abs() > limit).any()) or bool((torch.isfinite(a) != torch.isfinite(b)).any()):
-            raise refused(model, "the model and its trace have different outputs")
+            raise refused(model, "their outputs differ", fault=ANOTHER)
     return finite_outputs
 
 
@@ -167,7 +167,9 @@ def require_same_in_batches(model: nn.Module, x: torch.Tensor, room: float = 0.0
     limit = _slack(whole) * float(whole[finite].double().abs().max()) if same and bool(finite.any()) else 0.0
     limit = max(limit, room)
     if not same or not torch.allclose(whole.double(), apart.double(), rtol=0.0, atol=limit, equal_nan=True):
-        raise refused(model, f"its outputs differ between a batch of {len(x)} samples and batches of {ROWS}")
+        raise refused(
+            model, f"its outputs differ between a batch of {len(x)} samples and batches of {ROWS}", fault=ANOTHER
+        )
 
 
 @torch.no_grad()
@@ -189,7 +191,7 @@ def require_same_in_order(model: nn.Module, x: torch.Tensor, room: float = 0.0) 
         limit = _slack(whole) * float(whole[finite].double().abs().max()) if bool(finite.any()) else 0.0
         back = turned.flip(0).double()
         if not torch.allclose(whole.double(), back, rtol=0.0, atol=max(limit, room), equal_nan=True):
-            raise refused(model, "its output for a sample depends on the place of the sample in the batch")
+            raise refused(model, "its output for a sample depends on the sample's place in the batch", fault=ANOTHER)
 
 
 def in_float64(
@@ -265,7 +267,7 @@ def hidden_derivatives(model: nn.Module, twin: nn.Module, x: torch.Tensor) -> tu
     with torch.enable_grad(), _Calls() as calls:
         output = twin(x.clone())
     if shares_memory(calls.read, (*model.parameters(), *twin.parameters())):
-        raise refused(model, "its forward pass turns a parameter into a number of Python")
+        raise refused(model, "its forward pass converts a parameter to a Python number")
     if calls.hooks:
         hidden.append("a hook on a gradient, registered in forward")
     stack = [output.grad_fn] if isinstance(output, torch.Tensor) and output.grad_fn is not None else []

@@ -41,7 +41,7 @@ def copied(model: nn.Module) -> nn.Module:
         raise refused(model, f"it cannot be copied: {first_line(error)}") from error
     kinds = [[(name, type(module)) for name, module in net.named_modules()] for net in (model, twin)]
     if kinds[0] != kinds[1]:
-        raise refused(model, "a copy of it has other modules")
+        raise refused(model, "a copy of it has different modules")
     if shares_memory(tuple(twin.parameters()), tuple(model.parameters())):
         raise refused(model, "a copy of it has the same parameters")
     parted = sorted(sorted(group) for group in memory_groups(model) ^ memory_groups(twin))

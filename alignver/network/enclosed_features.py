@@ -28,7 +28,7 @@ from alignver.network.copies import copied, deep_copy
 from alignver.network.enclosures import EnclosedNetwork, traced_again
 from alignver.network.feature_extraction import extract_features
 from alignver.network.inputs import as_inputs, in_dtype_of
-from alignver.network.leaves import refused
+from alignver.network.leaves import ANOTHER, refused
 from alignver.progress import stage, track
 from alignver.results import CheckResult, Rigor, Subject, shown_up
 
@@ -235,8 +235,7 @@ def _distance(model: nn.Module, X: Any, layer: str | None, Z: Any) -> float:
             wide = extract_features(deep_copy(model).double(), x.double() if x.is_floating_point() else x, layer)
             if float(np.abs(wide - enclosed).max()) <= _LOST * largest:
                 return apart
-        got = f"features that are up to {shown_up(apart)} away from those of its trace"
-        raise refused(model, got)
+        raise refused(model, f"the features differ by up to {shown_up(apart)}", fault=ANOTHER)
     return apart
 
 

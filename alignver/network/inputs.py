@@ -443,7 +443,7 @@ def example_inputs(model: nn.Module) -> torch.Tensor:
             with contextlib.suppress(Exception), without_fused_layers(twin):
                 if isinstance(twin(x), torch.Tensor):
                     return x
-    got = f"{kind_of(model)} that runs on no input that its first layer suggests"
+    got = f"{kind_of(model)} that does not run on the inputs that its first layer suggests"
     raise InvalidInput("model", got, "the inputs: X=", "unsupported-model")
 
 

@@ -75,9 +75,19 @@ class Leaves:
         return tuple(tuple(names) for names in groups if len(names) > 1 or self.group[names[0]] in self.foreign)
 
 
-def refused(model: nn.Module, why: str, need: str = "a model that torch.export can trace") -> InvalidInput:
-    """Return the exception for a model that cannot be traced."""
-    return InvalidInput("model", f"{kind_of(model)} that cannot be traced ({why})", need, "unsupported-model")
+def refused(
+    model: nn.Module,
+    why: str,
+    need: str = "a model that torch.export can trace",
+    *,
+    fault: str = "that cannot be traced",
+) -> InvalidInput:
+    """Return the exception for a model that has no graph, or another one than it has to have."""
+    return InvalidInput("model", f"{kind_of(model)} {fault} ({why})", need, "unsupported-model")
+
+
+ANOTHER = "that is not the function of its trace"
+"""The fault of a model that computes something else than its graph."""
 
 
 def memory_groups(model: nn.Module) -> set[frozenset[str]]:

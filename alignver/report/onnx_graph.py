@@ -207,7 +207,7 @@ class _Builder:
             except (LookupError, TypeError, ValueError) as error:
                 if isinstance(error, InvalidInput):
                     raise
-                raise self._refused(f"{self.node.op} with arguments of another form") from error
+                raise self._refused(f"{self.node.op} with arguments of an unknown form") from error
         else:
             raise self._refused(self.node.op)
         if args.unread:
@@ -297,7 +297,7 @@ def _gelu(b: _Builder, args: _Arguments) -> None:
         cubic = b.emit("Mul", b.emit("Mul", x, b.emit("Mul", x, x)), b.of(0.044715))
         inner = b.emit("Tanh", b.emit("Mul", b.emit("Add", x, cubic), b.of(math.sqrt(2.0 / math.pi))))
     else:
-        raise b._refused("gelu of another form")
+        raise b._refused("gelu of an unknown form")
     b.emit("Mul", b.emit("Mul", x, b.of(0.5)), b.emit("Add", inner, b.of(1.0)), last=True)
 
 
@@ -440,5 +440,5 @@ def _affine(b: _Builder, x: str, weight: str | None, bias: str | None) -> None:
 def _each(value: Any, axes: int) -> list[int]:
     values = [value] if isinstance(value, int) else list(value)
     if len(values) not in (1, axes) or not all(type(size) is int and math.isfinite(size) for size in values):
-        raise ValueError("sizes of another form")
+        raise ValueError("sizes of an unknown form")
     return values * axes if len(values) == 1 else values

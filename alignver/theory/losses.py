@@ -112,7 +112,7 @@ def modified_targets(Y: Any, loss: str, n: int, m_y: int) -> Targets:
     >>> modified_targets([-1, 1], "binary_cross_entropy", 2, 1)
     Traceback (most recent call last):
         ...
-    alignver.errors.InvalidInput: Y: got Y=-1 at 0; needs 0 or 1: (Y + 1) / 2 makes that from targets -1 and 1
+    alignver.errors.InvalidInput: Y: got Y=-1 at 0; needs 0 or 1: (Y + 1) / 2 converts targets of -1 and 1
     """
     loss = loss_name(loss)
     Y = from_frame(Y, "Y")
@@ -207,7 +207,7 @@ def _require_bits(targets: Targets, ndim: int) -> None:
     row, column = (int(k) for k in bad[0])
     value = float(targets[row, column])
     if set(np.unique(targets)) <= {-1.0, 1.0}:
-        remedy = "(Y + 1) / 2 makes that from targets -1 and 1"
+        remedy = "(Y + 1) / 2 converts targets of -1 and 1"
     elif 0.0 < value < 1.0:
         remedy = "the paper defines no Y_l for soft labels; round them, or use loss='squared'"
     else:

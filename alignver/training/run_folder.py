@@ -190,7 +190,7 @@ class RunFolder:
             got = f"{place / 'config.json'}, which cannot be read ({reason})"
             raise InvalidInput("folder", got, need, "unreadable-file") from error
         if not isinstance(config, dict) or config.get("format") != _FORMAT or "settings" not in config:
-            got = f"{place / 'config.json'} of another format"
+            got = f"{place / 'config.json'} of an unknown format"
             raise InvalidInput("folder", got, f"format {_FORMAT}", "unreadable-file")
         return config
 

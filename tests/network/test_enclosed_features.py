@@ -196,10 +196,10 @@ class Shifted(nn.Module):
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        (lambda net, x: 0.0 if net.weight.requires_grad else x * x, "away from those of its trace"),
-        (lambda net, x: torch.where(x.half() == x, x * x, 0.0), "away from those of its trace"),
+        (lambda net, x: 0.0 if net.weight.requires_grad else x * x, "the features differ by up to"),
+        (lambda net, x: torch.where(x.half() == x, x * x, 0.0), "the features differ by up to"),
         (lambda net, x: x * x if len(x) >= 40 else 0.0, "differ between a batch of 50"),
-        (lambda net, x: (torch.arange(len(x)) >= 40).float()[:, None], "place of the sample in the batch"),
+        (lambda net, x: (torch.arange(len(x)) >= 40).float()[:, None], "the sample's place in the batch"),
     ],
     ids=["requires_grad", "rounded", "size", "place"],
 )

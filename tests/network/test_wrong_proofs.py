@@ -259,7 +259,7 @@ class Placed(nn.Module):
 @pytest.mark.parametrize("table", [[0.1, 0.0, 0.0, 0.0], [0.0] * 4], ids=["a table", "a table of zeros"])
 def test_a_sample_is_not_known_by_its_place_in_the_batch(table):
     model = Placed(table).double()
-    with pytest.raises(InvalidInput, match="the place of the sample in the batch"):
+    with pytest.raises(InvalidInput, match="the sample's place in the batch"):
         av.trace_model(model, torch.ones(4, 1).double())
     result = av.check_optimality(model, X=np.ones((4, 1)), Y=np.ones(4), loss="squared", tolerance=1e-9)
     assert result.rigor is not Rigor.PROOF

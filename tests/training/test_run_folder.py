@@ -178,7 +178,7 @@ def test_a_run_begins_in_a_folder_of_its_own(tmp_path):
         RunFolder.open(tmp_path / "full")
 
 
-@pytest.mark.parametrize(("text", "words"), [("{", "cannot be read"), ('{"format": 99}', "another format")])
+@pytest.mark.parametrize(("text", "words"), [("{", "cannot be read"), ('{"format": 99}', "unknown format")])
 def test_a_damaged_configuration_is_refused(tmp_path, text, words):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(av.InvalidInput, match=words):

@@ -397,7 +397,7 @@ def test_labels_of_any_form():
     for labels in (Y.double(), Y[:, None], Y.numpy().astype("uint8"), Y.float()[:, None]):
         assert trained(labels)["loss"] == expected["loss"]
     assert trained(names, test=(X, names)) == expected
-    with pytest.raises(InvalidInput, match=r"test: got other classes than in the training samples"):
+    with pytest.raises(InvalidInput, match=r"test: got classes that are not in the training samples"):
         trained(names, test=(X[:2], names[:2]))
     with pytest.raises(InvalidInput, match=r"Y: got NaN or Inf"):
         trained(Y / torch.tensor([0.0, 1.0, 1.0]).repeat(4))

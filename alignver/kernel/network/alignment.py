@@ -55,7 +55,7 @@ def full_row_rank(leaves: list[balls.Leaf], N: int) -> tuple[Any, ball_matrices.
         If the balls of M may contain a singular matrix.
     """
     M = balls.gram(leaves)
-    require(len(M) == N, "the targets have another number of entries than the outputs")
+    require(len(M) == N, "the targets do not have as many entries as the outputs")
     return M, ball_matrices.definite(M)
 
 
@@ -67,8 +67,8 @@ def independent(leaves: list[balls.Leaf], y: Any) -> Any:
     J = balls.columns(leaves)
     different = {tuple(map(id, column)): k for k, column in enumerate(J.T)}  # one object is one number
     J = J[:, [k for k in different.values() if any(entry != 0 or not entry.is_exact() for entry in J[:, k])]]
-    require(len(J) == len(y), "the targets have another number of entries than the outputs")
-    require(J.shape[1] < len(y), "J has at least as many columns as rows, which are not zero")
+    require(len(J) == len(y), "the targets do not have as many entries as the outputs")
+    require(J.shape[1] < len(y), "J has at least as many nonzero columns as rows")
     return ball_matrices.squared_distance(J, y)
 
 
@@ -76,7 +76,7 @@ def dependences(graph: Graph, theta: Any, x: Any, N: int) -> Dependences:
     """Return the Jacobian with the exact dependences of its N rows and its columns; arguments as :func:`jacobian`."""
     ring = Ring()
     J = balls.columns(jacobian(graph, theta, x, ring.exactly))
-    require(len(J) == N, "the targets have another number of entries than the outputs")
+    require(len(J) == N, "the targets do not have as many entries as the outputs")
     require(J.size <= MOST_EXACT, "the Jacobian is too large for ranks in integers")
     return Dependences(J, ring)
 
@@ -91,7 +91,7 @@ def ends(square: Any) -> tuple[float, float]:
 
 def _stated(certificate: Any, name: str) -> tuple[int, Any]:
     """Return the precision and the other number of a certificate."""
-    require(set(certificate.constants) == {"bits", name}, "other numbers are stated than are proved")
+    require(set(certificate.constants) == {"bits", name}, "the stated numbers are not those that are proved")
     return certificate.constants["bits"], certificate.constants[name]
 
 
@@ -102,7 +102,7 @@ def _arguments(certificate: Any, inputs: Any) -> tuple[Graph, Any, Any]:
 def _aligned(certificate: Any, inputs: Any) -> str:
     """J has full row rank, or rows of which the others with y are exact combinations; kappa is between the numbers."""
     (bits, (low, high)), y = _stated(certificate, "kappa"), inputs["y"]
-    require(type(low) is type(high) is float and low >= 0.0, "kappa has ends that are no floats")
+    require(type(low) is type(high) is float and low >= 0.0, "the ends of kappa are not floats")
     with balls.precision(bits):
         if certificate.method == "exact":
             J = dependences(*_arguments(certificate, inputs), len(y))

@@ -153,8 +153,8 @@ def _leaf(node: Node, moving: set[int], at: Mapping[int, float]) -> Value:
     ends = node.args["range"]
     unknown = node.op == "parameter" and ends is None  # of a fixed one: its entries are not all finite
     masked = "any" if unknown else node.args.get("masked") or ""
-    require(masked in ("", "rows", "all", "any"), "a constant with other facts")
-    require(ends is None or (len(ends) == 2 and ends[0] <= ends[1]), "a constant with another range")
+    require(masked in ("", "rows", "all", "any"), "a constant with unknown facts")
+    require(ends is None or (len(ends) == 2 and ends[0] <= ends[1]), "a constant with an invalid range")
     return Value(False, WHOLE if ends is None or masked else Range(float(ends[0]), float(ends[1])), masked)
 
 
@@ -189,7 +189,7 @@ class _Walker:
         node, base = self.node, self.base
         if is_random(node):
             named = base or node.op
-            raise _NotAnalytic(f"{named} may draw random numbers, write to memory, or is not an operator of torch")
+            raise _NotAnalytic(f"{named} may draw random numbers or write to memory, or is not an operator of torch")
         if node.op == "getitem":
             return
         if not node.is_float and not self._float_first():
@@ -266,7 +266,7 @@ class _Walker:
         beta, threshold = self.args.get("beta"), self.args.get("threshold")
         known = isinstance(beta, int | float) and beta != 0
         self._demand(
-            known and _number(threshold, 0.0) >= THRESHOLD, f"its threshold is below {THRESHOLD:g}: it jumps", True
+            known and _number(threshold, 0.0) >= THRESHOLD, f"it jumps, as its threshold is below {THRESHOLD:g}", True
         )
 
     def _power(self) -> None:
@@ -322,7 +322,7 @@ class _Walker:
     def _softmax(self) -> None:
         scores = self.value(self.node.main)
         last = self.args.get("dim") in (-1, len(self.node.out[0][1]) - 1)
-        self._demand(not scores.masked or (scores.masked == "rows" and last), "a row may be masked wholly")
+        self._demand(not scores.masked or (scores.masked == "rows" and last), "a row may be fully masked")
 
     def _attention(self) -> None:
         for name in ("query", "key", "value"):
@@ -332,8 +332,8 @@ class _Walker:
             dtype = self.graph.nodes[mask.node].out[0][0]
             value = self.values[mask.node]
             if dtype == "bool":
-                self._demand(self._some(mask, "true"), "a row may be masked wholly")
-            self._demand(value.masked in ("", "rows"), "a row may be masked wholly")
+                self._demand(self._some(mask, "true"), "a row may be fully masked")
+            self._demand(value.masked in ("", "rows"), "a row may be fully masked")
         self._demand(self.args.get("dropout_p") == 0.0, "it draws random numbers")
         self._demand(not self.value("scale").masked, "its scale is not finite")
 

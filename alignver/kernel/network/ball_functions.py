@@ -110,7 +110,7 @@ def _line(slope: Any, shift: Any = 0) -> Callable[[Any], Pair]:
 
 
 def _clamp(x: Any, low: float, high: float) -> Pair:
-    require(low <= high, "a clamp whose ends are not in their order")
+    require(low <= high, "a clamp whose ends are not in order")
     pieces = [(low, _constant(low))] if low > -math.inf else []
     pieces.append((high, _line(1)))
     return _pieces(x, *pieces, *([(math.inf, _constant(high))] if high < math.inf else []))

@@ -496,7 +496,7 @@ def joined(batches: Sequence[list[dict[int, Leaf]]], n: int) -> list[Leaf]:
             a = np.concatenate([part.rows[0] for part in parts[0]], axis=1)[:, :n]  # type: ignore[union-attr,index]
             g = [np.concatenate([part.rows[1] for part in row], axis=1)[:, :n] for row in parts]  # type: ignore
             require(
-                all(np.array_equal(part.place, known[0].place) for part in known), "the gradients have other places"
+                all(np.array_equal(part.place, known[0].place) for part in known), "the gradients are at other places"
             )
             result.append(dataclasses.replace(known[0], rows=(a, np.concatenate(g, axis=1))))
             continue

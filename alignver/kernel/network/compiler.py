@@ -108,7 +108,7 @@ class Compiler:
         for part, (dtype, shape) in zip(results, node.out, strict=False):
             mine = self.tape.shape(part.step) if isinstance(part, Real) else np.shape(part.value)
             floating = isinstance(part, Real)
-            require(mine == shape and floating == (dtype in FLOATS), f"{node.op} gives another shape or dtype")
+            require(mine == shape and floating == (dtype in FLOATS), f"{node.op} gives the wrong shape or dtype")
             if isinstance(part, Exact) and dtype in _INTEGERS_OF and part.value.size:
                 low, high = _INTEGERS_OF[dtype]
                 inside = low <= int(part.value.min()) and int(part.value.max()) <= high
@@ -116,7 +116,7 @@ class Compiler:
 
     def _input(self, x: Any) -> Value:
         dtype, shape = self.node.out[0]
-        require(np.shape(x) == shape and self.samples == 0, "the inputs have another shape than those of the graph")
+        require(np.shape(x) == shape and self.samples == 0, "the inputs do not have the shape of those of the graph")
         self.samples = shape[0]
         owner = np.repeat(np.arange(shape[0], dtype=np.int32), math.prod(shape[1:]))
         if dtype in FLOATS:
@@ -162,7 +162,7 @@ class Compiler:
             return rule(self, args)
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, StopIteration) as error:
             place = f" of {node.module!r}" if node.module else ""
-            raise NotProved(f"{base}{place} has arguments of another form ({type(error).__name__})") from error
+            raise NotProved(f"{base}{place} has arguments of an unknown form ({type(error).__name__})") from error
 
     # -- values -------------------------------------------------------------------------------------------------------
 
@@ -244,7 +244,7 @@ class Compiler:
             require(bool(np.all(np.abs(function(_Arguments(wide))) < 2.0**54)), f"{base} gives integers beyond 2^53")
         if result.dtype.kind == "f":
             whole = bool((result == np.rint(result)).all())
-            require(whole and bool((np.abs(result) <= _MOST_INTEGER).all()), f"{base} gives no exact integers")
+            require(whole and bool((np.abs(result) <= _MOST_INTEGER).all()), f"{base} does not give exact integers")
         dtype = self.node.out[0][0]
         cast = result.astype(bool if dtype == "bool" and base in ("to", "_to_copy") else np.int64)
         cast = cast.astype(bool) if dtype == "bool" else cast

@@ -62,7 +62,7 @@ def _softplus_value(x: Any, beta: float) -> tuple[Any, Any]:
 
 def _softplus(x: Any, e: Any, args: Mapping[str, Any], slope: bool) -> tuple[Any, ...]:
     beta = float(args.get("beta", 1.0))
-    require(2.0**-400 < beta < 2.0**400, "softplus with a beta that is not of moderate size")
+    require(2.0**-400 < beta < 2.0**400, "softplus with a beta that is too large or too small")
     if not slope:
         return (*_softplus_value(x, beta), 1.0)
     t = beta * x

@@ -47,7 +47,7 @@ class Features:
     Raises
     ------
     NotProved
-        If an operation has no rule, or the inputs have another shape.
+        If an operation has no rule, or the inputs have the wrong shape.
     """
 
     def __init__(self, graph: Graph, parameters: Any, x: Any) -> None:

@@ -132,8 +132,10 @@ def parse(data: Any) -> Graph:
         document = json.loads(array.tobytes().decode("ascii"))
     except (ValueError, RecursionError) as error:
         raise NotProved(f"the graph is not JSON ({type(error).__name__})") from None
-    require(isinstance(document, dict) and set(document) == {"nodes", "outputs"}, "the graph has other fields")
-    require(bool(np.array_equal(encode(document), array)), "the graph has another serialization")
+    require(
+        isinstance(document, dict) and set(document) == {"nodes", "outputs"}, "the graph has unknown or missing fields"
+    )
+    require(bool(np.array_equal(encode(document), array)), "the graph is not serialized as it should be")
     nodes = tuple(_node(entry, index) for index, entry in enumerate(document["nodes"]))
     names = [node.args["name"] for node in nodes if node.op == "parameter"]
     require(len(set(names)) == len(names), "two leaves have one name")
@@ -145,28 +147,28 @@ def parse(data: Any) -> Graph:
 
 def _node(entry: Any, index: int) -> Node:
     whole = isinstance(entry, dict) and set(entry) == {"op", "args", "out", "module"}
-    require(whole and isinstance(entry["args"], dict), f"node {index} has another form")
+    require(whole and isinstance(entry["args"], dict), f"node {index} has an unknown form")
     words = (entry["op"], entry["module"], *entry["args"])
-    require(all(isinstance(word, str) for word in words), f"node {index} has names that are no strings")
+    require(all(isinstance(word, str) for word in words), f"node {index} has names that are not strings")
     args = {name: _decoded(value, index, 0) for name, value in entry["args"].items()}
     out = tuple((dtype, tuple(shape)) for dtype, shape in entry["out"])
     sizes = [size for _, shape in out for size in shape]
     sound = all(isinstance(dtype, str) for dtype, _ in out) and all(type(size) is int and size >= 0 for size in sizes)
-    require(sound, f"node {index} has a dtype or shape that is none")
+    require(sound, f"node {index} has an invalid dtype or shape")
     require(len(out) >= 1, f"node {index} has no result")
     node = Node(entry["op"], args, out, entry["module"])
     given = {name for name, value in args.items() if value is not None and value != ()}
     lacking = set(JOINS.get(node.base, PRODUCTS.get(node.base, ((), ""))[0])) - given
     whole = not lacking or (node.base == "scatter" and lacking in ({"src"}, {"value"}))
     require(whole, f"node {index} lacks {', '.join(sorted(lacking))}")
-    require(node.op in LEAVES or args.get("dtype") in (None, out[0][0]), f"node {index} has another dtype")
+    require(node.op in LEAVES or args.get("dtype") in (None, out[0][0]), f"node {index} has an unknown dtype")
     if node.op in LEAVES:
         facts = {"parameter": {"name", "leaf", "trainable", "pure", "range"}, "input": set[str]()}
         facts["constant"] = {"name", "range", "masked", "rows"}
-        require(set(args) == facts[node.op] and not list(node.refs()), f"leaf {index} has other facts")
+        require(set(args) == facts[node.op] and not list(node.refs()), f"leaf {index} has unknown or missing facts")
         kinds = {"name": str, "leaf": int, "trainable": bool, "pure": bool}
         sound = all(type(args[name]) is kind for name, kind in kinds.items() if name in args)
-        require(sound, f"leaf {index} has facts of other types")
+        require(sound, f"leaf {index} has facts of the wrong type")
         ends = args.get("range") or ()
         require(all(math.isfinite(end) for end in ends), f"leaf {index} has a range that is not finite")
     return node
@@ -177,14 +179,14 @@ def _decoded(value: Any, index: int, depth: int) -> Any:
     if isinstance(value, list):
         return tuple(_decoded(item, index, depth + 1) for item in value)
     if isinstance(value, dict):
-        require(len(value) == 1, f"node {index} has an argument of another form")
+        require(len(value) == 1, f"node {index} has an argument of an unknown form")
         (kind, content), *_ = value.items()
         if kind == "node":
             require(type(content) is int and 0 <= content < index, f"node {index} refers to a later one")
             return Ref(content)
         if kind == "float":
             return float(content)
-        require(kind == "dtype" and isinstance(content, str), f"node {index} has an argument of another form")
+        require(kind == "dtype" and isinstance(content, str), f"node {index} has an argument of an unknown form")
         return content
-    require(value is None or isinstance(value, bool | int | float | str), f"node {index} has another argument")
+    require(value is None or isinstance(value, bool | int | float | str), f"node {index} has an unknown argument")
     return value

@@ -45,7 +45,7 @@ def _common_structure(certificate: Any, inputs: Any, run: Any) -> str:
     r"""Every output has degree 1 in S, or is zero: then it is linear in S."""
     graph = parse(certificate.data["graph"])
     names, everywhere = tuple(certificate.constants["S"]), certificate.constants["everywhere"]
-    require(all(isinstance(name, str) for name in names) and type(everywhere) is bool, "S or domain of another kind")
+    require(all(isinstance(name, str) for name in names) and type(everywhere) is bool, "S or domain of the wrong kind")
     annotation = degrees(graph, subset(graph, names))
     stored = certificate.data["degrees"]
     require(bool(np.array_equal(stored, flat(annotation))), "the degrees are not those of the graph")

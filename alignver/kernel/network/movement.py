@@ -151,7 +151,7 @@ def _pad(x: Any, args: Args) -> Any:
 
 def _repeat_interleave(x: Any, args: Args) -> Any:
     count, dim = args["repeats"], args.get("dim")
-    require(isinstance(count, int) and count >= 0, "a repetition of another form")
+    require(isinstance(count, int) and count >= 0, "a repetition of an unknown form")
     require_size((x.size, count))
     return np.repeat(x, count, dim)
 
@@ -220,7 +220,7 @@ def moved(base: str, indices: Any, args: Args) -> Any:
     try:
         return MOVES[base](indices, args)
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
-        raise NotProved(f"{base} has arguments of another form ({type(error).__name__})") from None
+        raise NotProved(f"{base} has arguments of an unknown form ({type(error).__name__})") from None
 
 
 def padded(x: Any, pad: Sequence[int], mode: str) -> Any:

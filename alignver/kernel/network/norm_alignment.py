@@ -193,7 +193,7 @@ def aligned(J: EnclosedJacobian, y: Any, shift: float, run: Any = map) -> tuple[
         The bound of the smallest eigenvalue of the scaled Gram matrix that is to be proved.
     """
     N = len(y)
-    require(len(J.errors) == N, "the targets have another number of entries than the outputs")
+    require(len(J.errors) == N, "the targets do not have as many entries as the outputs")
     M, scale, square, noise = scaled_gram(J)
     require(math.isfinite(shift) and shift > 0.0, "the shift is not a positive number")
     floor = definite_floor(lambda r, c: M[r, c].copy(), N, square + noise, noise, Fraction(shift), run)

@@ -96,7 +96,7 @@ def _batch_norm(c: Compiler, args: Args) -> Value:
 def _repeated(c: Compiler, step: int, heads: int) -> int:
     """Repeat each of the heads, the third axis from the end, as often as it takes."""
     here = c.tape.shape(step)[-3]
-    require(heads % here == 0, "attention with heads that do not divide each other")
+    require(heads % here == 0, "attention whose numbers of heads do not divide each other")
     return c.tape.move((step,), c.tape.indices(step).repeat(heads // here, axis=-3))
 
 

@@ -181,7 +181,7 @@ def _scaled(run: Run, i: int, step: Step, x: Any, e: Any) -> tuple[Any, Any]:
     num, den, root = (float(part) for part in step.args["factor"])
     require(den != 0 and (den > 0 or not root), "a scale that is not a number")
     factor = num / math.sqrt(den) if root else num / den
-    require(factor == 0 or 2.0**-400 < abs(factor) < 2.0**400, "a scale that is not of moderate size")
+    require(factor == 0 or 2.0**-400 < abs(factor) < 2.0**400, "a scale that is too large or too small")
     exact = Fraction(num) ** (1 + int(root)) == Fraction(factor) ** (1 + int(root)) * Fraction(den)
     roundings = 3 - 2 * exact - (exact and abs(math.frexp(factor)[0]) in (0.0, 0.5))
     value = factor * x

@@ -96,7 +96,10 @@ def _to(c: Compiler, args: Args) -> Value:
     if c.node.out[0][0] in FLOATS:  # the shape and dtype of the result are compared
         return source
     values = c.tape.exact(source.step)
-    require(values is not None and source.masked is None, "integers of numbers that are not inputs or constants")
+    require(
+        values is not None and source.masked is None,
+        "a conversion to integers of numbers that are not inputs or constants",
+    )
     require(bool((np.abs(values) <= 2.0**53).all()), "integers beyond 2^53")
     whole = values != 0.0 if c.node.out[0][0] == "bool" else np.trunc(values).astype(np.int64)
     return Exact(whole, c.tape.owner(source.step))
@@ -187,7 +190,7 @@ def _lerp(c: Compiler, args: Args) -> Value:
 def _softplus(c: Compiler, args: Args) -> Value:
     beta, threshold = exact_float(args.get("beta", 1)), exact_float(args.get("threshold", 20))
     require(beta > 0.0, "softplus with a beta that is not positive")
-    require(threshold >= 20.0, "softplus with a threshold below 20, above which it is linear: another function")
+    require(threshold >= 20.0, "softplus with a threshold below 20, which makes it another function")
     return Real(c.tape.map(c.real(args["self"]), "softplus", beta=beta))
 
 
@@ -215,7 +218,7 @@ def _clamp(c: Compiler, args: Args) -> Value:
     if c.node.base == "hardtanh":
         low, high = args.get("min_val", -1.0), args.get("max_val", 1.0)
     low, high = -math.inf if low is None else float(low), math.inf if high is None else float(high)
-    require(low <= high, "a clamp whose ends are not in their order")
+    require(low <= high, "a clamp whose ends are not in order")
     ends = {"low": low, "high": high}
     return Real(c.tape.map(c.real(args["self"]), "clamp", **ends))
 
@@ -258,7 +261,7 @@ def _at(c: Compiler, source: Value, parts: Sequence[Any], *, negative: bool) -> 
     """
     indexed = [(axis, part) for axis, part in enumerate(parts) if part is not None]
     whole = all(isinstance(part, Exact) and part.value.dtype.kind == "i" for _, part in indexed)
-    require(bool(indexed) and whole, "an index that is not of known integers")
+    require(bool(indexed) and whole, "an index whose integers are not known")
     grid = np.arange(math.prod(c.shape(source))).reshape(c.shape(source))
     for axis, part in indexed:
         size = grid.shape[axis]
@@ -291,7 +294,7 @@ def _taken(c: Compiler, source: Value, taken: Any, owner: Any) -> Value:
 @rule("gather", "take_along_dim")
 def _gather(c: Compiler, args: Args) -> Value:
     source, index, dim = args["self"], args["index"] if "index" in args else args["indices"], args["dim"]
-    require(isinstance(index, Exact) and index.value.dtype.kind == "i", "an index that is not of known integers")
+    require(isinstance(index, Exact) and index.value.dtype.kind == "i", "an index whose integers are not known")
     grid = np.arange(math.prod(c.shape(source))).reshape(c.shape(source))
     require(c.node.base == "gather" or grid.shape == index.value.shape, "an index of another shape")
     dim %= grid.ndim
@@ -356,7 +359,7 @@ def _where(c: Compiler, args: Args) -> Value:
 @rule("linear")
 def _linear(c: Compiler, args: Args) -> Value:
     x, W = c.real(args["input"]), c.real(args["weight"])
-    require(len(c.tape.shape(W)) == 2, "a linear map of another form")
+    require(len(c.tape.shape(W)) == 2, "a linear map of an unknown form")
     return plus(c, _matmul(c, x, c.tape.permute(W, (1, 0))), args.get("bias"))
 
 
@@ -438,10 +441,13 @@ def _einsum(c: Compiler, args: Args) -> Value:
     out = out.replace("...", "".join(spare[:dots]))
     sizes: dict[str, int] = {}
     for term, step in zip(terms, steps, strict=True):
-        require(len(set(term)) == len(term) == len(c.tape.shape(step)), "einsum with a letter twice, or other axes")
+        require(
+            len(set(term)) == len(term) == len(c.tape.shape(step)),
+            "einsum with a repeated letter, or axes that do not match",
+        )
         for letter, size in zip(term, c.tape.shape(step), strict=True):
             require(sizes.setdefault(letter, size) == size, "einsum with broadcast axes")
-    require(len(set(out)) == len(out) and set(out) <= set(sizes), "einsum with another result")
+    require(len(set(out)) == len(out) and set(out) <= set(sizes), "einsum with an unexpected result")
     term, step = terms[0], steps[0]
     for k in range(1, len(terms)):
         later = set(out).union(*terms[k + 1 :])
@@ -499,7 +505,7 @@ def _convolution(c: Compiler, args: Args) -> Value:
 
 def _with_samples(c: Compiler, x: int, axes: int) -> Any:
     grid = c.tape.indices(x)
-    require(grid.ndim == axes + 2, "a convolution of one sample without its axis")
+    require(grid.ndim == axes + 2, "a convolution of one sample without a batch axis")
     return grid
 
 
@@ -507,7 +513,7 @@ def _correlated(c: Compiler, x: int, W: int, view: Any, groups: int, meta: dict[
     """Return windows (B, C, *positions, *kernel) of x times the weights (out, C/groups, *kernel)."""
     out, inner, *kernel = c.tape.shape(W)
     axes, B, positions = len(kernel), view.shape[0], view.shape[2 : 2 + len(kernel)]
-    require(view.shape[1] == inner * groups and out % groups == 0, "a convolution of other channels")
+    require(view.shape[1] == inner * groups and out % groups == 0, "a convolution whose channels do not match")
     grid = view.reshape(B, groups, inner, *positions, *kernel)
     grid = grid.transpose(1, 0, *range(3, 3 + axes), 2, *range(3 + axes, 3 + 2 * axes))
     k, cells = inner * math.prod(kernel), math.prod(positions)

@@ -143,7 +143,7 @@ def _loss(certificate: Any, inputs: Any, theta: Any, run: Any) -> tuple[Fraction
     require((bits is None) == (certificate.method == "norms"), "a precision that the method does not have")
     require(len(inputs["x"]) == len(Y), "x and Y differ in length")
     f, radius = outputs(parse(certificate.data["graph"]), theta, inputs["x"], bits, run)
-    require(f.shape == Y.shape, "the targets have another number of entries than the outputs")
+    require(f.shape == Y.shape, "the targets do not have as many entries as the outputs")
     return loss_interval(f, radius, Y, loss)
 
 

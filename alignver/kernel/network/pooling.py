@@ -216,7 +216,7 @@ def _vector_norm(c: Compiler, args: Args) -> Value:
     step, dims = c.real(args["self"]), args.get("dim")
     order = args.get("ord", 2) if c.node.base == "linalg_vector_norm" else args.get("p", 2)
     rows, _ = to_rows(c, step, dims)
-    require(order in (1, 2, None), "a norm other than those of 1 and 2")
+    require(order in (1, 2, None), "a norm other than the 1-norm and the 2-norm")
     if order == 1:
         total = c.tape.rows("reduce", c.tape.map(rows, "abs"), keep=False)
     else:
@@ -255,7 +255,7 @@ def _sizes(args: Args, shape: Sequence[int], axes: int) -> list[int]:
         scales = [args.get(name) for name in ("scales", "scales_d", "scales_h", "scales_w")]
         scales = [scale for scale in scales if scale is not None]
     if out is None or scales:
-        require(len(scales) == axes and all(scale == int(scale) for scale in scales), "a scale that is no whole number")
+        require(len(scales) == axes and all(scale == int(scale) for scale in scales), "a scale that is not an integer")
         whole = [size * int(scale) for size, scale in zip(shape[-axes:], scales, strict=True)]
         require(out is None or list(out) == whole, "a scale and another size")
         out = whole
@@ -309,7 +309,7 @@ def _patches(grid: Any, args: Args) -> Any:
         triple(args.get(name), 2, default)
         for name, default in (("kernel_size", None), ("dilation", 1), ("padding", 0), ("stride", 1))
     )
-    require(grid.ndim == 4, "patches of one image without its axis")
+    require(grid.ndim == 4, "patches of one image without a batch axis")
     B, C = grid.shape[:2]
     view = windows(padded(grid, [padding[1], padding[1], padding[0], padding[0]], "constant"), kernel, stride, dilation)
     return view.transpose(0, 1, 4, 5, 2, 3).reshape(B, C * math.prod(kernel), -1)

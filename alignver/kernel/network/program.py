@@ -28,14 +28,14 @@ def unpacked(graph: Graph, theta: Any) -> Parameters:
             dtype, shape = node.out[0]
             size = math.prod(shape)
             part = theta[place : place + size].reshape(shape)
-            require(part.size == size, "theta has other entries than the graph")
+            require(part.size == size, "theta does not have the entries of the graph")
             if dtype not in FLOATS:
                 whole = bool((part == np.rint(part)).all()) and bool((np.abs(part) <= _MOST_INTEGER).all())
-                require(whole, "theta has fractions for integers")
+                require(whole, "theta has fractions where the graph has integers")
                 part = part.astype(bool if dtype == "bool" else np.int64)
             values[index] = part
             place += size
-    require(place == theta.size, "theta has other entries than the graph")
+    require(place == theta.size, "theta does not have the entries of the graph")
     return values
 
 
@@ -53,9 +53,9 @@ def compiled(graph: Graph, parameters: Parameters, x: Any) -> Program:
 def batches(graph: Graph, theta: Any, x: Any) -> Iterator[tuple[Program, int]]:
     """Yield the program of each batch of inputs (n, k), and its samples: the last one is filled with copies."""
     shapes = [node.out[0][1] for node in graph.nodes if node.op == "input"]
-    require(len(shapes) == 1 and len(shapes[0]) >= 1, "the network does not have one input")
+    require(len(shapes) == 1 and len(shapes[0]) >= 1, "the network does not have exactly one input")
     rows, *rest = shapes[0]
-    require(len(x) >= 1 and rows >= 1 and x.shape[1] == math.prod(rest), "the inputs have another shape")
+    require(len(x) >= 1 and rows >= 1 and x.shape[1] == math.prod(rest), "the inputs have the wrong shape")
     parameters = unpacked(graph, theta)
     for start in range(0, len(x), rows):
         places = np.minimum(np.arange(start, start + rows), len(x) - 1)

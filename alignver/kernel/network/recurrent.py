@@ -19,7 +19,7 @@ def _recurrent(c: Compiler, args: Args) -> Value:
     require(c.node.op.endswith(".input"), "a recurrent layer of packed sequences")
     kind, first, biases = c.node.base, args["batch_first"], args["has_biases"]
     x, hx, parameters = c.real(args["input"]), args["hx"], [c.real(part) for part in args["params"]]
-    require(len(c.tape.shape(x)) == 3, "a recurrent layer of one sample without its axis")
+    require(len(c.tape.shape(x)) == 3, "a recurrent layer of one sample without a batch axis")
     x = c.tape.permute(x, (1, 0, 2)) if first else x
     states = [c.real(part) for part in (hx if isinstance(hx, list) else [hx])]
     directions, layers = 2 if args["bidirectional"] else 1, args["num_layers"]

@@ -110,7 +110,7 @@ def _softmax_of(run: Run, step: Step) -> _Softmax:
     source, (_, k) = run.entries(step.of[0]), x.value.shape
     masked = step.args.get("masked")
     live = np.ones(x.value.shape, dtype=bool) if masked is None else ~masked.reshape(x.value.shape)
-    require(bool(live.any(-1).all()), "a softmax of a row that is masked wholly")
+    require(bool(live.any(-1).all()), "a softmax of a fully masked row")
     values = np.where(live, x.value, -np.inf)
     top = values.max(-1, keepdims=True)
     radius = source.flat(np.broadcast_to(x.error[:, None], (source.samples, source.each))).reshape(x.value.shape)
@@ -207,7 +207,7 @@ def _normal(run: Run, i: int, step: Step) -> _Normal:
     r"""Two passes: the mean errs by at most delta, and n by r in the norm of a row."""
     (x,), (rows, N) = run.arguments(step), step.shape
     eps, center = float(step.args["eps"]), step.args["center"]
-    require(2.0**-960 < eps < 2.0**960, "a normalization without a positive eps of moderate size")
+    require(2.0**-960 < eps < 2.0**960, "a normalization whose eps is zero, too large or too small")
     source = run.entries(step.of[0])
     e = source.flat(np.broadcast_to(x.error[:, None], (source.samples, source.each))).reshape(rows, N)[:, 0]
     values = x.value.reshape(rows, N)

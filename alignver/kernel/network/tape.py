@@ -292,7 +292,7 @@ class Tape:
     def matmul(self, a: int, b: int) -> int:
         """Append (..., m, k) times (..., k, n), with broadcast leading axes."""
         (*lead_a, m, k), (*lead_b, other, n) = self.shape(a), self.shape(b)
-        require(k == other, "a matrix product of other shapes")
+        require(k == other, "a matrix product whose shapes do not match")
         lead = np.broadcast_shapes(tuple(lead_a), tuple(lead_b))
         require_size((*lead, m, k))
         require_size((*lead, k, n))
