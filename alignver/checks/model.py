@@ -27,6 +27,7 @@ from alignver.limits import OutOfTime, in_memory, memory_limit, out_of_time, rem
 from alignver.network.enclosures import EnclosedNetwork
 from alignver.network.feature_extraction import submodule
 from alignver.network.functional import parameter_layout
+from alignver.network.inputs import in_dtype_of
 from alignver.network.output_layers import find_output_layers
 from alignver.network.preserve_state import preserve_random_states
 from alignver.network.row_rank_bound import row_rank_bound
@@ -235,11 +236,10 @@ class _Questions:
         model, x = self.prepared.model, self.prepared.x
         layer, width, words = self.layer, None, f"z: the output of {self.layer!r} and the constant 1"
         if layer is None:
-            sample = x[:2].to(next(model.parameters()).dtype) if x.is_floating_point() else x[:2]
             with preserve_random_states():
-                ending = find_output_layers(model, sample)
+                ending = find_output_layers(model, in_dtype_of(model, x[:2]))
             if not ending.layers or ending.features is None:
-                got = f"{type(model).__name__}, whose last hidden layer reads no output of a module that runs once"
+                got = f"{type(model).__name__}, whose last hidden layer does not read the output of a module"
                 raise InvalidInput(
                     "model", got, "layer=, the name of the module whose output is z", "unsupported-model"
                 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import importlib
 import inspect
 import math
@@ -351,9 +352,7 @@ def _packed(items: Any, model: nn.Module) -> tuple[torch.Tensor, list[_Part]]:
     dtype = dtypes[0]
     if any(other != dtype for other in dtypes):
         floating = [other for other in dtypes if other.is_floating_point] or [torch.float64]
-        dtype = floating[0]
-        for other in floating[1:]:
-            dtype = torch.promote_types(dtype, other)
+        dtype = functools.reduce(torch.promote_types, floating)
         whole = [t for _, t in tensors if not t.is_floating_point() and t.dtype != torch.bool]
         largest = max((int(t.abs().max()) for t in whole), default=0)
         if largest > _EXACT[dtype]:
@@ -397,12 +396,9 @@ def _gathered(X: Any, Y: Any) -> tuple[Any, Any]:
             raise InvalidInput(
                 "Y", "other targets when read again", "targets that are the same each time they are read"
             )
-    structure = list(inputs)
-    if structure == [None]:
-        return inputs[None], _one_of(Y, targets)
-    if isinstance(structure[0], str):
-        return inputs, _one_of(Y, targets)
-    return tuple(inputs.values()), _one_of(Y, targets)
+    named = isinstance(next(iter(inputs)), str)
+    X = inputs[None] if list(inputs) == [None] else inputs if named else tuple(inputs.values())
+    return X, _one_of(Y, targets)
 
 
 class _NoSamples(InvalidInput):

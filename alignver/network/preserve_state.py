@@ -284,8 +284,9 @@ def _refill(container: Any, content: Any) -> None:
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put a model into eval mode for the block; afterwards the mode of every module is restored."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
+        for module, _ in modes:
+            module.training = False  # not eval(), which a model may override
         yield
     finally:
         for module, mode in modes:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules import module as global_hooks
 
 from alignver.network.functional import parameter_layout, running_copy
+from alignver.network.inputs import in_dtype_of
 
 _ELEMENTWISE = (
     nn.CELU, nn.Dropout, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.Identity,
@@ -91,8 +92,7 @@ def _cuts(model: nn.Module, x: torch.Tensor) -> list[tuple[str, int, int, int]]:
     free = {id(p): p.numel() for p in parameter_layout(model).parameters}
     uses = [{id(p) for p in module.parameters()} & free.keys() for _, module in chain]
     cuts: list[tuple[str, int, int, int]] = []
-    first = next(model.parameters())
-    value = x[:2].to(first.dtype) if x.is_floating_point() else x[:2]
+    value = in_dtype_of(model, x[:2])
     with running_copy(model) as twin, torch.no_grad():
         for k, (name, module) in enumerate(_chain(twin, "")[:-1]):
             value = module(value)

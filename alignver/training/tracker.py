@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import math
 import os
-import random
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from alignver.jacobians.kernel_distance import METHODS, RepresentationSnapshot, 
 from alignver.jacobians.prepare import PreparedAlignment, prepare_alignment
 from alignver.limits import in_memory
 from alignver.linalg import rank_rules
+from alignver.network.preserve_state import eval_mode, preserve_random_states
 from alignver.report.history import History, HistoryFile, Record, require_same_config
 from alignver.results import Verdict, plain
 from alignver.theory.losses import sample_loss
@@ -427,14 +427,8 @@ class AlignmentTracker:
     def _network(self) -> dict[str, Any]:
         """Prove what is true of the network at the current parameters."""
         prepared = dataclasses.replace(self.evaluator.prepared, model=self.model, x=self._distinct)
-        modes = [(module, module.training) for module in self.model.modules()]
-        try:
-            for module, _ in modes:
-                module.training = False
+        with eval_mode(self.model):
             proof = prove_about_network(prepared, self._dtype)
-        finally:
-            for module, training in modes:
-                module.training = training
         if isinstance(proof, str):
             return {"verdict": Verdict.UNDECIDED.value, "kappa": None, "shuffled": None, "reason": proof}
         return {
@@ -499,24 +493,16 @@ class AlignmentTracker:
 
     @contextlib.contextmanager
     def _preserved(self) -> Iterator[None]:
-        """Restore the random states of Python and NumPy, and the modes, which ``mode="eval"`` sets."""
-        python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the state of the caller
-        modes = [(m, m.training) for m in self.model.modules()] if isinstance(self.model, nn.Module) else []
+        """Restore the random states, and the modes, which ``mode="eval"`` sets."""
+        evaluated = self._mode == "eval" and isinstance(self.model, nn.Module)
         try:
-            if self._mode == "eval":
-                for module, _ in modes:
-                    module.training = False  # not eval(), which a model may override
-            yield
+            with preserve_random_states(), eval_mode(self.model) if evaluated else contextlib.nullcontext():
+                yield
         except InvalidInput as error:
             if self._mode == "same" and "eval mode" in error.need:
                 need = f"{error.need}; or mode='eval', to check the network in eval mode"
                 raise InvalidInput(error.argument, error.got, need, error.code) from error
             raise
-        finally:
-            for module, training in modes:
-                module.training = training
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
 
 
 def _error(q: Any, y: Any, loss: str) -> float | None:
