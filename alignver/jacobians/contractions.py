@@ -194,30 +194,35 @@ def mirror(M: torch.Tensor) -> None:
 class Rows:
     """The factors of all rows of one side of the product, for a group of pieces, filled block by block.
 
-    A block of all rows is stored as it is: its derivatives are formed when they are multiplied, in cache. Of smaller
-    blocks only what the planned formulas need is stored.
+    Of pieces that are kept, the blocks are stored as they are: derivatives are formed when they are multiplied. Of the
+    others only what the planned formulas need is stored.
     """
 
     def __init__(self, function: Functional, pieces: Sequence[Piece], n: int, m_y: int) -> None:
         self.function, self.pieces, self.n, self.m = function, pieces, n, m_y
-        self.whole: Block | None = None
+        self.blocks: list[Block] = []  # of the pieces that are kept, in the order of the samples
         self.stored: dict[tuple[Piece, str], torch.Tensor] = {}
 
     def add(self, block: Block, start: int) -> frozenset[str]:
         """Store a block of samples from ``start`` on; return the slots whose positions differ from earlier blocks."""
-        if (block.n, block.m) == (self.n, self.m):
-            self.whole = block
+        block.free_graph()
+        if (block.n, block.m) == (self.n, self.m) and all(piece.kept for piece in self.pieces):
+            self.blocks = [block]
             return frozenset()
-        irregular = set()
-        for piece in self.pieces:
+        irregular, others = set(), [piece for piece in self.pieces if not piece.kept]
+        for piece in others:
             if piece.engine in SUMS and block.parts[piece.name]:
                 A, B = factors(block.parts[piece.name])
                 if not self._store((piece, "A"), A, block, start, 0) or not self._store(
                     (piece, "B"), B, block, start, 1
                 ):
                     irregular.add(piece.name)
-        for piece, columns in formed(self.function, self.pieces, block, self.m):
+        for piece, columns in formed(self.function, others, block, self.m):
             self._store((piece, "columns"), columns, block, start, 1)
+        names = {piece.name for piece in self.pieces if piece.kept}
+        if names:
+            self.blocks.append(Block(block.x, block.outputs, {name: block.parts[name] for name in names}))
+            block.free_patches(block.parts)
         return frozenset(irregular)
 
     def _store(self, key: tuple[Piece, str], values: torch.Tensor, block: Block, start: int, axis: int) -> bool:
@@ -232,22 +237,46 @@ class Rows:
         place.copy_(values)
         return True
 
+    @property
+    def whole(self) -> Block | None:
+        """The block of all rows, if it is stored with all pieces."""
+        kept = bool(self.blocks) and all(piece.kept for piece in self.pieces)
+        return self.blocks[0] if kept and self.blocks[0].n == self.n else None
+
     def uses(self, piece: Piece) -> bool:
         """Whether some output depends on a piece with factors."""
-        return bool(self.whole.parts[piece.name]) if self.whole is not None else (piece, "B") in self.stored
+        return bool(self.blocks[0].parts[piece.name]) if piece.kept else (piece, "B") in self.stored
 
     def factors(self, piece: Piece) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the factors of a piece, as :func:`factors` does."""
-        if self.whole is not None:
-            return factors(self.whole.parts[piece.name])
+        if piece.kept:
+            return factors(self.blocks[0].parts[piece.name])
         return self.stored[piece, "A"], self.stored[piece, "B"]
 
     def columns(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, torch.Tensor]]:
         """Yield the derivatives by each of ``pieces`` on which an output depends, (m, n, columns)."""
         if self.whole is not None:
             yield from formed(self.function, pieces, self.whole, self.m)
-        else:
-            yield from ((piece, self.stored[piece, "columns"]) for piece in pieces if (piece, "columns") in self.stored)
+            return
+        for piece in pieces:
+            if not piece.kept and (piece, "columns") in self.stored:
+                yield piece, self.stored[piece, "columns"]
+            elif piece.kept and any(block.parts[piece.name] for block in self.blocks):
+                yield piece, self._joined(piece)
+
+    def _joined(self, piece: Piece) -> torch.Tensor:
+        """Form the derivatives of all blocks by a piece that is kept."""
+        shape = self.function.theta[piece.name].shape
+        width = (piece.stop - piece.start) * (shape.numel() // piece_length(shape))
+        columns = self.function.theta[piece.name].new_zeros((self.m, self.n, width))
+        start = 0
+        for block in self.blocks:
+            if block.parts[piece.name]:
+                columns[:, start : start + block.n] = _summed(piece, block, shape)
+            if piece.stop == piece_length(shape):  # the last one: patches are formed once for all pieces of a slot
+                block.free_patches([piece.name])
+            start += block.n
+        return columns
 
 
 def add_product(target: torch.Tensor, first: Rows, second: Rows) -> None:

@@ -33,6 +33,7 @@ _SLAB_ROWS = 32  # least number of rows of a weight in a slab: products with few
 _PASS = 24  # approximate cost, in operations, of one elementwise pass over an entry of the result
 _SMALL = 3  # slowdown of batched products of small matrices
 _SINGLE = 4  # slowdown of per-sample gradients
+_GRAPH = 3  # bytes that autograd keeps for a pass, over those of the results of all uses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +67,13 @@ class SlotPlan:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Rows start..stop of a slot and its formula."""
+    """Rows start..stop of a slot and its formula; whether the uses of the slot are stored, in place of the rows."""
 
     name: str
     engine: str
     start: int
     stop: int
+    kept: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,6 +268,129 @@ def piece_length(shape: torch.Size) -> int:
     return max(1, shape[0]) if shape else 1
 
 
+@dataclasses.dataclass(frozen=True)
+class _Memory:
+    """Bytes of the work on some slots."""
+
+    function: Functional
+    scan: OutputScan
+    engaged: Sequence[SlotPlan]
+    sizes: _Sizes
+
+    @property
+    def item(self) -> int:
+        """Bytes of a number."""
+        return torch.finfo(self.function.dtype).bits // 8
+
+    @property
+    def samples(self) -> int:
+        """Samples of both sides."""
+        return int(self.sizes.rows) // self.sizes.m
+
+    def uses(self, names: set[str]) -> list[Use]:
+        """Return the uses of some slots."""
+        return [use for use in self.scan.uses if not names.isdisjoint(use.slots)]
+
+    def whole(self, slot: SlotPlan) -> bool:
+        """Whether all columns of a slot are formed, even if some of its rows are wanted."""
+        grouped = any(isinstance(use, Convolution) and use.groups > 1 for use in self.uses({slot.name}))
+        return slot.engine == "per sample" or (slot.engine == "gradients" and grouped)
+
+    def block(self, names: set[str]) -> tuple[int, int]:
+        """Return those per sample, and per sample and output: gradients twice, for a pass and for reordered ones.
+
+        Measured: the passes of transformers take about half of that.
+        """
+        uses, n = self.uses(names), self.scan.n
+        gradients = 2 * sum(math.prod(use.shape) // n for use in uses) + sum(_patch_entries(use, n) for use in uses)
+        whole = (slot for slot in self.engaged if slot.name in names and self.whole(slot))
+        columns = max((self.function.theta[slot.name].numel() for slot in whole), default=0)
+        return sum(_input_entries(use, n) for use in uses) * self.item, (gradients + columns) * self.item
+
+    def single(self, names: set[str], kept: bool) -> int:
+        """Return those of a pass over one sample, with all outputs; with its graph, if the results are kept."""
+        inputs, gradients = self.block(names)
+        graph = _GRAPH * sum(math.prod(use.shape) // self.scan.n for use in self.scan.uses) * self.item
+        return inputs + gradients * self.sizes.m + graph * kept
+
+    def kept(self, names: set[str]) -> int:
+        """Return those of the inputs and gradients of the uses of some slots, and of the largest patches."""
+        uses, n, m = self.uses(names), self.scan.n, self.sizes.m
+        entries = sum(_stored_entries(use) + math.prod(use.shape) * m for use in uses) // n
+        patches = max((_input_entries(use, n) + _patch_entries(use, n) * m for use in uses), default=0)
+        return self.samples * (entries + patches) * self.item
+
+    def row(self, slot: SlotPlan) -> int:
+        """Return those of what a row of a slot adds to the stored factors."""
+        theta = self.function.theta[slot.name]
+        if slot.engine in SUMS:
+            factors = _factor_entries(self.uses({slot.name}), self.scan.n, self.sizes)
+            return int(factors * self.item) // piece_length(theta.shape)
+        return int(self.sizes.rows) * (theta.numel() // piece_length(theta.shape)) * self.item
+
+
+class _Groups:
+    """Pieces of slots, grouped such that what is stored of a group fits into ``room``.
+
+    ``stored`` and ``slab`` are the largest bytes of what a group stores and of the derivatives that are formed from it.
+    """
+
+    def __init__(self, memory: _Memory, room: int) -> None:
+        self.memory, self.room = memory, room
+        self.groups: list[list[Piece]] = [[]]
+        self.stored = self.slab = self._columns = 0
+        self._kept: set[str] = set()  # slots of the last group whose uses are stored
+
+    def at_once(self, slot: SlotPlan) -> None:
+        """Add a slot of which all uses are in memory: derivatives are formed in slabs."""
+        row = self.memory.row(slot)
+        limit = POOL if self.memory.whole(slot) else max(_SLAB, _SLAB_ROWS * row)
+        self.groups[-1] += self._cut(slot, math.inf if slot.engine in SUMS else min(self.room, limit), True)
+        self.stored += row * piece_length(self.memory.function.theta[slot.name].shape)
+
+    def add(self, slot: SlotPlan, *, keep: bool) -> None:
+        """Add a slot of which the derivatives are stored; or its uses, if they fit and take less memory."""
+        row, names = self.memory.row(slot), {slot.name}
+        uses = self.memory.kept(names)
+        fits = keep and slot.engine == "gradients" and max(uses, self.memory.single(names, True)) <= self.room
+        if fits and uses < row * piece_length(self.memory.function.theta[slot.name].shape):
+            if self._is_full(self._kept | names, slot, 0):
+                self._next()
+            limit = POOL if self.memory.whole(slot) else max(_SLAB, _SLAB_ROWS * row)
+            pieces = self._cut(slot, min(self.room // 4, limit), True)
+            self.groups[-1] += pieces
+            self._kept |= names
+            self.slab = max(self.slab, 2 * row * (pieces[0].stop - pieces[0].start))
+            self.stored = max(self.stored, self._columns + self.memory.kept(self._kept))
+            return
+        for piece in self._cut(slot, math.inf if slot.engine in SUMS else self.room, False):
+            columns = row * (piece.stop - piece.start)
+            if self._is_full(self._kept, slot, columns):
+                self._next()
+            self.groups[-1].append(piece)
+            self._columns += columns
+            self.stored = max(self.stored, self._columns + self.memory.kept(self._kept))
+
+    def _is_full(self, kept: set[str], slot: SlotPlan, columns: int) -> bool:
+        """Whether a slot with so many bytes of columns needs another group, which then has the slots ``kept``."""
+        group = {piece.name for piece in self.groups[-1]}
+        stored = self._columns + columns + self.memory.kept(kept)
+        passes = self.memory.single(group | {slot.name}, True) if kept else 0
+        return bool(group) and max(stored, passes) > self.room
+
+    def _next(self) -> None:
+        self.groups.append([])
+        self._columns, self._kept = 0, set()
+
+    def _cut(self, slot: SlotPlan, limit: float, kept: bool) -> list[Piece]:
+        """Cut a slot into slabs of equal size, of at most ``limit`` bytes if a row has no more."""
+        length = piece_length(self.memory.function.theta[slot.name].shape)
+        most = max(1, min(length, limit // max(1, self.memory.row(slot))))
+        step = -(-length // math.ceil(length / most))
+        cuts = (range(start, min(start + step, length)) for start in range(0, length, step))
+        return [Piece(slot.name, slot.engine, cut.start, cut.stop, kept) for cut in cuts]
+
+
 def with_blocks(
     function: Functional,
     scan: OutputScan,
@@ -280,80 +405,55 @@ def with_blocks(
     """Cut parameters, samples and outputs such that the work fits into memory, and return the plan with its cost.
 
     If the passes for all samples fit at once, derivatives are formed from them as they are multiplied. Otherwise the
-    factors of a group of pieces are collected from block after block of samples, and multiplied when they are complete.
-    So each group takes one pass over the samples, and the number of passes is linear in n for every memory size.
-    Raises InvalidInput if the result and one output of one sample at its largest layer do not fit; ``memory`` is one of
-    ``share`` equal parts of what there is.
+    factors of a group of pieces are collected from block after block of samples, and multiplied when they are complete;
+    or the inputs and gradients of a layer, where they take less memory than its derivatives, which are then formed from
+    them, if that gives fewer groups. Each group takes one pass over the samples, so the number of passes is linear in n
+    for every memory size. Raises InvalidInput if the result and one output of one sample at its largest layer do not
+    fit; ``memory`` is one of ``share`` equal parts of what there is.
     """
-    item = torch.finfo(function.dtype).bits // 8
     sizes = _Sizes(n, n if n2 is None else n2, m_y, n2 is None)
-    N, N2 = n * m_y, sizes.n2 * m_y
-    result = N * N2 * item
-    room = max(0, memory - result) // 2  # one half for the passes of a block, one for what is stored
-    longest, both = max(n, sizes.n2), int(sizes.rows)
     engaged = [slot for slot in slots if slot.engine != "unused"]
-
-    def whole(slot: SlotPlan) -> bool:
-        """Whether all columns of a slot are formed, even if some of its rows are wanted."""
-        uses = [use for use in scan.uses if slot.name in use.slots]
-        grouped = any(isinstance(use, Convolution) and use.groups > 1 for use in uses)
-        return slot.engine == "per sample" or (slot.engine == "gradients" and grouped)
-
-    def block_bytes(names: set[str]) -> tuple[int, int]:
-        """Bytes per sample, and per sample and output: the gradients twice, for a pass and for reordered ones.
-
-        Measured: the passes of transformers take about half of that.
-        """
-        live = [use for use in scan.uses if not names.isdisjoint(use.slots)]
-        gradients = 2 * sum(math.prod(use.shape) // scan.n for use in live) * item
-        gradients += sum(_patch_entries(use, scan.n) for use in live) * item
-        columns = max((function.theta[s.name].numel() for s in engaged if s.name in names and whole(s)), default=0)
-        return sum(_input_entries(use, scan.n) for use in live) * item, gradients + columns * item
-
-    least = result + max((sum(block_bytes({slot.name})) for slot in engaged), default=0)
+    needed = _Memory(function, scan, engaged, sizes)
+    result = n * m_y * sizes.n2 * m_y * needed.item
+    room = max(0, memory - result) // 2  # one half for the passes of a block, one for what is stored
+    least = result + max((sum(needed.block({slot.name})) for slot in engaged), default=0)
     if least > memory:
         need = f"at least {share * least}: {result} for the result"
         need += ", as much for its use" * (share > 1) + ", the rest for one output of one sample at its largest layer"
         raise InvalidInput("memory", f"{share * memory} bytes", need, code="too-large")
-    inputs, gradients = block_bytes({slot.name for slot in engaged if slot.engine != "per sample"})
-    at_once = chunk_size is None or chunk_size >= longest
-    at_once = at_once and both // m_y * (inputs + (gradients * m_y)) <= room
-    groups: list[list[Piece]] = [[]]
-    stored = held = 0
-    for slot in engaged:
-        theta = function.theta[slot.name]
-        length = piece_length(theta.shape)
-        width = both * (theta.numel() // length) * item
-        if slot.engine in SUMS:
-            uses = [use for use in scan.uses if slot.name in use.slots]
-            step, width = length, int(_factor_entries(uses, scan.n, sizes) * item) // length
-        else:
-            limit = min(room, POOL if whole(slot) else max(_SLAB, _SLAB_ROWS * width)) if at_once else room
-            step = -(-length // -(-length // max(1, min(length, limit // max(1, width)))))  # slabs of equal size
-        for start in range(0, length, step):
-            stop = min(start + step, length)
-            if not at_once and groups[-1] and held + (stop - start) * width > room:
-                groups.append([])
-                held = 0
-            groups[-1].append(Piece(slot.name, slot.engine, start, stop))
-            held += (stop - start) * width
-            stored = max(stored, held)
-    samples, outputs, passing = longest, m_y, both // m_y * (inputs + gradients * m_y)
-    if not at_once:
-        inputs, gradients = map(max, zip(*(block_bytes({piece.name for piece in group}) for group in groups)))
-        samples = max(1, min(longest, chunk_size or room // max(1, inputs + gradients * m_y)))
-        if samples == 1 and chunk_size is None:
-            outputs = min(m_y, max(1, (room - inputs) // max(1, gradients)))
-        passing = samples * (inputs + gradients * outputs)
-    blocks = math.ceil(n / samples) + (0 if n2 is None else math.ceil(n2 / samples))
-    passes = len(groups) * blocks * math.ceil(m_y / outputs)
-    peak = result + passing + (min(stored, 2 * POOL) if at_once else stored)
     flops, floor = (sum(getattr(slot, key) for slot in slots) for key in ("flops", "floor"))
-    dtype = dtype_name(function.dtype)
-    parts = tuple(map(tuple, groups))
-    return GramPlan(
-        n, sizes.n2, m_y, n2 is None, dtype, slots, samples, outputs, parts, passes, flops, floor, int(peak)
-    )
+
+    def planned(groups: _Groups, samples: int, outputs: int, peak: int) -> GramPlan:
+        blocks = math.ceil(n / samples) + (0 if n2 is None else math.ceil(n2 / samples))
+        passes = len(groups.groups) * blocks * math.ceil(m_y / outputs)
+        parts, dtype = tuple(map(tuple, groups.groups)), dtype_name(function.dtype)
+        return GramPlan(
+            n, sizes.n2, m_y, n2 is None, dtype, slots, samples, outputs, parts, passes, flops, floor, result + peak
+        )
+
+    longest, plans = max(n, sizes.n2), []
+    passing = needed.samples * needed.single({slot.name for slot in engaged if slot.engine != "per sample"}, False)
+    if (chunk_size is None or chunk_size >= longest) and passing <= room:
+        groups = _Groups(needed, room)
+        for slot in engaged:
+            groups.at_once(slot)
+        whole = planned(groups, longest, m_y, passing + min(groups.stored, 2 * POOL))
+        if whole.peak_bytes <= memory:
+            return whole
+    for keep in (False, True):
+        groups = _Groups(needed, room)
+        for slot in engaged:
+            groups.add(slot, keep=keep)
+        names = [({piece.name for piece in group}, any(piece.kept for piece in group)) for group in groups.groups]
+        single = max(needed.single(*group) for group in names)
+        samples = max(1, min(longest, chunk_size or room // max(1, single)))
+        if samples > 1 or chunk_size is not None or single <= room:
+            plans.append(planned(groups, samples, m_y, max(samples * single, groups.slab) + groups.stored))
+        elif not keep:
+            inputs, gradients = map(max, zip(*(needed.block(group) for group, _ in names)))
+            outputs = min(m_y, max(1, (room - inputs) // max(1, gradients)))
+            plans.append(planned(groups, 1, outputs, inputs + gradients * outputs + groups.stored))
+    return min(plans, key=lambda plan: (len(plan.groups), plan.passes, plan.peak_bytes))
 
 
 def _patch_entries(use: Use, n: int) -> int:
@@ -362,6 +462,13 @@ def _patch_entries(use: Use, n: int) -> int:
         return 0
     _, b, groups = shape(use)
     return positions(use, n) * b * groups
+
+
+def _stored_entries(use: Use) -> int:
+    """Entries of what a use holds of its inputs."""
+    if isinstance(use, Lookup):
+        return use.index.numel()
+    return use.input.numel() if isinstance(use, Product | Convolution) else math.prod(use.shape)
 
 
 def _input_entries(use: Use, n: int) -> int:

@@ -329,6 +329,17 @@ class Block:
     parts: Mapping[str, list[Part]]
     mixture: Mapping[str, torch.Tensor | None] | None = None
 
+    def free_graph(self) -> None:
+        """Free the graph of the passes, which is not needed once the block is differentiated."""
+        for part in (part for parts in self.parts.values() for part in parts):
+            vars(part.use).pop("edge", None)
+
+    def free_patches(self, slots: Iterable[str]) -> None:
+        """Free what can be computed again from the inputs and gradients of the uses of some slots."""
+        for part in (part for name in slots for part in self.parts[name]):
+            for key in ("inputs", "gradients", "index"):
+                vars(part).pop(key, None)
+
     @property
     def n(self) -> int:
         """Number of samples."""
