@@ -98,10 +98,10 @@ def rename_options(options: Mapping[str, str]) -> Iterator[None]:
         raise InvalidInput(argument, got, need, error.code) from error
 
 
-_ASSIGNED = re.compile(r"(?<![\w./-])(?<!\w\()(\w+)=('[^']*'|[\w.+-]+|(?=[\s;,:)]|$))")
+_ASSIGNED = re.compile(r"(?<![\w./-])(?<!\w\()(\w+)=('[^']*'|\('[^']*',\)|[\w.+-]+|(?=[\s;,:)]|$))")
 
 
-_SELECTED = re.compile(r"model, X, Y = alignver\.adapted\(model, X, Y, (select='[^']*')\)")
+_SELECTED = re.compile(r"model, X, Y = alignver\.adapted\(model, X, Y, (select=(?:'[^']*'|\d+))\)")
 
 
 def with_options(words: str, options: Mapping[str, str]) -> str:
@@ -115,7 +115,7 @@ def with_options(words: str, options: Mapping[str, str]) -> str:
     """
 
     def option(match: re.Match[str]) -> str:
-        name, value = options.get(match[1], ""), match[2].strip("'")
+        name, value = options.get(match[1], ""), match[2].strip("',()")
         if not name.startswith("--"):
             return match[0]
         if match[2] in ("True", "False"):

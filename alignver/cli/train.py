@@ -23,7 +23,7 @@ from alignver.cli import input_files, model_io, options
 from alignver.cli.exits import Exit, OutputFailed, ensure_writable, exit_of, write_output
 from alignver.cli.options import Loss, computation
 from alignver.cli.session import Session, command, given, recheck_hint, warnings_as_notes
-from alignver.errors import AlignverWarning, InvalidInput, MissingDependency
+from alignver.errors import AlignverWarning, InvalidInput, MissingDependency, renamed
 
 if TYPE_CHECKING:
     from alignver.training.guarantee import Guarantee
@@ -291,6 +291,7 @@ def _prepared(
 ) -> tuple[EEWrapper, tuple[Any, Any, Any], dict[str, Any], dict[str, Any]]:
     """Return the wrapper; X, Y and the test samples; what decides the run; and what identifies its inputs."""
     from alignver.report.provenance import inputs_of
+    from alignver.training.exploitation import numbered_classes
     from alignver.training.loop import planned, tau_epoch
     from alignver.training.wrapper import EEWrapper
 
@@ -299,10 +300,18 @@ def _prepared(
     assert data is not None
     tau_epoch(settings["tau"], settings["epochs"])
     samples = input_files.read_npz(data, "--data", ("X", "Y"))
+    tests = None if sources["test"] is None else input_files.read_npz(sources["test"], "--test", ("X", "Y"))
     net, identity = model_io.load({**sources, **settings})
     optimizer = model_io.optimizer(*(settings[name] for name in ("optimizer", "lr", "momentum", "weight_decay")))
     same_names = ("loss", "tau", "epsilon", "gate", "exploit_optimizer", "seed", "repair", "width")
-    with input_files.rename_argument({"X": f"{data}:X", "Y": f"{data}:Y", "model": model}):
+    of_test = input_files.file_argument("--test", sources["test"] or "")
+    with (
+        input_files.rename_argument({"X": f"{data}:X", "Y": f"{data}:Y", "model": model}),
+        renamed({"test": of_test}),
+    ):
+        if settings["loss"] != "squared":
+            samples["Y"], classes = numbered_classes(samples["Y"], tests and tests["Y"])
+            tests = tests and {**tests, "Y": classes}
         wrapper = EEWrapper(
             model_io.in_dtype(net, settings["dtype"]),
             optimizer=optimizer,
@@ -310,10 +319,11 @@ def _prepared(
             **{name: settings[name] for name in same_names},
         )
         wrapper.prepare(samples["X"], samples["Y"])
+        if tests is not None:
+            wrapper.require_like(samples["X"], tests["X"], tests["Y"])
         planned(
             wrapper, len(samples["X"]), *(settings[name] for name in ("epochs", "batch_size", "exploit_batch_size"))
         )
-    tests = None if sources["test"] is None else input_files.read_npz(sources["test"], "--test", ("X", "Y"))
     held_out = inputs_of({} if tests is None else {f"{name}_test": array for name, array in tests.items()})
     inputs = {**identity, **inputs_of(samples), **held_out}
     hashes = {name: {"sha256": identity[name]["sha256"]} if name in identity else None for name in ("model", "weights")}

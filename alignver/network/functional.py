@@ -200,6 +200,15 @@ class Functional:
         theta, held = ({n: _copy(v, dtype) for n, v in tensors.items()} for tensors in (self.theta, self.held))
         return dataclasses.replace(self, theta=theta, held=held, dtype=dtype)
 
+    def runs(self, x: torch.Tensor) -> bool:
+        """Whether a forward pass raises nothing."""
+        try:
+            with torch.no_grad():
+                self(self.theta, self.batch(x))
+        except Exception:  # code of the user can raise anything
+            return False
+        return True
+
     def leaves(self) -> dict[str, torch.Tensor]:
         """Return theta as leaves of a new graph that share its memory."""
         return {name: value.detach().requires_grad_() for name, value in self.theta.items()}

@@ -344,8 +344,47 @@ def refused_inputs(model: nn.Module, x: torch.Tensor, error: Exception) -> Inval
         if not x.is_floating_point() and not isinstance(layer, nn.Embedding | nn.EmbeddingBag):
             need = f"floating-point numbers for {raising}: numpy.asarray(X, 'float64'), or X.double() for a tensor"
             return InvalidInput("X", f"dtype {dtype_name(x.dtype)}", need, code="wrong-dtype")
+    given = _given(layer, error)
+    if given is not None and (misfit := _misfit(layer, given, x)) is not None:
+        return InvalidInput("X", f"{got}, for which {raising} gets {misfit[0]}", misfit[1], code=misfit[2])
     raised = f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__
     return InvalidInput("X", f"{got}, on which {raising} raised {raised}", "inputs that the model accepts")
+
+
+def _given(layer: nn.Module, error: BaseException) -> torch.Tensor | None:
+    """Return the tensor that a layer was called with when an error was raised."""
+    trace, given = error.__traceback__, None
+    while trace is not None:
+        values = trace.tb_frame.f_locals
+        if values.get("self") is layer and isinstance(values.get("args"), tuple) and values["args"]:
+            given = values["args"][0]
+        trace = trace.tb_next
+    return given if isinstance(given, torch.Tensor) else None
+
+
+def _misfit(layer: nn.Module, given: torch.Tensor, x: torch.Tensor) -> tuple[str, str, str] | None:
+    """Return what a layer gets and does not take, what it needs, and the code; None if it is neither."""
+    itself = given.shape == x.shape  # a remedy for X
+    if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+        if given.is_floating_point():
+            need = "integers" + (": X.astype('int64'), or X.long() for a tensor" if itself else "")
+            return dtype_name(given.dtype), need, "wrong-dtype"
+        least, most, last = int(given.min()), int(given.max()), layer.num_embeddings - 1
+        if least < 0 or most > last:
+            return f"entries from {least} to {most}", f"entries from 0 to {last}, its rows", "invalid-value"
+    elif isinstance(layer, nn.modules.conv._ConvNd):
+        axes, channels = len(layer.kernel_size), layer.in_channels
+        if given.ndim == axes + 1 and channels == 1:
+            return f"shape {tuple(given.shape)}", "an axis of one channel" + ": X[:, None]" * itself, "wrong-shape"
+        if given.ndim != axes + 2 or given.shape[1] != channels:
+            need = f"{axes + 2} axes, the second of which are {channels} channels"
+            if itself and given.ndim == axes + 2 and given.shape[-1] == channels:
+                order = ", ".join(map(str, range(1, axes + 1)))
+                need += f": X.transpose(0, {axes + 1}, {order}), or X.movedim(-1, 1) for a tensor"
+            return f"shape {tuple(given.shape)}", need, "wrong-shape"
+    elif given.ndim and given.shape[-1] != (features := getattr(layer, "in_features", given.shape[-1])):
+        return f"{given.shape[-1]} numbers", f"{features}, its in_features", "wrong-shape"
+    return None
 
 
 def module_name(name: str, module: nn.Module) -> str:

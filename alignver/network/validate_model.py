@@ -399,7 +399,7 @@ def _rows(
         raise
     except Exception as error:
         refused = refused_inputs(function.model, x, error)
-        if refused.code != "invalid-value":
+        if refused.code != "invalid-value" and expect is None:
             raise refused from error
         native = next(function.model.parameters()).dtype
         need = refused.need
@@ -407,7 +407,7 @@ def _rows(
             need = f"the arguments of its forward pass: {', '.join(arguments_of(function.source))}"
         elif expect is not None:
             need = "a forward that accepts a single sample as well as a batch"
-        elif native != function.dtype:
+        elif native != function.dtype and function.in_dtype(native).runs(x):
             need += f" in {dtype_name(function.dtype)}, or dtype='same' to compute in its own {dtype_name(native)}"
         raise InvalidInput("X", refused.got, need) from error
     if not isinstance(out, torch.Tensor):

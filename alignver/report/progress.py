@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
@@ -18,7 +17,7 @@ from rich.text import Text
 
 from alignver.errors import printable
 from alignver.progress import listening
-from alignver.progress_bars import SILENCE, Bars, Lines, bars
+from alignver.progress_bars import Bars, Lines, bars
 from alignver.report import text
 from alignver.results import shown_up
 
@@ -79,7 +78,7 @@ class EpochTable:
     Parameters
     ----------
     file : stream
-        On a terminal the current epoch and a bar stay below the rows; elsewhere there are only the rows.
+        On a terminal the current epoch and a bar stay below the rows; elsewhere lines say how far the run is.
     epochs : int
         Number of epochs of the whole run.
     """
@@ -88,7 +87,6 @@ class EpochTable:
         self._console, self._epochs = text.console(file), epochs
         self._head = ""
         self._step, self._phase, self._headed = step_of_rows(epochs), "", False
-        self._written = time.monotonic()
         self._bars = bars(self._console)
         self._bar = self._bars.add_task("epochs", total=epochs)
         self._present = Text()
@@ -135,11 +133,9 @@ class EpochTable:
         self._head = _head(record)
         self._bars.update(self._bar, completed=epoch, description=phase)
         self._present = row
-        now = time.monotonic()
-        silent = self._live is None and now - self._written > SILENCE
         first = phase != self._phase
         self._phase = phase
-        if first or last_of_phase or silent or epoch % self._step == 0 or epoch == self._epochs:
+        if first or last_of_phase or epoch % self._step == 0 or epoch == self._epochs:
             self._write(row)
 
     def note(self, message: str) -> None:
@@ -147,19 +143,20 @@ class EpochTable:
         text.put(self._console, *text.sentences((message,), self._console.width, style="dim"))
 
     def start(self, label: str, total: int | None) -> TaskID:
-        """Add a line for a task of the library (a :class:`~alignver.progress.Listener`)."""
-        return self._bars.add_task(label, total=total)
+        """Add a line for a task of the library (a :class:`~alignver.progress.Listener`); the table has the epochs'."""
+        return self._bar if label == "epochs" else self._bars.add_task(label, total=total)
 
     def advance(self, handle: object) -> None:
         """Move the task's bar by a step."""
-        self._bars.advance(TaskID(handle))  # type: ignore[arg-type]  # the handle is a task id
+        if handle != self._bar:
+            self._bars.advance(TaskID(handle))  # type: ignore[arg-type]  # the handle is a task id
 
     def finish(self, handle: object) -> None:
         """Remove the task's line."""
-        self._bars.remove_task(TaskID(handle))  # type: ignore[arg-type]  # the handle is a task id
+        if handle != self._bar:
+            self._bars.remove_task(TaskID(handle))  # type: ignore[arg-type]  # the handle is a task id
 
     def _write(self, row: Text) -> None:
-        self._written = time.monotonic()
         self._present = Text()
         if not self._headed:
             self._headed = True

@@ -116,7 +116,7 @@ def modified_targets(Y: Any, loss: str, n: int, m_y: int) -> Targets:
     """
     loss = loss_name(loss)
     Y = from_frame(Y, "Y")
-    Y = _numbered(Y, loss, m_y) if is_text(Y) else Y
+    Y = class_numbers(Y, loss, m_y) if is_text(Y) else Y
     ndim = _ndim(Y)
     if loss == "cross_entropy" and m_y > 1 and ndim == 2 and np.shape(Y)[1] == 1:
         Y, ndim = (Y[:, 0] if hasattr(Y, "ndim") else [row[0] for row in Y]), 1
@@ -131,8 +131,14 @@ def modified_targets(Y: Any, loss: str, n: int, m_y: int) -> Targets:
     return 2.0 * targets - 1.0
 
 
-def _numbered(labels: Any, loss: str, m_y: int) -> npt.NDArray[np.int64]:
-    """Return names of classes as numbers, in sorted order; every class has to occur."""
+def class_numbers(labels: Any, loss: str, m_y: int) -> npt.NDArray[np.int64]:
+    """Return names of classes as numbers, in sorted order.
+
+    Raises
+    ------
+    InvalidInput
+        Some class does not occur, so that its place is not known; a loss that takes numbers.
+    """
     names = sorted(set(np.asarray(labels).reshape(-1).tolist()))
     classes = m_y if loss == "cross_entropy" and m_y > 1 else 2
     if loss == "squared" or (loss == "binary_cross_entropy" and m_y > 1):

@@ -5,15 +5,19 @@ The gated units are those of equations (16) to (18).
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import nn
 
 from alignver import require
-from alignver.errors import InvalidInput, kind_of
+from alignver.arrays import available_memory
+from alignver.errors import AlignverWarning, InvalidInput, kind_of
 from alignver.network.output_layers import Call, OutputLayers, find_output_layers, is_computed
 from alignver.network.preserve_state import eval_mode
+
+_COPIES = 5  # of a unit's weights: with gates, gradients and two moments of an optimiser
 
 
 class GatedHead(nn.Module):
@@ -75,6 +79,11 @@ class GatedHead(nn.Module):
         self.register_buffer("gates", torch.zeros_like(self.hidden))
         self.register_buffer("frozen", torch.zeros((), dtype=torch.bool))
         self._exploiting = False
+
+    @property
+    def in_features(self) -> int:
+        """The number of features without the constant, as of a linear layer."""
+        return self.hidden.shape[2] - 1
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """Return the outputs (n, m_y) of features (n, m_{H-1} - 1)."""
@@ -262,6 +271,7 @@ def gated(ending: OutputLayers, *, outputs: int, width: int | None = None, slope
         raise InvalidInput("model", got, "as many outputs as targets", code="wrong-shape")
     width = _width(ending, width)
     features = layers[0].module.in_features if layers else ending.out.reshape(len(ending.out), -1).shape[1]
+    _require_room(width, (features + 1) * outputs * ending.out.element_size(), ending.out.device)
     head = GatedHead(features, width, outputs, slope).to(device=ending.out.device, dtype=ending.out.dtype)
     before = _size(ending.body)
     if not layers:
@@ -283,6 +293,28 @@ def gated(ending: OutputLayers, *, outputs: int, width: int | None = None, slope
     network = GatedNetwork(body, tap, head, tuple(changes))
     _require_same_features(network, ending)
     return network
+
+
+def _require_room(width: int, unit: int, device: torch.device) -> None:
+    """Refuse units whose training needs more memory than there is; ``unit`` are the bytes of one unit's weights."""
+    room = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+    most = room // (_COPIES * unit)
+    if width > most:
+        got = f"width={width}, whose weights, gates and gradients need {width * _COPIES * unit / 1e9:.3g} GB"
+        raise InvalidInput("width", got, f"at most {most}: {room / 1e9:.3g} GB are available", code="too-large")
+
+
+_GATE_SECONDS = 5e-8  # a step's time for the gate of one unit at one sample, measured on one core
+
+
+def warn_of_needless_width(head: GatedHead, n: int) -> None:
+    """Warn of far more gated units than rank n needs, if they make a step long."""
+    outputs, width, features = head.hidden.shape
+    enough, seconds = -(-n // features), _GATE_SECONDS * n * outputs * width
+    if width > 100 * enough and seconds > 0.5:
+        words = f"{width} gated units for each of {outputs} outputs take about {seconds:.1g} s in a step on all samples"
+        words += f": {enough} can be enough for rank n = {n}, and twice as many are with probability one"
+        warnings.warn(words, AlignverWarning, stacklevel=3)
 
 
 def _size(module: nn.Module) -> int:

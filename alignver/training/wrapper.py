@@ -14,6 +14,7 @@ from alignver import require
 from alignver.errors import InvalidInput, kind_of, renamed
 from alignver.limits import in_memory
 from alignver.network.output_layers import find_output_layers
+from alignver.progress import track
 from alignver.theory.exploitation import objective
 from alignver.theory.losses import LOSSES, loss_name
 from alignver.training.exploitation import (
@@ -27,7 +28,7 @@ from alignver.training.exploitation import (
     numbered_classes,
     wide,
 )
-from alignver.training.gated_network import GatedNetwork, gate_slope, gated
+from alignver.training.gated_network import GatedNetwork, gate_slope, gated, warn_of_needless_width
 from alignver.training.guarantee import MODES, Guarantee
 from alignver.training.loop import BATCH, as_count, as_tau, batches, denormals, planned, smallest_batch
 from alignver.training.phase_transition import enter, initial_values, perturb, require_independent_samples
@@ -213,6 +214,21 @@ class EEWrapper(TrainedNetwork):
             self.module, self.optimizer = module, optimizer
         return self.module
 
+    def require_like(self, X: Any, X_test: Any, Y_test: Any) -> None:
+        """Raise :class:`InvalidInput` unless the model takes test samples as it takes X."""
+        shape = tuple(self._inputs(X).shape[1:])
+        with renamed({"X": "test", "Y": "test"}):
+            inputs = self._inputs(X_test)
+            self._targets(Y_test, len(inputs))
+            try:
+                self.outputs(inputs[:2])
+            except InvalidInput as error:
+                got = tuple(inputs.shape[1:])
+                if got == shape:
+                    raise
+                need = f"the shape of the training samples, {shape}"
+                raise InvalidInput("test", f"samples of shape {got}", need, "wrong-shape") from error
+
     def explore_step(self, x: Any, y: Any) -> float:
         """Take one step on all layers; return the loss before it."""
         if self.phase != EXPLORING:
@@ -342,11 +358,11 @@ class EEWrapper(TrainedNetwork):
             Y, of_test = numbered_classes(Y, held_out and held_out[1])
             held_out = held_out and (held_out[0], of_test)
         self.prepare(X, Y)
+        warn_of_needless_width(self.module.head, len(X))
         inputs, targets = self._inputs(X), as_tensor(Y, self.loss)
         if held_out is not None:
-            with renamed({"X": "test", "Y": "test"}):  # refuses what does not fit before the training
-                self._targets(held_out[1], len(self._inputs(held_out[0])))
-        while self.epochs < epochs:
+            self.require_like(X, *held_out)
+        for _ in track(range(self.epochs, epochs), "epochs"):
             if self.phase == EXPLORING and self.epochs >= last:
                 smallest = smallest_batch(len(inputs), sizes[1])
                 self.enter_exploitation(inputs, targets, cache=augment is None, prove=prove, batch_size=smallest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import pytest
 
 from tests.cli.test_terminal import on_terminal, plain
@@ -108,3 +109,17 @@ def test_quiet_is_quiet(here, files):
     run = here("train", *QUICK, "--out", "quiet", "-q")
     assert run.err == ""
     assert len(run.out.splitlines()) == 1
+
+
+def test_what_a_run_cannot_use_leaves_no_folder(here, files):
+    data = np.load(files / "train.npz")
+    np.savez(files / "cut.npz", X=data["X"][:, :1], Y=data["Y"])
+    for options, words in (
+        (["--test", "cut.npz"], "--test (cut.npz): got samples of shape (1,); needs the shape of the training samples"),
+        (["--width", "7"], "which puts a new hidden layer before the last one"),
+    ):
+        run = here("train", *QUICK, "--out", "unused", *options)
+        assert (run.code, run.out) == (2, "")
+        assert words in run.err
+        assert "layers=" not in run.err
+    assert not (files / "unused").exists()

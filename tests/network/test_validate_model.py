@@ -268,7 +268,7 @@ INPUTS = {
     "torch sparse": (lambda: torch.eye(3).to_sparse(), r"to_dense"),
     "meta": (lambda: torch.ones(4, 3, device="meta"), r"meta tensor"),
     "integers": (lambda: np.ones((4, 3), dtype=np.int64), r"dtype int64; needs floating-point numbers.*asarray"),
-    "wrong shape": (lambda: np.ones((4, 3, 5)), r"raised RuntimeError"),
+    "wrong shape": (lambda: np.ones((4, 3, 5)), r"gets 5 numbers; needs 3, its in_features"),
 }
 
 
@@ -285,6 +285,57 @@ def test_inputs_that_are_refused(name, entry):
 
     with pytest.raises(InvalidInput, match=words):
         entry(nn.Linear(3, 2), X)
+
+
+def convolutional(channels, side):
+    return nn.Sequential(nn.Conv2d(channels, 4, 3), nn.Flatten(), nn.Linear(4 * (side - 2) ** 2, 2))
+
+
+TOKENS = np.random.default_rng(0).integers(0, 10, (5, 6))
+IMAGES = np.random.default_rng(0).standard_normal((5, 8, 8, 3))
+REMEDIED = {
+    "channels last": (convolutional(3, 8), IMAGES, "X.transpose(0, 3, 1, 2)"),
+    "no channel": (convolutional(1, 8), IMAGES[..., 0], "X[:, None]"),
+    "float tokens": (nn.Sequential(nn.Embedding(10, 3), nn.Flatten()), TOKENS * 1.0, "X.astype('int64')"),
+}
+
+
+@pytest.mark.parametrize("name", REMEDIED)
+def test_inputs_in_another_form_have_a_remedy_that_works(name):
+    model, X, remedy = REMEDIED[name]
+    with pytest.raises(InvalidInput) as refused:
+        jacobian(model, X)
+    assert remedy in refused.value.need
+    assert "dtype=" not in refused.value.need  # which would not help
+    jacobian(model, eval(remedy, {"X": X}))
+
+
+@pytest.mark.parametrize(
+    ("model", "X", "words"),
+    [
+        (
+            nn.Sequential(nn.Embedding(9, 3), nn.Flatten()),
+            TOKENS,
+            "gets entries from 0 to 9; needs entries from 0 to 8",
+        ),
+        (convolutional(3, 8), IMAGES[..., :2].transpose(0, 3, 1, 2).copy(), "the second of which are 3 channels"),
+        (convolutional(3, 9), IMAGES.transpose(0, 3, 1, 2).copy(), "Linear '2' gets 144 numbers; needs 196"),
+    ],
+)
+def test_what_a_layer_gets_is_named(model, X, words):
+    with pytest.raises(InvalidInput, match=words):
+        jacobian(model, X)
+
+
+def test_the_models_own_dtype_is_named_where_it_helps():
+    class Single(nn.Linear):
+        def forward(self, x):
+            if x.dtype == torch.float64:
+                raise RuntimeError("no kernel for float64")
+            return super().forward(x)
+
+    with pytest.raises(InvalidInput, match="dtype='same' to compute in its own float32"):
+        jacobian(Single(3, 2), np.ones((4, 3)))
 
 
 def test_inputs_of_another_dtype_are_refused_in_the_models_own():

@@ -67,16 +67,6 @@ def test_a_column_for_test_errors():
     assert second[3:6] == ["25.0", "%", "-"]
 
 
-def test_a_long_silence_is_broken(monkeypatch):
-    stream = io.StringIO()
-    table = EpochTable(stream, 1000)
-    table.epoch(record(1), "-")
-    table.epoch(record(2), "-")
-    monkeypatch.setattr(progress, "SILENCE", -1.0)
-    table.epoch(record(3), "-")
-    assert [row[0] for row in rows(stream)] == ["1", "3"]
-
-
 def test_a_terminal_shows_the_present_epoch_and_the_work_in_between(monkeypatch):
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=80, _environ={})

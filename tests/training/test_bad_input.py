@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from alignver.errors import InvalidInput
+from alignver.errors import AlignverWarning, InvalidInput
 from alignver.theory.losses import LogisticLoss
-from alignver.training import checkpoint
+from alignver.training import checkpoint, gated_network
 from alignver.training.loop import tau_epoch
 from alignver.training.wrapper import EEWrapper
 from tests.training import nets
@@ -102,6 +102,42 @@ def test_targets_that_do_not_fit(loss, Y, words):
     with pytest.raises(InvalidInput, match=words):
         wrapper.fit((X, Y), 5)
     assert not hasattr(wrapper, "module")
+
+
+def test_names_of_classes():
+    X, _ = nets.data()
+    Y = np.array(["cat", "dog"])[np.arange(30) % 2]
+    with pytest.raises(
+        InvalidInput, match=r"names of classes for loss='squared'; needs their numbers: \[classes.index"
+    ):
+        EEWrapper(nets.plain(), loss="squared", tau=2).fit((X, Y), 5)
+    wrapper = EEWrapper(nets.plain(), loss="binary_cross_entropy", tau=2).fit((X, Y), 3)
+    assert wrapper.evaluate(X, Y) == wrapper.evaluate(X, np.arange(30) % 2)
+    with pytest.raises(InvalidInput, match="1 names of classes for 1 output; needs each of 2 classes"):
+        wrapper.evaluate(X, ["cat"] * 30)
+
+
+def test_samples_to_test_of_another_shape_are_named_before_the_training():
+    X, Y = nets.data()
+    wrapper = EEWrapper(nets.plain(), loss="squared", tau=2)
+    with pytest.raises(InvalidInput, match=r"test: got samples of shape \(2,\); needs the shape of .*, \(3,\)"):
+        wrapper.fit((X, Y), 5, test=(X[:, :2], Y))
+    assert not wrapper.history
+
+
+def test_a_width_that_does_not_fit_into_memory():
+    X, Y = nets.data()
+    wrapper = EEWrapper(nets.plain(), loss="squared", tau=2, layers=("4",), width=10**12)
+    with pytest.raises(InvalidInput, match=r"width: got width=1000000000000, whose .* GB; needs at most \d+: .* GB"):
+        wrapper.fit((X, Y), 5)
+
+
+def test_a_width_that_makes_steps_long_is_named(monkeypatch):
+    X, Y = nets.data()
+    monkeypatch.setattr(gated_network, "_GATE_SECONDS", 1e-4)
+    wrapper = EEWrapper(nets.plain(), loss="squared", tau=2, layers=("4",), width=1000)
+    with pytest.warns(AlignverWarning, match="1000 gated units for each of 1 outputs take about 3 s in a step"):
+        wrapper.fit((X, Y), 3)
 
 
 def test_inputs_that_do_not_fit():

@@ -13,6 +13,7 @@ from torch import nn
 import alignver as av
 from alignver.checks.optimality import check_optimality
 from alignver.errors import InvalidInput
+from alignver.progress import Silent, listening
 from alignver.results import Rigor, Subject, Verdict
 from alignver.training import checkpoint
 from alignver.training.gated_network import modify
@@ -403,3 +404,19 @@ def test_labels_of_any_form():
         trained(Y / torch.tensor([0.0, 1.0, 1.0]).repeat(4))
     with pytest.raises(InvalidInput, match=r"Y: got labels from 0.5 to 2.5"):
         trained(Y + 0.5)
+
+
+def test_the_epochs_are_reported():
+    class Listener(Silent):
+        steps = 0
+
+        def start(self, label, total):
+            return (label, total)
+
+        def advance(self, handle):
+            self.steps += handle == ("epochs", 5)
+
+    listener = Listener()
+    with listening(listener):
+        wrapper().fit(nets.data("binary_cross_entropy"), 5)
+    assert listener.steps == 5
