@@ -149,6 +149,7 @@ class _Phase:
     rank_n: bool
     ranks: tuple[str, ...]
     eps: float
+    size: float  # root mean square of the first outputs
 
     @property
     def slack(self) -> float:
@@ -157,7 +158,7 @@ class _Phase:
 
     def rounding_bound(self, losses: Any) -> Any:
         """Bound of the change of losses if the outputs change by 1000 eps relative to the size of the first ones."""
-        error = 1000.0 * self.eps * math.sqrt(max(float(self.losses[0]), 0.0))
+        error = 1000.0 * self.eps * max(math.sqrt(max(float(self.losses[0]), 0.0)), self.size)
         return self.slack * np.abs(losses) + error * (2.0 * np.sqrt(np.abs(losses)) + error)
 
 
@@ -261,6 +262,7 @@ def check_convergence(
         rank_n,
         notes,
         EPS[computed_in],
+        float(np.linalg.norm(model.outputs(theta))) / math.sqrt(model.n),
     )
     points = reference_points(problem, theta, etas)
     counts = steps - record.tau

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from alignver.checks.convergence import check_convergence, check_theorem_3
 from alignver.errors import InvalidInput
 from alignver.results import Rigor, Verdict
+from alignver.theory.descent import nearest_fit
 from alignver.theory.record import TrainingRecord
 from alignver.theory.smoothness import smoothness
 from tests.theory.models import LOSSES, descend, problem, targets
@@ -159,6 +162,20 @@ def test_rounding_is_no_refutation(dtype):
     assert verdicts(objective, theta, arguments, computed_in="float32")[0]["descent"] is HOLDS
     arguments["losses"][1] *= 100.0
     assert verdicts(objective, theta, arguments)[0]["descent"] is FAILS
+
+
+def test_rounding_of_large_outputs_is_no_refutation():
+    """The first loss is small where the outputs are near targets that are large."""
+    objective, _, _ = run("squared", n=6)
+    objective = dataclasses.replace(objective, targets=objective.targets + 1e12)
+    theta = nearest_fit(objective.model, np.zeros(objective.model.shape), [objective.targets])[0]
+    theta = theta + 0.1 * np.random.default_rng(0).standard_normal(theta.shape)
+    alpha = smoothness(objective.model, "squared").step
+    losses, norms, _ = descend(objective, theta, alpha, 300)
+    assert losses[0] < 1e2
+    record = TrainingRecord(range(300), losses, [alpha] * 300, 0, "gradient descent", gradient_norms=norms)
+    results = check_convergence(record, objective.model, theta, objective.targets, loss="squared")
+    assert {result.name: result.verdict for result in results}["descent"] is HOLDS
 
 
 def test_refusals():
