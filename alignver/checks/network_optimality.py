@@ -61,8 +61,13 @@ def check_network(
         search = functools.partial(better_parameters, model, X, targets, loss, seconds=seconds)
         proof = prove_optimality(model, X, targets, loss, tolerance=tolerance, seconds=seconds, better=search)
     measured = {"loss": loss, "samples": n, "outputs": m_y, "loss_as_run": as_run}
+    words = (
+        f"the loss of a sample is the sum over its {m_y} outputs: a mean over them, as torch's, is {m_y} times smaller"
+    )
+    summed = () if m_y == 1 or loss == "cross_entropy" else (words,)
     if isinstance(proof, OptimalityProof):
-        return _about_the_network(proof, tolerance, as_run, dtype_of(model), _conflicts(x, targets, loss), measured)
+        conflicts = _conflicts(x, targets, loss)
+        return _about_the_network(proof, tolerance, as_run, dtype_of(model), (*summed, *conflicts), measured)
     floor = _duplicates(x, targets).least_loss(loss)[0]
     gap = as_run - floor
     below = gap <= tolerance
@@ -74,7 +79,7 @@ def check_network(
         f"(tolerance: {tolerance:.3g}){above}",
         code="optimality-run-below" if below else "optimality-run-above",
         next_steps=() if below else (_TRAIN, *((_BUDGET,) if certify else ())),
-        evidence=(f"nothing is proved about the network: {proof}",),
+        evidence=(f"nothing is proved about the network: {proof}", *summed),
         measured={**measured, "infimum_lower": floor},
         bounds=(Bound("L(theta) - inf L", gap, "<=", tolerance),),
     )

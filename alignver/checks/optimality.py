@@ -87,7 +87,8 @@ def check_optimality(
     Y : targets
         As :func:`~alignver.theory.losses.modified_targets` takes them.
     loss : {"squared", "binary_cross_entropy", "cross_entropy"} or SampleLoss
-        A SampleLoss gets NUMERICAL verdicts, and is for an Exploitation only.
+        A mean over the samples of sums over the outputs: ``MSELoss`` and ``BCEWithLogitsLoss`` divide these by m_y. A
+        SampleLoss gets NUMERICAL verdicts, and is for an Exploitation only.
     tolerance : float
         Positive.
     certify : bool
@@ -136,6 +137,9 @@ def check_optimality(
     require.booleans(certify=certify, rank=False if rank is None else rank)
     tolerance = require.real("tolerance", tolerance, above=0)
     seconds = min(require.real("budget_seconds", budget_seconds, least=0), remaining())
+    if getattr(loss, "reduction", "mean") == "sum":
+        need = "reduction='mean': the loss and the tolerance are means over the samples"
+        raise InvalidInput("loss", f"{type(loss).__name__} with reduction='sum'", need)
     if is_module(model):
         if weights is not None:
             raise InvalidInput("weights", "weights with a module", "an Exploitation", "conflicting-arguments")

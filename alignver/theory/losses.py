@@ -45,7 +45,8 @@ def loss_name(loss: Any, *, need: str | None = None) -> str:
     Raises
     ------
     InvalidInput
-        An unknown loss; one of probabilities instead of logits; one with weights or smoothed labels.
+        An unknown loss, such as a function that has only the name of one; a loss of probabilities instead of logits;
+        one with weights or smoothed labels.
 
     Examples
     --------
@@ -53,7 +54,7 @@ def loss_name(loss: Any, *, need: str | None = None) -> str:
     ('squared', 'cross_entropy')
     """
     name = loss
-    if not isinstance(loss, str) and (type(loss).__module__.startswith("torch.") or callable(loss)):
+    if not isinstance(loss, str) and str(getattr(loss, "__module__", "")).startswith("torch."):
         kind = type(loss).__name__
         name = loss.__name__ if isinstance(loss, type) or kind == "function" else kind
         if name in _OF_PROBABILITIES:
@@ -297,8 +298,7 @@ def sample_loss(loss: str | SampleLoss, m_y: int) -> SampleLoss:
             "binary_cross_entropy": LogisticLoss(),
             "cross_entropy": SoftmaxLoss() if m_y > 1 else LogisticLoss("cross_entropy"),
         }
-        kind = candidate if callable(candidate) else type(candidate)  # a function or a class; of an object, its class
-        if not isinstance(candidate, str) and not str(getattr(kind, "__module__", "")).startswith("torch."):
+        if not isinstance(candidate, str) and not str(getattr(candidate, "__module__", "")).startswith("torch."):
             need = "a name, or an object with name, convex, smoothness, targets, values, gradient and infima"
             raise InvalidInput("loss", kind_of(loss), need, "wrong-type")
         return known[loss_name(candidate)]

@@ -182,3 +182,13 @@ class Single(nn.Linear):
 
 def test_a_search_for_better_parameters_may_fail():
     assert check(Single(1, 1), [[1.0], [2.0]], [3.0, 5.0]).verdict is Verdict.UNDECIDED
+
+
+def test_the_scale_of_the_loss_is_told():
+    """torch's losses also divide by the number of outputs, or do not divide by that of samples."""
+    net, X, Y = nn.Linear(2, 3), torch.eye(2), torch.ones(2, 3)
+    said = "the sum over its 3 outputs: a mean over them, as torch's, is 3 times smaller"
+    assert all(said in str(check(net, X, Y, nn.MSELoss(), certify=certify)) for certify in (True, False))
+    assert said not in str(check(net, X, [0, 1], nn.CrossEntropyLoss()))
+    with pytest.raises(InvalidInput, match=r"loss: got MSELoss with reduction='sum'; needs reduction='mean'"):
+        check(net, X, Y, nn.MSELoss(reduction="sum"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import types
 from collections.abc import Mapping
 
@@ -307,6 +308,26 @@ def test_losses(name):
         assert av.check_alignment(model, A, targets, loss=loss).verdict == expected.verdict
         assert av.check_data(A, targets, loss=loss).measured["loss_lower"] == 0.0
     assert av.AlignmentTracker(model, A, targets, loss=LOSS[name][-1]).update() is not None
+
+
+def mse_loss(outputs, y):
+    return ((outputs - y) ** 4).mean()
+
+
+class CrossEntropyLoss(nn.CrossEntropyLoss):
+    """Has the name of torch's, and is another loss."""
+
+    def forward(self, outputs, y):
+        return super().forward(outputs, y) + outputs.norm()
+
+
+@pytest.mark.parametrize("loss", [mse_loss, CrossEntropyLoss(), CrossEntropyLoss])
+def test_a_loss_that_only_has_the_name_of_torchs_is_refused(loss):
+    for check in (av.check_alignment, av.check_model, functools.partial(av.check_optimality, tolerance=1e3)):
+        with pytest.raises(InvalidInput, match=r"loss: got .* needs one of 'squared'"):
+            check(nn.Linear(3, 2), X=A, Y=Y, loss=loss)
+    with pytest.raises(InvalidInput, match="loss: got "):
+        av.check_data(A, Y, loss=loss)
 
 
 @pytest.mark.parametrize(
