@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import importlib.util
 import json
 import math
 import os
 import pathlib
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -22,8 +24,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_model
 
 from alignver import atomic, require
+from alignver.data.archives import read_member, require_memory, require_room
 from alignver.errors import InvalidInput, reading
 from alignver.kernel import load_certificate
+from alignver.kernel.certificate import record
 from alignver.kernel.network.graph import Graph, parse
 from alignver.network.inputs import as_targets, dtype_name
 from alignver.results import Report, plain
@@ -38,6 +42,7 @@ from alignver.training.wrapper import EEWrapper
 _FORMAT = 1
 _LAST, _AT_TAU = "checkpoint.safetensors", "checkpoint-tau.safetensors"
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}  # a file system without locks: the run is not refused
+_MOST_JSON = 1 << 26  # bytes of a document that is read
 _MOST_COPIED = 1 << 28  # bytes of inputs that are written beside a certificate
 _NEED = "a new folder, or an empty one"
 
@@ -179,18 +184,14 @@ class RunFolder:
     @staticmethod
     def config_of(path: str | os.PathLike[str]) -> dict[str, Any]:
         """Return the ``config.json`` of a run; raises :class:`InvalidInput` if the folder holds none."""
-        place = require.path("folder", path)
-        need = "the folder of a run"
+        file, need = held(require.path("folder", path) / "config.json", _MOST_JSON), "the folder of a run"
         try:
-            config = json.loads((place / "config.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise InvalidInput("folder", f"{place}, without config.json", need, "unreadable-file") from error
-        except (OSError, ValueError) as error:
+            config = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
             reason = (getattr(error, "strerror", None) or "not JSON").lower()
-            got = f"{place / 'config.json'}, which cannot be read ({reason})"
-            raise InvalidInput("folder", got, need, "unreadable-file") from error
+            raise InvalidInput("folder", f"{file}, which cannot be read ({reason})", need, "unreadable-file") from error
         if not isinstance(config, dict) or config.get("format") != _FORMAT or "settings" not in config:
-            got = f"{place / 'config.json'} of an unknown format"
+            got = f"{file} of another format"
             raise InvalidInput("folder", got, f"format {_FORMAT}", "unreadable-file")
         return config
 
@@ -208,12 +209,7 @@ class RunFolder:
     @property
     def report(self) -> Report | None:
         """The report at the end of the run; None while the run is not finished."""
-        file = self.path / "report.json"
-        if not file.exists():
-            return None
-        need = "the original report; without the file, the end of the run is repeated"
-        with reading("folder", f"{file}, which cannot be read", need):
-            return Report.from_json(file.read_text(encoding="utf-8"))
+        return report_of(self.path)
 
     @property
     def guarantee(self) -> Mapping[str, Any]:
@@ -295,6 +291,8 @@ class RunFolder:
         with self._whole("model.safetensors") as part:
             save_model(wrapper.module, str(part), metadata={"alignver": json.dumps(_described(wrapper, data[0]))})
             part.chmod((self.path / "config.json").stat().st_mode)  # safetensors restricts it to the owner
+        self.config = {**self.config, "weights": {"sha256": _digest(self.path / "model.safetensors")}}
+        self._write("config.json", _json(self.config, indent=1))
         for certificate in (result.certificate for result in report.results):
             save = getattr(certificate, "save", None)
             if save is None:
@@ -369,6 +367,16 @@ def _described(wrapper: EEWrapper, X: Any) -> dict[str, Any]:
     }
 
 
+def report_of(folder: pathlib.Path) -> Report | None:
+    """Return the report at the end of the run in a folder; None without one."""
+    file = folder / "report.json"
+    if not file.exists():
+        return None
+    need = "the original report; without the file, the end of the run is repeated"
+    with reading("folder", f"{file}, which cannot be read", need):
+        return Report.from_json(file.read_text(encoding="utf-8"))
+
+
 def certificate_inputs(
     path: str | os.PathLike[str], data: Callable[[str], tuple[Any, Any]] | None = None
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -398,29 +406,51 @@ def certificate_inputs(
     need = "the folder of a finished run whose gap is proved"
     with reading("folder", f"{place}, whose files cannot be read", need):
         certificate = load_certificate(place / "certificate")
-        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
-        with np.load(place / "inputs.npz", allow_pickle=False) as archive:
-            inputs = dict(archive)
-        state, tied = _weights(place / "model.safetensors")
+        config = RunFolder.config_of(place)
+        with zipfile.ZipFile(held(place / "inputs.npz")) as archive:
+            members = archive.namelist()
+            require_room(archive, members, "folder")
+            inputs = {name: read_member(archive, name, "folder") for name in (m.removesuffix(".npy") for m in members)}
+        state, tied = _weights(held(place / "model.safetensors"))
     if "parameters" not in certificate.inputs:
         return inputs, (f"all inputs are read from {place / 'inputs.npz'}",)
-    with reading("folder", f"{place / 'certificate'} without the graph of a network", need):
+    with reading("folder", f"{place}, whose files do not belong together", need):
         graph = parse(certificate.data["graph"])
         inputs["parameters"], others = _saved(graph, inputs["parameters"], state, tied)
-    notes = [f"the parameters are read from {place / 'model.safetensors'}"]
-    if others:
-        notes.append(f"constants of the graph from {place / 'inputs.npz'}: {', '.join(others)}")
-    source = config.get("sources", {}).get("data")
-    if data is None or source is None:
-        return inputs, (*notes, f"x and Y are read from {place / 'inputs.npz'}")
-    X, Y = data(source)
-    x = torch.as_tensor(X)
-    kind = next(node.out[0][0] for node in graph.nodes if node.op == "input")
-    x = x.to(getattr(torch, kind)) if x.is_floating_point() else x
-    n, m_y = len(x), certificate.inputs["Y"]["shape"][1]
-    targets = sample_loss(certificate.constants["loss"], m_y).targets(as_targets(Y, n), n, m_y)
-    inputs |= {"x": x.double().reshape(n, -1).numpy(), "Y": targets}
-    return inputs, (*notes, f"x and Y are read from {source}, X as {kind}")
+        digest = config.get("weights", {}).get("sha256")
+        sealed = plain(record(inputs["parameters"])) == certificate.inputs["parameters"]  # else the check says so
+        if sealed and digest not in (None, _digest(place / "model.safetensors")):
+            raise ValueError("model.safetensors has changed since the run")
+        notes = [f"the parameters are read from {place / 'model.safetensors'}"]
+        if others:
+            notes.append(f"constants of the graph from {place / 'inputs.npz'}: {', '.join(others)}")
+        source = config.get("sources", {}).get("data")
+        if data is None or source is None:
+            return inputs, (*notes, f"x and Y are read from {place / 'inputs.npz'}")
+        X, Y = data(str(source))
+        x = torch.as_tensor(X)
+        kind = next(node.out[0][0] for node in graph.nodes if node.op == "input")
+        x = x.to(getattr(torch, kind)) if x.is_floating_point() else x
+        n, m_y = len(x), certificate.inputs["Y"]["shape"][1]
+        targets = sample_loss(certificate.constants["loss"], m_y).targets(as_targets(Y, n), n, m_y)
+        inputs |= {"x": x.double().reshape(n, -1).numpy(), "Y": targets}
+        return inputs, (*notes, f"x and Y are read from {source}, X as {kind}")
+
+
+def _digest(file: pathlib.Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def held(file: pathlib.Path, most: float = math.inf) -> pathlib.Path:
+    """Return the path of a file of a run; pipes, which could block forever, and files too large are refused."""
+    if not file.is_file():
+        raise InvalidInput("folder", f"{file.parent}, without {file.name}", "the folder of a run", "unreadable-file")
+    size = file.stat().st_size
+    if size > most:
+        raise InvalidInput("folder", f"{file} of {size} bytes", f"at most {most}", "unreadable-file")
+    require_memory(size, "folder")
+    return file
 
 
 def _weights(file: pathlib.Path) -> tuple[dict[str, torch.Tensor], Mapping[str, str]]:

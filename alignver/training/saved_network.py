@@ -16,20 +16,20 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, load_model
 from torch import nn
 
 from alignver import require
 from alignver.checks.recheck import recheck
-from alignver.errors import InvalidInput, MissingDependency, first_line
+from alignver.errors import InvalidInput, MissingDependency, first_line, reading
 from alignver.limits import in_memory
 from alignver.network.adapt import built_by
 from alignver.network.copies import deep_copy
 from alignver.results import CheckResult, Report
 from alignver.theory.losses import LOSSES
 from alignver.training.gated_network import GatedNetwork, modify
-from alignver.training.run_folder import RunFolder, certificate_inputs, require_code_elsewhere
+from alignver.training.run_folder import RunFolder, certificate_inputs, held, report_of, require_code_elsewhere
 from alignver.training.wrapper_base import EXPLOITING, TrainedNetwork
 
 _MODEL = "the model that was trained, or a function that builds it: load(folder, model=...)"
@@ -65,8 +65,7 @@ class SavedNetwork(nn.Module):
     @property
     def report(self) -> Report | None:
         """The report at the end of the run."""
-        document = self.folder / "report.json"
-        return Report.from_json(document.read_text(encoding="utf-8")) if document.exists() else None
+        return report_of(self.folder)
 
     def outputs(self, X: Any, *, batch_size: int = 512) -> torch.Tensor:
         """Return the outputs (n, m_y) of samples, without a graph: of any array type, a Dataset or a DataLoader."""
@@ -181,22 +180,22 @@ def load(folder: str | os.PathLike[str], *, model: nn.Module | Callable[[], nn.M
     if not weights.exists():
         got = f"{place}, a run that is not finished"
         raise InvalidInput("folder", got, f"a finished run: alignver train --resume {place}", "unreadable-file")
-    try:
-        description = _description(weights, config)
+    with reading("folder", f"{weights}, which cannot be read", "the original file"):
+        description = _description(held(weights), config)
         dtype = load_file(weights)["head.hidden"].dtype
+        if not dtype.is_floating_point:
+            raise TypeError(f"weights of dtype {dtype}")
+        example = torch.zeros(2, *description["shape"], dtype=getattr(torch, description["dtype"]))
+        example = example.to(dtype) if example.is_floating_point() else example
+        layers = None if description["layers"] is None else tuple(description["layers"])
+        options = {name: description[name] for name in ("outputs", "width", "slope")}
+        require.one_of("loss", description["loss"], LOSSES)
+    try:
         with torch.random.fork_rng(devices=[]):
             built = _built(place, config) if model is None else built_by(model)
             require.instance("model", built, nn.Module, _MODEL)
-            example = torch.zeros(2, *description["shape"], dtype=getattr(torch, description["dtype"]))
-            example = example.to(dtype) if example.is_floating_point() else example
-            layers = None if description["layers"] is None else tuple(description["layers"])
-            options = {name: description[name] for name in ("outputs", "width", "slope")}
             network = modify(deep_copy(built).to("cpu", dtype), example, layers=layers, **options)
         load_model(network, str(weights))
-    except (SafetensorError, OSError, KeyError) as error:
-        raise InvalidInput(
-            "folder", f"{weights}, which cannot be read", "the original file", "unreadable-file"
-        ) from error
     except RuntimeError as error:
         got = f"another model than that of the run ({first_line(error)})"
         raise InvalidInput("model", got, _MODEL, code="wrong-shape") from error

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, TensorDataset
 
 import alignver as av
+from alignver.data import archives
 from alignver.errors import InvalidInput
-from alignver.training.run_folder import RunFolder
+from alignver.training.run_folder import RunFolder, certificate_inputs
 from tests.training import nets
 
 LOSSES = [("squared", 2), ("binary_cross_entropy", 1), ("binary_cross_entropy", 2), ("cross_entropy", 3)]
@@ -85,6 +91,84 @@ def test_its_certificate_is_checked_again_and_a_new_one_is_made(tmp_path):
         changed = {**arrays, "Y": arrays["Y"][::-1]}
     np.savez(tmp_path / "run/inputs.npz", **changed)
     assert network.recheck().verdict == "FAILS"
+
+
+def test_other_weights_than_those_of_the_run_are_not_verified(tmp_path):
+    """The phase of the gates and their slope are no inputs of the certificate: they are in its graph."""
+    finished(tmp_path / "run")
+    file = tmp_path / "run/model.safetensors"
+    state = load_file(file)
+    with safe_open(file, "pt") as stored:
+        document = json.loads(stored.metadata()["alignver"])
+    for tensors, changed in (
+        ({**state, "head.frozen": torch.tensor(False)}, document),
+        (state, {**document, "slope": 2.0}),
+    ):
+        save_file(tensors, file, {"alignver": json.dumps(changed)})
+        network = av.load(tmp_path / "run", model=nets.plain(3))
+        with pytest.raises(InvalidInput, match=r"model\.safetensors has changed since the run"):
+            network.recheck()
+
+
+@pytest.mark.parametrize("name", ["inputs.npz", "model.safetensors"])
+def test_files_of_a_run_that_memory_cannot_hold_are_not_read(tmp_path, monkeypatch, name):
+    finished(tmp_path / "run")
+    file = tmp_path / "run" / name
+    if name == "inputs.npz":
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("x.npy", bytes(1 << 24))
+        assert file.stat().st_size < 1 << 17
+    else:
+        os.truncate(file, 1 << 24)
+    monkeypatch.setattr(archives, "available_memory", lambda: 1 << 20)
+    monkeypatch.setattr("alignver.data.archives.read_member", None)
+    with pytest.raises(InvalidInput, match="GB of memory free"):
+        certificate_inputs(tmp_path / "run")
+    file.unlink()
+    os.mkfifo(file)  # reading it would block
+    with pytest.raises(InvalidInput, match=f"without {name}"):
+        certificate_inputs(tmp_path / "run")
+
+
+CONFIGS = {
+    "deep": b'{"format": 1, "settings": ' + b"[" * 10**5,
+    "a list of sources": b'{"format": 1, "settings": {}, "sources": []}',
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_damaged_config_is_refused(tmp_path, config):
+    finished(tmp_path / "run")
+    (tmp_path / "run/config.json").write_bytes(CONFIGS[config])
+    with pytest.raises(InvalidInput, match="folder: got"):
+        certificate_inputs(tmp_path / "run")
+    os.truncate(tmp_path / "run/config.json", 1 << 40)
+    with pytest.raises(InvalidInput, match="at most"):
+        certificate_inputs(tmp_path / "run")
+
+
+DESCRIPTIONS = {
+    "no JSON": "{",
+    "a list": "[1, 2]",
+    "a loss": {"loss": "hinge"},
+    "a shape": {"shape": "ab"},
+    "a dtype": {"dtype": "load"},
+    "layers": {"layers": 5},
+}
+
+
+@pytest.mark.parametrize("name", [*DESCRIPTIONS, "integers"])
+def test_a_damaged_description_is_refused(tmp_path, name):
+    finished(tmp_path / "run")
+    file = tmp_path / "run/model.safetensors"
+    state, part = load_file(file), DESCRIPTIONS.get(name, {})
+    with safe_open(file, "pt") as stored:
+        document = json.loads(stored.metadata()["alignver"])
+    if name == "integers":
+        state["head.hidden"] = state["head.hidden"].int()
+    save_file(state, file, {"alignver": part if isinstance(part, str) else json.dumps({**document, **part})})
+    with pytest.raises(InvalidInput, match=r"folder: got .* which cannot be read|loss: got"):
+        av.load(tmp_path / "run", model=nets.plain(3))
 
 
 @pytest.mark.parametrize("model", ["plain", "noisy", "convolutional"])
