@@ -195,7 +195,8 @@ def enclose_features(
     Z, errors = np.empty((len(network.x), features.m)), np.empty(len(network.x))
     missing, resumed = [], 0
     for start in features.starts:
-        stored = None if place is None else _stored(place / f"{start}.npy", features.m + 1)
+        count = min(features.starts.step, len(Z) - start)
+        stored = None if place is None else _stored(place / f"{start}.npy", (count, features.m + 1))
         if stored is None:
             missing.append(start)
             continue
@@ -284,14 +285,14 @@ def _place(folder: str | os.PathLike[str], network: EnclosedNetwork) -> pathlib.
     return place
 
 
-def _stored(file: pathlib.Path, columns: int) -> Any:
+def _stored(file: pathlib.Path, shape: tuple[int, int]) -> Any:
     """Return the rows of a batch and their errors; None if they are not there, or not whole."""
     try:
-        rows = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        rows: Any = np.load(file, mmap_mode="r", allow_pickle=False) if file.is_file() else None  # a pipe would block
+    except Exception:  # NumPy raises exceptions of many types for damaged files
         return None
-    whole = rows.ndim == 2 and rows.shape[1] == columns and rows.dtype == np.float64
-    return rows if whole and bool(np.isfinite(rows).all()) else None
+    whole = rows is not None and rows.shape == shape and rows.dtype == np.float64
+    return np.array(rows) if whole and bool(np.isfinite(rows).all()) else None
 
 
 def _store(file: pathlib.Path, rows: Any) -> None:

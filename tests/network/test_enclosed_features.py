@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import mpmath
 import numpy as np
@@ -235,6 +236,27 @@ def test_what_is_not_asked_of_the_network(options, words, images):
     assert result.verdict is Verdict.HOLDS
     assert result.subject is Subject.COMPUTED_MATRIX
     assert words in result.evidence[0]
+
+
+def test_a_batch_in_the_folder_that_is_not_whole_is_computed_again(images, tmp_path):
+    """Fewer rows would leave others without a value, and more would not fit."""
+    net = convolutional()
+    whole = enclose_features(net, images, "5", folder=tmp_path)
+    (place,) = tmp_path.iterdir()
+    files = sorted(place.iterdir(), key=lambda file: int(file.stem))
+    rows = np.load(files[-1])
+    for other in (rows[:-1], rows[:0], np.concatenate([rows, rows]), rows[0], rows.astype("f4"), rows * np.nan):
+        np.save(files[-1], other)
+        again = enclose_features(net, images, "5", folder=tmp_path)
+        assert again.resumed == len(files) - 1
+        assert np.array_equal(again.Z, whole.Z)
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (10000000000000, 9), }\n"
+    for content in (b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header, b"\x93NUMPY\1\0\4\0{'a"):
+        files[-1].write_bytes(content)
+        assert enclose_features(net, images, "5", folder=tmp_path).resumed == len(files) - 1
+    files[-1].unlink()
+    os.mkfifo(files[-1])  # reading it would block
+    assert enclose_features(net, images, "5", folder=tmp_path).resumed == len(files) - 1
 
 
 def test_an_interrupted_run_continues(images, tmp_path, monkeypatch):
