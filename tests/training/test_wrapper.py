@@ -238,6 +238,18 @@ def test_a_loss_above_the_tolerance_is_refuted_for_the_network():
     assert av.recheck(result.certificate, **trained.certificate_inputs).verdict is Verdict.HOLDS
 
 
+def test_features_of_earlier_parameters_are_not_used():
+    X, Y = nets.data()
+    trained = wrapper(exploit_optimizer="newton").fit((X, Y), 25)
+    assert trained.check(X, Y, tolerance=1e-3, certify=False).verdict is Verdict.HOLDS
+    with torch.no_grad():
+        for parameter in trained.module.body.parameters():
+            parameter.mul_(1.5)
+    result = trained.check(X, Y, tolerance=1e-3, certify=False)
+    assert result.verdict is not Verdict.HOLDS
+    assert result.measured["loss_lower"] == pytest.approx(trained.evaluate(X, Y)["loss"], rel=1e-6)
+
+
 def test_what_is_not_enclosed_is_about_the_stored_features():
     X, Y = nets.data()
     trained = wrapper(exploit_optimizer="newton").fit((X, Y), 25)
