@@ -456,6 +456,8 @@ def _towards_proof(result: CheckResult) -> tuple[str, ...]:
         return ("a proof needs the matrix itself",)
     if proof is None:
         return ("search for a proof: method='auto' and certify=True",)
+    if proof.get("tiles_taken"):
+        return ("for a proof: result.certificate.save(PATH), and alignver verify PATH --model, which uses no tiles",)
     if proof["about"].startswith("every"):
         return (
             "a proof has to cover the rounding errors: float64 entries, or a smaller tolerance= that you can justify",

@@ -332,6 +332,7 @@ def _prove_by_gram(
         measured={**measured, "s_min_lower": definite.s_min, "norm_upper": norm, "rules": table},
         bounds=bounds,
         certificate=seal("exploration-gates", "gram", {"Z": scan.record}, data, constants),
+        next_steps=("for a proof: av.recheck(result.certificate, Z=Z), which uses no tiles",) * bool(definite.taken),
     )
 
 

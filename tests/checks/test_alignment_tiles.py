@@ -97,6 +97,9 @@ def test_a_folder_keeps_the_tiles(small_tiles, tmp_path):
     assert (again.verdict, again.rigor) == (Verdict.HOLDS, Rigor.NUMERICAL)
     assert any("6 tile columns of the factorization come from the folder" in line for line in again.evidence)
     assert again.certificate.seal == first.certificate.seal
+    assert "for a proof: result.certificate.save(PATH), and alignver verify PATH --model, which uses no tiles" in (
+        again.next_steps
+    )
     assert verified(again, model, x, y)
     with pytest.raises(InvalidInput, match=r"folder: got .* with tiles of another matrix"):
         check_alignment(model, x + 1.0, y, loss="cross_entropy", folder=tmp_path)

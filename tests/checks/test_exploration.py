@@ -167,6 +167,7 @@ def test_tiles_in_a_folder(tmp_path):
     assert (tmp_path / "tiles.json").exists()
     again = check_safe_exploration(Z, method="gram", folder=tmp_path)  # anyone may have written the tiles meanwhile
     assert (again.verdict, again.rigor, again.bounds) == (Verdict.HOLDS, Rigor.NUMERICAL, first.bounds)
+    assert again.next_steps == ("for a proof: av.recheck(result.certificate, Z=Z), which uses no tiles",)
     assert recheck(again.certificate, Z=Z).rigor is Rigor.PROOF
 
 
