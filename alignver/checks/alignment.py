@@ -317,13 +317,14 @@ def _of_computed_matrix(
         deficient = bound.value < min(n * m_y, d)
         if large:
             J, plan = represent_square(prepared.model, prepared.x, m_y, plan, **passes)
+        elif deficient and d < n * m_y:
+            J = represent_tall(prepared.model, prepared.x, prepared.y, plan, **passes)
         else:
-            tall = represent_tall if deficient and d < n * m_y else represent
-            J = tall(prepared.model, prepared.x, plan, **passes)
-        y = torch.from_numpy(prepared.y).to(J.matrix.device)
+            J = represent(prepared.model, prepared.x, plan, **passes)
+        y = torch.from_numpy(prepared.y).to(J.matrix.device) if J.target is None else J.target
         certify = options.certify and J.certifiable
         result = options.membership(
-            J.matrix, y, computed_in=J.computed_in, certify=certify, columns=d, deficient=deficient
+            J.matrix, y, computed_in=J.computed_in, certify=certify, rows=n * m_y, columns=d, deficient=deficient
         )
         if failure:
             line = f"no {'proof' if options.certify else 'answer'} from the Gram matrix of the layer factors: {failure}"

@@ -143,13 +143,14 @@ def membership_of(
     residual_tolerance: float | None,
     computed_in: str | None = None,
     ball: Ball | None = None,
+    rows: int | None = None,
     columns: int | None = None,
     deficient: bool = False,
     gram: np.ndarray[Any, np.dtype[np.float64]] | None = None,
 ) -> CheckResult:
-    """Return :func:`check_membership`, with the tolerances of a matrix of ``columns`` columns that J stands for.
+    """Return :func:`check_membership`, with the tolerances of a ``rows`` x ``columns`` matrix that J stands for.
 
-    A matrix with the column space and the singular values of a wider one has other dimensions, and rank rules depend on
+    A smaller matrix with the singular values of J, and y in its rows, has other dimensions, and rank rules depend on
     the dimensions. ``deficient``: J in exact arithmetic is known to have neither full row rank nor full column rank.
     ``gram``: J J^T of an operator J, approximately.
     """
@@ -169,8 +170,8 @@ def membership_of(
     limit = residual_tolerance
     if limit is None:
         limit = default_residual_tolerance(max(matrix.eps, target.eps))
-    if columns is None:
-        columns = int(matrix.array.shape[1])
+    height, width = (int(size) for size in matrix.array.shape)
+    rows, columns = rows or height, columns or width
     with threads_for(dense_flops(*map(int, matrix.array.shape))):
         search = search_proof(
             prove_membership,
@@ -187,9 +188,9 @@ def membership_of(
         )
         numerical = None
         if search.needs_numerics:
-            numerical = _numerically(matrix, target, method, rule, tolerance, limit, columns)
+            numerical = _numerically(matrix, target, method, rule, tolerance, limit, rows, columns)
     result = combine(search, numerical, subject="J", name="membership", statement=STATEMENT)
-    steps = membership_steps(result, int(matrix.array.shape[0]), columns)
+    steps = membership_steps(result, rows, columns)
     return dataclasses.replace(result, next_steps=steps, cost={"seconds": time.perf_counter() - began})
 
 
@@ -214,16 +215,15 @@ class _Answer:
 
 
 def _numerically(
-    J: Entries, y: Entries, method: str, rule: str, given: float | None, limit: float, columns: int
+    J: Entries, y: Entries, method: str, rule: str, given: float | None, limit: float, rows: int, columns: int
 ) -> CheckResult:
     # Powers of two scale J and y into the range where squares neither overflow nor underflow, without rounding.
     unit, y_unit = extreme_scale(J.array), extreme_scale(y.array)
     matrix = J.array if unit == 1.0 else J.array / unit
     target = y.array if y_unit == 1.0 else y.array / y_unit
-    rows = int(matrix.shape[0])
     methods: tuple[str, ...] = (method,)
     if method == "auto":
-        methods = ("svd", "qr", "lstsq") if math.prod(matrix.shape) <= _LSTSQ_ENTRIES else ("svd", "qr")
+        methods = ("svd", "qr", "lstsq") if rows * int(matrix.shape[1]) <= _LSTSQ_ENTRIES else ("svd", "qr")
 
     sums = row_sum_norm(matrix)
 

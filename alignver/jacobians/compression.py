@@ -103,19 +103,55 @@ class Factors:
         M, exponent = self.precise_gram
         return double_double.factor(M) * 2.0**exponent
 
-    def columns(self) -> Matrix:
-        r"""Return J V (N x r), float64, for an orthonormal basis V of a space that holds the rows of J.
+    def compressed(self, y: Matrix) -> tuple[Matrix, Matrix]:
+        r"""Return U J V and U y, for orthonormal bases V of a space with the rows of J and U of one with [J, y].
 
         A layer of k inputs, more than samples, needs n of them: [A, 1] = L Q with L (n x n), and its columns
-        :math:`b_i \otimes [a_i, 1]` become :math:`b_i \otimes l_i`.
+        :math:`b_i \otimes [a_i, 1]` become :math:`b_i \otimes l_i`. The derivatives of a sample by the results of the
+        narrowest layer, of width w < m_y, and by those of the layers before it, lie in a space of w dimensions. In a
+        basis of the m_y outputs that begins with one of this space, the last m_y - w rows of every sample are zero
+        but for the columns of later layers: a QR of these rows, with y, leaves as many as there are such columns.
         """
-        parts = []
+        m_y, sides = self.outputs.shape[1], []
         for inputs, derivatives, bias in self.layers:
             A = (_with_ones(inputs) if bias else inputs).numpy()
             L = A if A.shape[1] <= len(A) else np.asarray(np.linalg.qr(A.T, mode="r")).T
-            B = derivatives.numpy().reshape(-1, len(L), derivatives.shape[1], 1)  # (m_y, n, l, 1)
-            parts.append((B * L[:, None, :]).reshape(len(derivatives), -1))
-        return np.concatenate(parts, axis=1)
+            sides.append((L, _by_sample(derivatives.numpy(), m_y)))
+        target = _by_sample(y[:, None], m_y)
+        narrowest = min((B for _, B in sides), key=lambda B: B.shape[2])
+        w = min(narrowest.shape[2], m_y)
+        if w < m_y:
+            basis = np.linalg.qr(narrowest, mode="complete")[0].transpose(0, 2, 1)
+            sides, target = [(L, basis @ B) for L, B in sides], basis @ target
+        upper = np.concatenate([_columns(L, B[:, :w]) for L, B in sides], axis=1)
+        if w == m_y:
+            return upper, target.reshape(-1)
+        later = [not _negligible(B[:, w:], B) for _, B in sides]
+        rest = [_columns(L, B[:, w:]) for (L, B), is_later in zip(sides, later) if is_later]
+        R = np.asarray(np.linalg.qr(np.concatenate([*rest, target[:, w:].reshape(-1, 1)], axis=1), mode="r"))
+        places = np.repeat(later, [L.shape[1] * B.shape[2] for L, B in sides])
+        lower = np.zeros((len(R), upper.shape[1]))
+        lower[:, places] = R[:, :-1]
+        return np.concatenate([upper, lower]), np.concatenate([target[:, :w].reshape(-1), R[:, -1]])
+
+
+def _by_sample(rows: Matrix, m_y: int) -> Matrix:
+    """Return output-major rows as (n, m_y, columns)."""
+    return rows.reshape(m_y, -1, rows.shape[1]).transpose(1, 0, 2)
+
+
+def _columns(L: Matrix, B: Matrix) -> Matrix:
+    """Return the products of l_i (n, p) and b_i (n, rows, l): (n rows, l p)."""
+    return (B[:, :, :, None] * L[:, None, None, :]).reshape(B.shape[0] * B.shape[1], -1)
+
+
+def _negligible(part: Matrix, whole: Matrix) -> bool:
+    """Whether a part of the rows of every sample is rounding error of the product of derivatives that gives them.
+
+    Without it the sample has rows in error by 16 m_y eps of their norm, at most: the QR that follows makes larger ones.
+    """
+    limits = 16 * whole.shape[1] * EPS["float64"] * np.linalg.norm(whole, axis=(1, 2))
+    return bool(np.all(np.linalg.norm(part, axis=(1, 2)) <= limits))
 
 
 def _share(A: Matrix, B: Matrix) -> double_double.DoubleDouble:
@@ -182,9 +218,15 @@ class CompressedJacobian:
 
     @property
     def width(self) -> int:
-        """Columns of :meth:`Factors.columns`: an upper bound of the rank of J."""
+        """Columns of :meth:`Factors.compressed`: an upper bound of the rank of J."""
         sizes = [(layer.in_features + (bias is not None), layer.out_features) for layer, _, bias in self._layers]
         return sum(min(self.n, size) * height for size, height in sizes)
+
+    @property
+    def height(self) -> int:
+        """Rows of :meth:`Factors.compressed`, at most."""
+        w = min(self.m_y, *(layer.out_features for layer, _, _ in self._layers))
+        return self.n * w + min(self.n * (self.m_y - w), self.width + 1)
 
     @property
     def flops(self) -> float:

@@ -38,7 +38,7 @@ ENGINES = ("dense", "streamed", "gram", "matrix-free")
 _TEMPORARIES = 1 << 28  # bytes of the chunks of a dense Jacobian
 _MOST_FLOPS = 1e16  # a day at 10^11 operations per second, as a large CPU or a small GPU performs in float64
 _ONE_SECOND = 2e10  # operations: about a second of dense linear algebra on a CPU
-_FEWER = 0.9  # share of the columns up to which leaving out the others saves more than the layers' factors cost
+_FEWER = 0.9  # share of the entries up to which leaving out the others saves more than the layers' factors cost
 _FACTORS = 1 << 29  # bytes of layer factors beside the Gram matrix
 _LAST = {"Softmax": "softmax", "Sigmoid": "sigmoid", "LogSigmoid": "log-sigmoid", "Hardsigmoid": "hard sigmoid"}
 _REARRANGED = ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Slice", "Select", "ToCopy", "Clone",
@@ -323,6 +323,8 @@ class JacobianForm:
         The dtype of the entries, or of the products.
     certifiable : bool
         Whether the matrix can be computed again from the model, bit for bit, for a re-check.
+    target : torch.Tensor or None
+        The target in the rows of ``matrix``, if those are not the N rows of J.
     """
 
     matrix: Any
@@ -333,6 +335,7 @@ class JacobianForm:
     words: str
     dtype: str
     certifiable: bool = True
+    target: torch.Tensor | None = None
 
 
 def probed_outputs(model: nn.Module, x: torch.Tensor, dtype: str | None) -> Probed:
@@ -414,12 +417,19 @@ def represent_square(
 
 
 def represent_tall(
-    model: nn.Module, x: torch.Tensor, form: Plan, *, dtype: str | None, chunk_size: int | None
+    model: nn.Module,
+    x: torch.Tensor,
+    y: np.ndarray[Any, np.dtype[np.float64]],
+    form: Plan,
+    *,
+    dtype: str | None,
+    chunk_size: int | None,
 ) -> JacobianForm:
     """Return a form of a J of deficient rank with more rows than columns.
 
-    With fewer columns, of the same space and singular values, if the model consists of linear layers with more inputs
-    than samples: no proof needs J itself, since neither its rows nor its columns are independent.
+    If the model consists of linear layers, with more inputs than samples or with one that is narrower than the output,
+    with fewer columns or rows and the same singular values: no proof needs J itself, since neither its rows nor its
+    columns are independent.
 
     Raises
     ------
@@ -429,11 +439,12 @@ def represent_tall(
     layers = None
     if form.engine == "dense" and form.flops > _ONE_SECOND:
         layers = CompressedJacobian.suits(model, x, dtype=dtype, tall=True)
-    if layers is None or layers.width > _FEWER * layers.d:
+    if layers is None or layers.height * layers.width > _FEWER * layers.N * layers.d:
         return represent(model, x, form, dtype=dtype, chunk_size=chunk_size)
-    columns = torch.from_numpy(layers.factors().columns())
-    words = f"{layers.width} columns from the layers' factors represent the {layers.d} columns of J"
-    return JacobianForm(columns, layers.n, layers.m_y, layers.d, layers.computed_in, words, "float64", False)
+    matrix, target = map(torch.from_numpy, layers.factors().compressed(y))
+    words = f"{len(matrix)} rows and {layers.width} columns from the layers' factors represent J"
+    sizes = layers.n, layers.m_y, layers.d
+    return JacobianForm(matrix, *sizes, layers.computed_in, words, "float64", certifiable=False, target=target)
 
 
 def represent(

@@ -86,6 +86,7 @@ def test_what_the_membership_check_is_asked(monkeypatch):
         "tolerance": None,
         "residual_tolerance": 1e-6,
         "computed_in": "float64",
+        "rows": J.shape[0],
         "columns": J.shape[1],
         "deficient": False,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from fractions import Fraction
 
 import numpy as np
@@ -150,23 +151,57 @@ def test_the_gram_matrix_is_off_by_no_more_than_its_terms_allow(m_y, bias):
     assert factors.terms < sum(k * height for k, height in widths) / 2  # what d would have cost
 
 
+NARROW = {  # widths, samples
+    "fewer samples than inputs, a narrow layer": ((40, 2, 10), 15),
+    "more samples than inputs": ((7, 3, 10), 40),
+    "a narrow layer between others": ((30, 8, 2, 9, 12), 20),
+    "no layer narrower than the output": ((40, 6, 4), 25),
+    "one layer": ((3, 5), 9),
+}
+
+
 @pytest.mark.parametrize("bias", [True, False])
-def test_fewer_columns_with_the_same_space_and_singular_values(bias):
-    """Fewer samples than inputs, and more rows than parameters."""
+@pytest.mark.parametrize("name", NARROW)
+def test_a_smaller_matrix_with_the_same_singular_values(name, bias):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(40, 2, bias=bias), nn.Tanh(), nn.Linear(2, 10)).double()
-    x = torch.randn(15, 40, dtype=torch.float64)
+    widths, n = NARROW[name]
+    layers = [f for a, b in itertools.pairwise(widths) for f in (nn.Linear(a, b, bias=bias), nn.Tanh())]
+    model = nn.Sequential(*layers[:-1]).double()
+    x, rng = torch.randn(n, widths[0], dtype=torch.float64), np.random.default_rng(0)
     J = CompressedJacobian(model, x)
-    assert J.d < J.N
-    assert CompressedJacobian.suits(model, x) is None
-    assert CompressedJacobian.suits(model, x, tall=True) is not None
-    columns = J.factors().columns()
-    assert columns.shape == (J.N, J.width) == (150, 2 * 15 + 10 * 3)
+    dense, b = av.jacobian(model, x).numpy(), rng.standard_normal(J.d)
+    for y in (rng.standard_normal(J.N), dense @ b):
+        matrix, target = J.factors().compressed(y)
+        assert matrix.shape == (len(target), J.width)
+        assert len(matrix) <= J.height <= J.N
+        for sides in ([dense, matrix], [np.column_stack([dense, y]), np.column_stack([matrix, target])]):
+            s, t = (np.append(np.linalg.svd(A, compute_uv=False), np.zeros(J.d)) for A in sides)
+            assert np.max(np.abs(s[: J.d] - t[: J.d])) <= 1e-14 * s[0]
+    narrowest = min(widths[1:])
+    later = widths[2:] if widths[1] == narrowest else widths[-2:]
+    columns = sum((k + bias) * b for k, b in itertools.pairwise((narrowest, *later)))
+    rest = min(n * (widths[-1] - narrowest), columns + 1) if narrowest < widths[-1] else 0
+    assert len(matrix) == n * min(narrowest, widths[-1]) + rest
+
+
+def test_rows_of_layers_that_do_not_lead_through_the_narrow_one_remain():
+    class Beside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.into, self.out, self.beside = nn.Linear(20, 2), nn.Linear(2, 6), nn.Linear(20, 6)
+
+        def forward(self, x):
+            return self.out(torch.tanh(self.into(x))) + torch.sin(self.beside(x))
+
+    torch.manual_seed(0)
+    model, x = Beside().double(), torch.randn(9, 20, dtype=torch.float64)
+    y = np.random.default_rng(0).standard_normal(54)
+    matrix, target = CompressedJacobian(model, x).factors().compressed(y)
     dense = av.jacobian(model, x).numpy()
     scale = np.linalg.norm(dense, 2)
-    assert np.max(np.abs(columns @ columns.T - dense @ dense.T)) <= 1e-13 * scale**2
-    s, t = (np.linalg.svd(A, compute_uv=False)[: J.width] for A in (dense, columns))
-    assert np.max(np.abs(s - t)) <= 1e-14 * scale
+    s, t = (np.linalg.svd(A, compute_uv=False) for A in (dense, matrix))
+    assert np.max(np.abs(s[: len(t)] - t[: len(s)])) <= 1e-14 * scale
+    assert np.linalg.norm(matrix.T @ target) == pytest.approx(np.linalg.norm(dense.T @ y), rel=1e-12)
 
 
 @pytest.mark.parametrize("y", ["random", "reached"])
@@ -186,8 +221,8 @@ def test_an_answer_from_fewer_columns_is_that_of_all(y, monkeypatch):
     of_all = ask()
     monkeypatch.setattr(jacobian_form, "_ONE_SECOND", 0.0)
     of_fewer = ask()
-    assert "60 columns from the layers' factors represent the 112 columns of J" in str(of_fewer)
-    for key in ("rank", "columns", "rank_upper"):
+    assert "61 rows and 60 columns from the layers' factors represent J" in str(of_fewer)
+    for key in ("rank", "rows", "columns", "rank_upper"):
         assert of_fewer.measured[key] == of_all.measured[key]
     assert of_fewer.verdict == of_all.verdict
     assert of_fewer.measured["residual"] == pytest.approx(of_all.measured["residual"], rel=1e-9, abs=1e-13)
