@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,9 @@ from alignver.arrays import from_frame, host, is_array, is_text, native, numbere
 from alignver.errors import InvalidInput, kind_of, reading
 from alignver.kernel.data import canonical, digests_of, record_of
 from alignver.progress import track
+
+LABELS = ("labels", "label", "targets", "target", "y")
+"""Names of the targets in a dict."""
 
 _BLOCK_BYTES = 1 << 26
 _REMEDIES = {
@@ -114,8 +117,10 @@ def open_samples(X: Any, Y: Any = None, *, names: tuple[str, str] = ("X", "Y")) 
 
     Parameters
     ----------
-    X : array, tensor, nested list, alignver Dataset, torch Dataset or DataLoader
-        A Dataset or DataLoader gives pairs (x, y), or x alone if ``Y`` is given.
+    X : array, tensor, nested list, dict of arrays, alignver Dataset, torch Dataset or DataLoader
+        A Dataset or DataLoader gives pairs (x, y), or x alone if ``Y`` is given. Several inputs, a dict by their names
+        or a tuple before the targets, are one sample together: their numbers side by side. Targets in a dict have one
+        of the names :data:`LABELS`.
     Y : array, optional
         Targets, a row or a number for each sample.
     names : tuple of two str
@@ -139,6 +144,12 @@ def open_samples(X: Any, Y: Any = None, *, names: tuple[str, str] = ("X", "Y")) 
             got = f"targets in addition to those of {kind_of(X)}"
             raise InvalidInput(targets_name, got, "one of the two", "conflicting-arguments")
         X, Y = X.x, X.y
+    if isinstance(X, Mapping):
+        X, labels = _Packing(name).of_dict(X)
+        if Y is not None and labels is not None:
+            got, need = f"targets in addition to those in {name}", "one of the two"
+            raise InvalidInput(targets_name, got, need, "conflicting-arguments")
+        Y = labels if Y is None else Y
     if is_stream(X):
         if hasattr(X, "__next__"):
             got = f"{kind_of(X)}, which can be read once"
@@ -291,9 +302,11 @@ def is_stream(value: Any) -> bool:
 def _batches(source: Any, name: str) -> Iterator[tuple[npt.NDArray[Any], Any]]:
     """Yield (inputs, targets or None): batches of a loader, samples of a data set as batches of one."""
     count = 0
-    if hasattr(source, "dataset") and hasattr(source, "__iter__"):  # a DataLoader
+    batched = hasattr(source, "dataset") and hasattr(source, "__iter__")  # a DataLoader
+    pair = _Packing(name, batched=batched).pair
+    if batched:
         for item in source:
-            x, y = _pair(item, name)
+            x, y = pair(item)
             inputs = as_numbers(x, name)
             count += len(inputs)
             yield inputs, y
@@ -302,7 +315,7 @@ def _batches(source: Any, name: str) -> Iterator[tuple[npt.NDArray[Any], Any]]:
     length = _length(source)
     items = iter(source) if hasattr(source, "__iter__") else map(source.__getitem__, range(length or 0))
     for item in items:
-        x, y = _pair(item, name)
+        x, y = pair(item)
         count += 1
         yield as_numbers(x, name)[None], None if y is None else [y]
     if length is not None and count != length:
@@ -327,15 +340,64 @@ def _length(value: Any) -> int | None:
         return None
 
 
-def _pair(item: Any, name: str) -> tuple[Any, Any]:
-    need = "pairs (x, y), or x alone"
-    if isinstance(item, tuple | list):
-        if len(item) not in (1, 2):
-            raise InvalidInput(name, f"samples of {len(item)} parts", need, "wrong-shape")
-        return item[0], item[1] if len(item) == 2 else None
-    if isinstance(item, dict | str | bytes):
-        raise InvalidInput(name, f"samples that are {kind_of(item)}", need, "wrong-type")
-    return item, None
+def is_collated(value: Any) -> bool:
+    """Whether an entry of a batch is a list of arrays: torch's collate function makes one of the tuples of samples."""
+    return isinstance(value, list) and len(value) > 1 and all(is_array(part) and part.ndim for part in value)
+
+
+class _Packing:
+    """Puts the numbers of several inputs side by side: of every sample in the same order, shapes and dtypes."""
+
+    def __init__(self, name: str, *, batched: bool = True) -> None:
+        self.name, self.batched = name, batched
+        self._layout: dict[Any, tuple[tuple[int, ...], np.dtype[Any]]] = {}
+
+    def pair(self, item: Any) -> tuple[Any, Any]:
+        """Return the inputs and the targets of a sample or a batch."""
+        if isinstance(item, str | bytes):
+            raise self._refused(f"samples that are {kind_of(item)}", "pairs (x, y), or x alone", "wrong-type")
+        if isinstance(item, Mapping):
+            return self.of_dict(item)
+        if not isinstance(item, tuple | list):
+            return item, None
+        *inputs, y = item if len(item) > 1 else (*item, None)
+        if len(inputs) == 1 and (isinstance(inputs[0], Mapping | tuple) or (self.batched and is_collated(inputs[0]))):
+            parts = inputs[0] if isinstance(inputs[0], Mapping) else dict(enumerate(inputs[0]))
+            return self._joined(parts), y
+        return (inputs[0] if len(inputs) == 1 else self._joined(dict(enumerate(inputs)))), y
+
+    def of_dict(self, item: Mapping[Any, Any]) -> tuple[npt.NDArray[Any], Any]:
+        """Return the inputs of a dict, and what it has under the name of targets."""
+        label = next((key for key in LABELS if key in item), None)
+        inputs = {key: value for key, value in item.items() if key != label and value is not None}
+        return self._joined(inputs), None if label is None else item[label]
+
+    def _joined(self, inputs: Mapping[Any, Any]) -> npt.NDArray[Any]:
+        """Return the numbers of inputs, (n, entries) of a batch, in a dtype that holds all of them."""
+        arrays = {key: as_numbers(value, self.name) for key, value in inputs.items()}
+        arrays = arrays if self.batched else {key: array[None] for key, array in arrays.items()}
+        rows = {key: len(array) if array.ndim else 0 for key, array in arrays.items()}
+        if 0 in (size := set(rows.values()) or {0}) or len(size) > 1:
+            got = ", ".join(f"{count} rows of {key!r}" for key, count in rows.items()) or "no inputs"
+            raise self._refused(got, "a row of each input for each sample", "wrong-shape")
+        layout = {key: (array.shape[1:], array.dtype) for key, array in arrays.items()}
+        self._layout = self._layout or layout
+        if layout != self._layout:  # equal numbers would not be equal inputs
+            first, now = (", ".join(f"{k!r} {s} {t}" for k, (s, t) in each.items()) for each in (self._layout, layout))
+            raise self._refused(f"samples of {now}, but {first} before", "samples of one structure", "wrong-shape")
+        arrays = {key: arrays[key] for key in self._layout}
+        if len({array.dtype for array in arrays.values()}) > 1:
+            wide = [array for array in arrays.values() if array.dtype.kind in "iu" and array.size]
+            if any(int(array.min()) < -(2**53) or int(array.max()) > 2**53 for array in wide):
+                raise self._refused(
+                    "integers beyond 2**53 beside inputs of another dtype", "smaller ones", "wrong-dtype"
+                )
+            arrays = {key: array.astype(np.float64) for key, array in arrays.items()}
+        joined = np.concatenate([array.reshape(len(array), -1) for array in arrays.values()], 1)
+        return joined if self.batched else joined[0]
+
+    def _refused(self, got: str, need: str, code: str) -> InvalidInput:
+        return InvalidInput(self.name, got, need, code)
 
 
 def _joined(batches: Iterator[tuple[npt.NDArray[Any], Any]], name: str) -> Iterator[tuple[npt.NDArray[Any], Any]]:

@@ -53,7 +53,7 @@ def check_data(
 
     Parameters
     ----------
-    X : (n, ...) array, tensor or memory map; Dataset or DataLoader
+    X : (n, ...) array, tensor or memory map; dict of arrays; Dataset or DataLoader, also of dicts or tuples
         Inputs, one sample per row, real numbers of any dtype. A Dataset or DataLoader of torch, or any object with a
         length and items, gives pairs (x, y) and is read twice. Memory: a few blocks of 64 MB, and about 200 bytes per
         sample.

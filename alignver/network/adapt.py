@@ -16,7 +16,8 @@ import inspect
 import math
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,8 @@ from alignver.arrays import is_array
 from alignver.errors import InvalidInput, first_line, kind_of
 from alignver.limits import in_memory
 from alignver.network.inputs import as_inputs, dtype_name
-from alignver.samples import is_stream, open_samples, reading_samples, require_all
+from alignver.samples import LABELS, is_collated, is_stream, open_samples, reading_samples, require_all
 
-_LABELS = ("labels", "label", "targets", "target", "y")
 _EXACT = {torch.float16: 2**11, torch.bfloat16: 2**8, torch.float32: 2**24, torch.float64: 2**53}
 
 
@@ -165,9 +165,15 @@ def built_by(code: Any) -> Any:
     Linear(in_features=2, out_features=1, bias=True)
     """
     built = code() if callable(code) and not isinstance(code, nn.Module) else code
-    built = asyncio.run(built) if inspect.iscoroutine(built) else built
+    built = _awaited(built) if inspect.iscoroutine(built) else built
     modules = [part for part in built if isinstance(part, nn.Module)] if isinstance(built, tuple) else []
     return modules[0] if len(modules) == 1 else built
+
+
+def _awaited(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine in a loop of a thread of its own: in a notebook, this thread's loop is running."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
 
 
 def arguments_of(model: nn.Module) -> list[str]:
@@ -268,7 +274,7 @@ def adapted(
     if isinstance(X, tuple) and len(X) == 1 and is_array(X[0]) and X[0].ndim:
         X = X[0]
     if isinstance(X, Mapping):
-        label = next((name for name in (_LABELS if Y is None else _LABELS[:1]) if name in X), None)
+        label = next((name for name in (LABELS if Y is None else LABELS[:1]) if name in X), None)
         if label is not None and isinstance(X[label], torch.Tensor | np.ndarray | list):
             X, Y = {name: value for name, value in X.items() if name != label}, _one_of(Y, X[label])
         X, parts = _packed(X.items(), model)
@@ -417,7 +423,7 @@ def _read(X: Any, labelled: bool) -> tuple[dict[Any, torch.Tensor], Any]:
     targets: list[Any] = []
     batched = hasattr(X, "dataset") and hasattr(X, "__iter__")
     for count, item in enumerate(_items(X)):
-        parts, label = _split(item, labelled)
+        parts, label = _split(item, labelled, batched=batched)
         where = f"{'batch' if batched else 'sample'} {count}"
         if columns and set(columns) != set(parts):
             got = f"{where} with the inputs {_listed(parts)}, but {_listed(columns)} before"
@@ -466,15 +472,16 @@ def _tensor_of(value: Any, where: str) -> torch.Tensor:
         raise InvalidInput("X", got, need, "wrong-type") from error
 
 
-def _split(item: Any, labelled: bool) -> tuple[dict[Any, Any], Any]:
+def _split(item: Any, labelled: bool, *, batched: bool) -> tuple[dict[Any, Any], Any]:
     """Return the inputs of a sample or batch by position or name, None for the only one, and its targets."""
     if isinstance(item, Mapping):
-        label = next((name for name in _LABELS if name in item), None) if labelled else None
+        label = next((name for name in LABELS if name in item), None) if labelled else None
         return {k: v for k, v in item.items() if k != label and v is not None}, None if label is None else item[label]
     if isinstance(item, tuple | list):
         *inputs, label = item if labelled and len(item) > 1 else (*item, None)
-        if len(inputs) == 1 and isinstance(inputs[0], Mapping | tuple):  # ((x1, x2), y)
-            return _split(inputs[0], False)[0], label
+        nested = inputs[0] if len(inputs) == 1 else None
+        if isinstance(nested, Mapping | tuple) or (batched and is_collated(nested)):  # ((x1, x2), y)
+            return _split(nested, False, batched=batched)[0], label
         return (dict(enumerate(inputs)) if len(inputs) > 1 else {None: inputs[0]}), label
     return {None: item}, None
 

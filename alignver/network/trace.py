@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import logging
 import operator
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -206,17 +206,50 @@ def _placement(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
     return (tensors[0].device if tensors else torch.device("cpu"), floating[0].dtype if floating else None)
 
 
+class _Muted(logging.Filter):
+    """A stream, or a filter of log records, without what one thread writes."""
+
+    def __init__(self, stream: Any = None) -> None:
+        super().__init__()
+        self.stream, self.thread = stream, threading.get_ident()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether another thread logs this."""
+        return record.thread != self.thread
+
+    def write(self, text: str) -> int:
+        """Write what another thread writes."""
+        return len(text) if threading.get_ident() == self.thread else self.stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["stream"], name)
+
+
+_tracer = threading.RLock()
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the logs and warnings of torch's tracer, which are about its internals."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    """Without what torch's tracer logs, prints and warns of in this thread, about its internals; one at a time."""
+    with _tracer, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        known = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith("torch")]
+        handlers = dict.fromkeys(handler for logger in (logging.root, *known) for handler in logger.handlers)
+        muted = _Muted()
+        streams = {name: _Muted(getattr(sys, name)) for name in ("stdout", "stderr") if getattr(sys, name) is not None}
+        for handler in handlers:
+            handler.addFilter(muted)
+        for name, stream in streams.items():
+            setattr(sys, name, stream)
+        try:
             yield
-    finally:
-        logging.disable(previous)
+        finally:
+            for handler in handlers:
+                handler.removeFilter(muted)
+            for name, stream in streams.items():
+                stream.thread = 0  # another thread may keep it
+                if getattr(sys, name) is stream:
+                    setattr(sys, name, stream.stream)
 
 
 def _exported(model: nn.Module, x: torch.Tensor) -> tuple[Any, Any]:
@@ -225,8 +258,7 @@ def _exported(model: nn.Module, x: torch.Tensor) -> tuple[Any, Any]:
     The message of a refusal names the innermost module that was running.
     """
     running: list[str] = []
-    printed = io.StringIO()  # of graphs, where the trace fails
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), torch.enable_grad():
+    with torch.enable_grad():
         try:
             exported = torch.export.export(model, (x.clone(),), strict=False)
             return exported, exported.run_decompositions({}) if _mutates(exported.graph_module) else exported

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 import alignver as av
 from alignver.data import semeion
+from alignver.errors import InvalidInput
 from alignver.kernel import seal
 from alignver.results import CheckResult, Rigor, Verdict
 
@@ -331,15 +332,14 @@ BAD = {
     ),
     "a number": ((3.0, [0]), r"^X: got a float"),
     "nothing": ((None, [0]), r"^X: got None"),
-    "a dict": (({"a": 1}, [0]), r"^X: got a dict"),
+    "a dict": (({"a": 1}, [0]), r"^X: got 0 rows of 'a'; needs a row of each input"),
     "a generator": (((x for x in X), LABELS), r"^X: got a generator, which can be read once"),
     "fewer targets": ((X, LABELS[:6]), r"^Y: got 6 targets for 7 samples in X"),
     "targets of three dimensions": ((X, np.zeros((7, 1, 1))), r"^Y: got shape \(7, 1, 1\)"),
     "targets that are NaN": ((X, [0.0, np.nan, 0, 0, 0, 0, 0]), r"^Y: got NaN or Inf at sample 1"),
     "targets twice": ((TensorDataset(T, L), LABELS), r"^Y: got targets in addition to those in X"),
     "words and numbers": ((X, ["a", 1, None, 2, 3, 4, 5]), r"^Y: got entries of dtype object"),
-    "triples": ((TensorDataset(T, L, L), None), r"^X: got samples of 3 parts"),
-    "dicts": ((Stream([{"x": 1}]), None), r"^X: got samples that are a dict"),
+    "texts": ((Stream(["x"]), None), r"^X: got samples that are a str"),
     "a loader that shuffles": ((DataLoader(TensorDataset(T, L), shuffle=True), None), r"^X: .*shuffles.*shuffle=False"),
     "a loader that drops": (
         (DataLoader(TensorDataset(T, L), batch_size=4, drop_last=True), None),
@@ -407,3 +407,56 @@ def test_many_equal_samples_take_no_time():
     assert result.measured["conflicts"]["pairs"] == tuple((i, n - 1) for i in range(20))
     assert result.measured["equal"]["count"] == n * (n - 1) // 2
     assert result.cost["seconds"] < 5.0
+
+
+class Sentences(torch.utils.data.Dataset):
+    """Samples as those of a tokenizer: 1 and 3 differ in the mask alone, 0 and 4 in nothing."""
+
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 9], [4, 5, 6], [1, 2, 3]])
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 1, 1], [1, 1, 1]])
+    labels = torch.tensor([0, 1, 0, 0, 1])
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, i):
+        return {"input_ids": self.ids[i], "attention_mask": self.mask[i], "labels": self.labels[i]}
+
+
+def as_tuples(item):
+    return item["input_ids"], item["attention_mask"].float(), item["labels"]
+
+
+@pytest.mark.parametrize(
+    "X",
+    [
+        Sentences(),
+        DataLoader(Sentences(), batch_size=2),
+        {"input_ids": Sentences.ids, "attention_mask": Sentences.mask, "labels": Sentences.labels},
+        [as_tuples(item) for item in Sentences()],
+        DataLoader([as_tuples(item) for item in Sentences()], batch_size=2),
+        DataLoader([(tuple(as_tuples(item)[:2]), item["labels"]) for item in Sentences()], batch_size=3),
+    ],
+    ids=["dicts", "batches of dicts", "a dict", "tuples", "batches of tuples", "pairs of tuples"],
+)
+def test_several_inputs_are_one_sample(X):
+    if isinstance(X, list):
+        X = torch.utils.data.ConcatDataset([X])
+    result = av.check_data(X, loss="cross_entropy")
+    assert (result.verdict, result.rigor) == (Verdict.FAILS, Rigor.PROOF)
+    assert result.witness["samples"] == (0, 4)
+    assert result.measured["distinct"] == 4
+    assert av.recheck(result.certificate, X=X).verdict is Verdict.HOLDS
+
+
+def test_inputs_of_several_structures_are_not_one_sample():
+    # Side by side, the numbers of the first two samples would be equal.
+    samples = [{"a": np.ones(1), "b": np.zeros(2), "y": 0}, {"a": np.array([1.0, 0.0]), "b": np.zeros(1), "y": 1}]
+    with pytest.raises(InvalidInput, match=r"'a' \(2,\) float64, 'b' \(1,\) float64, but 'a' \(1,\)"):
+        av.check_data(torch.utils.data.ConcatDataset([samples]))
+    with pytest.raises(InvalidInput, match="2 rows of 'a', 3 rows of 'b'; needs a row of each"):
+        av.check_data({"a": np.ones((2, 3)), "b": np.ones((3, 3))})
+    with pytest.raises(InvalidInput, match="targets in addition"):
+        av.check_data({"a": np.ones((2, 3)), "labels": [0, 1]}, [0, 1])
+    with pytest.raises(InvalidInput, match="integers beyond"):
+        av.check_data({"a": np.ones((2, 3)), "b": np.array([2**60, 2**60 + 1])})

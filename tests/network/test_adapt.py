@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import dataclasses
 import functools
@@ -19,6 +20,7 @@ import alignver as av
 from alignver.errors import InvalidInput
 from alignver.jacobians.jacobian import jacobian, outputs
 from alignver.jacobians.prepare import inputs_again
+from alignver.network.adapt import built_by
 from alignver.theory.losses import LOSSES, loss_name, modified_targets
 from tests.reference import fingerprint
 
@@ -442,3 +444,28 @@ def test_a_loader_that_may_leave_samples_out_is_refused():
 
     with pytest.raises(InvalidInput, match=r"may leave samples out; needs all samples: drop_last=False"):
         av.adapted(nn.Linear(2, 1), DataLoader(Stream(), batch_size=2, drop_last=True))
+
+
+def test_a_loader_of_pairs_of_tuples():
+    class Two(nn.Linear):
+        def forward(self, left, right):
+            return super().forward(left - right)
+
+    torch.manual_seed(0)
+    samples = [((torch.randn(2), torch.randn(2)), k % 2) for k in range(5)]
+    model, X, Y = av.adapted(Two(2, 2), DataLoader(samples, batch_size=2))  # whose batches are [[left, right], y]
+    left, right = (torch.stack([sample[0][k] for sample in samples]) for k in range(2))
+    assert torch.equal(model(X), nn.functional.linear(left - right, model.weight, model.bias))
+    assert Y.tolist() == [0, 1, 0, 1, 0]
+
+
+def test_a_builder_that_is_async_runs_inside_of_a_running_loop():
+    async def build():
+        await asyncio.sleep(0)
+        return nn.Linear(2, 1)
+
+    async def notebook():
+        return built_by(build)
+
+    assert isinstance(asyncio.run(notebook()), nn.Linear)
+    assert isinstance(built_by(build), nn.Linear)

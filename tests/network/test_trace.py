@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+import threading
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -200,3 +205,49 @@ def test_dropout_that_draws_proves_nothing():
     result = check_analytic(Net(lambda s, x: F.dropout(head(s, x))))
     assert result.verdict is Verdict.UNDECIDED
     assert "random" in result.reason
+
+
+class Branching(nn.Linear):
+    """A model at which torch's tracer logs, and which prints, while another thread works."""
+
+    def forward(self, x):
+        print("in the model")
+        if not self.met.is_set():
+            self.met.set()
+            self.go.wait(30)
+        return super().forward(x if x.sum() > 0 else -x)
+
+
+def test_another_thread_prints_and_logs_while_a_model_is_traced(capfd, caplog):
+    model = Branching(3, 2)
+    model.met, model.go = threading.Event(), threading.Event()
+    before = sys.stdout, sys.stderr, list(logging.getLogger("torch").handlers), logging.root.manager.disable
+
+    def speak():
+        model.met.wait(30)
+        print("heard", flush=True)
+        print("heard too", file=sys.stderr, flush=True)
+        logging.getLogger("program").warning("logged")
+        model.go.set()
+
+    other = threading.Thread(target=speak)
+    other.start()
+    with pytest.raises(InvalidInput, match="data-dependent"):
+        trace_model(model, torch.ones(2, 3))
+    other.join()
+    assert capfd.readouterr() == ("heard\n", "heard too\n")
+    assert [record.getMessage() for record in caplog.records] == ["logged"]
+    assert before == (sys.stdout, sys.stderr, logging.getLogger("torch").handlers, logging.root.manager.disable)
+
+
+def test_two_threads_that_trace_leave_streams_and_warnings_as_they_were():
+    before = sys.stdout, sys.stderr, list(warnings.filters)
+    threads = [
+        threading.Thread(target=trace_model, args=(nn.Sequential(nn.Linear(3, 4), nn.Tanh()), torch.ones(2, 3)))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert before == (sys.stdout, sys.stderr, list(warnings.filters))
