@@ -1,6 +1,6 @@
 """Results of checks: frozen plain data with a text report and a JSON form, and without a truth value.
 
-Verdict, rigor and subject are independent: HOLDS, FAILS or UNDECIDED; PROOF, NUMERICAL or STATISTICAL; about the
+Verdict, rigor and subject are separate: HOLDS, FAILS or UNDECIDED; PROOF, NUMERICAL or STATISTICAL; about the
 network, about the computed matrix, or about the data.
 A HOLDS with PROOF carries a certificate and a FAILS with PROOF a witness; without them the constructor raises
 ``ValueError``, since every proof has to be checkable.

@@ -325,7 +325,7 @@ def combine(
         evidence += decision.tried
     return CheckResult(
         verdict=decision.verdict,
-        rigor=Rigor.PROOF,
+        rigor=Rigor.PROOF if proved else Rigor.NUMERICAL,
         subject=Subject.COMPUTED_MATRIX,
         code=f"{name}-{decision.step.replace(' ', '-') if proved else 'not-proved'}",
         reason=reason,

@@ -84,6 +84,7 @@ def test_ball(full, rng):
     assert av.check_membership(full, y, ball=av.Ball(norm=0.5)).verdict is Verdict.HOLDS
     wide = av.check_membership(full, y, ball=av.Ball(norm=1.5))  # s_min = 1: the ball holds singular matrices
     assert wide.verdict is Verdict.UNDECIDED
+    assert wide.rigor is Rigor.NUMERICAL  # nothing is a theorem here
     assert wide.measured["numerical"]["verdict"] == "HOLDS"
     tall = av.check_membership(full.T, rng.standard_normal(60), ball=av.Ball(norm=1e-6))
     assert tall.verdict is Verdict.FAILS
