@@ -218,17 +218,8 @@ class _TrainerHooks(Deferred):
         None until training begins.
     """
 
-    def __init__(
-        self,
-        X: Any,
-        Y: Any,
-        *,
-        loss: str,
-        every: int | str = "epoch",
-        select: Callable[[Any], nn.Module] = Logits,
-        **options: Any,
-    ) -> None:
-        super().__init__(X, Y, loss=loss, every=every, select=select, **options)
+    def _module(self, model: Any) -> nn.Module:
+        return Logits(model) if self.select is None else super()._module(model)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check theta^0."""
