@@ -122,6 +122,26 @@ def reading(argument: str, what: str, need: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def saving(argument: str, place: object, need: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn an error of the file system, or one of other ``kinds``, into :class:`InvalidInput` about a file or folder.
+
+    Examples
+    --------
+    >>> with saving("path", "/nowhere/x", "an existing folder"):
+    ...     open("/nowhere/x", "w")
+    Traceback (most recent call last):
+        ...
+    alignver.errors.InvalidInput: path: got /nowhere/x, which cannot be written (No such file or directory); needs ...
+    """
+    caught: tuple[type[Exception], ...] = (OSError, *kinds)
+    try:
+        yield
+    except caught as error:
+        got = f"{place}, which cannot be written ({getattr(error, 'strerror', None) or first_line(error)})"
+        raise InvalidInput(argument, got, need, "unwritable-file") from error
+
+
+@contextlib.contextmanager
 def renamed(arguments: Mapping[str, str]) -> Iterator[None]:
     """Replace the argument's name by another one in every :class:`InvalidInput` of the block."""
     try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import errno
 import hashlib
 import mmap
 import os
@@ -23,13 +22,14 @@ import numpy.typing as npt
 
 from alignver import require
 from alignver.arrays import as_matrix, host
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, saving
 from alignver.kernel import snapshot
 from alignver.progress import track
 from alignver.proof.rounding import OMEGA, FloatArray, add_up, gamma, mul_up, norm_up, sqrt_up, square_sums_up
 
 _FLOATS = ("float16", "float32", "float64")
 _SAMPLE = 512  # rows: their standard deviation is accurate within a few per cent, and any direction is admissible
+_ROOM = "a folder with room for all of Z"
 _LEADING = 5  # principal directions from which others are mixed
 
 
@@ -208,7 +208,9 @@ def _is_mapped_file(Z: np.memmap[Any, Any], file: int) -> bool:
 
 def _spooled(blocks: Iterable[Any], added: bool, folder: str | os.PathLike[str] | None) -> Rows:
     n, m, dtype = 0, 0, np.dtype(np.float64)
-    with _temporary(folder) as file:
+    with saving("folder", folder or tempfile.gettempdir(), _ROOM):
+        temporary = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - closed by the next block
+    with temporary as file:
         for block in track(blocks, "features to disk"):
             rows = _block(block, n)
             if n == 0:
@@ -217,26 +219,14 @@ def _spooled(blocks: Iterable[Any], added: bool, folder: str | os.PathLike[str] 
                 got = f"a block of {rows.dtype} and shape {rows.shape} at row {n}"
                 need = f"blocks with {m} columns, none wider than the first's {dtype}"
                 raise InvalidInput("Z", got, need, "wrong-shape" if rows.shape[1] != m else "wrong-dtype")
-            try:
-                content = np.ascontiguousarray(rows, dtype=dtype).data.cast("B")
+            content = np.ascontiguousarray(rows, dtype=dtype).data.cast("B")
+            with saving("folder", f"row {n} of Z", _ROOM):
                 while content:
                     content = content[file.write(content) :]
-            except OSError as error:
-                full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-                got = f"a disk that is full after {n} rows" if full else f"a disk that fails ({error.strerror})"
-                raise InvalidInput("folder", got, "a folder with room for all of Z", "unwritable-file") from error
             n += int(rows.shape[0])
         if n == 0:
             raise InvalidInput("Z", "no blocks", "at least one block of rows", "wrong-shape")
         return Rows(_File(os.dup(file.fileno()), 0, (n, m), dtype), added)
-
-
-def _temporary(folder: str | os.PathLike[str] | None) -> Any:
-    try:
-        return tempfile.TemporaryFile(dir=folder, buffering=0)
-    except OSError as error:
-        got = f"{folder or tempfile.gettempdir()}, where no file can be made ({error.strerror})"
-        raise InvalidInput("folder", got, "a folder with room for all of Z", "unwritable-file") from error
 
 
 def _block(block: Any, row: int) -> npt.NDArray[Any]:

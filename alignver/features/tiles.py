@@ -21,8 +21,8 @@ row, and it shows where a product has one term only.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
 import os
@@ -35,7 +35,7 @@ from scipy.linalg import blas, lapack
 
 from alignver import atomic
 from alignver.arrays import Array, host, like, namespace
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, saving
 from alignver.proof.gram_tiles import FactoredGram
 from alignver.proof.rounding import OMEGA, FloatArray, U
 
@@ -100,10 +100,8 @@ class FolderStore:
         self._key = key
         self._hashes: list[str] = []
         self._written: dict[int, tuple[int, ...]] = {}  # the state of a file when its column was written or hashed
-        try:
+        with self._saving():
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _unwritable(self.folder, error) from error
         for leftover in self.folder.glob("*.part"):
             leftover.unlink(missing_ok=True)
         self._load()
@@ -120,19 +118,15 @@ class FolderStore:
 
     def publish(self, name: str, array: FloatArray) -> None:
         """Write an array beside the columns, for processes that read this folder."""
-        try:
+        with self._saving():
             _write_array(self.folder / name, array)
-        except OSError as error:
-            raise _unwritable(self.folder, error, self.finished) from error
 
     def append(self, column: FloatArray) -> None:
         """Store the next column: its file first, then the manifest that lists it."""
-        try:
+        with self._saving():
             _write_array(self._path(self.finished), column)
             self._written[self.finished] = self._state(self.finished)
             self._write_manifest([*self._hashes, content_hash(column)])
-        except OSError as error:
-            raise _unwritable(self.folder, error, self.finished) from error
 
     def __getitem__(self, index: int) -> FloatArray:
         """Return a stored column, which is read-only; its file must be as it was written."""
@@ -145,6 +139,10 @@ class FolderStore:
         if self._state(index) != self._written[index]:
             got = f"{self._path(index)}, which changed during the run"
             raise InvalidInput("folder", got, "a folder that no other program writes to", "unreadable-file")
+
+    def _saving(self) -> contextlib.AbstractContextManager[None]:
+        after = f"; the {self.finished} finished tile columns are kept" if self.finished else ""
+        return saving("folder", self.folder, f"a folder with room for the tiles{after}")
 
     def _state(self, index: int) -> tuple[int, ...]:
         try:
@@ -229,13 +227,6 @@ def _write_array(path: Path, array: FloatArray) -> None:
     with atomic.writing(path) as stream:
         np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(content))
         stream.write(content.data.cast("B"))
-
-
-def _unwritable(folder: Path, error: OSError, finished: int = 0) -> InvalidInput:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    got = f"{folder} on a disk that is full" if full else f"{folder}, which cannot be written ({error.strerror})"
-    after = f"; the {finished} finished tile columns are kept" if finished else ""
-    return InvalidInput("folder", got, f"a folder with room for the tiles{after}", "unwritable-file")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from alignver import atomic, require
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, saving
 from alignver.features.threads import ordered, single_threaded_blas
 from alignver.kernel import Certificate, seal
 from alignver.kernel.failure import NotProved, Unsupported
@@ -277,11 +277,8 @@ def _place(folder: str | os.PathLike[str], network: EnclosedNetwork) -> pathlib.
     for part in (network.traced.data, network.parameters, network.x):
         content.update(np.ascontiguousarray(part).data.cast("B"))
     place = require.path("folder", folder) / f"enclosed-{content.hexdigest()[:24]}"
-    try:
+    with saving("folder", place, "a folder that can be written"):
         place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        got = f"{place}, which cannot be made ({error.strerror})"
-        raise InvalidInput("folder", got, "a folder that can be written", "unwritable-file") from error
     return place
 
 
@@ -296,12 +293,8 @@ def _stored(file: pathlib.Path, shape: tuple[int, int]) -> Any:
 
 
 def _store(file: pathlib.Path, rows: Any) -> None:
-    try:
-        with atomic.writing(file, shared=True) as stream:
-            np.save(stream, rows)
-    except OSError as error:
-        got = f"{file}, which cannot be written ({error.strerror})"
-        raise InvalidInput("folder", got, "a folder with room for all features", "unwritable-file") from error
+    with saving("folder", file, "a folder with room for all features"), atomic.writing(file, shared=True) as stream:
+        np.save(stream, rows)
 
 
 @dataclasses.dataclass(frozen=True)

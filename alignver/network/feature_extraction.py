@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import itertools
 import os
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 
 from alignver import atomic, require
-from alignver.errors import InvalidInput, kind_of
+from alignver.errors import InvalidInput, kind_of, saving
 from alignver.network.copies import deep_copy
 from alignver.network.functional import running_copy
 from alignver.network.inputs import as_inputs, in_dtype_of, reporting_input_errors
@@ -123,15 +122,10 @@ def save_features(
     blocks = feature_blocks(model, X, layer, batch_size=batch_size)
     first = next(blocks)
     header = {"descr": first.dtype.str, "fortran_order": False, "shape": (len(X), first.shape[1])}
-    try:
-        with atomic.writing(whole, shared=True) as stream:
-            np.lib.format.write_array_header_1_0(stream, header)
-            for rows in itertools.chain([first], blocks):
-                stream.write(np.ascontiguousarray(rows).data)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        got = f"{whole}, on a disk that is full" if full else f"{whole}, which cannot be written ({error.strerror})"
-        raise InvalidInput("file", got, "a place with room for all rows", code="unwritable-file") from error
+    with saving("file", whole, "a place with room for all rows"), atomic.writing(whole, shared=True) as stream:
+        np.lib.format.write_array_header_1_0(stream, header)
+        for rows in itertools.chain([first], blocks):
+            stream.write(np.ascontiguousarray(rows).data)
     mapped: np.memmap[Any, Any] = np.load(whole, mmap_mode="r", allow_pickle=False)
     return mapped
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from alignver import atomic, require
-from alignver.errors import InvalidInput
+from alignver.errors import InvalidInput, saving
 from alignver.kernel import Certificate
 from alignver.kernel.certificate import describe, record
 from alignver.kernel.failure import NotProved
@@ -87,14 +87,11 @@ def export_graph(
     }
     model = onnx_model(graph, values, metadata={f"alignver.{key}": value for key, value in facts.items()})
     text = json.dumps(encode(plain(document)), indent=1, allow_nan=False)
-    try:
+    with saving("folder", place, "a folder that can be written"):
         place.mkdir(parents=True, exist_ok=True)
         for name, content in (("graph.onnx", model.SerializeToString()), ("bounds.json", text.encode("ascii"))):
             with atomic.writing(place / name) as stream:
                 stream.write(content)
-    except OSError as error:
-        got = f"{place}, which cannot be written ({error.strerror})"
-        raise InvalidInput("folder", got, "a folder that can be written", "unwritable-file") from error
     return place
 
 

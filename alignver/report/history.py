@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alignver import atomic, require
-from alignver.errors import InvalidInput, MissingDependency, printable
+from alignver.errors import InvalidInput, MissingDependency, printable, saving
 from alignver.results import Verdict, decode, encode, plain
 
 FORMAT = 1
@@ -260,15 +260,13 @@ class HistoryFile:
 
     def _line(self, document: Mapping[str, Any]) -> None:
         line = json.dumps(document, allow_nan=False, separators=(",", ":")).encode() + b"\n"
-        try:
-            # The operating system holds a written line: nothing is lost if this process ends, and at most a second
-            # if the machine does.
-            sync = time.monotonic() - self._synced >= _SYNC
+        # The operating system holds a written line: nothing is lost if this process ends, and at most a second if the
+        # machine does.
+        sync = time.monotonic() - self._synced >= _SYNC
+        with saving("path", self.path, "a file in a folder that can be written to, on a disk with free space"):
             atomic.append(self.path, line, sync=sync)
-            if sync:
-                self._synced = time.monotonic()
-        except OSError as error:
-            raise _unwritable(self.path, error) from error
+        if sync:
+            self._synced = time.monotonic()
 
     @staticmethod
     def parse(path: pathlib.Path) -> tuple[History, int]:
@@ -293,12 +291,6 @@ class HistoryFile:
         except (IndexError, KeyError, TypeError, ValueError, RecursionError) as error:
             what = "with a line that does not belong to it" if lines else "which has no complete first line"
             raise InvalidInput("path", f"{path}, {what}", need, "unreadable-file") from error
-
-
-def _unwritable(path: pathlib.Path, error: OSError) -> InvalidInput:
-    got = f"{path}, which cannot be written ({error.strerror})"
-    need = "a file in a folder that can be written to, on a disk with free space"
-    return InvalidInput("path", got, need, "unwritable-file")
 
 
 def _flat(record: Record) -> dict[str, Any]:

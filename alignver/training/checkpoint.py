@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from alignver import atomic, require
 from alignver.checks.exploration import Ranks
 from alignver.data.archives import require_memory
-from alignver.errors import InvalidInput, first_line, kind_of, reading
+from alignver.errors import InvalidInput, first_line, kind_of, reading, saving
 from alignver.training.exploitation import CachedProblem, as_model
 from alignver.training.guarantee import Guarantee, guarantee
 from alignver.training.solvers import Recorder
@@ -145,17 +145,13 @@ def save(wrapper: EEWrapper, path: str | os.PathLike[str]) -> None:
     file, tensors = pathlib.Path(path), _Tensors()
     document = json.dumps(tensors.taken_from(state(wrapper), "")).encode()
     tensors.held[_DOCUMENT] = torch.frombuffer(bytearray(document), dtype=torch.uint8)
-    try:
-        with atomic.replacing(file) as part:
-            part.touch()
-            mode = part.stat().st_mode
-            save_file(tensors.held, part, metadata={_DIGEST: _digest(tensors.held)})
-            part.chmod(mode)  # safetensors restricts it to the owner
-            with part.open("rb+") as stream:
-                os.fsync(stream.fileno())
-    except (OSError, SafetensorError) as error:
-        got = f"{file}, which cannot be written ({first_line(error)})"
-        raise InvalidInput("checkpoint", got, "free space on the disk", code="unwritable-file") from error
+    with saving("checkpoint", file, "free space on the disk", SafetensorError), atomic.replacing(file) as part:
+        part.touch()
+        mode = part.stat().st_mode
+        save_file(tensors.held, part, metadata={_DIGEST: _digest(tensors.held)})
+        part.chmod(mode)  # safetensors restricts it to the owner
+        with part.open("rb+") as stream:
+            os.fsync(stream.fileno())
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from safetensors.torch import save_model
 
 from alignver import atomic, require
 from alignver.data.archives import read_member, require_memory, require_room
-from alignver.errors import InvalidInput, reading
+from alignver.errors import InvalidInput, reading, saving
 from alignver.kernel import load_certificate
 from alignver.kernel.certificate import record
 from alignver.kernel.network.graph import Graph, parse
@@ -164,11 +164,9 @@ class RunFolder:
         require_vacant(path)
         place = pathlib.Path(path)
         config = {"format": _FORMAT, "settings": settings, **more}
-        try:
+        with _saving(place):
             place.mkdir(parents=True, exist_ok=True)
             folder = cls(place, config, every=every)
-        except OSError as error:
-            raise _unwritable(place, error) from error
         try:
             folder._write("config.json", _json(config, indent=1))
         except BaseException:
@@ -305,10 +303,8 @@ class RunFolder:
                 del inputs["x"]  # the data are where the run read them
             with self._whole("inputs.npz") as part, part.open("wb") as stream:
                 np.savez(stream, **inputs)
-            try:
+            with _saving(self.path / "certificate"):
                 save(self.path / "certificate")
-            except OSError as error:
-                raise _unwritable(self.path / "certificate", error) from error
         self._write("report.json", report.to_json() + "\n")
         return report
 
@@ -331,10 +327,8 @@ class RunFolder:
 
     def _append(self, line: str) -> None:
         file = self.path / "history.jsonl"
-        try:
+        with _saving(file):
             atomic.append(file, line.encode(), sync=True)
-        except OSError as error:
-            raise _unwritable(file, error) from error
 
     def _write(self, name: str, text: str) -> None:
         with self._whole(name) as part, part.open("wb") as stream:
@@ -345,11 +339,8 @@ class RunFolder:
     @contextlib.contextmanager
     def _whole(self, name: str) -> Iterator[pathlib.Path]:
         """Yield a path to write to; the file appears whole or not at all."""
-        try:
-            with atomic.replacing(self.path / name) as part:
-                yield part
-        except (OSError, SafetensorError) as error:
-            raise _unwritable(self.path / name, error) from error
+        with _saving(self.path / name), atomic.replacing(self.path / name) as part:
+            yield part
 
 
 def _described(wrapper: EEWrapper, X: Any) -> dict[str, Any]:
@@ -508,10 +499,8 @@ def _short(value: Any) -> str:
     return json.dumps(value)
 
 
-def _unwritable(place: pathlib.Path, error: Exception) -> InvalidInput:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    got = f"{place}, which cannot be written ({reason})"
-    return InvalidInput("folder", got, "free space on the disk, and permission to write", code="unwritable-file")
+def _saving(place: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+    return saving("folder", place, "free space on the disk, and permission to write", SafetensorError)
 
 
 def require_code_elsewhere(folder: str | os.PathLike[str], model: str) -> None:

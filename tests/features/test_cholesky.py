@@ -127,7 +127,7 @@ def test_full_disk_keeps_finished_tiles(tmp_path, monkeypatch):
         write(path, array)
 
     monkeypatch.setattr(tiles, "_write_array", full)
-    with pytest.raises(InvalidInput, match=r"disk that is full.*the 2 finished tile columns are kept"):
+    with pytest.raises(InvalidInput, match=r"No space left on device.*the 2 finished tile columns are kept"):
         prove_definite(problem()[2], tile=16, folder=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["column_00000.npy", "column_00001.npy", "tiles.json"]
     monkeypatch.undo()

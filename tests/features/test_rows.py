@@ -118,7 +118,7 @@ def test_blocks_of_several_dtypes():
 
 
 def test_folder_that_does_not_exist(Z, tmp_path):
-    with pytest.raises(InvalidInput, match=r"folder: got .*nowhere, where no file can be made"):
+    with pytest.raises(InvalidInput, match=r"folder: got .*nowhere, which cannot be written"):
         open_rows(iter([Z]), folder=tmp_path / "nowhere")
 
 
@@ -138,5 +138,5 @@ def test_full_disk(Z, monkeypatch):
 
     temporary = tempfile.TemporaryFile
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda **options: Full(temporary(**options)))
-    with pytest.raises(InvalidInput, match="disk that is full after 0 rows"):
+    with pytest.raises(InvalidInput, match=r"row 0 of Z, which cannot be written \(No space left"):
         open_rows(iter([Z]))
