@@ -189,7 +189,7 @@ class RunFolder:
             reason = (getattr(error, "strerror", None) or "not JSON").lower()
             raise InvalidInput("folder", f"{file}, which cannot be read ({reason})", need, "unreadable-file") from error
         if not isinstance(config, dict) or config.get("format") != _FORMAT or "settings" not in config:
-            got = f"{file} of another format"
+            got = f"{file} of an unknown format"
             raise InvalidInput("folder", got, f"format {_FORMAT}", "unreadable-file")
         return config
 
