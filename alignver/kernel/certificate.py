@@ -464,8 +464,8 @@ def _parsed(text: bytes) -> Any:
     fields = isinstance(document, dict) and set(document) == _FIELDS
     _demand(fields, "fields other than " + ", ".join(sorted(_FIELDS)), "exactly these")
     form, version, claim = document["format"], document["version"], document["claim"]
-    _demand(form == "alignver certificate" and type(version) is int, "another format", "an alignver certificate")
-    _demand(version in VERSIONS, "another version", "version 1 or 2")
+    _demand(form == "alignver certificate" and type(version) is int, "an unknown format", "an alignver certificate")
+    _demand(version in VERSIONS, "an unknown version", "version 1 or 2")
     _demand(isinstance(claim, str) and claim in CLAIMS, f"the claim {str(claim)[:80]!r}", "one of " + ", ".join(CLAIMS))
     for name, kind in _KINDS.items():
         actual = type(document[name])

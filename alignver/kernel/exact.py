@@ -138,7 +138,7 @@ def indices(array: Any, size: int) -> list[int]:
 
 def exponents(array: Any, count: int) -> Any:
     """Return an array of a certificate as ``count`` exponents of two."""
-    require(array.dtype == np.int64 and array.shape == (count,), "exponents of another kind")
+    require(array.dtype == np.int64 and array.shape == (count,), "exponents of the wrong kind")
     require(all(-FARTHEST <= value <= FARTHEST for value in array.tolist()), f"exponents beyond {FARTHEST}")
     return array
 

@@ -189,7 +189,7 @@ class _Builder:
         args, base = _Arguments(self.node), self.node.base
         if self.node.op == "getitem":
             if args["index"] != 0:
-                raise self._refused("a result of several")
+                raise self._refused("an operator of several results, of which not the first is used")
             self.emit("Identity", self.of(args["self"]), last=True)
         elif base in _SAME:
             if base == "dropout" and args.get("train") and args.get("p") != 0:

@@ -126,7 +126,7 @@ def _misaligned(certificate: Any, inputs: Any) -> str:
         if certificate.method == "exact":
             J = dependences(*_arguments(certificate, inputs), len(y))
             first = indices(certificate.data["first"], J.J.shape[1] + 1)
-            require(len(first) == 1, "no number of columns")
+            require(len(first) == 1, "the number of columns is missing")
             square = J.missed(y, J.generators(first[0]))
             by = "vectors that generate the columns of the network's Jacobian, by exact dependences,"
         else:

@@ -197,7 +197,7 @@ class _Walker:
         if base in EMPTY or base in ZEROS or base in ("full_like", "new_full", "ones_like", "new_ones"):
             return
         if base in _OF_SOME:
-            self._demand(self._not_empty(), "it is of no entries")
+            self._demand(self._not_empty(), "it has no entries")
         rule = self._rule()
         if rule is None:
             raise _NotAnalytic("it is not in the list of analytic operations", base in _DEFINED)

@@ -55,7 +55,7 @@ class Features:
         require(len(inputs) == 1 and len(inputs[0][1]) >= 1, "a graph without inputs, or with several")
         _, shape = inputs[0]
         self._shape, self._x, self._graph = shape, x, graph
-        require(len(x) >= 1 and shape[0] >= 1 and x.shape[1] == math.prod(shape[1:]), "inputs of another shape")
+        require(len(x) >= 1 and shape[0] >= 1 and x.shape[1] == math.prod(shape[1:]), "inputs of the wrong shape")
         self._values = unpacked(graph, parameters)
         self.starts = range(0, len(x), shape[0])
         self._first = compiled(graph, self._values, self._batch(0))

@@ -78,7 +78,7 @@ def _not_analytic(certificate: Any, inputs: Any, run: Any) -> str:
     """Along a line in theta the one-sided derivatives of an output differ."""
     graph = parse(certificate.data["graph"])
     theta, moved = certificate.constants["theta"], certificate.constants["moved"]
-    require(moved in theta and all(type(value) is float for value in theta.values()), "theta of another kind")
+    require(moved in theta and all(type(value) is float for value in theta.values()), "theta of the wrong kind")
     subset(graph, tuple(theta))
     leaves = graph.leaves()
     at = {leaves[name]: value for name, value in theta.items()}

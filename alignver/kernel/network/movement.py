@@ -225,7 +225,7 @@ def moved(base: str, indices: Any, args: Args) -> Any:
 
 def padded(x: Any, pad: Sequence[int], mode: str) -> Any:
     """Pad the last axes, of which the last comes first in ``pad``, with -1 or as ``mode`` of :func:`numpy.pad` says."""
-    require(len(pad) % 2 == 0 and len(pad) // 2 <= x.ndim, "padding of other axes")
+    require(len(pad) % 2 == 0 and len(pad) // 2 <= x.ndim, "padding of unexpected axes")
     sides = [(0, 0)] * (x.ndim - len(pad) // 2)
     sides += [(pad[k], pad[k + 1]) for k in range(len(pad) - 2, -1, -2)]
     cut = tuple(slice(max(0, -low), size - max(0, -high)) for (low, high), size in zip(sides, x.shape, strict=True))
@@ -239,7 +239,7 @@ def triple(value: Any, axes: int, default: Any = None) -> tuple[int, ...]:
     value = default if value is None or value in ((), []) else value
     numbers = (value,) * axes if isinstance(value, int) else tuple(value)
     numbers = numbers * axes if len(numbers) == 1 else numbers
-    require(len(numbers) == axes and all(isinstance(k, int) for k in numbers), "a window of other axes")
+    require(len(numbers) == axes and all(isinstance(k, int) for k in numbers), "a window of unexpected axes")
     return numbers
 
 

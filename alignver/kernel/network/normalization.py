@@ -55,7 +55,7 @@ def _normalized(c: Compiler, step: int, length: int, eps: float, center: bool) -
 @rule("layer_norm", "native_layer_norm", "rms_norm")
 def _layer_norm(c: Compiler, args: Args) -> Value:
     x, shape, center = c.real(args["input"]), args["normalized_shape"], c.node.base != "rms_norm"
-    require(list(c.tape.shape(x)[-len(shape) :]) == shape, "a norm of another shape")
+    require(list(c.tape.shape(x)[-len(shape) :]) == shape, "a norm of an unexpected shape")
     step = _normalized(c, x, math.prod(shape), args.get("eps", 1e-5) if center else args["eps"], center)
     result = scaled(c, step, args.get("weight"), args.get("bias"))
     return [result] if c.node.base.startswith("native") else result

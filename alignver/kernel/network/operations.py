@@ -165,7 +165,7 @@ def _prelu(c: Compiler, args: Args) -> Value:
     x, a = c.real(args["self"]), c.real(args["weight"])
     ndim, count = len(c.tape.shape(x)), c.tape.steps[a].size
     if c.node.base == "prelu":
-        require(count == 1 or (ndim >= 2 and count == c.tape.shape(x)[1]), "prelu of other channels")
+        require(count == 1 or (ndim >= 2 and count == c.tape.shape(x)[1]), "prelu whose channels do not match")
         a = c.tape.reshape(a, [1, count, *(1 for _ in range(ndim - 2))] if ndim >= 2 else [1] * ndim)
     below = c.tape.product(c.tape.map(c.tape.scale(x, -1.0), "relu"), a)
     return Real(c.tape.sum(c.tape.map(x, "relu"), below, signs=(1, -1)))
@@ -197,7 +197,7 @@ def _softplus(c: Compiler, args: Args) -> Value:
 @rule("gelu")
 def _gelu(c: Compiler, args: Args) -> Value:
     form = args.get("approximate", "none")
-    require(form in ("none", "tanh"), "gelu of another form")
+    require(form in ("none", "tanh"), "gelu of an unknown form")
     return Real(c.tape.map(c.real(args["self"]), "gelu", approximate=form))
 
 
@@ -296,7 +296,7 @@ def _gather(c: Compiler, args: Args) -> Value:
     source, index, dim = args["self"], args["index"] if "index" in args else args["indices"], args["dim"]
     require(isinstance(index, Exact) and index.value.dtype.kind == "i", "an index whose integers are not known")
     grid = np.arange(math.prod(c.shape(source))).reshape(c.shape(source))
-    require(c.node.base == "gather" or grid.shape == index.value.shape, "an index of another shape")
+    require(c.node.base == "gather" or grid.shape == index.value.shape, "an index of an unexpected shape")
     dim %= grid.ndim
     grid = grid[tuple(slice(None) if axis == dim else slice(size) for axis, size in enumerate(index.value.shape))]
     require(bool(((index.value >= 0) & (index.value < grid.shape[dim])).all()), "an index outside of its axis")
@@ -433,7 +433,7 @@ def _einsum(c: Compiler, args: Args) -> Value:
     left, arrow, out = args["equation"].replace(" ", "").partition("->")
     steps = [c.real(part) for part in args["tensors"]]
     terms = left.split(",")
-    require(bool(arrow) and len(terms) == len(steps) >= 1, "einsum of another form")
+    require(bool(arrow) and len(terms) == len(steps) >= 1, "einsum of an unknown form")
     spare = [letter for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if letter not in left]
     ranks = [len(c.tape.shape(step)) - len(term.replace("...", "")) for term, step in zip(terms, steps, strict=True)]
     dots = max([0, *(rank for term, rank in zip(terms, ranks, strict=True) if "..." in term)])
@@ -491,7 +491,7 @@ def _convolution(c: Compiler, args: Args) -> Value:
         return _transposed(c, args, x, W, triple(args.get("output_padding"), axes, 0))
     padding = args.get("padding", 0)
     if isinstance(padding, str):
-        require(padding == "valid" or (padding == "same" and set(stride) == {1}), "padding of another form")
+        require(padding == "valid" or (padding == "same" and set(stride) == {1}), "padding of an unknown form")
         total = [d * (k - 1) if padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
         sides = [(t // 2, t - t // 2) for t in total]
     else:

@@ -45,7 +45,7 @@ def without(shape: Sequence[int], dims: Any, keep: bool) -> list[int]:
 
 def _axes(dims: Any, ndim: int) -> list[int]:
     dims = range(ndim) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
-    require(all(-max(ndim, 1) <= dim < max(ndim, 1) for dim in dims), "an axis that is none")
+    require(all(-max(ndim, 1) <= dim < max(ndim, 1) for dim in dims), "an invalid axis")
     return sorted({dim % ndim for dim in dims}) if ndim else []
 
 
@@ -87,7 +87,7 @@ def _pooled(
     lead, out = len(shape) - len(kernel), []
     for size, k, s, p, d in zip(shape[lead:], kernel, stride, padding, dilation, strict=True):
         free = size + 2 * p - d * (k - 1) - 1
-        require(free >= 0 and k >= 1 and s >= 1 and d >= 1 and 0 <= 2 * p <= k, "a window of another form")
+        require(free >= 0 and k >= 1 and s >= 1 and d >= 1 and 0 <= 2 * p <= k, "a window of an unknown form")
         count = -(-free // s) + 1 if ceil_mode else free // s + 1
         out.append(count - 1 if ceil_mode and (count - 1) * s >= size + p else count)
     return (*shape[:lead], *out)
@@ -122,7 +122,7 @@ def _adaptive(c: Compiler, args: Args) -> tuple[int, Any, Any]:
     lead = grid.ndim - axes
     sizes = args["output_size"] if isinstance(args["output_size"], list) else [args["output_size"]]
     out = (*grid.shape[:lead], *(grid.shape[lead + k] if size is None else size for k, size in enumerate(sizes)))
-    require(len(out) == grid.ndim, "a window of other axes")
+    require(len(out) == grid.ndim, "a window of unexpected axes")
     divisor = np.ones(out[-axes:], dtype=np.int64)
     for k in range(axes):
         size, outputs, axis = grid.shape[lead + k], out[lead + k], lead + k
@@ -257,9 +257,9 @@ def _sizes(args: Args, shape: Sequence[int], axes: int) -> list[int]:
     if out is None or scales:
         require(len(scales) == axes and all(scale == int(scale) for scale in scales), "a scale that is not an integer")
         whole = [size * int(scale) for size, scale in zip(shape[-axes:], scales, strict=True)]
-        require(out is None or list(out) == whole, "a scale and another size")
+        require(out is None or list(out) == whole, "a scale that contradicts the size")
         out = whole
-    require(len(out) == axes and min(out) >= 1, "a size of other axes")
+    require(len(out) == axes and min(out) >= 1, "a size for unexpected axes")
     return list(out)
 
 
@@ -323,7 +323,7 @@ def _col2im(c: Compiler, args: Args) -> Value:
     shape = (B, rows // math.prod(triple(args["kernel_size"], 2)), *size)
     require_size(shape)
     patches = _patches(np.arange(math.prod(shape)).reshape(shape), args)
-    require(patches.shape == c.tape.shape(step), "columns of another shape")
+    require(patches.shape == c.tape.shape(step), "columns of an unexpected shape")
     pixel = patches.reshape(-1)
     order = np.argsort(pixel, kind="stable")
     order = order[pixel[order] >= 0]
@@ -339,15 +339,16 @@ def _embedding_bag(c: Compiler, args: Args) -> Value:
     """Sums (mode 0) or means (mode 1) of rows of a table, in bags that begin at known places."""
     weight, index, offsets, mode = c.real(args["weight"]), args["indices"], args["offsets"], args.get("mode", 0)
     require(
-        isinstance(index, Exact) and isinstance(offsets, Exact) and offsets.owner is None, "bags that are not known"
+        isinstance(index, Exact) and isinstance(offsets, Exact) and offsets.owner is None,
+        "bags whose indices are not known",
     )
-    require(mode in (0, 1) and args.get("padding_idx", -1) in (None, -1), "bags of another form")
+    require(mode in (0, 1) and args.get("padding_idx", -1) in (None, -1), "bags of an unknown form")
     ends = [*offsets.value.tolist(), len(index.value)]
     ends = ends[:-1] if args.get("include_last_offset", False) else ends
     count, width = c.tape.shape(weight)
     require(bool(((index.value >= 0) & (index.value < count)).all()), "an index outside of its axis")
     lengths = np.diff(ends)
-    require(ends[0] == 0 and ends[-1] == len(index.value) and bool((lengths > 0).all()), "bags of another form")
+    require(ends[0] == 0 and ends[-1] == len(index.value) and bool((lengths > 0).all()), "bags of an unknown form")
     place = np.array(ends[:-1])[:, None] + np.arange(lengths.max())
     inside = np.arange(lengths.max()) < lengths[:, None]
     place = np.minimum(place, len(index.value) - 1)

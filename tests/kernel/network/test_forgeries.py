@@ -185,11 +185,11 @@ OPERATIONS = {
     "an integer beyond floats": (lambda x, W: (x @ W).sum(1) * 2, (2, 2), _set("mul", other=2**53 + 1)),
     "a huge integer": (lambda x, W: (x @ W).sum(1) * 2, (2, 2), _set("mul", other=10**400)),
     "a factor of text": (lambda x, W: (x @ W).sum(1) * 2, (2, 2), _set("mul", other="2")),
-    "an axis that is none": (lambda x, W: (x @ W).sum(1), (2, 2), _set("sum", dim=[7])),
+    "an invalid axis": (lambda x, W: (x @ W).sum(1), (2, 2), _set("sum", dim=[7])),
     "a softmax of no axis": (lambda x, W: torch.softmax(x @ W, 1)[:, 0], (2, 2), _set("softmax", dim=2)),
     "an eps of NaN": (
         lambda x, W: F.layer_norm(x @ W, (3,))[:, 0], (2, 3), _set("layer_norm", eps={"float": "nan"})),
-    "a norm of another shape": (lambda x, W: F.layer_norm(x @ W, (3,))[:, 0], (2, 3),
+    "a norm of an unexpected shape": (lambda x, W: F.layer_norm(x @ W, (3,))[:, 0], (2, 3),
                                 _set("layer_norm", normalized_shape=[9])),
     "no eps": (lambda x, W: F.rms_norm(x @ W, (3,))[:, 0], (2, 3), lambda d: node(d, "rms_norm")["args"].pop("eps")),
     "attention that draws": (
