@@ -33,25 +33,8 @@ import torch.nn.functional as F
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from alignver.network.convolution import KEYS, convolution, each, paddings
+from alignver.network.convolution import KEYS, convolution, each, paddings, windows
 from alignver.network.functional import Functional
-
-
-def windows(
-    x: torch.Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], *, first: int = 2
-) -> torch.Tensor:
-    """Return a view with positions on the axes from ``first`` on, and the entries of each window on further axes.
-
-    Examples
-    --------
-    >>> windows(torch.arange(5.0).view(1, 1, 5), [2], [1], [2])
-    tensor([[[[0., 2.],
-              [1., 3.],
-              [2., 4.]]]])
-    """
-    for axis, (size, step, gap) in enumerate(zip(kernel, stride, dilation, strict=True), start=first):
-        x = x.unfold(axis, gap * (size - 1) + 1, step)[..., ::gap]
-    return x
 
 
 def patches(

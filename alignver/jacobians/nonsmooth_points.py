@@ -26,8 +26,7 @@ from torch.nn import functional as F
 
 from alignver import require
 from alignver.jacobians.jacobian import checked_chunk, probed_copy
-from alignver.jacobians.layer_io import windows
-from alignver.network.convolution import each
+from alignver.network.convolution import each, windows
 from alignver.network.inputs import DispatchMode
 from alignver.network.validate_model import validate_model
 

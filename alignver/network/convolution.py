@@ -7,6 +7,8 @@ shift of the kernel by one entry is a shift in memory, so a convolution is a sum
     y = sum_k W_k x[:, k : k + L],      dx[:, k : k + L] += W_k^T dy,      dW_k = dy x[:, k : k + L]^T.
 
 The zeros before a row serve as those after the row before it. With a stride s, the input is split into its s phases.
+Where a patch serves many channels of the result, or all patches stay in cache, the copy of the patches costs less than
+the sum over k and the zeros between the rows: then one product does it, a few samples at a time.
 """
 
 from __future__ import annotations
@@ -21,10 +23,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 _BLOCK = 1 << 20  # entries of the result that are computed at a time: they stay in cache for all entries of the kernel
+_WIDE = 128  # channels of the result from which on the copy of the patches is faster, measured for 4 x 4 to 32 x 32
+_CACHED = 1 << 18  # entries of the patches up to which it always is
 _CHANNELS = 8  # of inputs and of outputs in a group: products with fewer rows are limited by memory
 KEYS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 FUNCTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
@@ -52,6 +57,23 @@ def paddings(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> tu
         totals = [d * (k - 1) for d, k in zip(dilation, kernel)]
         return tuple((total // 2, total - total // 2) for total in totals)
     return tuple((p, p) for p in each(padding, len(kernel)))
+
+
+def windows(
+    x: torch.Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], *, first: int = 2
+) -> torch.Tensor:
+    """Return a view with positions on the axes from ``first`` on, and the entries of each window on further axes.
+
+    Examples
+    --------
+    >>> windows(torch.arange(5.0).view(1, 1, 5), [2], [1], [2])
+    tensor([[[[0., 2.],
+              [1., 3.],
+              [2., 4.]]]])
+    """
+    for axis, (size, step, gap) in enumerate(zip(kernel, stride, dilation, strict=True), start=first):
+        x = x.unfold(axis, gap * (size - 1) + 1, step)[..., ::gap]
+    return x
 
 
 class Convolutions(TorchFunctionMode):
@@ -200,6 +222,38 @@ class _Layout:
         step = -(-_BLOCK // channels)
         return (slice(start, min(start + step, self.length)) for start in range(0, self.length, step))
 
+    def unfolds(self, weight: torch.Tensor) -> bool:
+        """Whether patches are copied."""
+        return len(weight) // self.groups >= _WIDE or self.samples * self._patches(weight) <= _CACHED
+
+    def _patches(self, weight: torch.Tensor) -> int:
+        """Entries of the patches of a sample."""
+        return weight[0].numel() * self.groups * math.prod(self.outputs)
+
+    def parts(self, weight: torch.Tensor) -> Iterator[slice]:
+        """Cut the samples such that the patches of a part stay in cache."""
+        step = max(1, _BLOCK // self._patches(weight))
+        return (slice(start, start + step) for start in range(0, self.samples, step))
+
+    def columns(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the patches of some samples: (groups, channels and entries of the kernel, samples and positions)."""
+        padded = F.pad(x, [p for pair in reversed(self.padding) for p in pair])
+        view, axes = windows(padded, self.kernel, self.stride, self.dilation), len(self.kernel)
+        entries, positions = range(2 + axes, 2 + 2 * axes), range(2, 2 + axes)
+        ordered = view.permute(1, *entries, 0, *positions)
+        return ordered.reshape(self.groups, x.shape[1] // self.groups * math.prod(self.kernel), -1)
+
+    def from_columns(self, columns: torch.Tensor, samples: int) -> torch.Tensor:
+        """Add gradients of patches to one of the input, (channels, samples, *sizes)."""
+        entries = columns.view(-1, math.prod(self.kernel), samples, *self.outputs)
+        padded = (size + sum(pad) for size, pad in zip(self.sizes, self.padding))
+        whole = columns.new_zeros((len(entries), samples, *padded))
+        axes = list(zip(self.stride, self.dilation, self.outputs))
+        for index, part in zip(itertools.product(*map(range, self.kernel)), entries.unbind(1)):
+            place = tuple(slice(k * d, k * d + s * (out - 1) + 1, s) for k, (s, d, out) in zip(index, axes))
+            whole[:, :, *place] += part
+        return self._inside(whole)
+
 
 def _add(target: torch.Tensor, weight: torch.Tensor, x: torch.Tensor, groups: int) -> None:
     """Add W x to the target, group by group; W is (groups, a, b)."""
@@ -214,6 +268,14 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, layout: _Layout) -> torch.Tensor:
+        ctx.layout, ctx.taps = layout, None
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        if layout.unfolds(weight):
+            y = x.new_empty((len(x), len(weight), *layout.outputs))
+            for part in layout.parts(weight):
+                product = weight.reshape(layout.groups, -1, weight[0].numel()) @ layout.columns(x[part])
+                y[part] = product.view(len(weight), -1, *layout.outputs).transpose(0, 1)
+            return y
         phases = layout.phases(x)
         taps = (
             weight.flatten(2).permute(2, 0, 1).contiguous().view(len(layout.shifts), layout.groups, -1, weight.shape[1])
@@ -222,8 +284,7 @@ class _Convolution(torch.autograd.Function):
         for block in layout.blocks(len(weight)):
             for tap, (phase, shift) in zip(taps, layout.shifts):
                 _add(grid[:, block], tap, phases[phase, :, block.start + shift : block.stop + shift], layout.groups)
-        ctx.layout, ctx.taps = layout, taps
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        ctx.taps = taps
         return layout.outputs_of(grid).transpose(0, 1).contiguous()
 
     @staticmethod
@@ -232,8 +293,11 @@ class _Convolution(torch.autograd.Function):
         layout: _Layout = ctx.layout
         x, weight = ctx.saved_tensors
         groups = layout.groups
-        grid = layout.on_grid(gradient)
         dx = dw = None
+        if ctx.taps is None:
+            by_weight = ctx.needs_input_grad[1] and not _inputs_only.get()
+            return *_by_patches(layout, gradient, weight, x if by_weight else None, ctx.needs_input_grad[0]), None
+        grid = layout.on_grid(gradient)
         if ctx.needs_input_grad[0]:
             channels = weight.shape[1] * groups
             phases = layout.zeros(channels, gradient).view(math.prod(layout.stride), channels, -1)
@@ -252,3 +316,19 @@ class _Convolution(torch.autograd.Function):
                 products.append(torch.bmm(left, right.transpose(1, 2)))
             dw = torch.stack(products, -1).view(weight.shape)
         return dx, dw, None
+
+
+def _by_patches(
+    layout: _Layout, gradient: torch.Tensor, weight: torch.Tensor, x: torch.Tensor | None, by_input: bool
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Return the gradients by the input, and with an input ``x`` by the weight."""
+    rows = weight.reshape(layout.groups, -1, weight[0].numel())
+    dx = gradient.new_empty((len(gradient), weight.shape[1] * layout.groups, *layout.sizes)) if by_input else None
+    dw = None if x is None else torch.zeros_like(rows)
+    for part in layout.parts(weight):
+        right = gradient[part].transpose(0, 1).reshape(layout.groups, rows.shape[1], -1)
+        if dx is not None:
+            dx[part] = layout.from_columns(rows.transpose(1, 2) @ right, len(dx[part])).transpose(0, 1)
+        if dw is not None and x is not None:
+            dw += right @ layout.columns(x[part]).transpose(1, 2)
+    return dx, None if dw is None else dw.view(weight.shape)

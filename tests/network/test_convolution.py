@@ -1,4 +1,4 @@
-"""Convolutions by shifts in memory: the same results, gradients and exceptions as torch's own."""
+"""Convolutions by shifts in memory or by patches: the same results, gradients and exceptions as torch's own."""
 
 from __future__ import annotations
 
@@ -9,9 +9,22 @@ import re
 import pytest
 import torch
 
+from alignver.network import convolution as module
 from alignver.network.convolution import Convolutions, convolution
 
+WAYS = {  # values of the limits that choose between the ways
+    "shifts": {"_WIDE": 1 << 30, "_CACHED": 0},
+    "patches": {"_WIDE": 0},
+    "patches of one sample after another": {"_WIDE": 0, "_BLOCK": 1},
+}
 FUNCTIONS = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
+
+
+@pytest.fixture(params=WAYS)
+def way(request, monkeypatch):
+    for name, value in WAYS[request.param].items():
+        monkeypatch.setattr(module, name, value)
+    return request.param
 
 
 def case(seed):
@@ -35,6 +48,7 @@ def case(seed):
     return FUNCTIONS[axes], tensors, (stride, padding, [draw.randint(1, 2) for _ in range(axes)], groups)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 def test_results_gradients_and_exceptions_are_those_of_torch():
     compared = 0
@@ -56,6 +70,7 @@ def test_results_gradients_and_exceptions_are_those_of_torch():
     assert compared > 100
 
 
+@pytest.mark.usefixtures("way")
 def test_the_samples_do_not_mix_and_the_layout_of_memory_does_not_matter():
     x = torch.randn(3, 8, 5, 6, dtype=torch.float64)
     weight = torch.randn(9, 8, 3, 3, dtype=torch.float64)
@@ -80,6 +95,18 @@ def test_every_convolution_of_a_model_is_computed_here_and_others_by_torch(monke
     assert len(calls) == 2
 
 
+def test_patches_are_copied_where_they_serve_many_channels_or_stay_in_cache(monkeypatch):
+    seen = []
+    original = module._Layout.columns
+    monkeypatch.setattr(module._Layout, "columns", lambda layout, x: seen.append(len(x)) or original(layout, x))
+    for channels, size, samples, expected in ((64, 32, 2, []), (64, 4, 2, [2]), (128, 16, 8, [3, 3, 2])):
+        seen.clear()
+        x = torch.randn(samples, channels, size, size, dtype=torch.float64)
+        convolution(torch.conv2d, x, torch.randn(channels, channels, 3, 3, dtype=torch.float64), padding=1)
+        assert seen == expected
+
+
+@pytest.mark.usefixtures("way")
 def test_derivatives_agree_with_differences():
     for stride, groups in itertools.product((1, 2), (1, 2)):
         x = torch.randn(2, 16, 3, 4, dtype=torch.float64, requires_grad=True)
