@@ -29,6 +29,7 @@ from alignver.kernel.network.methods import described, domain_gaps
 from alignver.kernel.network.operators import COPIES, words
 from alignver.limits import limited
 from alignver.network.adapt import adapted
+from alignver.network.functional import unwrapped
 from alignver.network.inputs import example_inputs
 from alignver.network.summary import module_rows
 from alignver.network.trace import NetworkGraph, trace_model
@@ -96,7 +97,7 @@ def check_analytic(
     """
     began = time.perf_counter()
     require.instance("model", model, nn.Module, "a torch.nn.Module")
-    model = getattr(model, "_orig_mod", model)
+    model = unwrapped(model)
     if isinstance(model, torch.jit.ScriptModule):
         need = "the torch.nn.Module that it was scripted or traced from"
         raise InvalidInput("model", kind_of(model), need, "unsupported-model")

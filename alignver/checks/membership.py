@@ -407,6 +407,7 @@ def _operator_membership(
     if gram is None:
         start = like(start_vector(rows), target)
         products.scale(start)
+        products.require_adjoint(start, like(start_vector(columns), target))
         spectral = spectral_norm(products, start)
     else:
         spectral = math.sqrt(largest_singular_value(gram))

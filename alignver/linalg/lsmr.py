@@ -195,6 +195,20 @@ class Operator:
                 self.unit = math.ldexp(1.0, min(max(size, -1021), 1021)) if abs(size) > _LARGE else 1.0
                 return
 
+    def require_adjoint(self, u: Array, v: Array) -> None:
+        """Refuse an operator whose rmatvec is not the adjoint of its matvec: u^T J v is computed by both.
+
+        In floats the two differ by at most about N eps (||u|| ||J v|| + ||J^T u|| ||v||); the root of eps is allowed.
+        """
+        xp = namespace(u)
+        image, adjoint = self.matvec(v), self.rmatvec(u)
+        forth, back = float(xp.sum(u * image)), float(xp.sum(adjoint * v))
+        size = norm(u) * norm(image) + norm(adjoint) * norm(v)
+        if abs(forth - back) > math.sqrt(self.eps) * size:
+            got = f"an operator whose rmatvec is not the adjoint of its matvec: u^T (J v) is {forth * self.unit:.3g}, "
+            need = "products J v of matvec(v) and J^T u of rmatvec(u), with the same J"
+            raise InvalidInput(self.name, f"{got}(J^T u)^T v is {back * self.unit:.3g}", need)
+
     def matvec(self, vector: Array) -> Array:
         """Return J v / unit."""
         return self._product("matvec", vector, self.shape[0])

@@ -27,6 +27,7 @@ from torch import nn
 from alignver.arrays import is_array
 from alignver.errors import InvalidInput, first_line, kind_of
 from alignver.limits import in_memory
+from alignver.network.functional import unwrapped
 from alignver.network.inputs import as_inputs, dtype_name
 from alignver.samples import LABELS, is_collated, is_stream, open_samples, reading_samples, require_all
 
@@ -256,6 +257,7 @@ def adapted(
         raise InvalidInput("select", kind_of(select), "a name, a position or a function of the output", "wrong-type")
     if forward_args is not None and not isinstance(forward_args, Mapping):
         raise InvalidInput("forward_args", kind_of(forward_args), "a dict of arguments by name", "wrong-type")
+    model = unwrapped(model) if isinstance(model, nn.Module) else model
     kind = type(type(model).__name__, (Adapted,), {"__module__": type(model).__module__})
     graphs = graphs_in(X)
     if graphs is not None:

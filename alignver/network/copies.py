@@ -140,6 +140,10 @@ def _rebound(value: Any, pairs: dict[int, Any], depth: int) -> Any:
     if depth > _DEPTH:
         return value
     if isinstance(value, types.FunctionType) and value.__closure__:
+        if hasattr(value, "_torchdynamo_orig_callable"):  # model.forward = torch.compile(model.forward)
+            method = next(_methods(value), None)
+            if method is not None:
+                return types.MethodType(method.__func__, pairs.get(id(method.__self__), method.__self__))
         full = [cell for cell in value.__closure__ if _is_full(cell)]
         cells = [types.CellType(_rebound(cell.cell_contents, pairs, depth + 1)) for cell in full]
         if len(cells) < len(value.__closure__) or all(
@@ -164,6 +168,16 @@ def _rebound(value: Any, pairs: dict[int, Any], depth: int) -> Any:
         changed = any(new is not old for new, old in zip(items, value.values(), strict=True))
         return type(value)(zip(value, items, strict=True)) if changed else value
     return value
+
+
+def _methods(function: types.FunctionType, depth: int = 0) -> Iterator[types.MethodType]:
+    """Yield the methods of modules in the closures of a function."""
+    for cell in filter(_is_full, function.__closure__ or ()):
+        value = cell.cell_contents
+        if isinstance(value, types.MethodType) and isinstance(value.__self__, nn.Module):
+            yield value
+        elif isinstance(value, types.FunctionType) and depth < _DEPTH:
+            yield from _methods(value, depth + 1)
 
 
 def _is_full(cell: types.CellType) -> bool:

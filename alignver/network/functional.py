@@ -354,6 +354,24 @@ def require_state(model: nn.Module, state: Mapping[str, torch.Tensor], argument:
     return values
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module inside of torch.compile's and data-parallel wrappers, which compute the same function.
+
+    Examples
+    --------
+    >>> net = nn.Linear(2, 1)
+    >>> unwrapped(nn.DataParallel(torch.compile(net))) is net
+    True
+    """
+    while True:
+        inner = getattr(model, "_orig_mod", model)
+        if isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = inner.module
+        if inner is model:
+            return model
+        model = inner
+
+
 def without_prefix(state: Mapping[str, torch.Tensor], known: set[str]) -> Mapping[str, torch.Tensor]:
     """Remove the prefix of torch.compile or a data-parallel wrapper from names, if all of them have it.
 

@@ -30,7 +30,7 @@ from alignver.errors import InvalidInput, first_line, kind_of
 from alignver.network.adapt import arguments_of, names_of
 from alignver.network.arbitration import ForwardPass, arbitrate, graded_rows, is_rounding, refused_backward
 from alignver.network.convolution import Convolutions
-from alignver.network.functional import Functional, Theta, comparison_weights
+from alignver.network.functional import Functional, Theta, comparison_weights, unwrapped
 from alignver.network.inputs import (
     OperationObserver,
     dtype_name,
@@ -112,11 +112,9 @@ def validate_model(model: nn.Module, *, include_frozen: bool = False) -> nn.Modu
     require.boolean("include_frozen", include_frozen)
     if not isinstance(model, nn.Module):
         raise InvalidInput("model", kind_of(model), "a torch.nn.Module", code="wrong-type")
-    model = getattr(model, "_orig_mod", model)
+    model = unwrapped(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise _unsupported(kind_of(model), "the torch.nn.Module that it was scripted or traced from")
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        raise _unsupported(kind_of(model), "the module inside: model.module")
     for name, module in model.named_modules():
         reason = train_mode_fault(module)
         if reason:

@@ -13,6 +13,7 @@ from torch import nn
 from alignver import require
 from alignver.errors import InvalidInput, kind_of, renamed
 from alignver.limits import in_memory
+from alignver.network.functional import unwrapped
 from alignver.network.output_layers import find_output_layers
 from alignver.progress import track
 from alignver.theory.exploitation import objective
@@ -153,8 +154,8 @@ class EEWrapper(TrainedNetwork):
         layers: tuple[str, ...] | None = None,
         record: bool = False,
     ) -> None:
-        # A model wrapped by torch.compile: the layers are replaced in the module inside.
-        model = getattr(model, "_orig_mod", model)
+        # The layers are replaced in the module inside of a wrapper.
+        model = unwrapped(model) if isinstance(model, nn.Module) else model
         if not isinstance(model, nn.Module) or next(iter(model.parameters()), None) is None:
             got = f"{kind_of(model)} without parameters"
             raise InvalidInput("model", got, "a torch module to train", code="unsupported-model")

@@ -209,6 +209,8 @@ class TestOperators:
             "ValueError": Products(lambda v: J @ v, lambda u: J @ u),
             "12 entries": Products(lambda v: J @ v, lambda u: u),
             "NotImplementedError": LinearOperator((20, 12), matvec=lambda v: J @ v),
+            "is not the adjoint": Products(lambda v: J @ v, lambda u: 1.5 * (J.T @ u)),
+            r"\(J\^T u\)\^T v is 0;": Products(lambda v: J @ v, lambda u: 0.0 * (J.T @ u)),
         }
         for words, operator in refused.items():
             with pytest.raises(av.InvalidInput, match=words):

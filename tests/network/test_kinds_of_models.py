@@ -119,6 +119,12 @@ def pruned() -> nn.Module:
     return net
 
 
+def compiled_forward() -> nn.Module:
+    net = chain(nn.Linear(3, 8))
+    net.forward = torch.compile(net.forward, backend="eager")
+    return net
+
+
 KINDS = {
     "weight norm by a hook": lambda: chain(nn.utils.weight_norm(nn.Linear(3, 8))),
     "weight norm": lambda: chain(parametrizations.weight_norm(nn.Linear(3, 8))),
@@ -139,8 +145,11 @@ KINDS = {
     "a sparse matrix": lambda: Graph(False),
     "a sparse matrix in rows": lambda: Graph(True),
     "compiled": lambda: torch.compile(chain(nn.Linear(3, 8))),
+    "a compiled forward pass": compiled_forward,
+    "data parallel": lambda: nn.DataParallel(chain(nn.Linear(3, 8))),
 }
 ANALYTIC = {"pruned", "a cached activation", "a lock", "a generator", "autocast inside", "compiled"}  # proved to be
+ANALYTIC |= {"a compiled forward pass", "data parallel"}
 
 
 @pytest.mark.filterwarnings("ignore")

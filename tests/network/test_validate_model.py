@@ -131,7 +131,6 @@ MODELS = {
     "no module": (lambda: lambda x: x, r"model: got a function; needs a torch.nn.Module"),
     "a class": (lambda: nn.Linear, r"model: got a type"),
     "None": (lambda: None, r"model: got None"),
-    "data parallel": (lambda: nn.DataParallel(nn.Linear(3, 2)), r"DataParallel.*model\.module"),
     "batch norm in train mode": (
         lambda: nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)),
         r"BatchNorm1d '1' in train mode.*model\.eval\(\)",
