@@ -257,7 +257,7 @@ def better_parameters(model: nn.Module, X: Any, targets: Any, loss: str, *, seco
             best, values = float(value.detach()), {name: p.detach().clone() for name, p in trainable}
         if time.perf_counter() > ends:
             raise TimeoutError
-        value.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        value.backward(inputs=[p for _, p in trainable])  # type: ignore[no-untyped-call]  # torch leaves it unannotated
         return value
 
     try:

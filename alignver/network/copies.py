@@ -61,6 +61,8 @@ def deep_copy(model: nn.Module) -> nn.Module:
     try:
         twin = copy.deepcopy(model)
         rebind_functions(model, twin)
+        if shares_memory(tuple(twin.parameters()), tuple(model.parameters())):
+            raise RuntimeError("a copy of it has the same parameters")
         return twin
     except Exception:  # a user's class can raise anything
         try:

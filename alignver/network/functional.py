@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.nn.parameter import is_lazy
 
 from alignver import require
 from alignver.errors import InvalidInput, kind_of
 from alignver.network.copies import separate_copy
 from alignver.network.inputs import FunctionDerivatives, dtype_name, without_fused_layers
-from alignver.network.preserve_state import RefuseWrites, preserve_state
+from alignver.network.preserve_state import RefuseWrites, named_tensors, preserve_state, refused_write
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -270,9 +271,18 @@ def running_copy(model: nn.Module) -> Iterator[nn.Module]:
     ...     twin is model, twin.weight is model.weight
     (False, True)
     """
+    lazy = next((name for name, tensor in named_tensors(model) if is_lazy(tensor)), None)
+    if lazy is not None:
+        need = "one call of the model on a batch first: model(X)"
+        raise InvalidInput("model", f"parameter {lazy!r} without a shape yet", need, "unsupported-model")
     twin = separate_copy(model)
     with _undisturbed(twin, model), RefuseWrites(twin):
+        before = dict(named_tensors(twin))
         yield twin
+        after = dict(named_tensors(twin))
+        changed = next((name for name in before | after if before.get(name) is not after.get(name)), None)
+        if changed is not None:  # assigned anew, which no operation shows
+            raise refused_write(twin, changed)
 
 
 def write_counts(model: nn.Module) -> dict[str, int]:

@@ -99,7 +99,8 @@ def without_fused_layers(model: nn.Module) -> Iterator[None]:
                 cudnn.enabled = False
             if fused and has_attention(model):
                 mha.set_fastpath_enabled(False)
-            on_cpu = next(model.parameters()).device.type == "cpu"
+            first = next(model.parameters(), None)
+            on_cpu = first is None or first.device.type == "cpu"
             if not on_cpu and any(_normalises_weights(module) for module in model.modules()):
                 stack.enter_context(_WeightNormByDefinition())
             yield

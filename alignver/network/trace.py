@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from alignver import require
 from alignver.errors import InvalidInput, first_line
 from alignver.kernel.network.degrees import is_random
 from alignver.kernel.network.graph import Graph, Ref, encode, parse
@@ -133,6 +134,7 @@ def trace_model(model: nn.Module, X: Any, *, rows: int = ROWS) -> NetworkGraph:
     ['parameter', 'parameter', 'input', 'aten.linear.default', 'aten.tanh.default']
     """
     require_time("tracing the network")
+    require.instance("model", model, nn.Module, "a torch.nn.Module")
     device, dtype = _placement(model)
     more = as_inputs(X, device)[: max(rows, _COMPARED)]
     more = more.to(dtype) if more.is_floating_point() and dtype is not None else more

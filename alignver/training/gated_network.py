@@ -13,7 +13,7 @@ from torch import nn
 
 from alignver import require
 from alignver.arrays import available_memory
-from alignver.errors import AlignverWarning, InvalidInput, kind_of
+from alignver.errors import AlignverWarning, InvalidInput, first_line, kind_of
 from alignver.network.output_layers import Call, OutputLayers, find_output_layers, is_computed
 from alignver.network.preserve_state import eval_mode
 
@@ -269,6 +269,10 @@ def gated(ending: OutputLayers, *, outputs: int, width: int | None = None, slope
     if layers and ending.outputs != outputs:
         got = f"{ending.outputs} outputs of {layers[-1].name!r} for targets with {outputs}"
         raise InvalidInput("model", got, "as many outputs as targets", code="wrong-shape")
+    if not ending.out.is_floating_point():
+        raise InvalidInput(
+            "model", f"outputs of dtype {ending.out.dtype}", "floating-point outputs", "unsupported-model"
+        )
     width = _width(ending, width)
     features = layers[0].module.in_features if layers else ending.out.reshape(len(ending.out), -1).shape[1]
     _require_room(width, (features + 1) * outputs * ending.out.element_size(), ending.out.device)
@@ -393,8 +397,12 @@ def _require_same_features(network: GatedNetwork, ending: OutputLayers) -> None:
     """Raise unless the tap receives the input of the layer that it replaces."""
     tap, replaced = network._tap[0], ending.layers[0]
     assert tap is not None
-    with eval_mode(network):
-        network.body(ending.x.clone())
+    try:
+        with eval_mode(network):
+            network.body(ending.x.clone())
+    except Exception as error:  # the user's code, which may do more with a layer than to call it
+        got = f"a layer {replaced.name!r} that cannot be replaced ({first_line(error)})"
+        raise InvalidInput("model", got, "a forward that only calls its last layers", "unsupported-model") from error
     z, before = tap.take(), replaced.input
     if z is None or before is None or z.shape != before.shape or not torch.allclose(z, before, equal_nan=True):
         got = f"a layer {replaced.name!r} that is reached by another way than its name"

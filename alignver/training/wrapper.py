@@ -14,6 +14,7 @@ from alignver import require
 from alignver.errors import InvalidInput, kind_of, renamed
 from alignver.limits import in_memory
 from alignver.network.functional import unwrapped
+from alignver.network.inputs import as_inputs, reporting_input_errors
 from alignver.network.output_layers import find_output_layers
 from alignver.progress import track
 from alignver.theory.exploitation import objective
@@ -236,7 +237,7 @@ class EEWrapper(TrainedNetwork):
             raise InvalidInput("explore_step", f"a call in the phase of {self.phase}", "exploit_step")
         self.prepare(x, y)
         inputs = self._inputs(x)
-        return self._step(lambda: self.module(inputs), self._targets(y, len(inputs)))
+        return self._step(lambda: self._run(inputs), self._targets(y, len(inputs)))
 
     def enter_exploitation(
         self, X: Any, Y: Any, *, cache: bool = True, prove: bool | None = None, batch_size: int | None = None
@@ -290,7 +291,7 @@ class EEWrapper(TrainedNetwork):
             raise InvalidInput("exploit_step", f"a call in the phase of {self.phase}", "enter_exploitation first")
         if x is not None:
             inputs = self._inputs(x)
-            return self._step(lambda: self.module(inputs), self._targets(y, len(inputs)), "the caller's")
+            return self._step(lambda: self._run(inputs), self._targets(y, len(inputs)), "the caller's")
         return self.cached_step(indices, "all" if indices is None else "the caller's")
 
     def cached_step(self, indices: torch.Tensor | None, drawn: str) -> float:
@@ -353,7 +354,8 @@ class EEWrapper(TrainedNetwork):
             if function is not None and not callable(function):
                 raise InvalidInput(name, kind_of(function), "a function", code="wrong-type")
         X, Y = as_pair(data)
-        last, *sizes = planned(self, len(X), epochs, batch_size, exploit_batch_size)
+        n = len(as_inputs(X, next(self._model.parameters()).device))
+        last, *sizes = planned(self, n, epochs, batch_size, exploit_batch_size)
         held_out = None if test is None else as_pair(test, "test", "samples that are not trained on")
         if self.loss != "squared":
             Y, of_test = numbered_classes(Y, held_out and held_out[1])
@@ -411,6 +413,11 @@ class EEWrapper(TrainedNetwork):
             got = f"{state} after step {record['steps'] - 1} (epoch {record['epoch']}, {record['phase']})"
             raise InvalidInput("optimizer", got, _SMALLER_STEP, code="not-finite")
 
+    def _run(self, inputs: torch.Tensor) -> torch.Tensor:
+        with reporting_input_errors(self.module, inputs):
+            out: torch.Tensor = self.module(inputs)
+            return out
+
     def _step(self, outputs: Callable[[], torch.Tensor], targets: torch.Tensor, drawn: str = "") -> float:
         first: list[tuple[float, torch.Tensor]] = []
 
@@ -425,7 +432,9 @@ class EEWrapper(TrainedNetwork):
                 raise InvalidInput("optimizer", got, _SMALLER_STEP, code="not-finite")
             if not first:
                 first.append((value, values.detach()))
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+            # Code of the user may still hold results of the original model, which keeps its gradients.
+            held = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
+            loss.backward(inputs=held)  # type: ignore[no-untyped-call]  # torch leaves it unannotated
             return loss
 
         if self.phase == EXPLOITING and not self._warned and self.guarantee is not None:
