@@ -229,6 +229,7 @@ def _clamp(c: Compiler, args: Args) -> Value:
 @rule("cat", "concat", "concatenate", "stack")
 def _cat(c: Compiler, args: Args) -> Value:
     steps = [c.real(part) for part in args["tensors"]]
+    require_size((sum(c.tape.steps[step].size for step in steps),))
     dim, places, start = args.get("dim", 0), [], 0
     for step in steps:
         places.append(c.tape.indices(step) + start)
@@ -542,7 +543,9 @@ def _transposed(c: Compiler, args: Args, x: int, W: int, more: tuple[int, ...]) 
     padding = triple(args.get("padding"), axes, 0)
     grid = _with_samples(c, x, axes)
     B, C, *sizes = grid.shape
-    spread = np.full((B, C, *((size - 1) * s + 1 for size, s in zip(sizes, stride, strict=True))), -1, grid.dtype)
+    shape = (B, C, *((size - 1) * s + 1 for size, s in zip(sizes, stride, strict=True)))
+    require_size(shape)
+    spread = np.full(shape, -1, grid.dtype)
     spread[(slice(None), slice(None), *(slice(None, None, s) for s in stride))] = grid
     pad = [(d * (k - 1) - p, d * (k - 1) - p + o) for k, d, p, o in zip(kernel, dilation, padding, more, strict=True)]
     spread = padded(spread, [side for pair in reversed(pad) for side in pair], "constant")

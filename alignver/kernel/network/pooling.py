@@ -56,6 +56,7 @@ def _cumsum(c: Compiler, args: Args) -> Value:
     dim %= max(len(shape), 1)
     length = shape[dim]
     grid = np.moveaxis(c.tape.indices(step), dim, -1)
+    require_size((grid.size, length))
     padding = np.where(np.tri(length, dtype=bool), grid[..., None, :], -1)
     total = c.tape.rows("reduce", c.tape.move((step,), padding.reshape(-1, length)), keep=False)
     whole = np.moveaxis(np.arange(math.prod(shape)).reshape(*grid.shape[:-1], length), -1, dim)
@@ -123,6 +124,7 @@ def _adaptive(c: Compiler, args: Args) -> tuple[int, Any, Any]:
     sizes = args["output_size"] if isinstance(args["output_size"], list) else [args["output_size"]]
     out = (*grid.shape[:lead], *(grid.shape[lead + k] if size is None else size for k, size in enumerate(sizes)))
     require(len(out) == grid.ndim, "a window of unexpected axes")
+    require_size(out)
     divisor = np.ones(out[-axes:], dtype=np.int64)
     for k in range(axes):
         size, outputs, axis = grid.shape[lead + k], out[lead + k], lead + k
@@ -260,6 +262,7 @@ def _sizes(args: Args, shape: Sequence[int], axes: int) -> list[int]:
         require(out is None or list(out) == whole, "a scale that contradicts the size")
         out = whole
     require(len(out) == axes and min(out) >= 1, "a size for unexpected axes")
+    require_size(out)
     return list(out)
 
 
@@ -328,6 +331,7 @@ def _col2im(c: Compiler, args: Args) -> Value:
     order = np.argsort(pixel, kind="stable")
     order = order[pixel[order] >= 0]
     counts = np.bincount(pixel[order], minlength=math.prod(shape))
+    require_size((len(counts), counts.max()))
     table = np.full((len(counts), max(1, counts.max())), -1)
     table[np.arange(table.shape[1]) < counts[:, None]] = order
     total = c.tape.rows("reduce", c.tape.move((step,), table), keep=False)
@@ -349,6 +353,7 @@ def _embedding_bag(c: Compiler, args: Args) -> Value:
     require(bool(((index.value >= 0) & (index.value < count)).all()), "an index outside of its axis")
     lengths = np.diff(ends)
     require(ends[0] == 0 and ends[-1] == len(index.value) and bool((lengths > 0).all()), "bags of an unknown form")
+    require_size((len(lengths), width, lengths.max()))
     place = np.array(ends[:-1])[:, None] + np.arange(lengths.max())
     inside = np.arange(lengths.max()) < lengths[:, None]
     place = np.minimum(place, len(index.value) - 1)

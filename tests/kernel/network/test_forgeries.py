@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -238,6 +239,44 @@ def test_forged_sizes():
     for shape in ((2**12, 2**13, 2), (2**25 + 1,), (10**6, 10**6)):
         with pytest.raises(NotProved, match="an array of"):
             require_size(shape)
+
+
+HUGE = {
+    "cumsum": ([1 << 20], "cumsum.default", {"dim": 0}),
+    "cat": ([1 << 22], "cat.default", {"tensors": [{"node": 2}] * 16}),
+    "conv_transpose1d": ([1, 1, 2], "conv_transpose1d.default", {"weight": {"node": 2}, "stride": [1 << 32]}),
+    "adaptive_avg_pool1d": ([1, 1, 4], "adaptive_avg_pool1d.default", {"output_size": [1 << 31]}),
+    "upsample_nearest1d": ([1, 1, 4], "upsample_nearest1d.vec", {"output_size": [1 << 32]}),
+    "upsample_linear1d": ([1, 1, 4], "upsample_linear1d.vec", {"output_size": [1 << 32], "align_corners": True}),
+    "tensor_split": ([4], "tensor_split.sections", {"sections": 1 << 30}),
+    "col2im": ([1, 1 << 13, 1 << 13], "col2im.default", {"output_size": [1, 1 << 13], "kernel_size": [1, 1 << 13],
+                                                        "padding": [0, (1 << 13) - 1]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_one_operator_allocates_nothing_that_is_too_large(name):
+    """Of a few numbers in a certificate of a few hundred bytes."""
+    shape, op, args = HUGE[name]
+    main = {"self": {"node": 2}, "input": {"node": 2}}
+    own = {"cat": {}, "conv_transpose1d": {"input": main["input"]}}.get(name, {"self": main["self"]})
+    own = {"input": main["input"]} if name.startswith("upsample") else own
+    facts = {"name": "w", "leaf": 0, "trainable": False, "pure": True, "range": None}
+    nodes = [
+        {"op": "parameter", "args": facts, "out": [["float64", [1]]], "module": ""},
+        {"op": "input", "args": {}, "out": [["float64", [1, 1]]], "module": ""},
+        {"op": "aten.expand.default", "args": {"self": {"node": 0}, "size": shape}, "out": [["float64", shape]],
+         "module": ""},
+        {"op": f"aten.{op}", "args": {**own, **args}, "out": [["float64", [1]]], "module": ""},
+    ]  # fmt: skip
+    graph = parse(encode({"nodes": nodes, "outputs": [3]}))
+    tracemalloc.start()
+    try:
+        with pytest.raises(NotProved, match=r"an array of .* entries|a split into many parts"):
+            compiled(graph, unpacked(graph, np.ones(1)), np.zeros((1, 1)))
+        assert tracemalloc.get_traced_memory()[1] < 2.0**30
+    finally:
+        tracemalloc.stop()
 
 
 def test_forged_tokens():
