@@ -165,8 +165,7 @@ def curves(
     with styled():
         for (label, values), style in zip(lines.items(), line_styles()):
             ax.plot(x[: len(values)], values, label=escaped(label), **style)
-        ax.set_xlabel(x_label)
-        ax.set_ylabel(y_label)
+        ax.set(xlabel=x_label, ylabel=y_label)
         if len(lines) > 1:
             ax.legend()
     return ax
@@ -204,8 +203,7 @@ def bands(
             ax.plot(x, mean, label=f"{escaped(label)}, {len(values)} {word}", **style)
         if positive:
             ax.set_yscale("log")
-        ax.set_xlabel(x_label)
-        ax.set_ylabel(y_label)
+        ax.set(xlabel=x_label, ylabel=y_label)
         ax.legend()
     return ax
 
@@ -245,9 +243,7 @@ def training_and_q(
     ax = axes_of(ax)
     with styled():
         drawn = ax.plot(steps, error, color=FAINT, linewidth=1.0, label=y_label)
-        ax.set_xlabel("step $T$")
-        ax.set_ylabel(y_label)
-        ax.set_title(escaped(title))
+        ax.set(xlabel="step $T$", ylabel=y_label, title=escaped(title))
         right = ax.twinx()
         right.spines["right"].set_visible(True)
         right.grid(False)
@@ -297,9 +293,7 @@ def representation_change(
                 ax.fill_between(steps[: len(high)], least, high, **where)
             drawn = [value if value is not None and value > 0 else np.nan for value in values]
             ax.plot(steps[: len(values)], drawn, label=escaped(label), **style)
-        ax.set_yscale("log")
-        ax.set_xlabel("step $T$")
-        ax.set_ylabel(r"$\|M(\theta^T) - M(\theta^0)\|_F^2$")
+        ax.set(yscale="log", xlabel="step $T$", ylabel=r"$\|M(\theta^T) - M(\theta^0)\|_F^2$")
         if len(changes) > 1:
             ax.legend()
     return ax
@@ -339,9 +333,7 @@ def residuals(
         if limit is not None:
             ax.axhspan(limit / 10, limit * 10, color=FAINT, alpha=BAND, linewidth=0)
             ax.axhline(limit, color=FAINT, linewidth=1.0, label=r"$\varepsilon_y$")
-        ax.set_yscale("log")
-        ax.set_xlabel("step $T$")
-        ax.set_ylabel(r"$\rho(\tau)$")
+        ax.set(yscale="log", xlabel="step $T$", ylabel=r"$\rho(\tau)$")
         ax.legend()
     return ax
 

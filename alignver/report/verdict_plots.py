@@ -51,8 +51,7 @@ def spectrum(levels: Sequence[float], tolerances: Mapping[str, float], *, ax: An
             ax.axhline(max(tau, bottom), label=label, **{key: style[key] for key in ("color", "linestyle")})
         ax.set_yscale("log")
         ax.set_ylim(bottom=bottom)
-        ax.set_xlabel("$k$")
-        ax.set_ylabel("$s_k$")
+        ax.set(xlabel="$k$", ylabel="$s_k$")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend()
     return ax
@@ -83,8 +82,7 @@ def modules(rows: Sequence[tuple[str, str, str, bool]], *, ax: Any = None) -> An
             ax.plot([0.0], [row], "o" if proved else "x", color="#000000", fillstyle=fill, markersize=5)
         ax.set_yticks(range(len(rows)), [escaped(f"{name}  {operators}") for name, operators, _, _ in rows])
         ax.set_xticks([])
-        ax.set_xlim(-0.5, 0.5)
-        ax.set_ylim(len(rows) - 0.4, -0.6)
+        ax.set(xlim=(-0.5, 0.5), ylim=(len(rows) - 0.4, -0.6))
     return ax
 
 
@@ -134,10 +132,7 @@ def reach(
             ax.axvspan(low, max(high, low * 1.02), color=COLOURS[2], label=r"$\kappa$")
         if shuffled is not None:
             ax.axvline(shuffled, color=COLOURS[1], linestyle="--", label=r"$\kappa$, shuffled targets")
-        ax.set_xscale("log")
-        ax.set_ylim(-0.02, 1.05)
-        ax.set_xlabel(r"$\|\beta\|$")
-        ax.set_ylabel(r"$\rho_b$")
+        ax.set(xscale="log", ylim=(-0.02, 1.05), xlabel=r"$\|\beta\|$", ylabel=r"$\rho_b$")
         ax.legend()
     return ax
 
@@ -187,8 +182,7 @@ def rules(
         shown = [level for level in levels if low / 100 <= level <= high * 100]
         ax.set_xlim(min([low, *shown]) / 3, max([high, *shown]) * 10)
         ax.set_yticks(range(len(named)), [escaped(name) for name, _ in named])
-        ax.set_ylim(-0.6, len(named) - 0.4)
-        ax.set_xlabel(r"tolerance $\tau$")
+        ax.set(ylim=(-0.6, len(named) - 0.4), xlabel=r"tolerance $\tau$")
         if shown:
             ax.legend(loc="upper right")
     return ax
@@ -239,9 +233,7 @@ def turning(
         # This axis can show zero: the value of the curve where y is in the column space.
         ax.set_yscale("symlog", linthresh=1e-17)
         ax.set_yticks([0.0, 1e-16, 1e-12, 1e-8, 1e-4, 1.0])
-        ax.set_ylim(0.0, 2.0)
-        ax.set_xlabel(r"$\tau$")
-        ax.set_ylabel(r"$\rho(\tau)$")
+        ax.set(ylim=(0.0, 2.0), xlabel=r"$\tau$", ylabel=r"$\rho(\tau)$")
         ax.legend(loc="best")
     return ax
 
@@ -269,8 +261,7 @@ def occupancy(gates: Any, *, ax: Any = None) -> Any:
     with styled():
         image = ax.imshow(S[np.ix_(order, units)], cmap="Greys", vmin=0.0, vmax=1.0, aspect="auto")
         ax.grid(False)
-        ax.set_xlabel("hidden unit")
-        ax.set_ylabel("sample")
+        ax.set(xlabel="hidden unit", ylabel="sample")
         ax.figure.colorbar(image, ax=ax, label="gate")
     return ax
 
@@ -382,8 +373,7 @@ def _side_by_side(ax: Any, pair: Sequence[np.ndarray[Any, np.dtype[np.float64]]]
         else:
             ax.imshow(picture, cmap="Greys", vmin=low, vmax=high, **place)
         start += wide + 0.06
-    ax.set_xlim(0.0, start - 0.06)
-    ax.set_ylim(0.0, 1.0)
+    ax.set(xlim=(0.0, start - 0.06), ylim=(0.0, 1.0))
     ax.set_axis_off()
 
 
