@@ -29,6 +29,8 @@ def folder(files, monkeypatch):
             "import torch\n"
             "def build():\n"
             "    return torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2))\n"
+            "def dropping():\n"
+            "    return torch.nn.Sequential(*build()[:2], torch.nn.Dropout(0.5), torch.nn.Linear(6, 2))\n"
         )
     return files
 
@@ -156,6 +158,16 @@ def test_features_of_a_network(here, folder):
     assert "1 of its batches from the folder" in here("check", "exploration", *model, *seeded).out
     run = here("check", "exploration", *model, "--layer", "1", "--keep-features", "F.npy", "--tiles", "kept")
     assert (run.code, run.out) == (2, "")
+
+
+def test_the_recheck_of_a_model_in_eval_mode(here, folder):
+    """The command that the report names has all options of the model, and holds."""
+    model = ["--model", "net.py:dropping", "--data", "data.npz", "--eval"]
+    run = here("check", "exploration", *model, "--layer", "2", "--certificate", "dropped")
+    assert run.code == 0, run.err
+    (command,) = (line.partition("re-check with: alignver ")[2] for line in run.out.splitlines() if "re-check" in line)
+    assert "--eval" in command
+    assert here(*command.split()).code == 0
 
 
 def test_refutation_is_verified(here, folder):
