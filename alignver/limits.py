@@ -180,9 +180,8 @@ def in_time(function: Callable[P, T]) -> Callable[P, T]:
             if seconds is None:  # the limit of a call around this one
                 raise
             got = f"{seconds:g} s, which ended in {error.place}"
-            raise InvalidInput(
-                "max_seconds", got, _more_time(error, time.perf_counter() - began), "too-large"
-            ) from None
+            need = _more_time(error, time.perf_counter() - began)
+            raise InvalidInput("max_seconds", got, need, "too-large") from None
 
     return run
 

@@ -199,9 +199,8 @@ class Lines(Bars):
             self._write(words)
 
     def _draw(self) -> None:
-        early = max(
-            0.0, SILENCE - PATIENCE
-        )  # a program has been silent while it was loaded: its first line is due soon
+        # A program has been silent while it was loaded: its first line is due soon.
+        early = max(0.0, SILENCE - PATIENCE)
         began = ended = time.monotonic()
         shown = began - early
         while self._open:

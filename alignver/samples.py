@@ -408,9 +408,8 @@ def _joined(batches: Iterator[tuple[npt.NDArray[Any], Any]], name: str) -> Itera
     count = size = 0
     for inputs, y in batches:
         if inputs.ndim == 0 or 0 in inputs.shape:
-            raise InvalidInput(
-                name, f"sample {count} of shape {inputs.shape[1:]}", "samples that are not empty", "wrong-shape"
-            )
+            got = f"sample {count} of shape {inputs.shape[1:]}"
+            raise InvalidInput(name, got, "samples that are not empty", "wrong-shape")
         if like is None:
             like = (inputs.shape[1:], inputs.dtype)
         if (inputs.shape[1:], inputs.dtype) != like:
@@ -485,9 +484,8 @@ def _targets(samples: Samples, streamed: list[Any] | None, n: int) -> tuple[npt.
     """Return targets as a matrix of float64, and whether they are one number per sample."""
     name = samples.targets_name
     if streamed is not None and samples.targets is not None:
-        raise InvalidInput(
-            name, f"targets in addition to those in {samples.name}", "one of the two", "conflicting-arguments"
-        )
+        got = f"targets in addition to those in {samples.name}"
+        raise InvalidInput(name, got, "one of the two", "conflicting-arguments")
     given: Any = samples.targets if samples.targets is not None else streamed
     if given is None:
         return None, False

@@ -350,9 +350,8 @@ def _weights(weights: Any, width: int | None) -> FloatArray | None:
     if weights is None:
         return None
     if width is None:
-        raise InvalidInput(
-            "weights", "weights without a width", "width=h or q, which they belong to", "conflicting-arguments"
-        )
+        need = "width=h or q, which they belong to"
+        raise InvalidInput("weights", "weights without a width", need, "conflicting-arguments")
     w = np.ascontiguousarray(host(as_vector(weights, "weights").array))
     if w.size != width:
         raise InvalidInput("weights", f"{w.size} weights", f"{width}, one for each hidden unit", "wrong-shape")

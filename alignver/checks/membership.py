@@ -196,9 +196,8 @@ def membership_of(
 
 def _require_fit(y: Entries, rows: int) -> None:
     if y.array.shape[0] != rows:
-        raise InvalidInput(
-            "y", f"{y.array.shape[0]} entries for {rows} rows of J", "an entry per row of J", "wrong-shape"
-        )
+        got = f"{y.array.shape[0]} entries for {rows} rows of J"
+        raise InvalidInput("y", got, "an entry per row of J", "wrong-shape")
 
 
 @dataclasses.dataclass(frozen=True)

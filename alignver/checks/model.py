@@ -240,9 +240,8 @@ class _Questions:
                 ending = find_output_layers(model, in_dtype_of(model, x[:2]))
             if not ending.layers or ending.features is None:
                 got = f"{type(model).__name__}, whose last hidden layer does not read the output of a module"
-                raise InvalidInput(
-                    "model", got, "layer=, the name of the module whose output is z", "unsupported-model"
-                )
+                need = "layer=, the name of the module whose output is z"
+                raise InvalidInput("model", got, need, "unsupported-model")
             first = ending.layers[0]
             width = int(first.module.out_features) if len(ending.layers) == 2 else None
             layer = ending.features

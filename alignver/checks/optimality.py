@@ -152,9 +152,8 @@ def check_optimality(
     theta = model.weights(weights)
     problem = objective(model, Y, loss)
     loss = loss if isinstance(loss, SampleLoss) else problem.loss.name
-    problem = dataclasses.replace(
-        problem, targets=np.array(problem.targets)
-    )  # the hashed array is the one of the proof
+    # The hashed array is the one of the proof.
+    problem = dataclasses.replace(problem, targets=np.array(problem.targets))
     flops = model.m_y * dense_flops(model.n, model.h * model.m)
     data = None
     if isinstance(loss, str) and loss in LOSSES:

@@ -333,9 +333,8 @@ def _places(file: str, argument: str, names: Mapping[str, tuple[str, ...]], *, r
     places = {name: f"{file}:{key}" for name, keys in names.items() for key in reversed(keys) if key in present}
     if required and inputs not in places:
         need = f"inputs under the name {' or '.join(names[inputs])}; or {file}:NAME with --targets {file}:NAME"
-        raise InvalidInput(
-            input_files.file_argument(argument, file), f"the arrays {', '.join(present) or 'none'}", need
-        )
+        got = f"the arrays {', '.join(present) or 'none'}"
+        raise InvalidInput(input_files.file_argument(argument, file), got, need)
     return places if inputs in places else {}
 
 

@@ -141,12 +141,8 @@ def ensure_writable(option: str, target: str | None) -> None:
     if place.is_dir():
         raise InvalidInput(option, f"{target}, a folder", "the name of a file", code="unwritable-file")
     if not folder.is_dir():
-        raise InvalidInput(
-            option,
-            f"{target}, in the folder {place.parent}, which does not exist",
-            "an existing folder",
-            code="unwritable-file",
-        )
+        got = f"{target}, in the folder {place.parent}, which does not exist"
+        raise InvalidInput(option, got, "an existing folder", code="unwritable-file")
     if not os.access(place if place.exists() else folder, os.W_OK):
         need = "a place that may be written to"
         raise InvalidInput(option, f"{target}, which cannot be written", need, code="unwritable-file")

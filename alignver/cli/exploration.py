@@ -164,9 +164,8 @@ def exploration(
         if estimate_delta:
             if model is None or delta is not None:
                 need = "--model without --delta"
-                raise InvalidInput(
-                    "--estimate-delta", "no model, or --delta as well", need, code="conflicting-arguments"
-                )
+                got = "no model, or --delta as well"
+                raise InvalidInput("--estimate-delta", got, need, code="conflicting-arguments")
             with input_files.rename_argument(files):
                 radius = estimate_row_error(net, samples["X"], layer, seed=seed)
         if gram and device != "cpu":

@@ -316,9 +316,8 @@ def _read_text(file: Path, name: str, ndim: int) -> np.ndarray[Any, Any]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InvalidInput(
-            name, "bytes that are not text", f"{_NEED}; text in UTF-8", code="unreadable-file"
-        ) from error
+        got = "bytes that are not text"
+        raise InvalidInput(name, got, f"{_NEED}; text in UTF-8", code="unreadable-file") from error
     rows = [row for row in (line.partition("#")[0].strip() for line in text.splitlines()) if row]
     if not rows:
         raise InvalidInput(name, "no numbers", "rows of numbers", code="unreadable-file")
@@ -436,9 +435,8 @@ def to_backend(array: Any, backend: Backend, device: str) -> Any:
             native = array.astype(array.dtype.newbyteorder("="), order="C", copy=not array.flags.writeable)
             return torch.from_numpy(native).to(destination)
         except TypeError as error:
-            raise InvalidInput(
-                "--backend", f"torch for dtype {array.dtype}", "a dtype that torch has", code="wrong-dtype"
-            ) from error
+            got = f"torch for dtype {array.dtype}"
+            raise InvalidInput("--backend", got, "a dtype that torch has", code="wrong-dtype") from error
     cupy = library("cupy", "--backend cupy")
     number = device.removeprefix("cuda").removeprefix(":") or "0"
     if device not in {"cpu", "cuda"} and not (device.startswith("cuda:") and number.isdecimal()):

@@ -183,10 +183,7 @@ def _lines(command: Any, ctx: Any, width: int) -> Iterator[Text]:
     def wrapped(words: str, indent: int) -> Iterator[Text]:
         for line in words.splitlines():
             depth = indent + len(line) - len(line.lstrip())
-            first, rest = (
-                " " * depth,
-                " " * (depth + 2 * (depth > indent)),
-            )  # an example goes on further in
+            first, rest = " " * depth, " " * (depth + 2 * (depth > indent))  # an example goes on further in
             parts = textwrap.wrap(
                 line.strip(), width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False
             )

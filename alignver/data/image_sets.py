@@ -90,9 +90,8 @@ def _idx(path: pathlib.Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
         reading("folder", f"an unreadable {path.name}", "an IDX file"),
         gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file,
     ):
-        content = file.read(
-            whole + 1
-        )  # one byte more than expected: a gzip file may unpack to a thousand times its size
+        # One byte more than expected: a gzip file may unpack to a thousand times its size.
+        content = file.read(whole + 1)
     if not content.startswith(head) or len(content) != whole:
         raise unreadable(f"{path.name} that is not an IDX file of shape {shape}", "the complete file")
     return np.frombuffer(content, dtype=np.uint8, offset=len(head)).reshape(shape)
@@ -136,9 +135,8 @@ def svhn(folder: str | os.PathLike[str], *, train: bool = True) -> Dataset:
     if not path.is_file():
         raise unreadable(f"folder={os.fspath(folder)!r} with no {path.name}", "SVHN's cropped digits")
     with reading("folder", f"an unreadable {path.name}", "a MATLAB 5 file with X and y"):
-        declared = {
-            name: shape for name, shape, _ in whosmat(path)
-        }  # reads the headers alone: the arrays are compressed
+        # Reads the headers alone: the arrays are compressed.
+        declared = {name: shape for name, shape, _ in whosmat(path)}
         *image, count = declared["X"]
         if image != [32, 32, 3] or declared["y"] != (count, 1) or count > _MOST:
             raise unreadable(f"{path.name} with X {declared['X']} and y {declared['y']}", _NEED)

@@ -401,9 +401,8 @@ def _gathered(X: Any, Y: Any) -> tuple[Any, Any]:
             if np.array_equal(targets, others, equal_nan=True):
                 others = targets
         if others is not targets:
-            raise InvalidInput(
-                "Y", "other targets when read again", "targets that are the same each time they are read"
-            )
+            need = "targets that are the same each time they are read"
+            raise InvalidInput("Y", "other targets when read again", need)
     named = isinstance(next(iter(inputs)), str)
     X = inputs[None] if list(inputs) == [None] else inputs if named else tuple(inputs.values())
     return X, _one_of(Y, targets)

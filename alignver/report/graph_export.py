@@ -124,9 +124,8 @@ def graph_bounds(certificate: Certificate, parameters: Any = None, x: Any = None
     """
     graph = _graph(certificate)
     if (parameters is None) != (x is None):
-        raise InvalidInput(
-            "parameters" if parameters is None else "x", "None", "both inputs, or none", "conflicting-arguments"
-        )
+        need = "both inputs, or none"
+        raise InvalidInput("parameters" if parameters is None else "x", "None", need, "conflicting-arguments")
     for name, value in {} if x is None else {"parameters": parameters, "x": x}.items():
         array = np.ascontiguousarray(value, dtype=np.float64)
         if plain(record(array)) != dict(certificate.inputs.get(name, {})):
@@ -186,9 +185,8 @@ def _enclosures(graph: Graph, theta: Any, x: Any) -> list[dict[str, Any] | None]
         program = compiler.compiled(batch)
         steps = normwise.forward(Program(tuple(compiler.tape.steps), len(compiler.tape.steps) - 1, program.samples))
     except NotProved as failure:
-        raise InvalidInput(
-            "certificate", f"a graph that is not enclosed in float64 ({failure})", "rules for its operators"
-        ) from None
+        got = f"a graph that is not enclosed in float64 ({failure})"
+        raise InvalidInput("certificate", got, "rules for its operators") from None
     enclosures: list[dict[str, Any] | None] = []
     for value in compiler.values:
         if not isinstance(value, Real) or value.masked is not None:

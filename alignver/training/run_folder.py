@@ -532,6 +532,5 @@ def require_code_elsewhere(folder: str | os.PathLike[str], model: str) -> None:
                     files += [*(spec.submodule_search_locations or ()), spec.origin or ""]
     if any(pathlib.Path(file).resolve().is_relative_to(inside) for file in files if file):
         got = f"{model}, code inside the run folder {folder}"
-        raise InvalidInput(
-            "model", got, "code outside of the folder, which you trust: loading a run executes it", "unreadable-file"
-        )
+        need = "code outside of the folder, which you trust: loading a run executes it"
+        raise InvalidInput("model", got, need, "unreadable-file")

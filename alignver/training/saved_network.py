@@ -148,9 +148,8 @@ class SavedNetwork(nn.Module):
                     torch.onnx.export(program, f=target)
         except Exception as error:  # torch.export raises errors of many types
             got = f"a model that cannot be exported ({first_line(error)})"
-            raise InvalidInput(
-                "model", got, "a forward method without control flow on values", "unsupported-model"
-            ) from error
+            need = "a forward method without control flow on values"
+            raise InvalidInput("model", got, need, "unsupported-model") from error
         return target
 
 

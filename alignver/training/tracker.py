@@ -259,9 +259,8 @@ class AlignmentTracker:
         self._run, self._first = 0, True
         self._start: Any = None
         if resume and path is None:
-            raise InvalidInput(
-                "resume", "resume=True without path", "path=, the file to continue", "conflicting-arguments"
-            )
+            need = "path=, the file to continue"
+            raise InvalidInput("resume", "resume=True without path", need, "conflicting-arguments")
         self._file = None if path is None else HistoryFile(path, config, resume=resume)
         self.history = History((), config) if self._file is None else self._file.history
         if len(self.history):
@@ -534,6 +533,5 @@ def _require(mode: str, change: str, rules: Sequence[str]) -> None:
             known = rank_rules.find(rule)
         # An operator has no entries and no trailing norms.
         if known.levels != "singular values" or rule == "golub-inf":
-            raise InvalidInput(
-                "rules", repr(rule), "rules on singular values that need no entries, such as 'press' and 'golub'"
-            )
+            need = "rules on singular values that need no entries, such as 'press' and 'golub'"
+            raise InvalidInput("rules", repr(rule), need)
