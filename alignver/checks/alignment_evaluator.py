@@ -163,6 +163,7 @@ class AlignmentEvaluator:
         if self._conflict:
             return self._refuted()
         parts = self._factors()
+        self._resize(parameter_layout(self._model).d)
         M: torch.Tensor | None
         if parts is not None and self._layers is not None:
             with threads_for(self._layers.flops):
@@ -186,6 +187,11 @@ class AlignmentEvaluator:
         if parts is not None or self._cheap() or self._thorough:
             return self._accurately(values, M_host, (), methods, parts)
         return self._bounded(values, M_host, methods)
+
+    def _resize(self, d: int) -> None:
+        """Take the number of parameters, which changes where layers are frozen or replaced during the training."""
+        if d != self.d:
+            self.d, self._plan = d, plan(self.n, self.m_y, d)
 
     def _refuted(self) -> AlignmentEvaluation:
         """Answer from the data: no theta fits equal inputs with different targets."""

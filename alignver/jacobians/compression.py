@@ -9,10 +9,12 @@ layers of width 300, 4e7 instead of the 2e9 of a QR of the layer's 90300 columns
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,9 +26,9 @@ from alignver.arrays import EPS
 from alignver.errors import InvalidInput
 from alignver.features.threads import ordered
 from alignver.jacobians import layer_gradients
-from alignver.jacobians.jacobian import bind, probed_copy
+from alignver.jacobians.jacobian import probed_copy
 from alignver.linalg import double_double
-from alignver.network.functional import Functional
+from alignver.network.functional import Functional, running_copy
 from alignver.network.inputs import dtype_name, full_precision
 from alignver.network.preserve_state import preserve_state
 from alignver.network.validate_model import validate_model
@@ -203,13 +205,18 @@ class CompressedJacobian:
 
     def __init__(self, model: nn.Module, X: Any, *, dtype: str | None = "float64") -> None:
         self._model, self._dtype = validate_model(model), dtype
-        # Without a copy: the layers of one call are those of the next.
-        with probed_copy(model, X, dtype, separate=False) as (function, x, probed):
+        self._read(X)
+        self._scratch = dict[Any, torch.Tensor]()
+
+    def _read(self, X: Any) -> None:
+        """Read the structure of the model as it is."""
+        with probed_copy(self._model, X, self._dtype) as (function, x, probed):
             self._function, self._x = function, x
             self._layers = _layers(function, x, probed.m_y)
+            names = {module: name for name, module in function.model.named_modules()}
+        self._paths = [names[layer] for layer, _, _ in self._layers]
         self.n, self.m_y, self.d = len(self._x), probed.m_y, function.layout.d
-        self.computed_in = dtype_name(probed.computed_in)
-        self._calls, self._scratch = 0, dict[Any, torch.Tensor]()
+        self.computed_in, self._calls = dtype_name(probed.computed_in), 0
 
     @property
     def N(self) -> int:
@@ -272,11 +279,12 @@ class CompressedJacobian:
         InvalidInput
             The factors of a layer disagree with the gradient of a backward pass.
         """
+        function = self._bound()
         verify = self._calls % _VERIFIED == 0
-        with preserve_state(self._model, self._scratch):
-            function = self._bound()
+        with self._modules() as model:
+            function = dataclasses.replace(function, model=model)
             with full_precision(function.device, function.dtype):
-                modules = [layer for layer, _, _ in self._layers]
+                modules = [model.get_submodule(path) for path in self._paths]
                 names = [name for _, *pair in self._layers for name in pair if name is not None]
                 against: tuple[Any, ...] = ()
                 if verify:
@@ -285,9 +293,11 @@ class CompressedJacobian:
                     against = weights, names
                 captured = layer_gradients.capture(function, self._x, modules, self.m_y, *against)
         factors, eps = [], EPS[self.computed_in]
-        for layer, name, bias in self._layers:
-            (use,) = captured.uses[layer] or (None,)
-            assert use is not None
+        for layer, (_, name, bias) in zip(modules, self._layers, strict=True):
+            uses = captured.uses[layer]
+            if uses is None or len(uses) != 1:
+                raise _unsupported(f"the layer of {name!r}", "linear layers used once, on vectors")
+            (use,) = uses
             A, B = use.inputs, use.derivatives  # (n, k), (n, m_y, l)
             if verify:
                 mixed = torch.einsum("ij,ijl->il", weights, B)
@@ -303,8 +313,18 @@ class CompressedJacobian:
         """Return the model as a function of its present parameters, in the memory of the previous call if they fit."""
         free = tuple(name for name, p in self._model.named_parameters() if p.requires_grad)
         if free != self._function.layout.names or not self._function.refresh():
-            self._function = bind(self._model, self._x, self._dtype, include_frozen=False, separate=False)[0]
+            self._read(self._x)
         return self._function
+
+    @contextlib.contextmanager
+    def _modules(self) -> Iterator[nn.Module]:
+        """Yield the modules to run: a copy, since another thread may run the model; itself, which is faster, alone."""
+        if threading.active_count() == 1:
+            with preserve_state(self._model, self._scratch):
+                yield self._model
+        else:
+            with running_copy(self._model) as twin:
+                yield twin
 
 
 def _with_ones(A: torch.Tensor) -> torch.Tensor:

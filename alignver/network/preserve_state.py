@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import random
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -113,7 +114,10 @@ def preserve_random_states() -> Iterator[None]:
 
 
 class _RandomStates:
-    """The random states of a process; one that has not changed is not written, since other threads may draw numbers."""
+    """The random states of a process; one that has not changed is not written, since other threads may draw numbers.
+
+    In a thread beside the main one, they are left as they are: the main one draws its numbers meanwhile.
+    """
 
     def __init__(self) -> None:
         self.torch = torch.get_rng_state()
@@ -123,6 +127,8 @@ class _RandomStates:
         self.python = random.getstate()
 
     def put_back(self) -> None:
+        if threading.current_thread() is not threading.main_thread() and threading.active_count() > 1:
+            return
         if not torch.equal(torch.get_rng_state(), self.torch):
             torch.set_rng_state(self.torch)
         if self.cuda:

@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -415,3 +416,69 @@ def test_refusals_name_the_tracker_s_own_arguments():
     with pytest.raises(InvalidInput, match="rules: got 'press'; needs a list") as caught:
         AlignmentTracker(model, x, y, loss="cross_entropy", rules="press")
     assert caught.value.code == "wrong-type"
+
+
+def test_a_tracker_in_a_thread_beside_the_training():
+    X, Y = data(12)
+    runs = []
+    for watched in (False, True):
+        net, done, failures = mlp(), threading.Event(), []
+        tracker = AlignmentTracker(net, X, Y, loss="cross_entropy")
+
+        def watch(tracker=tracker, done=done, failures=failures):
+            try:
+                while not done.is_set():
+                    tracker.update()
+            except BaseException as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=watch)
+        if watched:
+            thread.start()
+        torch.manual_seed(1)
+        random.seed(1)
+        optimizer, draws = torch.optim.SGD(net.parameters(), lr=0.05), []
+        for _ in range(150):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(X), Y).backward()
+            optimizer.step()
+            draws += [float(torch.rand(())), random.random()]
+        done.set()
+        if watched:
+            thread.join()
+            assert {record.verdict("golub") for record in tracker.history} == {Verdict.HOLDS}
+        assert not failures
+        runs.append([[parameter.tolist() for parameter in net.parameters()], draws])
+    assert runs[0] == runs[1]
+
+
+def frozen(net):
+    net[0].requires_grad_(False)
+
+
+def replaced(net):
+    net[2] = nn.Linear(16, 2)
+
+
+def wider(net):
+    net[0], net[2] = nn.Linear(3, 20), nn.Linear(20, 2)
+
+
+def another_activation(net):
+    net[1] = nn.Softplus()
+
+
+@pytest.mark.parametrize("change", [frozen, replaced, wider, another_activation])
+def test_a_model_that_changes_during_the_training(change):
+    X, Y = data(20)
+    net = mlp()
+    tracker = AlignmentTracker(net, X, Y, loss="cross_entropy")
+    assert tracker.update().verdict("golub") is Verdict.HOLDS  # 98 parameters for 40 rows
+    change(net)
+    record = tracker.update()
+    expected = av.check_alignment(net, X, Y, loss="cross_entropy", certify=False)
+    assert record.verdict("golub") is expected.verdict
+    assert (expected.verdict is Verdict.FAILS) == (change is frozen)  # 34 parameters
+    if record.smallest is not None and change is not frozen:
+        singular = torch.linalg.svdvals(av.jacobian(net, X))
+        assert math.isclose(record.smallest, float(singular[-1]), rel_tol=1e-6)
