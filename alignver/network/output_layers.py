@@ -18,6 +18,7 @@ from torch import nn
 
 from alignver.errors import InvalidInput, kind_of
 from alignver.kernel.network.operators import COPIES
+from alignver.network.adapt import names_of
 from alignver.network.copies import deep_copy
 from alignver.network.inputs import DispatchMode, reporting_input_errors
 from alignver.network.preserve_state import eval_mode
@@ -107,7 +108,11 @@ def find_output_layers(model: nn.Module, x: torch.Tensor, layers: tuple[str, ...
             if isinstance(out, torch.Tensor)
             else f"one that returns {kind_of(out)}"
         )
-        raise InvalidInput("model", got, "one tensor with a row for each sample", code="unsupported-model")
+        need = "one tensor with a row for each sample"
+        if names := names_of(out):
+            need += f": the model of alignver.adapted(model, X, Y, select={names[0]!r})"
+            need += f" or another of {', '.join(map(repr, names))}" if len(names) > 1 else ""
+        raise InvalidInput("model", got, need, code="unsupported-model")
     last = _last_layers(body, x, calls, out) if layers is None else _named_layers(calls, layers)
     return OutputLayers(
         body,

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import alignver as av
 from alignver.errors import AlignverWarning, InvalidInput
 from alignver.theory.losses import LogisticLoss
 from alignver.training import checkpoint, gated_network
@@ -115,6 +116,29 @@ def test_names_of_classes():
     assert wrapper.evaluate(X, Y) == wrapper.evaluate(X, np.arange(30) % 2)
     with pytest.raises(InvalidInput, match="1 names of classes for 1 output; needs each of 2 classes"):
         wrapper.evaluate(X, ["cat"] * 30)
+
+
+def test_labels_that_are_bool():
+    X, _ = nets.data()
+    labels = torch.arange(30) % 2
+    first, second = (
+        EEWrapper(nets.plain(2), loss="cross_entropy", tau=2, seed=1).fit((X, Y), 3) for Y in (labels, labels.bool())
+    )
+    assert first.history == second.history
+
+
+@pytest.mark.filterwarnings("ignore::alignver.errors.LostGuarantee")
+def test_a_model_of_several_outputs_has_a_remedy():
+    class Two(nn.Linear):
+        def forward(self, x):
+            out = super().forward(x)
+            return {"logits": out, "hidden": out.tanh()}
+
+    X, Y = nets.data()
+    with pytest.raises(InvalidInput, match=r"adapted\(model, X, Y, select='logits'\) or another of 'logits', 'hidden'"):
+        EEWrapper(Two(3, 1), loss="squared", tau=2, width=40).fit((X, Y), 5)
+    model, X, Y = av.adapted(Two(3, 1), X, Y, select="logits")
+    assert len(EEWrapper(model, loss="squared", tau=2, width=40).fit((X, Y), 3).history) == 3
 
 
 def test_samples_to_test_of_another_shape_are_named_before_the_training():
