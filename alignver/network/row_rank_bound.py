@@ -116,9 +116,11 @@ def _chain(module: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
 def _unchanged(module: nn.Module) -> bool:
     """Whether a module is of a class of torch.nn, without hooks and with the forward method of its class."""
     kind, attributes = type(module), vars(module)
+    if not kind.__module__.startswith("torch.nn.modules."):
+        return False  # of a scripted module, the class has no forward method
     forward_of_class = kind.forward.__module__ == kind.__module__ and "forward" not in attributes
     hooked = any(attributes.get(name) or getattr(global_hooks, f"_global{name}", None) for name in _HOOKS)
-    return kind.__module__.startswith("torch.nn.modules.") and forward_of_class and not hooked
+    return forward_of_class and not hooked
 
 
 def is_sample_independent(model: nn.Module, x: torch.Tensor) -> bool:
