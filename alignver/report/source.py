@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib.resources
 import json
 import math
@@ -35,6 +36,7 @@ def load(version: int = SCHEMA_VERSION) -> dict[str, Any]:
 _ARGUMENT = "RUN"
 _NEED = "a run folder, its history.jsonl, or a file that --json wrote"
 _CODE = "unreadable-file"
+_MOST = 1 << 28  # bytes of a document that is read; its values take some ten times as much memory
 
 _VERIFY = {"--input", "--model", "--data", "--loss", "--weights", "--seed", "--device", "--dtype", "--chunk-size"}
 _PLAIN = re.compile(r"[\w@%+=:,./ ][\w@%+=:,./ -]*")  # a word without a meaning to a shell, and not an option
@@ -225,6 +227,8 @@ def _report(place: Path, text: str) -> Report:
 
 def _text(place: Path) -> str:
     try:
+        if place.stat().st_size > _MOST:
+            raise OSError(errno.EFBIG, f"more than {_MOST} bytes")
         return place.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         reason = (getattr(error, "strerror", None) or "").lower() or "not text in UTF-8"

@@ -365,7 +365,7 @@ def report_of(folder: pathlib.Path) -> Report | None:
         return None
     need = "the original report; without the file, the end of the run is repeated"
     with reading("folder", f"{file}, which cannot be read", need):
-        return Report.from_json(file.read_text(encoding="utf-8"))
+        return Report.from_json(held(file, _MOST_JSON).read_text(encoding="utf-8"))
 
 
 def certificate_inputs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 
 import pytest
 
@@ -106,6 +107,9 @@ def test_other_folders_are_refused_and_a_certificate_is_told_apart(tmp_path):
         read(tmp_path / "nothing")
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(InvalidInput, match="not text in UTF-8"):
+        read(tmp_path / "binary")
+    os.truncate(tmp_path / "binary", 1 << 40)
+    with pytest.raises(InvalidInput, match="more than 268435456 bytes"):
         read(tmp_path / "binary")
 
 

@@ -87,6 +87,9 @@ def test_its_certificate_is_checked_again_and_a_new_one_is_made(tmp_path):
     assert network.recheck().verdict == "HOLDS"
     assert network.check(X, Y, tolerance=0.5, rank=False).verdict == "HOLDS"
     assert network.report.results[0].name == "optimality"
+    os.truncate(tmp_path / "run/report.json", 1 << 40)
+    with pytest.raises(InvalidInput, match="at most"):
+        _ = network.report
     with np.load(tmp_path / "run/inputs.npz") as arrays:
         changed = {**arrays, "Y": arrays["Y"][::-1]}
     np.savez(tmp_path / "run/inputs.npz", **changed)
