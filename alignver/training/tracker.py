@@ -12,7 +12,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -241,7 +241,10 @@ class AlignmentTracker:
         self.schedule = Schedule.of(every)
         _require(mode, change, rules)
         require.booleans(thorough=thorough, resume=resume)
-        self._network_at = {require.integer("network_at", step, least=0) for step in network_at}
+        steps: Any = network_at
+        if not isinstance(steps, Iterable):
+            raise InvalidInput("network_at", repr(steps), "steps, such as [0, 1000]", "wrong-type")
+        self._network_at = {require.integer("network_at", step, least=0) for step in steps}
         if residual_tolerance is not None:
             rank_rules.checked_tolerance(residual_tolerance, "residual_tolerance")
         before = require.integer("step", step, least=0), require.integer("epoch", epoch, least=0)

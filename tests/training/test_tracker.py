@@ -310,6 +310,7 @@ def test_schedules_that_are_none(every):
         ("theorem_3", {"structure": True, "theorem_3": {"lipschitz": 1.0}}),
         ("loss", {"loss": "hinge"}),
         ("residual_tolerance", {"residual_tolerance": -1.0}),
+        ("network_at", {"network_at": 3}),
     ],
 )
 def test_options_out_of_range(argument, options):
