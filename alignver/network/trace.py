@@ -227,13 +227,25 @@ class _Muted(logging.Filter):
         return getattr(vars(self)["stream"], name)
 
 
+_WAIT = 0.2  # seconds between two looks at the limits
 _tracer = threading.RLock()
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Wait for the other threads that trace, within the limit of the call's time."""
+    while not _tracer.acquire(timeout=_WAIT):
+        require_time("waiting for another thread's trace")
+    try:
+        yield
+    finally:
+        _tracer.release()
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without what torch's tracer logs, prints and warns of in this thread, about its internals; one at a time."""
-    with _tracer, warnings.catch_warnings():
+    with _alone(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         known = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith("torch")]
         handlers = dict.fromkeys(handler for logger in (logging.root, *known) for handler in logger.handlers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import threading
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from alignver.checks.analytic import check_analytic
 from alignver.checks.common_structure import check_common_structure
 from alignver.errors import InvalidInput
+from alignver.limits import OutOfTime, time_limit
 from alignver.network.trace import trace_model
 from alignver.results import Rigor, Verdict
 from tests.reference import fingerprint
@@ -251,3 +253,23 @@ def test_two_threads_that_trace_leave_streams_and_warnings_as_they_were():
     for thread in threads:
         thread.join()
     assert before == (sys.stdout, sys.stderr, list(warnings.filters))
+
+
+def test_the_wait_for_another_trace_ends_at_the_limit():
+    model = Branching(3, 2)
+    model.met, model.go = threading.Event(), threading.Event()
+
+    def trace():
+        with contextlib.suppress(InvalidInput):
+            trace_model(model, torch.ones(2, 3))
+
+    other = threading.Thread(target=trace)
+    other.start()
+    model.met.wait(30)
+    try:
+        with pytest.raises(OutOfTime, match="another thread"), time_limit(0.5):
+            trace_model(nn.Linear(3, 2), torch.ones(2, 3))
+    finally:
+        model.go.set()
+        other.join()
+    assert trace_model(nn.Linear(3, 2), torch.ones(2, 3)).graph.nodes
