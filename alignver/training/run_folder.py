@@ -15,13 +15,14 @@ import math
 import os
 import pathlib
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_model
+from torch import nn
 
 from alignver import atomic, require
 from alignver.data.archives import read_member, require_memory, require_room
@@ -29,6 +30,7 @@ from alignver.errors import InvalidInput, reading, saving
 from alignver.kernel import load_certificate
 from alignver.kernel.certificate import record
 from alignver.kernel.network.graph import Graph, parse
+from alignver.network.copies import deep_copy
 from alignver.network.inputs import as_targets, dtype_name
 from alignver.results import Report, plain
 from alignver.samples import as_numbers
@@ -222,6 +224,11 @@ class RunFolder:
         """Restore a fresh wrapper from the last checkpoint, as :meth:`fit` does; return its epoch, 0 without one."""
         X, Y = as_pair(data)
         wrapper.prepare(X, Y)
+        kept = wrapper.module.state_dict().items()
+        name = next((name for name, value in kept if not isinstance(value, torch.Tensor)), None)
+        if name is not None:  # said before the training, not at its end
+            need = "a state dict of tensors, which is what a run folder keeps"
+            raise InvalidInput("model", f"the state {name!r}, which is not a tensor", need, "unsupported-model")
         n, m_y = len(X), len(wrapper.module.head.hidden)
         loss = sample_loss(wrapper.loss, m_y)
         self._loss = wrapper.loss
@@ -355,7 +362,30 @@ def _described(wrapper: EEWrapper, X: Any) -> dict[str, Any]:
         "layers": wrapper.layers,
         "shape": list(x.shape[1:]),
         "dtype": dtype_name(x.dtype),
+        "probe": probe(wrapper.module, example_inputs(x.shape[1:], x.dtype)),
     }
+
+
+def example_inputs(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Return two inputs of a shape and dtype, always the same: drawn numbers, or zeros of integers."""
+    if not dtype.is_floating_point:
+        return torch.zeros(2, *shape, dtype=dtype)
+    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+@torch.no_grad()
+def probe(network: nn.Module, x: torch.Tensor) -> list[float] | None:
+    """Return the outputs of a network in float64, by which :func:`alignver.load` recognises it; None without any.
+
+    A model may compute with more than its state dict has: constants, and functions. Float64 leaves machines with other
+    roundings digits to agree on.
+    """
+    try:
+        wide = deep_copy(network).cpu().double().eval()
+        first, again = (wide(x.double() if x.is_floating_point() else x).reshape(-1).tolist() for _ in range(2))
+    except Exception:  # code of the user that needs its own dtype
+        return None
+    return first if first == again and all(math.isfinite(value) for value in first) else None
 
 
 def report_of(folder: pathlib.Path) -> Report | None:

@@ -26,12 +26,22 @@ from alignver.errors import InvalidInput, MissingDependency, first_line, reading
 from alignver.limits import in_memory
 from alignver.network.adapt import built_by
 from alignver.network.copies import deep_copy
+from alignver.network.functional import unwrapped
 from alignver.results import CheckResult, Report
 from alignver.theory.losses import LOSSES
 from alignver.training.gated_network import GatedNetwork, modify
-from alignver.training.run_folder import RunFolder, certificate_inputs, held, report_of, require_code_elsewhere
+from alignver.training.run_folder import (
+    RunFolder,
+    certificate_inputs,
+    example_inputs,
+    held,
+    probe,
+    report_of,
+    require_code_elsewhere,
+)
 from alignver.training.wrapper_base import EXPLOITING, TrainedNetwork
 
+_APART = 1e-4  # of the largest output in float64: other machines round otherwise
 _MODEL = "the model that was trained, or a function that builds it: load(folder, model=...)"
 
 
@@ -186,6 +196,8 @@ def load(folder: str | os.PathLike[str], *, model: nn.Module | Callable[[], nn.M
             raise TypeError(f"weights of dtype {dtype}")
         example = torch.zeros(2, *description["shape"], dtype=getattr(torch, description["dtype"]))
         example = example.to(dtype) if example.is_floating_point() else example
+        expected = description.get("probe")
+        expected = None if expected is None else torch.tensor(expected, dtype=torch.float64)
         layers = None if description["layers"] is None else tuple(description["layers"])
         options = {name: description[name] for name in ("outputs", "width", "slope")}
         require.one_of("loss", description["loss"], LOSSES)
@@ -193,11 +205,19 @@ def load(folder: str | os.PathLike[str], *, model: nn.Module | Callable[[], nn.M
         with torch.random.fork_rng(devices=[]):
             built = _built(place, config) if model is None else built_by(model)
             require.instance("model", built, nn.Module, _MODEL)
+            built = unwrapped(built)
             network = modify(deep_copy(built).to("cpu", dtype), example, layers=layers, **options)
         load_model(network, str(weights))
     except RuntimeError as error:
         got = f"another model than that of the run ({first_line(error)})"
         raise InvalidInput("model", got, _MODEL, code="wrong-shape") from error
+    outputs = None if expected is None else probe(network, example_inputs(example.shape[1:], example.dtype))
+    if outputs is not None and expected is not None:
+        there = torch.tensor(outputs, dtype=torch.float64)
+        if there.shape != expected.shape or not (there - expected).abs().max() <= _APART * expected.abs().max():
+            got = "another model than that of the run: with the same weights it has other outputs"
+            need = f"{_MODEL}; constants that are not in its state dict have to be the same"
+            raise InvalidInput("model", got, need)
     return SavedNetwork(network, description["loss"], place, example)
 
 

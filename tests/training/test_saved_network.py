@@ -108,9 +108,10 @@ def test_other_weights_than_those_of_the_run_are_not_verified(tmp_path):
         (state, {**document, "slope": 2.0}),
     ):
         save_file(tensors, file, {"alignver": json.dumps(changed)})
-        network = av.load(tmp_path / "run", model=nets.plain(3))
+        with pytest.raises(InvalidInput, match="with the same weights it has other outputs"):
+            av.load(tmp_path / "run", model=nets.plain(3))
         with pytest.raises(InvalidInput, match=r"model\.safetensors has changed since the run"):
-            network.recheck()
+            certificate_inputs(tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["inputs.npz", "model.safetensors"])
@@ -200,6 +201,47 @@ def test_an_export_to_onnx_runs_elsewhere(tmp_path):
     assert np.array_equal(outputs.argmax(1), ours.argmax(1))
     # Both are float32; Newton's method found large weights, of whose products the outputs are differences.
     assert np.allclose(outputs, ours, atol=1e-2)
+
+
+class Scaled(torch.nn.Module):
+    """Has a constant that its state dict lacks, and a function."""
+
+    def __init__(self, seed: int, function=torch.tanh) -> None:
+        super().__init__()
+        self.net, self.function = nets.plain(3), function
+        self.scale = 1.0 + torch.rand(3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+    def forward(self, x):
+        return self.net(self.function(x) * self.scale[: x.shape[1]])
+
+
+def test_a_model_that_is_another_function_of_the_same_weights_is_refused(tmp_path):
+    trained, X, _ = finished(tmp_path / "run", model=Scaled(1))
+    expected = trained.outputs(X)
+    assert torch.equal(av.load(tmp_path / "run", model=Scaled(1)).outputs(X), expected)
+    compiled = av.load(tmp_path / "run", model=lambda: torch.compile(Scaled(1), backend="eager"))
+    assert torch.equal(compiled.outputs(X), expected)
+    for other in (Scaled(2), Scaled(1, torch.sin)):
+        with pytest.raises(InvalidInput, match="with the same weights it has other outputs"):
+            av.load(tmp_path / "run", model=other)
+    file = tmp_path / "run/model.safetensors"
+    with safe_open(file, "pt") as stored:
+        document = json.loads(stored.metadata()["alignver"])
+    save_file(load_file(file), file, {"alignver": json.dumps({**document, "probe": document["probe"][:3]})})
+    with pytest.raises(InvalidInput, match="other outputs"):
+        av.load(tmp_path / "run", model=Scaled(1))
+
+
+def test_a_state_that_is_no_tensor_is_refused_before_the_training(tmp_path):
+    class Extra(Scaled):
+        def get_extra_state(self):
+            return {"seed": 1}
+
+        def set_extra_state(self, state):
+            pass
+
+    with pytest.raises(InvalidInput, match=r"the state 'body\._extra_state', which is not a tensor"):
+        finished(tmp_path / "run", model=Extra(1))
 
 
 def test_without_onnx_the_extra_is_named(tmp_path, monkeypatch):
