@@ -147,7 +147,8 @@ def _enclosed(M: Any, y: Any, a: Any, b: float, size: Any) -> Reach:
     target = balls.exactly(y)
     image = balls.product(M, a[:, None])[:, 0]
     needed = balls.root(balls.dot(a, image))
-    t = min(1.0, math.nextafter(b / float(needed.upper()), 0.0)) if float(needed.upper()) > 0.0 else 1.0
+    longest = math.nextafter(float(needed.upper()), math.inf)  # float rounds to nearest
+    t = min(1.0, math.nextafter(b / longest, 0.0))
     above = balls.norm(target - t * image) / size
     r = balls.middle(target - image)
     length = balls.norm(r)

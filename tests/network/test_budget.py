@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from alignver.kernel.network import balls
-from alignver.network.budget import reach
+from alignver.network.budget import _enclosed, reach
 
 
 def gram(J):
@@ -57,3 +57,14 @@ def test_a_space_that_ends_early():
         assert reach(gram(np.eye(2)), np.zeros(2), 0.0) == ()
     assert row.budget == 1.0
     assert row.lower <= 0.75 <= row.upper <= row.lower + 1e-6
+
+
+def test_the_scale_to_the_budget_is_rounded_down():
+    """Of one row, rho is 1 - b sqrt(G) / y: small where the budget nearly reaches y, and rounding is seen."""
+    rng = np.random.default_rng(0)
+    for g, rho in zip(rng.uniform(0.5, 2.0, 300), 10.0 ** rng.uniform(-6.0, -1.0, 300), strict=True):
+        y = np.array([math.sqrt(g) / (1.0 - rho)])
+        with balls.precision(128), mpmath.workdps(50):
+            row = _enclosed(balls.matrix(balls.exactly([[g]])), y, balls.exactly(y / g), 1.0, balls.exactly(y)[0])
+            exact = 1 - mpmath.sqrt(mpmath.mpf(float(g))) / mpmath.mpf(float(y[0]))
+        assert row.lower <= exact <= row.upper
