@@ -299,10 +299,10 @@ class _Memory:
     def block(self, names: set[str]) -> tuple[int, int]:
         """Return those per sample, and per sample and output: gradients twice, for a pass and for reordered ones.
 
-        Measured: the passes of transformers take about half of that.
+        Measured: the passes of transformers take about half of that. Gradients by scales are summed at once.
         """
         uses, n = self.uses(names), self.scan.n
-        gradients = 2 * sum(math.prod(use.shape) // n for use in uses) + sum(_patch_entries(use, n) for use in uses)
+        gradients = 2 * sum(_gradient_entries(use) // n for use in uses) + sum(_patch_entries(use, n) for use in uses)
         whole = (slot for slot in self.engaged if slot.name in names and self.whole(slot))
         columns = max((self.function.theta[slot.name].numel() for slot in whole), default=0)
         return sum(_input_entries(use, n) for use in uses) * self.item, (gradients + columns) * self.item
@@ -316,7 +316,7 @@ class _Memory:
     def kept(self, names: set[str]) -> int:
         """Return those of the inputs and gradients of the uses of some slots, and of the largest patches."""
         uses, n, m = self.uses(names), self.scan.n, self.sizes.m
-        entries = sum(_stored_entries(use) + math.prod(use.shape) * m for use in uses) // n
+        entries = sum(_stored_entries(use) + _gradient_entries(use) * m for use in uses) // n
         patches = max((_input_entries(use, n) + _patch_entries(use, n) * m for use in uses), default=0)
         return self.samples * (entries + patches) * self.item
 
@@ -464,11 +464,16 @@ def _patch_entries(use: Use, n: int) -> int:
     return positions(use, n) * b * groups
 
 
+def _gradient_entries(use: Use) -> int:
+    """Entries of the gradients of one output that are stored; of a scale, only few sums."""
+    return 0 if isinstance(use, Scale) else math.prod(use.shape)
+
+
 def _stored_entries(use: Use) -> int:
     """Entries of what a use holds of its inputs."""
     if isinstance(use, Lookup):
         return use.index.numel()
-    return use.input.numel() if isinstance(use, Product | Convolution) else math.prod(use.shape)
+    return use.input.numel() if isinstance(use, Product | Convolution) else 0
 
 
 def _input_entries(use: Use, n: int) -> int:
@@ -477,4 +482,4 @@ def _input_entries(use: Use, n: int) -> int:
         return positions(use, n) * a * groups
     if isinstance(use, Product | ConvTranspose):
         return use.input.numel() // n
-    return math.prod(use.shape) // n
+    return (1 + isinstance(use, Scale)) * math.prod(use.shape) // n  # of a scale, with the gradients of one output

@@ -128,7 +128,7 @@ class Part:
     batch_axis : BatchAxis
         The axis of its samples.
     raw : torch.Tensor
-        (m, *shape of the use's result), gradients of every output.
+        (m, *shape of the use's result), gradients of every output; of a scale, those by its slots: :func:`folded`.
     n : int
         Samples.
     """
@@ -184,7 +184,7 @@ class Part:
     def by_weight(self, start: int, stop: int) -> torch.Tensor:
         """Return the derivatives by rows start..stop of the weight, (m, n, columns)."""
         if isinstance(self.use, Scale):
-            return self._folded(self.raw, weighted=True)
+            return self.raw[:, :, 0]
         if isinstance(self.use, Lookup):
             return _scattered(self.index, self.gradients, start, stop).flatten(2)
         return by_rows(self.inputs, self.gradients, self.transposed, start, stop).flatten(2)
@@ -202,7 +202,7 @@ class Part:
     def by_bias(self) -> torch.Tensor:
         """Return the derivatives by the bias, (m, n, columns)."""
         if isinstance(self.use, Scale):
-            return self._folded(self.raw, weighted=False)
+            return self.raw[:, :, -1]
         return self.shifted(self.raw).flatten(2)
 
     def shifted(self, raw: torch.Tensor) -> torch.Tensor:
@@ -211,16 +211,18 @@ class Part:
             return self.batch_axis(raw, self.n, 1, 2).flatten(4).sum((2, 4))
         return (self.gradients if raw is self.raw else self.canonical(raw)).sum(-1).flatten(2)
 
-    def _folded(self, raw: torch.Tensor, weighted: bool) -> torch.Tensor:
-        """Sum b (times z) over positions and over the axes on which the parameter is constant: (m, n, columns)."""
-        use = self.use
-        assert isinstance(use, Scale)
-        products = self.batch_axis(raw, self.n, 1, 1 + use.lead)
-        if weighted:
-            assert use.value is not None
-            products = products * self.batch_axis(use.value(), self.n, 0, use.lead)
-        constant = [3 + k for k, size in enumerate(use.pattern) if size == 1]
-        return products.sum([2, *constant]).reshape(*products.shape[:2], -1)  # a number has one column
+
+def folded(use: Scale, axis: BatchAxis, raw: torch.Tensor, n: int, value: torch.Tensor | None) -> torch.Tensor:
+    """Return the derivatives by the slots of a scale, (m, n, slots, columns), from gradients by its result.
+
+    Sums of b, times z for the scale, over positions and over the axes on which the parameter is constant. ``value`` is
+    z with samples and positions on its first axes; None without a scale.
+    """
+    products = axis(raw, n, 1, 1 + use.lead)
+    constant = [2, *(3 + k for k, size in enumerate(use.pattern) if size == 1)]
+    sums = [] if value is None else [(products * value).sum(constant)]
+    sums += [] if use.bias is None else [products.sum(constant)]
+    return torch.stack([each.reshape(*each.shape[:2], -1) for each in sums], 2)  # a number has one column
 
 
 class Mixture:
@@ -228,6 +230,9 @@ class Mixture:
 
     def __init__(self, part: Part, outputs: torch.Tensor, samples: torch.Tensor) -> None:
         self.part, self.samples = part, samples
+        if isinstance(part.use, Scale):
+            self.raw = torch.tensordot(outputs, part.raw, 1)
+            return
         if part.raw.is_contiguous():
             self.raw = torch.tensordot(outputs, part.raw, 1).unsqueeze(0)
             return
@@ -240,14 +245,14 @@ class Mixture:
         """Return :func:`weighted_rows` of the formula's value of the gradient by a slot, without forming it."""
         part, use = self.part, self.part.use
         total: torch.Tensor = self.raw.new_zeros(shape[0] if shape else 1)
+        if isinstance(use, Scale):
+            for slot, sums in zip(use.slots, self.raw.unbind(1)):
+                total += weighted_rows((self.samples @ sums).reshape(shape)) if slot == name else 0.0
+            return total
         if use.bias == name:
-            shift = part._folded(self.raw, weighted=False) if isinstance(use, Scale) else part.shifted(self.raw)
-            total += weighted_rows(torch.tensordot(self.samples, shift[0], 1).reshape(shape))
+            total += weighted_rows(torch.tensordot(self.samples, part.shifted(self.raw)[0], 1).reshape(shape))
         if use.weight != name:
             return total
-        if isinstance(use, Scale):
-            scale = part._folded(self.raw, weighted=True)[0]
-            return total.add_(weighted_rows(torch.tensordot(self.samples, scale, 1).reshape(shape)))
         B = part.canonical(self.raw)[0]  # (n, g, b, T)
         if isinstance(use, Lookup):
             values = (comparison_weights(B.shape[2], B) @ B)[:, 0] * self.samples[:, None]
@@ -330,9 +335,11 @@ class Block:
     mixture: Mapping[str, torch.Tensor | None] | None = None
 
     def free_graph(self) -> None:
-        """Free the graph of the passes, which is not needed once the block is differentiated."""
+        """Free the graph of the passes and the inputs of scales, which are not needed after the passes."""
         for part in (part for parts in self.parts.values() for part in parts):
             vars(part.use).pop("edge", None)
+            if isinstance(part.use, Scale):
+                part.use.value = None
 
     def free_patches(self, slots: Iterable[str]) -> None:
         """Free what can be computed again from the inputs and gradients of the uses of some slots."""
@@ -410,10 +417,10 @@ def block(
             for use, axis in zip(capture.uses, batch_axes(capture.uses, out, known))
             if axis is not None and not names.isdisjoint(use.slots)
         ]
-        distinct = {use.edge: (use, axis) for use, axis in pairs}
+        distinct = {use if isinstance(use, Scale) else use.edge: (use, axis) for use, axis in pairs}
         raws = dict(zip(distinct, _backward(out, list(distinct.values()), outputs)))
     for use, axis in pairs:
-        raw = raws[use.edge]
+        raw = raws[use if isinstance(use, Scale) else use.edge]
         if raw is None:
             continue  # no output depends on it
         part = Part(use, axis, raw.to(out.dtype), len(x))
@@ -442,30 +449,39 @@ def _mixture(out: torch.Tensor, theta: Mapping[str, torch.Tensor]) -> dict[str, 
 def _backward(out: torch.Tensor, uses: Sequence[tuple[Use, BatchAxis]], outputs: range) -> list[torch.Tensor | None]:
     """Return, for each use, the gradients of every output of the range, (m, *shape), or None if there are none.
 
-    One backward pass gives the gradient of one output of all samples: samples do not depend on each other, so each row
-    holds the gradient of its own sample's output.
+    Those of a scale are summed at once (:func:`folded`). One backward pass gives the gradient of one output of all
+    samples: samples do not depend on each other, so each row holds the gradient of its own sample's output.
     """
     edges = [use.edge for use, _ in uses]
     if not edges:
         return []
+    n = len(out)
+    scales = ((use, axis) if isinstance(use, Scale) and use.weight is not None else (None, axis) for use, axis in uses)
+    values = [None if use is None or use.value is None else axis(use.value(), n, 0, use.lead) for use, axis in scales]
+
+    def fold(k: int, raw: torch.Tensor | None) -> torch.Tensor | None:
+        use, axis = uses[k]
+        return folded(use, axis, raw, n, values[k]) if isinstance(use, Scale) and raw is not None else raw
+
     if len(outputs) > 1 and sum(math.prod(use.shape) for use, _ in uses) <= _BATCHED:
         together = _backward_together(out, edges, outputs)
         if together is not None:
-            return together
+            return [fold(k, raw) for k, raw in enumerate(together)]
     stacked: list[torch.Tensor | None] = [None] * len(uses)
     for row, j in enumerate(outputs):
         # A sum in place of weights for the outputs, for which torch would import its compiler.
         gradients = torch.autograd.grad(out[:, j].sum(), edges, retain_graph=True, allow_unused=True)
-        for k, g in enumerate(gradients):
+        for k, gradient in enumerate(gradients):
+            g = None if gradient is None else fold(k, gradient.unsqueeze(0))
             if g is not None and stacked[k] is None:
                 # Outputs of a sample side by side, for products of all of them.
-                samples = max(0, uses[k][1].axis)
-                first = g.movedim(samples, 0)
+                samples = 0 if isinstance(uses[k][0], Scale) else max(0, uses[k][1].axis)
+                first = g[0].movedim(samples, 0)
                 rows = g.new_empty((len(first), len(outputs), *first.shape[1:]))
                 stacked[k] = rows.transpose(0, 1).movedim(1, 1 + samples)
                 stacked[k][:row] = 0.0  # type: ignore[index]  # made in the line above
             if stacked[k] is not None:
-                stacked[k][row] = 0.0 if g is None else g  # type: ignore[index]
+                stacked[k][row] = 0.0 if g is None else g[0]  # type: ignore[index]
     return stacked
 
 
