@@ -17,6 +17,7 @@ from alignver.jacobians import gram as gram_module
 from alignver.jacobians.gram import gram, plan
 from alignver.jacobians.gram_planning import plan_slots, uniform
 from alignver.jacobians.sample_blocks import BatchAxis, candidates
+from alignver.network import convolution
 from alignver.network.functional import functional
 from tests.jacobians.test_gram import build, reference
 from tests.reference import relative
@@ -493,14 +494,18 @@ def test_samples_in_another_order_have_no_formula():
     assert relative(gram(model, x), J @ J.T) <= 1e-12
 
 
-def test_passes_by_outputs_compute_no_gradients_of_weights(monkeypatch):
+@pytest.mark.parametrize("cached", [0, 1 << 18])
+def test_passes_by_outputs_compute_no_gradients_of_weights(monkeypatch, cached):
+    monkeypatch.setattr(convolution, "_CACHED", cached)
     model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Tanh(), nn.Flatten(), nn.Linear(8 * 9, 2)).double()
     function = functional(model, torch.float64)
     x = torch.randn(3, 8, 5, 5, dtype=torch.float64)
     monkeypatch.setattr(sample_blocks, "_BATCHED", 0)
     scan = sample_blocks.scan_outputs(function, x)
     formed = []
-    original = torch.bmm
-    monkeypatch.setattr(torch, "bmm", lambda *args, **kwargs: formed.append(args) or original(*args, **kwargs))
+    target, name = (convolution._Layout, "columns") if cached else (torch, "bmm")
+    original = getattr(target, name)
+    monkeypatch.setattr(target, name, lambda *args, **kwargs: formed.append(args) or original(*args, **kwargs))
     sample_blocks.block(function, x, range(2), function.layout.names, scan.batch_axes)
-    assert len(formed) == 9  # of the comparison: a product for each entry of the kernel
+    # Of the comparison a product for each entry of the kernel; or one with the patches, after that of the forward pass.
+    assert len(formed) == (2 if cached else 9)
