@@ -106,7 +106,7 @@ _surrounding: list[Callable[[str], contextlib.AbstractContextManager[Any]]] = [c
 
 
 def surround(manager: Callable[[str], contextlib.AbstractContextManager[Any]]) -> None:
-    """Run every check inside of ``manager(name)``: progress, which knows the limits, reports whole calls."""
+    """Run every call inside of ``manager(name)``: progress, which knows the limits, reports whole calls."""
     _surrounding[:] = [manager]
 
 
@@ -152,12 +152,14 @@ def limited(
 
 
 def in_memory(function: Callable[P, T]) -> Callable[P, T]:
-    """Let a function that is not a check raise :class:`InvalidInput` where it runs out of memory."""
+    """Let a function that is not a check raise :class:`InvalidInput` where it runs out of memory; report its call."""
+    label = function.__qualname__.removesuffix(".__init__")
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return function(*args, **kwargs)
+            with _surrounding[-1](label):
+                return function(*args, **kwargs)
         except _REFUSALS as error:
             if not _is_shortage(error):
                 raise

@@ -199,10 +199,8 @@ class Lines(Bars):
             self._write(words)
 
     def _draw(self) -> None:
-        # A program has been silent while it was loaded: its first line is due soon.
-        early = max(0.0, SILENCE - PATIENCE)
         began = ended = time.monotonic()
-        shown = began - early
+        shown = began - _early()
         while self._open:
             if not self._tasks:
                 self._wake.wait()
@@ -213,11 +211,16 @@ class Lines(Bars):
             now = time.monotonic()
             if tasks and now - ended > _GAP:  # another call
                 began = tasks[0].began
-                shown = began - early
+                shown = began - _early()
             ended = now if tasks else ended
             if tasks and self._open and now - shown >= SILENCE:
                 self._write(_line(tasks, now - began))
                 shown = now
+
+
+def _early() -> float:
+    """Return by how much the first line comes earlier than others: a program was silent while it was loaded."""
+    return max(0.0, SILENCE - PATIENCE)
 
 
 def _line(tasks: list[_Task], seconds: float) -> str:

@@ -16,6 +16,7 @@ import pytest
 
 import alignver as av
 from alignver import progress, progress_bars
+from alignver.checks import doctor
 from alignver.limits import OutOfTime, time_limit
 
 SLOW = """
@@ -169,3 +170,14 @@ def test_a_call_reports_itself_between_its_stages(monkeypatch, caplog):
     with progress.listening(Recorder()):
         av.check_rank(np.eye(3))
     assert not [label for label in seen if label.startswith("check of ")]
+
+
+def test_a_call_that_is_no_check_reports_itself(caplog, monkeypatch):
+    monkeypatch.setattr(progress_bars, "PATIENCE", 0.0)
+    monkeypatch.setattr(progress_bars, "_TICK", 0.01)
+    monkeypatch.setattr(progress, "_terminal", lambda: False)
+    monkeypatch.setattr(doctor, "_TESTS", {"rounding": (lambda: time.sleep(0.5) or (av.Verdict.HOLDS, "", {}), "")})
+    time.sleep(1.5)  # the calls before are over
+    with caplog.at_level(logging.INFO, logger="alignver"):
+        av.doctor()
+    assert any(record.getMessage().startswith("doctor; ") for record in caplog.records)
