@@ -192,6 +192,8 @@ def check_alignment(
         need = "a folder that this process and all workers share"
         raise InvalidInput("folder", "a client without a folder", need, "conflicting-arguments")
     if folder is not None:
+        if (place := require.path("folder", folder)).exists() and not place.is_dir():
+            raise InvalidInput("folder", f"{place}, a file", "the name of a folder", "unwritable-file")
         if engine not in (None, "gram"):
             need = "engine='gram', whose tiles are stored"
             raise InvalidInput("folder", f"a folder with engine={engine!r}", need, "conflicting-arguments")

@@ -111,6 +111,8 @@ def test_options_that_exclude_each_other(tmp_path):
         ({"folder": tmp_path, "engine": "dense"}, "folder"),
         ({"folder": tmp_path, "method": "svd"}, "engine"),
         ({"folder": tmp_path, "certify": False}, "engine"),
+        ({"folder": __file__}, "folder"),
+        ({"folder": 3}, "folder"),
         ({"max_memory": 0}, "max_memory"),
         ({"max_memory": 1.5}, "max_memory"),
         ({"client": object()}, "client"),
