@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -345,3 +346,30 @@ def test_a_model_that_does_not_run_in_float64_has_a_loss():
     values = model(torch.tensor(X)).detach().double().numpy()[:, 0]
     assert result.measured["loss_as_run"] == pytest.approx(float(((values - Y) ** 2).mean()))
     assert result.verdict is not Verdict.HOLDS
+
+
+class Cancelling(nn.Module):
+    """A scalar product of tiny terms that cancel, moved, and scaled up: what is left is the rounding of the product."""
+
+    def __init__(self, w):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(w, dtype=torch.float64)[:, None])
+
+    def forward(self, x):
+        product = x @ self.w
+        return torch.cat([product, product], 1)[:, :1] * 1e100 * 1e87
+
+
+def test_small_radii_do_not_vanish():
+    """Their squares underflow: a concatenation had the radius 0, and a loss of 5.6 was proved to be below 1e-270."""
+    rng = np.random.default_rng(0)
+    x, w = rng.uniform(0.5, 2.0, (1, 3)), rng.uniform(0.5, 1.0, 3) * 1e-170
+    w[2] = -(x[0, 0] * w[0] + x[0, 1] * w[1]) / x[0, 2]
+    exact = sum(Fraction(a) * Fraction(b) for a, b in zip(x[0].tolist(), w.tolist(), strict=True))
+    exact *= Fraction(1e100) * Fraction(1e87)
+    model = Cancelling(w)
+    for y in (model(torch.from_numpy(x)).detach().numpy(), np.array([[1.0]])):
+        result = av.check_optimality(model, X=x, Y=y, loss="squared", tolerance=1e-6)
+        loss = (exact - Fraction(float(y[0, 0]))) ** 2
+        assert result.verdict is not Verdict.HOLDS
+        assert Fraction(result.measured["loss_lower"]) <= loss <= Fraction(result.measured["loss_upper"])

@@ -96,12 +96,14 @@ def _move(run: Run, i: int, step: Step) -> tuple[Any, Any]:
     if step.args["index"] is None and not _shared(run, step, step.of[0]):
         return parts[0].value, parts[0].error
     value = _extended([part.value for part in parts]).take(_indices(step), mode="wrap")
-    squares: Any = 0.0
+    shares: list[Any] = []
     for position, part in enumerate(parts):
         if part.error.any():
             count = functools.partial(_most_copies, run, step, position)
-            squares = squares + np.square(part.error) * run.constants.bound(i, f"copies {position}", count)
-    return value, np.where(squares == 0, 0.0, up(np.sqrt(squares)))
+            shares.append(part.error * math.sqrt(run.constants.bound(i, f"copies {position}", count)))
+    top: Any = functools.reduce(np.maximum, shares, 0.0)
+    unit = np.where(top > 0, top, 1.0)  # squares of small radii would be 0
+    return value, np.where(top > 0, up(unit * np.sqrt(sum(np.square(share / unit) for share in shares))), 0.0)
 
 
 def _move_back(run: Run, i: int, step: Step, g: Any, e: Any) -> Back:
