@@ -250,6 +250,11 @@ def _matmul(b: _Builder, args: _Arguments) -> None:
     b.emit("MatMul", b.of(args["self"]), b.of(args["other" if b.node.base == "matmul" else "mat2"]), last=True)
 
 
+@_rule("einsum")
+def _einsum(b: _Builder, args: _Arguments) -> None:
+    b.emit("Einsum", *(b.of(part) for part in args["tensors"]), equation=args["equation"], last=True)
+
+
 @_rule("linear")
 def _linear(b: _Builder, args: _Arguments) -> None:
     weight, bias = b.emit("Transpose", b.of(args["weight"]), perm=[1, 0]), args.get("bias")

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import alignver as av
 from alignver.data import archives
 from alignver.errors import InvalidInput
+from alignver.report.graph_export import export_graph
 from alignver.training.run_folder import RunFolder, certificate_inputs
 from tests.training import nets
 
@@ -94,6 +95,16 @@ def test_its_certificate_is_checked_again_and_a_new_one_is_made(tmp_path):
         changed = {**arrays, "Y": arrays["Y"][::-1]}
     np.savez(tmp_path / "run/inputs.npz", **changed)
     assert network.recheck().verdict == "FAILS"
+
+
+def test_the_graph_of_its_certificate_is_exported(tmp_path):
+    """With the gates and the slope of the exploitation phase, as products of several axes."""
+    onnx = pytest.importorskip("onnx")
+    finished(tmp_path / "run")
+    certificate = av.load_certificate(tmp_path / "run/certificate")
+    inputs = certificate_inputs(tmp_path / "run", certificate)[0]
+    place = export_graph(certificate, tmp_path / "graph", **{name: inputs[name] for name in ("parameters", "x")})
+    assert "Einsum" in {node.op_type for node in onnx.load(place / "graph.onnx").graph.node}
 
 
 def test_other_weights_than_those_of_the_run_are_not_verified(tmp_path):
