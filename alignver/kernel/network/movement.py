@@ -12,7 +12,6 @@ from alignver.kernel.failure import NotProved, require
 from alignver.kernel.network.tape import require_size
 
 Args = Mapping[str, Any]
-_MOST_PARTS = 1 << 16
 
 
 def _reshape(x: Any, args: Args) -> Any:
@@ -76,7 +75,7 @@ def _chunk(x: Any, args: Args) -> list[Any]:
 
 def _tensor_split(x: Any, args: Args) -> list[Any]:
     parts = args.get("sections", args.get("indices"))
-    require(not isinstance(parts, int) or parts <= _MOST_PARTS, "a split into many parts")
+    require_size((parts if isinstance(parts, int) else 0, 1 << 9))
     return np.array_split(x, parts, axis=args.get("dim", 0))
 
 

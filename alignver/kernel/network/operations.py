@@ -543,9 +543,8 @@ def _transposed(c: Compiler, args: Args, x: int, W: int, more: tuple[int, ...]) 
     padding = triple(args.get("padding"), axes, 0)
     grid = _with_samples(c, x, axes)
     B, C, *sizes = grid.shape
-    shape = (B, C, *((size - 1) * s + 1 for size, s in zip(sizes, stride, strict=True)))
-    require_size(shape)
-    spread = np.full(shape, -1, grid.dtype)
+    require_size((*grid.shape, *stride))
+    spread = np.full((B, C, *((size - 1) * s + 1 for size, s in zip(sizes, stride, strict=True))), -1, grid.dtype)
     spread[(slice(None), slice(None), *(slice(None, None, s) for s in stride))] = grid
     pad = [(d * (k - 1) - p, d * (k - 1) - p + o) for k, d, p, o in zip(kernel, dilation, padding, more, strict=True)]
     spread = padded(spread, [side for pair in reversed(pad) for side in pair], "constant")

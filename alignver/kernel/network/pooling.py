@@ -219,10 +219,7 @@ def _vector_norm(c: Compiler, args: Args) -> Value:
     order = args.get("ord", 2) if c.node.base == "linalg_vector_norm" else args.get("p", 2)
     rows, _ = to_rows(c, step, dims)
     require(order in (1, 2, None), "a norm other than the 1-norm and the 2-norm")
-    if order == 1:
-        total = c.tape.rows("reduce", c.tape.map(rows, "abs"), keep=False)
-    else:
-        total = _norm(c, rows)
+    total = c.tape.rows("reduce", c.tape.map(rows, "abs"), keep=False) if order == 1 else _norm(c, rows)
     return Real(c.tape.reshape(total, without(c.tape.shape(step), dims, args.get("keepdim", False))))
 
 
@@ -364,8 +361,7 @@ def _embedding_bag(c: Compiler, args: Args) -> Value:
         owner = np.ascontiguousarray(np.broadcast_to(mine[:, None, :], table.shape)).reshape(-1).astype(np.int32)
     rows = c.tape.reshape(c.tape.move((weight,), table, owner), (table.shape[0] * width, table.shape[2]))
     total = c.tape.reshape(c.tape.rows("reduce", rows, keep=False), (len(lengths), width))
-    factors = args.get("per_sample_weights")
-    require(factors is None, "bags with weights")
+    require(args.get("per_sample_weights") is None, "bags with weights")
     if mode == 1:
         total = c.tape.quotient(total, c.tape.leaf(lengths.astype(np.float64)[:, None]))
     return [Real(total)]
