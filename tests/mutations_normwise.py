@@ -14,8 +14,8 @@ def _mutants(name: str, *changes: tuple[str, str]) -> list[Mutant]:
 NORMWISE: list[Mutant] = [
     *_mutants(
         "normwise",
-        ('squares = squares + np.square(part.error) * run.constants.bound(i, f"copies {position}", count)',
-         "squares = squares + np.square(part.error)"),
+        ('part.error * math.sqrt(run.constants.bound(i, f"copies {position}", count))', "part.error"),
+        ("unit = np.where(top > 0, top, 1.0)", "unit = np.ones_like(top)"),
         ("up(math.sqrt(copies) * (e + gamma_up(copies) * size))", "up(e + gamma_up(copies) * size)"),
         ("error = up(error + part.error + U * entries.norm(value))", "error = error + part.error"),
         ("spread = entries.largest(a) * e_b + entries.largest(b) * e_a + e_a * e_b",

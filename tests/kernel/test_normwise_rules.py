@@ -7,6 +7,7 @@ at random, in one entry, or where the step changes most.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -200,6 +201,18 @@ def test_a_sum_of_exact_numbers_is_not_exact():
     enclosure = normwise.forward(builder.program())[-1]
     assert enclosure.value == 1.0
     assert enclosure.error >= 2.0**-60
+
+
+def test_small_radii_of_moved_entries_do_not_vanish():
+    """A rounding of 2^-653 in each of two copies: squares of it are 0."""
+    builder = Builder(np.random.default_rng(0), 1, 1)
+    builder.tape.steps[0].args["value"][:] = 2.0**-600
+    total = builder.tape.sum(builder.last, builder.tape.leaf(np.array(2.0**-660)))
+    builder.last = builder.tape.move((total,), np.repeat(np.arange(builder.tape.steps[total].size), 2))
+    enclosures = normwise.forward(builder.program())
+    before, moved = enclosures[total], enclosures[builder.last]
+    assert before.error >= 2.0**-653
+    assert math.sqrt(2.0) * before.error <= moved.error <= 1.5 * before.error
 
 
 def test_softplus_is_not_what_torch_computes():
