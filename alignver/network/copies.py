@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from alignver.errors import InvalidInput, first_line
 from alignver.network.leaves import memory_groups, refused, shares_memory
@@ -61,7 +62,8 @@ def deep_copy(model: nn.Module) -> nn.Module:
     try:
         twin = copy.deepcopy(model)
         rebind_functions(model, twin)
-        if shares_memory(tuple(twin.parameters()), tuple(model.parameters())):
+        ours, theirs = ([p for p in net.parameters() if not is_lazy(p)] for net in (twin, model))
+        if shares_memory(ours, theirs):
             raise RuntimeError("a copy of it has the same parameters")
         return twin
     except Exception:  # a user's class can raise anything

@@ -370,7 +370,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     Examples
     --------
     >>> net = nn.Linear(2, 1)
-    >>> unwrapped(nn.DataParallel(torch.compile(net))) is net
+    >>> unwrapped(nn.DataParallel(net)) is net
     True
     """
     while True:

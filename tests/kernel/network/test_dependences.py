@@ -121,11 +121,11 @@ def test_a_target_that_some_parameters_give_is_proved(relu, proof):
     ("first", "constants", "words"),
     [
         ([10], {}, "out of range"),
-        ([0, 1], {}, "no number"),
-        ([], {}, "no number"),
+        ([0, 1], {}, "the number of columns is missing"),
+        ([], {}, "the number of columns is missing"),
         ([0], {"distance": 1e9}, "distance is not proved"),
         ([0], {"distance": -1.0}, "not a number"),
-        ([0], {"more": 1}, "other numbers"),
+        ([0], {"more": 1}, "the stated numbers are not those that are proved"),
     ],
 )
 def test_forged_certificates_are_refused(proof, first, constants, words):
