@@ -21,7 +21,7 @@ from alignver.errors import printable
 PATIENCE = 2.0
 """Seconds of silence before a bar appears."""
 
-SILENCE = 3.0
+SILENCE = 2.5
 """Seconds of work without a line after which one is due."""
 
 _PACE = 3600.0  # seconds over which the speed is estimated: a step may last minutes
