@@ -76,7 +76,7 @@ def command(
             for parameter in inspect.signature(function).parameters.values()
             if parameter.name != "session"
         ]
-        own = [parameter.name for parameter in parameters]
+        names = [parameter.name for parameter in parameters]
         for key in shared.split():
             annotation, default = options.SHARED[key]
             parameters.append(inspect.Parameter(key, _KEYWORD, default=default, annotation=annotation))
@@ -94,7 +94,7 @@ def command(
 
             def body() -> Exit:
                 with rename_options(renames):
-                    return function(session, **{key: values[key] for key in own})
+                    return function(session, **{key: values[key] for key in names})
 
             return session.conduct(body)
 

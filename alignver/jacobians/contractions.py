@@ -194,22 +194,22 @@ def mirror(M: torch.Tensor) -> None:
 class Rows:
     """The factors of all rows of one side of the product, for a group of pieces, filled block by block.
 
-    Of pieces that are kept, the blocks are stored as they are: derivatives are formed when they are multiplied. Of the
-    others only what the planned formulas need is stored.
+    Of pieces whose uses are stored, the blocks stay as they are: derivatives are formed when they are multiplied. Of
+    the others only what the planned formulas need is stored.
     """
 
     def __init__(self, function: Functional, pieces: Sequence[Piece], n: int, m_y: int) -> None:
         self.function, self.pieces, self.n, self.m = function, pieces, n, m_y
-        self.blocks: list[Block] = []  # of the pieces that are kept, in the order of the samples
+        self.blocks: list[Block] = []  # of the pieces whose uses are stored, in the order of the samples
         self.stored: dict[tuple[Piece, str], torch.Tensor] = {}
 
     def add(self, block: Block, start: int) -> frozenset[str]:
         """Store a block of samples from ``start`` on; return the slots whose positions differ from earlier blocks."""
         block.free_graph()
-        if (block.n, block.m) == (self.n, self.m) and all(piece.kept for piece in self.pieces):
+        if (block.n, block.m) == (self.n, self.m) and all(piece.stores_uses for piece in self.pieces):
             self.blocks = [block]
             return frozenset()
-        irregular, others = set(), [piece for piece in self.pieces if not piece.kept]
+        irregular, others = set(), [piece for piece in self.pieces if not piece.stores_uses]
         for piece in others:
             if piece.engine in SUMS and block.parts[piece.name]:
                 A, B = factors(block.parts[piece.name])
@@ -219,7 +219,7 @@ class Rows:
                     irregular.add(piece.name)
         for piece, columns in formed(self.function, others, block, self.m):
             self._store((piece, "columns"), columns, block, start, 1)
-        names = {piece.name for piece in self.pieces if piece.kept}
+        names = {piece.name for piece in self.pieces if piece.stores_uses}
         if names:
             self.blocks.append(Block(block.x, block.outputs, {name: block.parts[name] for name in names}))
             block.free_patches(block.parts)
@@ -240,16 +240,16 @@ class Rows:
     @property
     def whole(self) -> Block | None:
         """The block of all rows, if it is stored with all pieces."""
-        kept = bool(self.blocks) and all(piece.kept for piece in self.pieces)
-        return self.blocks[0] if kept and self.blocks[0].n == self.n else None
+        complete = bool(self.blocks) and all(piece.stores_uses for piece in self.pieces)
+        return self.blocks[0] if complete and self.blocks[0].n == self.n else None
 
     def uses(self, piece: Piece) -> bool:
         """Whether some output depends on a piece with factors."""
-        return bool(self.blocks[0].parts[piece.name]) if piece.kept else (piece, "B") in self.stored
+        return bool(self.blocks[0].parts[piece.name]) if piece.stores_uses else (piece, "B") in self.stored
 
     def factors(self, piece: Piece) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the factors of a piece, as :func:`factors` does."""
-        if piece.kept:
+        if piece.stores_uses:
             return factors(self.blocks[0].parts[piece.name])
         return self.stored[piece, "A"], self.stored[piece, "B"]
 
@@ -259,13 +259,13 @@ class Rows:
             yield from formed(self.function, pieces, self.whole, self.m)
             return
         for piece in pieces:
-            if not piece.kept and (piece, "columns") in self.stored:
+            if not piece.stores_uses and (piece, "columns") in self.stored:
                 yield piece, self.stored[piece, "columns"]
-            elif piece.kept and any(block.parts[piece.name] for block in self.blocks):
+            elif piece.stores_uses and any(block.parts[piece.name] for block in self.blocks):
                 yield piece, self._joined(piece)
 
     def _joined(self, piece: Piece) -> torch.Tensor:
-        """Form the derivatives of all blocks by a piece that is kept."""
+        """Form the derivatives of all blocks by a piece whose uses are stored."""
         shape = self.function.theta[piece.name].shape
         width = (piece.stop - piece.start) * (shape.numel() // piece_length(shape))
         columns = self.function.theta[piece.name].new_zeros((self.m, self.n, width))

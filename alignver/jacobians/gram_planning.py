@@ -73,7 +73,7 @@ class Piece:
     engine: str
     start: int
     stop: int
-    kept: bool
+    stores_uses: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,13 +307,13 @@ class _Memory:
         columns = max((self.function.theta[slot.name].numel() for slot in whole), default=0)
         return sum(_input_entries(use, n) for use in uses) * self.item, (gradients + columns) * self.item
 
-    def single(self, names: set[str], kept: bool) -> int:
-        """Return those of a pass over one sample, with all outputs; with its graph, if the results are kept."""
+    def single(self, names: set[str], with_graph: bool) -> int:
+        """Return those of a pass over one sample, with all outputs; with its graph where its uses are stored."""
         inputs, gradients = self.block(names)
         graph = _GRAPH * sum(math.prod(use.shape) // self.scan.n for use in self.scan.uses) * self.item
-        return inputs + gradients * self.sizes.m + graph * kept
+        return inputs + gradients * self.sizes.m + graph * with_graph
 
-    def kept(self, names: set[str]) -> int:
+    def of_uses(self, names: set[str]) -> int:
         """Return those of the inputs and gradients of the uses of some slots, and of the largest patches."""
         uses, n, m = self.uses(names), self.scan.n, self.sizes.m
         entries = sum(_stored_entries(use) + _gradient_entries(use) * m for use in uses) // n
@@ -339,7 +339,7 @@ class _Groups:
         self.memory, self.room = memory, room
         self.groups: list[list[Piece]] = [[]]
         self.stored = self.slab = self._columns = 0
-        self._kept: set[str] = set()  # slots of the last group whose uses are stored
+        self._storing: set[str] = set()  # slots of the last group whose uses are stored
 
     def at_once(self, slot: SlotPlan) -> None:
         """Add a slot of which all uses are in memory: derivatives are formed in slabs."""
@@ -351,44 +351,44 @@ class _Groups:
     def add(self, slot: SlotPlan, *, keep: bool) -> None:
         """Add a slot of which the derivatives are stored; or its uses, if they fit and take less memory."""
         row, names = self.memory.row(slot), {slot.name}
-        uses = self.memory.kept(names)
+        uses = self.memory.of_uses(names)
         fits = keep and slot.engine == "gradients" and max(uses, self.memory.single(names, True)) <= self.room
         if fits and uses < row * piece_length(self.memory.function.theta[slot.name].shape):
-            if self._is_full(self._kept | names, slot, 0):
+            if self._is_full(self._storing | names, slot, 0):
                 self._next()
             limit = POOL if self.memory.whole(slot) else max(_SLAB, _SLAB_ROWS * row)
             pieces = self._cut(slot, min(self.room // 4, limit), True)
             self.groups[-1] += pieces
-            self._kept |= names
+            self._storing |= names
             self.slab = max(self.slab, 2 * row * (pieces[0].stop - pieces[0].start))
-            self.stored = max(self.stored, self._columns + self.memory.kept(self._kept))
+            self.stored = max(self.stored, self._columns + self.memory.of_uses(self._storing))
             return
         for piece in self._cut(slot, math.inf if slot.engine in SUMS else self.room, False):
             columns = row * (piece.stop - piece.start)
-            if self._is_full(self._kept, slot, columns):
+            if self._is_full(self._storing, slot, columns):
                 self._next()
             self.groups[-1].append(piece)
             self._columns += columns
-            self.stored = max(self.stored, self._columns + self.memory.kept(self._kept))
+            self.stored = max(self.stored, self._columns + self.memory.of_uses(self._storing))
 
-    def _is_full(self, kept: set[str], slot: SlotPlan, columns: int) -> bool:
-        """Whether a slot with so many bytes of columns needs another group, which then has the slots ``kept``."""
+    def _is_full(self, storing: set[str], slot: SlotPlan, columns: int) -> bool:
+        """Whether a slot of so many bytes of columns needs another group; ``storing`` are slots with stored uses."""
         group = {piece.name for piece in self.groups[-1]}
-        stored = self._columns + columns + self.memory.kept(kept)
-        passes = self.memory.single(group | {slot.name}, True) if kept else 0
+        stored = self._columns + columns + self.memory.of_uses(storing)
+        passes = self.memory.single(group | {slot.name}, True) if storing else 0
         return bool(group) and max(stored, passes) > self.room
 
     def _next(self) -> None:
         self.groups.append([])
-        self._columns, self._kept = 0, set()
+        self._columns, self._storing = 0, set()
 
-    def _cut(self, slot: SlotPlan, limit: float, kept: bool) -> list[Piece]:
+    def _cut(self, slot: SlotPlan, limit: float, stores_uses: bool) -> list[Piece]:
         """Cut a slot into slabs of equal size, of at most ``limit`` bytes if a row has no more."""
         length = piece_length(self.memory.function.theta[slot.name].shape)
         most = max(1, min(length, limit // max(1, self.memory.row(slot))))
         step = -(-length // math.ceil(length / most))
         cuts = (range(start, min(start + step, length)) for start in range(0, length, step))
-        return [Piece(slot.name, slot.engine, cut.start, cut.stop, kept) for cut in cuts]
+        return [Piece(slot.name, slot.engine, cut.start, cut.stop, stores_uses) for cut in cuts]
 
 
 def with_blocks(
@@ -444,7 +444,9 @@ def with_blocks(
         groups = _Groups(needed, room)
         for slot in engaged:
             groups.add(slot, keep=keep)
-        names = [({piece.name for piece in group}, any(piece.kept for piece in group)) for group in groups.groups]
+        names = [
+            ({piece.name for piece in group}, any(piece.stores_uses for piece in group)) for group in groups.groups
+        ]
         single = max(needed.single(*group) for group in names)
         samples = max(1, min(longest, chunk_size or room // max(1, single)))
         if samples > 1 or chunk_size is not None or single <= room:

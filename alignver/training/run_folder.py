@@ -224,8 +224,8 @@ class RunFolder:
         """Restore a fresh wrapper from the last checkpoint, as :meth:`fit` does; return its epoch, 0 without one."""
         X, Y = as_pair(data)
         wrapper.prepare(X, Y)
-        kept = wrapper.module.state_dict().items()
-        name = next((name for name, value in kept if not isinstance(value, torch.Tensor)), None)
+        state = wrapper.module.state_dict().items()
+        name = next((name for name, value in state if not isinstance(value, torch.Tensor)), None)
         if name is not None:  # said before the training, not at its end
             need = "a state dict of tensors, which is what a run folder keeps"
             raise InvalidInput("model", f"the state {name!r}, which is not a tensor", need, "unsupported-model")
